@@ -1,0 +1,36 @@
+// A kernel compiled once per instruction set is a table of paths; one is asked for by name.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "cpu.h"
+
+namespace lowbit {
+
+template <class Fn>
+struct Path {
+  std::string_view name;     // "scalar", "avx2", …
+  std::string_view feature;  // what the processor must have (cpu.h); "" for nothing
+  Fn* run;
+};
+
+// The path called `name`; std::invalid_argument if there is none or the processor cannot run it.
+template <class Fn, size_t N>
+Fn* find_path(const Path<Fn> (&paths)[N], std::string_view name) {
+  std::string known;
+  for (const Path<Fn>& path : paths) {
+    if (path.name != name) {
+      known.append(known.empty() ? "" : ", ").append(path.name);
+    } else if (path.feature.empty() || has_feature(path.feature)) {
+      return path.run;
+    } else {
+      throw std::invalid_argument("path " + std::string(name) + " needs " +
+                                  std::string(path.feature) + ", which this processor lacks");
+    }
+  }
+  throw std::invalid_argument("no path " + std::string(name) + "; there are " + known);
+}
+
+}  // namespace lowbit

@@ -1,0 +1,2 @@
+#define LOWBIT_ISA avx512
+#include "quantize_rows.inl"

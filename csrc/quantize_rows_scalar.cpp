@@ -1,0 +1,2 @@
+#define LOWBIT_ISA scalar
+#include "quantize_rows.inl"

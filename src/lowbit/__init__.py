@@ -1,0 +1,40 @@
+"""lowbit: Hugging Face transformers in 8 to 1 bits that stay Hugging Face models.
+
+Importing it lets transformers load what it saved.
+"""
+
+from lowbit.errors import InputError, LowbitError, UsageError
+from lowbit.accounting import Footprint, footprint
+from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor
+from lowbit.hub import LowbitConfig, register
+from lowbit.kernels.ops import dequantize
+from lowbit.inplace import Result, quantize
+from lowbit.recipe import KEEP, PRESETS, Recipe, Rule
+from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
+
+register()
+
+__version__ = "0.1.0"
+__all__ = [
+    "KEEP",
+    "PRESETS",
+    "Absmax",
+    "AffineTensor",
+    "Binary",
+    "BinaryTensor",
+    "Footprint",
+    "Granularity",
+    "InputError",
+    "LowbitConfig",
+    "LowbitError",
+    "QTensor",
+    "Recipe",
+    "Result",
+    "Rule",
+    "Scheme",
+    "UsageError",
+    "ZeroPoint",
+    "dequantize",
+    "footprint",
+    "quantize",
+]

@@ -1,0 +1,133 @@
+"""Honest accounting: every parameter and buffer, once per shared storage, scales and all.
+
+*stored* is what a checkpoint holds, *resident* what the process holds for it. Bits per weight are
+8 · stored bytes / parameters of the float model, per module and in total.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowbit.nn import Packed
+
+
+@dataclass(frozen=True)
+class ModuleSize:
+    """One module's own tensors. `parameters` is what the float model has there."""
+
+    name: str
+    module: str
+    parameters: int
+    stored_bytes: int
+    float_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.stored_bytes / self.parameters if self.parameters else 0.0
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Sizes in bytes. `float_bytes` is the same model with every parameter in its compute dtype."""
+
+    modules: tuple[ModuleSize, ...]
+    resident_bytes: int
+    disk_bytes: int | None = None
+
+    @property
+    def parameters(self) -> int:
+        return sum(m.parameters for m in self.modules)
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(m.stored_bytes for m in self.modules)
+
+    @property
+    def float_bytes(self) -> int:
+        return sum(m.float_bytes for m in self.modules)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.stored_bytes / self.parameters if self.parameters else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "parameters": self.parameters,
+            "bits_per_weight": self.bits_per_weight,
+            "stored_bytes": self.stored_bytes,
+            "float_bytes": self.float_bytes,
+            "resident_bytes": self.resident_bytes,
+            "disk_bytes": self.disk_bytes,
+            "modules": [asdict(m) | {"bits_per_weight": m.bits_per_weight} for m in self.modules],
+        }
+
+
+def footprint(model: nn.Module, folder: str | Path | None = None) -> Footprint:
+    """Account for a model, and for the checkpoint files of `folder` where one is given."""
+    return Footprint(
+        modules=tuple(_module_sizes(model)),
+        resident_bytes=resident_bytes(model),
+        disk_bytes=None if folder is None else disk_bytes(folder),
+    )
+
+
+def disk_bytes(folder: str | Path) -> int:
+    """Bytes of all safetensors files directly in the folder, headers included."""
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+
+
+def resident_bytes(model: nn.Module) -> int:
+    """Bytes of unique storages that the model's tensors hold, wherever a module keeps them.
+
+    Attributes of modules count too, so that a cached float copy would not go unseen.
+    """
+    storages: dict[tuple[str, int], int] = {}
+    for module in model.modules():
+        for value in (*module._parameters.values(), *module._buffers.values(), *_loose(module)):
+            if value is not None and value.device.type != "meta":
+                storage = value.untyped_storage()
+                storages[(str(value.device), storage.data_ptr())] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _loose(module: nn.Module) -> list[Tensor]:
+    """Tensors in plain attributes, and in lists, tuples and dicts there."""
+    found: list[Tensor] = []
+    pending = [v for k, v in vars(module).items() if k not in ("_parameters", "_buffers")]
+    for value in pending:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, dict):
+            found += [v for v in value.values() if isinstance(v, Tensor)]
+        elif isinstance(value, list | tuple):
+            found += [v for v in value if isinstance(v, Tensor)]
+    return found
+
+
+def _module_sizes(model: nn.Module) -> list[ModuleSize]:
+    seen: set[int] = set()
+    sizes = []
+    for name, module in model.named_modules():
+        persistent = {
+            key: tensor
+            for key, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None and key not in module._non_persistent_buffers_set
+        }
+        own = {key: tensor for key, tensor in persistent.items() if id(tensor) not in seen}
+        seen.update(map(id, own.values()))
+        if not own:
+            continue
+        stored = sum(tensor.nbytes for tensor in own.values())
+        packed = module.stored if isinstance(module, Packed) else ()
+        plain = [tensor for key, tensor in own.items() if key not in packed]
+        parameters = sum(t.numel() for t in plain)
+        as_float = sum(t.nbytes for t in plain)
+        if packed:
+            assert isinstance(module, Packed)
+            weights = module.rows * module.columns
+            parameters += weights
+            as_float += weights * module.compute_dtype.element_size()
+        sizes.append(ModuleSize(name, type(module).__name__, parameters, stored, as_float))
+    return sizes

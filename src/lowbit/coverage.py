@@ -1,0 +1,228 @@
+"""What a recipe does to a model: every module that carries weights is quantized or named as kept.
+
+Nothing here touches a weight: a model on the meta device will do.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lowbit.convert import Weights, weights_of
+from lowbit.errors import LowbitError, UsageError
+from lowbit.nn import Packed
+from lowbit.recipe import KINDS, Recipe, Rule
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to the weights of one module, and why.
+
+    `weights` is None for a module of a kind that cannot be quantized; `rule` is None for one that
+    is kept. A tied module uses the stored weight of `tied_to` and has no parameters of its own.
+    """
+
+    name: str
+    module: str
+    shape: tuple[int, ...]
+    parameters: int
+    weights: Weights | None
+    rule: Rule | None
+    reason: str
+    tied_to: str | None = None
+
+    @property
+    def quantized(self) -> bool:
+        return self.rule is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "module": self.module,
+            "shape": list(self.shape),
+            "parameters": self.parameters,
+            "quantized": self.quantized,
+            "reason": self.reason,
+            "tied_to": self.tied_to,
+        }
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """All decisions, and the parameters in vectors (norms, biases), which always stay float."""
+
+    decisions: tuple[Decision, ...]
+    vector_parameters: int
+
+    @property
+    def quantized(self) -> tuple[Decision, ...]:
+        return tuple(d for d in self.decisions if d.quantized)
+
+    @property
+    def kept(self) -> tuple[Decision, ...]:
+        return tuple(d for d in self.decisions if not d.quantized)
+
+    @property
+    def parameters(self) -> int:
+        return self.vector_parameters + sum(d.parameters for d in self.decisions)
+
+    @property
+    def quantized_parameters(self) -> int:
+        return sum(d.parameters for d in self.quantized)
+
+    @property
+    def share(self) -> float:
+        """The share of all parameters that is quantized, 0 … 1."""
+        return self.quantized_parameters / max(1, self.parameters)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "parameters": self.parameters,
+            "quantized_parameters": self.quantized_parameters,
+            "vector_parameters": self.vector_parameters,
+            "share": self.share,
+            "modules": [d.to_dict() for d in self.decisions],
+        }
+
+
+def cover(model: PreTrainedModel, recipe: Recipe) -> Coverage:
+    """Decide for every module. Raises UsageError where a pattern matches nothing, where nothing
+    at all would be quantized, where a strict recipe cannot be met, or the model is quantized."""
+    if any(isinstance(module, Packed) for module in model.modules()):
+        raise UsageError("the model is already quantized with lowbit; quantize the float model")
+    ties = tied_modules(model)
+    heads = _head_names(model)
+    decisions = []
+    vectors = 0
+    unmatched = {rule.match for rule in recipe.rules if rule.match not in KINDS}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        own = {n: p for n, p in module.named_parameters(recurse=False) if id(p) not in seen}
+        tied = name in ties
+        if not tied:
+            seen.update(map(id, own.values()))
+        vectors += sum(p.numel() for p in own.values() if p.ndim < 2)
+        matrices = {n: p for n, p in module.named_parameters(recurse=False) if p.ndim >= 2}
+        if not matrices:
+            continue
+        kinds = _kinds(module, name in heads)
+        unmatched -= {rule.match for rule in recipe.rules if rule.matches(name, kinds)}
+        decisions.append(_decide(name, module, matrices, kinds, ties.get(name), recipe))
+    if unmatched:
+        raise UsageError(
+            f"pattern {sorted(unmatched)[0]!r} matches no module with weights"
+            f" of {type(model).__name__}"
+        )
+    decisions = list(_follow_ties(decisions))
+    coverage = Coverage(tuple(decisions), vectors)
+    if not coverage.quantized:
+        kept = coverage.kept
+        detail = f"{kept[0].name} is kept: {kept[0].reason}" if kept else "it has no weights"
+        raise UsageError(
+            f"recipe {recipe.name} quantizes nothing in {type(model).__name__}"
+            f" ({len(kept)} modules with weights; {detail})"
+        )
+    return coverage
+
+
+def tied_modules(model: PreTrainedModel) -> dict[str, str]:
+    """Target -> source for every module whose weight is another module's weight.
+
+    What is shared counts, not what is declared; but a model on the meta device that is about to
+    be loaded is not tied yet, and there the declaration is all there is.
+    """
+    declared = {
+        target.removesuffix(".weight"): source.removesuffix(".weight")
+        for target, source in model.all_tied_weights_keys.items()
+        if target.endswith(".weight")
+    }
+    weights = {
+        name: weight
+        for name, module in model.named_modules()
+        if (weight := module._parameters.get("weight")) is not None
+    }
+    sources = set(declared.values())
+    owner: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    # Declared sources first, so that they own the weight they share.
+    for name in sorted(weights, key=lambda name: name not in sources):
+        first = owner.setdefault(id(weights[name]), name)
+        if first != name:
+            ties[name] = first
+        elif weights[name].is_meta and declared.get(name) in weights:
+            ties[name] = declared[name]
+    return ties
+
+
+def _head_names(model: PreTrainedModel) -> set[str]:
+    """Output embeddings, and every module outside the base model where there is one inside."""
+    output = model.get_output_embeddings()
+    heads = {name for name, module in model.named_modules() if module is output}
+    if model.base_model is not model:
+        prefix = model.base_model_prefix
+        heads |= {n for n, _ in model.named_modules() if n.partition(".")[0] != prefix}
+    return heads
+
+
+def _kinds(module: nn.Module, head: bool) -> frozenset[str]:
+    weights = weights_of(module)
+    kind = weights.kind if isinstance(weights, Weights) else ""
+    return frozenset([f"@{kind}", "@head"] if head and kind == "linear" else [f"@{kind}"])
+
+
+def _decide(
+    name: str,
+    module: nn.Module,
+    matrices: dict[str, nn.Parameter],
+    kinds: frozenset[str],
+    tied_to: str | None,
+    recipe: Recipe,
+) -> Decision:
+    weights = weights_of(module)
+    shape = tuple(next(iter(matrices.values())).shape)
+    rule: Rule | None = None
+    if isinstance(weights, str):
+        weights, reason = None, weights
+    else:
+        rule = recipe.rule_for(name, kinds)
+        reason = "no rule matches" if rule is None else f"rule {rule.match}"
+        if rule is not None and rule.scheme is None:
+            rule, reason = None, f"recipe {recipe.name} keeps {rule.match}"
+        if rule is not None and rule.scheme is not None:
+            misfit = _misfit(rule, weights)
+            if misfit and recipe.strict:
+                raise UsageError(f"{name}: {misfit}")
+            if misfit:
+                rule, reason = None, misfit
+    count = 0 if tied_to else sum(p.numel() for p in matrices.values())
+    return Decision(name, type(module).__name__, shape, count, weights, rule, reason, tied_to)
+
+
+def _misfit(rule: Rule, weights: Weights) -> str | None:
+    """Why the scheme of this rule cannot hold a weight of this shape, or None."""
+    assert rule.scheme is not None
+    size = rule.scheme.granularity.group_size
+    if size is not None and size > weights.shape[1]:
+        return f"group size {size} is larger than the {weights.shape[1]} inputs"
+    return None
+
+
+def _follow_ties(decisions: list[Decision]) -> Iterator[Decision]:
+    """Modules that share a weight share its fate: one stored weight, or float for all of them."""
+    by_name = {d.name: d for d in decisions}
+    blocked = {d.tied_to: d for d in decisions if d.tied_to and d.weights is None}
+    for d in decisions:
+        block = blocked.get(d.tied_to or d.name)
+        if block is not None:
+            yield replace(
+                d, rule=None, reason=f"shares its weight with {block.name}: {block.reason}"
+            )
+        elif d.tied_to is None:
+            yield d
+        else:
+            source = by_name[d.tied_to].rule
+            activations = d.rule.activations if d.rule else "float"
+            rule = Rule(d.name, source.scheme, activations) if source else None
+            yield replace(d, rule=rule, reason=f"tied to {d.tied_to}")

@@ -1,0 +1,20 @@
+"""The errors a user can cause. Each carries one sentence; the command line prints it as it is.
+
+The class decides the exit code: 2 for wrong use, 1 for anything wrong with the input or the machine.
+"""
+
+
+class LowbitError(ValueError):
+    """Base of every error raised on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(LowbitError):
+    """Wrong use: an unknown preset, pattern, key or option, a value out of range."""
+
+    exit_code = 2
+
+
+class InputError(LowbitError):
+    """The input or the machine: a broken checkpoint, weights that are not finite, a full disk."""

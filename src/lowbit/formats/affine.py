@@ -1,0 +1,186 @@
+"""The affine format: w ≈ s · (q − z).
+
+    codes       uint8 [out, ceil(in·bits/8)]   codes 0 … 2^bits − 1, bit-contiguous in a row
+                int8  [out, in]                at 8 bits without a stored zero point
+    scale       float16 or float32 [out, groups], or [1, 1] per tensor
+    zero_point  uint8, shaped like scale; absent for symmetric codes, where z = 2^(bits − 1)
+                is implied (z = 0 for int8)
+
+Bits per weight: bits + 16/g, and 8/g more with a zero point, g inputs sharing a scale.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float, Int8, Integer, UInt8
+from torch import Tensor
+
+from lowbit.errors import UsageError
+from lowbit.formats.granularity import Granularity, row_blocks
+from lowbit.packing import pack, packed_width, unpack
+
+MIN_BITS, MAX_BITS = 2, 8
+SCALE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class AffineLayout:
+    """Everything about an affine tensor but its numbers: what config.json keeps of it."""
+
+    format: ClassVar[str] = "affine"
+    bits: int
+    granularity: Granularity
+    zero_point: bool
+    scale_dtype: torch.dtype = torch.float16
+
+    def __post_init__(self) -> None:
+        if not MIN_BITS <= self.bits <= MAX_BITS:
+            raise UsageError(f"bits {self.bits} is outside {MIN_BITS} … {MAX_BITS} (affine format)")
+
+    @property
+    def signed(self) -> bool:
+        """Whether codes are plain int8."""
+        return self.bits == 8 and not self.zero_point
+
+    def tensors(
+        self, out_features: int, in_features: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Name → (shape, dtype) of the stored tensors of a weight [out, in]."""
+        units = self.granularity.parameter_shape(out_features, in_features)
+        stored: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "codes": (
+                (out_features, packed_width(in_features, self.bits)),
+                torch.int8 if self.signed else torch.uint8,
+            ),
+            "scale": (units, self.scale_dtype),
+        }
+        if self.zero_point:
+            stored["zero_point"] = (units, torch.uint8)
+        return stored
+
+    def assemble(self, tensors: Mapping[str, Tensor], in_features: int) -> "AffineTensor":
+        """The stored tensors, by name, as one AffineTensor."""
+        return AffineTensor(
+            codes=tensors["codes"],
+            scale=tensors["scale"],
+            zero_point=tensors.get("zero_point"),
+            bits=self.bits,
+            granularity=self.granularity,
+            in_features=in_features,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": self.format,
+            "bits": self.bits,
+            "granularity": str(self.granularity),
+            "zero_point": self.zero_point,
+            "scale_dtype": str(self.scale_dtype).removeprefix("torch."),
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        return cls(
+            bits=int(stored["bits"]),
+            granularity=Granularity.parse(stored["granularity"]),
+            zero_point=bool(stored["zero_point"]),
+            scale_dtype=SCALE_DTYPES[stored["scale_dtype"]],
+        )
+
+
+@dataclass(frozen=True)
+class AffineTensor:
+    """A weight [out, in] in the affine format."""
+
+    codes: UInt8[Tensor, "out packed"] | Int8[Tensor, "out in"]
+    scale: Float[Tensor, "units groups"]
+    zero_point: UInt8[Tensor, "units groups"] | None
+    bits: int
+    granularity: Granularity
+    in_features: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.in_features
+
+    @property
+    def layout(self) -> AffineLayout:
+        return AffineLayout(
+            self.bits, self.granularity, self.zero_point is not None, self.scale.dtype
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by name."""
+        stored = {"codes": self.codes, "scale": self.scale}
+        return stored if self.zero_point is None else stored | {"zero_point": self.zero_point}
+
+
+def encode(
+    weight: Float[Tensor, "out in"],
+    scale: Float[Tensor, "units groups"],
+    zero_point: UInt8[Tensor, "units groups"] | None,
+    bits: int,
+    granularity: Granularity,
+    lowest: int | None = None,
+) -> AffineTensor:
+    """The nearest codes, q = clamp(round(w / s) + z), halves to even, from the scale as stored.
+
+    Without a zero point codes are symmetric, −(2^(bits−1) − 1) … 2^(bits−1) − 1; `lowest` lets
+    them reach down to −2^(bits−1). A scale of zero is not allowed.
+    """
+    layout = AffineLayout(bits, granularity, zero_point is not None, scale.dtype)
+    shape, dtype = layout.tensors(*weight.shape)["codes"]
+    codes = torch.empty(shape, dtype=dtype, device=weight.device)
+    half = 1 << (bits - 1)
+    shift = 0 if layout.signed else half
+    low, high = (0, 2 * half - 1) if zero_point is not None else (lowest or 1 - half, half - 1)
+    for rows in row_blocks(*weight.shape):
+        units = slice(None) if granularity.kind == "tensor" else rows
+        q = (granularity.split(weight[rows].float()) / scale[units, :, None].float()).round_()
+        if zero_point is not None:
+            q += zero_point[units, :, None]
+        q = q.clamp_(low, high).flatten(1)[:, : weight.shape[1]]
+        if zero_point is None:
+            q += shift
+        codes[rows] = q.to(torch.int8) if layout.signed else pack(q.to(torch.uint8), bits)
+    return AffineTensor(codes, scale, zero_point, bits, granularity, weight.shape[1])
+
+
+def centred_codes(q: AffineTensor) -> Float[Tensor, "out in"]:
+    """q − z as float32 integers, −255 … 255."""
+    codes: Tensor = q.codes if q.layout.signed else unpack(q.codes, q.bits, q.in_features)
+    centred = q.granularity.split(codes.float()).sub_(_zero(q))
+    return centred.flatten(1)[:, : q.in_features]
+
+
+def decode(q: AffineTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
+    """s · (q − z), computed in float32."""
+    weight = torch.empty(q.shape, dtype=dtype, device=q.codes.device)
+    for rows in row_blocks(*q.shape):
+        part = _block(q, rows)
+        w = q.granularity.split(centred_codes(part)) * part.scale[..., None].float()
+        weight[rows] = w.flatten(1)[:, : q.in_features]
+    return weight
+
+
+def _block(q: AffineTensor, rows: slice | Tensor) -> AffineTensor:
+    """The given rows: a view for a slice, a gather for indices."""
+    units = slice(None) if q.granularity.kind == "tensor" else rows
+    zero_point = None if q.zero_point is None else q.zero_point[units]
+    return AffineTensor(
+        q.codes[rows], q.scale[units], zero_point, q.bits, q.granularity, q.in_features
+    )
+
+
+def take_rows(q: AffineTensor, rows: Integer[Tensor, " n"]) -> AffineTensor:
+    """The given output rows, still packed: a gather, never a decode of the whole table."""
+    return _block(q, rows)
+
+
+def _zero(q: AffineTensor) -> Tensor | int:
+    """What is subtracted from the codes as they are stored."""
+    if q.zero_point is not None:
+        return q.zero_point[..., None]
+    return 0 if q.layout.signed else 1 << (q.bits - 1)

@@ -1,0 +1,193 @@
+"""The binary format: w ≈ Σᵢ αᵢ bᵢ + o, bᵢ ∈ {−1, +1}, i = 0 … bits − 1.
+
+    planes     uint8 [bits, out, ceil(in/8)]      bit 1 = +1, least significant bit first
+    alpha_p    float16 or float32 [groups, p, out]  for the model that uses the first p planes
+    offset_p   like alpha_p, [groups, out]; present or absent for all p together
+
+A plain tensor has only p = bits. A nested one has every p = 1 … bits, so that any prefix of
+its planes is a model of its own (any precision from one file).
+Bits per weight of a plain tensor: bits + 16·bits/g, and 16/g more with an offset.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float, Integer, UInt8
+from torch import Tensor
+
+from lowbit.errors import UsageError
+from lowbit.formats.affine import SCALE_DTYPES
+from lowbit.formats.granularity import Granularity, row_blocks
+from lowbit.packing import packed_width, unpack
+
+MAX_PLANES = 4
+
+
+@dataclass(frozen=True)
+class BinaryLayout:
+    """Everything about a binary tensor but its numbers: what config.json keeps of it."""
+
+    format: ClassVar[str] = "binary"
+    bits: int
+    granularity: Granularity
+    offset: bool
+    nested: bool = False
+    scale_dtype: torch.dtype = torch.float16
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= MAX_PLANES:
+            raise UsageError(f"bits {self.bits} is outside 1 … {MAX_PLANES} (binary format)")
+        if self.granularity.kind == "tensor":
+            raise UsageError("the binary format has scales per channel or group, not per tensor")
+
+    @property
+    def prefixes(self) -> range:
+        """The numbers of planes that have parameters of their own."""
+        return range(1 if self.nested else self.bits, self.bits + 1)
+
+    def tensors(
+        self, out_features: int, in_features: int
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Name → (shape, dtype) of the stored tensors of a weight [out, in]."""
+        groups = self.granularity.parameter_shape(out_features, in_features)[1]
+        stored: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "planes": ((self.bits, out_features, packed_width(in_features, 1)), torch.uint8)
+        }
+        for p in self.prefixes:
+            stored[f"alpha_{p}"] = ((groups, p, out_features), self.scale_dtype)
+            if self.offset:
+                stored[f"offset_{p}"] = ((groups, out_features), self.scale_dtype)
+        return stored
+
+    def assemble(self, tensors: Mapping[str, Tensor], in_features: int) -> "BinaryTensor":
+        """The stored tensors, by name, as one BinaryTensor."""
+        return BinaryTensor(
+            planes=tensors["planes"],
+            alphas=tuple(tensors[f"alpha_{p}"] for p in self.prefixes),
+            offsets=tuple(tensors[f"offset_{p}"] for p in self.prefixes) if self.offset else None,
+            granularity=self.granularity,
+            in_features=in_features,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": self.format,
+            "bits": self.bits,
+            "granularity": str(self.granularity),
+            "offset": self.offset,
+            "nested": self.nested,
+            "scale_dtype": str(self.scale_dtype).removeprefix("torch."),
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        return cls(
+            bits=int(stored["bits"]),
+            granularity=Granularity.parse(stored["granularity"]),
+            offset=bool(stored["offset"]),
+            nested=bool(stored["nested"]),
+            scale_dtype=SCALE_DTYPES[stored["scale_dtype"]],
+        )
+
+
+@dataclass(frozen=True)
+class BinaryTensor:
+    """A weight [out, in] in the binary format. `alphas` and `offsets` run over the prefixes."""
+
+    planes: UInt8[Tensor, "bits out packed"]
+    alphas: tuple[Float[Tensor, "groups _p out"], ...]
+    offsets: tuple[Float[Tensor, "groups out"], ...] | None
+    granularity: Granularity
+    in_features: int
+
+    @property
+    def bits(self) -> int:
+        return self.planes.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.planes.shape[1], self.in_features
+
+    @property
+    def alpha(self) -> Float[Tensor, "groups bits out"]:
+        """The α of all planes together."""
+        return self.alphas[-1]
+
+    @property
+    def offset(self) -> Float[Tensor, "groups out"] | None:
+        """The offset that goes with all planes together."""
+        return None if self.offsets is None else self.offsets[-1]
+
+    @property
+    def layout(self) -> BinaryLayout:
+        return BinaryLayout(
+            self.bits,
+            self.granularity,
+            offset=self.offsets is not None,
+            nested=len(self.alphas) > 1,
+            scale_dtype=self.alpha.dtype,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by name."""
+        stored = {"planes": self.planes}
+        for p, alpha in zip(self.layout.prefixes, self.alphas, strict=True):
+            stored[f"alpha_{p}"] = alpha
+        for p, offset in zip(self.layout.prefixes, self.offsets or (), strict=False):
+            stored[f"offset_{p}"] = offset
+        return stored
+
+
+def prefix(q: BinaryTensor, planes: int) -> BinaryTensor:
+    """The model of the first `planes` planes. Raises UsageError where q does not hold it."""
+    prefixes = q.layout.prefixes
+    if planes not in prefixes:
+        raise UsageError(
+            f"a prefix of {planes} planes was asked for; this tensor holds {list(prefixes)}"
+        )
+    count = prefixes.index(planes) + 1
+    return BinaryTensor(
+        planes=q.planes[:planes],
+        alphas=q.alphas[count - 1 : count],
+        offsets=None if q.offsets is None else q.offsets[count - 1 : count],
+        granularity=q.granularity,
+        in_features=q.in_features,
+    )
+
+
+def signs(q: BinaryTensor) -> Float[Tensor, "bits out in"]:
+    """The planes as float32 −1 and +1."""
+    return unpack(q.planes, 1, q.in_features).float() * 2 - 1
+
+
+def decode(q: BinaryTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
+    """Σᵢ αᵢ bᵢ + o, computed in float32: the offset first, then plane 0, 1, …"""
+    weight = torch.empty(q.shape, dtype=dtype, device=q.planes.device)
+    for rows in row_blocks(*q.shape):
+        part = _block(q, rows)
+        groups = part.alpha.shape[0]
+        total = torch.zeros(part.shape[0], groups, 1, device=q.planes.device)
+        if part.offset is not None:
+            total = part.offset.float().t()[..., None]
+        for plane, alpha in zip(signs(part), part.alpha.float().unbind(1), strict=True):
+            total = total + q.granularity.split(plane) * alpha.t()[..., None]
+        weight[rows] = total.flatten(1)[:, : q.in_features]
+    return weight
+
+
+def _block(q: BinaryTensor, rows: slice | Tensor) -> BinaryTensor:
+    """The given rows: a view for a slice, a gather for indices."""
+    return BinaryTensor(
+        planes=q.planes[:, rows],
+        alphas=tuple(alpha[..., rows] for alpha in q.alphas),
+        offsets=None if q.offsets is None else tuple(o[..., rows] for o in q.offsets),
+        granularity=q.granularity,
+        in_features=q.in_features,
+    )
+
+
+def take_rows(q: BinaryTensor, rows: Integer[Tensor, " n"]) -> BinaryTensor:
+    """The given output rows, still packed: a gather, never a decode of the whole table."""
+    return _block(q, rows)

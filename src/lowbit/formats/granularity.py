@@ -1,0 +1,87 @@
+"""What shares one scale: a tensor, a channel (an output row), or a group of consecutive inputs.
+
+Written "tensor", "channel" or "group:64" in recipes, YAML and config.json. Every parameter
+tensor is [rows, groups]; per tensor it is [1, 1]. The last group of a row may be shorter.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from lowbit.errors import UsageError
+
+MAX_GROUP_SIZE = 1 << 16
+# Rows are worked on in blocks whose temporaries stay in the cache of a core.
+WEIGHTS_AT_ONCE = 1 << 17
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """`kind` and, for groups, the number of consecutive inputs that share a scale."""
+
+    kind: Literal["tensor", "channel", "group"]
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("tensor", "channel", "group"):
+            raise UsageError(
+                f"granularity {self.kind!r} is unknown: use tensor, channel or group:SIZE"
+            )
+        if (self.kind == "group") != (self.group_size is not None):
+            raise UsageError(
+                "a granularity of groups, and no other, needs a size, as in group:64;"
+                f" got {self.kind!r} with size {self.group_size}"
+            )
+        if self.group_size is not None and not 2 <= self.group_size <= MAX_GROUP_SIZE:
+            raise UsageError(f"group size {self.group_size} is outside 2 … {MAX_GROUP_SIZE}")
+
+    @classmethod
+    def parse(cls, text: "str | Granularity") -> Self:
+        """ "tensor", "channel" or "group:SIZE"; a Granularity passes through."""
+        if isinstance(text, Granularity):
+            return cls(text.kind, text.group_size)
+        kind, colon, size = str(text).partition(":")
+        if colon and not size.isdecimal():
+            raise UsageError(f"granularity {text!r} is not of the form group:SIZE")
+        return cls(kind, int(size) if colon else None)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return self.kind if self.group_size is None else f"{self.kind}:{self.group_size}"
+
+    def parameter_shape(self, rows: int, columns: int) -> tuple[int, int]:
+        """The shape [rows, groups] of one parameter per unit for a weight [rows, columns]."""
+        if self.kind == "tensor":
+            return 1, 1
+        return rows, -(-columns // self.width(columns))
+
+    def width(self, columns: int) -> int:
+        """How many inputs of one row share a scale."""
+        return columns if self.group_size is None else self.group_size
+
+    def split(self, x: Shaped[Tensor, "rows columns"]) -> Shaped[Tensor, "rows groups width"]:
+        """View the rows in groups; a short last group is padded with zeros (a copy, then)."""
+        rows, columns = x.shape
+        width = self.width(columns)
+        groups = -(-columns // width)
+        if groups * width != columns:
+            x = torch.nn.functional.pad(x, (0, groups * width - columns))
+        return x.unflatten(1, (groups, width))
+
+
+TENSOR = Granularity("tensor")
+CHANNEL = Granularity("channel")
+
+
+def group(size: int) -> Granularity:
+    """Groups of `size` consecutive inputs of a row."""
+    return Granularity("group", size)
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices over the rows of a weight that hold about WEIGHTS_AT_ONCE weights each."""
+    step = max(1, WEIGHTS_AT_ONCE // max(1, columns))
+    return (slice(start, start + step) for start in range(0, rows, step))

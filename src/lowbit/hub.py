@@ -1,0 +1,315 @@
+"""The transformers quantizer: `save_pretrained` and `from_pretrained` for quantized models.
+
+config.json holds `quantization_config`: quant_method "lowbit", a format version, the producer,
+an explicit map module name -> layout and activations (or the module it is tied to), and the
+recipe that made it, for people. `import lowbit` registers all this with transformers.
+"""
+
+import importlib.metadata
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.quantizers.base import _assign_is_quantized
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lowbit.convert import (
+    TiedKeys,
+    oriented,
+    packed_like,
+    restore,
+    retie,
+    swap,
+    swap_tied,
+    untie,
+    weights_of,
+)
+from lowbit.coverage import Decision, cover
+from lowbit.errors import InputError, LowbitError
+from lowbit.formats import Layout, QTensor, layout_from_dict
+from lowbit.nn import ACTIVATIONS, Packed
+from lowbit.recipe import Recipe, load_recipe
+
+METHOD = "lowbit"
+FORMAT_VERSION = 1
+
+
+class LowbitConfig(QuantizationConfigMixin):
+    """`LowbitConfig("int4")` quantizes a float checkpoint as it is loaded.
+
+    The form kept in config.json also has `modules`, the map of what is stored. Raises UsageError
+    for an unknown recipe, InputError for a format version that this lowbit cannot read.
+    """
+
+    def __init__(
+        self,
+        recipe: str | Path | Recipe | Mapping[str, Any],
+        modules: Mapping[str, Mapping[str, Any]] | None = None,
+        format_version: int = FORMAT_VERSION,
+        producer: str | None = None,
+        quant_method: str = METHOD,
+    ) -> None:
+        if format_version != FORMAT_VERSION:
+            raise InputError(
+                f"format version {format_version!r} cannot be read by this lowbit,"
+                f" which knows version {FORMAT_VERSION}"
+            )
+        self.quant_method = quant_method
+        self.format_version = format_version
+        self.producer = producer or f"lowbit {importlib.metadata.version('lowbit')}"
+        self.recipe = load_recipe(recipe)
+        self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "quant_method": self.quant_method,
+            "format_version": self.format_version,
+            "producer": self.producer,
+            "recipe": self.recipe.to_dict(),
+            "modules": deepcopy(self.modules),
+        }
+
+
+def module_entry(decision: Decision, layout: Layout | None) -> dict[str, Any]:
+    """What config.json keeps of a packed module; the layout is that of the source where tied."""
+    assert decision.weights is not None and decision.rule is not None
+    entry = layout.to_dict() if layout else {"tied_to": decision.tied_to}
+    if decision.weights.kind == "linear":
+        entry["activations"] = decision.rule.activations
+    return entry
+
+
+def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, ...]) -> None:
+    """Make a model that was quantized in place what `from_pretrained` would have returned.
+
+    The caller's config object, which other models may share, stays as it is.
+    """
+    quantizer = LowbitQuantizer(config, pre_quantized=True)
+    quantizer.ties = ties
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            own = module.config
+            if id(own) not in copies:
+                copies[id(own)] = deepcopy(own)
+            module.config = copies[id(own)]
+    model.config.dtype = model.dtype
+    model.hf_quantizer = quantizer
+    model.is_quantized = True
+    model.quantization_method = METHOD
+    model.config.quantization_config = config
+    _assign_is_quantized(model)
+
+
+class LowbitQuantizer(HfQuantizer):
+    """Builds packed modules before loading, or fills them while a float checkpoint is loaded."""
+
+    quantization_config: LowbitConfig
+
+    def __init__(self, quantization_config: LowbitConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.ties: tuple[TiedKeys, ...] = ()
+        self.stored_names: frozenset[str] = frozenset()
+        # Weight name -> what to do with it, while a float checkpoint is loaded.
+        self.pending: dict[str, Decision] = {}
+        self.tied: tuple[Decision, ...] = ()
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> None:
+        if self.pre_quantized:
+            self.ties = build(model, self.quantization_config, dtype or model.dtype)
+            self.stored_names = frozenset(name for name, _, _ in stored_buffers(model))
+            return
+        decisions = cover(model, self.quantization_config.recipe).quantized
+        self.pending = {f"{d.name}.weight": d for d in decisions if not d.tied_to}
+        self.tied = tuple(d for d in decisions if d.tied_to)
+        self.ties = untie(model, {d.name for d in self.tied})
+        for decision in self.tied:
+            # Without a weight it is not missing, and not initialized in vain; a bias is loaded.
+            module = model.get_submodule(decision.name)
+            del module.weight
+            module._is_hf_initialized = module._parameters.get("bias") is None
+        model._keys_to_ignore_on_load_unexpected = {
+            *(model._keys_to_ignore_on_load_unexpected or ()),
+            *(rf"^{re.escape(d.name)}\.weight$" for d in self.tied),
+        }
+
+    def quantize_loaded(self, model: PreTrainedModel, name: str, weight: Tensor) -> None:
+        """Quantize the weight `name`, which has just been read, and put it into the model."""
+        decision = self.pending.pop(name)
+        q = quantize_weight(decision, weight)
+        assert decision.weights is not None and decision.rule is not None
+        swap(model, decision.name, decision.weights, q, decision.rule.activations, weight)
+        self.quantization_config.modules[decision.name] = module_entry(decision, q.layout)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if self.pre_quantized:
+            check_loaded(model)
+            return
+        if self.pending:
+            raise InputError(f"the checkpoint lacks the weight {sorted(self.pending)[0]}")
+        for d in self.tied:
+            assert d.weights is not None and d.rule is not None and d.tied_to is not None
+            swap_tied(model, d.name, d.weights, d.tied_to, d.rule.activations)
+            self.quantization_config.modules[d.name] = module_entry(d, None)
+        self.tied = ()
+        # From here on it is a quantized model like any other.
+        self.pre_quantized = True
+
+    def param_needs_quantization(
+        self, model: PreTrainedModel, param_name: str, **kwargs: Any
+    ) -> bool:
+        return param_name in self.pending
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _QuantizeOnLoad(self)
+
+    def get_new_dtype(
+        self, converter: Any, param: Any, dtype: torch.dtype | None
+    ) -> torch.dtype | None:
+        """Stored tensors are never cast: a float16 scale is one whatever the model's dtype."""
+        if converter.target_patterns[0] in self.stored_names:
+            return None
+        return super().get_new_dtype(converter, param, dtype)
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+        restore(model, dtype)
+        retie(model, self.ties)
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+class _QuantizeOnLoad(ConversionOps):
+    """Takes each float weight as it is read; nothing is returned for transformers to set."""
+
+    def __init__(self, quantizer: LowbitQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        full_layer_name: str = "",
+        model: Any = None,
+        missing_keys: set[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        (value,) = input_dict.values()
+        weight = value[0] if isinstance(value, list) else value
+        self.quantizer.quantize_loaded(model, full_layer_name, weight)
+        if missing_keys is not None:
+            missing_keys.discard(full_layer_name)
+        return {}
+
+
+def quantize_weight(decision: Decision, weight: Tensor) -> QTensor:
+    """Quantize a weight as its module stores it. Raises with the module's name."""
+    assert decision.weights is not None and decision.rule is not None
+    assert decision.rule.scheme is not None
+    try:
+        return decision.rule.scheme.quantize(oriented(weight.detach(), decision.weights))
+    except LowbitError as error:
+        raise type(error)(f"{decision.name}.weight: {error}") from None
+
+
+def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> tuple[TiedKeys, ...]:
+    """Put packed modules without data wherever the map says. Raises InputError for a map that
+    does not describe this model; returns what `retie` needs."""
+    found = {name: resolve(model, name) for name in config.modules}
+    same_class = type(model).__name__ in (model.config.architectures or ())
+    absent = [name for name, module in found.items() if module is None]
+    if absent and (same_class or len(absent) == len(found)):
+        raise InputError(
+            f"config.json lists {absent[0]}, which {type(model).__name__} does not have"
+            f" ({len(absent)} of {len(found)} modules absent)"
+        )
+    float32 = [
+        re.compile(rf"(^|\.){part}(\.|$)")
+        for part, kept in model._get_dtype_plan(dtype).items()
+        if kept == torch.float32
+    ]
+    tied_names = {found[name] for name, entry in config.modules.items() if "tied_to" in entry}
+    ties = untie(model, {name for name in tied_names if name is not None})
+    tied = {}
+    for stored_name, name in found.items():
+        if name is None:
+            continue
+        module = model.get_submodule(name)
+        weights = weights_of(module)
+        if isinstance(weights, str):
+            raise InputError(f"config.json lists {stored_name}, but {weights}")
+        entry = config.modules[stored_name]
+        activations = entry.get("activations", "float")
+        if activations not in ACTIVATIONS:
+            raise InputError(f"{stored_name} has unknown activations {activations!r}")
+        if "tied_to" in entry:
+            tied[name] = (weights, entry["tied_to"], activations)
+            continue
+        exact = any(pattern.search(name) for pattern in float32)
+        compute = torch.empty(0, dtype=torch.float32 if exact else dtype, device="meta")
+        layout = layout_from_dict(entry)
+        model.set_submodule(name, packed_like(module, weights, layout, activations, compute))
+    for name, (weights, stored_source, activations) in tied.items():
+        source = found.get(stored_source)
+        if source is None or not isinstance(model.get_submodule(source), Packed):
+            raise InputError(f"config.json ties {name} to {stored_source}, which is not stored")
+        swap_tied(model, name, weights, source, activations)
+    return ties
+
+
+def resolve(model: PreTrainedModel, name: str) -> str | None:
+    """The name that a stored module has in this model: a model with a head may be opened as its
+    base model and the other way round, which adds or takes the base model's prefix."""
+    prefix = f"{model.base_model_prefix}."
+    modules = dict(model.named_modules())
+    return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in modules), None)
+
+
+def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Packed, str]]:
+    """(full name, module, its own name) of every stored tensor."""
+    for name, module in model.named_modules():
+        if isinstance(module, Packed):
+            for stored in module.stored:
+                yield f"{name}.{stored}", module, stored
+
+
+def check_loaded(model: PreTrainedModel) -> None:
+    """Raises InputError for a stored tensor that was not in the checkpoint or is of another kind.
+
+    transformers alone would warn, and leave uninitialised memory.
+    """
+    for name, module, stored in stored_buffers(model):
+        tensor = module._buffers[stored]
+        shape, dtype = module.layout.tensors(module.rows, module.columns)[stored]
+        if tensor is None or not getattr(tensor, "_is_hf_initialized", False):
+            raise InputError(f"the checkpoint lacks the stored tensor {name}")
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise InputError(
+                f"stored tensor {name} is {tensor.dtype} {list(tensor.shape)},"
+                f" expected {dtype} {list(shape)}"
+            )
+
+
+def register() -> None:
+    """Make transformers know the method; a second import of lowbit changes nothing."""
+    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(METHOD)(LowbitConfig)
+        register_quantizer(METHOD)(LowbitQuantizer)

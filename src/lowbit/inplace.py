@@ -1,0 +1,106 @@
+"""The main job: quantize a transformers model in place, and account for it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from lowbit.convert import oriented, swap, swap_tied, untie
+from lowbit.coverage import Coverage, cover
+from lowbit.errors import UsageError
+from lowbit.accounting import Footprint, footprint
+from lowbit.formats import FORMATS, QTensor
+from lowbit.hub import LowbitConfig, attach, module_entry, quantize_weight
+from lowbit.recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class WeightError:
+    """How far a stored weight is from the float one."""
+
+    mean_squared_error: float
+    signal_to_noise_db: float
+
+    @classmethod
+    def of(cls, weight: Tensor, q: QTensor) -> "WeightError":
+        """weight [out, in] against the decoded q, in float64."""
+        noise = weight.double() - FORMATS[q.layout.format].decode(q).double()
+        mse = noise.square().mean().item()
+        signal = weight.double().square().mean().item()
+        return cls(mse, decibel(signal, mse))
+
+
+def decibel(signal: float, noise: float) -> float:
+    """10·log₁₀(signal / noise); infinite where there is no noise."""
+    return 10 * math.log10(signal / noise) if noise and signal else math.inf
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `quantize` did: coverage, sizes before and after, and each module's error."""
+
+    recipe: Recipe
+    coverage: Coverage
+    before: Footprint
+    after: Footprint
+    errors: dict[str, WeightError]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.to_dict(),
+            "coverage": self.coverage.to_dict(),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "errors": {name: asdict(error) for name, error in self.errors.items()},
+        }
+
+
+def quantize(
+    model: PreTrainedModel,
+    recipe: str | Path | Recipe | Mapping[str, Any],
+    progress: bool = True,
+) -> Result:
+    """Quantize `model` in place; it stays a transformers model.
+
+    recipe: a preset ("int4", "int8-dynamic", …), a `Recipe`, a mapping, or a YAML path.
+    progress: show a bar if it takes more than two seconds.
+
+    Raises UsageError for an unknown recipe or a pattern that matches nothing, InputError for a
+    weight that is not finite. The model is changed only after all its weights are quantized.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UsageError(f"a transformers PreTrainedModel is needed, not {type(model).__name__}")
+    recipe = load_recipe(recipe)
+    coverage = cover(model, recipe)
+    before = footprint(model)
+    stored: dict[str, QTensor] = {}
+    errors: dict[str, WeightError] = {}
+    owners = [d for d in coverage.quantized if d.tied_to is None]
+    for d in tqdm(owners, desc=f"quantizing ({recipe.name})", delay=2, disable=not progress):
+        assert d.weights is not None
+        weight = model.get_submodule(d.name).weight
+        assert isinstance(weight, Tensor)
+        stored[d.name] = quantize_weight(d, weight)
+        errors[d.name] = WeightError.of(oriented(weight.detach(), d.weights), stored[d.name])
+    tied = [d for d in coverage.quantized if d.tied_to is not None]
+    ties = untie(model, {d.name for d in tied})
+    modules = {}
+    for d in coverage.quantized:
+        assert d.weights is not None and d.rule is not None
+        if d.tied_to is None:
+            q = stored.pop(d.name)
+            weight = model.get_submodule(d.name).weight
+            assert isinstance(weight, Tensor)
+            swap(model, d.name, d.weights, q, d.rule.activations, weight)
+            modules[d.name] = module_entry(d, q.layout)
+    for d in tied:
+        assert d.weights is not None and d.rule is not None and d.tied_to is not None
+        swap_tied(model, d.name, d.weights, d.tied_to, d.rule.activations)
+        modules[d.name] = module_entry(d, None)
+    attach(model, LowbitConfig(recipe, modules), ties)
+    return Result(recipe, coverage, before, footprint(model), errors)

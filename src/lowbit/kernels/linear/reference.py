@@ -1,0 +1,82 @@
+"""Linear layers over stored weights, in PyTorch: y = x · Wᵀ + bias.
+
+*float* activations: the weight is decoded for the product. *dynamic*: activations become int8
+per token, or per token and group where the weight has groups, and with x ≈ sx · cx
+
+    affine   y = Σ_g sx s Σ_k cx (q − z)           the inner sum over the group in integers
+    binary   y = Σ_g sx (Σ_i αᵢ Σ_k cx bᵢ + o Σ_k cx)
+
+Integer sums are exact on every machine; everything after them is float32.
+"""
+
+import torch
+from jaxtyping import Float, Float32, Int32
+from torch import Tensor
+from torch.nn import functional as F
+
+from lowbit.formats import FORMATS, AffineTensor, BinaryTensor, QTensor
+from lowbit.formats.affine import centred_codes
+from lowbit.formats.binary import signs
+from lowbit.kernels.quantize_rows import quantize_rows
+
+# Products of codes are at most 127 · 255: so many of them add up exactly in float32.
+EXACT_TERMS = 2**24 // (127 * 255)
+
+
+def linear_float(
+    x: Float[Tensor, "*tokens in"], q: QTensor, bias: Float[Tensor, " out"] | None
+) -> Float[Tensor, "*tokens out"]:
+    """Float activations: exact products with the decoded weight, in x's dtype."""
+    weight = FORMATS[q.layout.format].decode(q, x.dtype)
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+def integer_matmul(a: Float32[Tensor, "m k"], b: Float32[Tensor, "n k"]) -> Int32[Tensor, "m n"]:
+    """a · bᵀ for integers stored as float32, |a| ≤ 127 and |b| ≤ 255: exact int32 sums."""
+    total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
+    for left, right in zip(a.split(EXACT_TERMS, 1), b.split(EXACT_TERMS, 1), strict=True):
+        total += (left @ right.T).to(torch.int32)
+    return total
+
+
+def linear_dynamic(
+    x: Float[Tensor, "*tokens in"], q: QTensor, bias: Float[Tensor, " out"] | None
+) -> Float[Tensor, "*tokens out"]:
+    """int8 activations with scales found at run time; the result in x's dtype."""
+    width = q.granularity.width(q.in_features)
+    codes, scales = quantize_rows(x.reshape(-1, q.in_features).float(), width)
+    y = _SUMS[type(q)](codes.float().split(width, 1), scales, q)
+    if bias is not None:
+        y += bias.float()
+    return y.to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
+
+
+def _affine_sum(
+    codes: tuple[Tensor, ...], scales: Float32[Tensor, "m groups"], q: AffineTensor
+) -> Float32[Tensor, "m out"]:
+    y = torch.zeros(len(scales), q.shape[0], device=scales.device)
+    width = q.granularity.width(q.in_features)
+    weight = centred_codes(q).split(width, 1)
+    for g, (a, b) in enumerate(zip(codes, weight, strict=True)):
+        y += integer_matmul(a, b).float() * (scales[:, g, None] * q.scale[:, g].float())
+    return y
+
+
+def _binary_sum(
+    codes: tuple[Tensor, ...], scales: Float32[Tensor, "m groups"], q: BinaryTensor
+) -> Float32[Tensor, "m out"]:
+    y = torch.zeros(len(scales), q.shape[0], device=scales.device)
+    width = q.granularity.width(q.in_features)
+    planes = signs(q).split(width, 2)
+    alpha = q.alpha.float()
+    for g, (a, plane) in enumerate(zip(codes, planes, strict=True)):
+        group = torch.zeros_like(y)
+        for i, b in enumerate(plane):
+            group += integer_matmul(a, b).float() * alpha[g, i]
+        if q.offset is not None:
+            group += a.sum(1, keepdim=True) * q.offset[g].float()
+        y += group * scales[:, g, None]
+    return y
+
+
+_SUMS = {AffineTensor: _affine_sum, BinaryTensor: _binary_sum}

@@ -1,0 +1,162 @@
+"""The operators: schema, fake version, gradient, and the way in for modules.
+
+    lowbit::dequantize(Tensor[] stored, str layout, int in_features, ScalarType dtype) -> Tensor
+    lowbit::linear(Tensor x, Tensor[] stored, Tensor? bias, str layout, str activations) -> Tensor
+    lowbit::embedding(Tensor ids, Tensor[] stored, str layout, int in_features,
+                      ScalarType dtype) -> Tensor
+    lowbit::quantize_rows(Tensor x, int group_size) -> (Tensor, Tensor)
+
+`stored` are the tensors of a stored form in the order of its layout, and `layout` is that layout
+as JSON, so that one operator serves both formats and all bit widths. In eager inference modules
+skip the dispatcher, which costs more than a small product; tracing and autograd go through it.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import FORMATS, Layout, QTensor, layout_from_dict
+from lowbit.kernels import embedding as _embedding
+from lowbit.kernels import linear as _linear
+from lowbit.kernels import quantize_rows as _quantize_rows
+from lowbit.kernels.selection import select
+
+
+@lru_cache(maxsize=4096)
+def layout_text(layout: Layout) -> str:
+    """The layout as the operators take it."""
+    return json.dumps(layout.to_dict(), sort_keys=True)
+
+
+@lru_cache(maxsize=4096)
+def _layout(text: str) -> Layout:
+    return layout_from_dict(json.loads(text))
+
+
+def _assemble(stored: Sequence[Tensor], layout: str, in_features: int) -> QTensor:
+    parsed = _layout(layout)
+    # The order of names does not depend on the shape.
+    return parsed.assemble(dict(zip(parsed.tensors(1, 1), stored, strict=True)), in_features)
+
+
+def _rows(stored: Sequence[Tensor]) -> int:
+    """Output rows: the second last dimension of codes [out, …] and planes [bits, out, …]."""
+    return stored[0].shape[-2]
+
+
+@torch.library.custom_op("lowbit::dequantize", mutates_args=())
+def _dequantize_op(
+    stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype
+) -> Tensor:
+    decoded: Tensor = FORMATS[_layout(layout).format].decode(
+        _assemble(stored, layout, in_features), dtype
+    )
+    return decoded
+
+
+@_dequantize_op.register_fake
+def _(stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype) -> Tensor:
+    return stored[0].new_empty((_rows(stored), in_features), dtype=dtype)
+
+
+@torch.library.custom_op("lowbit::linear", mutates_args=())
+def _linear_op(
+    x: Tensor, stored: Sequence[Tensor], bias: Tensor | None, layout: str, activations: str
+) -> Tensor:
+    return _linear.linear(x, _assemble(stored, layout, x.shape[-1]), bias, activations)
+
+
+@_linear_op.register_fake
+def _(
+    x: Tensor, stored: Sequence[Tensor], bias: Tensor | None, layout: str, activations: str
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], _rows(stored)))
+
+
+def _save_for_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, stored, bias, layout, _ = inputs
+    ctx.save_for_backward(*stored)
+    ctx.layout, ctx.in_features = layout, x.shape[-1]
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _linear_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Of x and the bias; codes are frozen. int8 activations pass straight through."""
+    stored = list(ctx.saved_tensors)
+    weight = _dequantize_op(stored, ctx.layout, ctx.in_features, grad.dtype)
+    bias = None
+    if ctx.bias_dtype is not None:
+        bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+    return grad @ weight, [None] * len(stored), bias, None, None
+
+
+_linear_op.register_autograd(_linear_gradient, setup_context=_save_for_linear)
+
+
+@torch.library.custom_op("lowbit::embedding", mutates_args=())
+def _embedding_op(
+    ids: Tensor, stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype
+) -> Tensor:
+    return _embedding.embedding(ids, _assemble(stored, layout, in_features), dtype)
+
+
+@_embedding_op.register_fake
+def _(
+    ids: Tensor, stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype
+) -> Tensor:
+    return stored[0].new_empty((*ids.shape, in_features), dtype=dtype)
+
+
+@torch.library.custom_op("lowbit::quantize_rows", mutates_args=())
+def quantize_rows(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """x [rows, cols] -> int8 codes [rows, cols] and float32 scales [rows, groups]."""
+    return _quantize_rows.quantize_rows(x, group_size)
+
+
+@quantize_rows.register_fake
+def _(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    scales = (x.shape[0], -(-x.shape[1] // group_size))
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(scales, dtype=torch.float32)
+
+
+def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight [out, in] as floats."""
+    return _dequantize_op(list(q.tensors().values()), layout_text(q.layout), q.in_features, dtype)
+
+
+def linear(x: Tensor, q: QTensor, bias: Tensor | None, activations: str) -> Tensor:
+    """x [*, in] · Wᵀ + bias -> [*, out] in x's dtype; activations "float" or "dynamic" (int8)."""
+    needs_gradient = torch.is_grad_enabled() and (
+        x.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    if needs_gradient or torch.compiler.is_compiling():
+        return _linear_op(x, list(q.tensors().values()), bias, layout_text(q.layout), activations)
+    return _linear.linear(x, q, bias, activations)
+
+
+def embedding(ids: Tensor, q: QTensor, dtype: torch.dtype) -> Tensor:
+    """Rows of q -> [*ids, in]. Raises IndexError for an id outside the table."""
+    if torch.compiler.is_compiling():
+        return _embedding_op(
+            ids, list(q.tensors().values()), layout_text(q.layout), q.in_features, dtype
+        )
+    return _embedding.embedding(ids, q, dtype)
+
+
+def linear_kernel(q: QTensor, activations: str, device: torch.device) -> str:
+    """Which kernels serve a linear layer on this machine, and why."""
+    x = torch.empty(1, q.in_features, device=device)
+    _, why = select(_linear.KERNELS[activations], x, q)
+    if activations == "float":
+        return why
+    _, rows = select(_quantize_rows.KERNELS, x, q.granularity.width(q.in_features))
+    return f"product {why}; activations {rows}"
+
+
+def embedding_kernel(q: QTensor) -> str:
+    """Which kernel serves a lookup on this machine, and why."""
+    return select(_embedding.KERNELS, q.tensors(), q)[1]

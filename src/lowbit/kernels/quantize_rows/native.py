@@ -1,0 +1,33 @@
+"""Dynamic quantization of activations by csrc/quantize_rows.h."""
+
+import torch
+from jaxtyping import Float, Float32, Int8
+from torch import Tensor
+
+from lowbit.kernels.native import module
+
+
+def unsupported(x: Tensor, group_size: int) -> str | None:
+    return None if x.is_cpu else f"x is on {x.device}, not on the CPU"
+
+
+def quantize_rows(
+    x: Float[Tensor, "rows cols"], group_size: int, *, path: str
+) -> tuple[Int8[Tensor, "rows cols"], Float32[Tensor, "rows groups"]]:
+    """Codes and scales of `x`, taken as float32.
+
+    `path` is what the kernel was compiled for: scalar, avx2 or avx512.
+
+    Raises ValueError for an unknown path, one this processor lacks, or a group_size below 1.
+    """
+    if group_size < 1:
+        raise ValueError(f"group_size {group_size} is less than 1")
+    assert module is not None
+    x = x.float().contiguous()
+    rows, cols = x.shape
+    codes = torch.empty(rows, cols, dtype=torch.int8)
+    scales = torch.empty(rows, -(-cols // group_size), dtype=torch.float32)
+    module.quantize_rows(
+        x.data_ptr(), codes.data_ptr(), scales.data_ptr(), rows, cols, group_size, path
+    )
+    return codes, scales

@@ -1,0 +1,74 @@
+"""Which kernel serves a call, and why.
+
+An op lists its kernels best first and ends with its reference, which serves every call:
+
+    KERNELS = (Kernel("avx2", run, unsupported, isa="avx2"), Kernel("reference", run, never))
+    kernel, why = select(KERNELS, x, group_size)
+
+The environment variable LOWBIT_KERNEL forces one of `NAMES` wherever an op has such a kernel.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from lowbit.errors import UsageError
+from lowbit.kernels import native
+
+VARIABLE = "LOWBIT_KERNEL"
+NAMES = ("reference", "scalar", "avx2", "avxvnni", "avx512", "amx")
+
+
+# Compared by identity: the cache below must hash kernels in no time.
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One implementation of an op. `unsupported` takes the arguments of the call."""
+
+    name: str  # one of NAMES
+    run: Callable[..., Any]
+    unsupported: Callable[..., str | None]  # why it cannot serve this call, or None
+    isa: str | None = None  # what the native code is compiled for (native.lacks); None for PyTorch
+
+
+def never(*args: object) -> None:
+    """`unsupported` of a kernel that serves every call."""
+
+
+@lru_cache(maxsize=256)
+def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel, str], ...]:
+    """The kernels that can run here, best first, each with the reason to give for it."""
+    if forced and forced not in NAMES:
+        raise UsageError(f"{VARIABLE}={forced} is unknown; it can be {', '.join(NAMES)}")
+    reference = kernels[-1]
+    if forced:
+        named = next((kernel for kernel in kernels if kernel.name == forced), None)
+        if named is None:
+            return ((reference, f"{VARIABLE}={forced}, but this op has no {forced} kernel"),)
+        missing = native.lacks(named.isa) if named.isa else None
+        if missing:
+            raise UsageError(f"{VARIABLE}={forced} cannot be met: {missing}")
+        return tuple((k, f"forced by {VARIABLE}") for k in dict.fromkeys((named, reference)))
+
+    missing = next((why for k in kernels if k.isa and (why := native.lacks(k.isa))), None)
+    runnable = [kernel for kernel in kernels if not (kernel.isa and native.lacks(kernel.isa))]
+    if runnable == [reference] and missing:
+        return ((reference, missing),)
+    return tuple((kernel, "best of what this processor has") for kernel in runnable)
+
+
+def select(kernels: Sequence[Kernel], *args: object) -> tuple[Kernel, str]:
+    """The first of `kernels` that can serve `args`, and one line on why it was chosen.
+
+    Raises UsageError if LOWBIT_KERNEL is unknown or names a kernel that cannot run here.
+    """
+    refusal = None
+    candidates = _candidates(tuple(kernels), os.environ.get(VARIABLE, ""))
+    for kernel, why in candidates[:-1]:
+        refused = kernel.unsupported(*args)
+        if refused is None:
+            return kernel, f"{kernel.name}: {refusal or why}"
+        refusal = refusal or f"{kernel.name} cannot serve this call: {refused}"
+    kernel, why = candidates[-1]
+    return kernel, f"{kernel.name}: {refusal or why}"

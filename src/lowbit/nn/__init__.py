@@ -1,0 +1,7 @@
+"""Modules that hold a stored weight and call one op."""
+
+from lowbit.nn.embedding import QuantEmbedding
+from lowbit.nn.linear import ACTIVATIONS, QuantLinear
+from lowbit.nn.packed import Packed
+
+__all__ = ["ACTIVATIONS", "Packed", "QuantEmbedding", "QuantLinear"]

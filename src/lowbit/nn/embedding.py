@@ -1,0 +1,33 @@
+"""QuantEmbedding: nn.Embedding over a stored table [rows, columns]."""
+
+from torch import Tensor
+
+from lowbit.formats import Layout
+from lowbit.kernels import ops
+from lowbit.nn.packed import Packed
+
+
+class QuantEmbedding(Packed):
+    """Rows of a stored table, times `embed_scale` where the float module had one."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        num_embeddings: int,
+        embedding_dim: int,
+        embed_scale: float | None = None,
+    ) -> None:
+        super().__init__(layout, num_embeddings, embedding_dim, (num_embeddings, embedding_dim))
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.embed_scale = embed_scale
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = ops.embedding(ids, self.qweight, self.compute_dtype.dtype)
+        return rows if self.embed_scale is None else rows * self.embed_scale
+
+    def kernel(self) -> str:
+        """Which kernel serves this module here, and why."""
+        return ops.embedding_kernel(self.qweight)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.describe()}"

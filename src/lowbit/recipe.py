@@ -1,0 +1,177 @@
+"""Recipes: ordered patterns -> a scheme, or KEEP. The first pattern that matches a module decides.
+
+A pattern is a shell glob over the module's full name ("*.attention.*.query"; "*" crosses dots),
+or a kind: "@linear" (Linear and Conv1D), "@embedding", "@head" (output embeddings and linear
+layers outside the base model; they are "@linear" too). As YAML:
+
+    name: mine
+    rules:
+      - {match: "@head", keep: true}
+      - {match: "*.attention.*", scheme: absmax, bits: 8, activations: dynamic}
+      - {match: "@linear", scheme: zero-point, bits: 4, granularity: "group:64"}
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, Self
+
+import yaml
+
+from lowbit.errors import UsageError
+from lowbit.formats import group
+from lowbit.nn import ACTIVATIONS
+from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint, scheme_from_dict, scheme_to_dict
+
+KINDS = ("@linear", "@embedding", "@head")
+KEEP: Final = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`match` -> `scheme` (or KEEP) with the given activations. Raises UsageError."""
+
+    match: str
+    scheme: Scheme | None = KEEP
+    activations: str = "float"
+
+    def __post_init__(self) -> None:
+        if self.match.startswith("@") and self.match not in KINDS:
+            raise UsageError(f"kind {self.match!r} is unknown: use {', '.join(KINDS)}")
+        if self.activations not in ACTIVATIONS:
+            raise UsageError(
+                f"activations {self.activations!r} are unknown: use {', '.join(ACTIVATIONS)}"
+            )
+
+    def matches(self, name: str, kinds: frozenset[str]) -> bool:
+        """Whether this rule speaks of a module of that name and those kinds."""
+        return self.match in kinds if self.match in KINDS else fnmatchcase(name, self.match)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        if not isinstance(stored, Mapping):
+            raise UsageError(f"a rule is a mapping with the key match, not {stored!r}")
+        options = dict(stored)
+        match = options.pop("match", None)
+        if not isinstance(match, str):
+            raise UsageError(f"a rule needs the key match with a pattern: {dict(stored)}")
+        if options.pop("keep", False):
+            if options:
+                raise UsageError(f"rule {match!r} keeps the module: {', '.join(options)} too many")
+            return cls(match)
+        activations = options.pop("activations", "float")
+        return cls(match, scheme_from_dict(options), activations)
+
+    def to_dict(self) -> dict[str, Any]:
+        if self.scheme is None:
+            return {"match": self.match, "keep": True}
+        return {
+            "match": self.match,
+            **scheme_to_dict(self.scheme),
+            "activations": self.activations,
+        }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ordered rules. A lenient recipe keeps a module its scheme cannot hold; a strict one raises."""
+
+    rules: tuple[Rule, ...]
+    name: str = "custom"
+    strict: bool = True
+
+    def rule_for(self, name: str, kinds: frozenset[str]) -> Rule | None:
+        """The first rule that matches, or None."""
+        return next((rule for rule in self.rules if rule.matches(name, kinds)), None)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Raises UsageError for an unknown key, scheme, option or kind."""
+        if not isinstance(stored, Mapping):
+            raise UsageError("a recipe is a mapping with the keys name and rules")
+        unknown = set(stored) - {"name", "rules", "strict"}
+        if unknown:
+            raise UsageError(
+                f"a recipe has no key {', '.join(sorted(map(repr, unknown)))}:"
+                " use name, rules and strict"
+            )
+        rules = stored.get("rules")
+        if not isinstance(rules, list) or not rules:
+            raise UsageError("a recipe needs the key rules with a list of at least one rule")
+        return cls(
+            tuple(Rule.from_dict(rule) for rule in rules),
+            name=str(stored.get("name", "custom")),
+            strict=bool(stored.get("strict", True)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "strict": self.strict,
+            "rules": [rule.to_dict() for rule in self.rules],
+        }
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Raises UsageError for a file that is absent, no YAML, or no recipe."""
+        try:
+            stored = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            detail = str(error).replace("\n", " ")
+            raise UsageError(f"recipe {path} is not valid YAML: {detail}") from error
+        return cls.from_dict(stored)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+_GROUPS = group(64)
+_SCHEMES: dict[str, Scheme] = {
+    "int8": Absmax(8),
+    "int8-zeropoint": ZeroPoint(8),
+    **{f"int{bits}": ZeroPoint(bits, _GROUPS) for bits in (4, 3, 2)},
+    **{f"bcq{bits}": Binary(bits, _GROUPS) for bits in (1, 2, 3, 4)},
+}
+
+
+def _preset(scheme: Scheme, everything: bool, activations: str) -> tuple[Rule, ...]:
+    linear = Rule("@linear", scheme, activations)
+    if everything:
+        return Rule("@embedding", scheme), linear
+    return Rule("@embedding", KEEP), Rule("@head", KEEP), linear
+
+
+PRESETS: dict[str, Recipe] = {
+    recipe.name: recipe
+    for base, scheme in _SCHEMES.items()
+    for everything in (False, True)
+    for activations in ACTIVATIONS
+    for recipe in [
+        Recipe(
+            _preset(scheme, everything, activations),
+            name=base + "-all" * everything + "-dynamic" * (activations == "dynamic"),
+            strict=False,
+        )
+    ]
+}
+
+
+def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
+    """A preset's name, a YAML path, a mapping, or a Recipe as it is. Raises UsageError."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return Recipe.from_dict(recipe)
+    if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")):
+        return Recipe.from_yaml(recipe)
+    if recipe in PRESETS:
+        return PRESETS[recipe]
+    if recipe.removesuffix("-static") in PRESETS:
+        raise UsageError(f"recipe {recipe!r} needs calibration data, which cannot be given yet")
+    raise UsageError(
+        f"recipe {recipe!r} is unknown: use {', '.join(_SCHEMES)}, each with -all, -dynamic or"
+        " -all-dynamic after it, or the path of a .yaml file"
+    )

@@ -1,0 +1,64 @@
+"""Schemes: float weight [out, in] -> stored form. One file each, and this table."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lowbit.errors import UsageError
+from lowbit.formats import Granularity, QTensor
+from lowbit.schemes.absmax import Absmax
+from lowbit.schemes.binary import Binary
+from lowbit.schemes.zero_point import ZeroPoint
+
+
+class Scheme(Protocol):
+    """What a scheme is: a frozen dataclass with a name, bits, a granularity, and `quantize`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bits(self) -> int: ...
+    @property
+    def granularity(self) -> Granularity: ...
+    def quantize(self, weight: Tensor) -> QTensor: ...
+
+
+SCHEMES: dict[str, type[Scheme]] = {s.name: s for s in (Absmax, ZeroPoint, Binary)}
+
+
+def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
+    """{"scheme": "absmax", "bits": 8, …} -> Scheme. Raises UsageError for an unknown name or key."""
+    options = dict(options)
+    name = options.pop("scheme", None)
+    if name not in SCHEMES:
+        raise UsageError(f"scheme {name!r} is unknown: use {', '.join(SCHEMES)}")
+    known = {field.name: field.type for field in fields(SCHEMES[name])}  # type: ignore[arg-type]
+    for key, value in options.items():
+        if key not in known:
+            raise UsageError(f"scheme {name} has no option {key!r}: use {', '.join(known)}")
+        if known[key] in (int, bool) and type(value) is not known[key]:
+            raise UsageError(
+                f"option {key} of scheme {name} takes a {known[key].__name__}, not {value!r}"
+            )
+    if "granularity" in options:
+        options["granularity"] = Granularity.parse(options["granularity"])
+    return SCHEMES[name](**options)
+
+
+def scheme_to_dict(scheme: Scheme) -> dict[str, Any]:
+    """The inverse of `scheme_from_dict`: plain values, every option written out."""
+    options = {f.name: getattr(scheme, f.name) for f in fields(scheme)}  # type: ignore[arg-type]
+    return {"scheme": scheme.name} | options | {"granularity": str(scheme.granularity)}
+
+
+__all__ = [
+    "SCHEMES",
+    "Absmax",
+    "Binary",
+    "Scheme",
+    "ZeroPoint",
+    "scheme_from_dict",
+    "scheme_to_dict",
+]

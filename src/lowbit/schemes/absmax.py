@@ -1,0 +1,45 @@
+"""Absmax: symmetric codes, w ≈ s · q.
+
+    s = max|w| / (2^(b−1) − 1),  q = round(w / s) in −(2^(b−1) − 1) … 2^(b−1) − 1
+
+With `range="minmax"` the step is that of the whole range, s = (max − min) / (2^b − 1), and
+codes are clamped to −2^(b−1) … 2^(b−1) − 1: a finer step that clips the larger side.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lowbit.errors import UsageError
+from lowbit.formats import CHANNEL, AffineLayout, AffineTensor, Granularity
+from lowbit.formats.affine import encode
+from lowbit.formats.scales import safe_scale
+from lowbit.schemes.weight_range import weight_range
+
+
+@dataclass(frozen=True)
+class Absmax:
+    """Symmetric quantization at 2 … 8 bits. Raises UsageError for options out of range."""
+
+    name: ClassVar[str] = "absmax"
+    bits: int = 8
+    granularity: Granularity = CHANNEL
+    range: Literal["absmax", "minmax"] = "absmax"
+
+    def __post_init__(self) -> None:
+        AffineLayout(self.bits, self.granularity, zero_point=False)
+        if self.range not in ("absmax", "minmax"):
+            raise UsageError(f"range {self.range!r} is unknown: use absmax or minmax")
+
+    def quantize(self, weight: Float[Tensor, "out in"]) -> AffineTensor:
+        """The weight in the affine format. Raises InputError where it is not finite."""
+        low, high = weight_range(weight, self.granularity)
+        half = 1 << (self.bits - 1)
+        if self.range == "minmax":
+            scale, lowest = (high - low) / (2 * half - 1), -half
+        else:
+            scale, lowest = torch.maximum(-low, high) / (half - 1), 1 - half
+        return encode(weight, safe_scale(scale), None, self.bits, self.granularity, lowest)

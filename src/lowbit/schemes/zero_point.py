@@ -1,0 +1,39 @@
+"""Zero-point: asymmetric codes, w ≈ s · (q − z).
+
+    s = (max − min) / (2^b − 1),  z = round(−min / s),  q = clamp(round(w / s) + z, 0, 2^b − 1)
+
+The range includes 0, so that 0 is a code and z fits b bits.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lowbit.formats import CHANNEL, AffineLayout, AffineTensor, Granularity
+from lowbit.formats.affine import encode
+from lowbit.formats.scales import safe_scale
+from lowbit.schemes.weight_range import weight_range
+
+
+@dataclass(frozen=True)
+class ZeroPoint:
+    """Asymmetric quantization at 2 … 8 bits. Raises UsageError for options out of range."""
+
+    name: ClassVar[str] = "zero-point"
+    bits: int = 8
+    granularity: Granularity = CHANNEL
+
+    def __post_init__(self) -> None:
+        AffineLayout(self.bits, self.granularity, zero_point=True)
+
+    def quantize(self, weight: Float[Tensor, "out in"]) -> AffineTensor:
+        """The weight in the affine format. Raises InputError where it is not finite."""
+        low, high = weight_range(weight, self.granularity)
+        levels = (1 << self.bits) - 1
+        # Divided first: high − low overflows float32 where both are near its limits.
+        scale = safe_scale(high / levels - low / levels)
+        zero_point = (-low / scale.float()).round_().clamp_(0, levels).to(torch.uint8)
+        return encode(weight, scale, zero_point, self.bits, self.granularity)
