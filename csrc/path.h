@@ -19,17 +19,14 @@ struct Path {
 // The path called `name`; std::invalid_argument if there is none or the processor cannot run it.
 template <class Fn, size_t N>
 Fn* find_path(const Path<Fn> (&paths)[N], std::string_view name) {
-  std::string known;
   for (const Path<Fn>& path : paths) {
-    if (path.name != name) {
-      known.append(known.empty() ? "" : ", ").append(path.name);
-    } else if (path.feature.empty() || has_feature(path.feature)) {
-      return path.run;
-    } else {
-      throw std::invalid_argument("path " + std::string(name) + " needs " +
-                                  std::string(path.feature) + ", which this processor lacks");
-    }
+    if (path.name != name) continue;
+    if (path.feature.empty() || has_feature(path.feature)) return path.run;
+    throw std::invalid_argument("path " + std::string(name) + " needs " +
+                                std::string(path.feature) + ", which this processor lacks");
   }
+  std::string known;
+  for (const Path<Fn>& path : paths) known.append(known.empty() ? "" : ", ").append(path.name);
   throw std::invalid_argument("no path " + std::string(name) + "; there are " + known);
 }
 

@@ -3,14 +3,16 @@
 Importing it lets transformers load what it saved.
 """
 
-from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.accounting import Footprint, footprint
+from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor
 from lowbit.hub import LowbitConfig, register
-from lowbit.kernels.ops import dequantize
 from lowbit.inplace import Result, quantize
+from lowbit.kernels.ops import dequantize
 from lowbit.recipe import KEEP, PRESETS, Recipe, Rule
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
+from lowbit.simulate import simulate
+from lowbit.stream import quantize_checkpoint
 
 register()
 
@@ -37,4 +39,6 @@ __all__ = [
     "dequantize",
     "footprint",
     "quantize",
+    "quantize_checkpoint",
+    "simulate",
 ]

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lowbit.convert import Weights, weights_of
-from lowbit.errors import LowbitError, UsageError
+from lowbit.errors import InputError, UsageError
 from lowbit.nn import Packed
 from lowbit.recipe import KINDS, Recipe, Rule
 
@@ -50,6 +50,17 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Fate:
+    """Modules that share a decision, with the name of the first."""
+
+    quantized: bool
+    reason: str
+    modules: int
+    parameters: int
+    example: str
+
+
+@dataclass(frozen=True)
 class Coverage:
     """All decisions, and the parameters in vectors (norms, biases), which always stay float."""
 
@@ -77,6 +88,18 @@ class Coverage:
         """The share of all parameters that is quantized, 0 … 1."""
         return self.quantized_parameters / max(1, self.parameters)
 
+    def fates(self) -> list["Fate"]:
+        """Modules of one type with the same reason counted together, in the order of the model."""
+        together: dict[tuple[bool, str, str], list[Decision]] = {}
+        for d in self.decisions:
+            together.setdefault((d.quantized, d.reason, d.module), []).append(d)
+        return [
+            Fate(
+                quantized, f"{module}: {reason}", len(ds), sum(d.parameters for d in ds), ds[0].name
+            )
+            for (quantized, reason, module), ds in together.items()
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "parameters": self.parameters,
@@ -91,7 +114,7 @@ def cover(model: PreTrainedModel, recipe: Recipe) -> Coverage:
     """Decide for every module. Raises UsageError where a pattern matches nothing, where nothing
     at all would be quantized, where a strict recipe cannot be met, or the model is quantized."""
     if any(isinstance(module, Packed) for module in model.modules()):
-        raise UsageError("the model is already quantized with lowbit; quantize the float model")
+        raise InputError("the model is already quantized with lowbit; quantize the float model")
     ties = tied_modules(model)
     heads = _head_names(model)
     decisions = []

@@ -37,6 +37,7 @@ from lowbit.errors import InputError, LowbitError
 from lowbit.formats import Layout, QTensor, layout_from_dict
 from lowbit.nn import ACTIVATIONS, Packed
 from lowbit.recipe import Recipe, load_recipe
+from lowbit.weight_error import WeightError
 
 METHOD = "lowbit"
 FORMAT_VERSION = 1
@@ -45,7 +46,8 @@ FORMAT_VERSION = 1
 class LowbitConfig(QuantizationConfigMixin):
     """`LowbitConfig("int4")` quantizes a float checkpoint as it is loaded.
 
-    The form kept in config.json also has `modules`, the map of what is stored. Raises UsageError
+    The form kept in config.json also has `modules`, the map of what is stored, and, for people,
+    the `errors` of the stored weights. Raises UsageError
     for an unknown recipe, InputError for a format version that this lowbit cannot read.
     """
 
@@ -53,6 +55,7 @@ class LowbitConfig(QuantizationConfigMixin):
         self,
         recipe: str | Path | Recipe | Mapping[str, Any],
         modules: Mapping[str, Mapping[str, Any]] | None = None,
+        errors: Mapping[str, Mapping[str, float] | WeightError] | None = None,
         format_version: int = FORMAT_VERSION,
         producer: str | None = None,
         quant_method: str = METHOD,
@@ -67,6 +70,10 @@ class LowbitConfig(QuantizationConfigMixin):
         self.producer = producer or f"lowbit {importlib.metadata.version('lowbit')}"
         self.recipe = load_recipe(recipe)
         self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
+        self.errors = {
+            name: error if isinstance(error, WeightError) else WeightError.from_dict(error)
+            for name, error in (errors or {}).items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -75,6 +82,7 @@ class LowbitConfig(QuantizationConfigMixin):
             "producer": self.producer,
             "recipe": self.recipe.to_dict(),
             "modules": deepcopy(self.modules),
+            "errors": {name: error.to_dict() for name, error in self.errors.items()},
         }
 
 
@@ -121,6 +129,7 @@ class LowbitQuantizer(HfQuantizer):
         # Weight name -> what to do with it, while a float checkpoint is loaded.
         self.pending: dict[str, Decision] = {}
         self.tied: tuple[Decision, ...] = ()
+        self.failure: LowbitError | None = None
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, dtype: torch.dtype | None = None, **kwargs: Any
@@ -150,11 +159,16 @@ class LowbitQuantizer(HfQuantizer):
         assert decision.weights is not None and decision.rule is not None
         swap(model, decision.name, decision.weights, q, decision.rule.activations, weight)
         self.quantization_config.modules[decision.name] = module_entry(decision, q.layout)
+        self.quantization_config.errors[decision.name] = WeightError.of(
+            oriented(weight, decision.weights), q
+        )
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.pre_quantized:
             check_loaded(model)
             return
+        if self.failure is not None:
+            raise self.failure
         if self.pending:
             raise InputError(f"the checkpoint lacks the weight {sorted(self.pending)[0]}")
         for d in self.tied:
@@ -214,7 +228,11 @@ class _QuantizeOnLoad(ConversionOps):
     ) -> dict[str, Any]:
         (value,) = input_dict.values()
         weight = value[0] if isinstance(value, list) else value
-        self.quantizer.quantize_loaded(model, full_layer_name, weight)
+        try:
+            self.quantizer.quantize_loaded(model, full_layer_name, weight)
+        except LowbitError as error:
+            # The loader would bury it in a report; it is raised when loading is over.
+            self.quantizer.failure = self.quantizer.failure or error
         if missing_keys is not None:
             missing_keys.discard(full_layer_name)
         return {}

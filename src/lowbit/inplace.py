@@ -1,8 +1,7 @@
 """The main job: quantize a transformers model in place, and account for it."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +9,29 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from lowbit.accounting import Footprint, footprint
 from lowbit.convert import oriented, swap, swap_tied, untie
 from lowbit.coverage import Coverage, cover
 from lowbit.errors import UsageError
-from lowbit.accounting import Footprint, footprint
-from lowbit.formats import FORMATS, QTensor
+from lowbit.formats import QTensor
 from lowbit.hub import LowbitConfig, attach, module_entry, quantize_weight
 from lowbit.recipe import Recipe, load_recipe
-
-
-@dataclass(frozen=True)
-class WeightError:
-    """How far a stored weight is from the float one."""
-
-    mean_squared_error: float
-    signal_to_noise_db: float
-
-    @classmethod
-    def of(cls, weight: Tensor, q: QTensor) -> "WeightError":
-        """weight [out, in] against the decoded q, in float64."""
-        noise = weight.double() - FORMATS[q.layout.format].decode(q).double()
-        mse = noise.square().mean().item()
-        signal = weight.double().square().mean().item()
-        return cls(mse, decibel(signal, mse))
-
-
-def decibel(signal: float, noise: float) -> float:
-    """10·log₁₀(signal / noise); infinite where there is no noise."""
-    return 10 * math.log10(signal / noise) if noise and signal else math.inf
+from lowbit.weight_error import WeightError
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `quantize` did: coverage, sizes before and after, and each module's error."""
+    """What was done: coverage, sizes before and after, and each module's error.
+
+    `unused` names tensors of a checkpoint that the model has no place for.
+    """
 
     recipe: Recipe
     coverage: Coverage
     before: Footprint
     after: Footprint
     errors: dict[str, WeightError]
+    unused: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -56,7 +39,8 @@ class Result:
             "coverage": self.coverage.to_dict(),
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
-            "errors": {name: asdict(error) for name, error in self.errors.items()},
+            "errors": {name: error.to_dict() for name, error in self.errors.items()},
+            "unused": list(self.unused),
         }
 
 
@@ -102,5 +86,5 @@ def quantize(
         assert d.weights is not None and d.rule is not None and d.tied_to is not None
         swap_tied(model, d.name, d.weights, d.tied_to, d.rule.activations)
         modules[d.name] = module_entry(d, None)
-    attach(model, LowbitConfig(recipe, modules), ties)
+    attach(model, LowbitConfig(recipe, modules, errors), ties)
     return Result(recipe, coverage, before, footprint(model), errors)

@@ -4,8 +4,9 @@ A row of n codes of b bits is one bit string, least significant bit first: code 
 b·i … b·i + b − 1 of the row, and bit j of the row is bit j mod 8 of byte j // 8. The row is padded
 with zero bits to whole bytes, so it takes ceil(n·b / 8) bytes.
 
-Eight codes are one 64-bit word with a code in each byte. Three halving steps push them together
-into the low 8·b bits (pairs of bytes, of 16-bit and of 32-bit lanes), of which b bytes are
+As few codes as fill whole bytes are one word with a code in each of its bytes: 8 codes of 3 bits
+are a 64-bit word, 2 codes of 4 bits a 16-bit word. Halving steps push them together into the low
+end of the word (pairs of bytes, then of 16-bit and of 32-bit lanes), of which the used bytes are
 stored; unpacking pulls them apart again. Words are read little-endian, as on every processor
 that PyTorch supports.
 """
@@ -15,7 +16,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-LANES = (8, 16, 32)
+# Bytes in a word -> its dtype and the lanes of its halving steps, in bits.
+WORDS = {8: (torch.int64, (8, 16, 32)), 4: (torch.int32, (8, 16)), 2: (torch.int16, (8,))}
 
 
 def packed_width(n: int, bits: int) -> int:
@@ -28,11 +30,17 @@ def pack(codes: UInt8[Tensor, "*rows n"], bits: int) -> UInt8[Tensor, "*rows pac
     if bits == 8:
         return codes.contiguous()
     n = codes.shape[-1]
-    word = pad(codes, (0, -n % 8)).contiguous().view(torch.int64)
-    for lane in LANES:
-        low = _every_other(lane, lane)
-        word = (word & low) | ((word >> lane & low) << (lane * bits // 8))
-    packed = word.unsqueeze(-1).view(torch.uint8)[..., :bits].flatten(-2)
+    size = word_size(bits)
+    dtype, lanes = WORDS[size]
+    word = pad(codes, (0, -n % size)).contiguous().view(dtype)
+    for lane in lanes:
+        high = word >> lane & every_other(lane, lane, size)
+        word = word.sub(high, alpha=(1 << lane) - (1 << lane * bits // 8))
+    used = size * bits // 8
+    if used == 1:  # a conversion, which is vectorized, keeps the low byte
+        packed = word.to(torch.uint8)
+    else:
+        packed = word.unsqueeze(-1).view(torch.uint8)[..., :used].flatten(-2)
     return packed[..., : packed_width(n, bits)].contiguous()
 
 
@@ -40,15 +48,26 @@ def unpack(packed: UInt8[Tensor, "*rows packed"], bits: int, n: int) -> UInt8[Te
     """The first n codes of each row: the inverse of `pack`."""
     if bits == 8:
         return packed[..., :n]
-    packed = pad(packed, (0, -packed.shape[-1] % bits)).unflatten(-1, (-1, bits))
-    word = pad(packed, (0, 8 - bits)).view(torch.int64).squeeze(-1)
-    for lane in reversed(LANES):
+    size = word_size(bits)
+    dtype, lanes = WORDS[size]
+    used = size * bits // 8
+    if used == 1:
+        word = packed.to(dtype)
+    else:
+        packed = pad(packed, (0, -packed.shape[-1] % used)).unflatten(-1, (-1, used))
+        word = pad(packed, (0, size - used)).view(dtype).squeeze(-1)
+    for lane in reversed(lanes):
         field = lane * bits // 8
-        low = _every_other(lane, field)
-        word = (word & low) | ((word >> field & low) << lane)
+        high = word >> field & every_other(lane, field, size)
+        word = word.add(high, alpha=(1 << lane) - (1 << field))
     return word.unsqueeze(-1).view(torch.uint8).flatten(-2)[..., :n]
 
 
-def _every_other(lane: int, width: int) -> int:
-    """A 64-bit mask: the low `width` bits of every second `lane`-bit lane."""
-    return sum(((1 << width) - 1) << at for at in range(0, 64, 2 * lane))
+def word_size(bits: int) -> int:
+    """How many codes of `bits` bits, at the least, fill whole bytes."""
+    return 8 // (bits & -bits)
+
+
+def every_other(lane: int, width: int, size: int) -> int:
+    """A mask for words of `size` bytes: the low `width` bits of every second `lane`-bit lane."""
+    return sum(((1 << width) - 1) << at for at in range(0, 8 * size, 2 * lane))

@@ -11,7 +11,7 @@ Bits per weight: bits + 16/g, and 8/g more with a zero point, g inputs sharing a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int8, Integer, UInt8
@@ -81,7 +81,7 @@ class AffineLayout:
         }
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+    def from_dict(cls, stored: Mapping[str, Any]) -> "AffineLayout":
         return cls(
             bits=int(stored["bits"]),
             granularity=Granularity.parse(stored["granularity"]),
@@ -134,17 +134,17 @@ def encode(
     shape, dtype = layout.tensors(*weight.shape)["codes"]
     codes = torch.empty(shape, dtype=dtype, device=weight.device)
     half = 1 << (bits - 1)
-    shift = 0 if layout.signed else half
-    low, high = (0, 2 * half - 1) if zero_point is not None else (lowest or 1 - half, half - 1)
+    shift = None if zero_point is None else zero_point.float()[..., None] - half
+    if lowest is None:
+        lowest = 1 - half if zero_point is None else -half
     for rows in row_blocks(*weight.shape):
         units = slice(None) if granularity.kind == "tensor" else rows
         q = (granularity.split(weight[rows].float()) / scale[units, :, None].float()).round_()
-        if zero_point is not None:
-            q += zero_point[units, :, None]
-        q = q.clamp_(low, high).flatten(1)[:, : weight.shape[1]]
-        if zero_point is None:
-            q += shift
-        codes[rows] = q.to(torch.int8) if layout.signed else pack(q.to(torch.uint8), bits)
+        if shift is not None:
+            q += shift[units]
+        # Via int8, which PyTorch vectorizes; −half … half − 1 wraps around to 0 … 2·half − 1.
+        q = q.clamp_(lowest, half - 1).to(torch.int8).flatten(1)[:, : weight.shape[1]]
+        codes[rows] = q if layout.signed else pack(q.view(torch.uint8) + half, bits)
     return AffineTensor(codes, scale, zero_point, bits, granularity, weight.shape[1])
 
 
@@ -159,24 +159,19 @@ def decode(q: AffineTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor,
     """s · (q − z), computed in float32."""
     weight = torch.empty(q.shape, dtype=dtype, device=q.codes.device)
     for rows in row_blocks(*q.shape):
-        part = _block(q, rows)
+        part = take_rows(q, rows)
         w = q.granularity.split(centred_codes(part)) * part.scale[..., None].float()
         weight[rows] = w.flatten(1)[:, : q.in_features]
     return weight
 
 
-def _block(q: AffineTensor, rows: slice | Tensor) -> AffineTensor:
-    """The given rows: a view for a slice, a gather for indices."""
+def take_rows(q: AffineTensor, rows: slice | Integer[Tensor, " n"]) -> AffineTensor:
+    """The given output rows, still packed: a view for a slice, a gather for indices."""
     units = slice(None) if q.granularity.kind == "tensor" else rows
     zero_point = None if q.zero_point is None else q.zero_point[units]
     return AffineTensor(
         q.codes[rows], q.scale[units], zero_point, q.bits, q.granularity, q.in_features
     )
-
-
-def take_rows(q: AffineTensor, rows: Integer[Tensor, " n"]) -> AffineTensor:
-    """The given output rows, still packed: a gather, never a decode of the whole table."""
-    return _block(q, rows)
 
 
 def _zero(q: AffineTensor) -> Tensor | int:

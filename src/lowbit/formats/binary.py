@@ -11,7 +11,7 @@ Bits per weight of a plain tensor: bits + 16·bits/g, and 16/g more with an offs
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Integer, UInt8
@@ -82,7 +82,7 @@ class BinaryLayout:
         }
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+    def from_dict(cls, stored: Mapping[str, Any]) -> "BinaryLayout":
         return cls(
             bits=int(stored["bits"]),
             granularity=Granularity.parse(stored["granularity"]),
@@ -166,7 +166,7 @@ def decode(q: BinaryTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor,
     """Σᵢ αᵢ bᵢ + o, computed in float32: the offset first, then plane 0, 1, …"""
     weight = torch.empty(q.shape, dtype=dtype, device=q.planes.device)
     for rows in row_blocks(*q.shape):
-        part = _block(q, rows)
+        part = take_rows(q, rows)
         groups = part.alpha.shape[0]
         total = torch.zeros(part.shape[0], groups, 1, device=q.planes.device)
         if part.offset is not None:
@@ -177,8 +177,8 @@ def decode(q: BinaryTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor,
     return weight
 
 
-def _block(q: BinaryTensor, rows: slice | Tensor) -> BinaryTensor:
-    """The given rows: a view for a slice, a gather for indices."""
+def take_rows(q: BinaryTensor, rows: slice | Integer[Tensor, " n"]) -> BinaryTensor:
+    """The given output rows, still packed: a view for a slice, a gather for indices."""
     return BinaryTensor(
         planes=q.planes[:, rows],
         alphas=tuple(alpha[..., rows] for alpha in q.alphas),
@@ -186,8 +186,3 @@ def _block(q: BinaryTensor, rows: slice | Tensor) -> BinaryTensor:
         granularity=q.granularity,
         in_features=q.in_features,
     )
-
-
-def take_rows(q: BinaryTensor, rows: Integer[Tensor, " n"]) -> BinaryTensor:
-    """The given output rows, still packed: a gather, never a decode of the whole table."""
-    return _block(q, rows)

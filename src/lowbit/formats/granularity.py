@@ -6,7 +6,6 @@ tensor is [rows, groups]; per tensor it is [1, 1]. The last group of a row may b
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Self
 
 import torch
 from jaxtyping import Shaped
@@ -23,7 +22,7 @@ WEIGHTS_AT_ONCE = 1 << 17
 class Granularity:
     """`kind` and, for groups, the number of consecutive inputs that share a scale."""
 
-    kind: Literal["tensor", "channel", "group"]
+    kind: str
     group_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -40,14 +39,14 @@ class Granularity:
             raise UsageError(f"group size {self.group_size} is outside 2 … {MAX_GROUP_SIZE}")
 
     @classmethod
-    def parse(cls, text: "str | Granularity") -> Self:
+    def parse(cls, text: object) -> "Granularity":
         """ "tensor", "channel" or "group:SIZE"; a Granularity passes through."""
         if isinstance(text, Granularity):
             return cls(text.kind, text.group_size)
         kind, colon, size = str(text).partition(":")
         if colon and not size.isdecimal():
             raise UsageError(f"granularity {text!r} is not of the form group:SIZE")
-        return cls(kind, int(size) if colon else None)  # type: ignore[arg-type]
+        return cls(kind, int(size) if colon else None)
 
     def __str__(self) -> str:
         return self.kind if self.group_size is None else f"{self.kind}:{self.group_size}"

@@ -2,16 +2,20 @@
 
     lowbit::dequantize(Tensor[] stored, str layout, int in_features, ScalarType dtype) -> Tensor
     lowbit::linear(Tensor x, Tensor[] stored, Tensor? bias, str layout, str activations) -> Tensor
+    lowbit::linear_prepacked(Tensor x, Tensor packed, Tensor? bias, str layout, int out_features,
+                             str path) -> Tensor
+    lowbit::dequantize_prepacked(Tensor packed, str layout, int out_features, int in_features,
+                                 ScalarType dtype) -> Tensor
     lowbit::embedding(Tensor ids, Tensor[] stored, str layout, int in_features,
                       ScalarType dtype) -> Tensor
     lowbit::quantize_rows(Tensor x, int group_size) -> (Tensor, Tensor)
 
 `stored` are the tensors of a stored form in the order of its layout, and `layout` is that layout
-as JSON, so that one operator serves both formats and all bit widths. In eager inference modules
+as a Python literal, so that one operator serves both formats and all bit widths. In eager inference modules
 skip the dispatcher, which costs more than a small product; tracing and autograd go through it.
 """
 
-import json
+import ast
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -23,18 +27,19 @@ from lowbit.formats import FORMATS, Layout, QTensor, layout_from_dict
 from lowbit.kernels import embedding as _embedding
 from lowbit.kernels import linear as _linear
 from lowbit.kernels import quantize_rows as _quantize_rows
+from lowbit.kernels.linear.interleaved import Interleaved
+from lowbit.kernels.linear.native import Int8Linear
 from lowbit.kernels.selection import select
 
 
-@lru_cache(maxsize=4096)
 def layout_text(layout: Layout) -> str:
-    """The layout as the operators take it."""
-    return json.dumps(layout.to_dict(), sort_keys=True)
+    """The layout as the operators take it; plain enough to be traced."""
+    return str(layout.to_dict())
 
 
 @lru_cache(maxsize=4096)
 def _layout(text: str) -> Layout:
-    return layout_from_dict(json.loads(text))
+    return layout_from_dict(ast.literal_eval(text))
 
 
 def _assemble(stored: Sequence[Tensor], layout: str, in_features: int) -> QTensor:
@@ -88,13 +93,71 @@ def _linear_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """Of x and the bias; codes are frozen. int8 activations pass straight through."""
     stored = list(ctx.saved_tensors)
     weight = _dequantize_op(stored, ctx.layout, ctx.in_features, grad.dtype)
-    bias = None
-    if ctx.bias_dtype is not None:
-        bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
-    return grad @ weight, [None] * len(stored), bias, None, None
+    return grad @ weight, [None] * len(stored), _bias_gradient(ctx, grad), None, None
+
+
+def _bias_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
+    if ctx.bias_dtype is None:
+        return None
+    return grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
 
 
 _linear_op.register_autograd(_linear_gradient, setup_context=_save_for_linear)
+
+
+@torch.library.custom_op("lowbit::dequantize_prepacked", mutates_args=())
+def _dequantize_prepacked_op(
+    packed: Tensor, layout: str, out_features: int, in_features: int, dtype: torch.dtype
+) -> Tensor:
+    form = Interleaved(_layout(layout), out_features, in_features)
+    decoded: Tensor = FORMATS[form.layout.format].decode(form.unpack(packed), dtype)
+    return decoded
+
+
+@_dequantize_prepacked_op.register_fake
+def _(
+    packed: Tensor, layout: str, out_features: int, in_features: int, dtype: torch.dtype
+) -> Tensor:
+    return packed.new_empty((out_features, in_features), dtype=dtype)
+
+
+@lru_cache(maxsize=4096)
+def _product(layout: str, out_features: int, in_features: int, path: str) -> Int8Linear:
+    return Int8Linear(Interleaved(_layout(layout), out_features, in_features), path)
+
+
+@torch.library.custom_op("lowbit::linear_prepacked", mutates_args=())
+def _linear_prepacked_op(
+    x: Tensor, packed: Tensor, bias: Tensor | None, layout: str, out_features: int, path: str
+) -> Tensor:
+    return _product(layout, out_features, x.shape[-1], path)(x, packed, bias)
+
+
+@_linear_prepacked_op.register_fake
+def _(
+    x: Tensor, packed: Tensor, bias: Tensor | None, layout: str, out_features: int, path: str
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def _save_for_linear_prepacked(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed, bias, ctx.layout, _, _ = inputs
+    ctx.save_for_backward(packed)
+    ctx.in_features = x.shape[-1]
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _linear_prepacked_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (packed,) = ctx.saved_tensors
+    weight = _dequantize_prepacked_op(
+        packed, ctx.layout, grad.shape[-1], ctx.in_features, grad.dtype
+    )
+    return grad @ weight, None, _bias_gradient(ctx, grad), None, None, None
+
+
+_linear_prepacked_op.register_autograd(
+    _linear_prepacked_gradient, setup_context=_save_for_linear_prepacked
+)
 
 
 @torch.library.custom_op("lowbit::embedding", mutates_args=())
@@ -130,12 +193,24 @@ def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def linear(x: Tensor, q: QTensor, bias: Tensor | None, activations: str) -> Tensor:
     """x [*, in] · Wᵀ + bias -> [*, out] in x's dtype; activations "float" or "dynamic" (int8)."""
-    needs_gradient = torch.is_grad_enabled() and (
-        x.requires_grad or (bias is not None and bias.requires_grad)
-    )
-    if needs_gradient or torch.compiler.is_compiling():
+    if _dispatched(x, bias):
         return _linear_op(x, list(q.tensors().values()), bias, layout_text(q.layout), activations)
     return _linear.linear(x, q, bias, activations)
+
+
+def linear_prepacked(x: Tensor, packed: Tensor, bias: Tensor | None, product: Int8Linear) -> Tensor:
+    """The same with a weight that was prepacked for `product`."""
+    if _dispatched(x, bias):
+        layout = layout_text(product.form.layout)
+        return _linear_prepacked_op(x, packed, bias, layout, product.out_features, product.path)
+    return product(x, packed, bias)
+
+
+def _dispatched(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether the call must be seen by autograd or a compiler."""
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return True
+    return torch.compiler.is_compiling()
 
 
 def embedding(ids: Tensor, q: QTensor, dtype: torch.dtype) -> Tensor:
@@ -150,8 +225,8 @@ def embedding(ids: Tensor, q: QTensor, dtype: torch.dtype) -> Tensor:
 def linear_kernel(q: QTensor, activations: str, device: torch.device) -> str:
     """Which kernels serve a linear layer on this machine, and why."""
     x = torch.empty(1, q.in_features, device=device)
-    _, why = select(_linear.KERNELS[activations], x, q)
-    if activations == "float":
+    kernel, why = select(_linear.KERNELS[activations], x, q)
+    if activations == "float" or kernel.name != "reference":
         return why
     _, rows = select(_quantize_rows.KERNELS, x, q.granularity.width(q.in_features))
     return f"product {why}; activations {rows}"

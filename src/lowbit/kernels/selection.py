@@ -53,8 +53,8 @@ def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel,
 
     missing = next((why for k in kernels if k.isa and (why := native.lacks(k.isa))), None)
     runnable = [kernel for kernel in kernels if not (kernel.isa and native.lacks(kernel.isa))]
-    if runnable == [reference] and missing:
-        return ((reference, missing),)
+    if runnable == [reference]:
+        return ((reference, missing or "nothing else serves this op"),)
     return tuple((kernel, "best of what this processor has") for kernel in runnable)
 
 

@@ -1,9 +1,11 @@
 """QuantLinear: nn.Linear, or transformers' Conv1D, over a stored weight [out, in]."""
 
+import torch
 from torch import Tensor, nn
 
-from lowbit.formats import Layout
-from lowbit.kernels import ops
+from lowbit.formats import Layout, QTensor
+from lowbit.kernels import linear, ops
+from lowbit.kernels.linear.native import Int8Linear
 from lowbit.nn.packed import Packed
 
 ACTIVATIONS = ("float", "dynamic")
@@ -31,14 +33,29 @@ class QuantLinear(Packed):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.qweight, self.bias, self.activations)
+        packed = self.prepacked
+        if packed is None and not self.product_chosen and not torch.compiler.is_compiling():
+            # A tied weight stays as it is stored, which is how the other module reads it.
+            packed = None if self.tied_to else self.prepack(self._choose)
+        if packed is None or self.product is None:
+            return ops.linear(x, self.qweight, self.bias, self.activations)
+        return ops.linear_prepacked(x, packed, self.bias, self.product)
+
+    def _choose(self, q: QTensor) -> Int8Linear | None:
+        return linear.prepacked(q, self.activations)
 
     def kernel(self) -> str:
         """Which kernel serves this module here, and why."""
         return ops.linear_kernel(self.qweight, self.activations, self.compute_dtype.device)
 
+    def describe(self) -> str:
+        activations = (
+            "" if self.activations == "float" else f", {self.activations} int8 activations"
+        )
+        return super().describe() + activations
+
     def extra_repr(self) -> str:
         return (
             f"{self.in_features}, {self.out_features}, {self.describe()},"
-            f" {self.activations} activations, bias={self.bias is not None}"
+            f" bias={self.bias is not None}"
         )

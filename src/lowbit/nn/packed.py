@@ -3,15 +3,25 @@
 The stored tensors are persistent buffers under their names in the format ("codes", "scale", …),
 with exactly the stored shape and dtype. A tied module holds no tensors but a reference to the
 module that does.
+
+Where a kernel likes another order better, the weight is *prepacked* at the first forward pass: one
+tensor, saved nowhere, takes the place of the stored ones, whose buffers stay behind without data.
+Whoever asks for the stored weight (state_dict, `.to()`, `qweight`) gets it back bit for bit, and
+the next forward pass prepacks again. There is never a second copy.
 """
 
+import threading
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from lowbit.formats import Layout, QTensor
+from lowbit.kernels.linear.native import Int8Linear
+
+# One module at a time changes its form: it takes less than a millisecond, and once.
+_CHANGING = threading.RLock()
 
 
 class Packed(nn.Module):
@@ -20,6 +30,8 @@ class Packed(nn.Module):
     compute_dtype: Tensor
     tied_to: "Packed | None"
     replaced: nn.Module
+    product: Int8Linear | None
+    prepacked: Tensor | None
 
     def __init__(
         self, layout: Layout, rows: int, columns: int, float_shape: tuple[int, int]
@@ -32,6 +44,10 @@ class Packed(nn.Module):
         # Registered nowhere, so that tied tensors are counted and saved once.
         object.__setattr__(self, "tied_to", None)
         object.__setattr__(self, "replaced", None)
+        # A plain attribute: as a buffer it would count beside those that it stands in for.
+        self.prepacked = None
+        self.product = None
+        self.product_chosen = False
         for name, (shape, dtype) in layout.tensors(rows, columns).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
         # Follows `.to(dtype)` as a float weight would; empty, and saved nowhere.
@@ -43,6 +59,7 @@ class Packed(nn.Module):
             raise ValueError(
                 f"{q.layout} {q.shape} does not fit {self.layout} {(self.rows, self.columns)}"
             )
+        self.restore_stored()
         for name, tensor in q.tensors().items():
             setattr(self, name, tensor)
         return self
@@ -67,7 +84,14 @@ class Packed(nn.Module):
     def qweight(self) -> QTensor:
         """The stored weight."""
         owner = self if self.tied_to is None else self.tied_to
-        return self.layout.assemble(owner._buffers, self.columns)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling():  # a lock cannot be traced, nor is it needed
+            return owner._assembled()
+        with _CHANGING:
+            owner.restore_stored()
+            return owner._assembled()
+
+    def _assembled(self) -> QTensor:
+        return self.layout.assemble(self._buffers, self.columns)  # type: ignore[arg-type]
 
     @property
     def weight(self) -> Tensor:
@@ -76,8 +100,42 @@ class Packed(nn.Module):
         weight._is_hf_initialized = True  # type: ignore[attr-defined]
         return weight
 
+    def prepack(self, choose: Callable[[QTensor], Int8Linear | None]) -> Tensor | None:
+        """Choose a product for the stored weight, and prepack for it if it wants that."""
+        with _CHANGING:
+            if not self.product_chosen:
+                q = self.qweight
+                self.product = choose(q)
+                if self.product is not None:
+                    self.prepacked = self.product.form.pack(q)
+                    for name, tensor in q.tensors().items():
+                        setattr(self, name, tensor.to("meta"))
+                self.product_chosen = True
+            return self.prepacked
+
+    def restore_stored(self) -> None:
+        """Put the stored tensors back where they were prepacked."""
+        with _CHANGING:
+            if self.prepacked is not None:
+                assert self.product is not None
+                for name, tensor in self.product.form.unpack(self.prepacked).tensors().items():
+                    setattr(self, name, tensor)
+            self.prepacked = None
+            self.product_chosen = False
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        with _CHANGING:
+            self.restore_stored()
+            super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        with _CHANGING:
+            self.restore_stored()
+            super()._load_from_state_dict(*args)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Stored tensors follow a change of device but never one of dtype."""
+        self.restore_stored()
         stored = {id(self._buffers[name]) for name in self.stored}
 
         def apply(tensor: Tensor) -> Tensor:
@@ -92,4 +150,4 @@ class Packed(nn.Module):
     def describe(self) -> str:
         """Format, bits and granularity in a few words."""
         layout = self.layout
-        return f"{layout.format} {layout.bits} bits per {layout.granularity}"
+        return f"{layout.format} {layout.bits}-bit {layout.granularity}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from lowbit.schemes.binary import Binary
 from lowbit.schemes.zero_point import ZeroPoint
 
 
+@runtime_checkable
 class Scheme(Protocol):
     """What a scheme is: a frozen dataclass with a name, bits, a granularity, and `quantize`."""
 
@@ -38,7 +39,7 @@ def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
     for key, value in options.items():
         if key not in known:
             raise UsageError(f"scheme {name} has no option {key!r}: use {', '.join(known)}")
-        if known[key] in (int, bool) and type(value) is not known[key]:
+        if known[key] in (int, bool, str) and type(value) is not known[key]:
             raise UsageError(
                 f"option {key} of scheme {name} takes a {known[key].__name__}, not {value!r}"
             )

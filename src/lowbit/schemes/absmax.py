@@ -7,7 +7,7 @@ codes are clamped to −2^(b−1) … 2^(b−1) − 1: a finer step that clips t
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,7 @@ class Absmax:
     name: ClassVar[str] = "absmax"
     bits: int = 8
     granularity: Granularity = CHANNEL
-    range: Literal["absmax", "minmax"] = "absmax"
+    range: str = "absmax"
 
     def __post_init__(self) -> None:
         AffineLayout(self.bits, self.granularity, zero_point=False)
@@ -39,7 +39,8 @@ class Absmax:
         low, high = weight_range(weight, self.granularity)
         half = 1 << (self.bits - 1)
         if self.range == "minmax":
-            scale, lowest = (high - low) / (2 * half - 1), -half
+            # Divided first: high − low overflows float32 where both are near its limits.
+            scale, lowest = high / (2 * half - 1) - low / (2 * half - 1), -half
         else:
             scale, lowest = torch.maximum(-low, high) / (half - 1), 1 - half
         return encode(weight, safe_scale(scale), None, self.bits, self.granularity, lowest)

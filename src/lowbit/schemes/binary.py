@@ -10,7 +10,7 @@ codes and least squares in turn. Codes are computed from α and o as stored; sig
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, UInt8
@@ -36,7 +36,7 @@ class Binary:
     bits: int = 3
     granularity: Granularity = group(64)
     offset: bool = True
-    solver: Literal["greedy", "alternating"] = "alternating"
+    solver: str = "alternating"
     iterations: int = 15
     nested: bool = False
 

@@ -1,15 +1,18 @@
 """Linear layers over stored weights: one table of kernels per kind of activations."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lowbit.formats import QTensor
-from lowbit.kernels.linear import reference
+from lowbit.kernels.linear import native, reference
+from lowbit.kernels.linear.interleaved import Interleaved
+from lowbit.kernels.linear.native import Int8Linear
 from lowbit.kernels.selection import Kernel, never, select
 
 KERNELS = {
     "float": (Kernel("reference", reference.linear_float, never),),
-    "dynamic": (Kernel("reference", reference.linear_dynamic, never),),
+    "dynamic": (*native.KERNELS, Kernel("reference", reference.linear_dynamic, never)),
 }
 
 
@@ -23,3 +26,12 @@ def linear(
     kernel, _ = select(KERNELS[activations], x, q)
     y: Tensor = kernel.run(x, q, bias)
     return y
+
+
+def prepacked(q: QTensor, activations: str) -> Int8Linear | None:
+    """The product that serves q once it is prepacked, or None where the stored form is used."""
+    x = torch.empty(1, q.in_features, device=next(iter(q.tensors().values())).device)
+    kernel, _ = select(KERNELS[activations], x, q)
+    if kernel not in native.KERNELS:
+        return None
+    return Int8Linear(Interleaved(q.layout, *q.shape), kernel.name)

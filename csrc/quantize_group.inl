@@ -1,0 +1,54 @@
+// The two passes over a group of activations (quantize_rows.h says what they compute), for the files
+// that are compiled once per instruction set; the compiler vectorizes both.
+
+#include <cstdint>
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+int32_t bits_of(float v) {
+  int32_t bits;
+  __builtin_memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+
+float float_of(int32_t bits) {
+  float v;
+  __builtin_memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+struct GroupScale {
+  float scale;
+  float inv;  // 0 where all codes are 0
+};
+
+// The largest |x| as bits: without the sign, floats are ordered as integers are, infinity above
+// every number and NaN above infinity. An integer maximum vectorizes without relaxed float rules.
+GroupScale group_scale(const float* x, int64_t n) {
+  const int32_t infinity_bits = 0x7f800000;
+  int32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t magnitude = bits_of(x[i]) & 0x7fffffff;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  if (largest >= infinity_bits) return {__builtin_nanf(""), 0.0f};
+  const float a = float_of(largest);
+  if (a < 0x1p-100f) return {1.0f, 0.0f};
+  return {a / 127.0f, 127.0f / a};
+}
+
+// Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low bits, which are
+// zero in the constant. |x * inv| is at most 127 * (1 + 2^-22), so no code needs clamping.
+void encode(const float* x, int8_t* codes, int64_t n, float inv) {
+  if (inv == 0.0f) {
+    for (int64_t i = 0; i < n; ++i) codes[i] = 0;
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    codes[i] = static_cast<int8_t>(bits_of(x[i] * inv + 0x1.8p23f));
+  }
+}
+
+}  // namespace
+}  // namespace lowbit::LOWBIT_ISA

@@ -1,0 +1,53 @@
+"""The command line: one file per verb, no arithmetic. Exit codes: 0 done, 2 wrong use, 1 the rest."""
+
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from lowbit.cli.inspect import inspect
+from lowbit.cli.quantize import quantize
+from lowbit.errors import LowbitError
+
+app = typer.Typer(
+    name="lowbit",
+    help="Quantize Hugging Face transformers to 8 … 1 bits, and account for every byte.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+for verb in (quantize, inspect):
+    app.command()(verb)
+
+
+class Interrupted(SystemExit):
+    """A signal to stop. It unwinds the stack, so that half-written output is removed."""
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(128 + number)
+
+
+def main() -> None:
+    """Run a command. Every error a user can cause is one sentence on standard error."""
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        app()
+    except Interrupted as stop:
+        _fail("interrupted; nothing was written", stop.code)
+    except LowbitError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
+
+
+def _fail(sentence: str, code: int | str | None) -> NoReturn:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"[red]error:[/red] {escape(sentence)}")
+    sys.exit(code)

@@ -1,0 +1,75 @@
+"""`lowbit inspect`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lowbit.cli.tables import mebibytes
+from lowbit.inspection import Inspection, inspect_checkpoint
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Totals only.")] = False,
+) -> None:
+    """Show what a quantized model holds: per module format, bits, bytes, error and kernel.
+
+    Example: `lowbit inspect ./bert-base-int4`
+    """
+    inspection = inspect_checkpoint(model)
+    if as_json:
+        print(json.dumps(inspection.to_dict()))
+        return
+    console = Console()
+    if not quiet:
+        console.print(module_table(inspection))
+        for kernel, why in inspection.kernels.items():
+            console.print(f"{kernel}: {why}", soft_wrap=True)
+    console.print(total_table(inspection))
+
+
+def module_table(inspection: Inspection) -> Table:
+    """One row per module with a stored weight, one for everything that is plain float."""
+    table = Table(box=box.SIMPLE, padding=(0, 1))
+    for column in ("module", "stored as", "bytes", "bits/weight", "SNR dB", "kernel"):
+        table.add_column(column, overflow="fold")
+    stored = [row for row in inspection.rows if row.kernel or not row.size.parameters]
+    plain = [row for row in inspection.rows if row not in stored]
+    for row in stored:
+        error = inspection.errors.get(row.size.name)
+        table.add_row(
+            row.size.name,
+            row.stored_as,
+            f"{row.size.stored_bytes:,}",
+            f"{row.size.bits_per_weight:.2f}" if row.size.parameters else "",
+            f"{error.signal_to_noise_db:.1f}" if error else "",
+            row.kernel,
+        )
+    table.add_row(
+        f"{len(plain)} other modules",
+        " ".join(sorted({row.stored_as for row in plain})),
+        f"{sum(row.size.stored_bytes for row in plain):,}",
+    )
+    return table
+
+
+def total_table(inspection: Inspection) -> Table:
+    """Sizes of the whole model, and of the same model in float."""
+    total = inspection.footprint
+    table = Table(title="everything counted", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("parameters", f"{total.parameters:,}")
+    table.add_row("bits per weight", f"{total.bits_per_weight:.2f}")
+    table.add_row("tensors", mebibytes(total.stored_bytes))
+    table.add_row("on disk", mebibytes(total.disk_bytes))
+    table.add_row("resident after loading", mebibytes(total.resident_bytes))
+    table.add_row("resident after a forward pass", mebibytes(inspection.resident_after_forward))
+    table.add_row("the same model in float", mebibytes(total.float_bytes))
+    return table

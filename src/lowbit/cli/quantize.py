@@ -1,0 +1,76 @@
+"""`lowbit quantize`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lowbit.cli.tables import before_after
+from lowbit.coverage import Coverage
+from lowbit.stream import MAX_SHARD_BYTES, quantize_checkpoint
+
+MEGA = 10**6
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="A folder with a float checkpoint, or a hub id.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    recipe: Annotated[
+        str, typer.Option(help="A preset (int8, int4-all, bcq3, int8-dynamic, …) or a .yaml file.")
+    ] = "int8",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model folder that is there already.")
+    ] = False,
+    max_shard_size: Annotated[
+        int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file; memory follows it.")
+    ] = MAX_SHARD_BYTES // MEGA,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Quantize a checkpoint into a new folder, tensor by tensor, in bounded memory.
+
+    Example: `lowbit quantize ./bert-base --recipe int4 -o ./bert-base-int4`
+    """
+    result = quantize_checkpoint(
+        model,
+        recipe,
+        output,
+        overwrite=overwrite,
+        max_shard_bytes=max_shard_size * MEGA,
+        progress=not (quiet or as_json),
+    )
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    elif not quiet:
+        console = Console()
+        console.print(coverage_table(result.coverage))
+        console.print(before_after(result.before, result.after))
+        for name in result.unused:
+            console.print(f"not used by the model, left out: {name}")
+        console.print(f"written to {output}; `import lowbit` before loading it")
+
+
+def coverage_table(coverage: Coverage) -> Table:
+    """What was quantized and what was kept, modules with the same fate together."""
+    table = Table(
+        box=box.SIMPLE,
+        title=f"{coverage.quantized_parameters:,} of {coverage.parameters:,} parameters"
+        f" quantized ({coverage.share:.1%})",
+    )
+    for column in ("", "why", "modules", "parameters", "first"):
+        right = column in ("modules", "parameters")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for fate in coverage.fates():
+        table.add_row(
+            "quantized" if fate.quantized else "kept",
+            fate.reason,
+            f"{fate.modules:,}",
+            f"{fate.parameters:,}",
+            fate.example,
+        )
+    table.add_row("kept", "norms and biases", "", f"{coverage.vector_parameters:,}", "")
+    return table

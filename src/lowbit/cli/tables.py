@@ -1,0 +1,34 @@
+"""Tables that more than one verb prints."""
+
+from rich.table import Table
+
+from lowbit.accounting import Footprint
+
+MEBI = 1 << 20
+
+
+def mebibytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / MEBI:,.2f} MiB"
+
+
+def before_after(before: Footprint, after: Footprint) -> Table:
+    """Float against quantized: parameters, bits per weight, stored bytes, bytes on disk."""
+    table = Table(
+        title="everything counted: codes, scales, zero points, padding, what stayed float"
+    )
+    for column in ("", "float", "quantized", "ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("parameters", f"{before.parameters:,}", f"{after.parameters:,}", "")
+    bits = before.bits_per_weight, after.bits_per_weight
+    table.add_row(
+        "bits per weight", f"{bits[0]:.2f}", f"{bits[1]:.2f}", f"{bits[0] / bits[1]:.2f}×"
+    )
+    for name in ("stored_bytes", "disk_bytes"):
+        sizes = getattr(before, name), getattr(after, name)
+        if None not in sizes:
+            table.add_row(
+                "tensors" if name == "stored_bytes" else "on disk",
+                *map(mebibytes, sizes),
+                f"{sizes[0] / sizes[1]:.2f}×",
+            )
+    return table

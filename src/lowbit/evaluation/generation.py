@@ -1,0 +1,89 @@
+"""Generation: a sample to read, and how fast tokens come."""
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from jaxtyping import Integer
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lowbit.errors import InputError, UsageError
+from lowbit.evaluation.mode import evaluating, positions
+
+
+def generate_sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    max_new_tokens: int,
+    seed: int,
+    top_k: int = 30,
+) -> str:
+    """The prompt and up to `max_new_tokens` tokens sampled after it, as text.
+
+    The same seed gives the same text; torch's random state is left as it was. Raises UsageError
+    for a model that does not generate or a count below 1, InputError for a prompt without tokens
+    or one that leaves the model too few positions.
+    """
+    ids = torch.tensor(tokenizer(prompt).input_ids, dtype=torch.long)
+    _check(model, len(ids), max_new_tokens)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with evaluating(model), torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        tokens = _generate(
+            model,
+            ids,
+            do_sample=True,
+            top_k=top_k,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def tokens_per_second(
+    model: PreTrainedModel, ids: Integer[Tensor, " n"], new_tokens: int, repeats: int = 3
+) -> float:
+    """New tokens per second after the prompt `ids`: one sequence, greedy, with the cache.
+
+    The median of `repeats` runs after one that is not counted; the time includes the prompt's.
+    Raises as `generate_sample` does.
+    """
+    _check(model, len(ids), new_tokens)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        # As many tokens as were asked for, whether or not the text ends before.
+        options = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "pad_token_id": 0}
+        # Reading the tokens waits for a GPU to finish.
+        _generate(model, ids, do_sample=False, **options).tolist()
+        return time.perf_counter() - start
+
+    with evaluating(model):
+        seconds()
+        return new_tokens / statistics.median(seconds() for _ in range(repeats))
+
+
+def _generate(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
+    """The tokens of one sequence; for a decoder, the prompt `ids` first."""
+    batch = ids[None].to(model.device)
+    tokens: Tensor = model.generate(  # type: ignore[operator]
+        batch, attention_mask=torch.ones_like(batch), **options
+    )
+    return tokens[0]
+
+
+def _check(model: PreTrainedModel, prompt: int, new: int) -> None:
+    if not model.can_generate():
+        raise UsageError(f"{type(model).__name__} does not generate text")
+    if new < 1:
+        raise UsageError(f"{new} new tokens were asked for: at least 1 is needed")
+    if prompt < 1:
+        raise InputError("the prompt has no tokens")
+    most = positions(model)
+    if most is not None and not model.config.is_encoder_decoder and prompt + new > most:
+        raise InputError(
+            f"{prompt} tokens of prompt and {new} new ones do not fit the model's {most} positions"
+        )

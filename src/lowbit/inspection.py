@@ -1,0 +1,105 @@
+"""What a quantized checkpoint holds, and what it takes in memory when it runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lowbit.accounting import Footprint, ModuleSize, footprint, resident_bytes
+from lowbit.checkpoint import find, model_class, quiet_loader, read_config, weight_files
+from lowbit.errors import InputError
+from lowbit.hub import METHOD
+from lowbit.nn import Packed, QuantEmbedding, QuantLinear
+from lowbit.weight_error import WeightError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module: its size, how its weight is stored, the kernel that serves it here, and why.
+
+    The kernel is empty for a module that is plain float.
+    """
+
+    size: ModuleSize
+    stored_as: str
+    kernel: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """`errors` are those recorded when the weights were quantized."""
+
+    rows: tuple[Row, ...]
+    footprint: Footprint
+    resident_after_forward: int
+    errors: dict[str, WeightError]
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """Kernel -> why it was chosen."""
+        return {row.kernel: row.why for row in self.rows if row.kernel}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **self.footprint.to_dict(),
+            "resident_bytes_after_forward": self.resident_after_forward,
+            "modules": [
+                {
+                    "name": row.size.name,
+                    "module": row.size.module,
+                    "stored_as": row.stored_as,
+                    "parameters": row.size.parameters,
+                    "stored_bytes": row.size.stored_bytes,
+                    "float_bytes": row.size.float_bytes,
+                    "bits_per_weight": row.size.bits_per_weight,
+                    "kernel": row.kernel,
+                    "why": row.why,
+                }
+                | (self.errors[row.size.name].to_dict() if row.size.name in self.errors else {})
+                for row in self.rows
+            ],
+        }
+
+
+def inspect_checkpoint(folder: str | Path) -> Inspection:
+    """Load a checkpoint that lowbit wrote, run it once, and account for it.
+
+    Raises InputError where it is no such checkpoint or is not complete.
+    """
+    folder = find(str(folder))
+    config = read_config(folder)
+    stored = getattr(config, "quantization_config", None)
+    if stored is None or dict(stored).get("quant_method") != METHOD:
+        raise InputError(f"{folder} was not quantized with lowbit")
+    weight_files(folder)
+    with quiet_loader():
+        model = model_class(config).from_pretrained(folder, local_files_only=True)
+    size = footprint(model, folder)
+    run_once(model)
+    owners = {module: name for name, module in model.named_modules()}
+    rows = [_row(model, module) for module in size.modules]
+    rows += [
+        Row(ModuleSize(name, type(module).__name__, 0, 0, 0), f"tied to {owners[module.tied_to]}")
+        for name, module in model.named_modules()
+        if isinstance(module, Packed) and module.tied_to is not None
+    ]
+    errors = model.config.quantization_config.errors
+    return Inspection(tuple(rows), size, resident_bytes(model), errors)
+
+
+def run_once(model: PreTrainedModel) -> None:
+    """One forward pass over a few tokens."""
+    with torch.no_grad():
+        model(**model.dummy_inputs)
+
+
+def _row(model: PreTrainedModel, size: ModuleSize) -> Row:
+    module = model.get_submodule(size.name)
+    if isinstance(module, QuantLinear | QuantEmbedding):
+        kernel, _, why = module.kernel().partition(": ")
+        return Row(size, module.describe(), kernel, why)
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters(recurse=False)}
+    return Row(size, " ".join(sorted(dtypes)))

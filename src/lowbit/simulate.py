@@ -1,0 +1,70 @@
+"""Simulated quantization: every parameter becomes the value that its stored form would decode to.
+
+    w ← decode(quantize(w))
+
+The model stays float, and so do its size and its speed; what changes is what it computes. Matrices
+are taken as [out, in], tensors of more dimensions as [out, rest], vectors as one row: unlike
+`quantize`, this reaches norms and biases too.
+"""
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lowbit.errors import InputError, UsageError
+from lowbit.formats import FORMATS, TENSOR, QTensor
+from lowbit.nn import Packed
+from lowbit.schemes import Absmax, Scheme, ZeroPoint
+
+NAMED: dict[str, Scheme] = {s.name: s for s in (Absmax(8, TENSOR), ZeroPoint(8, TENSOR))}
+
+
+def simulate(model: nn.Module, scheme: str | Scheme) -> dict[str, float]:
+    """Round every parameter of `model` in place; returns the mean squared error of each.
+
+    scheme: "absmax" or "zero-point" (8 bits, one scale per tensor), or any `Scheme`. A parameter
+    that several modules share is taken once, under its first name.
+
+    Raises UsageError for an unknown name, a quantized model, or a group size larger than some
+    parameter; InputError for a parameter that is not finite. In both cases nothing has changed.
+    """
+    if isinstance(scheme, str):
+        if scheme not in NAMED:
+            raise UsageError(f"scheme {scheme!r} is unknown: use {', '.join(NAMED)}, or a Scheme")
+        scheme = NAMED[scheme]
+    if any(isinstance(module, Packed) for module in model.modules()):
+        raise UsageError("the model is already quantized with lowbit; simulate on the float model")
+    transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
+    stored = {
+        name: _quantize(name, _matrix(parameter, id(parameter) in transposed), scheme)
+        for name, parameter in model.named_parameters()
+    }
+    errors = {}
+    for name, parameter in model.named_parameters():
+        q = stored.pop(name)
+        matrix = FORMATS[q.layout.format].decode(q, parameter.dtype)
+        rounded = (matrix.t() if id(parameter) in transposed else matrix).reshape(parameter.shape)
+        weight = parameter.detach()
+        errors[name] = (weight.double() - rounded.double()).square().mean().item()
+        weight.copy_(rounded)
+    return errors
+
+
+def _matrix(parameter: nn.Parameter, transposed: bool) -> Tensor:
+    """The parameter as [out, in]: Conv1D stores [in, out]."""
+    values = parameter.detach()
+    if values.ndim < 2:
+        return values.reshape(1, -1)
+    return values.t() if transposed else values.flatten(1)
+
+
+def _quantize(name: str, weight: Tensor, scheme: Scheme) -> QTensor:
+    size = scheme.granularity.group_size
+    if size is not None and size > weight.shape[1]:
+        raise UsageError(
+            f"group size {size} is larger than the {weight.shape[1]} values in a row of {name}:"
+            " every parameter is simulated, so use a smaller group, channel or tensor"
+        )
+    try:
+        return scheme.quantize(weight)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error

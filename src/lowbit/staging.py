@@ -1,0 +1,55 @@
+"""Output folders appear complete or not at all: written beside, renamed in one step."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lowbit.errors import InputError, UsageError
+
+
+def check_output(output: Path, overwrite: bool, source: Path) -> None:
+    """Raises UsageError where `output` may not be written."""
+    if output.resolve() == source.resolve() or output.resolve() in source.resolve().parents:
+        raise UsageError(f"output {output} is or holds the model that is read")
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"output {output} is a file")
+    if output.is_dir() and any(output.iterdir()):
+        if not overwrite:
+            raise UsageError(f"output {output} exists and is not empty (--overwrite replaces it)")
+        if not (output / "config.json").is_file():
+            raise UsageError(f"output {output} is no model folder, so it is not overwritten")
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that takes its place at the end, or is removed on any failure."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise InputError(f"{output.parent} cannot be written: {error.strerror}") from error
+    try:
+        yield folder
+        _open_permissions(folder)
+        if output.exists():
+            # Two renames: at every moment either the old or the new folder is whole.
+            old = folder.with_name(folder.name + ".old")
+            output.rename(old)
+            folder.rename(output)
+            shutil.rmtree(old)
+        else:
+            folder.rename(output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_permissions(folder: Path) -> None:
+    """Temporary folders and safetensors files are private; the user's umask says what is wanted."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o666 & ~umask)

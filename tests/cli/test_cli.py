@@ -1,0 +1,137 @@
+"""The command line as its user sees it: output, exit codes, one sentence per error."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lowbit import Absmax, Recipe, Rule
+from lowbit.cli import main
+from tests.models import make
+
+
+@pytest.fixture
+def lowbit(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    # Wide enough that no cell is folded.
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["lowbit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def source(tmp_path):
+    make("gpt2").save_pretrained(tmp_path / "float")
+    return tmp_path / "float"
+
+
+def test_quantize_prints_coverage_and_a_before_after_table(lowbit, source, tmp_path):
+    code, out, err = lowbit("quantize", source, "--recipe", "int4", "-o", tmp_path / "out")
+    assert code == 0
+    for words in ("Conv1D: rule @linear", "keeps @embedding", "tied to transformer.wte"):
+        assert words in out, words
+    assert "bits per weight" in out and "on disk" in out
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_quantize_json_is_one_object_with_everything(lowbit, source, tmp_path):
+    code, out, err = lowbit("quantize", source, "-o", tmp_path / "out", "--json")
+    result = json.loads(out)
+    assert code == 0 and not err
+    assert result["recipe"]["name"] == "int8"
+    assert result["coverage"]["share"] > 0.5
+    assert result["after"]["disk_bytes"] < result["before"]["disk_bytes"]
+    assert len(result["errors"]) == 8
+
+
+def test_quiet_prints_nothing(lowbit, source, tmp_path):
+    assert lowbit("quantize", source, "-o", tmp_path / "out", "--quiet") == (0, "", "")
+
+
+def test_a_yaml_recipe_is_taken(lowbit, source, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(Recipe((Rule("*.c_fc", Absmax(6)),), name="mine").to_yaml())
+    code, out, _ = lowbit("quantize", source, "--recipe", file, "-o", tmp_path / "out", "--json")
+    assert code == 0 and json.loads(out)["recipe"]["name"] == "mine"
+
+
+def test_inspect_shows_every_module_and_the_totals(lowbit, source, tmp_path):
+    out_folder = tmp_path / "out"
+    lowbit("quantize", source, "--recipe", "int4-all-dynamic", "-o", out_folder, "-q")
+    code, out, _ = lowbit("inspect", out_folder, "--json")
+    inspection = json.loads(out)
+    assert code == 0
+    modules = {m["name"]: m for m in inspection["modules"]}
+    c_fc = modules["transformer.h.0.mlp.c_fc"]
+    assert c_fc["stored_as"] == "affine 4-bit group:64, dynamic int8 activations"
+    assert c_fc["signal_to_noise_db"] > 10 and c_fc["kernel"] and c_fc["why"]
+    assert modules["lm_head"]["stored_as"] == "tied to transformer.wte"
+    assert inspection["resident_bytes_after_forward"] <= 1.1 * inspection["resident_bytes"]
+    code, out, _ = lowbit("inspect", out_folder)
+    assert code == 0 and "resident after a forward pass" in out and "reference" in out
+
+
+@pytest.mark.parametrize("name", ["bert-classifier", "bart", "t5", "llama-tied", "distilbert"])
+def test_inspect_runs_every_architecture(name, lowbit, tmp_path):
+    make(name).save_pretrained(tmp_path / "float")
+    lowbit("quantize", tmp_path / "float", "--recipe", "int8-all", "-o", tmp_path / "out", "-q")
+    code, out, err = lowbit("inspect", tmp_path / "out", "--json")
+    assert code == 0 and not err
+    assert json.loads(out)["bits_per_weight"] < 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["quantize", "{source}", "--recipe", "int5", "-o", "{out}"], 2, "'int5' is unknown"),
+        (["quantize", "{source}", "--recipe", "no.yaml", "-o", "{out}"], 2, "cannot be read"),
+        (["quantize", "{source}", "--recipe", "int8-static", "-o", "{out}"], 2, "calibration"),
+        (["quantize", "{source}", "-o", "{source}"], 2, "holds the model"),
+        (["quantize", "./nowhere", "-o", "{out}"], 1, "there is no folder"),
+        (["quantize", "{source}/config.json", "-o", "{out}"], 1, "is a file"),
+        (["quantize", "{source}", "-o", "{source}/config.json"], 2, "is a file"),
+        (["quantize", "{source}", "-o", "/proc/none/out"], 1, "cannot be written"),
+        (["inspect", "{source}"], 1, "not quantized with lowbit"),
+        (["inspect", "./nowhere"], 1, "there is no folder"),
+        (["quantize", "{source}"], 2, "--output"),
+        (["quantize", "{source}", "-o", "{out}", "--max-shard-size", "0"], 2, "max-shard-size"),
+        (["quantise"], 2, "quantise"),
+    ],
+)
+def test_an_error_is_one_sentence_on_standard_error(
+    arguments, code, sentence, lowbit, source, tmp_path
+):
+    out_folder = tmp_path / "out"
+    arguments = [a.format(source=source, out=out_folder) for a in arguments]
+    got, out, err = lowbit(*arguments)
+    assert got == code and sentence in err and "Traceback" not in err
+    assert not out and not out_folder.exists()
+
+
+def test_brackets_in_an_error_are_printed_as_they_are(lowbit, tmp_path):
+    code, _, err = lowbit("inspect", "/[red]nowhere[/red]")
+    assert code == 1 and "/[red]nowhere[/red]" in err
+
+
+@pytest.mark.parametrize("command", [[], ["quantize"], ["inspect"], ["demo"]])
+def test_help_has_an_example(command, lowbit):
+    code, out, _ = lowbit(*command, "--help")
+    assert code == 0
+    assert not command or "Example" in out
+
+
+def test_python_dash_m_runs_it():
+    done = subprocess.run(
+        [sys.executable, "-m", "lowbit", "--help"], capture_output=True, text=True, check=True
+    )
+    for verb in ("quantize", "inspect", "demo"):
+        assert verb in done.stdout

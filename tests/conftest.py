@@ -1,0 +1,16 @@
+"""Set up before lowbit is imported: no network, quiet transformers, shapes checked at run time."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# The annotations of these modules are checked at every call, in tests only.
+install_import_hook(["lowbit.formats", "lowbit.packing", "lowbit.schemes"], "beartype.beartype")
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

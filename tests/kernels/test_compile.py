@@ -1,0 +1,42 @@
+"""torch.compile takes modules and whole models as one graph."""
+
+import subprocess
+import sys
+
+# In a process of its own: the shape checks that tests put around functions cannot be traced.
+SCRIPT = """
+import torch
+import lowbit
+from lowbit.formats import CHANNEL, TENSOR, group
+from lowbit.kernels import ops
+from lowbit.schemes import Absmax, Binary, ZeroPoint
+from tests.models import make, output
+
+torch.manual_seed(0)
+for scheme in (Absmax(8, CHANNEL), Absmax(8, TENSOR), Absmax(4, group(16)), ZeroPoint(8, CHANNEL),
+               ZeroPoint(3, group(16)), Binary(2, group(16)), Binary(3, CHANNEL, offset=False)):
+    for activations in ("float", "dynamic"):
+        q, bias = scheme.quantize(torch.randn(24, 40)), torch.randn(24)
+
+        def layer(x, ids):
+            return ops.linear(x + ops.embedding(ids, q, torch.float32), q, bias, activations).relu()
+
+        torch._dynamo.reset()
+        x, ids = torch.randn(3, 40), torch.tensor([1, 5, 9])
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x, ids), layer(x, ids)), (scheme, activations)
+
+for recipe in ("int8-dynamic", "int4-all", "bcq2"):
+    model = make("bert")
+    lowbit.quantize(model, recipe)
+    expected = output(model)
+    torch._dynamo.reset()
+    model.forward = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(output(model), expected)
+print("compiled")
+"""
+
+
+def test_modules_and_models_compile_to_one_graph_and_give_the_same():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("compiled\n"), done.stderr[-2000:]

@@ -1,0 +1,146 @@
+"""The operators: schema, fake version, gradient, tracing; and the arithmetic of the references."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowbit.formats import CHANNEL, TENSOR, group
+from lowbit.kernels import ops
+from lowbit.kernels.linear.reference import integer_matmul
+from lowbit.schemes import Absmax, Binary, ZeroPoint
+
+SCHEMES = [
+    Absmax(8, CHANNEL),
+    Absmax(8, TENSOR),
+    Absmax(4, group(16)),
+    ZeroPoint(8, CHANNEL),
+    ZeroPoint(3, group(16)),
+    Binary(2, group(16)),
+    Binary(3, CHANNEL, offset=False),
+]
+
+
+def stored(scheme, rows=24, columns=40, seed=0):
+    torch.manual_seed(seed)
+    return scheme.quantize(torch.randn(rows, columns))
+
+
+def arguments(q):
+    return list(q.tensors().values()), ops.layout_text(q.layout)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_operators_pass_opcheck(scheme):
+    q = stored(scheme)
+    tensors, layout = arguments(q)
+    x = torch.randn(5, 40)
+    bias = torch.randn(24)
+    lowbit_ops = torch.ops.lowbit
+    torch.library.opcheck(lowbit_ops.dequantize, (tensors, layout, 40, torch.float32))
+    ids = torch.tensor([[0, 23, 7]])
+    torch.library.opcheck(lowbit_ops.embedding, (ids, tensors, layout, 40, torch.float32))
+    for activations in ("float", "dynamic"):
+        torch.library.opcheck(lowbit_ops.linear, (x, tensors, bias, layout, activations))
+        torch.library.opcheck(
+            lowbit_ops.linear, (x.requires_grad_(), tensors, None, layout, activations)
+        )
+
+
+def test_quantize_rows_passes_opcheck():
+    torch.library.opcheck(torch.ops.lowbit.quantize_rows, (torch.randn(3, 40), 16))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_float_activations_are_within_twice_the_error_of_torch(scheme):
+    q = stored(scheme, 64, 96)
+    weight = ops.dequantize(q)
+    x, bias = torch.randn(2, 7, 96), torch.randn(64)
+    exact = x.double() @ weight.double().T + bias.double()
+    torch_error = (torch.nn.functional.linear(x, weight, bias).double() - exact).abs().max()
+    ours = ops.linear(x, q, bias, "float")
+    assert ((ours.double() - exact).abs() <= 2 * torch_error + 1e-12).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_int8_activations_are_exact_products_of_rounded_activations(scheme):
+    """NumPy in float64: quantize x per token and group, multiply by the decoded weight."""
+    q = stored(scheme, 20, 40)
+    x, bias = torch.randn(6, 40), torch.randn(20)
+    width = q.granularity.width(40)
+    rounded = np.empty((6, 40))
+    for start in range(0, 40, width):
+        part = x[:, start : start + width].numpy()
+        largest = np.abs(part).max(1, keepdims=True)
+        codes = np.rint(part * (np.float32(127) / largest))
+        rounded[:, start : start + width] = codes * (largest / np.float32(127)).astype(np.float64)
+    exact = rounded @ ops.dequantize(q).numpy().astype(np.float64).T + bias.numpy()
+    ours = ops.linear(x, q, bias, "dynamic").double().numpy()
+    assert (np.abs(ours - exact) <= 1e-5 * np.abs(exact).max()).all()
+
+
+@settings(max_examples=60)
+@given(
+    m=st.integers(1, 9),
+    n=st.integers(1, 9),
+    k=st.integers(1, 2000),
+    extreme=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_integer_sums_are_exact(m, n, k, extreme, seed):
+    rng = np.random.default_rng(seed)
+    a = np.full((m, k), 127) if extreme else rng.integers(-127, 128, (m, k))
+    b = np.full((n, k), -255) if extreme else rng.integers(-255, 256, (n, k))
+    ours = integer_matmul(torch.from_numpy(a).float(), torch.from_numpy(b).float())
+    assert ours.dtype == torch.int32
+    assert np.array_equal(ours.numpy(), a @ b.T)
+
+
+@pytest.mark.parametrize("activations", ["float", "dynamic"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_back_in_its_dtype(dtype, activations):
+    q = stored(Absmax(8, CHANNEL))
+    x = torch.randn(5, 40).to(dtype)
+    y = ops.linear(x, q, torch.randn(24), activations)
+    assert y.dtype == dtype and y.shape == (5, 24)
+
+
+@pytest.mark.parametrize("activations", ["float", "dynamic"])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_odd_inputs(scheme, activations):
+    q = stored(scheme)
+    assert ops.linear(torch.randn(0, 40), q, None, activations).shape == (0, 24)
+    assert ops.linear(torch.randn(40), q, None, activations).shape == (24,)
+    strided = torch.randn(40, 6).T
+    expected = ops.linear(strided.contiguous(), q, None, activations)
+    assert torch.equal(ops.linear(strided, q, None, activations), expected)
+    spoiled = torch.randn(3, 40)
+    spoiled[1, 3] = torch.nan
+    y = ops.linear(spoiled, q, None, activations)
+    assert y[1].isnan().all() and y[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("activations", ["float", "dynamic"])
+def test_the_gradient_is_that_of_the_decoded_weight(activations):
+    q = stored(ZeroPoint(4, group(8)))
+    x = torch.randn(5, 40, requires_grad=True)
+    bias = torch.randn(24, requires_grad=True)
+    grad = torch.randn(5, 24)
+    ops.linear(x, q, bias, activations).backward(grad)
+    torch.testing.assert_close(x.grad, grad @ ops.dequantize(q))
+    torch.testing.assert_close(bias.grad, grad.sum(0))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_embedding_rows_are_rows_of_the_decoded_table(scheme):
+    q = stored(scheme)
+    ids = torch.tensor([[0, 23], [5, 5]])
+    assert torch.equal(ops.embedding(ids, q, torch.float32), ops.dequantize(q)[ids])
+    assert ops.embedding(ids[:0], q, torch.float32).shape == (0, 2, 40)
+
+
+@pytest.mark.parametrize("bad", [-1, 24])
+def test_an_id_outside_the_table_raises(bad):
+    with pytest.raises(IndexError, match=f"{bad}"):
+        ops.embedding(torch.tensor([0, bad]), stored(Absmax(8, CHANNEL)), torch.float32)

@@ -1,0 +1,34 @@
+"""The public names, pinned."""
+
+import lowbit
+
+NAMES = [
+    "KEEP",
+    "PRESETS",
+    "Absmax",
+    "AffineTensor",
+    "Binary",
+    "BinaryTensor",
+    "Footprint",
+    "Granularity",
+    "InputError",
+    "LowbitConfig",
+    "LowbitError",
+    "QTensor",
+    "Recipe",
+    "Result",
+    "Rule",
+    "Scheme",
+    "UsageError",
+    "ZeroPoint",
+    "dequantize",
+    "footprint",
+    "quantize",
+    "quantize_checkpoint",
+    "simulate",
+]
+
+
+def test_the_public_names_are_these():
+    assert sorted(lowbit.__all__) == sorted(NAMES)
+    assert all(hasattr(lowbit, name) for name in NAMES)
