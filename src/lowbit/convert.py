@@ -32,11 +32,12 @@ def weights_of(module: nn.Module) -> Weights | str:
     positions do. The scaled word embeddings of many models are known to multiply, and no more.
     """
     kind = type(module)
-    if kind is nn.Linear:
+    if isinstance(module, nn.Linear) and kind is nn.Linear:
         return Weights("linear", (module.out_features, module.in_features))
-    if kind is Conv1D:
+    if isinstance(module, Conv1D) and kind is Conv1D:
         return Weights("linear", (module.nf, module.nx), transposed=True)
-    if kind is nn.Embedding or kind.__name__.endswith("ScaledWordEmbedding"):
+    scaled = kind.__name__.endswith("ScaledWordEmbedding")
+    if isinstance(module, nn.Embedding) and (kind is nn.Embedding or scaled):
         if module.max_norm is not None:
             return f"{kind.__name__} renormalizes its rows (max_norm {module.max_norm})"
         scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
@@ -46,8 +47,10 @@ def weights_of(module: nn.Module) -> Weights | str:
 
 
 def matrix(module: nn.Module, weights: Weights) -> Float[Tensor, "out in"]:
-    """The weight as [out, in], detached."""
-    return oriented(module.weight.detach(), weights)  # type: ignore[operator]
+    """The weight of a float module as [out, in], detached."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    return oriented(weight.detach(), weights)
 
 
 def oriented(weight: Tensor, weights: Weights) -> Float[Tensor, "out in"]:
@@ -71,8 +74,6 @@ def packed_like(
     else:
         packed = QuantEmbedding(layout, rows, columns, weights.embed_scale)
     packed.stand_in_for(module, compute)
-    # Nothing is left for transformers to initialize.
-    packed._is_hf_initialized = True
     return packed.train(module.training)
 
 
@@ -115,7 +116,7 @@ def restore(model: PreTrainedModel, dtype: torch.dtype) -> None:
         else:
             float_module.weight = module.tied_to.replaced.weight
         if isinstance(module, QuantLinear):
-            float_module.bias = module.bias
+            float_module.register_parameter("bias", module._parameters["bias"])
         model.set_submodule(name, float_module.train(module.training))
 
 

@@ -203,29 +203,34 @@ def _decide(
     tied_to: str | None,
     recipe: Recipe,
 ) -> Decision:
-    weights = weights_of(module)
+    found = weights_of(module)
     shape = tuple(next(iter(matrices.values())).shape)
     rule: Rule | None = None
-    if isinstance(weights, str):
-        weights, reason = None, weights
+    weights: Weights | None = None
+    if isinstance(found, str):
+        reason = found
     else:
+        weights = found
         rule = recipe.rule_for(name, kinds)
-        reason = "no rule matches" if rule is None else f"rule {rule.match}"
-        if rule is not None and rule.scheme is None:
-            rule, reason = None, f"recipe {recipe.name} keeps {rule.match}"
-        if rule is not None and rule.scheme is not None:
-            misfit = _misfit(rule, weights)
-            if misfit and recipe.strict:
-                raise UsageError(f"{name}: {misfit}")
-            if misfit:
-                rule, reason = None, misfit
+        if rule is None:
+            reason = "no rule matches"
+        elif rule.scheme is None:
+            reason, rule = f"recipe {recipe.name} keeps {rule.match}", None
+        else:
+            reason = f"rule {rule.match}"
+        misfit = _misfit(rule, weights)
+        if misfit and recipe.strict:
+            raise UsageError(f"{name}: {misfit}")
+        if misfit:
+            rule, reason = None, misfit
     count = 0 if tied_to else sum(p.numel() for p in matrices.values())
     return Decision(name, type(module).__name__, shape, count, weights, rule, reason, tied_to)
 
 
-def _misfit(rule: Rule, weights: Weights) -> str | None:
+def _misfit(rule: Rule | None, weights: Weights) -> str | None:
     """Why the scheme of this rule cannot hold a weight of this shape, or None."""
-    assert rule.scheme is not None
+    if rule is None or rule.scheme is None:
+        return None
     size = rule.scheme.granularity.group_size
     if size is not None and size > weights.shape[1]:
         return f"group size {size} is larger than the {weights.shape[1]} inputs"

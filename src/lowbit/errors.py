@@ -1,6 +1,6 @@
 """The errors a user can cause. Each carries one sentence; the command line prints it as it is.
 
-The class decides the exit code: 2 for wrong use, 1 for anything wrong with the input or the machine.
+The class decides the exit code: 2 for wrong use, 1 for a wrong input or machine.
 """
 
 

@@ -124,6 +124,7 @@ class LowbitQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: LowbitConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self.pre_quantized: bool
         self.ties: tuple[TiedKeys, ...] = ()
         self.stored_names: frozenset[str] = frozenset()
         # Weight name -> what to do with it, while a float checkpoint is loaded.
@@ -146,7 +147,7 @@ class LowbitQuantizer(HfQuantizer):
             # Without a weight it is not missing, and not initialized in vain; a bias is loaded.
             module = model.get_submodule(decision.name)
             del module.weight
-            module._is_hf_initialized = module._parameters.get("bias") is None
+            vars(module)["_is_hf_initialized"] = module._parameters.get("bias") is None
         model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
             *(rf"^{re.escape(d.name)}\.weight$" for d in self.tied),
@@ -155,13 +156,12 @@ class LowbitQuantizer(HfQuantizer):
     def quantize_loaded(self, model: PreTrainedModel, name: str, weight: Tensor) -> None:
         """Quantize the weight `name`, which has just been read, and put it into the model."""
         decision = self.pending.pop(name)
-        q = quantize_weight(decision, weight)
         assert decision.weights is not None and decision.rule is not None
+        matrix = oriented(weight, decision.weights)
+        q = quantize_weight(decision, matrix)
         swap(model, decision.name, decision.weights, q, decision.rule.activations, weight)
         self.quantization_config.modules[decision.name] = module_entry(decision, q.layout)
-        self.quantization_config.errors[decision.name] = WeightError.of(
-            oriented(weight, decision.weights), q
-        )
+        self.quantization_config.errors[decision.name] = WeightError.of(matrix, q)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.pre_quantized:
@@ -239,11 +239,10 @@ class _QuantizeOnLoad(ConversionOps):
 
 
 def quantize_weight(decision: Decision, weight: Tensor) -> QTensor:
-    """Quantize a weight as its module stores it. Raises with the module's name."""
-    assert decision.weights is not None and decision.rule is not None
-    assert decision.rule.scheme is not None
+    """Quantize a weight [out, in]. Raises with the module's name."""
+    assert decision.rule is not None and decision.rule.scheme is not None
     try:
-        return decision.rule.scheme.quantize(oriented(weight.detach(), decision.weights))
+        return decision.rule.scheme.quantize(weight)
     except LowbitError as error:
         raise type(error)(f"{decision.name}.weight: {error}") from None
 
@@ -310,10 +309,15 @@ def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Packed, str]]:
 
 
 def check_loaded(model: PreTrainedModel) -> None:
-    """Raises InputError for a stored tensor that was not in the checkpoint or is of another kind.
+    """Raises InputError for a stored tensor that was not in the checkpoint or is of another kind,
+    and for a missing bias beside it.
 
     transformers alone would warn, and leave uninitialised memory.
     """
+    for name, module in model.named_modules():
+        bias = module._parameters.get("bias") if isinstance(module, Packed) else None
+        if bias is not None and not getattr(bias, "_is_hf_initialized", False):
+            raise InputError(f"the checkpoint lacks {name}.bias")
     for name, module, stored in stored_buffers(model):
         tensor = module._buffers[stored]
         shape, dtype = module.layout.tensors(module.rows, module.columns)[stored]

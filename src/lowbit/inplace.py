@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.accounting import Footprint, footprint
-from lowbit.convert import oriented, swap, swap_tied, untie
+from lowbit.convert import matrix, swap, swap_tied, untie
 from lowbit.coverage import Coverage, cover
 from lowbit.errors import UsageError
 from lowbit.formats import QTensor
@@ -67,10 +67,9 @@ def quantize(
     owners = [d for d in coverage.quantized if d.tied_to is None]
     for d in tqdm(owners, desc=f"quantizing ({recipe.name})", delay=2, disable=not progress):
         assert d.weights is not None
-        weight = model.get_submodule(d.name).weight
-        assert isinstance(weight, Tensor)
+        weight = matrix(model.get_submodule(d.name), d.weights)
         stored[d.name] = quantize_weight(d, weight)
-        errors[d.name] = WeightError.of(oriented(weight.detach(), d.weights), stored[d.name])
+        errors[d.name] = WeightError.of(weight, stored[d.name])
     tied = [d for d in coverage.quantized if d.tied_to is not None]
     ties = untie(model, {d.name for d in tied})
     modules = {}

@@ -75,7 +75,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Ordered rules. A lenient recipe keeps a module its scheme cannot hold; a strict one raises."""
+    """Ordered rules. Where a scheme cannot hold a module, a strict recipe raises, others keep it."""
 
     rules: tuple[Rule, ...]
     name: str = "custom"

@@ -32,7 +32,7 @@ class ShardWriter:
         """Write the last shard, give all of them their names, and write the index."""
         self._flush()
         count = len(self.shards)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(self.shards, 1):
             final = SINGLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
             self._part(number).rename(self.folder / final)

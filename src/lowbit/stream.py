@@ -130,8 +130,9 @@ class _Sink:
             self.writer.add(name, tensor)
             return
         assert decision.weights is not None
-        q = quantize_weight(decision, tensor)
-        self.errors[decision.name] = WeightError.of(oriented(tensor, decision.weights), q)
+        weight = oriented(tensor, decision.weights)
+        q = quantize_weight(decision, weight)
+        self.errors[decision.name] = WeightError.of(weight, q)
         self.stored[decision.name] = module_entry(decision, q.layout)
         for stored, values in q.tensors().items():
             self.writer.add(f"{decision.name}.{stored}", values)

@@ -1,4 +1,4 @@
-"""The command line: one file per verb, no arithmetic. Exit codes: 0 done, 2 wrong use, 1 the rest."""
+"""The command line: one file per verb, no arithmetic. Exit codes: 0, 2 wrong use, 1 the rest."""
 
 import signal
 import sys
@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lowbit.cli.demo import demo
 from lowbit.cli.inspect import inspect
 from lowbit.cli.quantize import quantize
 from lowbit.errors import LowbitError
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quantize, inspect):
+for verb in (quantize, inspect, demo):
     app.command()(verb)
 
 

@@ -87,7 +87,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def _make(folder: Path, settings: Settings, progress: bool) -> None:
-    corpus = documentation(settings.corpus_limit)
+    corpus = documentation(settings.corpus_limit, progress)
     tokenizer = new_tokenizer(corpus.train, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -18,7 +18,7 @@ from lowbit.nn import QuantLinear
 # With -all: a table left in float would be a quarter of this model.
 RECIPES = ("int8-all", "int8-zeropoint-all", "int4-all", "bcq3-all")
 PROMPT = "Return a new"
-NEW_TOKENS = 48
+NEW_TOKENS = 40
 DRAWN = "transformer.h.0.mlp.c_fc"
 
 
@@ -97,4 +97,9 @@ def _draw(picture: Path, model: PreTrainedModel, quantized: dict[str, PreTrained
         title = f"{recipe}: {packed.describe()}, mean squared error {error:.2e}"
         panels.append(Panel(title, decoded, packed.layout.granularity.width(packed.in_features)))
     rows, columns = weight.shape
-    draw(picture, weight, f"{DRAWN} [{rows}, {columns}] before and after", panels)
+    draw(
+        picture,
+        weight,
+        f"{rows * columns:,} weights before and after: {DRAWN} [{rows}, {columns}]",
+        panels,
+    )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Integer
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.accounting import footprint
@@ -54,15 +55,19 @@ def compare(
     model: PreTrainedModel, recipes: Sequence[str], probe: Probe, progress: bool = True
 ) -> tuple[list[Row], dict[str, PreTrainedModel]]:
     """A row for the float model and one for each recipe, and the quantized models by recipe."""
-    unchanged = perplexity(model, probe.held_out, progress=progress)
-    rows = [_row("float32", model, 0.0, unchanged, unchanged, probe)]
-    models = {}
-    for recipe in recipes:
-        quantized = deepcopy(model)
-        error = mean_squared_error(quantize(quantized, recipe, progress))
-        changed = perplexity(quantized, probe.held_out, progress=progress)
-        rows.append(_row(recipe, quantized, error, changed, unchanged, probe))
-        models[recipe] = quantized
+    bar = tqdm(total=1 + len(recipes), desc="comparing", unit="model", disable=not progress)
+    with bar:
+        unchanged = perplexity(model, probe.held_out, progress=False)
+        rows = [_row("float32", model, 0.0, unchanged, unchanged, probe)]
+        bar.update()
+        models = {}
+        for recipe in recipes:
+            quantized = deepcopy(model)
+            error = mean_squared_error(quantize(quantized, recipe, progress=False))
+            changed = perplexity(quantized, probe.held_out, progress=False)
+            rows.append(_row(recipe, quantized, error, changed, unchanged, probe))
+            models[recipe] = quantized
+            bar.update()
     return rows, models
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from lowbit.errors import InputError
 
 HELD_OUT = 20
@@ -28,8 +30,10 @@ class Corpus:
     held_out: tuple[str, ...]
 
 
-def documentation(limit: int | None = None) -> Corpus:
+def documentation(limit: int | None = None, progress: bool = True) -> Corpus:
     """The documentation of the running interpreter, the first `limit` characters of it.
+
+    progress: show a bar if it takes more than two seconds.
 
     Raises InputError where this Python has no source files to read it from.
     """
@@ -37,7 +41,7 @@ def documentation(limit: int | None = None) -> Corpus:
     train: list[str] = []
     held_out: list[str] = []
     size = 0
-    for number, (is_topic, document) in enumerate(_documents(folder)):
+    for number, (is_topic, document) in enumerate(_documents(folder, progress)):
         (held_out if number % HELD_OUT == 0 and not is_topic else train).append(document)
         size += len(document)
         if limit is not None and size >= limit:
@@ -50,27 +54,29 @@ def documentation(limit: int | None = None) -> Corpus:
     return Corpus(tuple(train), tuple(held_out))
 
 
-def _documents(folder: Path) -> Iterator[tuple[bool, str]]:
+def _documents(folder: Path, progress: bool) -> Iterator[tuple[bool, str]]:
     """(whether it is a help topic, text), in the order of the file names."""
     seen: set[str] = set()
-    for file in sorted(folder.rglob("*.py")):
-        path = file.relative_to(folder)
-        if path.parts[0].removesuffix(".py") not in sys.stdlib_module_names:
-            continue
-        if TESTS.intersection(path.parts):
-            continue
+    files = [file for file in sorted(folder.rglob("*.py")) if _belongs(file.relative_to(folder))]
+    for file in tqdm(files, "reading documentation", unit="file", delay=2, disable=not progress):
         try:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError):
             # Templates, and samples of another Python.
             continue
-        if path.as_posix() == TOPICS:
+        if file == folder / TOPICS:
             yield from ((True, text) for text in _topics(tree))
             continue
         texts = [text for text in dict.fromkeys(_docstrings(tree)) if text not in seen]
         seen.update(texts)
         if texts:
             yield False, "\n\n".join(texts)
+
+
+def _belongs(path: Path) -> bool:
+    """Whether this file of the library's folder is of a module of the library, and no test."""
+    module = path.parts[0].removesuffix(".py")
+    return module in sys.stdlib_module_names and not TESTS.intersection(path.parts)
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:

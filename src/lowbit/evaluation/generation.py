@@ -69,9 +69,7 @@ def tokens_per_second(
 def _generate(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
     """The tokens of one sequence; for a decoder, the prompt `ids` first."""
     batch = ids[None].to(model.device)
-    tokens: Tensor = model.generate(  # type: ignore[operator]
-        batch, attention_mask=torch.ones_like(batch), **options
-    )
+    tokens: Tensor = model.generate(batch, attention_mask=torch.ones_like(batch), **options)
     return tokens[0]
 
 

@@ -30,7 +30,7 @@ class QuantLinear(Packed):
         super().__init__(layout, out_features, in_features, shape)
         self.in_features, self.out_features = in_features, out_features
         self.activations, self.transposed = activations, transposed
-        self.bias = bias
+        self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         packed = self.prepacked
@@ -39,7 +39,8 @@ class QuantLinear(Packed):
             packed = None if self.tied_to else self.prepack(self._choose)
         if packed is None or self.product is None:
             return ops.linear(x, self.qweight, self.bias, self.activations)
-        return ops.linear_prepacked(x, packed, self.bias, self.product)
+        # As `self.bias`, without the detour through __getattr__.
+        return ops.linear_prepacked(x, packed, self._parameters["bias"], self.product)
 
     def _choose(self, q: QTensor) -> Int8Linear | None:
         return linear.prepacked(q, self.activations)

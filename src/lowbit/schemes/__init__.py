@@ -30,7 +30,7 @@ SCHEMES: dict[str, type[Scheme]] = {s.name: s for s in (Absmax, ZeroPoint, Binar
 
 
 def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
-    """{"scheme": "absmax", "bits": 8, …} -> Scheme. Raises UsageError for an unknown name or key."""
+    """{"scheme": "absmax", "bits": 8, …} -> Scheme. Raises UsageError for what is unknown."""
     options = dict(options)
     name = options.pop("scheme", None)
     if name not in SCHEMES:

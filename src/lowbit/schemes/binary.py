@@ -24,8 +24,9 @@ from lowbit.schemes import levels
 from lowbit.schemes.levels import Levels, SortedGroups
 from lowbit.schemes.weight_range import check_finite, check_weight
 
-# Groups are solved in pieces whose temporaries stay in the cache.
-WEIGHTS_AT_ONCE = 1 << 17
+# Groups are solved in pieces: so large that the calls cost less than the arithmetic, so small
+# that the temporaries stay in the cache.
+WEIGHTS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,99 +51,117 @@ class Binary:
     def quantize(self, weight: Float[Tensor, "out in"]) -> BinaryTensor:
         """The weight in the binary format. Raises InputError where it is not finite."""
         check_weight(weight, self.granularity)
-        check_finite(weight.abs().sum(dtype=torch.float64), weight)
-        out, columns = weight.shape
-        width = self.granularity.width(columns)
-        whole = columns - columns % width
-        # A shorter last group has parameters of its own, so it is solved by itself.
-        parts = [part for part in (weight[:, :whole], weight[:, whole:]) if part.shape[1]]
-        groups = [part.float().reshape(-1, min(width, part.shape[1])) for part in parts]
-        found = [self._levels(g) for g in groups]
-        dtype = stored_dtype(torch.cat([magnitudes(f) for f in found]))
-        found = [rounded(f, dtype) for f in found]
-        bits = [self._codes(g, f) for g, f in zip(groups, found, strict=True)]
-        alphas, offsets = [], []
-        for p in BinaryLayout(self.bits, self.granularity, self.offset, self.nested).prefixes:
-            own = [
-                f if p == self.bits else levels.refit(g, b[:p], self.offset)
-                for g, b, f in zip(groups, bits, found, strict=True)
-            ]
-            alpha = torch.cat([f.alpha.reshape(out, -1, p) for f in own], 1)
-            offset = torch.cat([f.offset.reshape(out, -1) for f in own], 1)
-            alphas.append(alpha.permute(1, 2, 0).to(dtype).contiguous())
-            offsets.append(offset.t().to(dtype).contiguous())
+        weight = weight.detach().float()
+        check_finite(weight.sum(dtype=torch.float64), weight)
+        parts = whole_and_last(weight, self.granularity)
+        found = [self._levels(part.flatten(0, 1)) for part in parts]
+        dtype = stored_dtype(torch.cat([self._magnitudes(weight, f) for f in found]))
+        coded = [self._coded(part, f, dtype) for part, f in zip(parts, found, strict=True)]
+        codes, alphas, offsets = zip(*coded, strict=True)
+        code = torch.cat(codes, 1)
         return BinaryTensor(
-            planes=pack(torch.cat([b.reshape(self.bits, out, -1) for b in bits], 2), 1),
-            alphas=tuple(alphas),
-            offsets=tuple(offsets) if self.offset else None,
+            planes=pack(torch.stack([code >> i & 1 for i in range(self.bits)]), 1),
+            alphas=tuple(torch.cat(a) for a in zip(*alphas, strict=True)),
+            offsets=tuple(torch.cat(o) for o in zip(*offsets, strict=True)) if self.offset else None,
             granularity=self.granularity,
-            in_features=columns,
+            in_features=weight.shape[1],
         )
 
     def _levels(self, groups: Float32[Tensor, "N n"]) -> Levels:
-        found = [SOLVERS[self.solver].levels(g, self) for g in pieces(groups, groups.shape[1])]
-        return Levels(torch.cat([f.alpha for f in found]), torch.cat([f.offset for f in found]))
+        found = [SOLVERS[self.solver].levels(piece, self) for piece in pieces(groups)]
+        return Levels(torch.cat([f.alpha for f in found], 1), torch.cat([f.offset for f in found]))
 
-    def _codes(self, groups: Float32[Tensor, "N n"], found: Levels) -> UInt8[Tensor, "bits N n"]:
-        n = groups.shape[1]
-        each = zip(pieces(groups, n), pieces(found.alpha, n), pieces(found.offset, n), strict=True)
-        codes = [SOLVERS[self.solver].codes(g, Levels(alpha, o)) for g, alpha, o in each]
-        return torch.cat(codes, 1)
+    def _magnitudes(self, weight: Float32[Tensor, "out in"], found: Levels) -> Tensor:
+        """What decides the stored dtype: the largest α of each group, and what may be too large."""
+        large = [found.offset.abs()]
+        if self.nested and weight.numel():
+            # By Cramer's rule no α of a prefix exceeds twice the largest weight.
+            large.append(2 * weight.abs().amax()[None])
+        return torch.cat([found.alpha.amax(0), torch.cat(large).clamp(min=1.0)])
+
+    def _coded(
+        self, part: Float32[Tensor, "out groups n"], found: Levels, dtype: torch.dtype
+    ) -> tuple[UInt8[Tensor, "out columns"], list[Tensor], list[Tensor]]:
+        """The codes of a part, and by prefix its α [groups, p, out] and o [groups, out]."""
+        groups, found = pieces(part.flatten(0, 1)), found.to(dtype)
+        each = zip(groups, found.split(len(groups[0])), strict=True)
+        codes = [SOLVERS[self.solver].codes(g, f) for g, f in each]
+        own = [found]
+        if self.nested:
+            held = [levels.coded_cells(g, c, self.bits) for g, c in zip(groups, codes, strict=True)]
+            count, total = (torch.cat(cells, 1) for cells in zip(*held, strict=True))
+            shorter = range(1, self.bits)
+            own = [levels.refit(count, total, p, self.offset) for p in shorter] + own
+        alphas = [f.alpha.unflatten(1, part.shape[:2]).permute(2, 0, 1).to(dtype) for f in own]
+        offsets = [f.offset.unflatten(0, part.shape[:2]).t().to(dtype) for f in own]
+        return torch.cat(codes).reshape(part.shape).flatten(1), alphas, offsets
 
 
-def pieces(rows: Tensor, weights_per_row: int) -> tuple[Tensor, ...]:
-    """Consecutive rows, so many at once that they hold WEIGHTS_AT_ONCE weights."""
-    return rows.split(max(1, WEIGHTS_AT_ONCE // weights_per_row))
+def whole_and_last(
+    weight: Float32[Tensor, "out in"], granularity: Granularity
+) -> list[Float32[Tensor, "out groups n"]]:
+    """The whole groups, and a shorter last one by itself: it has parameters of its own."""
+    columns = weight.shape[1]
+    width = granularity.width(columns)
+    whole = columns - columns % width
+    parts = [weight[:, :whole].unflatten(1, (-1, width))]
+    return parts if whole == columns else [*parts, weight[:, None, whole:]]
 
 
-def magnitudes(found: Levels) -> Tensor:
-    """What decides the stored dtype: the leading α, and offsets only where they are large."""
-    return torch.cat([found.alpha[:, 0], found.offset[:, 0].abs().clamp(min=1.0)])
-
-
-def rounded(found: Levels, dtype: torch.dtype) -> Levels:
-    """The levels as they will be read back."""
-    return Levels(found.alpha.to(dtype).double(), found.offset.to(dtype).double())
+def pieces(groups: Float32[Tensor, "N n"]) -> tuple[Float32[Tensor, "_N n"], ...]:
+    """Consecutive groups, so many at once that they hold WEIGHTS_AT_ONCE weights."""
+    return groups.split(max(1, WEIGHTS_AT_ONCE // groups.shape[1]))
 
 
 def greedy_levels(groups: Float32[Tensor, "N n"], options: Binary) -> Levels:
     """αᵢ = mean |residual|, plane by plane."""
     residual = groups.double()
-    offset = residual.mean(1, keepdim=True) if options.offset else torch.zeros_like(residual[:, :1])
-    residual = residual - offset
+    offset = residual.mean(1) if options.offset else torch.zeros_like(residual[:, 0])
+    # Of the residual only the size matters here: |r − α·sign(r)| = ||r| − α|.
+    residual.sub_(offset[:, None]).abs_()
     alpha = []
     for _ in range(options.bits):
-        alpha.append(residual.abs().mean(1, keepdim=True))
-        residual = torch.where(residual >= 0, residual - alpha[-1], residual + alpha[-1])
-    return Levels(torch.cat(alpha, 1), offset)
+        alpha.append(residual.mean(1))
+        residual.sub_(alpha[-1][:, None]).abs_()
+    return Levels(torch.stack(alpha), offset)
 
 
-def greedy_codes(groups: Float32[Tensor, "N n"], found: Levels) -> UInt8[Tensor, "bits N n"]:
+def greedy_codes(groups: Float32[Tensor, "N n"], found: Levels) -> UInt8[Tensor, "N n"]:
     """bᵢ = sign(residual), plane by plane."""
-    residual = groups.double() - found.offset
-    planes = []
-    for alpha in found.alpha.split(1, dim=1):
-        planes.append(residual >= 0)
-        residual = torch.where(planes[-1], residual - alpha, residual + alpha)
-    return torch.stack(planes).to(torch.uint8)
+    residual = groups.double() - found.offset[:, None]
+    code = torch.zeros_like(groups, dtype=torch.uint8)
+    for i, alpha in enumerate(found.alpha[..., None]):
+        positive = residual >= 0
+        residual = torch.where(positive, residual - alpha, residual + alpha)
+        code += positive.to(torch.uint8) << i
+    return code
 
 
 def alternating_levels(groups: Float32[Tensor, "N n"], options: Binary) -> Levels:
     """From the better of greedy and the best uniform grid, alternate."""
     cells = SortedGroups.of(groups)
-    greedy = greedy_levels(groups, options)
+    greedy = greedy_levels(groups, options).descending()
     uniform = levels.uniform_levels(cells, options.bits, options.offset)
     better = levels.error_of(cells, uniform) < levels.error_of(cells, greedy)
     start = uniform.where(better, greedy)
     return levels.alternate(cells, start, options.offset, options.iterations)
 
 
-def nearest_codes(groups: Float32[Tensor, "N n"], found: Levels) -> UInt8[Tensor, "bits N n"]:
+def nearest_codes(groups: Float32[Tensor, "N n"], found: Levels) -> UInt8[Tensor, "N n"]:
     """The code of the nearest level; halfway goes up."""
     values, code = levels.sorted_levels(found)
-    cell = torch.searchsorted(levels.thresholds(values), groups.double(), right=True)
-    chosen = code.gather(1, cell)
-    return torch.stack([chosen >> i & 1 for i in range(found.alpha.shape[1])]).to(torch.uint8)
+    exact = levels.thresholds(values)
+    # A float32 number reaches a cut where it reaches the next float32 number from there.
+    cuts = exact.float()
+    cuts = torch.where(cuts < exact, cuts.nextafter(torch.full_like(cuts, torch.inf)), cuts)
+    steps = code.diff(dim=0).float()
+    nearest = code[0, :, None].float().repeat(1, groups.shape[1])
+    reached = torch.empty_like(groups)
+    for cut, step in zip(cuts[..., None], steps[..., None], strict=True):
+        # Comparisons into float32 are vectorized, those into bool are not.
+        torch.ge(groups, cut, out=reached)
+        nearest.addcmul_(reached, step)
+    return nearest.to(torch.int8).view(torch.uint8)
 
 
 class Solver(NamedTuple):

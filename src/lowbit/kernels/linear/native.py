@@ -63,7 +63,7 @@ class Int8Linear:
             x = x.float().contiguous()
         if bias is not None and bias.dtype is not torch.float32:
             bias = bias.float()
-        y = x.new_empty((*shape[:-1], self.out_features))
+        y = x.new_empty(*shape[:-1], self.out_features)
         weight = packed.data_ptr()
         module.linear_int8(  # type: ignore[union-attr]
             x.data_ptr(),

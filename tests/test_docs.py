@@ -1,0 +1,41 @@
+"""The Python in the documentation runs, and what it asserts holds."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.models import make
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    page for page in [ROOT / "README.md", *ROOT.glob("docs/*/*.md")] if "```python" in page.read_text()
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make("gpt2").save_pretrained("gpt2")
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    exec(compile("\n".join(blocks), str(page), "exec"), {})
+
+
+def test_there_are_pages_to_run():
+    assert {"README.md", "affine.md", "binary.md", "absmax.md", "zero-point.md"} <= {
+        page.name for page in PAGES
+    }
+
+
+def test_the_yaml_of_the_readme_is_a_recipe(tmp_path):
+    from lowbit.recipe import load_recipe
+
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(block)
+    assert len(load_recipe(tmp_path / "recipe.yaml").rules) == 3
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
