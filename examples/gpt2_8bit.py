@@ -24,8 +24,6 @@ from lowbit.evaluation.perplexity import perplexity
 from lowbit.formats import TENSOR
 
 transformers.utils.logging.disable_progress_bar()
-torch.set_grad_enabled(False)
-torch.set_num_threads(1)  # the model is so small that a second thread costs more than it brings
 plt.rcParams |= {"figure.dpi": 96, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -58,6 +56,7 @@ else:
     source, prompt = "the GPT-2 of `lowbit demo`", "Return a new"
     model, tokenizer, ids = demo.model.eval(), demo.tokenizer, demo.held_out[:TOKENS]
 
+torch.set_grad_enabled(False)
 parameters = model.num_parameters()
 print(f"{source}: {parameters:,} parameters; {len(ids):,} tokens of text")
 
@@ -183,39 +182,45 @@ axes[0, 0].legend(frameon=False, fontsize=9)
 plt.show()
 
 # %% [markdown]
+# ## How well it predicts
+#
+# Perplexity in blocks of the model's full context.
+
+# %%
+found = {name: perplexity(m, ids, progress=False) for name, m in models.items()}
+change = {name: value / found["float32"] - 1 for name, value in found.items()}
+print(f"{'':29} bytes   perplexity   change")
+for name, m in models.items():
+    print(f"{name:22} {m.get_memory_footprint():>12,} {found[name]:12.3f} {change[name]:+8.2%}")
+assert all(abs(change[name]) <= 0.01 for name in models if not name.startswith("int4"))
+assert abs(change["int8-all"]) <= 0.002 and change["int4-all"] <= 0.05
+
+# %% [markdown]
 # ## What it writes
 #
 # Sampled from the 30 likeliest tokens with the same seed. A token that changes changes all that
-# follow, so different text is not worse text; that is for the next section to say.
+# follow: different text is not worse text.
 
 # %%
+torch.set_num_threads(1)  # for single tokens of so small a model a second thread only costs time
 for name, m in models.items():
     sample = generate_sample(m, tokenizer, prompt, max_new_tokens=48, seed=0, top_k=30)
     print(textwrap.fill(f"[{name}] {' '.join(sample.split())}", 96), end="\n\n")
 
 # %% [markdown]
-# ## How well, and how fast
+# ## How fast
 #
-# Perplexity in blocks of the model's full context. Tokens per second of greedy generation from a
-# prompt of 16 tokens: the best of three runs in which the models take turns. The simulated models
-# are float models, so what their speeds differ by is the noise of the machine.
+# Tokens per second of greedy generation from a prompt of 16 tokens: the best of three runs in which
+# the models take turns. The simulated models are float models, so what their speeds differ by is
+# the noise of the machine.
 
 # %%
 speed = dict.fromkeys(models, 0.0)
 for _ in range(3):
     for name, m in models.items():
         speed[name] = max(speed[name], tokens_per_second(m, ids[:16], new_tokens=16, repeats=1))
-
-found = {name: perplexity(m, ids, progress=False) for name, m in models.items()}
-change = {name: value / found["float32"] - 1 for name, value in found.items()}
-print(f"{'':29} bytes   perplexity   change   tokens/s")
-for name, m in models.items():
-    print(
-        f"{name:22} {m.get_memory_footprint():>12,} {found[name]:12.3f} {change[name]:+8.2%}"
-        f" {speed[name]:10.1f}"
-    )
-assert all(abs(change[name]) <= 0.01 for name in models if not name.startswith("int4"))
-assert abs(change["int8-all"]) <= 0.002 and change["int4-all"] <= 0.05
+for name in models:
+    print(f"{name:22} {speed[name]:6.1f} tokens/s")
 
 # %% [markdown]
 # The speeds are those of the kernels named here. A *reference* kernel is plain PyTorch that decodes

@@ -101,7 +101,7 @@ def test_yaml_says_the_same_as_python(tmp_path):
         ({"rules": [{"match": "a", "keep": True, "bits": 4}]}, "bits"),
         ({"rules": [{"match": "a", "scheme": "absmin"}]}, "'absmin'"),
         ({"rules": [{"match": "a", "scheme": "absmax", "bit": 4}]}, "'bit'"),
-        ({"rules": [{"match": "a", "scheme": "absmax", "bits": "4"}]}, "takes a int"),
+        ({"rules": [{"match": "a", "scheme": "absmax", "bits": "4"}]}, "takes int"),
         ({"rules": [{"match": "a", "scheme": "absmax", "bits": 9}]}, "bits 9"),
         ({"rules": [{"match": "a", "scheme": "absmax", "bits": 1}]}, "bits 1"),
         ({"rules": [{"match": "a", "scheme": "binary", "bits": 5}]}, "bits 5"),

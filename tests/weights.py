@@ -21,7 +21,7 @@ def weights(draw, dtypes=DTYPES, magnitudes=MAGNITUDES, min_rows=0, max_columns=
     else:
         # Multiples of 1/8 make ties frequent.
         eighths = st.integers(-40, 40).map(lambda k: k / 8)
-        size = max(magnitudes)
+        size = float(np.float32(max(magnitudes)))
         values = draw(
             hnp.arrays(np.float32, shape, elements=eighths | st.floats(-size, size, width=32))
         )
@@ -33,7 +33,13 @@ def weights(draw, dtypes=DTYPES, magnitudes=MAGNITUDES, min_rows=0, max_columns=
     return weight.t().contiguous().t() if draw(st.booleans()) else weight
 
 
-def group_sizes(columns):
-    """ "channel", or a number of inputs that a weight of so many columns can be cut into."""
+def rows_of(weight):
+    """What may share a scale within the rows of a weight: "channel", or a number of inputs."""
     channel = st.just("channel")
+    columns = weight.shape[1]
     return channel if columns < 2 else channel | st.integers(2, columns)
+
+
+def units_of(weight):
+    """What may share a scale in a weight: "tensor" too."""
+    return st.just("tensor") | rows_of(weight)

@@ -1,33 +1,41 @@
-"""A training loop of its own: next-token prediction, AdamW, warm-up and cosine.
+"""A training loop of its own: next-token prediction, warm-up and cosine, Muon for the matrices of
+the blocks and AdamW for the rest.
 
 Each step takes `batch` pieces of context + 1 tokens, in one random order over the whole text.
 """
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Integer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
 from lowbit.demo.model import Settings
+from lowbit.demo.muon import Muon
+from lowbit.demo.precision import half_where_it_is_faster
 
 LOWEST_RATE = 0.05  # the share of the learning rate that cosine ends with
-LONGEST_WARM_UP = 50  # steps
+LONGEST_WARM_UP = 40  # steps
+WEIGHT_DECAY = 0.1
 
 
 def train(
     model: GPT2LMHeadModel, ids: Integer[Tensor, " n"], settings: Settings, progress: bool
 ) -> None:
     """Train `model` in place on the token ids for `settings.steps` steps."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.1
+    matrices = {p for p in model.transformer.h.parameters() if p.ndim == 2}
+    others = [p for p in model.parameters() if p not in matrices]
+    lr, decay = settings.learning_rate, WEIGHT_DECAY
+    optimizers = (
+        Muon(matrices, lr, decay),
+        torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=decay),
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
+    schedules = [LambdaLR(o, lambda step: rate(step, settings.steps)) for o in optimizers]
     # At this length plain attention is faster than the fused kernel of the CPU.
     model.set_attn_implementation("eager")
     model.train()
@@ -41,9 +49,10 @@ def train(
                 loss = cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
+                for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    schedule.step()
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 bar.update()
     finally:
@@ -69,10 +78,3 @@ def batches(ids: Integer[Tensor, " n"], settings: Settings) -> Iterator[Integer[
     for step in range(settings.steps):
         chosen = torch.arange(step * settings.batch, (step + 1) * settings.batch) % len(order)
         yield ids[order[chosen][:, None] + window]
-
-
-def half_where_it_is_faster() -> AbstractContextManager[None]:
-    """bfloat16 autocast where the processor multiplies it natively; elsewhere it is emulated."""
-    if torch.cpu._is_avx512_bf16_supported():
-        return torch.autocast("cpu", torch.bfloat16)
-    return nullcontext()

@@ -32,7 +32,7 @@ FORMATS = {
 
 def layout_from_dict(stored: Mapping[str, Any]) -> Layout:
     """The inverse of `Layout.to_dict`. Raises InputError for a format or key it does not know."""
-    known = FORMATS.get(stored.get("format", ""))
+    known = FORMATS.get(str(stored.get("format")))
     if known is None:
         raise InputError(f"format {stored.get('format')!r} is unknown: use {', '.join(FORMATS)}")
     try:
@@ -40,7 +40,7 @@ def layout_from_dict(stored: Mapping[str, Any]) -> Layout:
     except LowbitError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"a stored layout is not complete or not valid: {stored}") from error
+        raise InputError(f"a stored layout is not complete or valid: {stored}") from error
 
 
 __all__ = [

@@ -25,6 +25,13 @@ MIN_BITS, MAX_BITS = 2, 8
 SCALE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
+def entry(stored: Mapping[str, Any], key: str, kind: type) -> Any:
+    """stored[key]. Raises TypeError where it is no `kind`: "false", say, is not False."""
+    if type(stored[key]) is not kind:
+        raise TypeError(f"{key} is {stored[key]!r}, not of type {kind.__name__}")
+    return stored[key]
+
+
 @dataclass(frozen=True)
 class AffineLayout:
     """Everything about an affine tensor but its numbers: what config.json keeps of it."""
@@ -83,9 +90,9 @@ class AffineLayout:
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "AffineLayout":
         return cls(
-            bits=int(stored["bits"]),
+            bits=entry(stored, "bits", int),
             granularity=Granularity.parse(stored["granularity"]),
-            zero_point=bool(stored["zero_point"]),
+            zero_point=entry(stored, "zero_point", bool),
             scale_dtype=SCALE_DTYPES[stored["scale_dtype"]],
         )
 

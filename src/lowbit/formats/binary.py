@@ -18,7 +18,7 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from lowbit.errors import UsageError
-from lowbit.formats.affine import SCALE_DTYPES
+from lowbit.formats.affine import SCALE_DTYPES, entry
 from lowbit.formats.granularity import Granularity, row_blocks
 from lowbit.packing import packed_width, unpack
 
@@ -84,10 +84,10 @@ class BinaryLayout:
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "BinaryLayout":
         return cls(
-            bits=int(stored["bits"]),
+            bits=entry(stored, "bits", int),
             granularity=Granularity.parse(stored["granularity"]),
-            offset=bool(stored["offset"]),
-            nested=bool(stored["nested"]),
+            offset=entry(stored, "offset", bool),
+            nested=entry(stored, "nested", bool),
             scale_dtype=SCALE_DTYPES[stored["scale_dtype"]],
         )
 

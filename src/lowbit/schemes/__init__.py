@@ -33,7 +33,7 @@ def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
     """{"scheme": "absmax", "bits": 8, …} -> Scheme. Raises UsageError for what is unknown."""
     options = dict(options)
     name = options.pop("scheme", None)
-    if name not in SCHEMES:
+    if not isinstance(name, str) or name not in SCHEMES:
         raise UsageError(f"scheme {name!r} is unknown: use {', '.join(SCHEMES)}")
     known = {field.name: field.type for field in fields(SCHEMES[name])}  # type: ignore[arg-type]
     for key, value in options.items():

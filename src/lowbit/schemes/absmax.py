@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lowbit.errors import UsageError
@@ -34,8 +33,11 @@ class Absmax:
         if self.range not in ("absmax", "minmax"):
             raise UsageError(f"range {self.range!r} is unknown: use absmax or minmax")
 
-    def quantize(self, weight: Float[Tensor, "out in"]) -> AffineTensor:
-        """The weight in the affine format. Raises InputError where it is not finite."""
+    def quantize(self, weight: Tensor) -> AffineTensor:
+        """A float weight [out, in] of any dtype in the affine format.
+
+        Raises InputError where it is not finite, UsageError where it is no matrix of whole groups.
+        """
         low, high = weight_range(weight, self.granularity)
         half = 1 << (self.bits - 1)
         if self.range == "minmax":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from lowbit.errors import UsageError
@@ -48,8 +48,11 @@ class Binary:
         if not 0 <= self.iterations <= 1000:
             raise UsageError(f"iterations {self.iterations} is outside 0 … 1000")
 
-    def quantize(self, weight: Float[Tensor, "out in"]) -> BinaryTensor:
-        """The weight in the binary format. Raises InputError where it is not finite."""
+    def quantize(self, weight: Tensor) -> BinaryTensor:
+        """A float weight [out, in] of any dtype in the binary format.
+
+        Raises InputError where it is not finite, UsageError where it is no matrix of whole groups.
+        """
         check_weight(weight, self.granularity)
         weight = weight.detach().float()
         check_finite(weight.sum(dtype=torch.float64), weight)
@@ -62,7 +65,9 @@ class Binary:
         return BinaryTensor(
             planes=pack(torch.stack([code >> i & 1 for i in range(self.bits)]), 1),
             alphas=tuple(torch.cat(a) for a in zip(*alphas, strict=True)),
-            offsets=tuple(torch.cat(o) for o in zip(*offsets, strict=True)) if self.offset else None,
+            offsets=tuple(torch.cat(o) for o in zip(*offsets, strict=True))
+            if self.offset
+            else None,
             granularity=self.granularity,
             in_features=weight.shape[1],
         )

@@ -1,7 +1,7 @@
 """The smallest and the largest weight of each unit that shares a scale, 0 always included."""
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from torch import Tensor
 
 from lowbit.errors import InputError, UsageError
@@ -9,11 +9,13 @@ from lowbit.formats import Granularity
 
 
 def check_weight(weight: Tensor, granularity: Granularity) -> None:
-    """Raises UsageError for a weight that is no float matrix or is narrower than one group."""
+    """Raises UsageError for what is no float matrix, has no inputs, or fewer than one group."""
     if weight.ndim != 2 or not weight.is_floating_point():
         raise UsageError(
             f"a scheme takes a float matrix [out, in], not {weight.dtype} {list(weight.shape)}"
         )
+    if weight.shape[1] == 0:
+        raise UsageError(f"a weight of shape {list(weight.shape)} has no inputs to quantize")
     if granularity.group_size is not None and granularity.group_size > weight.shape[1]:
         raise UsageError(
             f"group size {granularity.group_size} is larger than the {weight.shape[1]} inputs"
@@ -23,12 +25,12 @@ def check_weight(weight: Tensor, granularity: Granularity) -> None:
 def check_finite(statistic: Tensor, weight: Tensor) -> None:
     """Raises InputError if a statistic that any NaN or infinity reaches is not finite."""
     if not bool(torch.isfinite(statistic).all()):
-        bad = weight.numel() - int(torch.isfinite(weight).sum())
-        raise InputError(f"{bad} of {weight.numel()} weights are NaN or infinite")
+        bad = weight.numel() - int(torch.isfinite(weight.float()).sum())
+        raise InputError(f"{bad} of {weight.numel()} weights are NaN or infinite in float32")
 
 
 def weight_range(
-    weight: Float[Tensor, "out in"], granularity: Granularity
+    weight: Tensor, granularity: Granularity
 ) -> tuple[Float32[Tensor, "units groups"], Float32[Tensor, "units groups"]]:
     """(min(w, 0), max(w, 0)) of each unit. Raises InputError where a weight is not finite."""
     check_weight(weight, granularity)
@@ -37,8 +39,8 @@ def weight_range(
         return zeros, zeros.clone()
     groups = granularity.split(weight)
     # Three times as fast as one torch.aminmax, which is not vectorized along rows.
-    low, high = groups.amin(-1), groups.amax(-1)
+    low, high = groups.amin(-1).float(), groups.amax(-1).float()
     if granularity.kind == "tensor":
         low, high = low.amin().reshape(1, 1), high.amax().reshape(1, 1)
     check_finite(torch.stack([low, high]), weight)
-    return low.float().clamp(max=0.0), high.float().clamp(min=0.0)
+    return low.clamp(max=0.0), high.clamp(min=0.0)

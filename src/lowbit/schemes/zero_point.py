@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lowbit.formats import CHANNEL, AffineLayout, AffineTensor, Granularity
@@ -29,8 +28,11 @@ class ZeroPoint:
     def __post_init__(self) -> None:
         AffineLayout(self.bits, self.granularity, zero_point=True)
 
-    def quantize(self, weight: Float[Tensor, "out in"]) -> AffineTensor:
-        """The weight in the affine format. Raises InputError where it is not finite."""
+    def quantize(self, weight: Tensor) -> AffineTensor:
+        """A float weight [out, in] of any dtype in the affine format.
+
+        Raises InputError where it is not finite, UsageError where it is no matrix of whole groups.
+        """
         low, high = weight_range(weight, self.granularity)
         levels = (1 << self.bits) - 1
         # Divided first: high − low overflows float32 where both are near its limits.
