@@ -9,7 +9,9 @@ from tests.models import make
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
-    page for page in [ROOT / "README.md", *ROOT.glob("docs/*/*.md")] if "```python" in page.read_text()
+    page
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*/*.md")]
+    if "```python" in page.read_text()
 )
 
 

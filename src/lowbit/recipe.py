@@ -75,7 +75,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Ordered rules. Where a scheme cannot hold a module, a strict recipe raises, others keep it."""
+    """Ordered rules. A module that its scheme cannot hold raises if `strict`, else it is kept."""
 
     rules: tuple[Rule, ...]
     name: str = "custom"

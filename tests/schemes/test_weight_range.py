@@ -18,6 +18,7 @@ SCHEMES = [
     ZeroPoint(8),
     ZeroPoint(3, group(4)),
     Binary(3, group(4)),
+    Binary(1, group(5)),
     Binary(2, group(4), solver="greedy", nested=True),
 ]
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=str)

@@ -11,8 +11,9 @@
     lowbit::quantize_rows(Tensor x, int group_size) -> (Tensor, Tensor)
 
 `stored` are the tensors of a stored form in the order of its layout, and `layout` is that layout
-as a Python literal, so that one operator serves both formats and all bit widths. In eager inference modules
-skip the dispatcher, which costs more than a small product; tracing and autograd go through it.
+as a Python literal, so that one operator serves both formats and all bit widths. In eager
+inference modules skip the dispatcher, which costs more than a small product; tracing and autograd
+go through it.
 """
 
 import ast
@@ -109,7 +110,7 @@ _linear_op.register_autograd(_linear_gradient, setup_context=_save_for_linear)
 def _dequantize_prepacked_op(
     packed: Tensor, layout: str, out_features: int, in_features: int, dtype: torch.dtype
 ) -> Tensor:
-    form = Interleaved(_layout(layout), out_features, in_features)
+    form = Interleaved.of(_layout(layout), out_features, in_features)
     decoded: Tensor = FORMATS[form.layout.format].decode(form.unpack(packed), dtype)
     return decoded
 
@@ -123,7 +124,7 @@ def _(
 
 @lru_cache(maxsize=4096)
 def _product(layout: str, out_features: int, in_features: int, path: str) -> Int8Linear:
-    return Int8Linear(Interleaved(_layout(layout), out_features, in_features), path)
+    return Int8Linear(Interleaved.of(_layout(layout), out_features, in_features), path)
 
 
 @torch.library.custom_op("lowbit::linear_prepacked", mutates_args=())

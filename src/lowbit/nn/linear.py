@@ -38,7 +38,7 @@ class QuantLinear(Packed):
             # A tied weight stays as it is stored, which is how the other module reads it.
             packed = None if self.tied_to else self.prepack(self._choose)
         if packed is None or self.product is None:
-            return ops.linear(x, self.qweight, self.bias, self.activations)
+            return ops.linear(x, self.qweight, self._parameters["bias"], self.activations)
         # As `self.bias`, without the detour through __getattr__.
         return ops.linear_prepacked(x, packed, self._parameters["bias"], self.product)
 

@@ -39,10 +39,9 @@ def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
     for key, value in options.items():
         if key not in known:
             raise UsageError(f"scheme {name} has no option {key!r}: use {', '.join(known)}")
-        if known[key] in (int, bool, str) and type(value) is not known[key]:
-            raise UsageError(
-                f"option {key} of scheme {name} takes a {known[key].__name__}, not {value!r}"
-            )
+        kind = known[key]
+        if isinstance(kind, type) and kind is not Granularity and type(value) is not kind:
+            raise UsageError(f"option {key} of scheme {name} takes {kind.__name__}, not {value!r}")
     if "granularity" in options:
         options["granularity"] = Granularity.parse(options["granularity"])
     return SCHEMES[name](**options)

@@ -115,7 +115,7 @@ def whole_and_last(
 
 def pieces(groups: Float32[Tensor, "N n"]) -> tuple[Float32[Tensor, "_N n"], ...]:
     """Consecutive groups, so many at once that they hold WEIGHTS_AT_ONCE weights."""
-    return groups.split(max(1, WEIGHTS_AT_ONCE // groups.shape[1]))
+    return groups.contiguous().split(max(1, WEIGHTS_AT_ONCE // groups.shape[1]))
 
 
 def greedy_levels(groups: Float32[Tensor, "N n"], options: Binary) -> Levels:

@@ -34,4 +34,4 @@ def prepacked(q: QTensor, activations: str) -> Int8Linear | None:
     kernel, _ = select(KERNELS[activations], x, q)
     if kernel not in native.KERNELS:
         return None
-    return Int8Linear(Interleaved(q.layout, *q.shape), kernel.name)
+    return Int8Linear(Interleaved.of(q.layout, *q.shape), kernel.name)

@@ -10,13 +10,14 @@ inputs are padded with zeros. Nothing is lost: `unpack` gives the stored tensors
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowbit.formats import AffineLayout, AffineTensor
+from lowbit.formats import AffineLayout, AffineTensor, Layout, QTensor
 
 ROWS, INPUTS = 16, 4  # of one 64-byte step
 SIGN = 0x80
@@ -49,8 +50,15 @@ class Interleaved:
                 start += size
         return places
 
-    def pack(self, q: AffineTensor) -> UInt8[Tensor, " bytes"]:
+    @classmethod
+    def of(cls, layout: Layout, out_features: int, in_features: int) -> Self:
+        """For a layout that is known to be affine of 8 bits."""
+        assert isinstance(layout, AffineLayout) and layout.bits == 8
+        return cls(layout, out_features, in_features)
+
+    def pack(self, q: QTensor) -> UInt8[Tensor, " bytes"]:
         """Codes and parameters of `q`, which must have this layout and shape."""
+        assert isinstance(q, AffineTensor)
         codes = q.codes.view(torch.uint8)
         if self.layout.signed:
             codes = codes ^ SIGN

@@ -90,7 +90,7 @@ def linear_dynamic(
     path: str,
 ) -> Float[Tensor, "*tokens out"]:
     """The same from the stored form, which is prepacked for this one call."""
-    form = Interleaved(q.layout, *q.shape)
+    form = Interleaved.of(q.layout, *q.shape)
     return Int8Linear(form, path)(x, form.pack(q), bias)
 
 

@@ -9,6 +9,8 @@ per token, or per token and group where the weight has groups, and with x ≈ sx
 Integer sums are exact on every machine; everything after them is float32.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Float32, Int32
 from torch import Tensor
@@ -79,4 +81,4 @@ def _binary_sum(
     return y
 
 
-_SUMS = {AffineTensor: _affine_sum, BinaryTensor: _binary_sum}
+_SUMS: dict[type, Callable[..., Tensor]] = {AffineTensor: _affine_sum, BinaryTensor: _binary_sum}
