@@ -1,0 +1,116 @@
+"""How fast each scheme quantizes a float32 weight, beside a plain copy of it.
+
+    python bench/quantize_speed.py [--threads 2] [--rounds 9] [--json] [--write]
+
+Normal weights of standard deviation 0.02. Schemes take turns within every round, so that a busy
+machine slows all of them; the time of each is its median.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import commit, processor
+from torch import Tensor
+
+from lowbit.formats import CHANNEL, group
+from lowbit.schemes import Absmax, Binary, ZeroPoint
+
+RESULT = Path(__file__).parent.parent / "docs" / "results" / "quantize-speed.md"
+# Binary codes are fitted, so they get a quarter of the rows; calls cost most on a small weight.
+LARGE, TALL, SMALL = (4096, 4096), (1024, 4096), (128, 128)
+
+CONTENDERS: dict[str, tuple[tuple[int, int], Callable[[Tensor], Any]]] = {
+    "torch clone": (LARGE, torch.clone),
+    "absmax, 8 bits, channel": (LARGE, Absmax(8).quantize),
+    "absmax, 4 bits, groups of 64": (LARGE, Absmax(4, group(64)).quantize),
+    "zero-point, 8 bits, channel": (LARGE, ZeroPoint(8).quantize),
+    "zero-point, 4 bits, groups of 64": (LARGE, ZeroPoint(4, group(64)).quantize),
+    "zero-point, 3 bits, groups of 64": (LARGE, ZeroPoint(3, group(64)).quantize),
+    "zero-point, 2 bits, groups of 64": (LARGE, ZeroPoint(2, group(64)).quantize),
+    "binary, 3 planes, greedy, groups of 64": (TALL, Binary(3, solver="greedy").quantize),
+    **{f"binary, {b} planes, groups of 64": (TALL, Binary(b).quantize) for b in (1, 2, 3, 4)},
+    "binary, 3 planes, nested, groups of 64": (TALL, Binary(3, nested=True).quantize),
+    "binary, 3 planes, channel": (TALL, Binary(3, CHANNEL).quantize),
+    "zero-point, 4 bits, groups of 64, small": (SMALL, ZeroPoint(4, group(64)).quantize),
+    "binary, 3 planes, groups of 64, small": (SMALL, Binary(3).quantize),
+}
+
+
+def measure(rounds: int) -> list[dict[str, Any]]:
+    """Per contender: shape, milliseconds (median and fastest), MB of float32 input per second."""
+    weights = {shape: torch.randn(shape) * 0.02 for shape in (LARGE, TALL, SMALL)}
+    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for shape, quantize in CONTENDERS.values():
+        quantize(weights[shape])
+    for _ in range(rounds):
+        for name, (shape, quantize) in CONTENDERS.items():
+            start = time.perf_counter()
+            quantize(weights[shape])
+            seconds[name].append(time.perf_counter() - start)
+    return [
+        {
+            "scheme": name,
+            "shape": list(shape),
+            "median_ms": statistics.median(seconds[name]) * 1e3,
+            "fastest_ms": min(seconds[name]) * 1e3,
+            "mb_per_s": weights[shape].nbytes / 1e6 / statistics.median(seconds[name]),
+        }
+        for name, (shape, _) in CONTENDERS.items()
+    ]
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        "| | weight | median ms | fastest ms | MB/s of float32 |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {r['scheme']} | {r['shape'][0]} × {r['shape'][1]} | {r['median_ms']:.1f} |"
+            f" {r['fastest_ms']:.1f} | {r['mb_per_s']:,.0f} |"
+            for r in rows
+        ),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+
+    about = {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": processor(),
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "commit": commit(),
+        "rounds": options.rounds,
+    }
+    rows = measure(options.rounds)
+    lines = [
+        "# Speed of the schemes",
+        "",
+        f"`python bench/quantize_speed.py`, {about['date']}, {about['processor']},"
+        f" {about['threads']} threads, torch {about['torch']}, commit {about['commit']};"
+        f" {about['rounds']} rounds.",
+        "",
+        *table(rows),
+    ]
+    text = "\n".join(lines) + "\n"
+    print(json.dumps({**about, "results": rows}, indent=1) if options.json else text)
+    if options.write:
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
