@@ -79,6 +79,17 @@ def test_per_tensor_there_is_one_scale():
     assert q.scale.tolist() == [[1.0]] and q.codes.tolist() == [[1, -2], [127, 0]]
 
 
+NORMAL_ERRORS = {8: (0.000059, 0.000035), 4: (0.0195, 0.0116), 3: (0.106, 0.063), 2: (0.74, 0.52)}
+
+
+@pytest.mark.parametrize("bits", NORMAL_ERRORS)
+def test_errors_on_the_normal_distribution_are_those_of_the_docs(bits):
+    weight = torch.randn(256, 768, generator=torch.Generator().manual_seed(1))
+    for rows, wanted in zip((CHANNEL, group(64)), NORMAL_ERRORS[bits], strict=True):
+        error = (decode(Absmax(bits, rows).quantize(weight)) - weight).square().mean().item()
+        assert error == pytest.approx(wanted, rel=0.03)
+
+
 def test_the_default_is_8_bits_by_channel():
     assert Absmax() == Absmax(bits=8, granularity=CHANNEL, range="absmax")
 

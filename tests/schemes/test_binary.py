@@ -172,6 +172,15 @@ def test_errors_on_the_normal_distribution_are_those_of_the_papers(normal, bits,
     assert 0.94 * ALTERNATING[bits] <= error("alternating") <= 1.02 * ALTERNATING[bits]
 
 
+GROUPS_OF_64 = {1: 0.34, 2: 0.101, 3: 0.0266, 4: 0.0064}
+
+
+@pytest.mark.parametrize("bits", GROUPS_OF_64)
+def test_errors_in_groups_of_64_are_those_of_the_docs(normal, bits):
+    error = (decode(Binary(bits, group(64)).quantize(normal)) - normal).square().mean().item()
+    assert error == pytest.approx(GROUPS_OF_64[bits], rel=0.03)
+
+
 def test_iterations_help_and_none_is_allowed(normal):
     def error(iterations):
         q = Binary(3, CHANNEL, iterations=iterations).quantize(normal[:16])

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowbit.formats import Granularity, group
+from lowbit.formats import CHANNEL, Granularity, group
 from lowbit.formats.affine import decode
 from lowbit.schemes import ZeroPoint
 from tests.oracles import affine as oracle
@@ -66,6 +66,17 @@ def test_the_range_includes_zero_where_all_weights_have_one_sign():
     q = ZeroPoint(4).quantize(torch.tensor([[3.0, 15.0], [-3.0, -15.0]]))
     assert q.scale.tolist() == [[1.0], [1.0]] and q.zero_point.tolist() == [[0], [15]]
     assert decode(q).tolist() == [[3.0, 15.0], [-3.0, -15.0]]
+
+
+NORMAL_ERRORS = {8: (0.000052, 0.000029), 4: (0.0150, 0.0083), 3: (0.069, 0.038), 2: (0.37, 0.21)}
+
+
+@pytest.mark.parametrize("bits", NORMAL_ERRORS)
+def test_errors_on_the_normal_distribution_are_those_of_the_docs(bits):
+    weight = torch.randn(256, 768, generator=torch.Generator().manual_seed(1))
+    for rows, wanted in zip((CHANNEL, group(64)), NORMAL_ERRORS[bits], strict=True):
+        error = (decode(ZeroPoint(bits, rows).quantize(weight)) - weight).square().mean().item()
+        assert error == pytest.approx(wanted, rel=0.03)
 
 
 def test_halves_round_to_even():

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lowbit.cli.tables import mebibytes
+from lowbit.cli.tables import MEBI
 from lowbit.demo import Report, Settings, run
 
 DEFAULTS = Settings()
@@ -49,29 +50,23 @@ def demo(
 
 
 def comparison_table(report: Report) -> Table:
-    """One row per model."""
+    """One row per model: bits per weight, size, float size / size, mean squared weight error, …"""
     table = Table(
-        title=f"a GPT-2 of {report.parameters:,} parameters, embeddings and output head included",
-        caption=f"perplexity on {report.held_out_tokens:,} tokens that were not trained on",
+        title=f"a GPT-2 of {report.parameters:,} parameters; bits and MiB count everything stored",
+        caption=f"perplexity of {report.held_out_tokens:,} tokens that were not trained on",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("recipe")
-    for column in (
-        "bits/weight",
-        "size",
-        "reduction",
-        "mean squared error",
-        "perplexity",
-        "change",
-        "tokens/s",
-    ):
-        table.add_column(column, justify="right")
+    table.add_column("recipe", no_wrap=True)
+    for column in ("bits", "MiB", "ratio", "MSE", "perplexity", "change", "tok/s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(
             row.recipe,
             f"{row.bits_per_weight:.2f}",
-            mebibytes(row.stored_bytes),
+            f"{row.stored_bytes / MEBI:.2f}",
             f"{row.reduction:.2f}×",
-            f"{row.mean_squared_error:.2e}",
+            f"{row.mean_squared_error:.1e}",
             f"{row.perplexity:.2f}",
             f"{row.perplexity_change:+.2%}",
             f"{row.tokens_per_second:.0f}",
@@ -80,10 +75,15 @@ def comparison_table(report: Report) -> Table:
 
 
 def sample_table(report: Report) -> Table:
-    """What each model makes of the same prompt with the same seed."""
-    table = Table(title=f"after “{report.prompt}”, the same seed for all", show_lines=True)
-    table.add_column("recipe")
+    """What each model makes of the same prompt with the same seed, on one line of spaces."""
+    table = Table(
+        title=f"what follows “{report.prompt}”, with the same seed",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        leading=1,
+    )
+    table.add_column("recipe", no_wrap=True)
     table.add_column("sample", overflow="fold")
     for row in report.rows:
-        table.add_row(row.recipe, Text(row.sample))
+        table.add_row(row.recipe, Text(" ".join(row.sample.split())))
     return table

@@ -40,8 +40,8 @@ class Report:
         used = sorted({kernel for row in self.rows for kernel in row.kernels})
         if all(kernel.startswith("reference") for kernel in used):
             return (
-                "Quantized layers ran on the PyTorch reference, not on native kernels:"
-                " they take less memory, but may be slower than float."
+                "The quantized layers ran on the PyTorch reference: no native kernel serves them"
+                " here, so they may be slower than float."
             )
         return f"Kernels of the quantized layers: {'; '.join(used)}."
 

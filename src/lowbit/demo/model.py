@@ -13,9 +13,9 @@ END_OF_TEXT = "<|endoftext|>"
 class Settings:
     """Everything that decides what is trained. `corpus_limit` counts characters."""
 
-    steps: int = 400
+    steps: int = 450
     batch: int = 8
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     vocabulary: int = 4096
     context: int = 128
     width: int = 256

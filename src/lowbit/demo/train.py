@@ -1,11 +1,11 @@
-"""A training loop of its own: next-token prediction, warm-up and cosine, Muon for the matrices of
-the blocks and AdamW for the rest.
+"""A training loop of its own: next-token prediction with AdamW, warm-up and cosine.
 
 Each step takes `batch` pieces of context + 1 tokens, in one random order over the whole text.
 """
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Integer
@@ -16,8 +16,6 @@ from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
 from lowbit.demo.model import Settings
-from lowbit.demo.muon import Muon
-from lowbit.demo.precision import half_where_it_is_faster
 
 LOWEST_RATE = 0.05  # the share of the learning rate that cosine ends with
 LONGEST_WARM_UP = 40  # steps
@@ -28,14 +26,10 @@ def train(
     model: GPT2LMHeadModel, ids: Integer[Tensor, " n"], settings: Settings, progress: bool
 ) -> None:
     """Train `model` in place on the token ids for `settings.steps` steps."""
-    matrices = {p for p in model.transformer.h.parameters() if p.ndim == 2}
-    others = [p for p in model.parameters() if p not in matrices]
-    lr, decay = settings.learning_rate, WEIGHT_DECAY
-    optimizers = (
-        Muon(matrices, lr, decay),
-        torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=decay),
+    optimizer = torch.optim.AdamW(
+        model.parameters(), settings.learning_rate, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY
     )
-    schedules = [LambdaLR(o, lambda step: rate(step, settings.steps)) for o in optimizers]
+    schedule = LambdaLR(optimizer, lambda step: rate(step, settings.steps))
     # At this length plain attention is faster than the fused kernel of the CPU.
     model.set_attn_implementation("eager")
     model.train()
@@ -49,15 +43,21 @@ def train(
                 loss = cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    schedule.step()
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 bar.update()
     finally:
         torch.set_flush_denormal(False)
     model.eval()
+
+
+def half_where_it_is_faster() -> AbstractContextManager[object]:
+    """Autocast of products to bfloat16 where the processor has it; where not, it is emulated."""
+    if torch.cpu._is_avx512_bf16_supported():
+        return torch.autocast("cpu", torch.bfloat16)
+    return nullcontext()
 
 
 def rate(step: int, steps: int) -> float:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from lowbit.errors import UsageError
 from lowbit.formats import BinaryLayout, BinaryTensor, Granularity, group
+from lowbit.formats.granularity import row_blocks
 from lowbit.formats.scales import stored_dtype
-from lowbit.packing import pack
+from lowbit.packing import pack, packed_width
 from lowbit.schemes import levels
 from lowbit.schemes.levels import Levels, SortedGroups
 from lowbit.schemes.weight_range import check_finite, check_weight
@@ -60,14 +61,12 @@ class Binary:
         found = [self._levels(part.flatten(0, 1)) for part in parts]
         dtype = stored_dtype(torch.cat([self._magnitudes(weight, f) for f in found]))
         coded = [self._coded(part, f, dtype) for part, f in zip(parts, found, strict=True)]
-        codes, alphas, offsets = zip(*coded, strict=True)
-        code = torch.cat(codes, 1)
+        codes, part_alphas, part_offsets = zip(*coded, strict=True)
+        offsets = tuple(torch.cat(o) for o in zip(*part_offsets, strict=True))
         return BinaryTensor(
-            planes=pack(torch.stack([code >> i & 1 for i in range(self.bits)]), 1),
-            alphas=tuple(torch.cat(a) for a in zip(*alphas, strict=True)),
-            offsets=tuple(torch.cat(o) for o in zip(*offsets, strict=True))
-            if self.offset
-            else None,
+            planes=packed_planes(torch.cat(codes, 1), self.bits),
+            alphas=tuple(torch.cat(alpha) for alpha in zip(*part_alphas, strict=True)),
+            offsets=offsets if self.offset else None,
             granularity=self.granularity,
             in_features=weight.shape[1],
         )
@@ -116,6 +115,15 @@ def whole_and_last(
 def pieces(groups: Float32[Tensor, "N n"]) -> tuple[Float32[Tensor, "_N n"], ...]:
     """Consecutive groups, so many at once that they hold WEIGHTS_AT_ONCE weights."""
     return groups.contiguous().split(max(1, WEIGHTS_AT_ONCE // groups.shape[1]))
+
+
+def packed_planes(code: UInt8[Tensor, "out in"], bits: int) -> UInt8[Tensor, "bits out packed"]:
+    """Bit i of all codes as plane i."""
+    shape = bits, len(code), packed_width(code.shape[1], 1)
+    planes = torch.empty(shape, dtype=torch.uint8, device=code.device)
+    for rows in row_blocks(*code.shape):
+        planes[:, rows] = pack(torch.stack([code[rows] >> i & 1 for i in range(bits)]), 1)
+    return planes
 
 
 def greedy_levels(groups: Float32[Tensor, "N n"], options: Binary) -> Levels:
