@@ -22,6 +22,7 @@ LONGEST_WARM_UP = 40  # steps
 WEIGHT_DECAY = 0.1
 
 
+@torch.enable_grad()
 def train(
     model: GPT2LMHeadModel, ids: Integer[Tensor, " n"], settings: Settings, progress: bool
 ) -> None:
