@@ -22,8 +22,8 @@ from lowbit.formats import CHANNEL, group
 from lowbit.schemes import Absmax, Binary, ZeroPoint
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "quantize-speed.md"
-# Binary codes are fitted, so they get a quarter of the rows; calls cost most on a small weight.
-LARGE, TALL, SMALL = (4096, 4096), (1024, 4096), (128, 128)
+# Binary codes are fitted, so they get an eighth of the rows; calls cost most on a small weight.
+LARGE, WIDE, SMALL = (4096, 4096), (512, 4096), (128, 128)
 
 CONTENDERS: dict[str, tuple[tuple[int, int], Callable[[Tensor], Any]]] = {
     "torch clone": (LARGE, torch.clone),
@@ -33,10 +33,10 @@ CONTENDERS: dict[str, tuple[tuple[int, int], Callable[[Tensor], Any]]] = {
     "zero-point, 4 bits, groups of 64": (LARGE, ZeroPoint(4, group(64)).quantize),
     "zero-point, 3 bits, groups of 64": (LARGE, ZeroPoint(3, group(64)).quantize),
     "zero-point, 2 bits, groups of 64": (LARGE, ZeroPoint(2, group(64)).quantize),
-    "binary, 3 planes, greedy, groups of 64": (TALL, Binary(3, solver="greedy").quantize),
-    **{f"binary, {b} planes, groups of 64": (TALL, Binary(b).quantize) for b in (1, 2, 3, 4)},
-    "binary, 3 planes, nested, groups of 64": (TALL, Binary(3, nested=True).quantize),
-    "binary, 3 planes, channel": (TALL, Binary(3, CHANNEL).quantize),
+    "binary, 3 planes, greedy, groups of 64": (WIDE, Binary(3, solver="greedy").quantize),
+    **{f"binary, {b} planes, groups of 64": (WIDE, Binary(b).quantize) for b in (1, 2, 3, 4)},
+    "binary, 3 planes, nested, groups of 64": (WIDE, Binary(3, nested=True).quantize),
+    "binary, 3 planes, channel": (WIDE, Binary(3, CHANNEL).quantize),
     "zero-point, 4 bits, groups of 64, small": (SMALL, ZeroPoint(4, group(64)).quantize),
     "binary, 3 planes, groups of 64, small": (SMALL, Binary(3).quantize),
 }
@@ -44,7 +44,7 @@ CONTENDERS: dict[str, tuple[tuple[int, int], Callable[[Tensor], Any]]] = {
 
 def measure(rounds: int) -> list[dict[str, Any]]:
     """Per contender: shape, milliseconds (median and fastest), MB of float32 input per second."""
-    weights = {shape: torch.randn(shape) * 0.02 for shape in (LARGE, TALL, SMALL)}
+    weights = {shape: torch.randn(shape) * 0.02 for shape in (LARGE, WIDE, SMALL)}
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for shape, quantize in CONTENDERS.values():
         quantize(weights[shape])
