@@ -1,26 +1,27 @@
-"""BERT-base shape, 8-bit weights and activations: the whole encoder through transformers.
+"""BERT-base shape: the whole encoder through transformers, beside other engines.
 
+    pip install ".[bench]"
     python bench/encoder.py [--threads 2] [--rounds 15] [--paths amx,avx512] [--write]
 
 Random weights. Contenders take turns within every round, so that a busy machine slows all of them;
 the time of each is its median, the ratio the median of the ratios within a round. Then one pass of
-ours is taken apart by module.
+ours is taken apart by module. Engines that are not installed are named as left out.
 """
 
 import argparse
 import copy
 import os
-import platform
 import statistics
-import subprocess
+import tempfile
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
+from engines import Encoder, of_torch, onnx_runtime_int8, openvino, torch_bfloat16, torch_dynamic
+from machine import described
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
@@ -32,20 +33,13 @@ from lowbit.nn import QuantLinear
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "encoder.md"
 SIZES = ((1, 128), (8, 128))
+OTHER_RECIPES = ("int8", "int4-dynamic", "int4", "bcq3-dynamic")
 
 
-def torch_dynamic(model: BertModel) -> nn.Module:
-    """PyTorch's own int8 with dynamic activation scales."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and still the one to beat
-        quantized: nn.Module = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
-    return quantized
-
-
-def ours(model: BertModel, path: str) -> nn.Module:
-    """A quantized copy that has chosen its kernels, which happens at the first forward pass."""
+def quantized(model: BertModel, recipe: str, path: str) -> nn.Module:
+    """A copy that has chosen its kernels, which happens at the first forward pass."""
     model = copy.deepcopy(model)
-    lowbit.quantize(model, "int8-dynamic", progress=False)
+    lowbit.quantize(model, recipe, progress=False)
     os.environ[VARIABLE] = path
     model(torch.zeros(1, 8, dtype=torch.long))
     del os.environ[VARIABLE]
@@ -56,9 +50,34 @@ def runnable_paths() -> list[str]:
     return [k.name for k in KERNELS["dynamic"] if k.isa and not native.lacks(k.isa)]
 
 
-def time_of(model: nn.Module, ids: Tensor) -> float:
+def peers(
+    model: BertModel, example: Tensor, folder: Path, threads: int
+) -> tuple[dict[str, Encoder], list[str]]:
+    """The engines that are installed, and what became of the others."""
+    makers: dict[str, Callable[[], Encoder]] = {
+        "torch bfloat16": lambda: torch_bfloat16(copy.deepcopy(model)),
+        "torch quantize_dynamic": lambda: torch_dynamic(model),
+        "ONNX Runtime int8 dynamic": lambda: onnx_runtime_int8(model, example, folder, threads),
+        "OpenVINO bfloat16": lambda: openvino(model, example, threads, "bf16", False),
+        "OpenVINO static int8, rest float32": lambda: openvino(
+            model, example, threads, "f32", True
+        ),
+        "OpenVINO static int8, rest bfloat16": lambda: openvino(
+            model, example, threads, "bf16", True
+        ),
+    }
+    found, absent = {}, []
+    for name, make in makers.items():
+        try:
+            found[name] = make()
+        except ImportError as error:
+            absent.append(f"{name} ({error})")
+    return found, absent
+
+
+def time_of(run: Callable[[Tensor], object], ids: Tensor) -> float:
     start = time.perf_counter()
-    model(ids)
+    run(ids)
     return time.perf_counter() - start
 
 
@@ -66,13 +85,13 @@ def relative_error(y: Tensor, reference: Tensor) -> float:
     return float((y - reference).norm() / reference.norm())
 
 
-def measure(contenders: dict[str, nn.Module], ids: Tensor, rounds: int) -> list[str]:
+def measure(contenders: dict[str, Encoder], ids: Tensor, rounds: int) -> list[str]:
     """Table rows: milliseconds, ratio to the first contender, error of the last hidden state."""
-    hidden = {name: model(ids).last_hidden_state for name, model in contenders.items()}
+    hidden = {name: run(ids) for name, run in contenders.items()}
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
-        for name, model in contenders.items():
-            seconds[name].append(time_of(model, ids))
+        for name, run in contenders.items():
+            seconds[name].append(time_of(run, ids))
     first = next(iter(contenders))
     rows = []
     for name, times in seconds.items():
@@ -126,21 +145,6 @@ def taken_apart(model: nn.Module, ids: Tensor, rounds: int) -> list[str]:
     return [f"| {kind} | {parts[kind] * 1e3:.2f} | {parts[kind] / total:.0%} |" for kind in parts]
 
 
-def processor() -> str:
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{names[0] if names else platform.machine()} ({', '.join(sorted(native.features()))})"
-
-
-def commit() -> str:
-    root = Path(__file__).parent
-    told = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(told, capture_output=True, text=True).stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
@@ -153,33 +157,37 @@ def main() -> None:
     torch.set_grad_enabled(False)
 
     model = BertModel(BertConfig()).eval()
-    contenders: dict[str, nn.Module] = {"torch float32": model}
-    contenders["torch quantize_dynamic"] = torch_dynamic(model)
     paths = options.paths.split(",")
-    contenders |= {f"lowbit int8-dynamic, {path}": ours(model, path) for path in paths}
+    own = {f"lowbit int8-dynamic, {path}": quantized(model, "int8-dynamic", path) for path in paths}
+    for recipe in OTHER_RECIPES:
+        own[f"lowbit {recipe}, {paths[0]}"] = quantized(model, recipe, paths[0])
     lines = [
-        "# BERT-base shape, int8 with dynamic activation scales",
+        "# BERT-base shape, whole encoder",
         "",
-        f"`python bench/encoder.py`, {time.strftime('%Y-%m-%d')}, {processor()},"
-        f" {options.threads} threads, torch {torch.__version__}, transformers"
-        f" {transformers.__version__} (eager), commit {commit()}. Random weights;"
-        f" {options.rounds} rounds.",
+        f"`python bench/encoder.py`, {time.strftime('%Y-%m-%d')}. {described()} transformers"
+        f" {transformers.__version__} (eager). Random weights; {options.rounds} rounds.",
     ]
     for batch, tokens in SIZES:
         ids = torch.randint(0, 30_000, (batch, tokens))
+        with tempfile.TemporaryDirectory() as folder:
+            others, absent = peers(model, ids, Path(folder), options.threads)
+            contenders = {"torch float32": of_torch(model), **others}
+            contenders |= {name: of_torch(m) for name, m in own.items()}
+            table = measure(contenders, ids, options.rounds)
         lines += [
             "",
             f"## {batch} × {tokens} tokens",
             "",
             "| | median ms | fastest ms | × float32 | relative error |",
             "|---|---|---|---|---|",
-            *measure(contenders, ids, options.rounds),
+            *table,
+            *(f"\nLeft out: {name}." for name in absent),
             "",
             f"Where the time goes in the fastest pass with {paths[0]}:",
             "",
             "| | ms | share |",
             "|---|---|---|",
-            *taken_apart(contenders[f"lowbit int8-dynamic, {paths[0]}"], ids, options.rounds),
+            *taken_apart(own[f"lowbit int8-dynamic, {paths[0]}"], ids, options.rounds),
         ]
     text = "\n".join(lines) + "\n"
     print(text)

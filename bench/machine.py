@@ -4,6 +4,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+import torch
+
 INSTRUCTION_SETS = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "neon")
 
 
@@ -29,3 +31,11 @@ def commit() -> str:
         "--exclude=*",
     ]
     return subprocess.run(told, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def described() -> str:
+    """One line: processor, threads, commit and torch."""
+    return (
+        f"Processor: {processor()}, {torch.get_num_threads()} threads; lowbit {commit()},"
+        f" torch {torch.__version__}."
+    )

@@ -7,12 +7,14 @@
 #include <nanobind/stl/vector.h>
 
 #include "cpu.h"
-#include "linear_int8.h"
+#include "lanes.h"
+#include "linear.h"
 #include "parallel.h"
 #include "quantize_rows.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
+using lowbit::Lanes;
 
 namespace {
 
@@ -31,23 +33,102 @@ void quantize_rows(uintptr_t x, uintptr_t codes, uintptr_t scales, int64_t rows,
        group_size});
 }
 
-void linear_int8(uintptr_t x, uintptr_t codes, uintptr_t scale, uintptr_t zero_point,
-                 uintptr_t bias, uintptr_t y, int64_t rows, int64_t inputs, int64_t outputs,
-                 bool half_scale, bool one_scale, std::string_view path) {
-  lowbit::find_path(lowbit::linear_int8_paths, path)(
-      {pointer<const float>(x), pointer<const uint8_t>(codes), pointer<const void>(scale),
-       pointer<const uint8_t>(zero_point), pointer<const float>(bias), pointer<float>(y), rows,
-       inputs, outputs, half_scale, one_scale});
-}
+// A weight's form and the places of its parts, which do not change from call to call; `scale`,
+// `zero_point` and `offset` are counted from the first of the codes, and 0 where there is none.
+struct Weight {
+  Lanes form;
+  int64_t scale, zero_point, offset;
+  int planes;
+  bool half_scale;
+
+  lowbit::Linear linear(uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y, int64_t rows,
+                        int digits) const {
+    return {form,
+            pointer<const float>(x),
+            pointer<const uint8_t>(codes),
+            pointer<const void>(codes + scale),
+            zero_point ? pointer<const uint8_t>(codes + zero_point) : nullptr,
+            offset ? pointer<const void>(codes + offset) : nullptr,
+            pointer<const float>(bias),
+            pointer<float>(y),
+            rows,
+            planes,
+            digits,
+            half_scale};
+  }
+
+  void decode(uintptr_t codes, uintptr_t rows, int64_t count, uintptr_t out) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = pointer<const int64_t>(rows)[i];
+      if (row < 0 || row >= form.outputs) {
+        throw std::out_of_range("token id " + std::to_string(row) + " leaves a table of " +
+                                std::to_string(form.outputs) + " rows");
+      }
+    }
+    lowbit::decode_lanes({form, pointer<const uint8_t>(codes), pointer<const void>(codes + scale),
+                          zero_point ? pointer<const uint8_t>(codes + zero_point) : nullptr,
+                          offset ? pointer<const void>(codes + offset) : nullptr, half_scale,
+                          pointer<const int64_t>(rows), count, pointer<float>(out)});
+  }
+};
+
+// A path of the linear layer, found by name once.
+struct LinearPath {
+  void (*run)(const lowbit::Linear&);
+
+  explicit LinearPath(std::string_view name) : run(lowbit::find_path(lowbit::linear_paths, name)) {}
+
+  void operator()(const Weight& weight, uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y,
+                  int64_t rows, int digits) const {
+    run(weight.linear(x, codes, bias, y, rows, digits));
+  }
+};
 
 }  // namespace
 
 NB_MODULE(_native, m) {
+  const nb::call_guard<nb::gil_scoped_release> without_gil;
   m.def("features", &lowbit::cpu_features);
   m.def("on_torch_threads", &lowbit::on_torch_threads);
   m.def("quantize_rows", &quantize_rows, "x"_a, "codes"_a, "scales"_a, "rows"_a, "cols"_a,
-        "group_size"_a, "path"_a, nb::call_guard<nb::gil_scoped_release>());
-  m.def("linear_int8", &linear_int8, "x"_a, "codes"_a, "scale"_a, "zero_point"_a, "bias"_a, "y"_a,
-        "rows"_a, "inputs"_a, "outputs"_a, "half_scale"_a, "one_scale"_a, "path"_a,
-        nb::call_guard<nb::gil_scoped_release>());
+        "group_size"_a, "path"_a, without_gil);
+
+  nb::class_<Lanes>(m, "Lanes")
+      .def(
+          "__init__",
+          [](Lanes* form, int64_t outputs, int64_t inputs, int64_t group, int bits, bool binary) {
+            new (form) Lanes{outputs, inputs, group, bits, binary};
+          },
+          "outputs"_a, "inputs"_a, "group"_a, "bits"_a, "binary"_a)
+      .def("panels", &Lanes::panels)
+      .def("panel_bytes", &Lanes::panel_bytes)
+      .def(
+          "pack",
+          [](const Lanes& form, uintptr_t stored, int flip, uintptr_t codes) {
+            lowbit::pack_lanes(form, pointer<const uint8_t>(stored), static_cast<uint8_t>(flip),
+                               pointer<uint8_t>(codes));
+          },
+          "stored"_a, "flip"_a, "codes"_a, without_gil)
+      .def(
+          "unpack",
+          [](const Lanes& form, uintptr_t codes, int flip, uintptr_t stored) {
+            lowbit::unpack_lanes(form, pointer<const uint8_t>(codes), static_cast<uint8_t>(flip),
+                                 pointer<uint8_t>(stored));
+          },
+          "codes"_a, "flip"_a, "stored"_a, without_gil);
+
+  nb::class_<Weight>(m, "Weight")
+      .def(
+          "__init__",
+          [](Weight* weight, const Lanes& form, int64_t scale, int64_t zero_point, int64_t offset,
+             int planes, bool half_scale) {
+            new (weight) Weight{form, scale, zero_point, offset, planes, half_scale};
+          },
+          "form"_a, "scale"_a, "zero_point"_a, "offset"_a, "planes"_a, "half_scale"_a)
+      .def("decode", &Weight::decode, "codes"_a, "rows"_a, "count"_a, "out"_a, without_gil);
+
+  nb::class_<LinearPath>(m, "LinearPath")
+      .def(nb::init<std::string_view>(), "name"_a)
+      .def("__call__", &LinearPath::operator(), "weight"_a, "x"_a, "codes"_a, "bias"_a, "y"_a,
+           "rows"_a, "digits"_a, without_gil);
 }

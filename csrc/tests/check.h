@@ -12,4 +12,5 @@
   } while (false)
 
 void test_quantize_rows();
-void test_linear_int8();
+void test_lanes();
+void test_linear();

@@ -11,6 +11,7 @@ int main() {
   for (const auto& feature : lowbit::cpu_features()) std::printf(" %s", feature.c_str());
   std::printf("\n");
   test_quantize_rows();
-  test_linear_int8();
+  test_lanes();
+  test_linear();
   return 0;
 }

@@ -79,7 +79,8 @@ def test_inspect_shows_every_module_and_the_totals(lowbit, source, tmp_path):
     assert modules["lm_head"]["stored_as"] == "tied to transformer.wte"
     assert inspection["resident_bytes_after_forward"] <= 1.1 * inspection["resident_bytes"]
     code, out, _ = lowbit("inspect", out_folder)
-    assert code == 0 and "resident after a forward pass" in out and "reference" in out
+    assert code == 0 and "resident after a forward pass" in out
+    assert c_fc["kernel"] in out
 
 
 @pytest.mark.parametrize("name", ["bert-classifier", "bart", "t5", "llama-tied", "distilbert"])

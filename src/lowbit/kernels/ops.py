@@ -3,11 +3,11 @@
     lowbit::dequantize(Tensor[] stored, str layout, int in_features, ScalarType dtype) -> Tensor
     lowbit::linear(Tensor x, Tensor[] stored, Tensor? bias, str layout, str activations) -> Tensor
     lowbit::linear_prepacked(Tensor x, Tensor packed, Tensor? bias, str layout, int out_features,
-                             str path) -> Tensor
-    lowbit::dequantize_prepacked(Tensor packed, str layout, int out_features, int in_features,
-                                 ScalarType dtype) -> Tensor
+                             str activations, str path) -> Tensor
     lowbit::embedding(Tensor ids, Tensor[] stored, str layout, int in_features,
                       ScalarType dtype) -> Tensor
+    lowbit::embedding_prepacked(Tensor ids, Tensor packed, str layout, int num_embeddings,
+                                int in_features, ScalarType dtype) -> Tensor
     lowbit::quantize_rows(Tensor x, int group_size) -> (Tensor, Tensor)
 
 `stored` are the tensors of a stored form in the order of its layout, and `layout` is that layout
@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import FORMATS, Layout, QTensor, layout_from_dict
-from lowbit.kernels import embedding as _embedding
 from lowbit.kernels import linear as _linear
 from lowbit.kernels import quantize_rows as _quantize_rows
-from lowbit.kernels.linear.interleaved import Interleaved
-from lowbit.kernels.linear.native import Int8Linear
-from lowbit.kernels.selection import select
+from lowbit.kernels.embedding import native as _native_embedding
+from lowbit.kernels.embedding import reference as _reference_embedding
+from lowbit.kernels.lanes import Lanes
+from lowbit.kernels.linear.native import LinearProduct
 
 
 def layout_text(layout: Layout) -> str:
@@ -106,43 +106,45 @@ def _bias_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
 _linear_op.register_autograd(_linear_gradient, setup_context=_save_for_linear)
 
 
-@torch.library.custom_op("lowbit::dequantize_prepacked", mutates_args=())
-def _dequantize_prepacked_op(
-    packed: Tensor, layout: str, out_features: int, in_features: int, dtype: torch.dtype
-) -> Tensor:
-    form = Interleaved.of(_layout(layout), out_features, in_features)
-    decoded: Tensor = FORMATS[form.layout.format].decode(form.unpack(packed), dtype)
-    return decoded
-
-
-@_dequantize_prepacked_op.register_fake
-def _(
-    packed: Tensor, layout: str, out_features: int, in_features: int, dtype: torch.dtype
-) -> Tensor:
-    return packed.new_empty((out_features, in_features), dtype=dtype)
+@lru_cache(maxsize=4096)
+def _form(layout: str, out_features: int, in_features: int) -> Lanes:
+    return Lanes(_layout(layout), out_features, in_features)
 
 
 @lru_cache(maxsize=4096)
-def _product(layout: str, out_features: int, in_features: int, path: str) -> Int8Linear:
-    return Int8Linear(Interleaved.of(_layout(layout), out_features, in_features), path)
+def _product(form: Lanes, activations: str, path: str) -> LinearProduct:
+    return LinearProduct(form, activations, path)
 
 
 @torch.library.custom_op("lowbit::linear_prepacked", mutates_args=())
 def _linear_prepacked_op(
-    x: Tensor, packed: Tensor, bias: Tensor | None, layout: str, out_features: int, path: str
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    layout: str,
+    out_features: int,
+    activations: str,
+    path: str,
 ) -> Tensor:
-    return _product(layout, out_features, x.shape[-1], path)(x, packed, bias)
+    form = _form(layout, out_features, x.shape[-1])
+    return _product(form, activations, path)(x, packed, bias)
 
 
 @_linear_prepacked_op.register_fake
 def _(
-    x: Tensor, packed: Tensor, bias: Tensor | None, layout: str, out_features: int, path: str
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    layout: str,
+    out_features: int,
+    activations: str,
+    path: str,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
 def _save_for_linear_prepacked(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed, bias, ctx.layout, _, _ = inputs
+    x, packed, bias, ctx.layout, ctx.out_features, _, _ = inputs
     ctx.save_for_backward(packed)
     ctx.in_features = x.shape[-1]
     ctx.bias_dtype = None if bias is None else bias.dtype
@@ -150,10 +152,11 @@ def _save_for_linear_prepacked(ctx: Any, inputs: tuple[Any, ...], output: Tensor
 
 def _linear_prepacked_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (packed,) = ctx.saved_tensors
-    weight = _dequantize_prepacked_op(
-        packed, ctx.layout, grad.shape[-1], ctx.in_features, grad.dtype
+    rows = torch.arange(ctx.out_features, device=grad.device)
+    weight = _embedding_prepacked_op(
+        rows, packed, ctx.layout, ctx.out_features, ctx.in_features, grad.dtype
     )
-    return grad @ weight, None, _bias_gradient(ctx, grad), None, None, None
+    return grad @ weight, None, _bias_gradient(ctx, grad), None, None, None, None
 
 
 _linear_prepacked_op.register_autograd(
@@ -165,7 +168,7 @@ _linear_prepacked_op.register_autograd(
 def _embedding_op(
     ids: Tensor, stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype
 ) -> Tensor:
-    return _embedding.embedding(ids, _assemble(stored, layout, in_features), dtype)
+    return _reference_embedding.embedding(ids, _assemble(stored, layout, in_features), dtype)
 
 
 @_embedding_op.register_fake
@@ -173,6 +176,31 @@ def _(
     ids: Tensor, stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype
 ) -> Tensor:
     return stored[0].new_empty((*ids.shape, in_features), dtype=dtype)
+
+
+@torch.library.custom_op("lowbit::embedding_prepacked", mutates_args=())
+def _embedding_prepacked_op(
+    ids: Tensor,
+    packed: Tensor,
+    layout: str,
+    num_embeddings: int,
+    in_features: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    form = _form(layout, num_embeddings, in_features)
+    return _native_embedding.embedding(ids, packed, form, dtype)
+
+
+@_embedding_prepacked_op.register_fake
+def _(
+    ids: Tensor,
+    packed: Tensor,
+    layout: str,
+    num_embeddings: int,
+    in_features: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return packed.new_empty((*ids.shape, in_features), dtype=dtype)
 
 
 @torch.library.custom_op("lowbit::quantize_rows", mutates_args=())
@@ -199,11 +227,15 @@ def linear(x: Tensor, q: QTensor, bias: Tensor | None, activations: str) -> Tens
     return _linear.linear(x, q, bias, activations)
 
 
-def linear_prepacked(x: Tensor, packed: Tensor, bias: Tensor | None, product: Int8Linear) -> Tensor:
-    """The same with a weight that was prepacked for `product`."""
+def linear_prepacked(
+    x: Tensor, packed: Tensor, bias: Tensor | None, product: LinearProduct
+) -> Tensor:
+    """The same with a weight that was prepacked as `product` wants it."""
     if _dispatched(x, bias):
         layout = layout_text(product.form.layout)
-        return _linear_prepacked_op(x, packed, bias, layout, product.out_features, product.path)
+        return _linear_prepacked_op(
+            x, packed, bias, layout, product.out_features, product.activations, product.path
+        )
     return product(x, packed, bias)
 
 
@@ -220,19 +252,14 @@ def embedding(ids: Tensor, q: QTensor, dtype: torch.dtype) -> Tensor:
         return _embedding_op(
             ids, list(q.tensors().values()), layout_text(q.layout), q.in_features, dtype
         )
-    return _embedding.embedding(ids, q, dtype)
+    return _reference_embedding.embedding(ids, q, dtype)
 
 
-def linear_kernel(q: QTensor, activations: str, device: torch.device) -> str:
-    """Which kernels serve a linear layer on this machine, and why."""
-    x = torch.empty(1, q.in_features, device=device)
-    kernel, why = select(_linear.KERNELS[activations], x, q)
-    if activations == "float" or kernel.name != "reference":
-        return why
-    _, rows = select(_quantize_rows.KERNELS, x, q.granularity.width(q.in_features))
-    return f"product {why}; activations {rows}"
-
-
-def embedding_kernel(q: QTensor) -> str:
-    """Which kernel serves a lookup on this machine, and why."""
-    return select(_embedding.KERNELS, q.tensors(), q)[1]
+def embedding_prepacked(ids: Tensor, packed: Tensor, form: Lanes, dtype: torch.dtype) -> Tensor:
+    """The same from a prepacked table."""
+    if torch.compiler.is_compiling():
+        layout = layout_text(form.layout)
+        return _embedding_prepacked_op(
+            ids, packed, layout, form.out_features, form.in_features, dtype
+        )
+    return _native_embedding.embedding(ids, packed, form, dtype)

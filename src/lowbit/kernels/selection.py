@@ -5,7 +5,8 @@ An op lists its kernels best first and ends with its reference, which serves eve
     KERNELS = (Kernel("avx2", run, unsupported, isa="avx2"), Kernel("reference", run, never))
     kernel, why = select(KERNELS, x, group_size)
 
-The environment variable LOWBIT_KERNEL forces one of `NAMES` wherever an op has such a kernel.
+The environment variable LOWBIT_KERNEL forces one of `NAMES` wherever an op has such a kernel; an
+op without it chooses as ever.
 """
 
 import os
@@ -42,20 +43,21 @@ def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel,
     if forced and forced not in NAMES:
         raise UsageError(f"{VARIABLE}={forced} is unknown; it can be {', '.join(NAMES)}")
     reference = kernels[-1]
-    if forced:
-        named = next((kernel for kernel in kernels if kernel.name == forced), None)
-        if named is None:
-            return ((reference, f"{VARIABLE}={forced}, but this op has no {forced} kernel"),)
+    named = next((kernel for kernel in kernels if kernel.name == forced), None)
+    if named is not None:
         missing = native.lacks(named.isa) if named.isa else None
         if missing:
             raise UsageError(f"{VARIABLE}={forced} cannot be met: {missing}")
         return tuple((k, f"forced by {VARIABLE}") for k in dict.fromkeys((named, reference)))
 
+    best = "best of what this processor has"
+    if forced:
+        best = f"{best}, as this op has no {forced} kernel"
     missing = next((why for k in kernels if k.isa and (why := native.lacks(k.isa))), None)
     runnable = [kernel for kernel in kernels if not (kernel.isa and native.lacks(kernel.isa))]
     if runnable == [reference]:
         return ((reference, missing or "nothing else serves this op"),)
-    return tuple((kernel, "best of what this processor has") for kernel in runnable)
+    return tuple((kernel, best) for kernel in runnable)
 
 
 def select(kernels: Sequence[Kernel], *args: object) -> tuple[Kernel, str]:

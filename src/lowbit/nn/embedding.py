@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from lowbit.formats import Layout
-from lowbit.kernels import ops
+from lowbit.kernels import embedding, ops
+from lowbit.kernels.selection import Kernel
 from lowbit.nn.packed import Packed
 
 
@@ -22,12 +23,17 @@ class QuantEmbedding(Packed):
         self.embed_scale = embed_scale
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = ops.embedding(ids, self.qweight, self.compute_dtype.dtype)
+        packed, form = self.prepacked()
+        dtype = self.compute_dtype.dtype
+        if packed is None or form is None:
+            rows = ops.embedding(ids, self.qweight, dtype)
+        else:
+            rows = ops.embedding_prepacked(ids, packed, form, dtype)
         return rows if self.embed_scale is None else rows * self.embed_scale
 
-    def kernel(self) -> str:
-        """Which kernel serves this module here, and why."""
-        return ops.embedding_kernel(self.qweight)
+    def choose(self) -> tuple[Kernel, str]:
+        """The kernel that serves this module here, and why."""
+        return embedding.kernel(self.layout, self.embedding_dim, self.compute_dtype.device)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.describe()}"

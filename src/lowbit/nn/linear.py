@@ -1,11 +1,11 @@
 """QuantLinear: nn.Linear, or transformers' Conv1D, over a stored weight [out, in]."""
 
-import torch
 from torch import Tensor, nn
 
-from lowbit.formats import Layout, QTensor
+from lowbit.formats import Layout
 from lowbit.kernels import linear, ops
-from lowbit.kernels.linear.native import Int8Linear
+from lowbit.kernels.linear.native import LinearProduct
+from lowbit.kernels.selection import Kernel
 from lowbit.nn.packed import Packed
 
 ACTIVATIONS = ("float", "dynamic")
@@ -16,6 +16,8 @@ class QuantLinear(Packed):
 
     `transposed` says that the float module stored its weight [in, out], as Conv1D does.
     """
+
+    product: LinearProduct | None
 
     def __init__(
         self,
@@ -30,24 +32,25 @@ class QuantLinear(Packed):
         super().__init__(layout, out_features, in_features, shape)
         self.in_features, self.out_features = in_features, out_features
         self.activations, self.transposed = activations, transposed
+        self.product = None
         self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = self.prepacked
-        if packed is None and not self.product_chosen and not torch.compiler.is_compiling():
-            # A tied weight stays as it is stored, which is how the other module reads it.
-            packed = None if self.tied_to else self.prepack(self._choose)
-        if packed is None or self.product is None:
-            return ops.linear(x, self.qweight, self._parameters["bias"], self.activations)
+        packed, form = self.prepacked()
         # As `self.bias`, without the detour through __getattr__.
-        return ops.linear_prepacked(x, packed, self._parameters["bias"], self.product)
+        bias = self._parameters["bias"]
+        if packed is None or form is None:
+            return ops.linear(x, self.qweight, bias, self.activations)
+        product = self.product
+        if product is None or product.form is not form:
+            product = self.product = linear.product(form, self.activations)
+        return ops.linear_prepacked(x, packed, bias, product)
 
-    def _choose(self, q: QTensor) -> Int8Linear | None:
-        return linear.prepacked(q, self.activations)
-
-    def kernel(self) -> str:
-        """Which kernel serves this module here, and why."""
-        return ops.linear_kernel(self.qweight, self.activations, self.compute_dtype.device)
+    def choose(self) -> tuple[Kernel, str]:
+        """The kernel that serves this module here, and why."""
+        return linear.kernel(
+            self.layout, self.in_features, self.compute_dtype.device, self.activations
+        )
 
     def describe(self) -> str:
         activations = (

@@ -4,13 +4,15 @@ The stored tensors are persistent buffers under their names in the format ("code
 with exactly the stored shape and dtype. A tied module holds no tensors but a reference to the
 module that does.
 
-Where a kernel likes another order better, the weight is *prepacked* at the first forward pass: one
-tensor, saved nowhere, takes the place of the stored ones, whose buffers stay behind without data.
-Whoever asks for the stored weight (state_dict, `.to()`, `qweight`) gets it back bit for bit, and
-the next forward pass prepacks again. There is never a second copy.
+Where native code serves the module, the weight is *prepacked* at the first forward pass: one
+tensor in the order that the kernels read (kernels/lanes.py), saved nowhere, takes the place of the
+stored ones, whose buffers stay behind without data. A tied module uses that of the other. Whoever
+asks for the stored weight (state_dict, `.to()`, `qweight`) gets it back bit for bit, and the next
+forward pass prepacks again. There is never a second copy.
 """
 
 import threading
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -18,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.formats import Layout, QTensor
-from lowbit.kernels.linear.native import Int8Linear
+from lowbit.kernels.lanes import Lanes
+from lowbit.kernels.selection import Kernel
 
 # One module at a time changes its form: it takes less than a millisecond, and once.
 _CHANGING = threading.RLock()
@@ -30,8 +33,8 @@ class Packed(nn.Module):
     compute_dtype: Tensor
     tied_to: "Packed | None"
     replaced: nn.Module
-    product: Int8Linear | None
-    prepacked: Tensor | None
+    lanes: Tensor | None
+    form: Lanes | None
 
     def __init__(
         self, layout: Layout, rows: int, columns: int, float_shape: tuple[int, int]
@@ -45,9 +48,8 @@ class Packed(nn.Module):
         object.__setattr__(self, "tied_to", None)
         object.__setattr__(self, "replaced", None)
         # A plain attribute: as a buffer it would count beside those that it stands in for.
-        self.prepacked = None
-        self.product = None
-        self.product_chosen = False
+        self.lanes, self.form = None, None
+        self.settled = False  # whether to prepack has been decided
         for name, (shape, dtype) in layout.tensors(rows, columns).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
         # Follows `.to(dtype)` as a float weight would; empty, and saved nowhere.
@@ -100,28 +102,43 @@ class Packed(nn.Module):
         weight._is_hf_initialized = True  # type: ignore[attr-defined]
         return weight
 
-    def prepack(self, choose: Callable[[QTensor], Int8Linear | None]) -> Tensor | None:
-        """Choose a product for the stored weight, and prepack for it if it wants that."""
+    @abstractmethod
+    def choose(self) -> tuple[Kernel, str]:
+        """The kernel that serves this module here, and why."""
+
+    def kernel(self) -> str:
+        """The same in a few words."""
+        return self.choose()[1]
+
+    def prepacked(self) -> tuple[Tensor | None, Lanes | None]:
+        """The prepacked weight and its form, or nothing where the stored one is used."""
+        owner = self if self.tied_to is None else self.tied_to
+        lanes, form = owner.lanes, owner.form
+        if lanes is None and not owner.settled and not torch.compiler.is_compiling():
+            return owner._prepack()
+        return lanes, form
+
+    def _prepack(self) -> tuple[Tensor | None, Lanes | None]:
         with _CHANGING:
-            if not self.product_chosen:
-                q = self.qweight
-                self.product = choose(q)
-                if self.product is not None:
-                    self.prepacked = self.product.form.pack(q)
+            if not self.settled:
+                if self.choose()[0].name != "reference":
+                    q = self._assembled()
+                    self.form = Lanes(self.layout, self.rows, self.columns)
+                    self.lanes = self.form.pack(q)
                     for name, tensor in q.tensors().items():
                         setattr(self, name, tensor.to("meta"))
-                self.product_chosen = True
-            return self.prepacked
+                self.settled = True
+            return self.lanes, self.form
 
     def restore_stored(self) -> None:
         """Put the stored tensors back where they were prepacked."""
         with _CHANGING:
-            if self.prepacked is not None:
-                assert self.product is not None
-                for name, tensor in self.product.form.unpack(self.prepacked).tensors().items():
+            if self.lanes is not None:
+                assert self.form is not None
+                for name, tensor in self.form.unpack(self.lanes).tensors().items():
                     setattr(self, name, tensor)
-            self.prepacked = None
-            self.product_chosen = False
+            self.lanes, self.form = None, None
+            self.settled = False
 
     def _save_to_state_dict(self, *args: Any) -> None:
         with _CHANGING:

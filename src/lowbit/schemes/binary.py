@@ -2,14 +2,14 @@
 
 *greedy* (Guo et al. 2017, "Network sketching"): rᵢ = w − o − Σ_{j<i} αⱼ bⱼ, bᵢ = sign(rᵢ),
 αᵢ = mean |rᵢ|, o = mean(w). *alternating* (Xu et al. 2018, "Alternating multi-bit quantization
-for recurrent neural networks"): from the better of greedy and the best uniform grid, nearest
-codes and least squares in turn. Codes are computed from α and o as stored; sign(0) = +1.
+for recurrent neural networks"): from the best of greedy and uniform grids, nearest codes and least
+squares in turn. Codes are computed from α and o as stored; sign(0) = +1.
 
 `nested=True` also stores the best α and o of every prefix of the planes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -151,13 +151,25 @@ def greedy_codes(groups: Float32[Tensor, "N n"], found: Levels) -> UInt8[Tensor,
 
 
 def alternating_levels(groups: Float32[Tensor, "N n"], options: Binary) -> Levels:
-    """From the better of greedy and the best uniform grid, alternate."""
+    """From the best of greedy and the best uniform grid, alternate.
+
+    With an offset, both without one are starts too: where a few weights are far larger than the
+    rest, the middle of the range is a bad place to start from.
+    """
     cells = SortedGroups.of(groups)
-    greedy = greedy_levels(groups, options).descending()
-    uniform = levels.uniform_levels(cells, options.bits, options.offset)
-    better = levels.error_of(cells, uniform) < levels.error_of(cells, greedy)
-    start = uniform.where(better, greedy)
-    return levels.alternate(cells, start, options.offset, options.iterations)
+    starts = [
+        start
+        for offset in sorted({False, options.offset})
+        for start in (
+            greedy_levels(groups, replace(options, offset=offset)).descending(),
+            levels.uniform_levels(cells, options.bits, offset),
+        )
+    ]
+    best, least = starts[0], levels.error_of(cells, starts[0])
+    for other in starts[1:]:
+        error = levels.error_of(cells, other)
+        best, least = other.where(error < least, best), torch.minimum(error, least)
+    return levels.alternate(cells, best, options.offset, options.iterations)
 
 
 def nearest_codes(groups: Float32[Tensor, "N n"], found: Levels) -> UInt8[Tensor, "N n"]:

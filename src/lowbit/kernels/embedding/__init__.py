@@ -1,20 +1,18 @@
-"""Rows of a stored table."""
+"""Rows of a table: prepacked by native code, as it is stored by the reference."""
 
 import torch
-from jaxtyping import Float, Integer
-from torch import Tensor
 
-from lowbit.formats import QTensor
-from lowbit.kernels.embedding import reference
+from lowbit.formats import Layout
+from lowbit.kernels import lanes
+from lowbit.kernels.embedding import native, reference
 from lowbit.kernels.selection import Kernel, never, select
 
-KERNELS = (Kernel("reference", reference.embedding, never),)
+KERNELS = (
+    Kernel("scalar", native.embedding, lanes.unsupported, isa="scalar"),
+    Kernel("reference", reference.embedding, never),
+)
 
 
-def embedding(
-    ids: Integer[Tensor, "*tokens"], q: QTensor, dtype: torch.dtype
-) -> Float[Tensor, "*tokens in"]:
-    """The decoded rows. Raises IndexError for an id outside the table."""
-    kernel, _ = select(KERNELS, ids, q)
-    rows: Tensor = kernel.run(ids, q, dtype)
-    return rows
+def kernel(layout: Layout, in_features: int, device: torch.device) -> tuple[Kernel, str]:
+    """The kernel that serves such a table here, and why."""
+    return select(KERNELS, layout, in_features, device)

@@ -4,16 +4,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lowbit.formats import QTensor
+from lowbit.formats import Layout, QTensor
+from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear import native, reference
-from lowbit.kernels.linear.interleaved import Interleaved
-from lowbit.kernels.linear.native import Int8Linear
+from lowbit.kernels.linear.native import LinearProduct
 from lowbit.kernels.selection import Kernel, never, select
 
 KERNELS = {
-    "float": (Kernel("reference", reference.linear_float, never),),
-    "dynamic": (*native.KERNELS, Kernel("reference", reference.linear_dynamic, never)),
+    "float": (*native.kernels("float"), Kernel("reference", reference.linear_float, never)),
+    "dynamic": (*native.kernels("dynamic"), Kernel("reference", reference.linear_dynamic, never)),
 }
+
+
+def kernel(
+    layout: Layout, in_features: int, device: torch.device, activations: str
+) -> tuple[Kernel, str]:
+    """The kernel that serves such a weight here, and why."""
+    return select(KERNELS[activations], layout, in_features, device)
 
 
 def linear(
@@ -23,15 +30,13 @@ def linear(
     activations: str,
 ) -> Float[Tensor, "*tokens out"]:
     """x · Wᵀ + bias with activations "float" or "dynamic" (int8), in x's dtype."""
-    kernel, _ = select(KERNELS[activations], x, q)
-    y: Tensor = kernel.run(x, q, bias)
+    device = next(iter(q.tensors().values())).device
+    chosen, _ = kernel(q.layout, q.in_features, device, activations)
+    y: Tensor = chosen.run(x, q, bias)
     return y
 
 
-def prepacked(q: QTensor, activations: str) -> Int8Linear | None:
-    """The product that serves q once it is prepacked, or None where the stored form is used."""
-    x = torch.empty(1, q.in_features, device=next(iter(q.tensors().values())).device)
-    kernel, _ = select(KERNELS[activations], x, q)
-    if kernel not in native.KERNELS:
-        return None
-    return Int8Linear(Interleaved.of(q.layout, *q.shape), kernel.name)
+def product(form: Lanes, activations: str) -> LinearProduct:
+    """The product that serves a weight prepacked as `form`."""
+    chosen, _ = kernel(form.layout, form.in_features, torch.device("cpu"), activations)
+    return LinearProduct(form, activations, chosen.name)

@@ -1,0 +1,93 @@
+// Weights in the order that the kernels read: sixteen output rows in the lanes.
+//
+// A *step* is 4 consecutive inputs of 16 consecutive rows, 64 bytes while a code takes one byte:
+//
+//   step [16 rows][4 inputs]    uint8
+//
+// so that one vector of codes meets a 32-bit broadcast of 4 activations, sums stay in the lanes
+// and sixteen steps are an AMX tile as they are. A *block* is 8 steps, 32 inputs. Its codes are cut
+// into *fields* of 8, 4, 2 or 1 bits: a field of w bits takes w vectors of 64 bytes, and vector j
+// holds, in bits w i … w i + w - 1 of its bytes, the field of step j + w i. A code of 7 bits is
+// cut into its low 4, the next 2 and the last bit; binary codes into one field of 1 bit per plane.
+// So a block takes `bits` vectors, whatever the number of bits. A *panel* is all blocks of 16 rows:
+//
+//   codes       [ceil(outputs/16)][blocks][bits][64]    uint8
+//   scale       [ceil(outputs/16)][groups][16]          float16 or float32
+//   zero_point  [ceil(outputs/16)][groups][16]          uint8, affine
+//   alpha       [ceil(outputs/16)][groups][planes][16]  float16 or float32, binary
+//   offset      [ceil(outputs/16)][groups][16]          like alpha
+//
+// Every group of inputs starts a block: its last block may be short. Rows and inputs are padded
+// with codes of zero. int8 codes have their sign bit flipped, so that z = 128. Where the last
+// group has an odd number of blocks, the 512 bytes after 8-bit codes are readable: a tile may end in
+// them.
+#pragma once
+
+#include <cstdint>
+
+namespace lowbit {
+
+inline constexpr int64_t panel_rows = 16, step_inputs = 4, block_steps = 8;
+inline constexpr int64_t block_inputs = step_inputs * block_steps, vector_bytes = 64;
+
+struct Field {
+  int width, shift;  // bits shift … shift + width - 1 of a code
+};
+
+struct Fields {
+  Field field[4];
+  int count;
+};
+
+constexpr Fields fields_of(int bits, bool binary) {
+  Fields all{};
+  for (int shift = 0; shift < bits;) {
+    const int left = bits - shift;
+    const int width = binary || left == 1 ? 1 : left == 8 ? 8 : left >= 4 ? 4 : 2;
+    all.field[all.count++] = {width, shift};
+    shift += width;
+  }
+  return all;
+}
+
+// The shape of a weight and where its parts begin.
+struct Lanes {
+  int64_t outputs, inputs, group;  // `group` inputs share a scale; the last group may be shorter
+  int bits;
+  bool binary;
+
+  int64_t panels() const { return (outputs + panel_rows - 1) / panel_rows; }
+  int64_t groups() const { return (inputs + group - 1) / group; }
+  int64_t group_inputs(int64_t g) const {
+    const int64_t left = inputs - g * group;
+    return left < group ? left : group;
+  }
+  static int64_t blocks_of(int64_t inputs) { return (inputs + block_inputs - 1) / block_inputs; }
+  int64_t blocks() const {
+    return (groups() - 1) * blocks_of(group) + blocks_of(group_inputs(groups() - 1));
+  }
+  int64_t block_bytes() const { return bits * vector_bytes; }
+  int64_t panel_bytes() const { return blocks() * block_bytes(); }
+};
+
+// Between the stored form and this one, both ways. Stored codes are rows of ceil(inputs bits / 8)
+// bytes, least significant bit first, or, binary, one such matrix of single bits per plane.
+// `flip` is 0x80 where the stored codes are int8, else 0.
+void pack_lanes(const Lanes& form, const uint8_t* stored, uint8_t flip, uint8_t* codes);
+void unpack_lanes(const Lanes& form, const uint8_t* codes, uint8_t flip, uint8_t* stored);
+
+// Some rows as floats: s (q - z), or o + the sum of alpha b, each operation rounded once to float32.
+struct DecodeLanes {
+  Lanes form;
+  const uint8_t* codes;
+  const void* scale;          // or alpha
+  const uint8_t* zero_point;  // affine; null for 2^(bits - 1)
+  const void* offset;         // binary; null for zeros
+  bool half_scale;
+  const int64_t* rows;  // `count` of them, all below form.outputs
+  int64_t count;
+  float* out;  // [count, inputs]
+};
+void decode_lanes(const DecodeLanes& op);
+
+}  // namespace lowbit

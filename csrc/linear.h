@@ -1,0 +1,71 @@
+// A linear layer over codes in lanes (lanes.h), with activations of int8 codes:
+//
+//   affine   y[m,n] = sum_g sx s[n,g] sum_k cx (q[n,k] - z[n,g])                        + bias[n]
+//   binary   y[m,n] = sum_g sx (sum_i alpha[n,g,i] sum_k cx b[i,n,k] + o[n,g] sum_k cx) + bias[n]
+//
+// The inner sums are wrapping 32-bit integers, exact as long as the result fits; everything after
+// them is float32, each operation rounded once, groups (and planes) in order. Activations come in
+// one of two kinds:
+//
+//   digits 1   dynamic: cx and sx[m,g] are what quantize_rows gives for the group
+//   digits 4   float: x is a fixed-point number of 32 bits, a quarter of whose range is left for
+//              carries, x = sx (c0 + 2^8 c1 + 2^16 c2 + 2^24 c3) with sx[m,g] the power of two
+//              that makes the group's largest |x| less than 2^30 sx. Each digit is a row of
+//              activations, with scale 2^(8d) sx; y is the sum of the four, from c0 on.
+//
+// Four digits hold every float32 down to 1/128 of its group's largest exactly and smaller ones to
+// 2^-31 of that largest; what follows is the same for both.
+//
+// A group with a NaN or an infinity gets sx NaN and codes 0; one with nothing of 2^-100 (digits 1:
+// see quantize_rows.h) or 2^-90 (digits 4) or more gets sx 1 and codes 0.
+#pragma once
+
+#include <cstdint>
+
+#include "lanes.h"
+#include "path.h"
+
+namespace lowbit {
+
+struct Linear {
+  Lanes form;
+  const float* x;             // [rows, inputs]
+  const uint8_t* codes;       // in lanes, and so are the next three
+  const void* scale;          // s, or alpha of the planes in use
+  const uint8_t* zero_point;  // z; null for 2^(bits - 1)
+  const void* offset;         // o; null for zeros
+  const float* bias;          // [outputs], or null for zeros
+  float* y;                   // [rows, outputs]
+  int64_t rows;
+  int planes;       // binary: the first so many are used; affine: 1
+  int digits;       // 1 or 4
+  bool half_scale;  // s, alpha and o are float16, not float32
+};
+
+namespace scalar {
+void linear(const Linear&);
+}
+namespace avx2 {
+void linear(const Linear&);
+}
+namespace avxvnni {
+void linear(const Linear&);
+}
+namespace avx512vnni {
+void linear(const Linear&);
+}
+namespace amx {
+void linear(const Linear&);
+}
+
+inline constexpr Path<void(const Linear&)> linear_paths[] = {
+    {"scalar", "", scalar::linear},
+#ifdef LOWBIT_X86
+    {"avx2", "avx2", avx2::linear},
+    {"avxvnni", "avxvnni", avxvnni::linear},
+    {"avx512", "avx512vnni", avx512vnni::linear},
+    {"amx", "amx", amx::linear},
+#endif
+};
+
+}  // namespace lowbit

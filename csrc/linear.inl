@@ -1,0 +1,307 @@
+// The loops of linear.h for a few rows of activations against codes decoded in registers. The
+// including file is compiled for an instruction set, names it in LOWBIT_ISA and describes it:
+//
+//   struct Isa {
+//     using Words = …;     // gcc vector of uint32_t, a whole part of the 64 bytes of a step
+//     using Ints = …;      // of int32_t, as long
+//     using Floats = …;    // of float, as long
+//     static constexpr int max_rows;              // of a register block: 4 or 8
+//     static constexpr int unroll;                // steps: 8 makes shifts constants
+//     static constexpr int64_t bytes_per_input;   // of an activation in this path's arrangement
+//     static constexpr int64_t macs_per_ns;       // as in Product
+//     // Puts the codes of one row, n inputs from k on, n a multiple of 32, at `row`.
+//     static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k);
+//     static int32_t sum(const int8_t* piece, int64_t n);  // n a multiple of 32
+//     // acc + the products of four unsigned codes a lane with the four activations at `four`.
+//     static Ints dot(Ints acc, Words codes, const int8_t* four);
+//     static Floats widen(const uint16_t* half);  // float16, as many as there are lanes
+//   };
+//
+// Nothing from the standard library is called here (see quantize_rows.inl).
+
+#include "linear_schedule.h"
+#include "quantize_group.inl"
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+using Words = Isa::Words;
+using Ints = Isa::Ints;
+using Floats = Isa::Floats;
+
+constexpr int parts = vector_bytes / sizeof(Words);
+constexpr int lanes = panel_rows / parts;  // of a part
+
+template <class Vector>
+Vector load(const void* at) {
+  Vector v;
+  __builtin_memcpy(&v, at, sizeof v);
+  return v;
+}
+
+Floats load_scales(const void* values, bool half, int64_t at) {
+  return half ? Isa::widen(static_cast<const uint16_t*>(values) + at)
+              : load<Floats>(static_cast<const float*>(values) + at);
+}
+
+// Of wrapped signed integers.
+Floats floats_of(Words sums) {
+  return __builtin_convertvector(reinterpret_cast<Ints>(sums), Floats);
+}
+
+// The codes of step s of a block, cut into `fields` (lanes.h), or of a single plane of it.
+template <int bits>
+Words codes_of_step(const uint8_t* block, int s, int part) {
+  constexpr Fields fields = fields_of(bits, false);
+  block += part * sizeof(Words);
+  Words codes{};
+#pragma GCC unroll 3
+  for (int f = 0; f < fields.count; ++f) {
+    const int width = fields.field[f].width, shift = fields.field[f].shift;
+    const Words four = load<Words>(block + s % width * vector_bytes);
+    const int right = s / width * width - shift;
+    if (width == 8) {
+      codes = four;
+    } else {
+      codes |= (right >= 0 ? four >> right : four << -right) &
+               (((1u << width) - 1) << shift) * 0x01010101u;
+    }
+    block += width * vector_bytes;
+  }
+  return codes;
+}
+
+// An affine weight has one term, the codes; a binary one a term for each plane: `term_bytes` is
+// how far its field is from the next one's.
+template <int bits_>
+struct Affine {
+  static constexpr bool binary = false;
+  static constexpr int bits = bits_, terms = 1;
+  static constexpr int64_t term_bytes = 0;
+
+  static void zero_points(const Linear& op, int64_t group, int part, Ints& z) {
+    z = Ints{} + (1 << (bits - 1));
+    if (!op.zero_point) return;
+    const uint8_t* at = op.zero_point + group * panel_rows + part * lanes;
+    for (int i = 0; i < lanes; ++i) z[i] = at[i];
+  }
+
+  template <int R>
+  static void add(const Linear& op, const Activations& a, const int64_t (&at)[R], int64_t group,
+                  const Ints (&sum)[terms][R][parts], Floats (&acc)[R][parts]) {
+    for (int p = 0; p < parts; ++p) {
+      Ints z;
+      zero_points(op, group, p, z);
+      const Floats s = load_scales(op.scale, op.half_scale, group * panel_rows + p * lanes);
+      for (int r = 0; r < R; ++r) {
+        const Words exact = reinterpret_cast<Words>(sum[0][r][p]) -
+                            reinterpret_cast<Words>(z) * static_cast<uint32_t>(a.sums[at[r]]);
+        acc[r][p] += floats_of(exact) * (a.scales[at[r]] * s);
+      }
+    }
+  }
+};
+
+template <int planes>
+struct Binary {
+  static constexpr bool binary = true;
+  static constexpr int bits = 1, terms = planes;
+  static constexpr int64_t term_bytes = vector_bytes;
+
+  template <int R>
+  static void add(const Linear& op, const Activations& a, const int64_t (&at)[R], int64_t group,
+                  const Ints (&sum)[terms][R][parts], Floats (&acc)[R][parts]) {
+    for (int p = 0; p < parts; ++p) {
+      Floats part[R] = {};
+      for (int i = 0; i < planes; ++i) {
+        const Floats alpha = load_scales(op.scale, op.half_scale,
+                                         (group * planes + i) * panel_rows + p * lanes);
+        for (int r = 0; r < R; ++r) {
+          const Words exact = 2 * reinterpret_cast<Words>(sum[i][r][p]) -
+                              static_cast<uint32_t>(a.sums[at[r]]);
+          part[r] += floats_of(exact) * alpha;
+        }
+      }
+      if (op.offset) {
+        const Floats o = load_scales(op.offset, op.half_scale, group * panel_rows + p * lanes);
+        for (int r = 0; r < R; ++r) part[r] += static_cast<float>(a.sums[at[r]]) * o;
+      }
+      for (int r = 0; r < R; ++r) acc[r][p] += part[r] * a.scales[at[r]];
+    }
+  }
+};
+
+// acc = the panel's sum of all groups for R rows of codes from `row` on.
+template <class Codes, int R>
+void sum_panel(const Linear& op, const Activations& a, int64_t row, int64_t panel,
+               Floats (&acc)[R][parts]) {
+  const Lanes& form = op.form;
+  const int64_t groups = form.groups(), block_bytes = form.block_bytes();
+  const int64_t row_bytes = a.padded_inputs * Isa::bytes_per_input;
+  const uint8_t* block = op.codes + panel * form.panel_bytes();
+  const int8_t* x = a.codes + row * row_bytes;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t blocks = Lanes::blocks_of(form.group_inputs(g));
+    Ints sum[Codes::terms][R][parts] = {};
+    for (int64_t b = 0; b < blocks; ++b, block += block_bytes) {
+      for (int i = 0; i < Codes::terms; ++i) {
+#pragma GCC unroll Isa::unroll
+        for (int s = 0; s < block_steps; ++s) {
+          Words codes[parts];
+          for (int p = 0; p < parts; ++p) {
+            codes[p] = codes_of_step<Codes::bits>(block + i * Codes::term_bytes, s, p);
+          }
+          for (int r = 0; r < R; ++r) {
+            const int8_t* four = x + r * row_bytes + s * step_inputs * Isa::bytes_per_input;
+            for (int p = 0; p < parts; ++p) sum[i][r][p] = Isa::dot(sum[i][r][p], codes[p], four);
+          }
+        }
+      }
+      x += block_inputs * Isa::bytes_per_input;
+    }
+    int64_t at[R];
+    for (int r = 0; r < R; ++r) at[r] = (row + r) * groups + g;
+    Codes::template add<R>(op, a, at, panel * groups + g, sum, acc);
+  }
+}
+
+// y of one token and panel from the sums of its digits: smallest first, then the bias. Adding a
+// bias of zero also makes -0 the 0 that a sum from zero would have been.
+[[gnu::noinline]] void finish(const Linear& op, const Floats* digits, int64_t m, int64_t panel) {
+  alignas(64) float sum[panel_rows];
+  for (int p = 0; p < parts; ++p) {
+    Floats total = digits[p];
+    for (int d = 1; d < op.digits; ++d) total += digits[d * parts + p];
+    __builtin_memcpy(sum + p * lanes, &total, sizeof total);
+  }
+  const int64_t first = panel * panel_rows, left = op.form.outputs - first;
+  float* y = op.y + m * op.form.outputs + first;
+  const int64_t n = left < panel_rows ? left : panel_rows;
+  for (int64_t i = 0; i < n; ++i) y[i] = sum[i] + (op.bias ? op.bias[first + i] : 0.0f);
+}
+
+template <class Codes, int R>
+void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t last,
+                   int64_t panel) {
+  Floats acc[R][parts] = {};
+  sum_panel<Codes, R>(op, a, row, panel, acc);
+  for (int r = 0; r < R && row + r < last; r += op.digits) {
+    finish(op, acc[r], (row + r) / op.digits, panel);
+  }
+}
+
+// Rows of activations in blocks of max_rows, and what is left in the smallest block that holds it:
+// its further rows are scratch. A token's digits are never parted.
+template <class Codes>
+void multiply(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
+              int64_t first_panel, int64_t last_panel) {
+  const int64_t last = last_row * op.digits;
+  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+    for (int64_t row = first_row * op.digits; row < last; row += Isa::max_rows) {
+      const int64_t n = last - row;
+      if (n <= 1) {
+        multiply_rows<Codes, 1>(op, a, row, last, panel);
+      } else if (n <= 2) {
+        multiply_rows<Codes, 2>(op, a, row, last, panel);
+      } else if (n <= 4 || Isa::max_rows == 4) {
+        multiply_rows<Codes, 4>(op, a, row, last, panel);
+      } else {
+        multiply_rows<Codes, Isa::max_rows>(op, a, row, last, panel);
+      }
+    }
+  }
+}
+
+// The power of two that makes |x| < 2^30 of it, and its inverse.
+GroupScale fixed_point_scale(const float* x, int64_t n) {
+  const GroupScale s = group_scale(x, n);
+  int32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t magnitude = bits_of(x[i]) & 0x7fffffff;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const int32_t exponent = largest >> 23;  // |x| < 2^(exponent - 126)
+  if (s.inv == 0.0f || exponent < 127 - 90) return {s.scale != s.scale ? s.scale : 1.0f, 0.0f};
+  return {float_of((exponent - 29) << 23), float_of((283 - exponent) << 23)};
+}
+
+// The four digits of x * inv rounded to an integer, least significant first, -128 … 127 each.
+void encode_digits(const float* x, int64_t n, float inv, int8_t* const (&digits)[4]) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float v = inv == 0.0f ? 0.0f : x[i] * inv;
+    int32_t whole = static_cast<int32_t>(v);
+    const float rest = v - static_cast<float>(whole);  // exact
+    whole += (rest >= 0.5f) - (rest <= -0.5f);
+    for (int d = 0; d < 4; ++d) {
+      const auto digit = static_cast<int8_t>(whole);
+      digits[d][i] = digit;
+      whole = (whole - digit) >> 8;
+    }
+  }
+}
+
+// Rows first … last - 1 as codes, where Arrange::place(a, piece, n, row, k) wants them.
+template <class Arrange, int64_t group_padding>
+void quantize(const Linear& op, const Activations& a, int64_t first, int64_t last) {
+  constexpr int64_t piece_size = 1024;
+  alignas(64) int8_t piece[4][piece_size];
+  int8_t* const digits[4] = {piece[0], piece[1], piece[2], piece[3]};
+  const int64_t groups = op.form.groups();
+  for (int64_t m = first; m < last; ++m) {
+    int64_t to = 0;
+    for (int64_t g = 0; g < groups; ++g) {
+      const float* x = op.x + m * op.form.inputs + g * op.form.group;
+      const int64_t inputs = op.form.group_inputs(g), end = padded(inputs, group_padding);
+      const bool fixed = op.digits == 4;
+      const GroupScale s = fixed ? fixed_point_scale(x, inputs) : group_scale(x, inputs);
+      int32_t sums[4] = {};
+      for (int64_t k = 0; k < end; k += piece_size) {
+        const int64_t n = end - k < piece_size ? end - k : piece_size;
+        const int64_t real = inputs - k < n ? inputs - k : n;
+        if (fixed) {
+          encode_digits(x + k, real, s.inv, digits);
+        } else {
+          encode(x + k, piece[0], real, s.inv);
+        }
+        for (int d = 0; d < op.digits; ++d) {
+          for (int64_t i = real; i < n; ++i) piece[d][i] = 0;
+          sums[d] += Isa::sum(piece[d], n);
+          Arrange::place(a, piece[d], n, m * op.digits + d, to + k);
+        }
+      }
+      float scale = s.scale;
+      for (int d = 0; d < op.digits; ++d, scale *= 256.0f) {
+        const int64_t at = (m * op.digits + d) * groups + g;
+        a.scales[at] = scale;
+        a.sums[at] = sums[d];
+      }
+      to += end;
+    }
+  }
+}
+
+struct RowByRow {
+  static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row, int64_t k) {
+    Isa::place(piece, n, a.codes + row * a.padded_inputs * Isa::bytes_per_input, k);
+  }
+};
+
+template <class Codes>
+constexpr Product product{Isa::max_rows,        1,
+                          block_inputs,         Isa::bytes_per_input,
+                          Isa::macs_per_ns,     quantize<RowByRow, block_inputs>,
+                          multiply<Codes>};
+
+// By bits, and by planes in use.
+constexpr const Product* affine_products[] = {
+    &product<Affine<2>>, &product<Affine<3>>, &product<Affine<4>>, &product<Affine<5>>,
+    &product<Affine<6>>, &product<Affine<7>>, &product<Affine<8>>};
+constexpr const Product* binary_products[] = {&product<Binary<1>>, &product<Binary<2>>,
+                                              &product<Binary<3>>, &product<Binary<4>>};
+
+const Product& few_rows(const Linear& op) {
+  return op.form.binary ? *binary_products[op.planes - 1] : *affine_products[op.form.bits - 2];
+}
+
+}  // namespace
+}  // namespace lowbit::LOWBIT_ISA

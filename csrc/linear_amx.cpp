@@ -1,0 +1,249 @@
+// Many rows on AMX tiles of 16 rows x 64 inputs, as 2 x 2 in registers: four tiles are loaded for
+// four products. A few rows go through AVX-512 VNNI.
+//
+// Activations lie tile by tile, cx [rows/16][inputs/64][16][64]. A tile of 8-bit codes is sixteen
+// steps as they lie; narrower codes of a group are decoded into such tiles first, once for all rows
+// of the chunk, and centred, q - z in int8 (binary: -1 and 1), so that nothing is left to correct.
+#define LOWBIT_ISA amx
+#include "isa_avx512vnni.inl"
+#include "linear.inl"
+
+namespace lowbit::amx {
+namespace {
+
+constexpr int64_t tile_bytes = 1024, tile_inputs = 64, tile_rows = 16;
+constexpr int64_t block_rows = 2 * tile_rows, block_panels = 2;
+constexpr int64_t few = 8;  // rows of codes
+
+// LDTILECFG's operand: all eight tiles are 16 rows of 64 bytes.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileConfig all_full;
+
+struct InTiles {
+  static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row, int64_t k) {
+    int8_t* at = a.codes + row / tile_rows * tile_rows * a.padded_inputs +
+                 k / tile_inputs * tile_bytes + row % tile_rows * tile_inputs;
+    for (int64_t i = 0; i < n; i += tile_inputs) {
+      _mm512_store_si512(at + i / tile_inputs * tile_bytes, _mm512_load_si512(piece + i));
+    }
+  }
+};
+
+// out[32][P][16] = the sums over `tiles` tiles of activations from a on, R of them `row_stride`
+// apart, against as many of codes from w on, P of them `panel_stride` apart. Tiles 0 … 3 hold the
+// sums, 4 and 5 activations, 6 and 7 codes.
+template <bool centred, int R, int P>
+void sum_tiles(const int8_t* a, int64_t row_stride, const uint8_t* w, int64_t panel_stride,
+               int64_t tiles, int32_t* out) {
+  _tile_zero(0);
+  if constexpr (P > 1) _tile_zero(1);
+  if constexpr (R > 1) _tile_zero(2);
+  if constexpr (R > 1 && P > 1) _tile_zero(3);
+  for (int64_t at = 0; at < tiles * tile_bytes; at += tile_bytes) {
+    _tile_loadd(6, w + at, 64);
+    _tile_stream_loadd(4, a + at, 64);
+    if constexpr (P > 1) _tile_loadd(7, w + panel_stride + at, 64);
+    if constexpr (R > 1) _tile_stream_loadd(5, a + row_stride + at, 64);
+    if constexpr (centred) {
+      _tile_dpbssd(0, 4, 6);
+      if constexpr (P > 1) _tile_dpbssd(1, 4, 7);
+      if constexpr (R > 1) _tile_dpbssd(2, 5, 6);
+      if constexpr (R > 1 && P > 1) _tile_dpbssd(3, 5, 7);
+    } else {
+      _tile_dpbsud(0, 4, 6);
+      if constexpr (P > 1) _tile_dpbsud(1, 4, 7);
+      if constexpr (R > 1) _tile_dpbsud(2, 5, 6);
+      if constexpr (R > 1 && P > 1) _tile_dpbsud(3, 5, 7);
+    }
+  }
+  constexpr int64_t row = P * panel_rows;
+  _tile_stored(0, out, row * 4);
+  if constexpr (P > 1) _tile_stored(1, out + panel_rows, row * 4);
+  if constexpr (R > 1) _tile_stored(2, out + tile_rows * row, row * 4);
+  if constexpr (R > 1 && P > 1) _tile_stored(3, out + tile_rows * row + panel_rows, row * 4);
+}
+
+// Which codes a path of tiles multiplies: 8-bit ones as they lie, others from `scratch`.
+template <class Codes>
+constexpr bool centred = Codes::binary || Codes::bits < 8;
+
+// One term of a group and panel as tiles: q - z, or -1 and 1.
+template <class Codes>
+void decode_group(const Linear& op, const uint8_t* block, int64_t blocks, int64_t group, int term,
+                  uint8_t* tiles) {
+  Words zero = Words{} + 0x01010101u;
+  if constexpr (!Codes::binary) {
+    Ints z;
+    Codes::zero_points(op, group, 0, z);
+    zero = reinterpret_cast<Words>(z) * 0x01010101u;
+  }
+  block += term * Codes::term_bytes;
+  for (int64_t b = 0; b < blocks; ++b, block += op.form.block_bytes()) {
+#pragma GCC unroll 8
+    for (int s = 0; s < block_steps; ++s, tiles += vector_bytes) {
+      Words codes = codes_of_step<Codes::bits>(block, s, 0);
+      if constexpr (Codes::binary) codes <<= 1;
+      _mm512_store_si512(tiles, _mm512_sub_epi8(reinterpret_cast<__m512i>(codes),
+                                                reinterpret_cast<__m512i>(zero)));
+    }
+  }
+}
+
+// What the sums of one group are worth, for P panels from `panel` on.
+template <class Codes, int P>
+struct Epilogue {
+  const Linear& op;
+  const Activations& a;
+  const int64_t panel, g, groups = op.form.groups();
+
+  // value(row, p) for rows of codes from `row` on goes to put(i, p, value); sums[terms][32][P][16].
+  template <class Put>
+  void each(const int32_t* sums, int64_t row, int64_t rows, const Put& put) const {
+    for (int p = 0; p < P; ++p) {
+      const int64_t group = (panel + p) * groups + g;
+      Floats s[Codes::terms], o{};
+      Ints z{};
+      for (int i = 0; i < Codes::terms; ++i) {
+        s[i] = load_scales(op.scale, op.half_scale, (group * Codes::terms + i) * panel_rows);
+      }
+      if (op.offset) o = load_scales(op.offset, op.half_scale, group * panel_rows);
+      if constexpr (!centred<Codes>) Codes::zero_points(op, group, 0, z);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t at = (row + r) * groups + g;
+        put(r, p, value(sums + (r * P + p) * panel_rows, a.scales[at], a.sums[at], s, z, o));
+      }
+    }
+  }
+
+  Floats value(const int32_t* sums, float scale, int32_t row_sum, const Floats (&s)[Codes::terms],
+               Ints z, Floats o) const {
+    if constexpr (Codes::binary) {
+      Floats part{};
+      for (int i = 0; i < Codes::terms; ++i) {
+        part += floats_of(load<Words>(sums + i * block_rows * P * panel_rows)) * s[i];
+      }
+      if (op.offset) part += static_cast<float>(row_sum) * o;
+      return part * scale;
+    } else {
+      Words exact = load<Words>(sums);
+      if constexpr (!centred<Codes>) {
+        // A zero point of all rows costs no product per lane.
+        const auto sum = static_cast<uint32_t>(row_sum);
+        exact -= op.zero_point ? reinterpret_cast<Words>(z) * sum : Words{} + 128 * sum;
+      }
+      return floats_of(exact) * (scale * s[0]);
+    }
+  }
+};
+
+template <class Codes, int P>
+void multiply_panels(const Linear& op, const Activations& a, int64_t first, int64_t last,
+                     int64_t panel) {
+  const Lanes& form = op.form;
+  const int64_t groups = form.groups(), acc_stride = padded(last - first, block_rows);
+  const int64_t group_tiles = padded(form.group, tile_inputs) / tile_inputs;
+  const int64_t decoded = centred<Codes> ? Codes::terms * P * group_tiles * tile_bytes : 0;
+  auto* scratch = static_cast<uint8_t*>(
+      task_scratch(decoded + P * acc_stride * static_cast<int64_t>(sizeof(Floats))));
+  auto* acc = reinterpret_cast<Floats*>(scratch + decoded);
+
+  // One group of one digit is all there is to a sum: it needs no place of its own.
+  const bool to_y = groups == 1 && op.digits == 1 && (panel + P) * panel_rows <= form.outputs;
+  float* y = op.y + panel * panel_rows;
+  Floats bias[P] = {};
+  if (to_y && op.bias) {
+    __builtin_memcpy(&bias, op.bias + panel * panel_rows, sizeof bias);
+  }
+
+  const uint8_t* codes = op.codes + panel * form.panel_bytes();
+  const int8_t* x = a.codes + first * a.padded_inputs;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t blocks = Lanes::blocks_of(form.group_inputs(g)), tiles = (blocks + 1) / 2;
+    const int64_t term_stride = P * group_tiles * tile_bytes;
+    const uint8_t* w = codes;
+    int64_t panel_stride = form.panel_bytes();
+    if constexpr (centred<Codes>) {
+      w = scratch;
+      panel_stride = group_tiles * tile_bytes;
+      for (int i = 0; i < Codes::terms; ++i) {
+        for (int p = 0; p < P; ++p) {
+          decode_group<Codes>(op, codes + p * form.panel_bytes(), blocks, (panel + p) * groups + g,
+                              i, scratch + i * term_stride + p * panel_stride);
+        }
+      }
+    }
+    const Epilogue<Codes, P> epilogue{op, a, panel, g};
+    for (int64_t row = first; row < last; row += block_rows) {
+      alignas(64) int32_t sums[Codes::terms][block_rows * P * panel_rows];
+      const int64_t rows = last - row < block_rows ? last - row : block_rows;
+      const int8_t* at = x + (row - first) * a.padded_inputs;
+      for (int i = 0; i < Codes::terms; ++i) {
+        const auto sum = rows > tile_rows ? sum_tiles<centred<Codes>, 2, P>
+                                          : sum_tiles<centred<Codes>, 1, P>;
+        sum(at, tile_rows * a.padded_inputs, w + i * term_stride, panel_stride, tiles, sums[i]);
+      }
+      if (to_y) {
+        epilogue.each(sums[0], row, rows, [&](int64_t r, int p, Floats value) {
+          value += bias[p];
+          __builtin_memcpy(y + (row + r) * form.outputs + p * panel_rows, &value, sizeof value);
+        });
+        continue;
+      }
+      Floats* to = acc + row - first;
+      epilogue.each(sums[0], row, rows, [&](int64_t r, int p, Floats value) {
+        Floats& sum = to[p * acc_stride + r];
+        sum = g == 0 ? value : sum + value;
+      });
+      if (g < groups - 1) continue;
+      for (int p = 0; p < P; ++p) {
+        for (int64_t r = 0; r < rows; r += op.digits) {
+          finish(op, to + p * acc_stride + r, (row + r) / op.digits, panel + p);
+        }
+      }
+    }
+    codes += blocks * form.block_bytes();
+    x += tiles * tile_rows * tile_inputs;
+  }
+}
+
+// Tile state belongs to the thread: it is set up for each task and given up after it.
+template <class Codes>
+void multiply_tiles(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
+                    int64_t first_panel, int64_t last_panel) {
+  const int64_t first = first_row * op.digits, last = last_row * op.digits;
+  _tile_loadconfig(&all_full);
+  for (int64_t panel = first_panel; panel < last_panel; panel += block_panels) {
+    last_panel - panel > 1 ? multiply_panels<Codes, 2>(op, a, first, last, panel)
+                           : multiply_panels<Codes, 1>(op, a, first, last, panel);
+  }
+  _tile_release();
+}
+
+template <class Codes>
+constexpr Product tiles{block_rows,  block_panels, tile_inputs,
+                        1,           1000,         quantize<InTiles, tile_inputs>,
+                        multiply_tiles<Codes>};
+
+constexpr const Product* affine_tiles[] = {&tiles<Affine<2>>, &tiles<Affine<3>>, &tiles<Affine<4>>,
+                                           &tiles<Affine<5>>, &tiles<Affine<6>>, &tiles<Affine<7>>,
+                                           &tiles<Affine<8>>};
+constexpr const Product* binary_tiles[] = {&tiles<Binary<1>>, &tiles<Binary<2>>, &tiles<Binary<3>>,
+                                           &tiles<Binary<4>>};
+
+const Product& many_rows(const Linear& op) {
+  return op.form.binary ? *binary_tiles[op.planes - 1] : *affine_tiles[op.form.bits - 2];
+}
+
+}  // namespace
+
+void linear(const Linear& op) {
+  run(op, op.rows * op.digits <= few ? few_rows(op) : many_rows(op));
+}
+
+}  // namespace lowbit::amx

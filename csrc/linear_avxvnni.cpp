@@ -1,0 +1,55 @@
+#include <immintrin.h>
+
+#define LOWBIT_ISA avxvnni
+#include "linear.h"
+
+namespace lowbit::avxvnni {
+namespace {
+
+struct Isa {
+  using Words = uint32_t __attribute__((vector_size(32)));
+  using Ints = int32_t __attribute__((vector_size(32)));
+  using Floats = float __attribute__((vector_size(32)));
+  static constexpr int max_rows = 4, unroll = 8;
+  static constexpr int64_t bytes_per_input = 1, macs_per_ns = 100;
+
+  static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
+    __builtin_memcpy(row + k, piece, n);
+  }
+
+  static int32_t sum(const int8_t* piece, int64_t n) {
+    __m256i sums{};
+    for (int64_t i = 0; i < n; i += 32) {
+      const auto codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(piece + i));
+      sums = _mm256_dpbusd_avx_epi32(sums, _mm256_set1_epi8(1), codes);
+    }
+    const Ints lanes = reinterpret_cast<Ints>(sums);
+    int32_t total = 0;
+    for (int i = 0; i < 8; ++i) total += lanes[i];
+    return total;
+  }
+
+  // dpbusd adds four exact products to 32 bits and does not saturate.
+  static Ints dot(Ints acc, Words codes, const int8_t* four) {
+    int32_t x;
+    __builtin_memcpy(&x, four, sizeof x);
+    return reinterpret_cast<Ints>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(acc),
+                                                          reinterpret_cast<__m256i>(codes),
+                                                          _mm256_set1_epi32(x)));
+  }
+
+  static Floats widen(const uint16_t* half) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));
+  }
+};
+
+}  // namespace
+}  // namespace lowbit::avxvnni
+
+#include "linear.inl"
+
+namespace lowbit::avxvnni {
+
+void linear(const Linear& op) { run(op, few_rows(op)); }
+
+}  // namespace lowbit::avxvnni

@@ -1,0 +1,49 @@
+// Any processor: vectors of gcc, which the compiler cuts into whatever there is.
+#define LOWBIT_ISA scalar
+#include "half.h"
+#include "linear.h"
+
+namespace lowbit::scalar {
+namespace {
+
+struct Isa {
+  using Words = uint32_t __attribute__((vector_size(16)));
+  using Ints = int32_t __attribute__((vector_size(16)));
+  using Floats = float __attribute__((vector_size(16)));
+  static constexpr int max_rows = 4, unroll = 1;
+  static constexpr int64_t bytes_per_input = 1, macs_per_ns = 4;
+
+  static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
+    __builtin_memcpy(row + k, piece, n);
+  }
+
+  static int32_t sum(const int8_t* piece, int64_t n) {
+    int32_t total = 0;
+    for (int64_t i = 0; i < n; ++i) total += piece[i];
+    return total;
+  }
+
+  static Ints dot(Ints acc, Words codes, const int8_t* four) {
+    for (int i = 0; i < 4; ++i) {
+      acc += reinterpret_cast<Ints>(codes >> 8 * i & 0xffu) * static_cast<int32_t>(four[i]);
+    }
+    return acc;
+  }
+
+  [[gnu::noinline]] static Floats widen(const uint16_t* half) {
+    Floats v;
+    for (int i = 0; i < 4; ++i) v[i] = float_of_half(half[i]);
+    return v;
+  }
+};
+
+}  // namespace
+}  // namespace lowbit::scalar
+
+#include "linear.inl"
+
+namespace lowbit::scalar {
+
+void linear(const Linear& op) { run(op, few_rows(op)); }
+
+}  // namespace lowbit::scalar

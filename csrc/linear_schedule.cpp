@@ -1,0 +1,140 @@
+#include "linear_schedule.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <thread>
+
+#include "parallel.h"
+
+namespace lowbit {
+namespace {
+
+constexpr int64_t chunk_bytes = 1 << 18;  // of codes, a share of the L2 cache
+constexpr int64_t max_chunk_rows = 1024;  // of codes
+constexpr int64_t max_chunks = 16;        // at once: bounds the scratch
+constexpr int64_t values_per_quantize = 16384;
+constexpr int64_t bytes_per_task = 1 << 16;  // of weights, at least: a task must outlast its start
+constexpr int64_t ns_per_thread = 8000;      // less than this is done sooner by one thread alone
+constexpr int64_t weight_bytes_per_ns = 20;  // one core, from the outer caches
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+// Memory that grows and stays, so that its pages are not faulted in anew for each call.
+class Scratch {
+ public:
+  void* at_least(int64_t bytes) {
+    if (bytes > size_) {
+      kept_.reset();
+      size_ = 0;
+      const int64_t rounded = padded(bytes, 4096);
+      kept_.reset(std::aligned_alloc(64, rounded));
+      if (!kept_) throw std::bad_alloc();
+      size_ = rounded;
+    }
+    return kept_.get();
+  }
+
+ private:
+  std::unique_ptr<void, Free> kept_;
+  int64_t size_ = 0;
+};
+
+// One for the call and one for its tasks: the thread that calls takes tasks too.
+thread_local Scratch call_scratch, task_scratch_;
+
+void pause() {
+#ifdef LOWBIT_X86
+  __builtin_ia32_pause();
+#endif
+}
+
+int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t padded_inputs(const Lanes& form, const Product& product) {
+  const int64_t last = form.groups() - 1;
+  return last * padded(form.group, product.group_padding) +
+         padded(form.group_inputs(last), product.group_padding);
+}
+
+struct Tasks {
+  const Linear& op;
+  const Product& product;
+  const Activations& a;
+  const int64_t chunk_rows, rows_per_quantize, panels_per_multiply;
+  const int64_t quantizes = divided(chunk_rows, rows_per_quantize);  // per chunk
+  const int64_t multiplies = divided(op.form.panels(), panels_per_multiply);
+  const int64_t count = divided(op.rows, chunk_rows) * (quantizes + multiplies);
+  std::atomic<int64_t> next = 0;
+  std::atomic<int64_t> quantized[max_chunks] = {};
+
+  void take_until_done() {
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      const int64_t chunk = task / (quantizes + multiplies), part = task % (quantizes + multiplies);
+      const int64_t first = chunk * chunk_rows, last = std::min(op.rows, first + chunk_rows);
+      if (part < quantizes) {
+        const int64_t from = first + part * rows_per_quantize;
+        product.quantize(op, a, from, std::min(last, from + rows_per_quantize));
+        quantized[chunk].fetch_add(1, std::memory_order_release);
+      } else {
+        wait_for(quantized[chunk]);
+        const int64_t panel = (part - quantizes) * panels_per_multiply;
+        product.multiply(op, a, first, last, panel,
+                         std::min(op.form.panels(), panel + panels_per_multiply));
+      }
+    }
+  }
+
+  void wait_for(const std::atomic<int64_t>& done) const {
+    for (int64_t spins = 0; done.load(std::memory_order_acquire) < quantizes; ++spins) {
+      // The other thread may have been put off its core.
+      spins < 1000 ? pause() : std::this_thread::yield();
+    }
+  }
+};
+
+void run_part(const Linear& op, const Product& product, int64_t chunk_rows) {
+  const int64_t inputs = padded_inputs(op.form, product);
+  const int64_t rows = padded(op.rows * op.digits, product.rows);
+  const int64_t code_bytes = rows * inputs * product.bytes_per_input;
+  const int64_t parameters = rows * op.form.groups();
+  auto* memory = static_cast<int8_t*>(call_scratch.at_least(code_bytes + parameters * 8));
+  auto* scales = reinterpret_cast<float*>(memory + code_bytes);
+  const Activations a{memory, scales, reinterpret_cast<int32_t*>(scales + parameters), inputs};
+
+  const int64_t rows_per_quantize =
+      std::clamp<int64_t>(values_per_quantize / (op.form.inputs + 1), 1, chunk_rows);
+  const int64_t work_bytes = op.form.panel_bytes() * std::min(op.rows * op.digits, max_chunk_rows);
+  const int64_t panels = std::clamp<int64_t>(divided(bytes_per_task, work_bytes + 1), 1, 64);
+  Tasks tasks{op, product, a, chunk_rows, rows_per_quantize, padded(panels, product.panels)};
+
+  const int64_t codes = op.form.outputs * op.form.inputs * op.planes;
+  const int64_t ns = codes / 8 * op.form.bits / op.planes / weight_bytes_per_ns +
+                     op.rows * op.digits * (codes / product.macs_per_ns + op.form.inputs / 4);
+  parallel_for(0, ns + 1, ns_per_thread, [&](int64_t, int64_t) { tasks.take_until_done(); });
+}
+
+}  // namespace
+
+void* task_scratch(int64_t bytes) { return task_scratch_.at_least(bytes); }
+
+void run(const Linear& op, const Product& product) {
+  if (op.form.outputs == 0) return;
+  const int64_t row_bytes = padded_inputs(op.form, product) * product.bytes_per_input * op.digits;
+  const int64_t blocks = std::max<int64_t>(
+      1, std::min(chunk_bytes / (row_bytes + 1), max_chunk_rows / op.digits) / product.rows);
+  const int64_t chunk_rows = blocks * product.rows;
+  Linear part = op;
+  for (int64_t first = 0; first < op.rows; first += part.rows) {
+    part.rows = std::min(op.rows - first, chunk_rows * max_chunks);
+    part.x = op.x + first * op.form.inputs;
+    part.y = op.y + first * op.form.outputs;
+    run_part(part, product, chunk_rows);
+  }
+}
+
+}  // namespace lowbit

@@ -1,0 +1,44 @@
+// What all paths of linear.h share: the scratch for quantized activations and the order of work.
+//
+// Rows are taken in chunks whose codes stay in the L2 cache while all weights pass by. The work is
+// a list of tasks, handed out in order to whichever thread asks next: for each chunk first
+// "quantize these rows", then "multiply the chunk with these panels", which waits until the chunk
+// is quantized. What it waits for was handed out earlier, to a thread that is at it, so no thread
+// waits for one that has not come; a slow thread just gets fewer tasks.
+#pragma once
+
+#include "linear.h"
+
+namespace lowbit {
+
+// Activations as a path arranges them. Row r = m digits + d is digit d of op.x's row m; its inputs
+// are padded with zeros at the end of each group, to a multiple that the path chooses.
+struct Activations {
+  int8_t* codes;
+  float* scales;  // [rows][groups]
+  int32_t* sums;  // [rows][groups], of the codes
+  int64_t padded_inputs;
+};
+
+// A path's loops. Rows and panels are those of the chunk and the task, `first` … `last` - 1.
+struct Product {
+  int64_t rows;             // of codes, in a register block; chunks start at multiples of it
+  int64_t panels;           // of a task, at most
+  int64_t group_padding;    // inputs of a group are padded to a multiple of this
+  int64_t bytes_per_input;  // of an activation in the path's arrangement
+  int64_t macs_per_ns;      // roughly, on one core: decides when a second thread pays
+  void (*quantize)(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row);
+  void (*multiply)(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
+                   int64_t first_panel, int64_t last_panel);
+};
+
+constexpr int64_t padded(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+void run(const Linear& op, const Product& product);
+
+// At least `bytes` of memory, aligned to cache lines, kept by the calling thread for the next task.
+void* task_scratch(int64_t bytes);
+
+}  // namespace lowbit

@@ -1,0 +1,412 @@
+// Lanes and linear layers against plain loops written from the text of lanes.h and linear.h.
+//
+// Weights lie in buffers that end at an unreadable page: tiles and inline assembly are loaded by
+// instructions that AddressSanitizer does not see. All else is an exact heap allocation.
+#include "linear.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <iterator>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "quantize_rows.h"
+#include "tests/check.h"
+
+using lowbit::Lanes;
+
+namespace {
+
+std::mt19937 random_bits(0);
+
+int64_t below(int64_t n) { return std::uniform_int_distribution<int64_t>(0, n - 1)(random_bits); }
+
+float normal() {
+  static std::normal_distribution<float> distribution;
+  return distribution(random_bits);
+}
+
+bool same_bits(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; }
+
+// Bytes whose last one is the last of its page; the page behind it cannot be touched.
+class Walled {
+ public:
+  explicit Walled(int64_t bytes) {
+    const int64_t page = sysconf(_SC_PAGESIZE);
+    const int64_t held = (bytes + page - 1) / page * page;
+    mapped_ = held + page;
+    void* memory =
+        mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    start_ = static_cast<uint8_t*>(memory);
+    CHECK(mprotect(start_ + held, page, PROT_NONE) == 0);
+    data_ = start_ + held - bytes;
+  }
+  ~Walled() { munmap(start_, mapped_); }
+  Walled(const Walled&) = delete;
+  Walled& operator=(const Walled&) = delete;
+
+  uint8_t* data() { return data_; }
+
+ private:
+  uint8_t *start_, *data_;
+  int64_t mapped_;
+};
+
+int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t groups_of(const Lanes& form) { return divided(form.inputs, form.group); }
+
+int64_t inputs_of(const Lanes& form, int64_t g) {
+  return std::min(form.group, form.inputs - g * form.group);
+}
+
+int64_t blocks_of(const Lanes& form) {
+  int64_t blocks = 0;
+  for (int64_t g = 0; g < groups_of(form); ++g) blocks += divided(inputs_of(form, g), 32);
+  return blocks;
+}
+
+int64_t codes_bytes(const Lanes& form) {
+  return divided(form.outputs, 16) * blocks_of(form) * form.bits * 64;
+}
+
+// What may be read behind the codes.
+int64_t readable_bytes(const Lanes& form) {
+  const bool odd = divided(inputs_of(form, groups_of(form) - 1), 32) % 2;
+  return form.bits == 8 && odd && form.outputs ? 512 : 0;
+}
+
+// Input i of group g of row n, which may lie in the padding.
+int code_in_lanes(const Lanes& form, const uint8_t* lanes, int64_t n, int64_t g, int64_t i) {
+  static constexpr int affine[9][4] = {{}, {}, {2}, {2, 1}, {4}, {4, 1}, {4, 2}, {4, 2, 1}, {8}};
+  static constexpr int binary[4] = {1, 1, 1, 1};
+  const int* width = form.binary ? binary : affine[form.bits];
+  const int64_t block = n / 16 * blocks_of(form) + g * divided(form.group, 32) + i / 32;
+  const int64_t step = i % 32 / 4, byte = n % 16 * 4 + i % 4;
+  const uint8_t* vectors = lanes + block * form.bits * 64;
+  int code = 0;
+  for (int shift = 0; shift < form.bits; shift += *width++) {
+    const uint8_t shared = vectors[step % *width * 64 + byte];
+    code |= (shared >> (step / *width * *width) & ((1 << *width) - 1)) << shift;
+    vectors += *width * 64;
+  }
+  return code;
+}
+
+float float_of(uint16_t half) {
+  const int exponent = half >> 10 & 31, mantissa = half & 1023;
+  const double size =
+      exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+  return static_cast<float>(half & 0x8000 ? -size : size);
+}
+
+// Numbers as float16 or float32, as a kernel gets them.
+struct Numbers {
+  std::vector<uint16_t> halves;
+  std::vector<float> floats;
+  bool half;
+
+  Numbers(int64_t count, bool half) : half(half) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (half) {
+        // Any sign, any size up to 2, subnormal numbers among them.
+        halves.push_back(static_cast<uint16_t>(below(2) << 15 | below(0x4000)));
+      } else {
+        floats.push_back(normal());
+      }
+    }
+  }
+  const void* data() const {
+    return half ? static_cast<const void*>(halves.data()) : static_cast<const void*>(floats.data());
+  }
+  float operator[](int64_t at) const { return half ? float_of(halves[at]) : floats[at]; }
+};
+
+Lanes random_form(int64_t size) {
+  const bool binary = below(3) == 0;
+  const int64_t bits = binary ? 1 + below(4) : 2 + below(7);
+  Lanes form{below(size), 1 + below(size), 0, static_cast<int>(bits), binary};
+  const int64_t groups[] = {form.inputs, 1 + below(form.inputs + 40), 32, 64, 96};
+  form.group = groups[below(std::size(groups))];
+  return form;
+}
+
+// A weight: its codes one by one, as they are stored and in lanes, and random parameters.
+struct Weight {
+  Lanes form;
+  int planes;              // in use
+  std::vector<int> codes;  // [outputs][inputs]
+  std::vector<uint8_t> stored;
+  Walled lanes;
+  Numbers scale, offset;
+  std::vector<uint8_t> zero_point;
+  bool has_zero_point = below(2), has_offset = below(2);
+
+  explicit Weight(const Lanes& form, int extreme = 0)
+      : form(form),
+        planes(form.binary ? static_cast<int>(1 + below(form.bits)) : 1),
+        lanes(codes_bytes(form) + readable_bytes(form)),
+        scale(parameters() * planes, below(2)),
+        offset(parameters(), scale.half) {
+    const int64_t row_bytes = divided(form.inputs * (form.binary ? 1 : form.bits), 8);
+    stored.resize(form.outputs * row_bytes * (form.binary ? form.bits : 1));
+    for (int64_t n = 0; n < form.outputs; ++n) {
+      for (int64_t k = 0; k < form.inputs; ++k) {
+        const int all = (1 << form.bits) - 1;
+        const int code = extreme ? (extreme > 1 ? all : 0) : static_cast<int>(below(all + 1));
+        codes.push_back(code);
+        for (int i = 0; i < form.bits; ++i) {
+          const int64_t row = form.binary ? i * form.outputs + n : n;
+          const int64_t bit = form.binary ? k : k * form.bits + i;
+          stored[row * row_bytes + bit / 8] |= (code >> i & 1) << bit % 8;
+        }
+      }
+    }
+    // A kernel for narrow codes holds q - z in 8 bits.
+    for (int64_t i = 0; i < parameters(); ++i) zero_point.push_back(below(1 << form.bits));
+    std::memset(lanes.data() + codes_bytes(form), 0xab, readable_bytes(form));
+    lowbit::pack_lanes(form, stored.data(), 0, lanes.data());
+  }
+
+  int64_t parameters() const { return divided(form.outputs, 16) * groups_of(form) * 16; }
+  int64_t at(int64_t n, int64_t g) const { return (n / 16 * groups_of(form) + g) * 16 + n % 16; }
+  int zero(int64_t n, int64_t g) const {
+    return has_zero_point ? zero_point[at(n, g)] : 1 << (form.bits - 1);
+  }
+  float alpha(int64_t n, int64_t g, int i) const {
+    return scale[((n / 16 * groups_of(form) + g) * planes + i) * 16 + n % 16];
+  }
+  const uint8_t* zeros() const {
+    return !form.binary && has_zero_point ? zero_point.data() : nullptr;
+  }
+  const void* offsets() const { return form.binary && has_offset ? offset.data() : nullptr; }
+};
+
+void check_lanes(Weight& weight) {
+  const Lanes& form = weight.form;
+  for (int64_t n = 0; n < divided(form.outputs, 16) * 16; ++n) {
+    for (int64_t g = 0; g < groups_of(form); ++g) {
+      for (int64_t i = 0; i < divided(inputs_of(form, g), 32) * 32; ++i) {
+        const bool real = n < form.outputs && i < inputs_of(form, g);
+        const int code = real ? weight.codes[n * form.inputs + g * form.group + i] : 0;
+        CHECK(code_in_lanes(form, weight.lanes.data(), n, g, i) == code);
+      }
+    }
+  }
+
+  std::vector<uint8_t> again(weight.stored.size(), 0xcd);
+  lowbit::unpack_lanes(form, weight.lanes.data(), 0, again.data());
+  CHECK(again == weight.stored);
+  if (form.bits == 8) {
+    // With a flip, the codes are int8.
+    for (uint8_t& code : again) code ^= 0x80;
+    Walled flipped(codes_bytes(form));
+    lowbit::pack_lanes(form, again.data(), 0x80, flipped.data());
+    CHECK(std::memcmp(flipped.data(), weight.lanes.data(), codes_bytes(form)) == 0);
+    std::vector<uint8_t> int8(again.size());
+    lowbit::unpack_lanes(form, flipped.data(), 0x80, int8.data());
+    CHECK(int8 == again);
+  }
+}
+
+void check_decode(Weight& weight) {
+  const Lanes& form = weight.form;
+  if (form.outputs == 0 || (form.binary && weight.planes < form.bits)) return;
+  std::vector<int64_t> rows(below(20));
+  for (int64_t& row : rows) row = below(form.outputs);
+  std::vector<float> out(rows.size() * form.inputs, 1234.5f);
+  // The bytes behind the codes are for tiles alone.
+  Walled codes(codes_bytes(form));
+  std::memcpy(codes.data(), weight.lanes.data(), codes_bytes(form));
+  lowbit::decode_lanes({form, codes.data(), weight.scale.data(), weight.zeros(), weight.offsets(),
+                        weight.scale.half, rows.data(), static_cast<int64_t>(rows.size()),
+                        out.data()});
+  const float* got = out.data();
+  for (const int64_t n : rows) {
+    for (int64_t k = 0; k < form.inputs; ++k) {
+      const int64_t g = k / form.group;
+      const int code = weight.codes[n * form.inputs + k];
+      float wanted;
+      if (form.binary) {
+        wanted = weight.offsets() ? weight.offset[weight.at(n, g)] : 0.0f;
+        for (int i = 0; i < form.bits; ++i) {
+          wanted += code >> i & 1 ? weight.alpha(n, g, i) : -weight.alpha(n, g, i);
+        }
+      } else {
+        wanted = weight.scale[weight.at(n, g)] * static_cast<float>(code - weight.zero(n, g));
+      }
+      CHECK(same_bits(*got++, wanted));
+    }
+  }
+}
+
+// Codes of one group of one row of activations.
+struct Digits {
+  int digits;
+  float scale = 1;
+  std::vector<int8_t> code[4];
+
+  Digits(const float* x, int64_t n, int digits) : digits(digits) {
+    for (int d = 0; d < digits; ++d) code[d].resize(n);
+    if (digits == 1) {
+      lowbit::scalar::quantize_rows({x, code[0].data(), &scale, 1, n, n});
+      return;
+    }
+    float largest = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      if (!std::isfinite(x[i])) {
+        scale = std::nanf("");
+        return;
+      }
+      largest = std::max(largest, std::fabs(x[i]));
+    }
+    if (largest < 0x1p-90f) return;
+    int exponent;
+    std::frexp(largest, &exponent);  // largest < 2^exponent
+    scale = std::ldexp(1.0f, exponent - 30);
+    for (int64_t i = 0; i < n; ++i) {
+      // Halves away from zero; a double holds the quotient exactly.
+      int64_t whole = std::llround(static_cast<double>(x[i]) / scale);
+      for (int d = 0; d < 4; ++d) {
+        const int64_t low = ((whole + 128) % 256 + 256) % 256 - 128;
+        code[d][i] = static_cast<int8_t>(low);
+        whole = (whole - low) / 256;
+      }
+      CHECK(whole == 0);
+    }
+  }
+};
+
+struct Activations {
+  int64_t rows, inputs;
+  std::vector<float> x;
+
+  Activations(int64_t rows, int64_t inputs) : rows(rows), inputs(inputs), x(rows * inputs) {
+    using limits = std::numeric_limits<float>;
+    const float special[] = {0.0f, -0.0f, 1e-40f, -0x1p-101f, 0x1p-91f, 1e4f, -1e30f};
+    for (int64_t m = 0; m < rows; ++m) {
+      const float size = below(4) ? 1.0f : std::ldexp(1.0f, static_cast<int>(below(180)) - 110);
+      for (int64_t k = 0; k < inputs; ++k) {
+        const int shift = below(2) ? 0 : -static_cast<int>(below(40));
+        x[m * inputs + k] = below(50) ? size * std::ldexp(normal(), shift)
+                                      : special[below(std::size(special))];
+      }
+      if (below(40) == 0) {
+        x[m * inputs + below(inputs)] = below(2) ? limits::quiet_NaN() : -limits::infinity();
+      }
+    }
+  }
+};
+
+std::vector<float> expected(const Weight& weight, const Activations& a, int digits,
+                            const float* bias) {
+  const Lanes& form = weight.form;
+  std::vector<float> y;
+  for (int64_t m = 0; m < a.rows; ++m) {
+    std::vector<Digits> group;
+    for (int64_t g = 0; g < groups_of(form); ++g) {
+      group.emplace_back(&a.x[m * form.inputs + g * form.group], inputs_of(form, g), digits);
+    }
+    for (int64_t n = 0; n < form.outputs; ++n) {
+      float total = 0;
+      for (int d = 0; d < digits; ++d) {
+        float acc = 0;
+        for (int64_t g = 0; g < groups_of(form); ++g) {
+          const int8_t* c = group[g].code[d].data();
+          const int* q = &weight.codes[n * form.inputs + g * form.group];
+          const float sx = std::ldexp(group[g].scale, 8 * d);
+          if (form.binary) {
+            float part = 0;
+            int32_t sum_c = 0;
+            for (int64_t k = 0; k < inputs_of(form, g); ++k) sum_c += c[k];
+            for (int i = 0; i < weight.planes; ++i) {
+              int32_t sum = 0;
+              for (int64_t k = 0; k < inputs_of(form, g); ++k) sum += q[k] >> i & 1 ? c[k] : -c[k];
+              part += static_cast<float>(sum) * weight.alpha(n, g, i);
+            }
+            if (weight.offsets()) {
+              part += static_cast<float>(sum_c) * weight.offset[weight.at(n, g)];
+            }
+            acc += sx * part;
+          } else {
+            int32_t sum = 0;
+            const int z = weight.zero(n, g);
+            for (int64_t k = 0; k < inputs_of(form, g); ++k) sum += c[k] * (q[k] - z);
+            const float scale = sx * weight.scale[weight.at(n, g)];
+            acc += scale * static_cast<float>(sum);
+          }
+        }
+        total = d ? total + acc : acc;
+      }
+      y.push_back(total + (bias ? bias[n] : 0.0f));
+    }
+  }
+  return y;
+}
+
+void check_linear(Weight& weight, int64_t rows, int digits) {
+  const Lanes& form = weight.form;
+  const Activations a(rows, form.inputs);
+  std::vector<float> bias;
+  for (int64_t n = 0; n < form.outputs; ++n) bias.push_back(normal());
+  const float* b = below(2) ? bias.data() : nullptr;
+  const std::vector<float> wanted = expected(weight, a, digits, b);
+  for (const auto& path : lowbit::linear_paths) {
+    if (!path.feature.empty() && !lowbit::has_feature(path.feature)) continue;
+    // No result is this one, and none is NaN but where it should be.
+    std::vector<float> y(wanted.size(), 1234.5f);
+    path.run({form, a.x.data(), weight.lanes.data(), weight.scale.data(), weight.zeros(),
+              weight.offsets(), b, y.data(), rows, weight.planes, digits, weight.scale.half});
+    for (size_t i = 0; i < y.size(); ++i) {
+      const bool both_nan = std::isnan(y[i]) && std::isnan(wanted[i]);
+      if (y[i] == wanted[i] || both_nan) continue;
+      std::fprintf(stderr,
+                   "%s: outputs %ld inputs %ld group %ld bits %d binary %d planes %d rows %ld"
+                   " digits %d half %d: y[%zu] is %a, not %a\n",
+                   path.name.data(), static_cast<long>(form.outputs),
+                   static_cast<long>(form.inputs), static_cast<long>(form.group), form.bits,
+                   form.binary, weight.planes, static_cast<long>(rows), digits, weight.scale.half,
+                   i, y[i], wanted[i]);
+      CHECK(y[i] == wanted[i]);
+    }
+  }
+}
+
+}  // namespace
+
+void test_lanes() {
+  for (int round = 0; round < 1500; ++round) {
+    Weight weight(random_form(round % 10 ? 70 : 300));
+    check_lanes(weight);
+    check_decode(weight);
+  }
+  std::printf("lanes: ok\n");
+}
+
+void test_linear() {
+  for (int round = 0; round < 1200; ++round) {
+    const int64_t size = round % 20 ? 70 : 200;
+    // A quarter has only the lowest or the highest codes.
+    Weight weight(random_form(size), round % 8 < 2 ? 1 + round % 8 : 0);
+    const int64_t most_rows = round % 3 ? 12 : size;
+    check_linear(weight, below(most_rows), below(2) ? 4 : 1);
+  }
+  // So many inputs that only 32 rows are a chunk, and so many rows that sixteen chunks are not all.
+  const Lanes long_rows[] = {{3, 4200, 4200, 8, false}, {3, 4200, 1000, 4, false},
+                             {3, 4200, 96, 2, true}};
+  for (const Lanes& form : long_rows) {
+    Weight weight(form);
+    check_linear(weight, 530, 4);
+  }
+  for (const auto& path : lowbit::linear_paths) {
+    const bool here = path.feature.empty() || lowbit::has_feature(path.feature);
+    std::printf("linear %s: %s\n", path.name.data(),
+                here ? "ok" : "skipped, this processor lacks it");
+  }
+}

@@ -1,0 +1,170 @@
+"""A stored weight in the order that the native kernels read, in one tensor of bytes.
+
+csrc/lanes.h describes that order: sixteen output rows side by side, codes cut into fields of 8, 4,
+2 and 1 bits, every group padded to whole blocks of 32 inputs. Behind the codes come the stored
+parameters, sixteen rows side by side too:
+
+    scale, zero_point   [panels][groups][16]             affine; a scale per tensor is repeated
+    alpha_p             [panels][groups][p][16]          binary
+    offset_p            [panels][groups][16]
+
+Nothing is lost: `unpack` gives the stored tensors back bit for bit.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer, Shaped, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from lowbit.formats import Layout, QTensor
+from lowbit.kernels import native
+
+PANEL_ROWS, BLOCK_INPUTS, VECTOR_BYTES = 16, 32, 64
+READABLE_BEHIND_CODES = 512
+# Beyond this many inputs under one scale a sum of |digit| ≤ 128 times |q − z| ≤ 255 leaves int32.
+MAX_GROUP = (2**31 - 1) // (128 * 255)
+MOST_PADDING = 1.5  # times the codes of a group
+
+
+def unsupported(layout: Layout, in_features: int, device: torch.device) -> str | None:
+    """Why such a weight cannot be prepacked, or None."""
+    if device.type != "cpu":
+        return f"the weight is on {device}, not on the CPU"
+    width = layout.granularity.width(in_features)
+    if not 1 <= min(width, in_features) <= MAX_GROUP:
+        return f"{min(width, in_features)} inputs under one scale are outside 1 … {MAX_GROUP}"
+    padded = -(-width // BLOCK_INPUTS) * BLOCK_INPUTS
+    if layout.granularity.kind == "group" and padded > MOST_PADDING * width:
+        return (
+            f"groups of {width} inputs would be padded to {padded}, more than"
+            f" {MOST_PADDING} times as many"
+        )
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class Lanes:
+    """Where everything lies for one layout and shape, which `unsupported` must not refuse."""
+
+    layout: Layout
+    out_features: int
+    in_features: int
+
+    @cached_property
+    def native(self) -> Any:
+        """The same as the native code sees it."""
+        assert native.module is not None
+        width = min(self.layout.granularity.width(self.in_features), self.in_features)
+        binary = self.layout.format == "binary"
+        return native.module.Lanes(
+            self.out_features, self.in_features, width, self.layout.bits, binary
+        )
+
+    @cached_property
+    def stored(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return self.layout.tensors(self.out_features, self.in_features)
+
+    @property
+    def codes(self) -> str:
+        """The name of the stored codes: the first tensor of either format."""
+        return next(iter(self.stored))
+
+    @property
+    def flip(self) -> int:
+        """What is flipped in stored codes: int8 becomes unsigned."""
+        return 0x80 if self.stored[self.codes][1] is torch.int8 else 0
+
+    @property
+    def panels(self) -> int:
+        return -(-self.out_features // PANEL_ROWS)
+
+    @cached_property
+    def codes_size(self) -> int:
+        """Bytes of codes, padding included."""
+        return self.panels * int(self.native.panel_bytes())
+
+    @cached_property
+    def places(self) -> dict[str, slice]:
+        """The bytes of each stored tensor but the codes."""
+        places, start = {}, self.codes_size
+        for name, (shape, dtype) in self.stored.items():
+            if name != self.codes:
+                per_row = torch.Size(self._rest(shape)).numel()
+                size = self.panels * PANEL_ROWS * per_row * dtype.itemsize
+                places[name] = slice(start, start + size)
+                start += size
+        return places
+
+    @property
+    def size(self) -> int:
+        """Bytes of all: a tile may be half beyond the last of 8-bit codes."""
+        last = self.in_features % self.layout.granularity.width(self.in_features)
+        blocks = -(-(last or self.layout.granularity.width(self.in_features)) // BLOCK_INPUTS)
+        behind = READABLE_BEHIND_CODES if self.layout.bits == 8 and blocks % 2 else 0
+        return max(self.codes_size + behind, *(place.stop for place in self.places.values()))
+
+    def pack(self, q: QTensor) -> UInt8[Tensor, " bytes"]:
+        """Codes and parameters of `q`, which must have this layout and shape."""
+        tensors = {name: t.contiguous() for name, t in q.tensors().items()}
+        packed = torch.zeros(self.size, dtype=torch.uint8)
+        self.native.pack(tensors[self.codes].data_ptr(), self.flip, packed.data_ptr())
+        for name, place in self.places.items():
+            rows = self._rows_first(tensors[name])
+            rows = rows.expand(self.out_features, *rows.shape[1:])
+            rows = _pad_rows(rows, -self.out_features % PANEL_ROWS)
+            lanes = rows.unflatten(0, (-1, PANEL_ROWS)).movedim(1, -1)
+            packed[place] = lanes.contiguous().flatten().view(torch.uint8)
+        return packed
+
+    def unpack(self, packed: UInt8[Tensor, " bytes"]) -> QTensor:
+        """What `pack` was given, in memory of its own."""
+        shape, dtype = self.stored[self.codes]
+        tensors = {self.codes: torch.empty(shape, dtype=dtype)}
+        self.native.unpack(packed.data_ptr(), self.flip, tensors[self.codes].data_ptr())
+        for name, place in self.places.items():
+            shape, dtype = self.stored[name]
+            lanes = packed[place].view(dtype).view(self.panels, *self._rest(shape), PANEL_ROWS)
+            rows = lanes.movedim(-1, 1).flatten(0, 1)[: shape[self._rows_axis]]
+            back = rows.movedim(0, self._rows_axis)
+            tensors[name] = back.clone(memory_format=torch.contiguous_format)
+        return self.layout.assemble(tensors, self.in_features)
+
+    @cached_property
+    def weight(self) -> Any:
+        """Where the native code finds all of it, counted from the first code."""
+        scale, zero, offset = ("scale", "zero_point", "offset")
+        if self.layout.format == "binary":
+            scale, offset = f"alpha_{self.layout.bits}", f"offset_{self.layout.bits}"
+        starts = [self.places[n].start if n in self.places else 0 for n in (scale, zero, offset)]
+        half = self.stored[scale][1] is torch.float16
+        planes = self.layout.bits if self.layout.format == "binary" else 1
+        return native.module.Weight(self.native, *starts, planes, half)  # type: ignore[union-attr]
+
+    def decode(
+        self, packed: UInt8[Tensor, " bytes"], rows: Integer[Tensor, " n"], dtype: torch.dtype
+    ) -> Float[Tensor, "n in"]:
+        """Some rows of the weight. Raises IndexError for one that is not there."""
+        rows = rows.to(torch.int64).contiguous()
+        out = torch.empty(len(rows), self.in_features)
+        self.weight.decode(packed.data_ptr(), rows.data_ptr(), len(rows), out.data_ptr())
+        return out if dtype is torch.float32 else out.to(dtype)
+
+    @property
+    def _rows_axis(self) -> int:
+        """Which dimension of a stored parameter runs over output rows."""
+        return -1 if self.layout.format == "binary" else 0
+
+    def _rest(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a stored parameter without its rows."""
+        return shape[:-1] if self._rows_axis else shape[1:]
+
+    def _rows_first(self, parameter: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        return parameter.movedim(self._rows_axis, 0)
+
+
+def _pad_rows(rows: Shaped[Tensor, "n ..."], count: int) -> Shaped[Tensor, "m ..."]:
+    return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, count))
