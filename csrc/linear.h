@@ -13,8 +13,8 @@
 //              that makes the group's largest |x| less than 2^30 sx. Each digit is a row of
 //              activations, with scale 2^(8d) sx; y is the sum of the four, from c0 on.
 //
-// Four digits hold every float32 down to 1/128 of its group's largest exactly and smaller ones to
-// 2^-31 of that largest; what follows is the same for both.
+// Four digits hold every float32 down to 1/64 of its group's largest exactly; smaller ones are
+// rounded, halves away from zero, by at most 2^-30 of that largest. What follows is the same for both.
 //
 // A group with a NaN or an infinity gets sx NaN and codes 0; one with nothing of 2^-100 (digits 1:
 // see quantize_rows.h) or 2^-90 (digits 4) or more gets sx 1 and codes 0.

@@ -212,6 +212,19 @@ def test_a_stored_tensor_of_another_dtype_raises_with_its_name(tmp_path):
         GPT2LMHeadModel.from_pretrained(tmp_path)
 
 
+def test_a_zero_point_that_is_no_code_raises_with_its_name(tmp_path):
+    model = make("gpt2")
+    lowbit.quantize(model, "int4")
+    name = "transformer.h.1.mlp.c_fc.zero_point"
+
+    def spoil(tensors):
+        tensors[name][3, 0] = 200
+
+    edit_tensors(saved(model, tmp_path), spoil)
+    with pytest.raises(lowbit.InputError, match=f"{name} holds 200, outside the codes 0 … 15"):
+        GPT2LMHeadModel.from_pretrained(tmp_path)
+
+
 def test_a_stored_tensor_of_another_shape_is_not_loaded(tmp_path):
     model = make("gpt2")
     lowbit.quantize(model, "int4")

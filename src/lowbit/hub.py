@@ -310,7 +310,7 @@ def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Packed, str]]:
 
 def check_loaded(model: PreTrainedModel) -> None:
     """Raises InputError for a stored tensor that was not in the checkpoint or is of another kind,
-    and for a missing bias beside it.
+    for a zero point that is no code, and for a missing bias.
 
     transformers alone would warn, and leave uninitialised memory.
     """
@@ -328,6 +328,13 @@ def check_loaded(model: PreTrainedModel) -> None:
                 f"stored tensor {name} is {tensor.dtype} {list(tensor.shape)},"
                 f" expected {dtype} {list(shape)}"
             )
+        # The kernels hold q − z in a byte.
+        if stored == "zero_point" and tensor.numel():
+            largest, codes = int(tensor.max()), 1 << module.layout.bits
+            if largest >= codes:
+                raise InputError(
+                    f"stored tensor {name} holds {largest}, outside the codes 0 … {codes - 1}"
+                )
 
 
 def register() -> None:

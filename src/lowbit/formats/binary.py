@@ -131,12 +131,12 @@ class BinaryTensor:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors by name."""
+        """The stored tensors by name, in the order of the layout."""
         stored = {"planes": self.planes}
-        for p, alpha in zip(self.layout.prefixes, self.alphas, strict=True):
-            stored[f"alpha_{p}"] = alpha
-        for p, offset in zip(self.layout.prefixes, self.offsets or (), strict=False):
-            stored[f"offset_{p}"] = offset
+        for i, p in enumerate(self.layout.prefixes):
+            stored[f"alpha_{p}"] = self.alphas[i]
+            if self.offsets is not None:
+                stored[f"offset_{p}"] = self.offsets[i]
         return stored
 
 

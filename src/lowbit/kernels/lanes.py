@@ -54,6 +54,10 @@ class Lanes:
     out_features: int
     in_features: int
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Native objects cannot be copied; they are found again."""
+        return Lanes, (self.layout, self.out_features, self.in_features)
+
     @cached_property
     def native(self) -> Any:
         """The same as the native code sees it."""

@@ -39,11 +39,11 @@ class QuantLinear(Packed):
         packed, form = self.prepacked()
         # As `self.bias`, without the detour through __getattr__.
         bias = self._parameters["bias"]
-        if packed is None or form is None:
-            return ops.linear(x, self.qweight, bias, self.activations)
         product = self.product
-        if product is None or product.form is not form:
+        if form is not None and (product is None or product.form is not form):
             product = self.product = linear.product(form, self.activations)
+        if packed is None or product is None:
+            return ops.linear(x, self.qweight, bias, self.activations)
         return ops.linear_prepacked(x, packed, bias, product)
 
     def choose(self) -> tuple[Kernel, str]:

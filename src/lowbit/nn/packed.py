@@ -121,7 +121,7 @@ class Packed(nn.Module):
     def _prepack(self) -> tuple[Tensor | None, Lanes | None]:
         with _CHANGING:
             if not self.settled:
-                if self.choose()[0].name != "reference":
+                if self.rows and self.choose()[0].name != "reference":
                     q = self._assembled()
                     self.form = Lanes(self.layout, self.rows, self.columns)
                     self.lanes = self.form.pack(q)
@@ -137,8 +137,8 @@ class Packed(nn.Module):
                 assert self.form is not None
                 for name, tensor in self.form.unpack(self.lanes).tensors().items():
                     setattr(self, name, tensor)
-            self.lanes, self.form = None, None
-            self.settled = False
+                self.lanes, self.form = None, None
+                self.settled = False
 
     def _save_to_state_dict(self, *args: Any) -> None:
         with _CHANGING:
@@ -162,6 +162,7 @@ class Packed(nn.Module):
             return moved
 
         super()._apply(apply, recurse)
+        self.settled = False  # another device may have other kernels
         return self
 
     def describe(self) -> str:

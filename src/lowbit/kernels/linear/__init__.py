@@ -36,7 +36,7 @@ def linear(
     return y
 
 
-def product(form: Lanes, activations: str) -> LinearProduct:
-    """The product that serves a weight prepacked as `form`."""
+def product(form: Lanes, activations: str) -> LinearProduct | None:
+    """The product that serves a weight prepacked as `form`; None where the reference is forced."""
     chosen, _ = kernel(form.layout, form.in_features, torch.device("cpu"), activations)
-    return LinearProduct(form, activations, chosen.name)
+    return None if chosen.isa is None else LinearProduct(form, activations, chosen.name)

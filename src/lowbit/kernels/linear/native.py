@@ -7,6 +7,7 @@ close to the exact one as a float32 product. All paths give the same bits.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -33,6 +34,10 @@ class LinearProduct:
         self._weight, self._digits = form.weight, DIGITS[activations]
         self._run = module.LinearPath(path)  # type: ignore[union-attr]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Native objects cannot be copied; they are found again."""
+        return LinearProduct, (self.form, self.activations, self.path)
+
     def __call__(
         self,
         x: Float[Tensor, "*tokens in"],
@@ -48,8 +53,8 @@ class LinearProduct:
             )
         if dtype is not torch.float32 or not x.is_contiguous():
             x = x.float().contiguous()
-        if bias is not None and bias.dtype is not torch.float32:
-            bias = bias.float()
+        if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
+            bias = bias.float().contiguous()
         y = x.new_empty(shape[:-1] + (self.out_features,))
         self._run(
             self._weight,
