@@ -1,7 +1,7 @@
 """How near the products with packed weights come to what memory and arithmetic allow.
 
     python bench/products.py            # a table
-    python bench/products.py --write    # the same as docs/results/products.md
+    python bench/products.py --write    # the same, written to docs/results/products.md
 
 *Few rows* (decoding): weights of 8192 x 2048 stream from memory, many times what the caches hold;
 the share is of the rate at which torch sums a float32 tensor of the same size. *Many rows*
@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from machine import described
@@ -21,6 +22,7 @@ from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear import product
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
 
+RESULT = Path(__file__).parent.parent / "docs" / "results" / "products.md"
 STREAMED = 512 << 20  # bytes
 FEW, MANY = (8192, 2048), (3072, 768)
 ROWS = 1024
@@ -105,11 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    text = f"# The products by themselves\n\n{described()}\n\n{table()}\n"
+    date = time.strftime("%Y-%m-%d")
+    head = f"# The products by themselves\n\n`python bench/products.py`, {date}. {described()}"
+    text = f"{head}\n\n{table()}\n"
     print(text)
     if arguments.write:
-        with open("docs/results/products.md", "w") as file:
-            file.write(text)
+        RESULT.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -214,14 +214,10 @@ void multiply(const Linear& op, const Activations& a, int64_t first_row, int64_t
 
 // The power of two that makes |x| < 2^30 of it, and its inverse.
 GroupScale fixed_point_scale(const float* x, int64_t n) {
-  const GroupScale s = group_scale(x, n);
-  int32_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t magnitude = bits_of(x[i]) & 0x7fffffff;
-    largest = magnitude > largest ? magnitude : largest;
-  }
+  const int32_t largest = largest_magnitude(x, n);
+  if (largest >= infinity_bits) return {__builtin_nanf(""), 0.0f};
   const int32_t exponent = largest >> 23;  // |x| < 2^(exponent - 126)
-  if (s.inv == 0.0f || exponent < 127 - 90) return {s.scale != s.scale ? s.scale : 1.0f, 0.0f};
+  if (exponent < 127 - 90) return {1.0f, 0.0f};
   return {float_of((exponent - 29) << 23), float_of((283 - exponent) << 23)};
 }
 

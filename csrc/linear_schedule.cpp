@@ -16,7 +16,7 @@ constexpr int64_t chunk_bytes = 1 << 18;  // of codes, a share of the L2 cache
 constexpr int64_t max_chunk_rows = 1024;  // of codes
 constexpr int64_t max_chunks = 16;        // at once: bounds the scratch
 constexpr int64_t values_per_quantize = 16384;
-constexpr int64_t bytes_per_task = 1 << 16;  // of weights, at least: a task must outlast its start
+constexpr int64_t bytes_per_task = 1 << 16;  // of weights times rows: a task outlasts its start
 constexpr int64_t ns_per_thread = 8000;      // less than this is done sooner by one thread alone
 constexpr int64_t weight_bytes_per_ns = 20;  // one core, from the outer caches
 
@@ -112,9 +112,10 @@ void run_part(const Linear& op, const Product& product, int64_t chunk_rows) {
   const int64_t panels = std::clamp<int64_t>(divided(bytes_per_task, work_bytes + 1), 1, 64);
   Tasks tasks{op, product, a, chunk_rows, rows_per_quantize, padded(panels, product.panels)};
 
-  const int64_t codes = op.form.outputs * op.form.inputs * op.planes;
-  const int64_t ns = codes / 8 * op.form.bits / op.planes / weight_bytes_per_ns +
-                     op.rows * op.digits * (codes / product.macs_per_ns + op.form.inputs / 4);
+  const int64_t weights = op.form.outputs * op.form.inputs;
+  const int64_t ns = weights * op.form.bits / 8 / weight_bytes_per_ns +
+                     op.rows * op.digits *
+                         (weights * op.planes / product.macs_per_ns + op.form.inputs / 4);
   parallel_for(0, ns + 1, ns_per_thread, [&](int64_t, int64_t) { tasks.take_until_done(); });
 }
 

@@ -23,15 +23,21 @@ struct GroupScale {
   float inv;  // 0 where all codes are 0
 };
 
+constexpr int32_t infinity_bits = 0x7f800000;
+
 // The largest |x| as bits: without the sign, floats are ordered as integers are, infinity above
 // every number and NaN above infinity. An integer maximum vectorizes without relaxed float rules.
-GroupScale group_scale(const float* x, int64_t n) {
-  const int32_t infinity_bits = 0x7f800000;
+int32_t largest_magnitude(const float* x, int64_t n) {
   int32_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
     const int32_t magnitude = bits_of(x[i]) & 0x7fffffff;
     largest = magnitude > largest ? magnitude : largest;
   }
+  return largest;
+}
+
+GroupScale group_scale(const float* x, int64_t n) {
+  const int32_t largest = largest_magnitude(x, n);
   if (largest >= infinity_bits) return {__builtin_nanf(""), 0.0f};
   const float a = float_of(largest);
   if (a < 0x1p-100f) return {1.0f, 0.0f};
