@@ -159,7 +159,7 @@ def alternating_levels(groups: Float32[Tensor, "N n"], options: Binary) -> Level
     cells = SortedGroups.of(groups)
     starts = [
         start
-        for offset in sorted({False, options.offset})
+        for offset in dict.fromkeys((options.offset, False))
         for start in (
             greedy_levels(groups, replace(options, offset=offset)).descending(),
             levels.uniform_levels(cells, options.bits, offset),
