@@ -70,6 +70,7 @@ struct Tasks {
   const int64_t multiplies = divided(op.form.panels(), panels_per_multiply);
   const int64_t count = divided(op.rows, chunk_rows) * (quantizes + multiplies);
   std::atomic<int64_t> next = 0;
+  std::atomic<bool> out_of_memory = false;
   std::atomic<int64_t> quantized[max_chunks] = {};
 
   void take_until_done() {
@@ -116,7 +117,14 @@ void run_part(const Linear& op, const Product& product, int64_t chunk_rows) {
   const int64_t ns = weights * op.form.bits / 8 / weight_bytes_per_ns +
                      op.rows * op.digits *
                          (weights * op.planes / product.macs_per_ns + op.form.inputs / 4);
-  parallel_for(0, ns + 1, ns_per_thread, [&](int64_t, int64_t) { tasks.take_until_done(); });
+  parallel_for(0, ns + 1, ns_per_thread, [&](int64_t, int64_t) {
+    try {
+      tasks.take_until_done();
+    } catch (const std::bad_alloc&) {  // from task_scratch; no exception may leave this function
+      tasks.out_of_memory = true;
+    }
+  });
+  if (tasks.out_of_memory) throw std::bad_alloc();
 }
 
 }  // namespace
