@@ -100,7 +100,6 @@ NB_MODULE(_native, m) {
             new (form) Lanes{outputs, inputs, group, bits, binary};
           },
           "outputs"_a, "inputs"_a, "group"_a, "bits"_a, "binary"_a)
-      .def("panels", &Lanes::panels)
       .def("panel_bytes", &Lanes::panel_bytes)
       .def(
           "pack",

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t tile_bytes = 1024, tile_inputs = 64, tile_rows = 16;
 constexpr int64_t block_rows = 2 * tile_rows, block_panels = 2;
-constexpr int64_t few = 8;  // rows of codes
 
 // LDTILECFG's operand: all eight tiles are 16 rows of 64 bytes.
 struct alignas(64) TileConfig {
@@ -243,7 +242,7 @@ const Product& many_rows(const Linear& op) {
 }  // namespace
 
 void linear(const Linear& op) {
-  run(op, op.rows * op.digits <= few ? few_rows(op) : many_rows(op));
+  run(op, op.rows * op.digits <= Isa::max_rows ? few_rows(op) : many_rows(op));
 }
 
 }  // namespace lowbit::amx

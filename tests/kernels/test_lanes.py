@@ -234,3 +234,14 @@ class TestRefusals:
         monkeypatch.delenv("LOWBIT_KERNEL", raising=False)
         kernel, why = linear.kernel(AffineLayout(4, group(8), False), 64, CPU, activations)
         assert kernel.name == "reference" and "padded to 32" in why
+
+
+def test_neither_a_default_device_nor_ids_elsewhere_reach_memory_that_is_not_there():
+    q = Form("affine", 4, group(32)).random(20, 64).q
+    form = Lanes(q.layout, *q.shape)
+    with torch.device("meta"):
+        packed = form.pack(q)
+        again = form.unpack(packed)
+    assert all(torch.equal(again.tensors()[name], t) for name, t in q.tensors().items())
+    with pytest.raises(ValueError, match="row numbers on meta do not fit a table on the CPU"):
+        form.decode(packed, torch.empty(3, dtype=torch.long, device="meta"), torch.float32)

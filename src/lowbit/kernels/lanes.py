@@ -16,14 +16,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Integer, Shaped, UInt8
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from lowbit.formats import Layout, QTensor
 from lowbit.kernels import native
 
-PANEL_ROWS, BLOCK_INPUTS, VECTOR_BYTES = 16, 32, 64
+PANEL_ROWS, BLOCK_INPUTS = 16, 32
 READABLE_BEHIND_CODES = 512
 # Beyond this many inputs under one scale a sum of |digit| ≤ 128 times |q − z| ≤ 255 leaves int32.
 MAX_GROUP = (2**31 - 1) // (128 * 255)
@@ -106,20 +106,20 @@ class Lanes:
     @property
     def size(self) -> int:
         """Bytes of all: a tile may be half beyond the last of 8-bit codes."""
-        last = self.in_features % self.layout.granularity.width(self.in_features)
-        blocks = -(-(last or self.layout.granularity.width(self.in_features)) // BLOCK_INPUTS)
+        width = self.layout.granularity.width(self.in_features)
+        blocks = -(-(self.in_features % width or width) // BLOCK_INPUTS)  # of the last group
         behind = READABLE_BEHIND_CODES if self.layout.bits == 8 and blocks % 2 else 0
         return max(self.codes_size + behind, *(place.stop for place in self.places.values()))
 
     def pack(self, q: QTensor) -> UInt8[Tensor, " bytes"]:
         """Codes and parameters of `q`, which must have this layout and shape."""
         tensors = {name: t.contiguous() for name, t in q.tensors().items()}
-        packed = torch.zeros(self.size, dtype=torch.uint8)
+        packed = torch.zeros(self.size, dtype=torch.uint8, device="cpu")
         self.native.pack(tensors[self.codes].data_ptr(), self.flip, packed.data_ptr())
         for name, place in self.places.items():
-            rows = self._rows_first(tensors[name])
+            rows = tensors[name].movedim(self._rows_axis, 0)
             rows = rows.expand(self.out_features, *rows.shape[1:])
-            rows = _pad_rows(rows, -self.out_features % PANEL_ROWS)
+            rows = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, -self.out_features % PANEL_ROWS))
             lanes = rows.unflatten(0, (-1, PANEL_ROWS)).movedim(1, -1)
             packed[place] = lanes.contiguous().flatten().view(torch.uint8)
         return packed
@@ -127,7 +127,7 @@ class Lanes:
     def unpack(self, packed: UInt8[Tensor, " bytes"]) -> QTensor:
         """What `pack` was given, in memory of its own."""
         shape, dtype = self.stored[self.codes]
-        tensors = {self.codes: torch.empty(shape, dtype=dtype)}
+        tensors = {self.codes: torch.empty(shape, dtype=dtype, device="cpu")}
         self.native.unpack(packed.data_ptr(), self.flip, tensors[self.codes].data_ptr())
         for name, place in self.places.items():
             shape, dtype = self.stored[name]
@@ -140,7 +140,7 @@ class Lanes:
     @cached_property
     def weight(self) -> Any:
         """Where the native code finds all of it, counted from the first code."""
-        scale, zero, offset = ("scale", "zero_point", "offset")
+        scale, zero, offset = "scale", "zero_point", "offset"
         if self.layout.format == "binary":
             scale, offset = f"alpha_{self.layout.bits}", f"offset_{self.layout.bits}"
         starts = [self.places[n].start if n in self.places else 0 for n in (scale, zero, offset)]
@@ -151,9 +151,12 @@ class Lanes:
     def decode(
         self, packed: UInt8[Tensor, " bytes"], rows: Integer[Tensor, " n"], dtype: torch.dtype
     ) -> Float[Tensor, "n in"]:
-        """Some rows of the weight. Raises IndexError for one that is not there."""
+        """Some rows of the weight. Raises IndexError for one that is not there, ValueError for
+        numbers of rows that are not on the CPU."""
+        if not rows.is_cpu:
+            raise ValueError(f"row numbers on {rows.device} do not fit a table on the CPU")
         rows = rows.to(torch.int64).contiguous()
-        out = torch.empty(len(rows), self.in_features)
+        out = torch.empty(len(rows), self.in_features, device="cpu")
         self.weight.decode(packed.data_ptr(), rows.data_ptr(), len(rows), out.data_ptr())
         return out if dtype is torch.float32 else out.to(dtype)
 
@@ -165,10 +168,3 @@ class Lanes:
     def _rest(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a stored parameter without its rows."""
         return shape[:-1] if self._rows_axis else shape[1:]
-
-    def _rows_first(self, parameter: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        return parameter.movedim(self._rows_axis, 0)
-
-
-def _pad_rows(rows: Shaped[Tensor, "n ..."], count: int) -> Shaped[Tensor, "m ..."]:
-    return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, count))

@@ -7,6 +7,7 @@ from lowbit.kernels import lanes
 from lowbit.kernels.embedding import native, reference
 from lowbit.kernels.selection import Kernel, never, select
 
+# Chosen when a table is first used: the native kernel takes it prepacked, the reference as stored.
 KERNELS = (
     Kernel("scalar", native.embedding, lanes.unsupported, isa="scalar"),
     Kernel("reference", reference.embedding, never),

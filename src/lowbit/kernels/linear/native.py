@@ -2,8 +2,8 @@
 
 Activations are quantized inside the same call: *dynamic* ones to int8 per group, with the bits of
 the reference as the result; *float* ones to fixed-point numbers of 32 bits per group, four int8
-digits each, so that products and sums are exact integers there too and the result is at least as
-close to the exact one as a float32 product. All paths give the same bits.
+digits each, so that products and sums are exact integers there too and the result errs at most
+twice as much as a float32 product. All paths give the same bits.
 """
 
 from functools import partial
