@@ -1,23 +1,11 @@
 """What a result has to say about the machine and the code it was measured with."""
 
-import platform
 import subprocess
 from pathlib import Path
 
 import torch
 
-INSTRUCTION_SETS = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "neon")
-
-
-def processor() -> str:
-    """Model and the instruction sets that matter here, as Linux names them."""
-    facts: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
-    model = facts.get("model name", platform.machine())
-    return f"{model} ({', '.join(name for name in INSTRUCTION_SETS if name in flags)})"
+from lowbit.environment import processor
 
 
 def commit() -> str:

@@ -1,0 +1,253 @@
+"""What was measured, as plain data: one JSON schema for `eval`, `report` and `compare`.
+
+    Study            environment, seed, commands, and one record per model
+      ModelRecord    sizes, kernels, coverage, and
+        Measurement    what one task found: metrics, samples, predictions
+        Timing         one shape, timed beside the reference in the same rounds
+        ModuleRecord   one module: how it is stored, its error, its weights as a histogram
+
+The first model of a study is the reference that the others are compared with.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from lowbit.coverage import Fate
+from lowbit.errors import InputError
+
+SCHEMA = "lowbit-study"
+VERSION = 1
+
+Prediction = str | int | float
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number and which way is better. `note` says how it was computed where that needs saying,
+    such as a sacreBLEU signature."""
+
+    value: float
+    better: Literal["higher", "lower"]
+    note: str = ""
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        return cls(**{**stored, "value": float(stored["value"])})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item to read: what went in, what came out, and what was expected where that is known."""
+
+    source: str
+    output: str
+    reference: str | None = None
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        return cls(**stored)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one task found of one model.
+
+    task: its name, such as "perplexity" or "glue mrpc"; data: where the items came from.
+    items, unit: how many were scored, of what ("tokens", "sentences", …).
+    settings: what changes the numbers: context, stride, beams, lengths.
+    metrics: the first is the one that decides. predictions: one per item, empty where the task
+    predicts none; two models agree on an item where these are equal.
+    """
+
+    task: str
+    data: str
+    items: int
+    unit: str
+    settings: dict[str, str | int | float | None]
+    metrics: dict[str, Metric]
+    samples: tuple[Sample, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
+
+    @property
+    def main_metric(self) -> str:
+        return next(iter(self.metrics))
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        return cls(
+            **{
+                **stored,
+                "metrics": {k: Metric.from_dict(m) for k, m in stored["metrics"].items()},
+                "samples": tuple(Sample.from_dict(s) for s in stored["samples"]),
+                "predictions": tuple(stored["predictions"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One shape. Seconds are medians over `rounds`; `spread` is the distance of their quartiles.
+
+    new_tokens: 0 for one forward pass over [batch, length], else so many tokens generated after a
+    prompt of `length`. reference_seconds: the reference model in the same rounds, or None.
+    """
+
+    batch: int
+    length: int
+    new_tokens: int
+    rounds: int
+    threads: int
+    seconds: float
+    spread: float
+    reference_seconds: float | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.batch * (self.new_tokens or self.length) / self.seconds
+
+    @property
+    def speedup(self) -> float | None:
+        """Of the model over the reference; None without one."""
+        return None if self.reference_seconds is None else self.reference_seconds / self.seconds
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        return cls(**stored)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts in equal bins over [−edge, edge]; `outside` counts what lies beyond."""
+
+    edge: float
+    counts: tuple[int, ...]
+    outside: int
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        return cls(**{**stored, "counts": tuple(stored["counts"])})
+
+
+@dataclass(frozen=True)
+class ModuleRecord:
+    """One module with weights. `relative_error` is Σ(w − ŵ)² / Σw², None where it stayed float or
+    is not known; `kernel` is empty for a float module."""
+
+    name: str
+    stored_as: str
+    parameters: int
+    stored_bytes: int
+    kernel: str = ""
+    why: str = ""
+    relative_error: float | None = None
+    histogram: Histogram | None = None
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        histogram = stored["histogram"]
+        return cls(
+            **{**stored, "histogram": None if histogram is None else Histogram.from_dict(histogram)}
+        )
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """One model. Bytes count everything: codes, scales, zero points, padding, what stayed float.
+
+    name: what tables call it; path: where it lies, or None for one that was never saved.
+    recipe: that of its quantization, or None for a float model.
+    stored: a checkpoint's tensors; disk: its files; resident: in memory after loading, and after
+    one forward pass; peak: of a fresh process that loads it and runs it once, less what the
+    process held before. None where it was not measured.
+    """
+
+    name: str
+    path: str | None
+    architecture: str
+    recipe: dict[str, Any] | None
+    parameters: int
+    bits_per_weight: float
+    stored_bytes: int
+    disk_bytes: int | None
+    resident_bytes: int
+    resident_after_forward_bytes: int | None
+    peak_bytes: int | None
+    kernels: tuple[str, ...] = ()
+    coverage: tuple[Fate, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    timings: tuple[Timing, ...] = ()
+    modules: tuple[ModuleRecord, ...] = ()
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        return cls(
+            **{
+                **stored,
+                "kernels": tuple(stored["kernels"]),
+                "coverage": tuple(Fate(**f) for f in stored["coverage"]),
+                "measurements": tuple(Measurement.from_dict(m) for m in stored["measurements"]),
+                "timings": tuple(Timing.from_dict(t) for t in stored["timings"]),
+                "modules": tuple(ModuleRecord.from_dict(m) for m in stored["modules"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """Several models, measured alike. `environment` is lowbit.environment.describe()."""
+
+    models: tuple[ModelRecord, ...]
+    environment: dict[str, str | int]
+    seed: int
+    commands: tuple[str, ...] = field(default=())
+
+    @property
+    def reference(self) -> ModelRecord:
+        return self.models[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: a number that JSON cannot say (NaN, an infinity) is its name as text."""
+        return {"schema": SCHEMA, "version": VERSION, **_sayable(asdict(self))}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`. Raises InputError for anything else."""
+        if stored.get("schema") != SCHEMA or stored.get("version") != VERSION:
+            raise InputError(
+                f"this is {stored.get('schema')!r} version {stored.get('version')!r},"
+                f" not {SCHEMA!r} version {VERSION}"
+            )
+        try:
+            return cls(
+                models=tuple(ModelRecord.from_dict(m) for m in stored["models"]),
+                environment=dict(stored["environment"]),
+                seed=int(stored["seed"]),
+                commands=tuple(stored["commands"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"a study lacks or repeats something: {error}") from error
+
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """A study that was written as JSON. Raises InputError."""
+        try:
+            stored = json.loads(Path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} is not readable JSON: {error}") from error
+        if not isinstance(stored, dict):
+            raise InputError(f"{file} holds no study but a {type(stored).__name__}")
+        return cls.from_dict(stored)
+
+
+def _sayable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sayable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_sayable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,63 @@
+"""What a task is: data, and a way to score a model on it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lowbit.errors import UsageError
+from lowbit.evaluation.study import Measurement, Metric
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured. `tokenizer` is None where its folder has none."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def needed_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Raises UsageError where there is none."""
+        if self.tokenizer is None:
+            raise UsageError(f"{self.name} has no tokenizer, and this task needs one")
+        return self.tokenizer
+
+
+class Task(ABC):
+    """A frozen dataclass whose fields are the task's options; `data` is one of them.
+
+    One object scores any number of models, all on the same items. Data is read once, by the first
+    call of `check` or `measure`, so that an object costs nothing.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def check(self, subject: Subject) -> None:
+        """Raises UsageError where the model cannot do the task, InputError for unusable data.
+
+        Cheap: asked before hours of work.
+        """
+
+    @abstractmethod
+    def measure(self, subject: Subject, progress: bool = True) -> Measurement:
+        """Score the model. The model's mode, torch's random state and thread count stay as they
+        were. progress: show a bar with time left if it takes more than two seconds."""
+
+    def against(
+        self, subject: Subject, reference: Subject, progress: bool = True
+    ) -> Mapping[str, Metric]:
+        """Metrics that need both models at once, such as a divergence; most tasks have none."""
+        return {}
+
+
+def agreement(found: Measurement, reference: Measurement) -> dict[str, Metric]:
+    """The share of items on which two models predict the same; nothing without predictions."""
+    if not found.predictions or len(found.predictions) != len(reference.predictions):
+        return {}
+    same = sum(a == b for a, b in zip(found.predictions, reference.predictions, strict=True))
+    share = same / len(found.predictions)
+    return {"agreement": Metric(share, "higher", f"with the reference, on {found.unit}")}
