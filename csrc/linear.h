@@ -1,7 +1,9 @@
 // A linear layer over codes in lanes (lanes.h), with activations of int8 codes:
 //
-//   affine   y[m,n] = sum_g sx s[n,g] sum_k cx (q[n,k] - z[n,g])                        + bias[n]
-//   binary   y[m,n] = sum_g sx (sum_i alpha[n,g,i] sum_k cx b[i,n,k] + o[n,g] sum_k cx) + bias[n]
+//   affine   y[m,n] = f(sum_g sx s[n,g] sum_k cx (q[n,k] - z[n,g])                        + bias[n])
+//   binary   y[m,n] = f(sum_g sx (sum_i alpha[n,g,i] sum_k cx b[i,n,k] + o[n,g] sum_k cx) + bias[n])
+//
+// with f the identity or a nonlinearity (nonlinearity.inl).
 //
 // The inner sums are wrapping 32-bit integers, exact as long as the result fits; everything after
 // them is float32, each operation rounded once, groups (and planes) in order. Activations come in
@@ -27,6 +29,8 @@
 
 namespace lowbit {
 
+enum class Nonlinearity { identity, gelu, gelu_tanh, relu, silu };
+
 struct Linear {
   Lanes form;
   const float* x;             // [rows, inputs]
@@ -40,25 +44,28 @@ struct Linear {
   int planes;       // binary: the first so many are used; affine: 1
   int digits;       // 1 or 4
   bool half_scale;  // s, alpha and o are float16, not float32
+  Nonlinearity nonlinearity;
 };
 
+// A path takes several layers at once where they have x, rows, inputs, group and digits in common:
+// their activations are quantized once.
 namespace scalar {
-void linear(const Linear&);
+void linear(const Linear* ops, int count);
 }
 namespace avx2 {
-void linear(const Linear&);
+void linear(const Linear* ops, int count);
 }
 namespace avxvnni {
-void linear(const Linear&);
+void linear(const Linear* ops, int count);
 }
 namespace avx512vnni {
-void linear(const Linear&);
+void linear(const Linear* ops, int count);
 }
 namespace amx {
-void linear(const Linear&);
+void linear(const Linear* ops, int count);
 }
 
-inline constexpr Path<void(const Linear&)> linear_paths[] = {
+inline constexpr Path<void(const Linear* ops, int count)> linear_paths[] = {
     {"scalar", "", scalar::linear},
 #ifdef LOWBIT_X86
     {"avx2", "avx2", avx2::linear},

@@ -35,6 +35,7 @@ from lowbit.convert import (
 from lowbit.coverage import Decision, cover
 from lowbit.errors import InputError, LowbitError
 from lowbit.formats import Layout, QTensor, layout_from_dict
+from lowbit.fusion import fuse, unfuse
 from lowbit.nn import ACTIVATIONS, Packed
 from lowbit.recipe import Recipe, load_recipe
 from lowbit.weight_error import WeightError
@@ -166,6 +167,7 @@ class LowbitQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.pre_quantized:
             check_loaded(model)
+            fuse(model)
             return
         if self.failure is not None:
             raise self.failure
@@ -176,6 +178,7 @@ class LowbitQuantizer(HfQuantizer):
             swap_tied(model, d.name, d.weights, d.tied_to, d.rule.activations)
             self.quantization_config.modules[d.name] = module_entry(d, None)
         self.tied = ()
+        fuse(model)
         # From here on it is a quantized model like any other.
         self.pre_quantized = True
 
@@ -196,6 +199,7 @@ class LowbitQuantizer(HfQuantizer):
         return super().get_new_dtype(converter, param, dtype)
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+        unfuse(model)
         restore(model, dtype)
         retie(model, self.ties)
         return model

@@ -14,6 +14,7 @@ from lowbit.convert import matrix, swap, swap_tied, untie
 from lowbit.coverage import Coverage, cover
 from lowbit.errors import UsageError
 from lowbit.formats import QTensor
+from lowbit.fusion import fuse
 from lowbit.hub import LowbitConfig, attach, module_entry, quantize_weight
 from lowbit.recipe import Recipe, load_recipe
 from lowbit.weight_error import WeightError
@@ -86,4 +87,5 @@ def quantize(
         swap_tied(model, d.name, d.weights, d.tied_to, d.rule.activations)
         modules[d.name] = module_entry(d, None)
     attach(model, LowbitConfig(recipe, modules, errors), ties)
+    fuse(model)
     return Result(recipe, coverage, before, footprint(model), errors)

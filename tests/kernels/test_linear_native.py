@@ -102,7 +102,7 @@ class Packed:
         x = np.ascontiguousarray(x, np.float32)
         out = Guarded(len(x), self.form.out_features)
         native.module.LinearPath(path)(
-            weight or self.weight,
+            native.module.Layer(weight or self.weight, native.module.Nonlinearity.identity),
             x.ctypes.data,
             self.bytes.data_ptr(),
             0 if bias is None else bias.ctypes.data,

@@ -1,9 +1,10 @@
 """The operators: schema, fake version, gradient, and the way in for modules.
 
     lowbit::dequantize(Tensor[] stored, str layout, int in_features, ScalarType dtype) -> Tensor
-    lowbit::linear(Tensor x, Tensor[] stored, Tensor? bias, str layout, str activations) -> Tensor
+    lowbit::linear(Tensor x, Tensor[] stored, Tensor? bias, str layout, str activations,
+                   str nonlinearity) -> Tensor
     lowbit::linear_prepacked(Tensor x, Tensor packed, Tensor? bias, str layout, int out_features,
-                             str activations, str path) -> Tensor
+                             str activations, str nonlinearity, str path) -> Tensor
     lowbit::embedding(Tensor ids, Tensor[] stored, str layout, int in_features,
                       ScalarType dtype) -> Tensor
     lowbit::embedding_prepacked(Tensor ids, Tensor packed, str layout, int num_embeddings,
@@ -17,8 +18,8 @@ go through it.
 """
 
 import ast
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -69,38 +70,57 @@ def _(stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtyp
     return stored[0].new_empty((_rows(stored), in_features), dtype=dtype)
 
 
+# d out / d in of the nonlinearities, times the gradient of what comes out.
+_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_backward,
+    "gelu_tanh": partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+    "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
+    "silu": torch.ops.aten.silu_backward,
+}
+
+
 @torch.library.custom_op("lowbit::linear", mutates_args=())
 def _linear_op(
-    x: Tensor, stored: Sequence[Tensor], bias: Tensor | None, layout: str, activations: str
+    x: Tensor,
+    stored: Sequence[Tensor],
+    bias: Tensor | None,
+    layout: str,
+    activations: str,
+    nonlinearity: str,
 ) -> Tensor:
-    return _linear.linear(x, _assemble(stored, layout, x.shape[-1]), bias, activations)
+    q = _assemble(stored, layout, x.shape[-1])
+    return _linear.linear(x, q, bias, activations, nonlinearity)
 
 
 @_linear_op.register_fake
 def _(
-    x: Tensor, stored: Sequence[Tensor], bias: Tensor | None, layout: str, activations: str
+    x: Tensor,
+    stored: Sequence[Tensor],
+    bias: Tensor | None,
+    layout: str,
+    activations: str,
+    nonlinearity: str,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], _rows(stored)))
 
 
 def _save_for_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, stored, bias, layout, _ = inputs
-    ctx.save_for_backward(*stored)
-    ctx.layout, ctx.in_features = layout, x.shape[-1]
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    x, stored, bias, ctx.layout, ctx.activations, ctx.nonlinearity = inputs
+    ctx.save_for_backward(x, bias, *stored)
 
 
 def _linear_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """Of x and the bias; codes are frozen. int8 activations pass straight through."""
-    stored = list(ctx.saved_tensors)
-    weight = _dequantize_op(stored, ctx.layout, ctx.in_features, grad.dtype)
-    return grad @ weight, [None] * len(stored), _bias_gradient(ctx, grad), None, None
+    x, bias, *stored = ctx.saved_tensors
+    if ctx.nonlinearity in _BACKWARD:
+        before = _linear_op(x, stored, bias, ctx.layout, ctx.activations, "identity")
+        grad = _BACKWARD[ctx.nonlinearity](grad, before)
+    weight = _dequantize_op(stored, ctx.layout, x.shape[-1], grad.dtype)
+    return grad @ weight, [None] * len(stored), _bias_gradient(bias, grad), None, None, None
 
 
-def _bias_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
-    if ctx.bias_dtype is None:
-        return None
-    return grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+def _bias_gradient(bias: Tensor | None, grad: Tensor) -> Tensor | None:
+    return None if bias is None else grad.reshape(-1, grad.shape[-1]).sum(0).to(bias.dtype)
 
 
 _linear_op.register_autograd(_linear_gradient, setup_context=_save_for_linear)
@@ -112,8 +132,8 @@ def _form(layout: str, out_features: int, in_features: int) -> Lanes:
 
 
 @lru_cache(maxsize=4096)
-def _product(form: Lanes, activations: str, path: str) -> LinearProduct:
-    return LinearProduct(form, activations, path)
+def _product(form: Lanes, activations: str, nonlinearity: str, path: str) -> LinearProduct:
+    return LinearProduct(form, activations, path, nonlinearity)
 
 
 @torch.library.custom_op("lowbit::linear_prepacked", mutates_args=())
@@ -124,10 +144,11 @@ def _linear_prepacked_op(
     layout: str,
     out_features: int,
     activations: str,
+    nonlinearity: str,
     path: str,
 ) -> Tensor:
     form = _form(layout, out_features, x.shape[-1])
-    return _product(form, activations, path)(x, packed, bias)
+    return _product(form, activations, nonlinearity, path)(x, packed, bias)
 
 
 @_linear_prepacked_op.register_fake
@@ -138,25 +159,28 @@ def _(
     layout: str,
     out_features: int,
     activations: str,
+    nonlinearity: str,
     path: str,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
 def _save_for_linear_prepacked(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed, bias, ctx.layout, ctx.out_features, _, _ = inputs
-    ctx.save_for_backward(packed)
-    ctx.in_features = x.shape[-1]
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    x, packed, bias, *ctx.arguments = inputs
+    ctx.save_for_backward(x, packed, bias)
 
 
 def _linear_prepacked_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    (packed,) = ctx.saved_tensors
-    rows = torch.arange(ctx.out_features, device=grad.device)
-    weight = _embedding_prepacked_op(
-        rows, packed, ctx.layout, ctx.out_features, ctx.in_features, grad.dtype
-    )
-    return grad @ weight, None, _bias_gradient(ctx, grad), None, None, None, None
+    x, packed, bias = ctx.saved_tensors
+    layout, out_features, activations, nonlinearity, path = ctx.arguments
+    if nonlinearity in _BACKWARD:
+        before = _linear_prepacked_op(
+            x, packed, bias, layout, out_features, activations, "identity", path
+        )
+        grad = _BACKWARD[nonlinearity](grad, before)
+    rows = torch.arange(out_features, device=grad.device)
+    weight = _embedding_prepacked_op(rows, packed, layout, out_features, x.shape[-1], grad.dtype)
+    return grad @ weight, None, _bias_gradient(bias, grad), None, None, None, None, None
 
 
 _linear_prepacked_op.register_autograd(
@@ -220,26 +244,39 @@ def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return _dequantize_op(list(q.tensors().values()), layout_text(q.layout), q.in_features, dtype)
 
 
-def linear(x: Tensor, q: QTensor, bias: Tensor | None, activations: str) -> Tensor:
-    """x [*, in] · Wᵀ + bias -> [*, out] in x's dtype; activations "float" or "dynamic" (int8)."""
-    if _dispatched(x, bias):
-        return _linear_op(x, list(q.tensors().values()), bias, layout_text(q.layout), activations)
-    return _linear.linear(x, q, bias, activations)
+def linear(
+    x: Tensor,
+    q: QTensor,
+    bias: Tensor | None,
+    activations: str,
+    nonlinearity: str = "identity",
+) -> Tensor:
+    """f(x · Wᵀ + bias), x [*, in] -> [*, out] in x's dtype; activations "float" or "dynamic"."""
+    if dispatched(x, bias):
+        stored = list(q.tensors().values())
+        return _linear_op(x, stored, bias, layout_text(q.layout), activations, nonlinearity)
+    return _linear.linear(x, q, bias, activations, nonlinearity)
 
 
 def linear_prepacked(
     x: Tensor, packed: Tensor, bias: Tensor | None, product: LinearProduct
 ) -> Tensor:
     """The same with a weight that was prepacked as `product` wants it."""
-    if _dispatched(x, bias):
-        layout = layout_text(product.form.layout)
+    if dispatched(x, bias):
         return _linear_prepacked_op(
-            x, packed, bias, layout, product.out_features, product.activations, product.path
+            x,
+            packed,
+            bias,
+            layout_text(product.form.layout),
+            product.out_features,
+            product.activations,
+            product.nonlinearity,
+            product.path,
         )
     return product(x, packed, bias)
 
 
-def _dispatched(x: Tensor, bias: Tensor | None) -> bool:
+def dispatched(x: Tensor, bias: Tensor | None) -> bool:
     """Whether the call must be seen by autograd or a compiler."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True

@@ -7,6 +7,7 @@ from lowbit.kernels import linear, ops
 from lowbit.kernels.linear.native import LinearProduct
 from lowbit.kernels.selection import Kernel
 from lowbit.nn.packed import Packed
+from lowbit.nn.shared_input import SharedInput
 
 ACTIVATIONS = ("float", "dynamic")
 
@@ -15,9 +16,12 @@ class QuantLinear(Packed):
     """y = x · Wᵀ + bias; `activations` "float", or "dynamic" for int8 with scales found per call.
 
     `transposed` says that the float module stored its weight [in, out], as Conv1D does.
+    `nonlinearity`, if it is not "identity", is applied to y (fusion.py).
     """
 
     product: LinearProduct | None
+    nonlinearity: str
+    shared: SharedInput | None
 
     def __init__(
         self,
@@ -32,19 +36,33 @@ class QuantLinear(Packed):
         super().__init__(layout, out_features, in_features, shape)
         self.in_features, self.out_features = in_features, out_features
         self.activations, self.transposed = activations, transposed
-        self.product = None
+        self.product, self.nonlinearity, self.shared = None, "identity", None
         self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        packed, form = self.prepacked()
+        if self.shared is not None:
+            y = self.shared.result(self, x)
+            if y is not None:
+                return y
+        packed, product = self.prepacked_product()
         # As `self.bias`, without the detour through __getattr__.
         bias = self._parameters["bias"]
+        if packed is None or product is None:
+            return ops.linear(x, self.qweight, bias, self.activations, self.nonlinearity)
+        return ops.linear_prepacked(x, packed, bias, product)
+
+    def set_nonlinearity(self, name: str) -> None:
+        """What to apply to y from now on: a name in csrc/nonlinearity.inl, or "identity"."""
+        self.nonlinearity, self.product = name, None
+
+    def prepacked_product(self) -> tuple[Tensor | None, LinearProduct | None]:
+        """The prepacked weight and its product, or nothing where the stored one is used."""
+        packed, form = self.prepacked()
         product = self.product
         if form is not None and (product is None or product.form is not form):
-            product = self.product = linear.product(form, self.activations)
-        if packed is None or product is None:
-            return ops.linear(x, self.qweight, bias, self.activations)
-        return ops.linear_prepacked(x, packed, bias, product)
+            product = linear.product(form, self.activations, self.nonlinearity)
+            self.product = product
+        return packed, product
 
     def choose(self) -> tuple[Kernel, str]:
         """The kernel that serves this module here, and why."""
@@ -59,7 +77,8 @@ class QuantLinear(Packed):
         return super().describe() + activations
 
     def extra_repr(self) -> str:
+        then = "" if self.nonlinearity == "identity" else f", then {self.nonlinearity}"
         return (
             f"{self.in_features}, {self.out_features}, {self.describe()},"
-            f" bias={self.bias is not None}"
+            f" bias={self.bias is not None}{then}"
         )

@@ -119,7 +119,8 @@ class Packed(nn.Module):
         return lanes, form
 
     def _prepack(self) -> tuple[Tensor | None, Lanes | None]:
-        with _CHANGING:
+        # Not as inference tensors: gradients may be asked for later.
+        with _CHANGING, torch.inference_mode(False):
             if not self.settled:
                 if self.rows and self.choose()[0].name != "reference":
                     q = self._assembled()
@@ -132,7 +133,7 @@ class Packed(nn.Module):
 
     def restore_stored(self) -> None:
         """Put the stored tensors back where they were prepacked."""
-        with _CHANGING:
+        with _CHANGING, torch.inference_mode(False):
             if self.lanes is not None:
                 assert self.form is not None
                 for name, tensor in self.form.unpack(self.lanes).tensors().items():

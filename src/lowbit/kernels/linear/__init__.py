@@ -28,15 +28,18 @@ def linear(
     q: QTensor,
     bias: Float[Tensor, " out"] | None,
     activations: str,
+    nonlinearity: str = "identity",
 ) -> Float[Tensor, "*tokens out"]:
-    """x · Wᵀ + bias with activations "float" or "dynamic" (int8), in x's dtype."""
+    """f(x · Wᵀ + bias) with activations "float" or "dynamic" (int8), in x's dtype."""
     device = next(iter(q.tensors().values())).device
     chosen, _ = kernel(q.layout, q.in_features, device, activations)
-    y: Tensor = chosen.run(x, q, bias)
+    y: Tensor = chosen.run(x, q, bias, nonlinearity)
     return y
 
 
-def product(form: Lanes, activations: str) -> LinearProduct | None:
+def product(form: Lanes, activations: str, nonlinearity: str = "identity") -> LinearProduct | None:
     """The product that serves a weight prepacked as `form`; None where the reference is forced."""
     chosen, _ = kernel(form.layout, form.in_features, torch.device("cpu"), activations)
-    return None if chosen.isa is None else LinearProduct(form, activations, chosen.name)
+    if chosen.isa is None:
+        return None
+    return LinearProduct(form, activations, chosen.name, nonlinearity)

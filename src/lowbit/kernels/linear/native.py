@@ -6,6 +6,7 @@ digits each, so that products and sums are exact integers there too and the resu
 twice as much as a float32 product. All paths give the same bits.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,20 +24,26 @@ DIGITS = {"float": 4, "dynamic": 1}
 
 
 class LinearProduct:
-    """The product with a weight prepacked as `form` says, on one path of the native code.
+    """The product with a weight prepacked as `form` says, on one path of the native code, and the
+    nonlinearity after it.
 
     Everything that does not change between calls is found here once.
     """
 
-    def __init__(self, form: Lanes, activations: str, path: str) -> None:
+    def __init__(
+        self, form: Lanes, activations: str, path: str, nonlinearity: str = "identity"
+    ) -> None:
+        assert module is not None
         self.form, self.activations, self.path = form, activations, path
+        self.nonlinearity = nonlinearity
         self.out_features, self.in_features = form.out_features, form.in_features
-        self._weight, self._digits = form.weight, DIGITS[activations]
-        self._run = module.LinearPath(path)  # type: ignore[union-attr]
+        self._digits = DIGITS[activations]
+        self._layer = module.Layer(form.weight, getattr(module.Nonlinearity, nonlinearity))
+        self._path = module.LinearPath(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Native objects cannot be copied; they are found again."""
-        return LinearProduct, (self.form, self.activations, self.path)
+        return LinearProduct, (self.form, self.activations, self.path, self.nonlinearity)
 
     def __call__(
         self,
@@ -44,20 +51,12 @@ class LinearProduct:
         packed: UInt8[Tensor, " bytes"],
         bias: Float[Tensor, " out"] | None,
     ) -> Float[Tensor, "*tokens out"]:
-        """x · Wᵀ + bias in x's dtype. Raises ValueError for an x that does not fit."""
+        """f(x · Wᵀ + bias) in x's dtype. Raises ValueError for an x that does not fit."""
         shape, dtype = x.shape, x.dtype
-        if shape[-1] != self.in_features or not x.is_cpu:
-            raise ValueError(
-                f"x {list(shape)} on {x.device} does not fit a weight"
-                f" {[self.out_features, self.in_features]} prepacked on the CPU"
-            )
-        if dtype is not torch.float32 or not x.is_contiguous():
-            x = x.float().contiguous()
-        if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
-            bias = bias.float().contiguous()
+        x, bias = self._ready(x), _float32(bias)
         y = x.new_empty(shape[:-1] + (self.out_features,))
-        self._run(
-            self._weight,
+        self._path(
+            self._layer,
             x.data_ptr(),
             packed.data_ptr(),
             0 if bias is None else bias.data_ptr(),
@@ -67,18 +66,69 @@ class LinearProduct:
         )
         return y if dtype is torch.float32 else y.to(dtype)
 
+    def _ready(self, x: Tensor) -> Tensor:
+        """x as the native code takes it."""
+        if x.shape[-1] != self.in_features or not x.is_cpu:
+            raise ValueError(
+                f"x {list(x.shape)} on {x.device} does not fit a weight"
+                f" {[self.out_features, self.in_features]} prepacked on the CPU"
+            )
+        return _contiguous_float32(x)
+
+
+def _float32(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else _contiguous_float32(bias)
+
+
+def _contiguous_float32(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
+
+
+def sharable(products: Sequence[LinearProduct]) -> bool:
+    """Whether `together` can take these: they quantize their input alike."""
+    first, *others = products
+    return all(_input_of(product) == _input_of(first) for product in others)
+
+
+def _input_of(product: LinearProduct) -> tuple[object, ...]:
+    width = product.form.layout.granularity.width(product.in_features)
+    return product.in_features, width, product.activations, product.path
+
+
+def together(
+    products: Sequence[LinearProduct],
+    x: Float[Tensor, "*tokens in"],
+    weights: Sequence[tuple[UInt8[Tensor, " bytes"], Float[Tensor, " out"] | None]],
+) -> list[Float[Tensor, "*tokens _out"]]:
+    """The products of x with several (packed, bias), with the bits that they have one by one.
+
+    x is quantized once. The products must be `sharable`.
+    """
+    first, shape, dtype = products[0], x.shape, x.dtype
+    x = first._ready(x)
+    places: list[int] = []  # of codes, bias and y of one after the other
+    biases = [_float32(bias) for _, bias in weights]
+    ys = [x.new_empty(shape[:-1] + (product.out_features,)) for product in products]
+    for (packed, _), bias, y in zip(weights, biases, ys, strict=True):
+        places += packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
+    layers = [product._layer for product in products]
+    rows = x.numel() // first.in_features
+    first._path.together(layers, x.data_ptr(), places, rows, first._digits)
+    return ys if dtype is torch.float32 else [y.to(dtype) for y in ys]
+
 
 def linear(
     x: Float[Tensor, "*tokens in"],
     q: QTensor,
     bias: Float[Tensor, " out"] | None,
+    nonlinearity: str = "identity",
     *,
     activations: str,
     path: str,
 ) -> Float[Tensor, "*tokens out"]:
     """The same from the stored form, which is prepacked for this one call."""
     form = Lanes(q.layout, *q.shape)
-    return LinearProduct(form, activations, path)(x, form.pack(q), bias)
+    return LinearProduct(form, activations, path, nonlinearity)(x, form.pack(q), bias)
 
 
 def kernels(activations: str) -> tuple[Kernel, ...]:

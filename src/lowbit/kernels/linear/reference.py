@@ -1,4 +1,5 @@
-"""Linear layers over stored weights, in PyTorch: y = x · Wᵀ + bias.
+"""Linear layers over stored weights, in PyTorch: y = f(x · Wᵀ + bias), f the identity or one of
+`NONLINEARITIES`.
 
 *float* activations: the weight is decoded for the product. *dynamic*: activations become int8
 per token, or per token and group where the weight has groups, and with x ≈ sx · cx
@@ -10,6 +11,7 @@ Integer sums are exact on every machine; everything after them is float32.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float32, Int32
@@ -25,12 +27,25 @@ from lowbit.kernels.quantize_rows import quantize_rows
 EXACT_TERMS = 2**24 // (127 * 255)
 
 
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
 def linear_float(
-    x: Float[Tensor, "*tokens in"], q: QTensor, bias: Float[Tensor, " out"] | None
+    x: Float[Tensor, "*tokens in"],
+    q: QTensor,
+    bias: Float[Tensor, " out"] | None,
+    nonlinearity: str = "identity",
 ) -> Float[Tensor, "*tokens out"]:
     """Float activations: exact products with the decoded weight, in x's dtype."""
     weight = FORMATS[q.layout.format].decode(q, x.dtype)
-    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    return NONLINEARITIES[nonlinearity](y)
 
 
 def integer_matmul(a: Float32[Tensor, "m k"], b: Float32[Tensor, "n k"]) -> Int32[Tensor, "m n"]:
@@ -42,7 +57,10 @@ def integer_matmul(a: Float32[Tensor, "m k"], b: Float32[Tensor, "n k"]) -> Int3
 
 
 def linear_dynamic(
-    x: Float[Tensor, "*tokens in"], q: QTensor, bias: Float[Tensor, " out"] | None
+    x: Float[Tensor, "*tokens in"],
+    q: QTensor,
+    bias: Float[Tensor, " out"] | None,
+    nonlinearity: str = "identity",
 ) -> Float[Tensor, "*tokens out"]:
     """int8 activations with scales found at run time; the result in x's dtype."""
     width = q.granularity.width(q.in_features)
@@ -50,7 +68,7 @@ def linear_dynamic(
     y = _SUMS[type(q)](codes.float().split(width, 1), scales, q)
     if bias is not None:
         y += bias.float()
-    return y.to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
+    return NONLINEARITIES[nonlinearity](y).to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
 
 
 def _affine_sum(
