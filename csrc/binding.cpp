@@ -77,6 +77,14 @@ struct Weight {
 struct Layer {
   Weight weight;
   lowbit::Nonlinearity nonlinearity;
+  lowbit::StaticScale input;
+
+  lowbit::Linear linear(uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y, int64_t rows,
+                        int digits) const {
+    lowbit::Linear op = weight.linear(x, codes, bias, y, rows, digits, nonlinearity);
+    op.input = input;
+    return op;
+  }
 };
 
 // A path of the linear layer, found by name once.
@@ -87,7 +95,7 @@ struct LinearPath {
 
   void operator()(const Layer& layer, uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y,
                   int64_t rows, int digits) const {
-    const auto op = layer.weight.linear(x, codes, bias, y, rows, digits, layer.nonlinearity);
+    const lowbit::Linear op = layer.linear(x, codes, bias, y, rows, digits);
     run(&op, 1);
   }
 
@@ -98,8 +106,7 @@ struct LinearPath {
     std::vector<lowbit::Linear> ops;
     for (size_t i = 0; i < layers.size(); ++i) {
       const uintptr_t* at = &places[3 * i];
-      ops.push_back(layers[i]->weight.linear(x, at[0], at[1], at[2], rows, digits,
-                                             layers[i]->nonlinearity));
+      ops.push_back(layers[i]->linear(x, at[0], at[1], at[2], rows, digits));
     }
     run(ops.data(), static_cast<int>(ops.size()));
   }
@@ -156,10 +163,11 @@ NB_MODULE(_native, m) {
   nb::class_<Layer>(m, "Layer")
       .def(
           "__init__",
-          [](Layer* layer, const Weight& weight, lowbit::Nonlinearity nonlinearity) {
-            new (layer) Layer{weight, nonlinearity};
+          [](Layer* layer, const Weight& weight, lowbit::Nonlinearity nonlinearity, float scale,
+             int zero_point, int lowest) {
+            new (layer) Layer{weight, nonlinearity, {scale, zero_point, lowest}};
           },
-          "weight"_a, "nonlinearity"_a);
+          "weight"_a, "nonlinearity"_a, "scale"_a, "zero_point"_a, "lowest"_a);
   nb::class_<LinearPath>(m, "LinearPath")
       .def(nb::init<std::string_view>(), "name"_a)
       .def("__call__", &LinearPath::operator(), "layer"_a, "x"_a, "codes"_a, "bias"_a, "y"_a,

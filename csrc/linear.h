@@ -9,7 +9,11 @@
 // them is float32, each operation rounded once, groups (and planes) in order. Activations come in
 // one of two kinds:
 //
-//   digits 1   dynamic: cx and sx[m,g] are what quantize_rows gives for the group
+//   digits 1   dynamic: cx and sx[m,g] are what quantize_rows gives for the group;
+//              static, where input.scale > 0: cx = rint(x / scale) + zero_point between lowest and
+//              127, and sx = scale for all of x. What the zero point adds to the sums,
+//              sx zero_point sum_k w[n,k], is the same for every token: the caller takes it off
+//              the bias.
 //   digits 4   float: x is a fixed-point number of 32 bits, a quarter of whose range is left for
 //              carries, x = sx (c0 + 2^8 c1 + 2^16 c2 + 2^24 c3) with sx[m,g] the power of two
 //              that makes the group's largest |x| less than 2^30 sx. Each digit is a row of
@@ -29,6 +33,11 @@
 
 namespace lowbit {
 
+struct StaticScale {
+  float scale = 0;  // 0: there is none
+  int zero_point = 0, lowest = -127;
+};
+
 enum class Nonlinearity { identity, gelu, gelu_tanh, relu, silu };
 
 struct Linear {
@@ -45,6 +54,7 @@ struct Linear {
   int digits;       // 1 or 4
   bool half_scale;  // s, alpha and o are float16, not float32
   Nonlinearity nonlinearity;
+  StaticScale input = {};
 };
 
 // A path takes several layers at once where they have x, rows, inputs, group and digits in common:

@@ -275,13 +275,18 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
       const float* x = op.x + m * op.form.inputs + g * op.form.group;
       const int64_t inputs = op.form.group_inputs(g), end = padded(inputs, group_padding);
       const bool fixed = op.digits == 4;
-      const GroupScale s = fixed ? fixed_point_scale(x, inputs) : group_scale(x, inputs);
+      const bool is_static = op.input.scale > 0.0f;
+      const GroupScale s = fixed       ? fixed_point_scale(x, inputs)
+                           : is_static ? static_group_scale(x, inputs, op.input.scale)
+                                       : group_scale(x, inputs);
       int32_t sums[4] = {};
       for (int64_t k = 0; k < end; k += piece_size) {
         const int64_t n = end - k < piece_size ? end - k : piece_size;
         const int64_t real = inputs - k < n ? inputs - k : n;
         if (fixed) {
           encode_digits(x + k, real, s.inv, digits);
+        } else if (is_static) {
+          encode_static(x + k, piece[0], real, s.inv, op.input);
         } else {
           encode(x + k, piece[0], real, s.inv);
         }

@@ -32,7 +32,7 @@ from lowbit.convert import (
     untie,
     weights_of,
 )
-from lowbit.coverage import Decision, cover
+from lowbit.coverage import Decision, check_inputs, cover
 from lowbit.errors import InputError, LowbitError
 from lowbit.formats import Layout, QTensor, layout_from_dict
 from lowbit.fusion import fuse, unfuse
@@ -140,7 +140,9 @@ class LowbitQuantizer(HfQuantizer):
             self.ties = build(model, self.quantization_config, dtype or model.dtype)
             self.stored_names = frozenset(name for name, _, _ in stored_buffers(model))
             return
-        decisions = cover(model, self.quantization_config.recipe).quantized
+        coverage = cover(model, self.quantization_config.recipe)
+        check_inputs(coverage)
+        decisions = coverage.quantized
         self.pending = {f"{d.name}.weight": d for d in decisions if not d.tied_to}
         self.tied = tuple(d for d in decisions if d.tied_to)
         self.ties = untie(model, {d.name for d in self.tied})
@@ -308,7 +310,7 @@ def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Packed, str]]:
     """(full name, module, its own name) of every stored tensor."""
     for name, module in model.named_modules():
         if isinstance(module, Packed):
-            for stored in module.stored:
+            for stored in module.saved():
                 yield f"{name}.{stored}", module, stored
 
 
@@ -324,7 +326,7 @@ def check_loaded(model: PreTrainedModel) -> None:
             raise InputError(f"the checkpoint lacks {name}.bias")
     for name, module, stored in stored_buffers(model):
         tensor = module._buffers[stored]
-        shape, dtype = module.layout.tensors(module.rows, module.columns)[stored]
+        shape, dtype = module.saved()[stored]
         if tensor is None or not getattr(tensor, "_is_hf_initialized", False):
             raise InputError(f"the checkpoint lacks the stored tensor {name}")
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:

@@ -84,7 +84,8 @@ def inspect_model(model: PreTrainedModel, folder: Path | None = None) -> Inspect
     size = footprint(model, folder)
     run_once(model)
     owners = {module: name for name, module in model.named_modules()}
-    rows = [_row(model, module) for module in size.modules]
+    tied = {n for n, m in model.named_modules() if isinstance(m, Packed) and m.tied_to is not None}
+    rows = [_row(model, module) for module in size.modules if module.name not in tied]
     rows += [
         Row(ModuleSize(name, type(module).__name__, 0, 0, 0), f"tied to {owners[module.tied_to]}")
         for name, module in model.named_modules()

@@ -65,7 +65,7 @@ class Measured:
         if self.task is None and (given := [k for k, v in options.items() if v is not None]):
             raise typer.BadParameter(f"--{given[0]} says how to score: give a --task")
         tasks = () if self.task is None else (make_task(self.task, **options),)
-        return Plan(tasks, self._shapes(model), pictures, self.seed)
+        return Plan(tasks, self._shapes(model), pictures, seed=self.seed)
 
     def _shapes(self, model: PreTrainedModel | None) -> tuple[Shape, ...]:
         if self.shapes is None:

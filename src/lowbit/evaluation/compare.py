@@ -71,7 +71,7 @@ def compare(
                     known = examine(reference, source, plan, progress=progress)
                 else:
                     out = folder / name
-                    quantize_checkpoint(source, recipe, out, overwrite=True, progress=progress)
+                    quantize_checkpoint(str(source), recipe, out, overwrite=True, progress=progress)
                     subject = replace(load_subject(out, name), tokenizer=reference.tokenizer)
                     known = examine(subject, out, plan, reference, first, progress)
                 with staged_file(file) as unfinished:

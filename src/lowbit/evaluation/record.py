@@ -39,18 +39,18 @@ def record(
     """
     model = subject.model
     config = getattr(model.config, "quantization_config", None)
-    quantized = isinstance(config, LowbitConfig)
+    recipe = config.recipe if isinstance(config, LowbitConfig) else None
     # Reading the weights gives them their stored form back, so it comes before the first run.
     histograms = _histograms(model, reference.model if reference else model) if pictures else {}
     seen = inspect_model(model, folder)
     coverage: tuple[Fate, ...] = ()
-    if quantized and reference is not None and type(reference.model) is type(model):
-        coverage = tuple(cover(reference.model, config.recipe).fates())
+    if recipe is not None and reference is not None and type(reference.model) is type(model):
+        coverage = tuple(cover(reference.model, recipe).fates())
     return ModelRecord(
         name=subject.name,
         path=None if folder is None else str(folder),
         architecture=type(model).__name__,
-        recipe=config.recipe.to_dict() if quantized else None,
+        recipe=None if recipe is None else recipe.to_dict(),
         parameters=seen.footprint.parameters,
         bits_per_weight=seen.footprint.bits_per_weight,
         stored_bytes=seen.footprint.stored_bytes,

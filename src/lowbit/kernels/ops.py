@@ -2,9 +2,10 @@
 
     lowbit::dequantize(Tensor[] stored, str layout, int in_features, ScalarType dtype) -> Tensor
     lowbit::linear(Tensor x, Tensor[] stored, Tensor? bias, str layout, str activations,
-                   str nonlinearity) -> Tensor
+                   str nonlinearity, float input_scale, int input_zero_point) -> Tensor
     lowbit::linear_prepacked(Tensor x, Tensor packed, Tensor? bias, str layout, int out_features,
-                             str activations, str nonlinearity, str path) -> Tensor
+                             str activations, str nonlinearity, str path, float input_scale,
+                             int input_zero_point) -> Tensor
     lowbit::embedding(Tensor ids, Tensor[] stored, str layout, int in_features,
                       ScalarType dtype) -> Tensor
     lowbit::embedding_prepacked(Tensor ids, Tensor packed, str layout, int num_embeddings,
@@ -12,7 +13,8 @@
     lowbit::quantize_rows(Tensor x, int group_size) -> (Tensor, Tensor)
 
 `stored` are the tensors of a stored form in the order of its layout, and `layout` is that layout
-as a Python literal, so that one operator serves both formats and all bit widths. In eager
+as a Python literal, so that one operator serves both formats and all bit widths. Static activations
+have the scale `input_scale`, which is 0 for others. In eager
 inference modules skip the dispatcher, which costs more than a small product; tracing and autograd
 go through it.
 """
@@ -25,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit.formats import FORMATS, Layout, QTensor, layout_from_dict
+from lowbit.formats import FORMATS, Layout, QTensor, StaticScale, layout_from_dict
 from lowbit.kernels import linear as _linear
 from lowbit.kernels import quantize_rows as _quantize_rows
 from lowbit.kernels.embedding import native as _native_embedding
@@ -87,9 +89,16 @@ def _linear_op(
     layout: str,
     activations: str,
     nonlinearity: str,
+    input_scale: float,
+    input_zero_point: int,
 ) -> Tensor:
     q = _assemble(stored, layout, x.shape[-1])
-    return _linear.linear(x, q, bias, activations, nonlinearity)
+    known = _static(input_scale, input_zero_point)
+    return _linear.linear(x, q, bias, activations, nonlinearity, known)
+
+
+def _static(scale: float, zero_point: int) -> StaticScale | None:
+    return StaticScale(scale, zero_point) if scale else None
 
 
 @_linear_op.register_fake
@@ -100,12 +109,14 @@ def _(
     layout: str,
     activations: str,
     nonlinearity: str,
+    input_scale: float,
+    input_zero_point: int,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], _rows(stored)))
 
 
 def _save_for_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, stored, bias, ctx.layout, ctx.activations, ctx.nonlinearity = inputs
+    x, stored, bias, ctx.layout, ctx.activations, ctx.nonlinearity, *ctx.input = inputs
     ctx.save_for_backward(x, bias, *stored)
 
 
@@ -113,10 +124,11 @@ def _linear_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """Of x and the bias; codes are frozen. int8 activations pass straight through."""
     x, bias, *stored = ctx.saved_tensors
     if ctx.nonlinearity in _BACKWARD:
-        before = _linear_op(x, stored, bias, ctx.layout, ctx.activations, "identity")
+        before = _linear_op(x, stored, bias, ctx.layout, ctx.activations, "identity", *ctx.input)
         grad = _BACKWARD[ctx.nonlinearity](grad, before)
     weight = _dequantize_op(stored, ctx.layout, x.shape[-1], grad.dtype)
-    return grad @ weight, [None] * len(stored), _bias_gradient(bias, grad), None, None, None
+    frozen = (None,) * 5
+    return grad @ weight, [None] * len(stored), _bias_gradient(bias, grad), *frozen
 
 
 def _bias_gradient(bias: Tensor | None, grad: Tensor) -> Tensor | None:
@@ -132,8 +144,10 @@ def _form(layout: str, out_features: int, in_features: int) -> Lanes:
 
 
 @lru_cache(maxsize=4096)
-def _product(form: Lanes, activations: str, nonlinearity: str, path: str) -> LinearProduct:
-    return LinearProduct(form, activations, path, nonlinearity)
+def _product(
+    form: Lanes, activations: str, nonlinearity: str, path: str, input: StaticScale | None
+) -> LinearProduct:
+    return LinearProduct(form, activations, path, nonlinearity, input)
 
 
 @torch.library.custom_op("lowbit::linear_prepacked", mutates_args=())
@@ -146,9 +160,12 @@ def _linear_prepacked_op(
     activations: str,
     nonlinearity: str,
     path: str,
+    input_scale: float,
+    input_zero_point: int,
 ) -> Tensor:
     form = _form(layout, out_features, x.shape[-1])
-    return _product(form, activations, nonlinearity, path)(x, packed, bias)
+    known = _static(input_scale, input_zero_point)
+    return _product(form, activations, nonlinearity, path, known)(x, packed, bias)
 
 
 @_linear_prepacked_op.register_fake
@@ -161,6 +178,8 @@ def _(
     activations: str,
     nonlinearity: str,
     path: str,
+    input_scale: float,
+    input_zero_point: int,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
@@ -172,15 +191,15 @@ def _save_for_linear_prepacked(ctx: Any, inputs: tuple[Any, ...], output: Tensor
 
 def _linear_prepacked_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, packed, bias = ctx.saved_tensors
-    layout, out_features, activations, nonlinearity, path = ctx.arguments
+    layout, out_features, activations, nonlinearity, path, *input = ctx.arguments
     if nonlinearity in _BACKWARD:
         before = _linear_prepacked_op(
-            x, packed, bias, layout, out_features, activations, "identity", path
+            x, packed, bias, layout, out_features, activations, "identity", path, *input
         )
         grad = _BACKWARD[nonlinearity](grad, before)
     rows = torch.arange(out_features, device=grad.device)
     weight = _embedding_prepacked_op(rows, packed, layout, out_features, x.shape[-1], grad.dtype)
-    return grad @ weight, None, _bias_gradient(bias, grad), None, None, None, None, None
+    return grad @ weight, None, _bias_gradient(bias, grad), *(None,) * 7
 
 
 _linear_prepacked_op.register_autograd(
@@ -250,12 +269,18 @@ def linear(
     bias: Tensor | None,
     activations: str,
     nonlinearity: str = "identity",
+    input: StaticScale | None = None,
 ) -> Tensor:
-    """f(x · Wᵀ + bias), x [*, in] -> [*, out] in x's dtype; activations "float" or "dynamic"."""
+    """f(x · Wᵀ + bias), x [*, in] -> [*, out] in x's dtype; activations "float", "dynamic", or
+    "static" with the scale `input`."""
     if dispatched(x, bias):
-        stored = list(q.tensors().values())
-        return _linear_op(x, stored, bias, layout_text(q.layout), activations, nonlinearity)
-    return _linear.linear(x, q, bias, activations, nonlinearity)
+        stored, layout = list(q.tensors().values()), layout_text(q.layout)
+        return _linear_op(x, stored, bias, layout, activations, nonlinearity, *_values(input))
+    return _linear.linear(x, q, bias, activations, nonlinearity, input)
+
+
+def _values(input: StaticScale | None) -> tuple[float, int]:
+    return (0.0, 0) if input is None else (input.scale, input.zero_point)
 
 
 def linear_prepacked(
@@ -272,6 +297,7 @@ def linear_prepacked(
             product.activations,
             product.nonlinearity,
             product.path,
+            *_values(product.input),
         )
     return product(x, packed, bias)
 

@@ -79,8 +79,10 @@ class SharedInput:
         weights: list[tuple[Tensor, Tensor | None]] = []
         for member in self.members:
             packed, product = member.prepacked_product()
-            bias = member._parameters["bias"]
-            if packed is None or product is None or ops.dispatched(x, bias):
+            if packed is None or product is None:
+                return None
+            bias = member.product_bias()
+            if ops.dispatched(x, bias):
                 return None
             products.append(product)
             weights.append((packed, bias))

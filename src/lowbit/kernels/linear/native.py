@@ -14,36 +14,57 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lowbit.formats import QTensor
+from lowbit.formats import QTensor, StaticScale
 from lowbit.kernels import lanes
 from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.native import module
 from lowbit.kernels.selection import Kernel
 
-DIGITS = {"float": 4, "dynamic": 1}
+DIGITS = {"float": 4, "dynamic": 1, "static": 1}
+ROWS_AT_ONCE = 1024
+DYNAMIC = StaticScale(0.0)  # what the native code takes for none
 
 
 class LinearProduct:
     """The product with a weight prepacked as `form` says, on one path of the native code, and the
     nonlinearity after it.
 
-    Everything that does not change between calls is found here once.
+    Everything that does not change between calls is found here once. With a static `input` whose
+    zero point is not 0 the bias of a call has to be that of `shifted_bias`.
     """
 
     def __init__(
-        self, form: Lanes, activations: str, path: str, nonlinearity: str = "identity"
+        self,
+        form: Lanes,
+        activations: str,
+        path: str,
+        nonlinearity: str = "identity",
+        input: StaticScale | None = None,
     ) -> None:
         assert module is not None
         self.form, self.activations, self.path = form, activations, path
-        self.nonlinearity = nonlinearity
+        self.nonlinearity, self.input = nonlinearity, input
         self.out_features, self.in_features = form.out_features, form.in_features
         self._digits = DIGITS[activations]
-        self._layer = module.Layer(form.weight, getattr(module.Nonlinearity, nonlinearity))
+        known = input or DYNAMIC
+        self._layer = module.Layer(
+            form.weight,
+            getattr(module.Nonlinearity, nonlinearity),
+            known.scale,
+            known.zero_point,
+            known.lowest,
+        )
         self._path = module.LinearPath(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Native objects cannot be copied; they are found again."""
-        return LinearProduct, (self.form, self.activations, self.path, self.nonlinearity)
+        return LinearProduct, (
+            self.form,
+            self.activations,
+            self.path,
+            self.nonlinearity,
+            self.input,
+        )
 
     def __call__(
         self,
@@ -92,7 +113,7 @@ def sharable(products: Sequence[LinearProduct]) -> bool:
 
 def _input_of(product: LinearProduct) -> tuple[object, ...]:
     width = product.form.layout.granularity.width(product.in_features)
-    return product.in_features, width, product.activations, product.path
+    return product.in_features, width, product.activations, product.path, product.input
 
 
 def together(
@@ -122,13 +143,34 @@ def linear(
     q: QTensor,
     bias: Float[Tensor, " out"] | None,
     nonlinearity: str = "identity",
+    input: StaticScale | None = None,
     *,
     activations: str,
     path: str,
 ) -> Float[Tensor, "*tokens out"]:
     """The same from the stored form, which is prepacked for this one call."""
     form = Lanes(q.layout, *q.shape)
-    return LinearProduct(form, activations, path, nonlinearity)(x, form.pack(q), bias)
+    packed = form.pack(q)
+    if input is not None:
+        bias = shifted_bias(form, packed, bias, input)
+    return LinearProduct(form, activations, path, nonlinearity, input)(x, packed, bias)
+
+
+def shifted_bias(
+    form: Lanes,
+    packed: UInt8[Tensor, " bytes"],
+    bias: Float[Tensor, " out"] | None,
+    input: StaticScale,
+) -> Float[Tensor, " out"] | None:
+    """The bias less what the zero point of static activations adds to every token's product:
+    scale · zero_point · Σ_k w, summed in float64."""
+    if input.zero_point == 0:
+        return bias
+    sums = torch.zeros(form.out_features, dtype=torch.float64)
+    for rows in torch.arange(form.out_features).split(ROWS_AT_ONCE):
+        sums[rows] = form.decode(packed, rows, torch.float32).double().sum(1)
+    shift = sums * (input.scale * input.zero_point)
+    return ((0.0 if bias is None else bias.double()) - shift).float()
 
 
 def kernels(activations: str) -> tuple[Kernel, ...]:

@@ -18,13 +18,14 @@ from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowbit.formats import FORMATS, AffineTensor, BinaryTensor, QTensor
+from lowbit.formats import FORMATS, AffineTensor, BinaryTensor, QTensor, StaticScale
 from lowbit.formats.affine import centred_codes
 from lowbit.formats.binary import signs
 from lowbit.kernels.quantize_rows import quantize_rows
 
-# Products of codes are at most 127 · 255: so many of them add up exactly in float32.
-EXACT_TERMS = 2**24 // (127 * 255)
+# Products of codes are at most 255 · 255, with zero points on both sides: so many of them add up
+# exactly in float32.
+EXACT_TERMS = 2**24 // (255 * 255)
 
 
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -49,7 +50,7 @@ def linear_float(
 
 
 def integer_matmul(a: Float32[Tensor, "m k"], b: Float32[Tensor, "n k"]) -> Int32[Tensor, "m n"]:
-    """a · bᵀ for integers stored as float32, |a| ≤ 127 and |b| ≤ 255: exact int32 sums."""
+    """a · bᵀ for integers stored as float32, |a| ≤ 255 and |b| ≤ 255: exact int32 sums."""
     total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
     for left, right in zip(a.split(EXACT_TERMS, 1), b.split(EXACT_TERMS, 1), strict=True):
         total += (left @ right.T).to(torch.int32)
@@ -69,6 +70,37 @@ def linear_dynamic(
     if bias is not None:
         y += bias.float()
     return NONLINEARITIES[nonlinearity](y).to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
+
+
+def linear_static(
+    x: Float[Tensor, "*tokens in"],
+    q: QTensor,
+    bias: Float[Tensor, " out"] | None,
+    nonlinearity: str,
+    input: StaticScale,
+) -> Float[Tensor, "*tokens out"]:
+    """int8 activations with one scale that is known beforehand; the result in x's dtype."""
+    width = q.granularity.width(q.in_features)
+    codes, scales = quantize_static(x.reshape(-1, q.in_features).float(), width, input)
+    # Their zero point taken off, codes leave int8; products stay exact in float32 for fewer terms.
+    y = _SUMS[type(q)]((codes - input.zero_point).split(width, 1), scales, q)
+    if bias is not None:
+        y += bias.float()
+    return NONLINEARITIES[nonlinearity](y).to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
+
+
+def quantize_static(
+    x: Float32[Tensor, "m in"], width: int, input: StaticScale
+) -> tuple[Float32[Tensor, "m in"], Float32[Tensor, "m groups"]]:
+    """Codes as floats, and a scale per row and group, NaN where a value in it is not finite."""
+    inv = torch.ones(()) / torch.tensor(input.scale)  # a float32 division
+    low, high = input.lowest - input.zero_point, 127 - input.zero_point
+    codes = (x * inv.item()).clamp(low, high).round() + input.zero_point
+    finite = [part.isfinite().all(1) for part in x.split(width, 1)]
+    usable = torch.stack(finite, 1)
+    spread = usable.repeat_interleave(width, 1)[:, : x.shape[1]]
+    scales = torch.where(usable, input.scale, torch.nan).float()
+    return torch.where(spread, codes, 0.0), scales
 
 
 def _affine_sum(
