@@ -111,7 +111,12 @@ def _member(holder: Any, key: str, kind: type, where: str) -> Any:
         raise InputError(f"{where} has no {key!r}, which SQuAD's layout needs")
     value = holder[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(
-            f"{where}: {key!r} is of type {type(value).__name__}, not {kind.__name__}"
-        )
+        raise InputError(f"{where}: {key!r} is of type {type(value).__name__}, not {kind.__name__}")
+    if kind is str and not _is_text(value):
+        raise InputError(f"{where}: {key!r} holds half of a surrogate pair, which is no character")
     return value
+
+
+def _is_text(value: str) -> bool:
+    """JSON can say what no encoding can write, and no tokenizer reads."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)

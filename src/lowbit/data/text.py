@@ -51,9 +51,7 @@ def _from_hub(data: str, split: str, column: str) -> TextData:
     except InputError as error:
         raise InputError(f"there is no file {data}, and {error}") from error
     if column not in rows[0]:
-        raise InputError(
-            f"{data} of the hub has no column {column!r}; it has {', '.join(rows[0])}"
-        )
+        raise InputError(f"{data} of the hub has no column {column!r}; it has {', '.join(rows[0])}")
     text = "\n\n".join(str(row[column]) for row in rows)
     if not text.strip():
         raise InputError(f"column {column!r} of {data} {split} is empty")

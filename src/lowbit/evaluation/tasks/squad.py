@@ -1,0 +1,230 @@
+"""SQuAD 1.1: the piece of a paragraph that answers a question (Devlin et al. 2019, section 4.2).
+
+A paragraph longer than the model reads is split into windows that overlap by `stride` tokens:
+
+    [question] [context tokens 0 … r−1], [question] [context tokens r−stride … 2r−stride−1], …
+
+The answer is the span i ≤ j < i + max_answer_length of the greatest start_i + end_j over all
+windows, of the n_best starts and ends of each, as the characters of the context from the first of
+token i to the last of token j.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING
+
+from lowbit.data import squad
+from lowbit.data.squad import Question, SquadData
+from lowbit.errors import InputError, UsageError
+from lowbit.evaluation import squad_score
+from lowbit.evaluation.batches import by_length, check_batch_size, check_padding, longest
+from lowbit.evaluation.heads import check_head
+from lowbit.evaluation.mode import evaluating
+from lowbit.evaluation.study import Measurement, Metric, Sample
+from lowbit.evaluation.task import Subject, Task
+
+SAMPLES = 5
+NOTE = "share; SQuAD's own script shows it times 100"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What the model reads. `inputs`: the tokenizer's columns, one list of ids a window;
+    `questions`: which question a window is of; `spans`: the characters of the context that each
+    token stands for, None for tokens that are not of the context. `cut_questions`: how many
+    questions were shortened to leave room."""
+
+    inputs: dict[str, list[list[int]]]
+    questions: list[int]
+    spans: list[list[tuple[int, int] | None]]
+    cut_questions: int
+
+
+@dataclass(frozen=True)
+class Squad(Task):
+    """data: as `lowbit.data.squad.read` takes it."""
+
+    name = "squad"
+
+    data: str
+    split: str = "dev"
+    max_length: int = 384
+    stride: int = 128
+    max_answer_length: int = 30
+    n_best: int = 20
+    batch_size: int = 16
+
+    @cached_property
+    def items(self) -> SquadData:
+        return squad.read(self.data, self.split)
+
+    def check(self, subject: Subject) -> None:
+        check_head(
+            subject.model, MODEL_FOR_QUESTION_ANSWERING_MAPPING, "SQuAD", "question-answering"
+        )
+        check_batch_size(self.batch_size)
+        if min(self.max_answer_length, self.n_best) < 1 or self.stride < 0:
+            raise UsageError(
+                f"max_answer_length {self.max_answer_length}, n_best {self.n_best} and stride"
+                f" {self.stride} must be at least 1, 1 and 0"
+            )
+        tokenizer = subject.needed_tokenizer()
+        if not tokenizer.is_fast:
+            raise UsageError(
+                f"SQuAD needs a fast tokenizer, which knows its tokens' characters, not"
+                f" {type(tokenizer).__name__}"
+            )
+        check_padding(tokenizer, self.batch_size)
+        longest(subject.model, tokenizer, self.max_length)
+        self._question_room(tokenizer)
+        _ = self.items
+
+    def measure(self, subject: Subject, progress: bool = True) -> Measurement:
+        self.check(subject)
+        questions = self.items.questions
+        windows = self.windows(subject.needed_tokenizer(), questions)
+        predictions = self.answers(subject, questions, windows, progress)
+        golden = [[answer.text for answer in question.answers] for question in questions]
+        metrics = {}
+        for name, score in (("f1", squad_score.f1), ("exact_match", squad_score.exact_match)):
+            total = sum(
+                squad_score.best(score, found, answers)
+                for found, answers in zip(predictions, golden, strict=True)
+            )
+            metrics[name] = Metric(total / len(questions), "higher", NOTE)
+        return Measurement(
+            task=self.name,
+            data=self.items.source,
+            items=len(questions),
+            unit="questions",
+            settings={
+                "max_length": self.max_length,
+                "stride": self.stride,
+                "max_answer_length": self.max_answer_length,
+                "n_best": self.n_best,
+                "windows": len(windows.questions),
+                "truncated": windows.cut_questions,
+            },
+            metrics=metrics,
+            samples=tuple(
+                Sample(question.question, found, answers[0])
+                for question, found, answers in zip(
+                    questions[:SAMPLES], predictions[:SAMPLES], golden[:SAMPLES], strict=True
+                )
+            ),
+            predictions=tuple(predictions),
+        )
+
+    def windows(self, tokenizer: Any, questions: Sequence[Question]) -> Windows:
+        """All windows of all questions. Raises UsageError where max_length leaves no room."""
+        room = self._question_room(tokenizer)
+        texts, cut = [], 0
+        for question in questions:
+            # Some of SQuAD's questions start with many blanks, which only take room.
+            text = question.question.lstrip()
+            places = tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            ).offset_mapping
+            if len(places) > room:
+                text = text[: places[room - 1][1]]
+                cut += 1
+            texts.append(text)
+        encoded = tokenizer(
+            texts,
+            [question.context for question in questions],
+            truncation="only_second",
+            max_length=self.max_length,
+            stride=self.stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        owners = encoded.pop("overflow_to_sample_mapping")
+        offsets = encoded.pop("offset_mapping")
+        spans = [
+            [
+                tuple(place) if side == 1 and place[0] < place[1] else None
+                for side, place in zip(encoded.sequence_ids(row), places, strict=True)
+            ]
+            for row, places in enumerate(offsets)
+        ]
+        return Windows(dict(encoded), owners, spans, cut)
+
+    def answers(
+        self,
+        subject: Subject,
+        questions: Sequence[Question],
+        windows: Windows,
+        progress: bool = True,
+    ) -> list[str]:
+        """One answer a question, empty where no span is possible. Raises InputError where the
+        model's output is not finite."""
+        tokenizer, model = subject.needed_tokenizer(), subject.model
+        best = [(float("-inf"), 0, 0)] * len(questions)
+        with (
+            evaluating(model),
+            tqdm(
+                total=len(windows.spans),
+                desc=self.name,
+                unit="window",
+                delay=2,
+                disable=not progress,
+            ) as bar,
+        ):
+            for batch in by_length([len(spans) for spans in windows.spans], self.batch_size):
+                inputs = tokenizer.pad(
+                    {name: [rows[row] for row in batch] for name, rows in windows.inputs.items()},
+                    padding=len(batch) > 1,
+                    return_tensors="pt",
+                ).to(model.device)
+                output = model(**inputs)
+                logits = torch.stack([output.start_logits, output.end_logits], 1).float().cpu()
+                if not torch.isfinite(logits).all():
+                    raise InputError(f"{subject.name} gives logits on {self.data} that are not finite")
+                # Padding may be on either side.
+                real = inputs["attention_mask"].bool().cpu()
+                for row, scores, mask in zip(batch, logits, real, strict=True):
+                    found = self.best_span(scores[:, mask], windows.spans[row])
+                    owner = windows.questions[row]
+                    if found is not None and found[0] > best[owner][0]:
+                        best[owner] = found
+                bar.update(len(batch))
+        return [
+            question.context[first:last]
+            for question, (_, first, last) in zip(questions, best, strict=True)
+        ]
+
+    def best_span(
+        self, logits: Float[Tensor, "2 tokens"], spans: list[tuple[int, int] | None]
+    ) -> tuple[float, int, int] | None:
+        """(score, first character, character after the last) of a window's best span."""
+        starts, ends = (
+            scores.topk(min(self.n_best, len(spans))).indices.tolist() for scores in logits
+        )
+        possible = (
+            (float(logits[0, i] + logits[1, j]), first[0], last[1])
+            for i in starts
+            for j in ends
+            if 0 <= j - i < self.max_answer_length
+            and (first := spans[i]) is not None
+            and (last := spans[j]) is not None
+        )
+        return max(possible, key=lambda span: span[0], default=None)
+
+    def _question_room(self, tokenizer: Any) -> int:
+        """The tokens a question may have, so that each window brings at least `stride` new ones of
+        the context, and one where windows do not overlap."""
+        special = tokenizer.num_special_tokens_to_add(pair=True)
+        room: int = self.max_length - special - self.stride - max(self.stride, 1)
+        if room < 1:
+            raise UsageError(
+                f"max_length {self.max_length} with stride {self.stride} and {special} special"
+                f" tokens leaves {room} tokens for a question: at least 1 is needed"
+            )
+        return room
