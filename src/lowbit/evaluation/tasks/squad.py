@@ -186,7 +186,9 @@ class Squad(Task):
                 output = model(**inputs)
                 logits = torch.stack([output.start_logits, output.end_logits], 1).float().cpu()
                 if not torch.isfinite(logits).all():
-                    raise InputError(f"{subject.name} gives logits on {self.data} that are not finite")
+                    raise InputError(
+                        f"{subject.name} gives logits on {self.data} that are not finite"
+                    )
                 # Padding may be on either side.
                 real = inputs["attention_mask"].bool().cpu()
                 for row, scores, mask in zip(batch, logits, real, strict=True):
