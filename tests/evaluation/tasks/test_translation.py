@@ -21,9 +21,10 @@ TARGETS = ["ein kater.", "", "der weitaus laengste von allen", "b", "leer", "hun
 
 def subject(name="marian", seed=0):
     model = make(name, seed)
-    # A random model repeats itself unless words are far apart.
+    # A random model whose output is tied to its input says one word again and again.
+    model.lm_head = torch.nn.Linear(model.config.d_model, model.config.vocab_size, bias=False)
     for parameter in model.parameters():
-        parameter.data *= 3
+        parameter.data *= 4
     return Subject("random", model, Characters(LETTERS, LETTERS * 7))
 
 
@@ -84,14 +85,39 @@ def test_the_size_of_a_batch_changes_no_translation(tmp_path, beams):
     assert found[0] == found[1] == found[2]
 
 
-def test_more_beams_find_what_is_at_least_as_likely(tmp_path):
-    random = subject("bart", seed=2)
-    seen = {}
-    for beams in (1, 8):
-        task = Translation(written(tmp_path), beams=beams, max_new_tokens=6)
-        seen[beams] = task.measure(random, progress=False)
-        assert seen[beams].settings["beams"] == beams
-    assert seen[1].predictions != seen[8].predictions
+def test_more_beams_find_what_is_likelier(tmp_path):
+    random = subject("bart")
+
+    def likelihood(source, output):
+        inputs = random.tokenizer([source], padding=True, return_tensors="pt")
+        ids = [0] + [tokens[character] for character in output]
+        with torch.no_grad():
+            log_p = (
+                random.model(input_ids=inputs["input_ids"], decoder_input_ids=torch.tensor([ids]))
+                .logits[0]
+                .log_softmax(-1)
+            )
+        return sum(log_p[i, number].item() for i, number in enumerate(ids[1:]))
+
+    # Closer to each other, so that the best first token need not start the best sentence.
+    random.model.lm_head.weight.data /= 8
+    # Each token a character of its own, so that the text tells the tokens.
+    tokens = {chr(0x4E00 + number): number for number in range(4, 200)}
+    random.tokenizer.characters = {number: character for character, number in tokens.items()}
+    random.model.generation_config.forced_eos_token_id = None
+    random.model.generation_config.eos_token_id = None
+    found = {}
+    for beams in (1, 12):
+        task = Translation(written(tmp_path), beams=beams, max_new_tokens=3)
+        measured = task.measure(random, progress=False)
+        assert measured.settings["beams"] == beams
+        found[beams] = [
+            likelihood(source, output)
+            for source, output in zip(SOURCES, measured.predictions, strict=True)
+            if len(output) == 3
+        ]
+    assert len(found[1]) == len(found[12]) == 5
+    assert sum(found[12]) > sum(found[1])
 
 
 def test_empty_sources_never_meet_the_model(tmp_path, monkeypatch):
@@ -102,13 +128,6 @@ def test_empty_sources_never_meet_the_model(tmp_path, monkeypatch):
     )
     assert found.predictions == ("", "", "")
     assert found.metrics["exact_match"].value == pytest.approx(2 / 3)
-
-
-class Given:
-    """A model's place taken: `generate` writes the source back."""
-
-    def __init__(self, model, monkeypatch):
-        monkeypatch.setattr(model, "generate", lambda input_ids, **_: input_ids)
 
 
 def bleu(outputs, references):
@@ -130,7 +149,7 @@ def bleu(outputs, references):
 
 
 def chrf(outputs, references):
-    """Popović 2015: F2 of the character n-grams, n = 1 … 6, averaged over n; blanks are left out."""
+    """Popović 2015: F2 of the character n-grams, n = 1 … 6, without blanks; means over n."""
     scores = []
     for n in range(1, 7):
         shared = has_all = needs_all = 0
@@ -187,15 +206,15 @@ def test_sources_longer_than_the_model_reads_are_cut_and_counted(tmp_path):
 
 def test_a_prefix_is_put_before_what_is_translated(tmp_path):
     random = subject("bart")
-    with_prefix = Translation(written(tmp_path, ["cat", ""], ["", ""]), prefix="a ")
-    plain = Translation(written(tmp_path, ["cat", ""], ["", ""]))
-    spelled = Translation(written(tmp_path, ["a cat", ""], ["", ""]))
-    found = with_prefix.measure(random, progress=False)
+
+    def measured(source, prefix):
+        data = written(tmp_path, [source, ""], ["", ""])
+        return Translation(data, max_new_tokens=6, prefix=prefix).measure(random, progress=False)
+
+    found = measured("cat", "a ")
     assert found.settings["prefix"] == "a " and found.predictions[1] == ""
-    (tmp_path / "test.tsv").write_text("a cat\t\n\t\n")
-    assert spelled.measure(random, progress=False).predictions == found.predictions
-    (tmp_path / "test.tsv").write_text("cat\t\n\t\n")
-    assert plain.measure(random, progress=False).predictions != found.predictions
+    assert measured("a cat", "").predictions == found.predictions
+    assert measured("cat", "").predictions != found.predictions
 
 
 def test_the_models_own_generation_settings_stay_but_nothing_is_sampled(tmp_path):
@@ -216,8 +235,16 @@ def test_the_models_own_generation_settings_stay_but_nothing_is_sampled(tmp_path
 def test_lengths_come_from_the_model_where_none_are_given(tmp_path):
     data = written(tmp_path, ["ab"], ["ab"])
     for name, expected in (("bart", 63), ("t5", 256)):
-        found = Translation(data).measure(subject(name), progress=False)
-        assert found.settings["max_new_tokens"] == expected
+        random = subject(name)
+        limits = []
+
+        def generate(input_ids, generation_config, limits=limits, **_):
+            limits.append(generation_config.max_new_tokens)
+            return input_ids
+
+        random.model.generate = generate
+        found = Translation(data).measure(random, progress=False)
+        assert found.settings["max_new_tokens"] == expected and limits == [expected]
 
 
 def test_a_model_or_options_that_do_not_fit_are_wrong_use(tmp_path, monkeypatch):
