@@ -32,7 +32,7 @@ def test_items_are_as_long_as_model_and_tokenizer_allow():
     assert longest(endless, Tokenizer(10**30), None) is None
     assert longest(endless, object(), None) is None
     assert longest(endless, Tokenizer(10**30), 5000) == 5000
-    assert longest(model, Tokenizer(), 64) == 64
+    assert longest(model, Tokenizer(), 64) == longest(model, Tokenizer(62), 64) == 64
     with pytest.raises(UsageError, match="max_length 65 is longer than the model's 64 positions"):
         longest(model, Tokenizer(), 65)
     with pytest.raises(UsageError, match="max_length 0 leaves no token"):

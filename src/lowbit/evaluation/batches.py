@@ -18,18 +18,19 @@ def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def longest(model: PreTrainedModel, tokenizer: Any, wanted: int | None) -> int | None:
-    """The most tokens an item may have: `wanted`, else all that model and tokenizer declare; None
-    where neither declares any. Raises UsageError where more are wanted than there are."""
-    declared = [positions(model), getattr(tokenizer, "model_max_length", None)]
-    most = min((n for n in declared if n is not None), default=None)
-    if wanted is not None:
-        if wanted < 1:
-            raise UsageError(f"max_length {wanted} leaves no token: at least 1 is needed")
-        if most is not None and wanted > most:
-            raise UsageError(f"max_length {wanted} is longer than the model's {most} positions")
-        return wanted
-    # Tokenizers that know no limit declare 10^30.
-    return most if most is not None and most < 1 << 31 else None
+    """The most tokens an item may have: `wanted`, else all that both the model and its tokenizer
+    declare; None where neither declares any. Raises UsageError where more are wanted than the
+    model has positions for; a tokenizer's limit is only its advice."""
+    room = positions(model)
+    if wanted is None:
+        declared = [room, getattr(tokenizer, "model_max_length", None)]
+        # Tokenizers that know no limit declare 10^30.
+        return min((n for n in declared if n is not None and n < 1 << 31), default=None)
+    if wanted < 1:
+        raise UsageError(f"max_length {wanted} leaves no token: at least 1 is needed")
+    if room is not None and wanted > room:
+        raise UsageError(f"max_length {wanted} is longer than the model's {room} positions")
+    return wanted
 
 
 def check_batch_size(size: int) -> None:

@@ -4,7 +4,7 @@ A correlation is not defined, and so NaN, where all predictions or all labels ar
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from lowbit.evaluation.study import Metric
 from lowbit.extras import needed
@@ -54,6 +54,12 @@ def metric(name: str, predictions: Sequence[float], labels: Sequence[float]) -> 
     value = SCORES[name](predictions, labels)
     undefined = value != value
     return Metric(value, "higher", "undefined: all values are equal" if undefined else "")
+
+
+def check(names: Iterable[str]) -> None:
+    """Raises InputError where a package is absent that one of these scores needs."""
+    for name in names:
+        SCORES[name]([0, 1], [0, 1])
 
 
 def _correlation(name: str, predictions: Sequence[float], labels: Sequence[float]) -> float:

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -271,6 +272,13 @@ def test_a_model_that_does_not_fit_is_wrong_use(tmp_path):
         task.check(decoder)
     found = Glue(str(tmp_path), "rte", batch_size=1).measure(decoder, progress=False)
     assert found.items == 60
+
+
+def test_a_missing_package_is_told_before_the_work(tmp_path, monkeypatch):
+    classified(tmp_path, "rte", "dev")
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    with pytest.raises(InputError, match=r'scikit-learn: pip install "lowbit\[eval\]"'):
+        Glue(str(tmp_path), "rte").check(told(2))
 
 
 def test_data_that_cannot_be_scored_is_told(tmp_path):

@@ -191,11 +191,12 @@ def test_scores_are_bleu_and_chrf_by_their_papers(tmp_path, monkeypatch):
     assert "nc:6" in found.metrics["chrf"].note and "version:" in found.metrics["chrf"].note
 
 
-def test_sources_longer_than_the_model_reads_are_cut_and_counted(tmp_path):
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_sources_longer_than_the_model_reads_are_cut_and_counted(tmp_path, size):
     random = subject("bart")
     sources = ["a" * 62, "a" * 63, "b" * 300, "c"]
     found = Translation(
-        written(tmp_path, sources, sources), max_new_tokens=5, batch_size=2
+        written(tmp_path, sources, sources), max_new_tokens=5, batch_size=size
     ).measure(random, progress=False)
     assert found.settings["truncated"] == 2
     cut = Translation(

@@ -85,6 +85,7 @@ class Glue(Task):
                 " needed"
             )
         longest(subject.model, tokenizer, self.max_length)
+        scores.check(METRICS[self.subset])
         for part in self.parts:
             if part.labels is None:
                 raise UsageError(f"{part.source} has no labels to score against")

@@ -50,6 +50,7 @@ class Similarity(Task):
             raise UsageError(f"similarity needs an encoder, not {type(model).__name__}")
         check_padding(subject.needed_tokenizer(), self.batch_size)
         longest(model, subject.tokenizer, self.max_length)
+        scores.check(METRICS)
         if self.pairs.labels is None:
             raise UsageError(f"{self.pairs.source} has no scores to compare with")
 
