@@ -191,6 +191,17 @@ def test_scores_are_bleu_and_chrf_by_their_papers(tmp_path, monkeypatch):
     assert "nc:6" in found.metrics["chrf"].note and "version:" in found.metrics["chrf"].note
 
 
+def test_lines_too_short_for_bleu_are_compared_whole(tmp_path, monkeypatch):
+    random = subject()
+    random.tokenizer.characters = dict(enumerate(LETTERS, 4))
+    monkeypatch.setattr(random.model, "generate", lambda input_ids, **_: input_ids)
+    for target, expected in (("a b c", ["exact_match", "chrf"]), ("a b c d", ["bleu", "chrf"])):
+        data = written(tmp_path, ["x", "a b c d e"], ["x", target])
+        found = Translation(data).measure(random, progress=False)
+        assert list(found.metrics)[:2] == expected
+        assert found.metrics["exact_match"].value == 1 / 2
+
+
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_sources_longer_than_the_model_reads_are_cut_and_counted(tmp_path, size):
     random = subject("bart")
@@ -286,5 +297,5 @@ def test_a_real_encoder_decoder_has_its_known_word_accuracy(tmp_path):
     found = Translation(data, batch_size=100).measure(
         Subject("g2p", model, tokenizer), progress=False
     )
-    assert found.items == 1000
+    assert found.items == 1000 and found.main_metric == "exact_match"
     assert found.metrics["exact_match"].value == pytest.approx(0.644, abs=1e-9)

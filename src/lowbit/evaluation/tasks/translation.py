@@ -1,5 +1,6 @@
 """Translation, or any text from text: corpus BLEU and chrF as sacreBLEU computes them (Post 2018).
 
+BLEU decides, except between targets all too short for it, where the share of equal lines does.
 Beam search keeps the best of `beams` hypotheses; one beam is greedy. Decoding is cached, so that a
 token costs one step of the decoder.
 """
@@ -27,6 +28,8 @@ SAMPLES = 5
 # What an output may have by default. A model that is broken seldom ends a sentence, and would
 # otherwise write until its positions end.
 MOST_NEW_TOKENS = 256
+# BLEU counts runs of up to four words; of single words, such as pronunciations, it is always 0.
+BLEU_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,6 @@ class Translation(Task):
         self.check(subject)
         found = self.translate(subject, self.pairs.sources, progress)
         targets = self.pairs.targets
-        same = sum(a == b for a, b in zip(found.outputs, targets, strict=True))
         return Measurement(
             task=self.name,
             data=self.pairs.source,
@@ -84,10 +86,7 @@ class Translation(Task):
                 "prefix": self.prefix,
                 "truncated": found.truncated,
             },
-            metrics={
-                **_corpus_scores(found.outputs, targets),
-                "exact_match": Metric(same / len(targets), "higher", "share of equal lines"),
-            },
+            metrics=_metrics(found.outputs, targets),
             samples=tuple(
                 Sample(source, output, target)
                 for source, output, target in zip(
@@ -196,10 +195,16 @@ def _lengths(inputs: dict[str, Tensor]) -> list[int]:
     return lengths
 
 
-def _corpus_scores(outputs: tuple[str, ...], targets: tuple[str, ...]) -> dict[str, Metric]:
+def _metrics(outputs: tuple[str, ...], targets: tuple[str, ...]) -> dict[str, Metric]:
     sacrebleu = needed("sacrebleu.metrics", "sacrebleu", "eval")
-    found = {}
-    for name, scorer in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
+
+    def corpus(scorer: Any) -> Metric:
         score = scorer.corpus_score(list(outputs), [list(targets)]).score
-        found[name] = Metric(float(score), "higher", str(scorer.get_signature()))
-    return found
+        return Metric(float(score), "higher", str(scorer.get_signature()))
+
+    same = sum(a == b for a, b in zip(outputs, targets, strict=True))
+    exact = Metric(same / len(targets), "higher", "share of equal lines")
+    chrf = corpus(sacrebleu.CHRF())
+    if all(len(target.split()) < BLEU_WORDS for target in targets):
+        return {"exact_match": exact, "chrf": chrf}
+    return {"bleu": corpus(sacrebleu.BLEU()), "chrf": chrf, "exact_match": exact}
