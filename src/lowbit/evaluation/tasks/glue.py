@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
 from lowbit.data import glue
-from lowbit.data.glue import GlueData, GlueTask
+from lowbit.data.glue import GlueData
+from lowbit.data.glue_tasks import GlueTask, find_task
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import scores
 from lowbit.evaluation.batches import by_length, check_batch_size, check_padding, longest
@@ -64,7 +65,7 @@ class Glue(Task):
         return glue.read(self.subset, self.split, self.data)
 
     def check(self, subject: Subject) -> None:
-        task = glue.find_task(self.subset)
+        task = find_task(self.subset)
         check_batch_size(self.batch_size)
         what = f"GLUE {self.subset}"
         check_head(
@@ -92,7 +93,7 @@ class Glue(Task):
 
     def measure(self, subject: Subject, progress: bool = True) -> Measurement:
         self.check(subject)
-        task = glue.find_task(self.subset)
+        task = find_task(self.subset)
         metrics: dict[str, Metric] = {}
         predictions: list[int | float] = []
         truncated = 0

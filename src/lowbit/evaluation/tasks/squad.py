@@ -1,18 +1,13 @@
 """SQuAD 1.1: the piece of a paragraph that answers a question (Devlin et al. 2019, section 4.2).
 
-A paragraph longer than the model reads is split into windows that overlap by `stride` tokens:
-
-    [question] [context tokens 0 … r−1], [question] [context tokens r−stride … 2r−stride−1], …
-
 The answer is the span i ≤ j < i + max_answer_length of the greatest start_i + end_j over all
-windows, of the n_best starts and ends of each, as the characters of the context from the first of
-token i to the last of token j.
+windows of a question (lowbit.data.squad_windows), of the n_best starts and ends of each, as the
+characters of the context from the first of token i to the last of token j.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,8 +15,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING
 
-from lowbit.data import squad
+from lowbit.data import squad, squad_windows
 from lowbit.data.squad import Question, SquadData
+from lowbit.data.squad_windows import Windows
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import squad_score
 from lowbit.evaluation.batches import by_length, check_batch_size, check_padding, longest
@@ -32,19 +28,6 @@ from lowbit.evaluation.task import Subject, Task
 
 SAMPLES = 5
 NOTE = "share; SQuAD's own script shows it times 100"
-
-
-@dataclass(frozen=True)
-class Windows:
-    """What the model reads. `inputs`: the tokenizer's columns, one list of ids a window;
-    `questions`: which question a window is of; `spans`: the characters of the context that each
-    token stands for, None for tokens that are not of the context. `cut_questions`: how many
-    questions were shortened to leave room."""
-
-    inputs: dict[str, list[list[int]]]
-    questions: list[int]
-    spans: list[list[tuple[int, int] | None]]
-    cut_questions: int
 
 
 @dataclass(frozen=True)
@@ -83,13 +66,15 @@ class Squad(Task):
             )
         check_padding(tokenizer, self.batch_size)
         longest(subject.model, tokenizer, self.max_length)
-        self._question_room(tokenizer)
+        squad_windows.question_room(tokenizer, self.max_length, self.stride)
         _ = self.items
 
     def measure(self, subject: Subject, progress: bool = True) -> Measurement:
         self.check(subject)
         questions = self.items.questions
-        windows = self.windows(subject.needed_tokenizer(), questions)
+        windows = squad_windows.split(
+            subject.needed_tokenizer(), questions, self.max_length, self.stride
+        )
         predictions = self.answers(subject, questions, windows, progress)
         golden = [[answer.text for answer in question.answers] for question in questions]
         metrics = {}
@@ -121,40 +106,6 @@ class Squad(Task):
             ),
             predictions=tuple(predictions),
         )
-
-    def windows(self, tokenizer: Any, questions: Sequence[Question]) -> Windows:
-        """All windows of all questions. Raises UsageError where max_length leaves no room."""
-        room = self._question_room(tokenizer)
-        texts, cut = [], 0
-        for question in questions:
-            # Some of SQuAD's questions start with many blanks, which only take room.
-            text = question.question.lstrip()
-            places = tokenizer(
-                text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            ).offset_mapping
-            if len(places) > room:
-                text = text[: places[room - 1][1]]
-                cut += 1
-            texts.append(text)
-        encoded = tokenizer(
-            texts,
-            [question.context for question in questions],
-            truncation="only_second",
-            max_length=self.max_length,
-            stride=self.stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        owners = encoded.pop("overflow_to_sample_mapping")
-        offsets = encoded.pop("offset_mapping")
-        spans = [
-            [
-                tuple(place) if side == 1 and place[0] < place[1] else None
-                for side, place in zip(encoded.sequence_ids(row), places, strict=True)
-            ]
-            for row, places in enumerate(offsets)
-        ]
-        return Windows(dict(encoded), owners, spans, cut)
 
     def answers(
         self,
@@ -218,15 +169,3 @@ class Squad(Task):
             and (last := spans[j]) is not None
         )
         return max(possible, key=lambda span: span[0], default=None)
-
-    def _question_room(self, tokenizer: Any) -> int:
-        """The tokens a question may have, so that each window brings at least `stride` new ones of
-        the context, and one where windows do not overlap."""
-        special = tokenizer.num_special_tokens_to_add(pair=True)
-        room: int = self.max_length - special - self.stride - max(self.stride, 1)
-        if room < 1:
-            raise UsageError(
-                f"max_length {self.max_length} with stride {self.stride} and {special} special"
-                f" tokens leaves {room} tokens for a question: at least 1 is needed"
-            )
-        return room
