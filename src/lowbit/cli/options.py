@@ -30,12 +30,15 @@ class Measured:
     text: Annotated[
         str | None, typer.Option(help="A sentence to predict, or a prompt, instead of data.")
     ] = None
-    subset: Annotated[str | None, typer.Option("--name", help="The GLUE task: cola, mrpc, …")] = (
-        None
-    )
+    subset: Annotated[
+        str | None, typer.Option("--name", "--subset", help="The GLUE task: cola, mrpc, …")
+    ] = None
     split: Annotated[str | None, typer.Option(help="Of GLUE's folders: dev, train.")] = None
     target: Annotated[
         str | None, typer.Option(help="The lines to be translated into; --data has the source.")
+    ] = None
+    prefix: Annotated[
+        str | None, typer.Option(help="Put before each source, as T5 is told what to do.")
     ] = None
     context: Annotated[int | None, typer.Option(help="Tokens in a window of the text.")] = None
     stride: Annotated[

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from tqdm.auto import tqdm
 
-from lowbit.data.text import read_text
+from lowbit.data import text
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.generation import generate_sample
 from lowbit.evaluation.study import Measurement, Sample
@@ -32,7 +32,9 @@ class Generate(Task):
     def _prompts(self) -> list[str]:
         if (self.data is None) == (self.text is None):
             raise UsageError("generate takes prompts: either data or text, not both")
-        lines = [self.text] if self.text is not None else read_text(str(self.data)).splitlines()
+        lines = (
+            [self.text] if self.text is not None else text.read(str(self.data)).text.splitlines()
+        )
         prompts = [line for line in lines if line is not None and line.strip()]
         if not prompts:
             raise InputError(f"{self.data or 'the text'} holds no prompt")

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowbit.data.text import read_text
+from lowbit.data import text
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.divergence import divergence
 from lowbit.evaluation.generation import generate_sample
@@ -42,7 +42,7 @@ class Perplexity(Task):
     def _text(self) -> str:
         if (self.data is None) == (self.text is None):
             raise UsageError("perplexity takes a text to predict: either data or text, not both")
-        return self.text if self.text is not None else read_text(str(self.data))
+        return self.text if self.text is not None else text.read(str(self.data)).text
 
     def check(self, subject: Subject) -> None:
         longest_context(subject.model, self.context)
