@@ -13,6 +13,7 @@ from lowbit.cli.demo import demo
 from lowbit.cli.eval import eval
 from lowbit.cli.inspect import inspect
 from lowbit.cli.quantize import quantize
+from lowbit.cli.train import train
 from lowbit.errors import LowbitError
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quantize, inspect, eval, demo):
+for verb in (quantize, inspect, eval, train, demo):
     app.command()(verb)
 
 

@@ -99,9 +99,10 @@ class QuantLinear(Packed):
         if form is not None and (product is None or product.form is not form):
             product = linear.product(form, self.activations, self.nonlinearity, self.static_input())
             self.product = product
-            if packed is not None and product is not None and product.input is not None:
+            static = None if product is None else product.input
+            if packed is not None and static is not None and static.zero_point:
                 bias = self._parameters["bias"]
-                self.shifted_bias = shifted_bias(form, packed, bias, product.input)
+                self.shifted_bias = shifted_bias(form, packed, bias, static)
         return packed, product
 
     def product_bias(self) -> Tensor | None:
