@@ -1,0 +1,141 @@
+"""Which pictures a study gives, and the words that go with them."""
+
+import math
+from dataclasses import dataclass
+
+from lowbit.evaluation.study import Histogram, ModelRecord, Study
+from lowbit.report.comparison import shapes, tasks
+from lowbit.report.pictures import heatmap, histograms, speed, tradeoff
+from lowbit.report.places import evenly
+from lowbit.report.wording import MEBI
+
+MOST_LAYERS = 24
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module with the histograms of the models that quantize it."""
+
+    id: str
+    module: str
+    pictures: tuple[str, ...]
+    kept_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """So many modules shown, of so many that have histograms."""
+
+    shown: tuple[Layer, ...]
+    of: int
+
+
+@dataclass(frozen=True)
+class Maps:
+    legend: str
+    pictures: tuple[tuple[str, str], ...]  # model, picture
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """One task: quality against bits per weight and against bytes."""
+
+    task: str
+    metric: str
+    conditions: str
+    pictures: tuple[str, ...]
+    frontier: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def layers(study: Study) -> Layers:
+    before = _histograms(study.reference)
+    after = [_histograms(model) for model in study.models[1:]]
+    modules = [name for name in before if any(name in found for found in after)]
+    shown = []
+    for row, module in enumerate(evenly(modules, MOST_LAYERS)):
+        pictures, kept = [], []
+        for column, (model, found) in enumerate(zip(study.models[1:], after, strict=True)):
+            if module in _floats(model):
+                kept.append(model.name)
+            elif module in found:
+                name = f"weights-{row}-{column}"
+                old, new = before[module], found[module]
+                pictures.append(histograms.histogram(name, module, model.name, old, new))
+        shown.append(Layer(f"layer-{row}", module, tuple(pictures), tuple(kept)))
+    return Layers(tuple(shown), len(modules))
+
+
+def maps(study: Study) -> Maps | None:
+    """One for each model with a known error, or None where there is none."""
+    ends = heatmap.scale([model.modules for model in study.models])
+    if ends is None:
+        return None
+    shown = [m for m in study.models if any(r.relative_error is not None for r in m.modules)]
+    pictures = tuple(
+        (model.name, heatmap.heatmap(f"error-{i}", model.name, model.modules, ends))
+        for i, model in enumerate(shown)
+    )
+    most = max(heatmap.left_out(model.modules) for model in shown)
+    return Maps(heatmap.legend("error-scale", ends), pictures, most)
+
+
+def tradeoffs(study: Study) -> list[Tradeoff]:
+    """One for each task that at least two models finished."""
+    found: list[Tradeoff] = []
+    for task, measured in tasks(study).items():
+        metrics = [m.metrics[m.main_metric] if m and m.metrics else None for m in measured]
+        known = [i for i, metric in enumerate(metrics) if metric and math.isfinite(metric.value)]
+        if len(known) < 2:
+            continue
+        first = measured[known[0]]
+        assert first is not None
+        metric, better = first.main_metric, first.metrics[first.main_metric].better
+        pictures = []
+        for unit, label in (("bits", "bits per weight"), ("bytes", "stored MiB")):
+            points = [
+                tradeoff.Point(
+                    study.models[i].name,
+                    _size(study.models[i], unit),
+                    metrics[i].value,  # type: ignore[union-attr]
+                    i == 0,
+                )
+                for i in known
+            ]
+            name = f"tradeoff-{len(found)}-{unit}"
+            pictures.append(tradeoff.tradeoff(name, metric, better, label, points))
+        best = tuple(points[i].name for i in tradeoff.on_frontier(points, better))
+        out = tuple(m.name for i, m in enumerate(study.models) if i not in known)
+        found.append(Tradeoff(task.name, metric, task.conditions, tuple(pictures), best, out))
+    return found
+
+
+def speeds(study: Study) -> list[str]:
+    """A picture for each shape with a speed-up."""
+    found: list[str] = []
+    for shape, timings in shapes(study).items():
+        rows = [
+            (model.name, timing)
+            for model, timing in zip(study.models, timings, strict=True)
+            if timing is not None and speed.comparable(timing)
+        ]
+        if rows:
+            found.append(speed.bars(f"speed-{len(found)}", shape.label, rows))
+    return found
+
+
+def _histograms(model: ModelRecord) -> dict[str, Histogram]:
+    return {
+        module.name: module.histogram
+        for module in model.modules
+        if module.histogram is not None and histograms.drawable(module.histogram)
+    }
+
+
+def _floats(model: ModelRecord) -> set[str]:
+    return {m.name for m in model.modules if m.relative_error is None and not m.kernel}
+
+
+def _size(model: ModelRecord, unit: str) -> float:
+    return {"bits": model.bits_per_weight, "bytes": model.stored_bytes / MEBI}[unit]

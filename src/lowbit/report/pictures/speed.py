@@ -1,0 +1,62 @@
+"""Speed over the reference: a bar for each model and shape, 1× as a line, spread as a whisker."""
+
+import math
+from collections.abc import Sequence
+
+from lowbit.evaluation.study import Timing
+from lowbit.report.pictures.canvas import (
+    ACCENT,
+    FAINT,
+    INK,
+    QUANTIZED,
+    RULE,
+    WIDTH,
+    drawing,
+    sheet,
+    to_svg,
+)
+from lowbit.report.visible import shortened
+from lowbit.report.wording import duration, times
+
+ROW, LABEL, VALUE, TOP = 34.0, 8.0, 128.0, 34.0
+
+
+def comparable(timing: Timing | None) -> bool:
+    """Whether there is a speed-up to draw."""
+    gain = timing.speedup if timing is not None and timing.seconds > 0 else None
+    return gain is not None and math.isfinite(gain) and gain > 0
+
+
+@drawing
+def bars(name: str, shape: str, rows: Sequence[tuple[str, Timing]]) -> str:
+    """The picture of one shape; every timing is `comparable`. Whiskers reach from the speed-up at
+    the upper quartile of the seconds to that at the lower, taken as half the spread either way."""
+    made, plot = sheet(WIDTH, TOP + ROW * len(rows) + 4)
+    gains = [timing.speedup or 0.0 for _, timing in rows]
+    unit = (WIDTH - VALUE) / max(1.0, *gains)
+    plot.text(0, 14, shortened(shape, 50), weight="bold")
+    for row, ((model, timing), gain) in enumerate(zip(rows, gains, strict=True)):
+        y = TOP + row * ROW
+        plot.text(0, y + 10, shortened(model, 40), size=10)
+        plot.barh(y + 20, gain * unit, 10, color=QUANTIZED if gain >= 1 else ACCENT, lw=0)
+        low, high = _whisker(timing)
+        plot.plot([low * unit, high * unit], [y + 20, y + 20], color=INK, lw=1.2)
+        words = f"{times(gain)}  {duration(timing.seconds)}"
+        words += "  slower" if gain < 1 else ""
+        plot.text(max(gain, high) * unit + 6, y + 24, words, size=10)
+    plot.plot([unit, unit], [TOP - 8, TOP + ROW * len(rows)], color=RULE, lw=1.2, ls=(0, (3, 3)))
+    plot.text(unit, TOP - 10, "1×", ha="center", size=9, color=FAINT)
+    listed = "; ".join(
+        f"{model}: {times(gain)}" for (model, _), gain in zip(rows, gains, strict=True)
+    )
+    return to_svg(made, name, f"Speed over the reference, {shape}", listed + ".")
+
+
+def _whisker(timing: Timing) -> tuple[float, float]:
+    gain = timing.speedup or 0.0
+    half = timing.spread / 2
+    if not (math.isfinite(half) and 0 <= half < timing.seconds):
+        return gain, gain
+    return gain * timing.seconds / (timing.seconds + half), gain * timing.seconds / (
+        timing.seconds - half
+    )
