@@ -48,7 +48,7 @@ def histogram(values):
     return Histogram(EDGE, tuple(map(int, counts)), int(len(values) - counts.sum()))
 
 
-def modules(names, levels, generator, size=1500):
+def modules(names, levels, generator, size=6000):
     found = []
     for name in names:
         spread = 0.05 + 0.04 * generator.random()

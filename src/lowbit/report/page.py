@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lowbit.evaluation.study import Study
-from lowbit.report import gallery, markdown, tables, verdict
+from lowbit.report import gallery, markdown, scoreboard, tables, verdict
 from lowbit.report.samples import side_by_side
 from lowbit.report.visible import visible
 from lowbit.report.wording import UNMEASURED, plural, size
@@ -55,7 +55,7 @@ def _content(study: Study) -> dict[str, Any]:
         "study": study,
         "overall": verdict.overall_verdict(study),
         "verdicts": [
-            (model, verdict.model_verdict(study, index))
+            (model, verdict.model_verdict(study, index), scoreboard.figures(study, index))
             for index, model in enumerate(study.models)
             if index
         ],

@@ -8,6 +8,8 @@ from lowbit.report.differ import Segment, differences
 from lowbit.report.places import evenly
 
 MOST = 12  # of one task
+LONGEST = 2000  # characters: what nobody would read beside five others
+CUT = " […]"
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Sides:
-    """The samples of one task: so many shown, of so many."""
+    """The samples of one task: so many shown, of so many. `cut` says that some text is longer."""
 
     task: str
     conditions: str
     shown: tuple[Side, ...]
     of: int
+    cut: bool
 
 
 def side_by_side(study: Study) -> list[Sides]:
@@ -46,8 +49,10 @@ def side_by_side(study: Study) -> list[Sides]:
         tables = [_by_source(measurement) for measurement in measured]
         keys = list(dict.fromkeys(key for table in tables for key in table))
         if keys:
-            sides = tuple(_side(study, tables, key) for key in evenly(keys, MOST))
-            found.append(Sides(task.name, task.conditions, sides, len(keys)))
+            shown = evenly(keys, MOST)
+            sides = tuple(_side(study, tables, key) for key in shown)
+            cut = any(_long(t[key]) for t in tables for key in shown if key in t)
+            found.append(Sides(task.name, task.conditions, sides, len(keys), cut))
     return found
 
 
@@ -72,9 +77,19 @@ def _side(study: Study, tables: list[dict[Key, Sample]], key: Key) -> Side:
         if sample is None:
             continue
         if index == 0 or reference is None:
-            outputs.append(Output(model.name, (Segment("same", sample.output),), False))
+            outputs.append(Output(model.name, (Segment("same", "", _start(sample.output)),), False))
         else:
-            segments = differences(reference.output, sample.output)
+            segments = differences(_start(reference.output), _start(sample.output))
             outputs.append(Output(model.name, tuple(segments), True))
     expected = next((s.reference for t in tables if (s := t.get(key)) and s.reference), None)
-    return Side(key[0], expected, tuple(outputs))
+    expected = None if expected is None else _start(expected)
+    return Side(_start(key[0]), expected, tuple(outputs))
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= LONGEST else text[:LONGEST] + CUT
+
+
+def _long(sample: Sample) -> bool:
+    texts = sample.source, sample.output, sample.reference or ""
+    return any(len(text) > LONGEST for text in texts)

@@ -153,7 +153,7 @@ def _rewrite(element: ElementTree.Element, name: str, referred: set[str]) -> Non
         element.set("href", f"#{name}-{link.removeprefix('#')}")
     for key, value in element.attrib.items():
         value = value.replace("url(#", f"url(#{name}-")
-        if key == "style":
+        if key in ("style", "fill"):
             value = re.sub(r"font-family:[^;]*;? ?", "", value)
             value = _COLOUR.sub(lambda match: _COLOURS[match[0]], value)
         if key == "d":

@@ -1,7 +1,7 @@
 """Where the error is: signal-to-noise ratio in dB of every module, layers × kinds.
 
 SNR = −10·log10( Σ(w − ŵ)² / Σw² ), so 6 dB more is one bit more of a uniform grid. All maps of a
-page share one colour scale, cividis, which the colour-blind read as others do; cells wide enough
+page share one colour scale, viridis, which the colour-blind read as others do; cells wide enough
 carry their number. A module kept in float is hatched, one whose error is not known has a question
 mark, one that the model does not have is left empty. Many layers go in rows of twelve.
 """
@@ -32,7 +32,7 @@ from lowbit.report.wording import decibels, number
 CELL, LABEL, SMALL = 20.0, 118.0, 9.0
 ACROSS = 12  # layers side by side: more would leave cells too narrow for a number at 400 px
 MOST_ROWS = 40  # of one block, and of modules without a layer
-COLOURS = colormaps["cividis"]
+COLOURS = colormaps["viridis"]
 STEP = 5  # the colour scale starts and ends on a multiple of this
 
 
@@ -52,16 +52,15 @@ def legend(name: str, ends: tuple[float, float]) -> str:
     """The colour scale, and the cells that are not on it."""
     made, plot = sheet(WIDTH, 64)
     low, high = ends
-    steps = 60
-    left, width = 12.0, WIDTH - 24.0
+    left, width, steps = 12.0, WIDTH - 36.0, 60
     for i in range(steps):
-        colour = COLOURS(i / (steps - 1))
-        at = (left + i * width / steps, 4)
-        plot.add_patch(Rectangle(at, width / steps + 0.3, 10, color=colour, lw=0))
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        words = number(low + share * (high - low), 3) + (" dB" if share == 1 else "")
-        side = "left" if share == 0 else "right" if share == 1 else "center"
-        plot.text(left + share * width, 27, words, ha=side, size=10, color=FAINT)
+        # Each reaches under all that follow, so that no seam shows between two.
+        at, rest = (left + i * width / steps, 4), width * (1 - i / steps)
+        plot.add_patch(Rectangle(at, rest, 10, color=COLOURS(i / (steps - 1)), lw=0))
+    for tick in _ticks(low, high):
+        words = number(tick) + (" dB" if tick == high else "")
+        x = left + width * (tick - low) / (high - low)
+        plot.text(x, 27, words, ha="center", size=10, color=FAINT)
     for x, value, words in (
         (left, None, "kept in float"),
         (left + 124, math.nan, "error not known"),
@@ -70,6 +69,13 @@ def legend(name: str, ends: tuple[float, float]) -> str:
         _cell(plot, x, 42, CELL, value, ends)
         plot.text(x + CELL + 6, 55, words, size=10)
     return to_svg(made, name, "Colour scale", f"From {low:.0f} dB, dark, to {high:.0f} dB, light.")
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """At most eight, from `low` on, and `high`."""
+    step = STEP * math.ceil((high - low) / STEP / 7)
+    inner = [low + i * step for i in range(math.ceil((high - low) / step))]
+    return [value for value in inner if high - value >= 0.7 * step] + [high]
 
 
 @drawing

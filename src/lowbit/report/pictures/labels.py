@@ -1,7 +1,7 @@
 """Names beside points, without overlaps.
 
 A greedy search: each label tries places around its point in growing rings and takes the first that
-touches no label placed before, no point, and no edge. Deterministic; coordinates in pixels.
+touches no label placed before, no point, no obstacle, and no edge. Deterministic; in pixels.
 """
 
 import math
@@ -62,9 +62,11 @@ def place_labels(
     points: Sequence[tuple[float, float]],
     sizes: Sequence[tuple[float, float]],
     area: Box,
+    obstacles: Sequence[Box] = (),
 ) -> list[Box | None]:
     """A box of each size near its point; None where the area has no room left."""
     dots = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in points]
+    dots += obstacles
     taken: list[Box] = []
     placed: list[Box | None] = []
     for point, (width, height) in zip(points, sizes, strict=True):

@@ -18,7 +18,7 @@ from lowbit.report.pictures.canvas import (
 from lowbit.report.visible import shortened
 from lowbit.report.wording import duration, times
 
-ROW, LABEL, VALUE, TOP = 34.0, 8.0, 128.0, 34.0
+ROW, VALUE, TOP = 34.0, 150.0, 44.0
 
 
 def comparable(timing: Timing | None) -> bool:
@@ -41,11 +41,13 @@ def bars(name: str, shape: str, rows: Sequence[tuple[str, Timing]]) -> str:
         plot.barh(y + 20, gain * unit, 10, color=QUANTIZED if gain >= 1 else ACCENT, lw=0)
         low, high = _whisker(timing)
         plot.plot([low * unit, high * unit], [y + 20, y + 20], color=INK, lw=1.2)
-        words = f"{times(gain)}  {duration(timing.seconds)}"
-        words += "  slower" if gain < 1 else ""
+        words = f"{times(gain)} · {duration(timing.seconds)}"
+        words += " · slower" if gain < 1 else ""
         plot.text(max(gain, high) * unit + 6, y + 24, words, size=10)
-    plot.plot([unit, unit], [TOP - 8, TOP + ROW * len(rows)], color=RULE, lw=1.2, ls=(0, (3, 3)))
-    plot.text(unit, TOP - 10, "1×", ha="center", size=9, color=FAINT)
+    plot.plot(
+        [unit, unit], [TOP - 6, TOP + ROW * len(rows)], color=RULE, lw=1.2, ls=(0, (3, 3)), zorder=0
+    )
+    plot.text(unit, TOP - 9, "1×", ha="center", size=9, color=FAINT)
     listed = "; ".join(
         f"{model}: {times(gain)}" for (model, _), gain in zip(rows, gains, strict=True)
     )
