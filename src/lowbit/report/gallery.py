@@ -51,13 +51,21 @@ class Tradeoff:
 
 def layers(study: Study) -> Layers:
     before = _histograms(study.reference)
+    floats = [_floats(model) for model in study.models[1:]]
     after = [_histograms(model) for model in study.models[1:]]
-    modules = [name for name in before if any(name in found for found in after)]
+    modules = [
+        name
+        for name in before
+        if any(
+            name in found and name not in kept for found, kept in zip(after, floats, strict=True)
+        )
+    ]
     shown = []
     for row, module in enumerate(evenly(modules, MOST_LAYERS)):
         pictures, kept = [], []
-        for column, (model, found) in enumerate(zip(study.models[1:], after, strict=True)):
-            if module in _floats(model):
+        for column, model in enumerate(study.models[1:]):
+            found = after[column]
+            if module in floats[column]:
                 kept.append(model.name)
             elif module in found:
                 name = f"weights-{row}-{column}"

@@ -9,12 +9,17 @@ The same figure gives the same bytes; every id starts with the picture's own nam
 import io
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon, Rectangle
+from matplotlib.transforms import Affine2D
 
 from lowbit.report.visible import visible
 
@@ -83,13 +88,27 @@ def axes(made: Figure, left: float, top: float, width: float, height: float) -> 
     return placed
 
 
-def sheet(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure whose only axes count pixels from the top left, and are not drawn."""
-    made = figure(width, height)
-    placed = axes(made, 0, 0, width, height)
-    placed.set(xlim=(0, width), ylim=(height, 0))
-    placed.set_axis_off()
-    return made, placed
+class Sheet:
+    """A figure to draw on in pixels from the top left. It has no axes: those take most of the time
+    of a small picture."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.figure = figure(width, height)
+        self.pixels = Affine2D().scale(1, -1).translate(0, height)
+
+    def text(self, x: float, y: float, words: str, **style: Any) -> None:
+        """`y` is the line that the letters stand on."""
+        self.figure.text(x, y, words, transform=self.pixels, va="baseline", **style)
+
+    def box(self, x: float, y: float, width: float, height: float, **style: Any) -> None:
+        box = Rectangle((x, y), width, height, transform=self.pixels, **{"lw": 0, **style})
+        self.figure.add_artist(box)
+
+    def line(self, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
+        self.figure.add_artist(Line2D(x, y, transform=self.pixels, **style))
+
+    def area(self, points: np.ndarray, **style: Any) -> None:
+        self.figure.add_artist(Polygon(points, transform=self.pixels, lw=0, **style))
 
 
 def text_width(words: str, size: float = FONT) -> float:

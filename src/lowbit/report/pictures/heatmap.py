@@ -8,10 +8,9 @@ mark, one that the model does not have is left empty. Many layers go in rows of 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from lowbit.evaluation.study import ModuleRecord
 from lowbit.report.pictures.canvas import (
@@ -20,8 +19,8 @@ from lowbit.report.pictures.canvas import (
     KEPT,
     RULE,
     WIDTH,
+    Sheet,
     drawing,
-    sheet,
     text_width,
     to_svg,
 )
@@ -50,25 +49,27 @@ def scale(models: Sequence[Sequence[ModuleRecord]]) -> tuple[float, float] | Non
 @drawing
 def legend(name: str, ends: tuple[float, float]) -> str:
     """The colour scale, and the cells that are not on it."""
-    made, plot = sheet(WIDTH, 64)
+    made = Sheet(WIDTH, 64)
     low, high = ends
     left, width, steps = 12.0, WIDTH - 36.0, 60
     for i in range(steps):
         # Each reaches under all that follow, so that no seam shows between two.
-        at, rest = (left + i * width / steps, 4), width * (1 - i / steps)
-        plot.add_patch(Rectangle(at, rest, 10, color=COLOURS(i / (steps - 1)), lw=0))
+        at, rest = left + i * width / steps, width * (1 - i / steps)
+        made.box(at, 4, rest, 10, facecolor=COLOURS(i / (steps - 1)))
     for tick in _ticks(low, high):
         words = number(tick) + (" dB" if tick == high else "")
         x = left + width * (tick - low) / (high - low)
-        plot.text(x, 27, words, ha="center", size=10, color=FAINT)
+        made.text(x, 27, words, ha="center", size=10, color=FAINT)
     for x, value, words in (
         (left, None, "kept in float"),
         (left + 124, math.nan, "error not known"),
         (left + 256, math.inf, "exact"),
     ):
-        _cell(plot, x, 42, CELL, value, ends)
-        plot.text(x + CELL + 6, 55, words, size=10)
-    return to_svg(made, name, "Colour scale", f"From {low:.0f} dB, dark, to {high:.0f} dB, light.")
+        _cell(made, x, 42, CELL, value, ends)
+        made.text(x + CELL + 6, 55, words, size=10)
+    return to_svg(
+        made.figure, name, "Colour scale", f"From {low:.0f} dB, dark, to {high:.0f} dB, light."
+    )
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -93,18 +94,20 @@ def heatmap(
     shown = alone[:MOST_ROWS]
     height = sum(46 + CELL * len(kinds) for _, kinds, _ in blocks) + 8
     height += (30 + CELL * len(shown)) if shown else 0
-    made, plot = sheet(WIDTH, height)
+    made = Sheet(WIDTH, height)
     y = 0.0
     for stack, kinds, layers in blocks:
-        y = _block(plot, y, stack, kinds, layers, cells, ends)
+        y = _block(made, y, stack, kinds, layers, cells, ends)
     if shown:
-        plot.text(0, y + 15, "outside the layers", color=FAINT, size=10)
+        made.text(0, y + 15, "outside the layers", color=FAINT, size=10)
         for row, module in enumerate(shown):
             top = y + 22 + row * CELL
             # One cell each, so the name may be as long as the line.
-            plot.text(CELL + 8, top + 14, shortened(module, 48), size=10)
-            _cell(plot, 0, top, CELL, cells[module], ends)
-    return to_svg(made, name, f"Signal-to-noise ratio by module in {model}", _summary(modules))
+            made.text(CELL + 8, top + 14, shortened(module, 48), size=10)
+            _cell(made, 0, top, CELL, cells[module], ends)
+    return to_svg(
+        made.figure, name, f"Signal-to-noise ratio by module in {model}", _summary(modules)
+    )
 
 
 def left_out(modules: Sequence[ModuleRecord]) -> int:
@@ -121,7 +124,7 @@ def _value(module: ModuleRecord) -> float | None:
 
 
 def _block(
-    plot: Axes,
+    made: Sheet,
     y: float,
     stack: Stack,
     kinds: list[str],
@@ -131,43 +134,44 @@ def _block(
 ) -> float:
     """Draw it below `y`, and return where it ends."""
     wide = min((WIDTH - LABEL) / len(layers), 34.0)
-    plot.text(0, y + 15, shortened(stack.name or "layers", 40), color=FAINT, size=10)
+    made.text(0, y + 15, shortened(stack.name or "layers", 40), color=FAINT, size=10)
     for column, layer in enumerate(layers):
         words = str(layer)
         size = min(SMALL, SMALL * wide / text_width(words, SMALL))
-        plot.text(LABEL + (column + 0.5) * wide, y + 31, words, ha="center", size=size, color=FAINT)
+        made.text(LABEL + (column + 0.5) * wide, y + 31, words, ha="center", size=size, color=FAINT)
     for row, kind in enumerate(kinds):
         top = y + 36 + row * CELL
         words = shortened(kind, 18) or "(itself)"
-        plot.text(LABEL - 6, top + 14, words, ha="right", size=10)
+        made.text(LABEL - 6, top + 14, words, ha="right", size=10)
         for column, layer in enumerate(layers):
             if layer in stack.names[kind]:
                 value = cells[stack.names[kind][layer]]
-                _cell(plot, LABEL + column * wide, top, wide, value, ends)
+                _cell(made, LABEL + column * wide, top, wide, value, ends)
     return y + 46 + CELL * len(kinds)
 
 
 def _cell(
-    plot: Axes, x: float, y: float, wide: float, value: float | None, ends: tuple[float, float]
+    made: Sheet, x: float, y: float, wide: float, value: float | None, ends: tuple[float, float]
 ) -> None:
-    box = Rectangle((x, y), wide - 1, CELL - 1, edgecolor=RULE, lw=0)
-    plot.add_patch(box)
+    def box(**style: Any) -> None:
+        made.box(x, y, wide - 1, CELL - 1, edgecolor=RULE, **style)
+
     if value is None:
-        box.set(facecolor=KEPT, hatch="///")
+        box(facecolor=KEPT, hatch="///")
         return
     if math.isnan(value):
-        box.set(facecolor="none", linewidth=1)
+        box(facecolor="none", lw=1)
         colour, words = INK, "?"
     else:
         share = (value - ends[0]) / (ends[1] - ends[0])
         red, green, blue, _ = COLOURS(min(1.0, max(0.0, share)))
-        box.set_facecolor((red, green, blue))
+        box(facecolor=(red, green, blue))
         # Black or white, whichever the eye tells better from the cell.
         light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
         colour = "#010101" if light > 0.179 else "#ffffff"
         words = "∞" if math.isinf(value) and value > 0 else f"{value:.0f}".replace("-", "−")
     if wide >= 16:
-        plot.text(x + (wide - 1) / 2, y + 13.2, words, ha="center", size=SMALL, color=colour)
+        made.text(x + (wide - 1) / 2, y + 13.2, words, ha="center", size=SMALL, color=colour)
 
 
 def _summary(modules: Sequence[ModuleRecord]) -> str:

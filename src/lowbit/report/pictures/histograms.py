@@ -7,6 +7,7 @@ tallest bin is.
 """
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from lowbit.evaluation.study import Histogram
 from lowbit.report.pictures.canvas import (
@@ -16,49 +17,53 @@ from lowbit.report.pictures.canvas import (
     QUANTIZED,
     RULE,
     WIDTH,
-    axes,
+    Sheet,
     drawing,
-    figure,
     to_svg,
 )
 from lowbit.report.visible import shortened
 from lowbit.report.wording import number
 
-HEIGHT = 176
+HEIGHT, TOP, BASE, SIDE = 172.0, 24.0, 136.0, 14.0
 TALLEST = 2.2
 
 
 @drawing
 def histogram(name: str, module: str, model: str, before: Histogram, after: Histogram) -> str:
     """The picture of `module` in `model`; both histograms hold weights."""
-    made = figure(WIDTH, HEIGHT)
-    plot = axes(made, 12, 26, WIDTH - 24, HEIGHT - 26 - 40)
+    made = Sheet(WIDTH, HEIGHT)
     edge = before.edge
     (old, old_bins), (new, new_bins) = _density(before), _density(after)
-    top = TALLEST * float(old.max()) or 1.0
-    plot.stairs(old, old_bins, fill=True, color=FLOAT, lw=0)
-    plot.stairs(np.minimum(new, 1.05 * top), new_bins, color=QUANTIZED, lw=1.2)
-    plot.axhline(0, color=RULE, lw=1)
-    plot.set(xlim=(-edge, edge), ylim=(0, top), yticks=[])
-    plot.set_xlabel("value of a weight", labelpad=2)
-    plot.locator_params(axis="x", nbins=5)
-    plot.spines["left"].set_visible(False)
-    made.text(12 / WIDTH, 1 - 15 / HEIGHT, shortened(model, 34), weight="bold")
-    tallest = float(new.max()) / float(old.max()) if old.max() else 0.0
-    if tallest > TALLEST:
-        words = f"tallest bin: {number(tallest, 2)}× float's"
-        at = WIDTH - 12, HEIGHT - 28
-        plot.text(*at, words, transform=None, ha="right", va="top", color=ACCENT, size=10)
-    beyond = before.outside + after.outside
-    if beyond:
+    tallest = float(old.max())
+    across = (WIDTH - 2 * SIDE) / (2 * edge)
+    up = (BASE - TOP) / (TALLEST * tallest)
+    for density, bins, is_float in ((old, old_bins, True), (new, new_bins, False)):
+        points = _outline(np.minimum(density, TALLEST * tallest), np.clip(bins, -edge, edge))
+        points = [SIDE + edge * across, BASE] + points * [across, -up]
+        if is_float:
+            made.area(points, facecolor=FLOAT)
+        else:
+            made.line(points[:, 0], points[:, 1], color=QUANTIZED, lw=1.2)
+    made.line([SIDE, WIDTH - SIDE], [BASE, BASE], color=RULE, lw=1)
+    for tick in MaxNLocator(4).tick_values(-edge, edge):
+        x = SIDE + (tick + edge) * across
+        if SIDE - 1 <= x <= WIDTH - SIDE + 1:
+            made.line([x, x], [BASE, BASE + 4], color=RULE, lw=1)
+            made.text(x, BASE + 16, number(tick, 3), ha="center", size=10, color=FAINT)
+    made.text(WIDTH / 2, BASE + 32, "value of a weight", ha="center")
+    made.text(0, 13, shortened(model, 34), weight="bold")
+    if new.max() > TALLEST * tallest:
+        words = f"tallest bin: {number(float(new.max()) / tallest, 2)}× float’s"
+        made.text(WIDTH, 29, words, ha="right", color=ACCENT, size=10)
+    if before.outside + after.outside:
         words = f"beyond ±{number(edge, 2)}: {before.outside:,} float, {after.outside:,} quantized"
-        made.text(1 - 12 / WIDTH, 1 - 15 / HEIGHT, words, ha="right", size=9, color=FAINT)
+        made.text(WIDTH, 13, words, ha="right", size=9, color=FAINT)
     description = (
         f"Float weights as a grey area, the weights of {model} as a blue outline;"
         f" {_levels(after)} of {len(after.counts)} bins hold quantized weights,"
         f" {_levels(before)} of {len(before.counts)} hold float ones."
     )
-    return to_svg(made, name, f"Weights of {module} in {model}", description)
+    return to_svg(made.figure, name, f"Weights of {module} in {model}", description)
 
 
 def drawable(histogram: Histogram | None) -> bool:
@@ -70,6 +75,12 @@ def drawable(histogram: Histogram | None) -> bool:
         and len(histogram.counts) > 0
         and sum(histogram.counts) > 0
     )
+
+
+def _outline(density: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    """The corners of the bars, from the axis up, over all of them and down."""
+    x, y = np.repeat(bins, 2), np.concatenate([[0.0], np.repeat(density, 2), [0.0]])
+    return np.stack([x, y], axis=1)
 
 
 def _density(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:

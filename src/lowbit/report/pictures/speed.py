@@ -11,8 +11,8 @@ from lowbit.report.pictures.canvas import (
     QUANTIZED,
     RULE,
     WIDTH,
+    Sheet,
     drawing,
-    sheet,
     to_svg,
 )
 from lowbit.report.visible import shortened
@@ -31,27 +31,25 @@ def comparable(timing: Timing | None) -> bool:
 def bars(name: str, shape: str, rows: Sequence[tuple[str, Timing]]) -> str:
     """The picture of one shape; every timing is `comparable`. Whiskers reach from the speed-up at
     the upper quartile of the seconds to that at the lower, taken as half the spread either way."""
-    made, plot = sheet(WIDTH, TOP + ROW * len(rows) + 4)
+    made = Sheet(WIDTH, TOP + ROW * len(rows) + 4)
     gains = [timing.speedup or 0.0 for _, timing in rows]
     unit = (WIDTH - VALUE) / max(1.0, *gains)
-    plot.text(0, 14, shortened(shape, 50), weight="bold")
+    made.text(0, 14, shortened(shape, 50), weight="bold")
     for row, ((model, timing), gain) in enumerate(zip(rows, gains, strict=True)):
         y = TOP + row * ROW
-        plot.text(0, y + 10, shortened(model, 40), size=10)
-        plot.barh(y + 20, gain * unit, 10, color=QUANTIZED if gain >= 1 else ACCENT, lw=0)
+        made.text(0, y + 10, shortened(model, 40), size=10)
+        made.box(0, y + 15, gain * unit, 10, facecolor=QUANTIZED if gain >= 1 else ACCENT)
         low, high = _whisker(timing)
-        plot.plot([low * unit, high * unit], [y + 20, y + 20], color=INK, lw=1.2)
+        made.line([low * unit, high * unit], [y + 20, y + 20], color=INK, lw=1.2)
         words = f"{times(gain)} · {duration(timing.seconds)}"
         words += " · slower" if gain < 1 else ""
-        plot.text(max(gain, high) * unit + 6, y + 24, words, size=10)
-    plot.plot(
-        [unit, unit], [TOP - 6, TOP + ROW * len(rows)], color=RULE, lw=1.2, ls=(0, (3, 3)), zorder=0
-    )
-    plot.text(unit, TOP - 9, "1×", ha="center", size=9, color=FAINT)
+        made.text(max(gain, high) * unit + 6, y + 24, words, size=10)
+    made.line([unit, unit], [TOP - 6, TOP + ROW * len(rows)], color=RULE, lw=1.2, ls=(0, (3, 3)))
+    made.text(unit, TOP - 9, "1×", ha="center", size=9, color=FAINT)
     listed = "; ".join(
         f"{model}: {times(gain)}" for (model, _), gain in zip(rows, gains, strict=True)
     )
-    return to_svg(made, name, f"Speed over the reference, {shape}", listed + ".")
+    return to_svg(made.figure, name, f"Speed over the reference, {shape}", listed + ".")
 
 
 def _whisker(timing: Timing) -> tuple[float, float]:
