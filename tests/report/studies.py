@@ -254,7 +254,7 @@ def hostile():
 def odd_studies():
     """Name -> study: what a report must survive."""
     names = gpt_names(1)[1:4]
-    whole = study(3, names)
+    whole = study(2, names)
     return {
         "one model": study(1),
         "no measurements": changed(whole, measurements=()),
@@ -272,7 +272,7 @@ def odd_studies():
             resident_after_forward_bytes=None,
             peak_bytes=None,
         ),
-        "NaN metric": with_metric(with_metric(whole, 1, math.nan), 2, math.inf),
+        "NaN metric": with_metric(with_metric(study(3, names), 1, math.nan), 2, math.inf),
         "NaN reference": with_metric(whole, 0, math.nan),
         "encoder and decoder": study(2, SEQ2SEQ),
         "200 modules": study(2, [*gpt_names(40), *(f"extra_{i}" for i in range(40))]),

@@ -9,7 +9,6 @@ The same figure gives the same bytes; every id starts with the picture's own nam
 import io
 import re
 import warnings
-from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.transforms import Affine2D
+from numpy.typing import ArrayLike
 
 from lowbit.report.visible import visible
 
@@ -104,8 +104,8 @@ class Sheet:
         box = Rectangle((x, y), width, height, transform=self.pixels, **{"lw": 0, **style})
         self.figure.add_artist(box)
 
-    def line(self, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
-        self.figure.add_artist(Line2D(x, y, transform=self.pixels, **style))
+    def line(self, x: ArrayLike, y: ArrayLike, **style: Any) -> None:
+        self.figure.add_artist(Line2D(np.asarray(x), np.asarray(y), transform=self.pixels, **style))
 
     def area(self, points: np.ndarray, **style: Any) -> None:
         self.figure.add_artist(Polygon(points, transform=self.pixels, lw=0, **style))
