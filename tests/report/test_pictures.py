@@ -107,10 +107,10 @@ def test_what_a_map_has_no_room_for_is_counted():
 
 def test_all_maps_share_a_scale_of_what_is_known():
     assert scale([[module("a", decibel(12))], [module("a", decibel(38))]]) == (10.0, 40.0)
-    assert scale([[module("a", decibel(-3))]]) == (-5.0, 0.0)
+    assert scale([[module("a", decibel(-3))]]) == (-20.0, 0.0)
     assert scale([[module("a", None)], []]) is None
     assert scale([[module("a", math.nan)]]) is None
-    assert scale([[module("a", 0.0)]]) == (0.0, 5.0)
+    assert scale([[module("a", 0.0)]]) == (0.0, 20.0)
     assert {"10", "40 dB"} <= set(words(legend("s", (10.0, 40.0))))
 
 

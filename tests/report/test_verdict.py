@@ -128,6 +128,11 @@ def test_of_several_models_the_best_at_each_thing_is_named():
     assert "good has the best perplexity (49.9, +0.8 %)" in words
 
 
+def test_models_of_one_name_are_told_apart():
+    twins = record("m", MIB, (0.5,)), record("m", MIB, (3.0,))
+    assert "m is the fastest (3.0× as fast)" in overall_verdict(study(FLOAT, *twins))
+
+
 def test_overall_says_when_nothing_is_faster_or_measured():
     slow = [record(name, MIB, (0.5,)) for name in "ab"]
     assert "none is faster" in overall_verdict(study(FLOAT, *slow))

@@ -7,6 +7,7 @@ script but its own. Every value passes through `visible` and is then escaped by 
 import base64
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -16,14 +17,17 @@ from markupsafe import Markup
 from lowbit.evaluation.study import Study
 from lowbit.report import gallery, markdown, scoreboard, tables, verdict
 from lowbit.report.samples import side_by_side
-from lowbit.report.visible import visible
+from lowbit.report.visible import shortened, visible
 from lowbit.report.wording import UNMEASURED, plural, size
 
+# A model's name heads a column; a path may be far longer than one.
+LONGEST_NAME = 60
 SCRIPT, STYLE = "report.js", "report.css"
 
 
 def render_html(study: Study) -> str:
     """One page; the same study gives the same text."""
+    study = _headed(study)
     environment = _environment(finalize=_shown)
     script, style = _source(environment, SCRIPT), _source(environment, STYLE)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -42,11 +46,18 @@ def render_html(study: Study) -> str:
 
 def render_markdown(study: Study) -> str:
     """The same content; what the page draws, this says in tables or leaves to the page."""
+    study = _headed(study)
     environment = _environment(finalize=markdown.escape)
     environment.filters["fenced"] = markdown.fenced
     return environment.get_template("report.md.j2").render(
         **_content(study), errors=markdown.errors(study), standings=markdown.standings(study)
     )
+
+
+def _headed(study: Study) -> Study:
+    names = [shortened(model.name, LONGEST_NAME) for model in study.models]
+    models = (replace(m, name=name) for m, name in zip(study.models, names, strict=True))
+    return replace(study, models=tuple(models))
 
 
 def _content(study: Study) -> dict[str, Any]:

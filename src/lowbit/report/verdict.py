@@ -122,18 +122,16 @@ def _smallest(reference: ModelRecord, models: tuple[ModelRecord, ...]) -> str:
 
 
 def _fastest(models: tuple[ModelRecord, ...]) -> str:
-    """By the geometric mean over shapes; models timed on other shapes would not compare."""
-    timed = {model.name: speedups(model) for model in models if speedups(model)}
+    """By the geometric mean over the shapes of each."""
+    timed = [(model.name, gains) for model in models if (gains := speedups(model))]
     if not timed:
         return "speed was not compared"
-    means = {name: math.exp(sum(map(math.log, s)) / len(s)) for name, s in timed.items()}
-    name = max(means, key=lambda name: means[name])
-    mean = " on average" if len(timed[name]) > 1 else ""
-    if means[name] < 1 - ALIKE:
-        return (
-            f"none is faster ({name} comes nearest, {wording.times(means[name])} the speed{mean})"
-        )
-    return f"{name} is the fastest ({wording.times(means[name])} as fast{mean})"
+    means = [(math.exp(sum(map(math.log, gains)) / len(gains)), name) for name, gains in timed]
+    best, name = max(means, key=lambda entry: entry[0])
+    mean = " on average" if any(len(gains) > 1 for _, gains in timed) else ""
+    if best < 1 - ALIKE:
+        return f"none is faster ({name} comes nearest, {wording.times(best)} the speed{mean})"
+    return f"{name} is the fastest ({wording.times(best)} as fast{mean})"
 
 
 def _closest(study: Study) -> list[str]:

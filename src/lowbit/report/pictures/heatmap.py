@@ -32,7 +32,9 @@ CELL, LABEL, SMALL = 20.0, 118.0, 9.0
 ACROSS = 12  # layers side by side: more would leave cells too narrow for a number at 400 px
 MOST_ROWS = 40  # of one block, and of modules without a layer
 COLOURS = colormaps["viridis"]
+WIDEST = 34.0  # a cell
 STEP = 5  # the colour scale starts and ends on a multiple of this
+NARROWEST = 20  # dB from end to end: on a shorter scale noise would look like a pattern
 
 
 def scale(models: Sequence[Sequence[ModuleRecord]]) -> tuple[float, float] | None:
@@ -41,9 +43,9 @@ def scale(models: Sequence[Sequence[ModuleRecord]]) -> tuple[float, float] | Non
     known = [ratio for ratio in ratios if ratio is not None and math.isfinite(ratio)]
     if not known:
         exact = any(ratio == math.inf for ratio in ratios if ratio is not None)
-        return (0.0, float(STEP)) if exact else None
+        return (0.0, float(NARROWEST)) if exact else None
     low, high = STEP * math.floor(min(known) / STEP), STEP * math.ceil(max(known) / STEP)
-    return float(low), float(max(high, low + STEP))
+    return float(min(low, high - NARROWEST)), float(high)
 
 
 @drawing
@@ -133,7 +135,7 @@ def _block(
     ends: tuple[float, float],
 ) -> float:
     """Draw it below `y`, and return where it ends."""
-    wide = min((WIDTH - LABEL) / len(layers), 34.0)
+    wide = min((WIDTH - LABEL) / min(len(stack.layers), ACROSS), WIDEST)
     made.text(0, y + 15, shortened(stack.name or "layers", 40), color=FAINT, size=10)
     for column, layer in enumerate(layers):
         words = str(layer)

@@ -30,6 +30,7 @@ from lowbit.report.pictures.labels import Box, place_labels
 from lowbit.report.visible import shortened
 from lowbit.report.wording import number
 
+NARROWEST = 0.05  # of the metric's axis, as a share of its largest value
 HEIGHT = 300
 LEFT, TOP, BOTTOM, SIZE = 52, 32, 42, 10.0
 # Where largest and smallest size differ by more than this factor, the axis is logarithmic.
@@ -100,9 +101,10 @@ def tradeoff(name: str, metric: str, better: str, unit: str, points: Sequence[Po
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """With room around them, and never so near to each other that nothing looks like much."""
     low, high = min(values), max(values)
-    room = 0.14 * (high - low) or 0.1 * abs(high) or 1.0
-    return low - room, high + room
+    span = max(1.3 * (high - low), NARROWEST * max(abs(low), abs(high))) or 1.0
+    return (low + high - span) / 2, (low + high + span) / 2
 
 
 def _size_axis(plot: Axes, sizes: Sequence[float]) -> None:
