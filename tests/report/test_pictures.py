@@ -41,22 +41,19 @@ def decibel(value):
 
 
 def test_each_cell_stands_in_the_row_of_its_kind_and_the_column_of_its_layer():
-    # 10·layer + 1 dB for q, 10·layer + 2 for k: the number in a cell says where it belongs
+    # 10·layer + 1 dB for q and + 2 for k: the number in a cell says where it belongs
+    kinds = {1: "q", 2: "k"}
     modules = [
         module(f"enc.{layer}.{kind}", decibel(10 * layer + digit))
-        for layer in (0, 1, 2)
-        for digit, kind in ((1, "q"), (2, "k"))
+        for layer in (5, 3, 4)
+        for digit, kind in kinds.items()
     ]
-    found = texts(heatmap("m", "model", modules, (0.0, 30.0)))
-    at = {word: (x, y) for word, x, y in found}
-    for layer in (0, 1, 2):
-        for digit, kind in ((1, "q"), (2, "k")):
-            cell = at[str(10 * layer + digit) if layer else str(digit)]
-            if layer != 1 and layer != 2:  # 1 and 2 are also names of layers
-                continue
-            assert abs(cell[0] - at[str(10 * layer + 1)][0]) <= 0.01
-            assert abs(cell[1] - at[kind][1]) <= 3
-    assert at["11"][0] < at["21"][0] and at["q"][1] < at["k"][1]
+    at = {word: (x, y) for word, x, y in texts(heatmap("m", "model", modules, (0.0, 60.0)))}
+    for layer in (3, 4, 5):
+        for digit, kind in kinds.items():
+            x, y = at[str(10 * layer + digit)]
+            assert abs(x - at[str(layer)][0]) <= 1 and abs(y - at[kind][1]) <= 3
+    assert at["3"][0] < at["4"][0] < at["5"][0] and at["q"][1] < at["k"][1]
 
 
 def test_kept_unknown_exact_and_missing_cells_differ():
@@ -138,20 +135,21 @@ def test_better_is_up_and_smaller_is_left(better):
     points = [Point(n, s, v, n == "best") for n, s, v in zip(
         ("best", "middle", "worst"), (32.0, 8.0, 2.0), values, strict=True)]  # fmt: skip
     svg = tradeoff("t", "metric", better, "bits per weight", points)
-    spots = {m[0]: m for m in _markers(svg)}
+    spots = sorted(_markers(svg))
     assert len(spots) == 3
-    ys = [y for _, _, y in sorted(_markers(svg))]
-    assert ys == sorted(ys, reverse=True), "larger is better here, so y falls from left to right"
+    # The larger is the better here, and y counts down the page.
+    ys = [y for _, y in spots]
+    assert ys == sorted(ys, reverse=True)
     assert {"best", "middle", "worst"} <= set(words(svg))
     assert "On the frontier: worst, middle, best." in svg
 
 
 def _markers(svg):
-    """(x, x, y) of each point: what <use> places that is no tick."""
-    root = ElementTree.fromstring(svg)
-    marks = [u for u in root.iter("use") if "var(--quantized)" in u.get("style", "")
-             or "var(--paper)" in u.get("style", "")]  # fmt: skip
-    return [(float(u.get("x")), float(u.get("x")), float(u.get("y"))) for u in marks]
+    """(x, y) of each point: what <use> places in the colours of points, not of ticks."""
+    marks = ElementTree.fromstring(svg).iter("use")
+    fills = "fill: var(--quantized)", "fill: var(--paper)"
+    found = [use for use in marks if any(fill in use.get("style", "") for fill in fills)]
+    return [(float(use.get("x")), float(use.get("y"))) for use in found]
 
 
 def test_a_model_off_the_scale_is_shown_with_its_value():

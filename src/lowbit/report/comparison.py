@@ -123,6 +123,11 @@ def shapes(study: Study) -> dict[Shape, list[Timing | None]]:
     return found
 
 
+def deciding(measurements: list[Measurement | None]) -> str | None:
+    """The metric that decides: the first of the first model that has any."""
+    return next((m.main_metric for m in measurements if m and m.metrics), None)
+
+
 def metric_names(measurements: list[Measurement | None]) -> list[str]:
     """The metrics that any of them has, in the order of the first that names each."""
     return list(dict.fromkeys(name for m in measurements if m for name in m.metrics))

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lowbit.evaluation.study import Histogram, ModelRecord, Study
-from lowbit.report.comparison import shapes, tasks
+from lowbit.report.comparison import deciding, shapes, tasks
 from lowbit.report.pictures import heatmap, histograms, speed, tradeoff
 from lowbit.report.places import evenly
 from lowbit.report.wording import MEBI
@@ -90,26 +90,23 @@ def maps(study: Study) -> Maps | None:
 
 
 def tradeoffs(study: Study) -> list[Tradeoff]:
-    """One for each task that at least two models finished."""
+    """One for each task whose deciding metric at least two models have."""
     found: list[Tradeoff] = []
     for task, measured in tasks(study).items():
-        metrics = [m.metrics[m.main_metric] if m and m.metrics else None for m in measured]
-        known = [i for i, metric in enumerate(metrics) if metric and math.isfinite(metric.value)]
-        if len(known) < 2:
+        metric = deciding(measured)
+        known = {
+            i: m.metrics[metric]
+            for i, m in enumerate(measured)
+            if m and metric in m.metrics and math.isfinite(m.metrics[metric].value)
+        }
+        if metric is None or len(known) < 2:
             continue
-        first = measured[known[0]]
-        assert first is not None
-        metric, better = first.main_metric, first.metrics[first.main_metric].better
+        better = next(iter(known.values())).better
         pictures = []
         for unit, label in (("bits", "bits per weight"), ("bytes", "stored MiB")):
             points = [
-                tradeoff.Point(
-                    study.models[i].name,
-                    _size(study.models[i], unit),
-                    metrics[i].value,  # type: ignore[union-attr]
-                    i == 0,
-                )
-                for i in known
+                tradeoff.Point(study.models[i].name, _size(study.models[i], unit), m.value, i == 0)
+                for i, m in known.items()
             ]
             name = f"tradeoff-{len(found)}-{unit}"
             pictures.append(tradeoff.tradeoff(name, metric, better, label, points))

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lowbit.evaluation.study import ModelRecord, Study
-from lowbit.report.comparison import tasks
+from lowbit.report.comparison import deciding, tasks
 from lowbit.report.frontier import frontier
 from lowbit.report.places import place
 from lowbit.report.visible import visible
@@ -63,10 +63,11 @@ def standings(study: Study) -> list[tuple[str, list[Standing]]]:
     """(metric and task, models by rising size): the trade-off as a table."""
     found = []
     for task, measured in tasks(study).items():
+        metric = deciding(measured)
         known = [
-            (model, m.metrics[m.main_metric])
+            (model, m.metrics[metric])
             for model, m in zip(study.models, measured, strict=True)
-            if m and m.metrics and math.isfinite(m.metrics[m.main_metric].value)
+            if m and metric in m.metrics and math.isfinite(m.metrics[metric].value)
         ]
         if len(known) < 2:
             continue
@@ -75,8 +76,7 @@ def standings(study: Study) -> list[tuple[str, list[Standing]]]:
         sign = 1 if better == "higher" else -1
         on = frontier([m.stored_bytes for m, _ in known], [sign * v.value for _, v in known])
         rows = [_standing(m, v.value, i in on) for i, (m, v) in enumerate(known)]
-        name = next(m.main_metric for m in measured if m and m.metrics)
-        found.append((f"{name} of {task.name} ({better} is better)", rows))
+        found.append((f"{metric} of {task.name} ({better} is better)", rows))
     return found
 
 

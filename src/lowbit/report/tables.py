@@ -141,7 +141,7 @@ def _against(before: float | None, after: float | None, index: int) -> tuple[str
 
 
 def _times(shape: Shape, timings: list[Timing | None]) -> Iterator[Row]:
-    yield Row(shape.label, "seconds", tuple(_seconds(timing) for timing in timings))
+    yield Row(shape.label, "time", tuple(_seconds(timing) for timing in timings))
     rates = [Cell() if t is None else Cell(_rate(t)) for t in timings]
     yield Row(shape.label, "tokens per second", tuple(rates))
 
