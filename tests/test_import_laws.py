@@ -12,6 +12,7 @@ ONLY = {
     "lowbit.schemes": {"lowbit.schemes", "lowbit.formats", "lowbit.packing", "lowbit.errors"},
     "lowbit.nn": {"lowbit.nn", "lowbit.formats", "lowbit.kernels", "lowbit.errors"},
     "lowbit.formats": {"lowbit.formats", "lowbit.packing", "lowbit.errors"},
+    "lowbit.report": {"lowbit.report", "lowbit.evaluation.study", "lowbit.errors"},
 }
 NEVER = {"lowbit.kernels": {"lowbit.schemes", "lowbit.nn", "lowbit.convert", "lowbit.hub"}}
 COMMAND_LINE = {"lowbit.cli", "lowbit.__main__"}

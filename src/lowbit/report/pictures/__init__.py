@@ -1,0 +1,1 @@
+"""The pictures of the report: data in, SVG text out."""
