@@ -9,10 +9,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lowbit.cli.compare import compare
 from lowbit.cli.demo import demo
 from lowbit.cli.eval import eval
 from lowbit.cli.inspect import inspect
 from lowbit.cli.quantize import quantize
+from lowbit.cli.report import report
 from lowbit.cli.train import train
 from lowbit.errors import LowbitError
 
@@ -24,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quantize, inspect, eval, train, demo):
+for verb in (quantize, inspect, eval, report, compare, train, demo):
     app.command()(verb)
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from rich.console import Console
 
 from lowbit.evaluation.study import Study
-from lowbit.report import verdicts
+from lowbit.report.verdict import model_verdict, overall_verdict
 
 
 def say_written(study: Study, paths: Sequence[Path]) -> None:
     """The verdicts, and where to read more."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    for sentence in verdicts(study):
-        console.print(sentence)
+    console.print(overall_verdict(study))
+    for index in range(1, len(study.models)):
+        console.print(f"  {model_verdict(study, index)}")
     for path in paths:
         console.print(f"written: {path}")
