@@ -42,7 +42,7 @@ struct Weight {
   bool half_scale;
 
   lowbit::Linear linear(uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y, int64_t rows,
-                        int digits) const {
+                        int digits, lowbit::Nonlinearity nonlinearity) const {
     return {form,
             pointer<const float>(x),
             pointer<const uint8_t>(codes),
@@ -54,7 +54,8 @@ struct Weight {
             rows,
             planes,
             digits,
-            half_scale};
+            half_scale,
+            nonlinearity};
   }
 
   void decode(uintptr_t codes, uintptr_t rows, int64_t count, uintptr_t out) const {
@@ -72,15 +73,42 @@ struct Weight {
   }
 };
 
+// One layer of a call: what differs between layers that share their activations.
+struct Layer {
+  Weight weight;
+  lowbit::Nonlinearity nonlinearity;
+  lowbit::StaticScale input;
+
+  lowbit::Linear linear(uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y, int64_t rows,
+                        int digits) const {
+    lowbit::Linear op = weight.linear(x, codes, bias, y, rows, digits, nonlinearity);
+    op.input = input;
+    return op;
+  }
+};
+
 // A path of the linear layer, found by name once.
 struct LinearPath {
-  void (*run)(const lowbit::Linear&);
+  void (*run)(const lowbit::Linear*, int);
 
   explicit LinearPath(std::string_view name) : run(lowbit::find_path(lowbit::linear_paths, name)) {}
 
-  void operator()(const Weight& weight, uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y,
+  void operator()(const Layer& layer, uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y,
                   int64_t rows, int digits) const {
-    run(weight.linear(x, codes, bias, y, rows, digits));
+    const lowbit::Linear op = layer.linear(x, codes, bias, y, rows, digits);
+    run(&op, 1);
+  }
+
+  // Layers of as many inputs and as wide groups, over the same x. `places` holds the addresses of
+  // codes, bias and y of one after the other.
+  void together(const std::vector<const Layer*>& layers, uintptr_t x,
+                const std::vector<uintptr_t>& places, int64_t rows, int digits) const {
+    std::vector<lowbit::Linear> ops;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const uintptr_t* at = &places[3 * i];
+      ops.push_back(layers[i]->linear(x, at[0], at[1], at[2], rows, digits));
+    }
+    run(ops.data(), static_cast<int>(ops.size()));
   }
 };
 
@@ -126,8 +154,24 @@ NB_MODULE(_native, m) {
           "form"_a, "scale"_a, "zero_point"_a, "offset"_a, "planes"_a, "half_scale"_a)
       .def("decode", &Weight::decode, "codes"_a, "rows"_a, "count"_a, "out"_a, without_gil);
 
+  nb::enum_<lowbit::Nonlinearity>(m, "Nonlinearity")
+      .value("identity", lowbit::Nonlinearity::identity)
+      .value("gelu", lowbit::Nonlinearity::gelu)
+      .value("gelu_tanh", lowbit::Nonlinearity::gelu_tanh)
+      .value("relu", lowbit::Nonlinearity::relu)
+      .value("silu", lowbit::Nonlinearity::silu);
+  nb::class_<Layer>(m, "Layer")
+      .def(
+          "__init__",
+          [](Layer* layer, const Weight& weight, lowbit::Nonlinearity nonlinearity, float scale,
+             int zero_point, int lowest) {
+            new (layer) Layer{weight, nonlinearity, {scale, zero_point, lowest}};
+          },
+          "weight"_a, "nonlinearity"_a, "scale"_a, "zero_point"_a, "lowest"_a);
   nb::class_<LinearPath>(m, "LinearPath")
       .def(nb::init<std::string_view>(), "name"_a)
-      .def("__call__", &LinearPath::operator(), "weight"_a, "x"_a, "codes"_a, "bias"_a, "y"_a,
-           "rows"_a, "digits"_a, without_gil);
+      .def("__call__", &LinearPath::operator(), "layer"_a, "x"_a, "codes"_a, "bias"_a, "y"_a,
+           "rows"_a, "digits"_a, without_gil)
+      .def("together", &LinearPath::together, "layers"_a, "x"_a, "places"_a, "rows"_a, "digits"_a,
+           without_gil);
 }

@@ -45,6 +45,8 @@ struct Isa {
     return _mm512_maskz_cvtph_ps(0xffff,
                                  _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
   }
+
+  static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 };
 
 }  // namespace

@@ -1,13 +1,19 @@
 // A linear layer over codes in lanes (lanes.h), with activations of int8 codes:
 //
-//   affine   y[m,n] = sum_g sx s[n,g] sum_k cx (q[n,k] - z[n,g])                        + bias[n]
-//   binary   y[m,n] = sum_g sx (sum_i alpha[n,g,i] sum_k cx b[i,n,k] + o[n,g] sum_k cx) + bias[n]
+//   affine   y[m,n] = f(sum_g sx s[n,g] sum_k cx (q[n,k] - z[n,g])                        + bias[n])
+//   binary   y[m,n] = f(sum_g sx (sum_i alpha[n,g,i] sum_k cx b[i,n,k] + o[n,g] sum_k cx) + bias[n])
+//
+// with f the identity or a nonlinearity (nonlinearity.inl).
 //
 // The inner sums are wrapping 32-bit integers, exact as long as the result fits; everything after
 // them is float32, each operation rounded once, groups (and planes) in order. Activations come in
 // one of two kinds:
 //
-//   digits 1   dynamic: cx and sx[m,g] are what quantize_rows gives for the group
+//   digits 1   dynamic: cx and sx[m,g] are what quantize_rows gives for the group;
+//              static, where input.scale > 0: cx = rint(x / scale) + zero_point between lowest and
+//              127, and sx = scale for all of x. What the zero point adds to the sums,
+//              sx zero_point sum_k w[n,k], is the same for every token: the caller takes it off
+//              the bias.
 //   digits 4   float: x is a fixed-point number of 32 bits, a quarter of whose range is left for
 //              carries, x = sx (c0 + 2^8 c1 + 2^16 c2 + 2^24 c3) with sx[m,g] the power of two
 //              that makes the group's largest |x| less than 2^30 sx. Each digit is a row of
@@ -27,6 +33,13 @@
 
 namespace lowbit {
 
+struct StaticScale {
+  float scale = 0;  // 0: there is none
+  int zero_point = 0, lowest = -127;
+};
+
+enum class Nonlinearity { identity, gelu, gelu_tanh, relu, silu };
+
 struct Linear {
   Lanes form;
   const float* x;             // [rows, inputs]
@@ -40,25 +53,29 @@ struct Linear {
   int planes;       // binary: the first so many are used; affine: 1
   int digits;       // 1 or 4
   bool half_scale;  // s, alpha and o are float16, not float32
+  Nonlinearity nonlinearity;
+  StaticScale input = {};
 };
 
+// A path takes several layers at once where they have x, rows, inputs, group and digits in common:
+// their activations are quantized once.
 namespace scalar {
-void linear(const Linear&);
+void linear(const Linear* ops, int count);
 }
 namespace avx2 {
-void linear(const Linear&);
+void linear(const Linear* ops, int count);
 }
 namespace avxvnni {
-void linear(const Linear&);
+void linear(const Linear* ops, int count);
 }
 namespace avx512vnni {
-void linear(const Linear&);
+void linear(const Linear* ops, int count);
 }
 namespace amx {
-void linear(const Linear&);
+void linear(const Linear* ops, int count);
 }
 
-inline constexpr Path<void(const Linear&)> linear_paths[] = {
+inline constexpr Path<void(const Linear* ops, int count)> linear_paths[] = {
     {"scalar", "", scalar::linear},
 #ifdef LOWBIT_X86
     {"avx2", "avx2", avx2::linear},

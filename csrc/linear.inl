@@ -15,11 +15,13 @@
 //     // acc + the products of four unsigned codes a lane with the four activations at `four`.
 //     static Ints dot(Ints acc, Words codes, const int8_t* four);
 //     static Floats widen(const uint16_t* half);  // float16, as many as there are lanes
+//     static Floats fma(Floats a, Floats b, Floats c);  // a b + c, rounded once
 //   };
 //
 // Nothing from the standard library is called here (see quantize_rows.inl).
 
 #include "linear_schedule.h"
+#include "nonlinearity.inl"
 #include "quantize_group.inl"
 
 namespace lowbit::LOWBIT_ISA {
@@ -71,35 +73,46 @@ Words codes_of_step(const uint8_t* block, int s, int part) {
   return codes;
 }
 
-// An affine weight has one term, the codes; a binary one a term for each plane: `term_bytes` is
-// how far its field is from the next one's.
+// How codes are read, and what the sums over a group are worth. An affine weight has one term, the
+// codes; a binary one a term for each plane: `term_bytes` is how far its field is from the next
+// one's. `centred` sums are those of q - z, or of -1 and 1; others those of q, or of 0 and 1.
 template <int bits_>
 struct Affine {
   static constexpr bool binary = false;
   static constexpr int bits = bits_, terms = 1;
   static constexpr int64_t term_bytes = 0;
 
-  static void zero_points(const Linear& op, int64_t group, int part, Ints& z) {
-    z = Ints{} + (1 << (bits - 1));
-    if (!op.zero_point) return;
+  static Words zero_points(const Linear& op, int64_t group, int part) {
+    Words z = Words{} + (1 << (bits - 1));
+    if (!op.zero_point) return z;
     const uint8_t* at = op.zero_point + group * panel_rows + part * lanes;
     for (int i = 0; i < lanes; ++i) z[i] = at[i];
+    return z;
   }
 
-  template <int R>
-  static void add(const Linear& op, const Activations& a, const int64_t (&at)[R], int64_t group,
-                  const Ints (&sum)[terms][R][parts], Floats (&acc)[R][parts]) {
-    for (int p = 0; p < parts; ++p) {
-      Ints z;
-      zero_points(op, group, p, z);
-      const Floats s = load_scales(op.scale, op.half_scale, group * panel_rows + p * lanes);
-      for (int r = 0; r < R; ++r) {
-        const Words exact = reinterpret_cast<Words>(sum[0][r][p]) -
-                            reinterpret_cast<Words>(z) * static_cast<uint32_t>(a.sums[at[r]]);
-        acc[r][p] += floats_of(exact) * (a.scales[at[r]] * s);
-      }
+  // Of one group, for the lanes of a part.
+  template <bool centred>
+  struct Parameters {
+    Floats s;
+    Words z{};
+    const bool same_zero;  // for all rows: costs no product per lane
+
+    Parameters(const Linear& op, int64_t group, int part)
+        : s(load_scales(op.scale, op.half_scale, group * panel_rows + part * lanes)),
+          same_zero(!op.zero_point) {
+      if constexpr (!centred) z = zero_points(op, group, part);
     }
-  }
+
+    // `sums[i]` of term i; sx and the sum of the codes are the activations'.
+    Floats value(const Words (&sums)[terms], float sx, int32_t row_sum) const {
+      Words exact = sums[0];
+      if constexpr (!centred) {
+        const auto sum = static_cast<uint32_t>(row_sum);
+        exact -= same_zero ? Words{} + (sum << (bits - 1)) : z * sum;
+      }
+      return floats_of(exact) * (sx * s);
+    }
+  };
 };
 
 template <int planes>
@@ -108,27 +121,31 @@ struct Binary {
   static constexpr int bits = 1, terms = planes;
   static constexpr int64_t term_bytes = vector_bytes;
 
-  template <int R>
-  static void add(const Linear& op, const Activations& a, const int64_t (&at)[R], int64_t group,
-                  const Ints (&sum)[terms][R][parts], Floats (&acc)[R][parts]) {
-    for (int p = 0; p < parts; ++p) {
-      Floats part[R] = {};
+  template <bool centred>
+  struct Parameters {
+    Floats alpha[planes], o{};
+    const bool has_offset;
+
+    Parameters(const Linear& op, int64_t group, int part) : has_offset(op.offset) {
       for (int i = 0; i < planes; ++i) {
-        const Floats alpha = load_scales(op.scale, op.half_scale,
-                                         (group * planes + i) * panel_rows + p * lanes);
-        for (int r = 0; r < R; ++r) {
-          const Words exact = 2 * reinterpret_cast<Words>(sum[i][r][p]) -
-                              static_cast<uint32_t>(a.sums[at[r]]);
-          part[r] += floats_of(exact) * alpha;
-        }
+        const int64_t at = (group * planes + i) * panel_rows + part * lanes;
+        alpha[i] = load_scales(op.scale, op.half_scale, at);
       }
-      if (op.offset) {
-        const Floats o = load_scales(op.offset, op.half_scale, group * panel_rows + p * lanes);
-        for (int r = 0; r < R; ++r) part[r] += static_cast<float>(a.sums[at[r]]) * o;
+      if (has_offset) {
+        o = load_scales(op.offset, op.half_scale, group * panel_rows + part * lanes);
       }
-      for (int r = 0; r < R; ++r) acc[r][p] += part[r] * a.scales[at[r]];
     }
-  }
+
+    Floats value(const Words (&sums)[terms], float sx, int32_t row_sum) const {
+      Floats part{};
+      for (int i = 0; i < planes; ++i) {
+        const auto exact = centred ? sums[i] : 2 * sums[i] - static_cast<uint32_t>(row_sum);
+        part += floats_of(exact) * alpha[i];
+      }
+      if (has_offset) part += static_cast<float>(row_sum) * o;
+      return part * sx;
+    }
+  };
 };
 
 // acc = the panel's sum of all groups for R rows of codes from `row` on.
@@ -159,25 +176,34 @@ void sum_panel(const Linear& op, const Activations& a, int64_t row, int64_t pane
       }
       x += block_inputs * Isa::bytes_per_input;
     }
-    int64_t at[R];
-    for (int r = 0; r < R; ++r) at[r] = (row + r) * groups + g;
-    Codes::template add<R>(op, a, at, panel * groups + g, sum, acc);
+    for (int p = 0; p < parts; ++p) {
+      const typename Codes::template Parameters<false> group(op, panel * groups + g, p);
+      for (int r = 0; r < R; ++r) {
+        Words sums[Codes::terms];
+        for (int i = 0; i < Codes::terms; ++i) sums[i] = reinterpret_cast<Words>(sum[i][r][p]);
+        const int64_t at = (row + r) * groups + g;
+        acc[r][p] += group.value(sums, a.scales[at], a.sums[at]);
+      }
+    }
   }
 }
 
 // y of one token and panel from the sums of its digits: smallest first, then the bias. Adding a
 // bias of zero also makes -0 the 0 that a sum from zero would have been.
 [[gnu::noinline]] void finish(const Linear& op, const Floats* digits, int64_t m, int64_t panel) {
-  alignas(64) float sum[panel_rows];
+  const int64_t first = panel * panel_rows, left = op.form.outputs - first;
+  const int64_t n = left < panel_rows ? left : panel_rows;
+  alignas(64) float sum[panel_rows], bias[panel_rows] = {};
+  for (int64_t i = 0; op.bias && i < n; ++i) bias[i] = op.bias[first + i];
   for (int p = 0; p < parts; ++p) {
     Floats total = digits[p];
     for (int d = 1; d < op.digits; ++d) total += digits[d * parts + p];
+    total += load<Floats>(bias + p * lanes);
     __builtin_memcpy(sum + p * lanes, &total, sizeof total);
   }
-  const int64_t first = panel * panel_rows, left = op.form.outputs - first;
+  apply(op.nonlinearity, sum, 1, panel_rows, panel_rows);
   float* y = op.y + m * op.form.outputs + first;
-  const int64_t n = left < panel_rows ? left : panel_rows;
-  for (int64_t i = 0; i < n; ++i) y[i] = sum[i] + (op.bias ? op.bias[first + i] : 0.0f);
+  for (int64_t i = 0; i < n; ++i) y[i] = sum[i];
 }
 
 template <class Codes, int R>
@@ -249,13 +275,18 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
       const float* x = op.x + m * op.form.inputs + g * op.form.group;
       const int64_t inputs = op.form.group_inputs(g), end = padded(inputs, group_padding);
       const bool fixed = op.digits == 4;
-      const GroupScale s = fixed ? fixed_point_scale(x, inputs) : group_scale(x, inputs);
+      const bool is_static = op.input.scale > 0.0f;
+      const GroupScale s = fixed       ? fixed_point_scale(x, inputs)
+                           : is_static ? static_group_scale(x, inputs, op.input.scale)
+                                       : group_scale(x, inputs);
       int32_t sums[4] = {};
       for (int64_t k = 0; k < end; k += piece_size) {
         const int64_t n = end - k < piece_size ? end - k : piece_size;
         const int64_t real = inputs - k < n ? inputs - k : n;
         if (fixed) {
           encode_digits(x + k, real, s.inv, digits);
+        } else if (is_static) {
+          encode_static(x + k, piece[0], real, s.inv, op.input);
         } else {
           encode(x + k, piece[0], real, s.inv);
         }

@@ -78,9 +78,7 @@ void decode_group(const Linear& op, const uint8_t* block, int64_t blocks, int64_
                   uint8_t* tiles) {
   Words zero = Words{} + 0x01010101u;
   if constexpr (!Codes::binary) {
-    Ints z;
-    Codes::zero_points(op, group, 0, z);
-    zero = reinterpret_cast<Words>(z) * 0x01010101u;
+    zero = Codes::zero_points(op, group, 0) * 0x01010101u;
   }
   block += term * Codes::term_bytes;
   for (int64_t b = 0; b < blocks; ++b, block += op.form.block_bytes()) {
@@ -94,52 +92,24 @@ void decode_group(const Linear& op, const uint8_t* block, int64_t blocks, int64_
   }
 }
 
-// What the sums of one group are worth, for P panels from `panel` on.
-template <class Codes, int P>
-struct Epilogue {
-  const Linear& op;
-  const Activations& a;
-  const int64_t panel, g, groups = op.form.groups();
-
-  // value(row, p) for rows of codes from `row` on goes to put(i, p, value); sums[terms][32][P][16].
-  template <class Put>
-  void each(const int32_t* sums, int64_t row, int64_t rows, const Put& put) const {
-    for (int p = 0; p < P; ++p) {
-      const int64_t group = (panel + p) * groups + g;
-      Floats s[Codes::terms], o{};
-      Ints z{};
+// What the sums of one group are worth, sums[terms][32][P][16] for rows of codes from `row` on and P
+// panels from `panel` on: put(i, p, value) for each row i of them.
+template <class Codes, int P, class Put>
+void each_value(const Linear& op, const Activations& a, const int32_t* sums, int64_t row,
+                int64_t rows, int64_t panel, int64_t g, const Put& put) {
+  const int64_t groups = op.form.groups();
+  for (int p = 0; p < P; ++p) {
+    const typename Codes::template Parameters<centred<Codes>> group(op, (panel + p) * groups + g, 0);
+    for (int64_t r = 0; r < rows; ++r) {
+      Words of_terms[Codes::terms];
       for (int i = 0; i < Codes::terms; ++i) {
-        s[i] = load_scales(op.scale, op.half_scale, (group * Codes::terms + i) * panel_rows);
+        of_terms[i] = load<Words>(sums + ((i * block_rows + r) * P + p) * panel_rows);
       }
-      if (op.offset) o = load_scales(op.offset, op.half_scale, group * panel_rows);
-      if constexpr (!centred<Codes>) Codes::zero_points(op, group, 0, z);
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t at = (row + r) * groups + g;
-        put(r, p, value(sums + (r * P + p) * panel_rows, a.scales[at], a.sums[at], s, z, o));
-      }
+      const int64_t at = (row + r) * groups + g;
+      put(r, p, group.value(of_terms, a.scales[at], a.sums[at]));
     }
   }
-
-  Floats value(const int32_t* sums, float scale, int32_t row_sum, const Floats (&s)[Codes::terms],
-               Ints z, Floats o) const {
-    if constexpr (Codes::binary) {
-      Floats part{};
-      for (int i = 0; i < Codes::terms; ++i) {
-        part += floats_of(load<Words>(sums + i * block_rows * P * panel_rows)) * s[i];
-      }
-      if (op.offset) part += static_cast<float>(row_sum) * o;
-      return part * scale;
-    } else {
-      Words exact = load<Words>(sums);
-      if constexpr (!centred<Codes>) {
-        // A zero point of all rows costs no product per lane.
-        const auto sum = static_cast<uint32_t>(row_sum);
-        exact -= op.zero_point ? reinterpret_cast<Words>(z) * sum : Words{} + 128 * sum;
-      }
-      return floats_of(exact) * (scale * s[0]);
-    }
-  }
-};
+}
 
 template <class Codes, int P>
 void multiply_panels(const Linear& op, const Activations& a, int64_t first, int64_t last,
@@ -177,7 +147,6 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
         }
       }
     }
-    const Epilogue<Codes, P> epilogue{op, a, panel, g};
     for (int64_t row = first; row < last; row += block_rows) {
       alignas(64) int32_t sums[Codes::terms][block_rows * P * panel_rows];
       const int64_t rows = last - row < block_rows ? last - row : block_rows;
@@ -188,17 +157,21 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
         sum(at, tile_rows * a.padded_inputs, w + i * term_stride, panel_stride, tiles, sums[i]);
       }
       if (to_y) {
-        epilogue.each(sums[0], row, rows, [&](int64_t r, int p, Floats value) {
+        float* block = y + row * form.outputs;
+        const auto put = [&](int64_t r, int p, Floats value) {
           value += bias[p];
-          __builtin_memcpy(y + (row + r) * form.outputs + p * panel_rows, &value, sizeof value);
-        });
+          __builtin_memcpy(block + r * form.outputs + p * panel_rows, &value, sizeof value);
+        };
+        each_value<Codes, P>(op, a, sums[0], row, rows, panel, g, put);
+        apply(op.nonlinearity, block, rows, P * panel_rows, form.outputs);
         continue;
       }
       Floats* to = acc + row - first;
-      epilogue.each(sums[0], row, rows, [&](int64_t r, int p, Floats value) {
+      const auto put = [&](int64_t r, int p, Floats value) {
         Floats& sum = to[p * acc_stride + r];
         sum = g == 0 ? value : sum + value;
-      });
+      };
+      each_value<Codes, P>(op, a, sums[0], row, rows, panel, g, put);
       if (g < groups - 1) continue;
       for (int p = 0; p < P; ++p) {
         for (int64_t r = 0; r < rows; r += op.digits) {
@@ -241,8 +214,8 @@ const Product& many_rows(const Linear& op) {
 
 }  // namespace
 
-void linear(const Linear& op) {
-  run(op, op.rows * op.digits <= Isa::max_rows ? few_rows(op) : many_rows(op));
+void linear(const Linear* ops, int count) {
+  run(ops, count, ops->rows * ops->digits <= Isa::max_rows ? few_rows : many_rows);
 }
 
 }  // namespace lowbit::amx

@@ -52,6 +52,8 @@ struct Isa {
   static Floats widen(const uint16_t* half) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));
   }
+
+  static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 };
 
 }  // namespace
@@ -61,6 +63,6 @@ struct Isa {
 
 namespace lowbit::avx2 {
 
-void linear(const Linear& op) { run(op, few_rows(op)); }
+void linear(const Linear* ops, int count) { run(ops, count, few_rows); }
 
 }  // namespace lowbit::avx2

@@ -4,6 +4,6 @@
 
 namespace lowbit::avx512vnni {
 
-void linear(const Linear& op) { run(op, few_rows(op)); }
+void linear(const Linear* ops, int count) { run(ops, count, few_rows); }
 
 }  // namespace lowbit::avx512vnni

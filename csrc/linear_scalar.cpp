@@ -35,6 +35,11 @@ struct Isa {
     for (int i = 0; i < 4; ++i) v[i] = float_of_half(half[i]);
     return v;
   }
+
+  static Floats fma(Floats a, Floats b, Floats c) {
+    for (int i = 0; i < 4; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+  }
 };
 
 }  // namespace
@@ -44,6 +49,6 @@ struct Isa {
 
 namespace lowbit::scalar {
 
-void linear(const Linear& op) { run(op, few_rows(op)); }
+void linear(const Linear* ops, int count) { run(ops, count, few_rows); }
 
 }  // namespace lowbit::scalar

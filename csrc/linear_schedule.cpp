@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 #include <thread>
+#include <vector>
 
 #include "parallel.h"
 
@@ -61,33 +62,59 @@ int64_t padded_inputs(const Lanes& form, const Product& product) {
          padded(form.group_inputs(last), product.group_padding);
 }
 
+// One layer's part in the tasks of a chunk.
+struct Layer {
+  Linear op;
+  const Product* product;
+  int64_t panels_per_multiply, multiplies;
+
+  Layer(const Linear& op, const Product& product) : op(op), product(&product) {
+    const int64_t rows = std::min(op.rows * op.digits, max_chunk_rows);
+    const int64_t task_panels = divided(bytes_per_task, op.form.panel_bytes() * rows + 1);
+    panels_per_multiply = padded(std::clamp<int64_t>(task_panels, 1, 64), product.panels);
+    multiplies = divided(op.form.panels(), panels_per_multiply);
+  }
+
+  // Roughly, on one core.
+  int64_t ns() const {
+    const int64_t weights = op.form.outputs * op.form.inputs;
+    return weights * op.form.bits / 8 / weight_bytes_per_ns +
+           op.rows * op.digits * (weights * op.planes / product->macs_per_ns);
+  }
+};
+
 struct Tasks {
-  const Linear& op;
-  const Product& product;
+  const std::vector<Layer>& layers;
   const Activations& a;
-  const int64_t chunk_rows, rows_per_quantize, panels_per_multiply;
+  const int64_t chunk_rows, rows_per_quantize, multiplies;  // the last for all layers together
   const int64_t quantizes = divided(chunk_rows, rows_per_quantize);  // per chunk
-  const int64_t multiplies = divided(op.form.panels(), panels_per_multiply);
-  const int64_t count = divided(op.rows, chunk_rows) * (quantizes + multiplies);
+  const int64_t count = divided(layers[0].op.rows, chunk_rows) * (quantizes + multiplies);
   std::atomic<int64_t> next = 0;
   std::atomic<bool> out_of_memory = false;
   std::atomic<int64_t> quantized[max_chunks] = {};
 
   void take_until_done() {
+    const Layer& any = layers[0];
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
       const int64_t chunk = task / (quantizes + multiplies), part = task % (quantizes + multiplies);
-      const int64_t first = chunk * chunk_rows, last = std::min(op.rows, first + chunk_rows);
+      const int64_t first = chunk * chunk_rows, last = std::min(any.op.rows, first + chunk_rows);
       if (part < quantizes) {
         const int64_t from = first + part * rows_per_quantize;
-        product.quantize(op, a, from, std::min(last, from + rows_per_quantize));
+        any.product->quantize(any.op, a, from, std::min(last, from + rows_per_quantize));
         quantized[chunk].fetch_add(1, std::memory_order_release);
       } else {
         wait_for(quantized[chunk]);
-        const int64_t panel = (part - quantizes) * panels_per_multiply;
-        product.multiply(op, a, first, last, panel,
-                         std::min(op.form.panels(), panel + panels_per_multiply));
+        multiply(part - quantizes, first, last);
       }
     }
+  }
+
+  void multiply(int64_t number, int64_t first, int64_t last) const {
+    const Layer* layer = layers.data();
+    for (; number >= layer->multiplies; ++layer) number -= layer->multiplies;
+    const int64_t panel = number * layer->panels_per_multiply;
+    layer->product->multiply(layer->op, a, first, last, panel,
+                             std::min(layer->op.form.panels(), panel + layer->panels_per_multiply));
   }
 
   void wait_for(const std::atomic<int64_t>& done) const {
@@ -98,7 +125,9 @@ struct Tasks {
   }
 };
 
-void run_part(const Linear& op, const Product& product, int64_t chunk_rows) {
+void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
+  const Linear& op = layers[0].op;
+  const Product& product = *layers[0].product;
   const int64_t inputs = padded_inputs(op.form, product);
   const int64_t rows = padded(op.rows * op.digits, product.rows);
   const int64_t code_bytes = rows * inputs * product.bytes_per_input;
@@ -109,14 +138,12 @@ void run_part(const Linear& op, const Product& product, int64_t chunk_rows) {
 
   const int64_t rows_per_quantize =
       std::clamp<int64_t>(values_per_quantize / (op.form.inputs + 1), 1, chunk_rows);
-  const int64_t work_bytes = op.form.panel_bytes() * std::min(op.rows * op.digits, max_chunk_rows);
-  const int64_t panels = std::clamp<int64_t>(divided(bytes_per_task, work_bytes + 1), 1, 64);
-  Tasks tasks{op, product, a, chunk_rows, rows_per_quantize, padded(panels, product.panels)};
-
-  const int64_t weights = op.form.outputs * op.form.inputs;
-  const int64_t ns = weights * op.form.bits / 8 / weight_bytes_per_ns +
-                     op.rows * op.digits *
-                         (weights * op.planes / product.macs_per_ns + op.form.inputs / 4);
+  int64_t multiplies = 0, ns = op.rows * op.digits * (op.form.inputs / 4);
+  for (const Layer& layer : layers) {
+    multiplies += layer.multiplies;
+    ns += layer.ns();
+  }
+  Tasks tasks{layers, a, chunk_rows, rows_per_quantize, multiplies};
   parallel_for(0, ns + 1, ns_per_thread, [&](int64_t, int64_t) {
     try {
       tasks.take_until_done();
@@ -131,18 +158,23 @@ void run_part(const Linear& op, const Product& product, int64_t chunk_rows) {
 
 void* task_scratch(int64_t bytes) { return task_scratch_.at_least(bytes); }
 
-void run(const Linear& op, const Product& product) {
-  if (op.form.outputs == 0) return;
-  const int64_t row_bytes = padded_inputs(op.form, product) * product.bytes_per_input * op.digits;
+void run(const Linear* ops, int count, const Product& (*choose)(const Linear&)) {
+  const Product& product = choose(*ops);
+  const int64_t rows = ops->rows, inputs = ops->form.inputs, digits = ops->digits;
+  const int64_t row_bytes = padded_inputs(ops->form, product) * product.bytes_per_input * digits;
   const int64_t blocks = std::max<int64_t>(
-      1, std::min(chunk_bytes / (row_bytes + 1), max_chunk_rows / op.digits) / product.rows);
+      1, std::min(chunk_bytes / (row_bytes + 1), max_chunk_rows / digits) / product.rows);
   const int64_t chunk_rows = blocks * product.rows;
-  Linear part = op;
-  for (int64_t first = 0; first < op.rows; first += part.rows) {
-    part.rows = std::min(op.rows - first, chunk_rows * max_chunks);
-    part.x = op.x + first * op.form.inputs;
-    part.y = op.y + first * op.form.outputs;
-    run_part(part, product, chunk_rows);
+  for (int64_t first = 0; first < rows; first += chunk_rows * max_chunks) {
+    std::vector<Layer> layers;
+    for (int i = 0; i < count; ++i) {
+      Linear part = ops[i];
+      part.rows = std::min(rows - first, chunk_rows * max_chunks);
+      part.x += first * inputs;
+      part.y += first * part.form.outputs;
+      layers.emplace_back(part, choose(part));
+    }
+    run_part(layers, chunk_rows);
   }
 }
 

@@ -2,8 +2,8 @@
 //
 // Rows are taken in chunks whose codes stay in the L2 cache while all weights pass by. The work is
 // a list of tasks, handed out in order to whichever thread asks next: for each chunk first
-// "quantize these rows", then "multiply the chunk with these panels", which waits until the chunk
-// is quantized. What it waits for was handed out earlier, to a thread that is at it, so no thread
+// "quantize these rows", then "multiply the chunk with these panels of this layer", which waits
+// until the chunk is quantized. What it waits for was handed out earlier, to a thread that is at it, so no thread
 // waits for one that has not come; a slow thread just gets fewer tasks.
 #pragma once
 
@@ -36,7 +36,9 @@ constexpr int64_t padded(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-void run(const Linear& op, const Product& product);
+// All `count` layers of `ops`, each by the product that `choose` has for it; all of these arrange
+// activations alike.
+void run(const Linear* ops, int count, const Product& (*choose)(const Linear&));
 
 // At least `bytes` of memory, aligned to cache lines, kept by the calling thread for the next task.
 void* task_scratch(int64_t bytes);

@@ -56,5 +56,28 @@ void encode(const float* x, int8_t* codes, int64_t n, float inv) {
   }
 }
 
+// The scale of a group whose activations are static: NaN still stays visible.
+GroupScale static_group_scale(const float* x, int64_t n, float scale) {
+  if (largest_magnitude(x, n) >= infinity_bits) return {__builtin_nanf(""), 0.0f};
+  return {scale, 1.0f / scale};
+}
+
+// Clamped as floats, to integers, so that what is far out does not wrap around.
+template <class StaticScale>
+void encode_static(const float* x, int8_t* codes, int64_t n, float inv, const StaticScale& input) {
+  if (inv == 0.0f) {
+    for (int64_t i = 0; i < n; ++i) codes[i] = 0;
+    return;
+  }
+  const int zero = input.zero_point;
+  const auto low = static_cast<float>(input.lowest - zero), high = static_cast<float>(127 - zero);
+  for (int64_t i = 0; i < n; ++i) {
+    float v = x[i] * inv;
+    v = v < low ? low : v;
+    v = v > high ? high : v;
+    codes[i] = static_cast<int8_t>(bits_of(v + 0x1.8p23f) + zero);
+  }
+}
+
 }  // namespace
 }  // namespace lowbit::LOWBIT_ISA

@@ -45,8 +45,8 @@ def test_binary_presets_have_an_offset_and_alternate():
     assert rule.scheme.offset and rule.scheme.solver == "alternating"
 
 
-def test_there_are_four_variants_of_each_of_nine_schemes():
-    assert len(PRESETS) == 4 * 9
+def test_there_are_six_variants_of_each_of_nine_schemes():
+    assert len(PRESETS) == 6 * 9
 
 
 def test_the_first_rule_that_matches_decides():
@@ -90,7 +90,7 @@ def test_yaml_says_the_same_as_python(tmp_path):
     [
         ("int5", "'int5' is unknown"),
         ("int8-all-dynamic-all", "unknown"),
-        ("int8-static", "calibration"),
+        ("int8-static-all", "unknown"),
         ("missing.yaml", "cannot be read"),
         ({"rules": []}, "at least one"),
         ({"rule": []}, "'rule'"),

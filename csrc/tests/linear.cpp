@@ -19,6 +19,8 @@
 #include "tests/check.h"
 
 using lowbit::Lanes;
+using lowbit::Linear;
+using lowbit::Nonlinearity;
 
 namespace {
 
@@ -350,6 +352,19 @@ std::vector<float> expected(const Weight& weight, const Activations& a, int digi
   return y;
 }
 
+// f(x) in double.
+double exact(Nonlinearity f, double x) {
+  const double cubic = 2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
+  switch (f) {
+    case Nonlinearity::identity: return x;
+    case Nonlinearity::gelu: return x * std::erfc(-x / std::sqrt(2.0)) / 2;
+    case Nonlinearity::gelu_tanh: return x / (1 + std::exp(-cubic));
+    case Nonlinearity::relu: return x < 0 ? 0 : x;
+    case Nonlinearity::silu: return x / (1 + std::exp(-x));
+  }
+  return 0;
+}
+
 void check_linear(Weight& weight, int64_t rows, int digits) {
   const Lanes& form = weight.form;
   const Activations a(rows, form.inputs);
@@ -357,13 +372,26 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
   for (int64_t n = 0; n < form.outputs; ++n) bias.push_back(normal());
   const float* b = below(2) ? bias.data() : nullptr;
   const std::vector<float> wanted = expected(weight, a, digits, b);
+  const auto f = static_cast<Nonlinearity>(below(5));
+  std::vector<float> scalar_y;
   for (const auto& path : lowbit::linear_paths) {
     if (!path.feature.empty() && !lowbit::has_feature(path.feature)) continue;
-    // No result is this one, and none is NaN but where it should be.
-    std::vector<float> y(wanted.size(), 1234.5f);
-    path.run({form, a.x.data(), weight.lanes.data(), weight.scale.data(), weight.zeros(),
-              weight.offsets(), b, y.data(), rows, weight.planes, digits, weight.scale.half});
+    // No result is this one, and none is NaN but where it should be. A second layer, the same but
+    // for its nonlinearity, is computed from the same activations.
+    std::vector<float> y(wanted.size(), 1234.5f), fy(wanted.size(), 1234.5f);
+    const Linear linear{form,      a.x.data(), weight.lanes.data(), weight.scale.data(),
+                        weight.zeros(), weight.offsets(), b, y.data(), rows, weight.planes, digits,
+                        weight.scale.half, Nonlinearity::identity};
+    Linear both[] = {linear, linear};
+    both[1].y = fy.data();
+    both[1].nonlinearity = f;
+    path.run(both, 2);
+    if (scalar_y.empty()) scalar_y = fy;
     for (size_t i = 0; i < y.size(); ++i) {
+      CHECK(same_bits(fy[i], scalar_y[i]) || (std::isnan(fy[i]) && std::isnan(scalar_y[i])));
+      const double wanted_f = exact(f, y[i]);
+      CHECK(std::isnan(y[i]) ? std::isnan(fy[i])
+                             : std::fabs(fy[i] - wanted_f) <= 4e-7 * std::fmax(std::fabs(y[i]), 1));
       const bool both_nan = std::isnan(y[i]) && std::isnan(wanted[i]);
       if (y[i] == wanted[i] || both_nan) continue;
       std::fprintf(stderr,

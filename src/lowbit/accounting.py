@@ -120,13 +120,13 @@ def _module_sizes(model: nn.Module) -> list[ModuleSize]:
         if not own:
             continue
         stored = sum(tensor.nbytes for tensor in own.values())
-        packed = module.stored if isinstance(module, Packed) else ()
+        packed = tuple(module.saved()) if isinstance(module, Packed) else ()
         plain = [tensor for key, tensor in own.items() if key not in packed]
         parameters = sum(t.numel() for t in plain)
         as_float = sum(t.nbytes for t in plain)
         if packed:
             assert isinstance(module, Packed)
-            weights = module.rows * module.columns
+            weights = module.rows * module.columns if module.tied_to is None else 0
             parameters += weights
             as_float += weights * module.compute_dtype.element_size()
         sizes.append(ModuleSize(name, type(module).__name__, parameters, stored, as_float))

@@ -3,7 +3,7 @@
 Nothing here touches a weight: a model on the meta device will do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,6 +148,16 @@ def cover(model: PreTrainedModel, recipe: Recipe) -> Coverage:
             f" ({len(kept)} modules with weights; {detail})"
         )
     return coverage
+
+
+def check_inputs(coverage: Coverage, known: Collection[str] = ()) -> None:
+    """Raises UsageError where activations are static and their scale is not `known`."""
+    for d in coverage.quantized:
+        if d.rule is not None and d.rule.activations == "static" and d.name not in known:
+            raise UsageError(
+                f"{d.name} has static activations, whose scale is found in data:"
+                " give calibration data, or train with prepare_qat"
+            )
 
 
 def tied_modules(model: PreTrainedModel) -> dict[str, str]:

@@ -32,9 +32,10 @@ from lowbit.convert import (
     untie,
     weights_of,
 )
-from lowbit.coverage import Decision, cover
+from lowbit.coverage import Decision, check_inputs, cover
 from lowbit.errors import InputError, LowbitError
 from lowbit.formats import Layout, QTensor, layout_from_dict
+from lowbit.fusion import fuse, unfuse
 from lowbit.nn import ACTIVATIONS, Packed
 from lowbit.recipe import Recipe, load_recipe
 from lowbit.weight_error import WeightError
@@ -139,7 +140,9 @@ class LowbitQuantizer(HfQuantizer):
             self.ties = build(model, self.quantization_config, dtype or model.dtype)
             self.stored_names = frozenset(name for name, _, _ in stored_buffers(model))
             return
-        decisions = cover(model, self.quantization_config.recipe).quantized
+        coverage = cover(model, self.quantization_config.recipe)
+        check_inputs(coverage)
+        decisions = coverage.quantized
         self.pending = {f"{d.name}.weight": d for d in decisions if not d.tied_to}
         self.tied = tuple(d for d in decisions if d.tied_to)
         self.ties = untie(model, {d.name for d in self.tied})
@@ -166,6 +169,7 @@ class LowbitQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.pre_quantized:
             check_loaded(model)
+            fuse(model)
             return
         if self.failure is not None:
             raise self.failure
@@ -176,6 +180,7 @@ class LowbitQuantizer(HfQuantizer):
             swap_tied(model, d.name, d.weights, d.tied_to, d.rule.activations)
             self.quantization_config.modules[d.name] = module_entry(d, None)
         self.tied = ()
+        fuse(model)
         # From here on it is a quantized model like any other.
         self.pre_quantized = True
 
@@ -196,6 +201,7 @@ class LowbitQuantizer(HfQuantizer):
         return super().get_new_dtype(converter, param, dtype)
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+        unfuse(model)
         restore(model, dtype)
         retie(model, self.ties)
         return model
@@ -304,7 +310,7 @@ def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Packed, str]]:
     """(full name, module, its own name) of every stored tensor."""
     for name, module in model.named_modules():
         if isinstance(module, Packed):
-            for stored in module.stored:
+            for stored in module.saved():
                 yield f"{name}.{stored}", module, stored
 
 
@@ -320,7 +326,7 @@ def check_loaded(model: PreTrainedModel) -> None:
             raise InputError(f"the checkpoint lacks {name}.bias")
     for name, module, stored in stored_buffers(model):
         tensor = module._buffers[stored]
-        shape, dtype = module.layout.tensors(module.rows, module.columns)[stored]
+        shape, dtype = module.saved()[stored]
         if tensor is None or not getattr(tensor, "_is_hf_initialized", False):
             raise InputError(f"the checkpoint lacks the stored tensor {name}")
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:

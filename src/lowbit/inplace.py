@@ -1,6 +1,6 @@
 """The main job: quantize a transformers model in place, and account for it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 
 from lowbit.accounting import Footprint, footprint
 from lowbit.convert import matrix, swap, swap_tied, untie
-from lowbit.coverage import Coverage, cover
+from lowbit.coverage import Coverage, Decision, check_inputs, cover
 from lowbit.errors import UsageError
-from lowbit.formats import QTensor
+from lowbit.formats import QTensor, StaticScale
+from lowbit.fusion import fuse
 from lowbit.hub import LowbitConfig, attach, module_entry, quantize_weight
+from lowbit.nn import QuantLinear
 from lowbit.recipe import Recipe, load_recipe
 from lowbit.weight_error import WeightError
 
@@ -59,8 +61,22 @@ def quantize(
     """
     if not isinstance(model, PreTrainedModel):
         raise UsageError(f"a transformers PreTrainedModel is needed, not {type(model).__name__}")
-    recipe = load_recipe(recipe)
+    return quantize_with(model, load_recipe(recipe), quantize_weight, {}, progress)
+
+
+def quantize_with(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    solve: Callable[[Decision, Tensor], QTensor],
+    inputs: Mapping[str, StaticScale],
+    progress: bool = True,
+) -> Result:
+    """The same with the stored form of each weight [out, in] from `solve`.
+
+    inputs: the scale of each module whose activations are static.
+    """
     coverage = cover(model, recipe)
+    check_inputs(coverage, inputs)
     before = footprint(model)
     stored: dict[str, QTensor] = {}
     errors: dict[str, WeightError] = {}
@@ -68,7 +84,7 @@ def quantize(
     for d in tqdm(owners, desc=f"quantizing ({recipe.name})", delay=2, disable=not progress):
         assert d.weights is not None
         weight = matrix(model.get_submodule(d.name), d.weights)
-        stored[d.name] = quantize_weight(d, weight)
+        stored[d.name] = solve(d, weight)
         errors[d.name] = WeightError.of(weight, stored[d.name])
     tied = [d for d in coverage.quantized if d.tied_to is not None]
     ties = untie(model, {d.name for d in tied})
@@ -85,5 +101,10 @@ def quantize(
         assert d.weights is not None and d.rule is not None and d.tied_to is not None
         swap_tied(model, d.name, d.weights, d.tied_to, d.rule.activations)
         modules[d.name] = module_entry(d, None)
+    for name, static in inputs.items():
+        module = model.get_submodule(name)
+        assert isinstance(module, QuantLinear)
+        module.set_input(static)
     attach(model, LowbitConfig(recipe, modules, errors), ties)
+    fuse(model)
     return Result(recipe, coverage, before, footprint(model), errors)

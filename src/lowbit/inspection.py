@@ -8,9 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from lowbit.accounting import Footprint, ModuleSize, footprint, resident_bytes
-from lowbit.checkpoint import find, model_class, quiet_loader, read_config, weight_files
+from lowbit.checkpoint import find, read_config
 from lowbit.errors import InputError
-from lowbit.hub import METHOD
+from lowbit.hub import METHOD, LowbitConfig
+from lowbit.loading import load_model
 from lowbit.nn import Packed, QuantEmbedding, QuantLinear
 from lowbit.weight_error import WeightError
 
@@ -74,19 +75,24 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
     stored = getattr(config, "quantization_config", None)
     if stored is None or dict(stored).get("quant_method") != METHOD:
         raise InputError(f"{folder} was not quantized with lowbit")
-    weight_files(folder)
-    with quiet_loader():
-        model = model_class(config).from_pretrained(folder, local_files_only=True)
+    return inspect_model(load_model(folder), folder)
+
+
+def inspect_model(model: PreTrainedModel, folder: Path | None = None) -> Inspection:
+    """Account for a model that is loaded, float or quantized, and run it once; `folder` is where
+    its files lie."""
     size = footprint(model, folder)
     run_once(model)
     owners = {module: name for name, module in model.named_modules()}
-    rows = [_row(model, module) for module in size.modules]
+    tied = {n for n, m in model.named_modules() if isinstance(m, Packed) and m.tied_to is not None}
+    rows = [_row(model, module) for module in size.modules if module.name not in tied]
     rows += [
         Row(ModuleSize(name, type(module).__name__, 0, 0, 0), f"tied to {owners[module.tied_to]}")
         for name, module in model.named_modules()
         if isinstance(module, Packed) and module.tied_to is not None
     ]
-    errors = model.config.quantization_config.errors
+    config = getattr(model.config, "quantization_config", None)
+    errors = config.errors if isinstance(config, LowbitConfig) else {}
     return Inspection(tuple(rows), size, resident_bytes(model), errors)
 
 

@@ -144,6 +144,7 @@ def _preset(scheme: Scheme, everything: bool, activations: str) -> tuple[Rule, .
     return Rule("@embedding", KEEP), Rule("@head", KEEP), linear
 
 
+_SUFFIXES = {"float": "", "dynamic": "-dynamic", "static": "-static"}
 PRESETS: dict[str, Recipe] = {
     recipe.name: recipe
     for base, scheme in _SCHEMES.items()
@@ -152,7 +153,7 @@ PRESETS: dict[str, Recipe] = {
     for recipe in [
         Recipe(
             _preset(scheme, everything, activations),
-            name=base + "-all" * everything + "-dynamic" * (activations == "dynamic"),
+            name=base + "-all" * everything + _SUFFIXES[activations],
             strict=False,
         )
     ]
@@ -169,9 +170,7 @@ def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
         return Recipe.from_yaml(recipe)
     if recipe in PRESETS:
         return PRESETS[recipe]
-    if recipe.removesuffix("-static") in PRESETS:
-        raise UsageError(f"recipe {recipe!r} needs calibration data, which cannot be given yet")
     raise UsageError(
-        f"recipe {recipe!r} is unknown: use {', '.join(_SCHEMES)}, each with -all, -dynamic or"
-        " -all-dynamic after it, or the path of a .yaml file"
+        f"recipe {recipe!r} is unknown: use {', '.join(_SCHEMES)}, each with -all, -dynamic,"
+        " -static, -all-dynamic or -all-static after it, or the path of a .yaml file"
     )

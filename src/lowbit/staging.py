@@ -1,4 +1,4 @@
-"""Output folders appear complete or not at all: written beside, renamed in one step."""
+"""Output appears complete or not at all: written beside, renamed in one step."""
 
 import os
 import shutil
@@ -46,10 +46,34 @@ def staged(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def staged_file(output: Path) -> Iterator[Path]:
+    """A file beside `output` that takes its place at the end, or is removed on any failure."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
+    except OSError as error:
+        raise InputError(f"{output.parent} cannot be written: {error.strerror}") from error
+    os.close(handle)
+    file = Path(name)
+    try:
+        yield file
+        file.chmod(0o666 & ~_umask())
+        file.replace(output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error.strerror}") from error
+    finally:
+        file.unlink(missing_ok=True)
+
+
 def _open_permissions(folder: Path) -> None:
     """Temporary folders and safetensors files are private; the user's umask says what is wanted."""
-    umask = os.umask(0)
-    os.umask(umask)
+    umask = _umask()
     folder.chmod(0o777 & ~umask)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o666 & ~umask)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -2,13 +2,12 @@ import math
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import lowbit
 from lowbit import InputError, UsageError
 from lowbit.evaluation.generation import generate_sample, tokens_per_second
-from tests.models import VOCABULARY, make
+from tests.folders import byte_tokenizer
+from tests.models import make
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +17,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One token for each of 200 bytes; the end of text is not among what is written."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 1]
-    vocabulary = {"<end>": 0} | {byte: i + 1 for i, byte in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    return byte_tokenizer()
 
 
 def test_a_seed_decides_the_text_and_leaves_torch_as_it_was(model, tokenizer):

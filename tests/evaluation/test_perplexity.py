@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lowbit
 from lowbit import InputError, UsageError
-from lowbit.evaluation import perplexity as module
+from lowbit.evaluation import windows as module
 from lowbit.evaluation.perplexity import perplexity
 from tests.models import VOCABULARY, make
 

@@ -7,8 +7,9 @@ import sys
 SCRIPT = """
 import torch
 import lowbit
-from lowbit.formats import CHANNEL, TENSOR, group
+from lowbit.formats import CHANNEL, TENSOR, AffineLayout, StaticScale, group
 from lowbit.kernels import ops
+from lowbit.nn import QuantLinear
 from lowbit.schemes import Absmax, Binary, ZeroPoint
 from tests.models import make, output
 
@@ -33,6 +34,15 @@ for recipe in ("int8-dynamic", "int4-all", "bcq2"):
     torch._dynamo.reset()
     model.forward = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(output(model), expected)
+
+layer = QuantLinear(AffineLayout(8, CHANNEL, False), 40, 24, None, "static").eval()
+layer.hold(Absmax(8, CHANNEL).quantize(torch.randn(24, 40))).set_input(StaticScale(0.02, 5))
+x = torch.randn(3, 40)
+with torch.no_grad():
+    expected = layer(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)
 print("compiled")
 """
 

@@ -42,10 +42,10 @@ def test_operators_pass_opcheck(scheme):
     ids = torch.tensor([[0, 23, 7]])
     torch.library.opcheck(lowbit_ops.embedding, (ids, tensors, layout, 40, torch.float32))
     for activations in ("float", "dynamic"):
-        torch.library.opcheck(lowbit_ops.linear, (x, tensors, bias, layout, activations))
-        torch.library.opcheck(
-            lowbit_ops.linear, (x.requires_grad_(), tensors, None, layout, activations)
-        )
+        for nonlinearity in ("identity", "gelu_tanh"):
+            how = layout, activations, nonlinearity
+            torch.library.opcheck(lowbit_ops.linear, (x.detach(), tensors, bias, *how))
+            torch.library.opcheck(lowbit_ops.linear, (x.requires_grad_(), tensors, None, *how))
 
 
 def test_quantize_rows_passes_opcheck():

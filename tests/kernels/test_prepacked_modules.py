@@ -187,8 +187,10 @@ class TestLinear:
         m(x)
         layout = ops.layout_text(m.layout)
         for bias in (None, m.bias.detach().requires_grad_()):
-            arguments = (x.requires_grad_(), m.lanes, bias, layout, 40, kind, m.product.path)
-            torch.library.opcheck(torch.ops.lowbit.linear_prepacked.default, arguments)
+            for nonlinearity in ("identity", "gelu"):
+                how = layout, 40, kind, nonlinearity, m.product.path
+                arguments = (x.requires_grad_(), m.lanes, bias, *how)
+                torch.library.opcheck(torch.ops.lowbit.linear_prepacked.default, arguments)
 
     @every_kind
     def test_threads_may_meet_at_the_first_forward(self, kind):

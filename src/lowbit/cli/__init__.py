@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from lowbit.cli.demo import demo
+from lowbit.cli.eval import eval
 from lowbit.cli.inspect import inspect
 from lowbit.cli.quantize import quantize
+from lowbit.cli.train import train
 from lowbit.errors import LowbitError
 
 app = typer.Typer(
@@ -22,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quantize, inspect, demo):
+for verb in (quantize, inspect, eval, train, demo):
     app.command()(verb)
 
 
@@ -41,7 +43,7 @@ def main() -> None:
     try:
         app()
     except Interrupted as stop:
-        _fail("interrupted; nothing was written", stop.code)
+        _fail("interrupted; what was finished before is kept, nothing is half-written", stop.code)
     except LowbitError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:

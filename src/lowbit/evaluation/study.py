@@ -73,8 +73,9 @@ class Measurement:
     predictions: tuple[Prediction, ...] = ()
 
     @property
-    def main_metric(self) -> str:
-        return next(iter(self.metrics))
+    def main_metric(self) -> str | None:
+        """The metric that decides; None where the task has only samples."""
+        return next(iter(self.metrics), None)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:

@@ -55,8 +55,10 @@ class Task(ABC):
 
 
 def agreement(found: Measurement, reference: Measurement) -> dict[str, Metric]:
-    """The share of items on which two models predict the same; nothing without predictions."""
-    if not found.predictions or len(found.predictions) != len(reference.predictions):
+    """The share of items on which two models predict the same; nothing without predictions, or
+    with scores, which are hardly ever equal."""
+    scores = any(isinstance(value, float) for value in found.predictions)
+    if scores or not found.predictions or len(found.predictions) != len(reference.predictions):
         return {}
     same = sum(a == b for a, b in zip(found.predictions, reference.predictions, strict=True))
     share = same / len(found.predictions)

@@ -9,6 +9,7 @@ from lowbit.formats import affine, binary
 from lowbit.formats.affine import AffineLayout, AffineTensor
 from lowbit.formats.binary import BinaryLayout, BinaryTensor
 from lowbit.formats.granularity import CHANNEL, TENSOR, Granularity, group
+from lowbit.formats.static_scale import StaticScale
 
 QTensor = AffineTensor | BinaryTensor
 Layout = AffineLayout | BinaryLayout
@@ -55,6 +56,7 @@ __all__ = [
     "Granularity",
     "Layout",
     "QTensor",
+    "StaticScale",
     "group",
     "layout_from_dict",
 ]

@@ -155,6 +155,20 @@ def encode(
     return AffineTensor(codes, scale, zero_point, bits, granularity, weight.shape[1])
 
 
+def code_range(
+    q: AffineTensor,
+) -> tuple[Float[Tensor, "units groups"], Float[Tensor, "units groups"]]:
+    """The smallest and the largest weight that each scale can say, as `encode` clamps codes."""
+    half = 1 << (q.bits - 1)
+    lowest: Tensor | int = 1 - half
+    highest: Tensor | int = half - 1
+    if q.zero_point is not None:
+        lowest = -q.zero_point.float()
+        highest = lowest + (2 * half - 1)
+    scale = q.scale.float()
+    return scale * lowest, scale * highest
+
+
 def centred_codes(q: AffineTensor) -> Float[Tensor, "out in"]:
     """q − z as float32 integers, −255 … 255."""
     codes: Tensor = q.codes if q.layout.signed else unpack(q.codes, q.bits, q.in_features)

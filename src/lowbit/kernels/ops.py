@@ -1,9 +1,11 @@
 """The operators: schema, fake version, gradient, and the way in for modules.
 
     lowbit::dequantize(Tensor[] stored, str layout, int in_features, ScalarType dtype) -> Tensor
-    lowbit::linear(Tensor x, Tensor[] stored, Tensor? bias, str layout, str activations) -> Tensor
+    lowbit::linear(Tensor x, Tensor[] stored, Tensor? bias, str layout, str activations,
+                   str nonlinearity, float input_scale, int input_zero_point) -> Tensor
     lowbit::linear_prepacked(Tensor x, Tensor packed, Tensor? bias, str layout, int out_features,
-                             str activations, str path) -> Tensor
+                             str activations, str nonlinearity, str path, float input_scale,
+                             int input_zero_point) -> Tensor
     lowbit::embedding(Tensor ids, Tensor[] stored, str layout, int in_features,
                       ScalarType dtype) -> Tensor
     lowbit::embedding_prepacked(Tensor ids, Tensor packed, str layout, int num_embeddings,
@@ -11,20 +13,21 @@
     lowbit::quantize_rows(Tensor x, int group_size) -> (Tensor, Tensor)
 
 `stored` are the tensors of a stored form in the order of its layout, and `layout` is that layout
-as a Python literal, so that one operator serves both formats and all bit widths. In eager
+as a Python literal, so that one operator serves both formats and all bit widths. Static activations
+have the scale `input_scale`, which is 0 for others. In eager
 inference modules skip the dispatcher, which costs more than a small product; tracing and autograd
 go through it.
 """
 
 import ast
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowbit.formats import FORMATS, Layout, QTensor, layout_from_dict
+from lowbit.formats import FORMATS, Layout, QTensor, StaticScale, layout_from_dict
 from lowbit.kernels import linear as _linear
 from lowbit.kernels import quantize_rows as _quantize_rows
 from lowbit.kernels.embedding import native as _native_embedding
@@ -69,38 +72,67 @@ def _(stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtyp
     return stored[0].new_empty((_rows(stored), in_features), dtype=dtype)
 
 
+# d out / d in of the nonlinearities, times the gradient of what comes out.
+_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_backward,
+    "gelu_tanh": partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+    "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
+    "silu": torch.ops.aten.silu_backward,
+}
+
+
 @torch.library.custom_op("lowbit::linear", mutates_args=())
 def _linear_op(
-    x: Tensor, stored: Sequence[Tensor], bias: Tensor | None, layout: str, activations: str
+    x: Tensor,
+    stored: Sequence[Tensor],
+    bias: Tensor | None,
+    layout: str,
+    activations: str,
+    nonlinearity: str,
+    input_scale: float,
+    input_zero_point: int,
 ) -> Tensor:
-    return _linear.linear(x, _assemble(stored, layout, x.shape[-1]), bias, activations)
+    q = _assemble(stored, layout, x.shape[-1])
+    known = _static(input_scale, input_zero_point)
+    return _linear.linear(x, q, bias, activations, nonlinearity, known)
+
+
+def _static(scale: float, zero_point: int) -> StaticScale | None:
+    return StaticScale(scale, zero_point) if scale else None
 
 
 @_linear_op.register_fake
 def _(
-    x: Tensor, stored: Sequence[Tensor], bias: Tensor | None, layout: str, activations: str
+    x: Tensor,
+    stored: Sequence[Tensor],
+    bias: Tensor | None,
+    layout: str,
+    activations: str,
+    nonlinearity: str,
+    input_scale: float,
+    input_zero_point: int,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], _rows(stored)))
 
 
 def _save_for_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, stored, bias, layout, _ = inputs
-    ctx.save_for_backward(*stored)
-    ctx.layout, ctx.in_features = layout, x.shape[-1]
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    x, stored, bias, ctx.layout, ctx.activations, ctx.nonlinearity, *ctx.input = inputs
+    ctx.save_for_backward(x, bias, *stored)
 
 
 def _linear_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """Of x and the bias; codes are frozen. int8 activations pass straight through."""
-    stored = list(ctx.saved_tensors)
-    weight = _dequantize_op(stored, ctx.layout, ctx.in_features, grad.dtype)
-    return grad @ weight, [None] * len(stored), _bias_gradient(ctx, grad), None, None
+    x, bias, *stored = ctx.saved_tensors
+    if ctx.nonlinearity in _BACKWARD:
+        before = _linear_op(x, stored, bias, ctx.layout, ctx.activations, "identity", *ctx.input)
+        grad = _BACKWARD[ctx.nonlinearity](grad, before)
+    weight = _dequantize_op(stored, ctx.layout, x.shape[-1], grad.dtype)
+    frozen = (None,) * 5
+    return grad @ weight, [None] * len(stored), _bias_gradient(bias, grad), *frozen
 
 
-def _bias_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
-    if ctx.bias_dtype is None:
-        return None
-    return grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+def _bias_gradient(bias: Tensor | None, grad: Tensor) -> Tensor | None:
+    return None if bias is None else grad.reshape(-1, grad.shape[-1]).sum(0).to(bias.dtype)
 
 
 _linear_op.register_autograd(_linear_gradient, setup_context=_save_for_linear)
@@ -112,8 +144,10 @@ def _form(layout: str, out_features: int, in_features: int) -> Lanes:
 
 
 @lru_cache(maxsize=4096)
-def _product(form: Lanes, activations: str, path: str) -> LinearProduct:
-    return LinearProduct(form, activations, path)
+def _product(
+    form: Lanes, activations: str, nonlinearity: str, path: str, input: StaticScale | None
+) -> LinearProduct:
+    return LinearProduct(form, activations, path, nonlinearity, input)
 
 
 @torch.library.custom_op("lowbit::linear_prepacked", mutates_args=())
@@ -124,10 +158,14 @@ def _linear_prepacked_op(
     layout: str,
     out_features: int,
     activations: str,
+    nonlinearity: str,
     path: str,
+    input_scale: float,
+    input_zero_point: int,
 ) -> Tensor:
     form = _form(layout, out_features, x.shape[-1])
-    return _product(form, activations, path)(x, packed, bias)
+    known = _static(input_scale, input_zero_point)
+    return _product(form, activations, nonlinearity, path, known)(x, packed, bias)
 
 
 @_linear_prepacked_op.register_fake
@@ -138,25 +176,30 @@ def _(
     layout: str,
     out_features: int,
     activations: str,
+    nonlinearity: str,
     path: str,
+    input_scale: float,
+    input_zero_point: int,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
 def _save_for_linear_prepacked(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed, bias, ctx.layout, ctx.out_features, _, _ = inputs
-    ctx.save_for_backward(packed)
-    ctx.in_features = x.shape[-1]
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    x, packed, bias, *ctx.arguments = inputs
+    ctx.save_for_backward(x, packed, bias)
 
 
 def _linear_prepacked_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    (packed,) = ctx.saved_tensors
-    rows = torch.arange(ctx.out_features, device=grad.device)
-    weight = _embedding_prepacked_op(
-        rows, packed, ctx.layout, ctx.out_features, ctx.in_features, grad.dtype
-    )
-    return grad @ weight, None, _bias_gradient(ctx, grad), None, None, None, None
+    x, packed, bias = ctx.saved_tensors
+    layout, out_features, activations, nonlinearity, path, *input = ctx.arguments
+    if nonlinearity in _BACKWARD:
+        before = _linear_prepacked_op(
+            x, packed, bias, layout, out_features, activations, "identity", path, *input
+        )
+        grad = _BACKWARD[nonlinearity](grad, before)
+    rows = torch.arange(out_features, device=grad.device)
+    weight = _embedding_prepacked_op(rows, packed, layout, out_features, x.shape[-1], grad.dtype)
+    return grad @ weight, None, _bias_gradient(bias, grad), *(None,) * 7
 
 
 _linear_prepacked_op.register_autograd(
@@ -220,26 +263,46 @@ def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return _dequantize_op(list(q.tensors().values()), layout_text(q.layout), q.in_features, dtype)
 
 
-def linear(x: Tensor, q: QTensor, bias: Tensor | None, activations: str) -> Tensor:
-    """x [*, in] · Wᵀ + bias -> [*, out] in x's dtype; activations "float" or "dynamic" (int8)."""
-    if _dispatched(x, bias):
-        return _linear_op(x, list(q.tensors().values()), bias, layout_text(q.layout), activations)
-    return _linear.linear(x, q, bias, activations)
+def linear(
+    x: Tensor,
+    q: QTensor,
+    bias: Tensor | None,
+    activations: str,
+    nonlinearity: str = "identity",
+    input: StaticScale | None = None,
+) -> Tensor:
+    """f(x · Wᵀ + bias), x [*, in] -> [*, out] in x's dtype; activations "float", "dynamic", or
+    "static" with the scale `input`."""
+    if dispatched(x, bias):
+        stored, layout = list(q.tensors().values()), layout_text(q.layout)
+        return _linear_op(x, stored, bias, layout, activations, nonlinearity, *_values(input))
+    return _linear.linear(x, q, bias, activations, nonlinearity, input)
+
+
+def _values(input: StaticScale | None) -> tuple[float, int]:
+    return (0.0, 0) if input is None else (input.scale, input.zero_point)
 
 
 def linear_prepacked(
     x: Tensor, packed: Tensor, bias: Tensor | None, product: LinearProduct
 ) -> Tensor:
     """The same with a weight that was prepacked as `product` wants it."""
-    if _dispatched(x, bias):
-        layout = layout_text(product.form.layout)
+    if dispatched(x, bias):
         return _linear_prepacked_op(
-            x, packed, bias, layout, product.out_features, product.activations, product.path
+            x,
+            packed,
+            bias,
+            layout_text(product.form.layout),
+            product.out_features,
+            product.activations,
+            product.nonlinearity,
+            product.path,
+            *_values(product.input),
         )
     return product(x, packed, bias)
 
 
-def _dispatched(x: Tensor, bias: Tensor | None) -> bool:
+def dispatched(x: Tensor, bias: Tensor | None) -> bool:
     """Whether the call must be seen by autograd or a compiler."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True

@@ -1,23 +1,34 @@
 """QuantLinear: nn.Linear, or transformers' Conv1D, over a stored weight [out, in]."""
 
+from typing import Self
+
+import torch
 from torch import Tensor, nn
 
-from lowbit.formats import Layout
+from lowbit.errors import UsageError
+from lowbit.formats import Layout, StaticScale
 from lowbit.kernels import linear, ops
-from lowbit.kernels.linear.native import LinearProduct
+from lowbit.kernels.linear.native import LinearProduct, shifted_bias
 from lowbit.kernels.selection import Kernel
 from lowbit.nn.packed import Packed
+from lowbit.nn.shared_input import SharedInput
 
-ACTIVATIONS = ("float", "dynamic")
+ACTIVATIONS = ("float", "dynamic", "static")
 
 
 class QuantLinear(Packed):
-    """y = x · Wᵀ + bias; `activations` "float", or "dynamic" for int8 with scales found per call.
+    """y = x · Wᵀ + bias; `activations` "float", "dynamic" for int8 with scales found per call, or
+    "static" for int8 with one scale, which is stored beside the weight.
 
     `transposed` says that the float module stored its weight [in, out], as Conv1D does.
+    `nonlinearity`, if it is not "identity", is applied to y (fusion.py).
     """
 
     product: LinearProduct | None
+    nonlinearity: str
+    shared: SharedInput | None
+    input_scale: Tensor
+    input_zero_point: Tensor
 
     def __init__(
         self,
@@ -32,19 +43,72 @@ class QuantLinear(Packed):
         super().__init__(layout, out_features, in_features, shape)
         self.in_features, self.out_features = in_features, out_features
         self.activations, self.transposed = activations, transposed
-        self.product = None
+        self.product, self.nonlinearity, self.shared = None, "identity", None
         self.register_parameter("bias", bias)
+        self.input: StaticScale | None = None
+        self.shifted_bias: Tensor | None = None
+        for name, dtype in self.own_stored().items():
+            self.register_buffer(name, torch.empty((), dtype=dtype, device="meta"))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.shared is not None:
+            y = self.shared.result(self, x)
+            if y is not None:
+                return y
+        packed, product = self.prepacked_product()
+        if packed is None or product is None:
+            bias = self._parameters["bias"]
+            return ops.linear(
+                x, self.qweight, bias, self.activations, self.nonlinearity, self.static_input()
+            )
+        return ops.linear_prepacked(x, packed, self.product_bias(), product)
+
+    def own_stored(self) -> dict[str, torch.dtype]:
+        """What is stored beside the weight: one number each."""
+        static = {"input_scale": torch.float32, "input_zero_point": torch.int8}
+        return static if self.activations == "static" else {}
+
+    def set_input(self, static: StaticScale) -> None:
+        """The scale of static activations."""
+        device = self.compute_dtype.device
+        self.input_scale = torch.tensor(static.scale, dtype=torch.float32, device=device)
+        self.input_zero_point = torch.tensor(static.zero_point, dtype=torch.int8, device=device)
+        self.input, self.product = None, None
+
+    def static_input(self) -> StaticScale | None:
+        """The same as numbers; None where activations are not static."""
+        if self.input is None and self.activations == "static":
+            self.input = StaticScale(self.input_scale.item(), int(self.input_zero_point))
+        return self.input
+
+    def train(self, mode: bool = True) -> Self:
+        if mode and self.activations == "static":
+            raise UsageError(
+                "a model with static integer activations is for inference: train the float model"
+            )
+        return super().train(mode)
+
+    def set_nonlinearity(self, name: str) -> None:
+        """What to apply to y from now on: a name in csrc/nonlinearity.inl, or "identity"."""
+        self.nonlinearity, self.product = name, None
+
+    def prepacked_product(self) -> tuple[Tensor | None, LinearProduct | None]:
+        """The prepacked weight and its product, or nothing where the stored one is used."""
         packed, form = self.prepacked()
-        # As `self.bias`, without the detour through __getattr__.
-        bias = self._parameters["bias"]
         product = self.product
         if form is not None and (product is None or product.form is not form):
-            product = self.product = linear.product(form, self.activations)
-        if packed is None or product is None:
-            return ops.linear(x, self.qweight, bias, self.activations)
-        return ops.linear_prepacked(x, packed, bias, product)
+            product = linear.product(form, self.activations, self.nonlinearity, self.static_input())
+            self.product = product
+            static = None if product is None else product.input
+            if packed is not None and static is not None and static.zero_point:
+                bias = self._parameters["bias"]
+                self.shifted_bias = shifted_bias(form, packed, bias, static)
+        return packed, product
+
+    def product_bias(self) -> Tensor | None:
+        """The bias as the product takes it: what a static zero point adds is off it already."""
+        # As `self.bias`, without the detour through __getattr__.
+        return self._parameters["bias"] if self.shifted_bias is None else self.shifted_bias
 
     def choose(self) -> tuple[Kernel, str]:
         """The kernel that serves this module here, and why."""
@@ -59,7 +123,8 @@ class QuantLinear(Packed):
         return super().describe() + activations
 
     def extra_repr(self) -> str:
+        then = "" if self.nonlinearity == "identity" else f", then {self.nonlinearity}"
         return (
             f"{self.in_features}, {self.out_features}, {self.describe()},"
-            f" bias={self.bias is not None}"
+            f" bias={self.bias is not None}{then}"
         )

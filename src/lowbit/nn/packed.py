@@ -43,7 +43,6 @@ class Packed(nn.Module):
         self.layout = layout
         self.rows, self.columns = rows, columns
         self.float_shape = float_shape
-        self.stored = tuple(layout.tensors(rows, columns))
         # Registered nowhere, so that tied tensors are counted and saved once.
         object.__setattr__(self, "tied_to", None)
         object.__setattr__(self, "replaced", None)
@@ -68,9 +67,8 @@ class Packed(nn.Module):
 
     def tie(self, source: "Packed") -> Self:
         """Use the stored tensors of `source` from now on."""
-        for name in self.stored:
+        for name in self.layout.tensors(self.rows, self.columns):
             delattr(self, name)
-        self.stored = ()
         object.__setattr__(self, "tied_to", source)
         return self
 
@@ -81,6 +79,15 @@ class Packed(nn.Module):
             torch.empty(self.float_shape, dtype=compute.dtype, device="meta")
         )
         object.__setattr__(self, "replaced", module)
+
+    def own_stored(self) -> dict[str, torch.dtype]:
+        """Names and dtypes of what is stored beside the weight: one number each."""
+        return {}
+
+    def saved(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of every stored tensor of its own by name."""
+        weight = self.layout.tensors(self.rows, self.columns) if self.tied_to is None else {}
+        return weight | {name: ((), dtype) for name, dtype in self.own_stored().items()}
 
     @property
     def qweight(self) -> QTensor:
@@ -119,7 +126,8 @@ class Packed(nn.Module):
         return lanes, form
 
     def _prepack(self) -> tuple[Tensor | None, Lanes | None]:
-        with _CHANGING:
+        # Not as inference tensors: gradients may be asked for later.
+        with _CHANGING, torch.inference_mode(False):
             if not self.settled:
                 if self.rows and self.choose()[0].name != "reference":
                     q = self._assembled()
@@ -132,7 +140,7 @@ class Packed(nn.Module):
 
     def restore_stored(self) -> None:
         """Put the stored tensors back where they were prepacked."""
-        with _CHANGING:
+        with _CHANGING, torch.inference_mode(False):
             if self.lanes is not None:
                 assert self.form is not None
                 for name, tensor in self.form.unpack(self.lanes).tensors().items():
@@ -153,7 +161,7 @@ class Packed(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Stored tensors follow a change of device but never one of dtype."""
         self.restore_stored()
-        stored = {id(self._buffers[name]) for name in self.stored}
+        stored = {id(self._buffers[name]) for name in self.saved()}
 
         def apply(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

@@ -1,0 +1,40 @@
+"""The tasks by name, and how options become one."""
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from lowbit.errors import UsageError
+from lowbit.evaluation.task import Task
+from lowbit.evaluation.tasks.generate import Generate
+from lowbit.evaluation.tasks.glue import Glue
+from lowbit.evaluation.tasks.perplexity import Perplexity
+from lowbit.evaluation.tasks.similarity import Similarity
+from lowbit.evaluation.tasks.squad import Squad
+from lowbit.evaluation.tasks.translation import Translation
+
+TASKS: dict[str, type[Task]] = {
+    kind.name: kind for kind in (Perplexity, Generate, Glue, Squad, Translation, Similarity)
+}
+
+
+def make_task(name: str, **options: Any) -> Task:
+    """The task of that name; options that are None were not given.
+
+    Raises UsageError for a name that is none, an option that the task does not have, or one that
+    it needs and was not given.
+    """
+    if name not in TASKS:
+        raise UsageError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
+    kind = TASKS[name]
+    given = {key: value for key, value in options.items() if value is not None}
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    if foreign := sorted(given.keys() - known.keys()):
+        raise UsageError(
+            f"task {name} has no option {foreign[0]!r}; it has {', '.join(sorted(known))}"
+        )
+    # A folder or file may be left out where the hub has the data: None is a value then.
+    optional = {key for key, field in known.items() if "None" in str(field.type)}
+    needed = {key for key, field in known.items() if field.default is MISSING}
+    if absent := sorted(needed - given.keys() - optional):
+        raise UsageError(f"task {name} needs the option {absent[0]!r}")
+    return kind(**{**dict.fromkeys(needed & optional), **given})

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lowbit.formats import Layout, QTensor
+from lowbit.formats import Layout, QTensor, StaticScale
 from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear import native, reference
 from lowbit.kernels.linear.native import LinearProduct
@@ -13,6 +13,7 @@ from lowbit.kernels.selection import Kernel, never, select
 KERNELS = {
     "float": (*native.kernels("float"), Kernel("reference", reference.linear_float, never)),
     "dynamic": (*native.kernels("dynamic"), Kernel("reference", reference.linear_dynamic, never)),
+    "static": (*native.kernels("static"), Kernel("reference", reference.linear_static, never)),
 }
 
 
@@ -28,15 +29,25 @@ def linear(
     q: QTensor,
     bias: Float[Tensor, " out"] | None,
     activations: str,
+    nonlinearity: str = "identity",
+    input: StaticScale | None = None,
 ) -> Float[Tensor, "*tokens out"]:
-    """x · Wᵀ + bias with activations "float" or "dynamic" (int8), in x's dtype."""
+    """f(x · Wᵀ + bias) with activations "float", "dynamic" or "static" (int8), in x's dtype; the
+    last with the scale `input`."""
     device = next(iter(q.tensors().values())).device
     chosen, _ = kernel(q.layout, q.in_features, device, activations)
-    y: Tensor = chosen.run(x, q, bias)
+    y: Tensor = chosen.run(x, q, bias, nonlinearity, *(() if input is None else (input,)))
     return y
 
 
-def product(form: Lanes, activations: str) -> LinearProduct | None:
+def product(
+    form: Lanes,
+    activations: str,
+    nonlinearity: str = "identity",
+    input: StaticScale | None = None,
+) -> LinearProduct | None:
     """The product that serves a weight prepacked as `form`; None where the reference is forced."""
     chosen, _ = kernel(form.layout, form.in_features, torch.device("cpu"), activations)
-    return None if chosen.isa is None else LinearProduct(form, activations, chosen.name)
+    if chosen.isa is None:
+        return None
+    return LinearProduct(form, activations, chosen.name, nonlinearity, input)

@@ -6,6 +6,7 @@ digits each, so that products and sums are exact integers there too and the resu
 twice as much as a float32 product. All paths give the same bits.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,30 +14,57 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lowbit.formats import QTensor
+from lowbit.formats import QTensor, StaticScale
 from lowbit.kernels import lanes
 from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.native import module
 from lowbit.kernels.selection import Kernel
 
-DIGITS = {"float": 4, "dynamic": 1}
+DIGITS = {"float": 4, "dynamic": 1, "static": 1}
+ROWS_AT_ONCE = 1024
+DYNAMIC = StaticScale(0.0)  # what the native code takes for none
 
 
 class LinearProduct:
-    """The product with a weight prepacked as `form` says, on one path of the native code.
+    """The product with a weight prepacked as `form` says, on one path of the native code, and the
+    nonlinearity after it.
 
-    Everything that does not change between calls is found here once.
+    Everything that does not change between calls is found here once. With a static `input` whose
+    zero point is not 0 the bias of a call has to be that of `shifted_bias`.
     """
 
-    def __init__(self, form: Lanes, activations: str, path: str) -> None:
+    def __init__(
+        self,
+        form: Lanes,
+        activations: str,
+        path: str,
+        nonlinearity: str = "identity",
+        input: StaticScale | None = None,
+    ) -> None:
+        assert module is not None
         self.form, self.activations, self.path = form, activations, path
+        self.nonlinearity, self.input = nonlinearity, input
         self.out_features, self.in_features = form.out_features, form.in_features
-        self._weight, self._digits = form.weight, DIGITS[activations]
-        self._run = module.LinearPath(path)  # type: ignore[union-attr]
+        self._digits = DIGITS[activations]
+        known = input or DYNAMIC
+        self._layer = module.Layer(
+            form.weight,
+            getattr(module.Nonlinearity, nonlinearity),
+            known.scale,
+            known.zero_point,
+            known.lowest,
+        )
+        self._path = module.LinearPath(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Native objects cannot be copied; they are found again."""
-        return LinearProduct, (self.form, self.activations, self.path)
+        return LinearProduct, (
+            self.form,
+            self.activations,
+            self.path,
+            self.nonlinearity,
+            self.input,
+        )
 
     def __call__(
         self,
@@ -44,20 +72,12 @@ class LinearProduct:
         packed: UInt8[Tensor, " bytes"],
         bias: Float[Tensor, " out"] | None,
     ) -> Float[Tensor, "*tokens out"]:
-        """x · Wᵀ + bias in x's dtype. Raises ValueError for an x that does not fit."""
+        """f(x · Wᵀ + bias) in x's dtype. Raises ValueError for an x that does not fit."""
         shape, dtype = x.shape, x.dtype
-        if shape[-1] != self.in_features or not x.is_cpu:
-            raise ValueError(
-                f"x {list(shape)} on {x.device} does not fit a weight"
-                f" {[self.out_features, self.in_features]} prepacked on the CPU"
-            )
-        if dtype is not torch.float32 or not x.is_contiguous():
-            x = x.float().contiguous()
-        if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
-            bias = bias.float().contiguous()
+        x, bias = self._ready(x), _float32(bias)
         y = x.new_empty(shape[:-1] + (self.out_features,))
-        self._run(
-            self._weight,
+        self._path(
+            self._layer,
             x.data_ptr(),
             packed.data_ptr(),
             0 if bias is None else bias.data_ptr(),
@@ -67,18 +87,90 @@ class LinearProduct:
         )
         return y if dtype is torch.float32 else y.to(dtype)
 
+    def _ready(self, x: Tensor) -> Tensor:
+        """x as the native code takes it."""
+        if x.shape[-1] != self.in_features or not x.is_cpu:
+            raise ValueError(
+                f"x {list(x.shape)} on {x.device} does not fit a weight"
+                f" {[self.out_features, self.in_features]} prepacked on the CPU"
+            )
+        return _contiguous_float32(x)
+
+
+def _float32(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else _contiguous_float32(bias)
+
+
+def _contiguous_float32(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
+
+
+def sharable(products: Sequence[LinearProduct]) -> bool:
+    """Whether `together` can take these: they quantize their input alike."""
+    first, *others = products
+    return all(_input_of(product) == _input_of(first) for product in others)
+
+
+def _input_of(product: LinearProduct) -> tuple[object, ...]:
+    width = product.form.layout.granularity.width(product.in_features)
+    return product.in_features, width, product.activations, product.path, product.input
+
+
+def together(
+    products: Sequence[LinearProduct],
+    x: Float[Tensor, "*tokens in"],
+    weights: Sequence[tuple[UInt8[Tensor, " bytes"], Float[Tensor, " out"] | None]],
+) -> list[Float[Tensor, "*tokens _out"]]:
+    """The products of x with several (packed, bias), with the bits that they have one by one.
+
+    x is quantized once. The products must be `sharable`.
+    """
+    first, shape, dtype = products[0], x.shape, x.dtype
+    x = first._ready(x)
+    places: list[int] = []  # of codes, bias and y of one after the other
+    biases = [_float32(bias) for _, bias in weights]
+    ys = [x.new_empty(shape[:-1] + (product.out_features,)) for product in products]
+    for (packed, _), bias, y in zip(weights, biases, ys, strict=True):
+        places += packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
+    layers = [product._layer for product in products]
+    rows = x.numel() // first.in_features
+    first._path.together(layers, x.data_ptr(), places, rows, first._digits)
+    return ys if dtype is torch.float32 else [y.to(dtype) for y in ys]
+
 
 def linear(
     x: Float[Tensor, "*tokens in"],
     q: QTensor,
     bias: Float[Tensor, " out"] | None,
+    nonlinearity: str = "identity",
+    input: StaticScale | None = None,
     *,
     activations: str,
     path: str,
 ) -> Float[Tensor, "*tokens out"]:
     """The same from the stored form, which is prepacked for this one call."""
     form = Lanes(q.layout, *q.shape)
-    return LinearProduct(form, activations, path)(x, form.pack(q), bias)
+    packed = form.pack(q)
+    if input is not None:
+        bias = shifted_bias(form, packed, bias, input)
+    return LinearProduct(form, activations, path, nonlinearity, input)(x, packed, bias)
+
+
+def shifted_bias(
+    form: Lanes,
+    packed: UInt8[Tensor, " bytes"],
+    bias: Float[Tensor, " out"] | None,
+    input: StaticScale,
+) -> Float[Tensor, " out"] | None:
+    """The bias less what the zero point of static activations adds to every token's product:
+    scale · zero_point · Σ_k w, summed in float64."""
+    if input.zero_point == 0:
+        return bias
+    sums = torch.zeros(form.out_features, dtype=torch.float64)
+    for rows in torch.arange(form.out_features).split(ROWS_AT_ONCE):
+        sums[rows] = form.decode(packed, rows, torch.float32).double().sum(1)
+    shift = sums * (input.scale * input.zero_point)
+    return ((0.0 if bias is None else bias.double()) - shift).float()
 
 
 def kernels(activations: str) -> tuple[Kernel, ...]:

@@ -1,4 +1,5 @@
-"""Linear layers over stored weights, in PyTorch: y = x · Wᵀ + bias.
+"""Linear layers over stored weights, in PyTorch: y = f(x · Wᵀ + bias), f the identity or one of
+`NONLINEARITIES`.
 
 *float* activations: the weight is decoded for the product. *dynamic*: activations become int8
 per token, or per token and group where the weight has groups, and with x ≈ sx · cx
@@ -10,31 +11,46 @@ Integer sums are exact on every machine; everything after them is float32.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowbit.formats import FORMATS, AffineTensor, BinaryTensor, QTensor
+from lowbit.formats import FORMATS, AffineTensor, BinaryTensor, QTensor, StaticScale
 from lowbit.formats.affine import centred_codes
 from lowbit.formats.binary import signs
 from lowbit.kernels.quantize_rows import quantize_rows
 
-# Products of codes are at most 127 · 255: so many of them add up exactly in float32.
-EXACT_TERMS = 2**24 // (127 * 255)
+# Products of codes are at most 255 · 255, with zero points on both sides: so many of them add up
+# exactly in float32.
+EXACT_TERMS = 2**24 // (255 * 255)
+
+
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 def linear_float(
-    x: Float[Tensor, "*tokens in"], q: QTensor, bias: Float[Tensor, " out"] | None
+    x: Float[Tensor, "*tokens in"],
+    q: QTensor,
+    bias: Float[Tensor, " out"] | None,
+    nonlinearity: str = "identity",
 ) -> Float[Tensor, "*tokens out"]:
     """Float activations: exact products with the decoded weight, in x's dtype."""
     weight = FORMATS[q.layout.format].decode(q, x.dtype)
-    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    return NONLINEARITIES[nonlinearity](y)
 
 
 def integer_matmul(a: Float32[Tensor, "m k"], b: Float32[Tensor, "n k"]) -> Int32[Tensor, "m n"]:
-    """a · bᵀ for integers stored as float32, |a| ≤ 127 and |b| ≤ 255: exact int32 sums."""
+    """a · bᵀ for integers stored as float32, |a| ≤ 255 and |b| ≤ 255: exact int32 sums."""
     total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
     for left, right in zip(a.split(EXACT_TERMS, 1), b.split(EXACT_TERMS, 1), strict=True):
         total += (left @ right.T).to(torch.int32)
@@ -42,7 +58,10 @@ def integer_matmul(a: Float32[Tensor, "m k"], b: Float32[Tensor, "n k"]) -> Int3
 
 
 def linear_dynamic(
-    x: Float[Tensor, "*tokens in"], q: QTensor, bias: Float[Tensor, " out"] | None
+    x: Float[Tensor, "*tokens in"],
+    q: QTensor,
+    bias: Float[Tensor, " out"] | None,
+    nonlinearity: str = "identity",
 ) -> Float[Tensor, "*tokens out"]:
     """int8 activations with scales found at run time; the result in x's dtype."""
     width = q.granularity.width(q.in_features)
@@ -50,7 +69,38 @@ def linear_dynamic(
     y = _SUMS[type(q)](codes.float().split(width, 1), scales, q)
     if bias is not None:
         y += bias.float()
-    return y.to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
+    return NONLINEARITIES[nonlinearity](y).to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
+
+
+def linear_static(
+    x: Float[Tensor, "*tokens in"],
+    q: QTensor,
+    bias: Float[Tensor, " out"] | None,
+    nonlinearity: str,
+    input: StaticScale,
+) -> Float[Tensor, "*tokens out"]:
+    """int8 activations with one scale that is known beforehand; the result in x's dtype."""
+    width = q.granularity.width(q.in_features)
+    codes, scales = quantize_static(x.reshape(-1, q.in_features).float(), width, input)
+    # Their zero point taken off, codes leave int8; products stay exact in float32 for fewer terms.
+    y = _SUMS[type(q)]((codes - input.zero_point).split(width, 1), scales, q)
+    if bias is not None:
+        y += bias.float()
+    return NONLINEARITIES[nonlinearity](y).to(x.dtype).reshape(*x.shape[:-1], q.shape[0])
+
+
+def quantize_static(
+    x: Float32[Tensor, "m in"], width: int, input: StaticScale
+) -> tuple[Float32[Tensor, "m in"], Float32[Tensor, "m groups"]]:
+    """Codes as floats, and a scale per row and group, NaN where a value in it is not finite."""
+    inv = torch.ones(()) / torch.tensor(input.scale)  # a float32 division
+    low, high = input.lowest - input.zero_point, 127 - input.zero_point
+    codes = (x * inv.item()).clamp(low, high).round() + input.zero_point
+    finite = [part.isfinite().all(1) for part in x.split(width, 1)]
+    usable = torch.stack(finite, 1)
+    spread = usable.repeat_interleave(width, 1)[:, : x.shape[1]]
+    scales = torch.where(usable, input.scale, torch.nan).float()
+    return torch.where(spread, codes, 0.0), scales
 
 
 def _affine_sum(

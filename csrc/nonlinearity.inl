@@ -1,0 +1,118 @@
+// What may follow a linear layer, on vectors of the Isa (linear.inl):
+//
+//   relu       max(x, 0)
+//   gelu       x Phi(x), Phi the standard normal distribution function
+//   gelu_tanh  x S(2 sqrt(2/pi) (x + 0.044715 x^3)), S(z) = 1 / (1 + exp(-z))
+//   silu       x S(x)
+//
+// The last three are max(x, 0) - u T(u) with u = |x| and a tail T(u) = Phi(-u), …, which falls from
+// 1/2 to 0. So small x lose nothing, infinities need no care, and u may end where u T(u) no longer
+// counts. Of both GELUs the eighth root of T is a polynomial in u, that of least maximal error
+// (scripts/gelu_polynomials). The error is at most 4e-7 max(|x|, 1) against exact arithmetic. NaN
+// stays NaN. Operations are rounded once each, a multiplication with the addition after it too, so
+// that all instruction sets give the same bits.
+
+#include "linear.h"
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+using Number = Isa::Floats;  // as many as a vector holds
+
+Number positive_part(Number x) { return x < 0.0f ? Number{} : x; }
+
+// |x|, but `end` beyond it and for NaN.
+Number magnitude(Number x, float end) {
+  const Number u = x < 0.0f ? -x : x;
+  return u < end ? u : Number{} + end;
+}
+
+// Highest power first.
+template <int n>
+Number polynomial(const float (&coefficients)[n], Number x) {
+  Number sum = Number{} + coefficients[0];
+#pragma GCC unroll 16
+  for (int i = 1; i < n; ++i) sum = Isa::fma(sum, x, Number{} + coefficients[i]);
+  return sum;
+}
+
+// For 0 <= u < 87, to 1e-7 of itself: exp(-u) = 2^n exp(r), n an integer and |r| <= ln(2) / 2.
+Number exp_minus(Number u) {
+  static constexpr float powers[] = {0.0013836842f, 0.00837481578f, 0.0416682256f,
+                                          0.166664202f,  0.499999921f,   1.00000004f,
+                                          1.0f};
+  constexpr float round = 0x1.8p23f;  // leaves an integer in the low bits
+  constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
+  const Number shifted = Isa::fma(u, Number{} - 0x1.715476p0f, Number{} + round);
+  const Number n = shifted - round;
+  Number r = Isa::fma(n, Number{} - ln2_high, -u);
+  r = Isa::fma(n, Number{} - ln2_low, r);
+  const Isa::Words power = reinterpret_cast<Isa::Words>(shifted) << 23;
+  return reinterpret_cast<Number>(
+      reinterpret_cast<Isa::Words>(polynomial(powers, r)) + power);
+}
+
+struct Relu {
+  static Number of(Number x) { return positive_part(x); }
+};
+
+template <int n>
+Number minus_tail_of_root(Number x, const float (&root)[n], float end) {
+  const Number u = magnitude(x, end);
+  Number tail = polynomial(root, u);
+  for (int i = 0; i < 3; ++i) tail *= tail;
+  return Isa::fma(-u, tail, positive_part(x));
+}
+
+struct Gelu {
+  static Number of(Number x) {
+    static constexpr float root[] = {-2.94319079e-07f, 7.45426678e-06f,   -6.00914718e-05f,
+                                     3.37203564e-05f,  0.00150549435f,    -0.000673237606f,
+                                     -0.0319272801f,   -0.0914576575f,    0.917004049f};
+    return minus_tail_of_root(x, root, 5.5f);
+  }
+};
+
+struct GeluTanh {
+  static Number of(Number x) {
+    static constexpr float root[] = {
+        -2.92383839e-10f, -5.43809762e-08f, 1.36389804e-06f,  -1.32498926e-05f, 6.45599866e-05f,
+        -0.00015843354f,  0.000164582278f,  -0.0002068748f,   0.00169592164f,   -0.000648734043f,
+        -0.0319168009f,   -0.0914586186f,   0.917004049f};
+    return minus_tail_of_root(x, root, 5.0f);
+  }
+};
+
+struct Silu {
+  static Number of(Number x) {
+    const Number u = magnitude(x, 80.0f), e = exp_minus(u);
+    return Isa::fma(-u, e / (1.0f + e), positive_part(x));
+  }
+};
+
+template <class Function>
+[[gnu::noinline]] void apply_to_rows(float* y, int64_t rows, int64_t n, int64_t stride) {
+  constexpr int64_t size = sizeof(Number) / sizeof(float);
+  for (int64_t r = 0; r < rows; ++r, y += stride) {
+    for (int64_t i = 0; i < n; i += size) {
+      Number x;
+      __builtin_memcpy(&x, y + i, sizeof x);
+      x = Function::of(x);
+      __builtin_memcpy(y + i, &x, sizeof x);
+    }
+  }
+}
+
+// To y[rows][n] in place, rows `stride` apart and n a multiple of the vector's size.
+inline void apply(Nonlinearity function, float* y, int64_t rows, int64_t n, int64_t stride) {
+  switch (function) {
+    case Nonlinearity::identity: return;
+    case Nonlinearity::gelu: return apply_to_rows<Gelu>(y, rows, n, stride);
+    case Nonlinearity::gelu_tanh: return apply_to_rows<GeluTanh>(y, rows, n, stride);
+    case Nonlinearity::relu: return apply_to_rows<Relu>(y, rows, n, stride);
+    case Nonlinearity::silu: return apply_to_rows<Silu>(y, rows, n, stride);
+  }
+}
+
+}  // namespace
+}  // namespace lowbit::LOWBIT_ISA

@@ -1,0 +1,40 @@
+"""`lowbit report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.options import Measured, measuring, this_command
+from lowbit.cli.written import say_written
+from lowbit.evaluation.evaluate import evaluate
+from lowbit.report import check_paths, write
+
+
+@measuring
+def report(
+    models: Annotated[list[str], typer.Argument(help="Folders that lowbit wrote.")],
+    measured: Measured,
+    against: Annotated[str, typer.Option(help="The float model that they were made from.")],
+    output: Annotated[
+        list[Path],
+        typer.Option("--output", "-o", help="A .html, .md or .json file; may be given again."),
+    ],
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.")] = False,
+) -> None:
+    """Measure models beside the float one, and write what was lost and won as one page.
+
+    Example: `lowbit report ./gpt2-int4 --against ./gpt2 --task perplexity --data test.txt
+    -o report.html`
+    """
+    check_paths(output)
+    study = evaluate(
+        models,
+        lambda reference: measured.plan(reference.model, pictures=True),
+        against,
+        commands=[this_command()],
+        progress=not quiet,
+    )
+    write(study, output)
+    if not quiet:
+        say_written(study, output)

@@ -1,0 +1,121 @@
+"""`lowbit train`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lowbit.errors import UsageError
+from lowbit.loading import load_tokenizer
+from lowbit.qat.prepare import QatOptions
+from lowbit.training.lesson import Material
+from lowbit.training.train import TEACHERS, Outcome, Settings
+from lowbit.training.train import train as run
+
+DEFAULT = Settings()
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="A float model to start from: folder or hub id.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    task: Annotated[str, typer.Option(help=f"What to learn: {', '.join(TEACHERS)}.")],
+    data: Annotated[
+        str | None, typer.Option("--data", "--data-dir", help="The task's files.")
+    ] = None,
+    subset: Annotated[str | None, typer.Option("--name", help="The GLUE task: cola, …")] = None,
+    qat: Annotated[
+        str, typer.Option(help="none: float. int8, int4, int8-dynamic, …: towards these integers.")
+    ] = DEFAULT.qat,
+    estimator: Annotated[
+        str, typer.Option(help="Gradients through rounding: ste, clipped, lsq.")
+    ] = DEFAULT.options.estimator,
+    ranges: Annotated[
+        str, typer.Option(help="Of static activations: ema, learned, minmax, percentile, mse.")
+    ] = DEFAULT.options.ranges,
+    ema_decay: Annotated[float | None, typer.Option(help="Of ema ranges; 0.9999.")] = None,
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="Static activations with a zero point.")
+    ] = False,
+    qat_start: Annotated[int, typer.Option(help="Training passes that stay float.")] = 0,
+    learning_rate: float = DEFAULT.learning_rate,
+    epochs: float = DEFAULT.epochs,
+    max_steps: Annotated[int, typer.Option(help="0: whole epochs.")] = DEFAULT.max_steps,
+    batch_size: int = DEFAULT.batch_size,
+    accumulate: Annotated[int, typer.Option(help="Batches of one step.")] = DEFAULT.accumulate,
+    max_length: Annotated[int, typer.Option(help="Tokens of an example.")] = 128,
+    stride: Annotated[int, typer.Option(help="Overlap of SQuAD's windows.")] = 128,
+    warmup: Annotated[float, typer.Option(help="Share of all steps.")] = DEFAULT.warmup,
+    weight_decay: float = DEFAULT.weight_decay,
+    attention_dropout: Annotated[
+        float, typer.Option(help="0 makes a step on a CPU several times faster.")
+    ] = 0.0,
+    lower_case: Annotated[
+        bool | None, typer.Option("--lower-case/--keep-case", help="Else as the tokenizer does.")
+    ] = None,
+    evaluate_during_training: Annotated[bool, typer.Option("--evaluate/--no-evaluate")] = True,
+    eval_steps: Annotated[int, typer.Option(help="0: once an epoch.")] = DEFAULT.eval_steps,
+    save_steps: Annotated[int, typer.Option(help="0: once an epoch.")] = DEFAULT.save_steps,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it can.")] = False,
+    seed: int = DEFAULT.seed,
+    resume: Annotated[bool, typer.Option("--resume", help="From the last checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.")] = False,
+) -> None:
+    """Train a model on a task, in float or towards integers, and save both.
+
+    Example: `lowbit train ./bert --task glue --name mrpc --qat int8 --data-dir ./MRPC -o ./out`
+    """
+    tokenizer = load_tokenizer(model, lower_case)
+    if tokenizer is None:
+        raise UsageError(f"{model} has no tokenizer")
+    material = Material(model, tokenizer, data, subset, max_length, stride, attention_dropout)
+    settings = Settings(
+        qat=qat,
+        options=QatOptions(
+            estimator,
+            ranges,
+            {} if ema_decay is None else {"decay": ema_decay},
+            not asymmetric,
+            qat_start,
+        ),
+        learning_rate=learning_rate,
+        epochs=epochs,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        eval_steps=eval_steps,
+        save_steps=save_steps,
+        evaluate_during_training=evaluate_during_training,
+        bf16=bf16,
+        seed=seed,
+    )
+    outcome = run(task, material, output, settings, resume, overwrite, not (quiet or as_json))
+    if as_json:
+        print(json.dumps(outcome.to_dict()))
+    elif not quiet and outcome.folders:
+        console = Console()
+        console.print(outcome_table(outcome))
+        for folder in outcome.folders:
+            console.print(f"written to {folder}", soft_wrap=True, highlight=False)
+
+
+def outcome_table(outcome: Outcome) -> Table:
+    """One row per metric, one column per model."""
+    table = Table(
+        title=f"after {outcome.steps:,} steps in {outcome.seconds:,.0f} s", box=box.SIMPLE
+    )
+    table.add_column("")
+    for name in outcome.measurements:
+        table.add_column(name, justify="right")
+    names = dict.fromkeys(n for m in outcome.measurements.values() for n in m.metrics)
+    for name in names:
+        cells = [m.metrics.get(name) for m in outcome.measurements.values()]
+        table.add_row(name, *("–" if c is None else f"{c.value:.4f}" for c in cells))
+    return table

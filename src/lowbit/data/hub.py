@@ -1,0 +1,22 @@
+"""Datasets of the Hugging Face hub, through the package `datasets`: only when no file is given."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lowbit.errors import InputError
+from lowbit.extras import needed
+
+
+def load(name: str, configuration: str | None, split: str) -> Sequence[Mapping[str, Any]]:
+    """The rows of one split. Raises InputError for whatever keeps them from here."""
+    datasets = needed("datasets", "datasets", "eval")
+    asked = name if configuration is None else f"{name}:{configuration}"
+    try:
+        rows: Sequence[Mapping[str, Any]] = datasets.load_dataset(name, configuration, split=split)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        # The network, an unknown configuration or split, a builder; the first line says what.
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"the hub's dataset {asked} cannot be had: {reason}") from error
+    if len(rows) == 0:
+        raise InputError(f"the split {split} of the hub's dataset {asked} has no rows")
+    return rows

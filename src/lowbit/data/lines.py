@@ -1,0 +1,35 @@
+"""Lines of text files. Strictly UTF-8, with or without a byte-order mark.
+
+A line ends in \\n or \\r\\n and nowhere else: sentences do hold U+0085, U+2028 and form feeds, at
+which `str.splitlines` would cut them.
+"""
+
+from pathlib import Path
+
+from lowbit.errors import InputError
+
+
+def read_text(file: Path) -> str:
+    """The whole file, line ends as they are. Raises InputError, also for an empty file."""
+    try:
+        stored = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    try:
+        text = stored.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # Positions count from after the byte-order mark, if there is one.
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = error.object[error.start]
+        raise InputError(f"{file}, line {line}: byte {byte:#04x} is not UTF-8") from error
+    if not text:
+        raise InputError(f"{file} is empty")
+    return text
+
+
+def read_lines(file: Path) -> list[str]:
+    """Its lines without their ends; empty ones are kept. Raises InputError as `read_text` does."""
+    lines = read_text(file).split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]

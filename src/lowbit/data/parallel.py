@@ -1,0 +1,81 @@
+"""Sentences and their translations.
+
+    one file    source TAB target [TAB …]      a pair a line, as Tatoeba has it
+    two files   test.de, test.en               line n of one is line n of the other, as WMT has it
+
+Empty lines and empty cells are sentences too, the empty ones.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowbit.data.lines import read_lines
+from lowbit.errors import InputError, UsageError
+
+
+@dataclass(frozen=True)
+class ParallelData:
+    """As many targets as sources."""
+
+    source: str
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+def read(
+    data: str | Path,
+    target: str | Path | None = None,
+    source_column: int = 1,
+    target_column: int | None = None,
+    split: str = "test",
+) -> ParallelData:
+    """All pairs of a TSV file, or of two files of lines where `target` names the second.
+
+    data: a file, or a folder that holds the split's, such as test.tsv.
+    source_column, target_column: of a TSV, counted from 1; the target's is by default the other of
+    the first two.
+
+    Raises UsageError for columns that cannot be, InputError for files that cannot be used.
+    """
+    if target is not None:
+        return _from_lines(Path(data), Path(target))
+    if target_column is None:
+        target_column = 1 if source_column == 2 else 2
+    if min(source_column, target_column) < 1 or source_column == target_column:
+        raise UsageError(
+            f"columns {source_column} and {target_column} are not two columns counted from 1"
+        )
+    file = Path(data)
+    if file.is_dir():
+        file = file / f"{split}.tsv"
+        if not file.is_file():
+            raise InputError(
+                f"{data} holds no {split}.tsv; two files of lines are named one by one, the second"
+                " as the target"
+            )
+    return _from_tsv(file, source_column, target_column)
+
+
+def _from_tsv(file: Path, source_column: int, target_column: int) -> ParallelData:
+    sources, targets = [], []
+    most = max(source_column, target_column)
+    for number, line in enumerate(read_lines(file), 1):
+        cells = line.split("\t")
+        if len(cells) < most:
+            plural = "s" * (len(cells) != 1)
+            raise InputError(
+                f"{file}, line {number}: {len(cells)} column{plural}, and column {most} is needed"
+            )
+        sources.append(cells[source_column - 1])
+        targets.append(cells[target_column - 1])
+    return ParallelData(str(file), tuple(sources), tuple(targets))
+
+
+def _from_lines(source_file: Path, target_file: Path) -> ParallelData:
+    sources, targets = read_lines(source_file), read_lines(target_file)
+    if len(sources) != len(targets):
+        raise InputError(
+            f"{source_file} has {len(sources)} lines and {target_file} has {len(targets)}; each"
+            " line is the translation of the other's"
+        )
+    return ParallelData(f"{source_file} → {target_file}", tuple(sources), tuple(targets))

@@ -1,0 +1,120 @@
+"""One float model and several recipes: quantize, measure, and keep what is done.
+
+    FOLDER/
+        float.json       the record of the float model
+        int4/            the quantized model, as `lowbit quantize` writes it
+        int4.json        its record, and a fingerprint of all that it was made from
+
+A run that was interrupted goes on with the first model that has no record. A record whose
+fingerprint differs (another model, data, plan or version) is made again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from lowbit.checkpoint import find, weight_files
+from lowbit.environment import describe
+from lowbit.errors import InputError, UsageError
+from lowbit.evaluation.evaluate import Plan, examine, load_subject
+from lowbit.evaluation.study import ModelRecord, Study
+from lowbit.evaluation.task import Subject
+from lowbit.recipe import Recipe, load_recipe
+from lowbit.staging import staged_file
+from lowbit.stream import quantize_checkpoint
+
+FLOAT = "float"
+
+
+def compare(
+    model: str | Path,
+    recipes: Sequence[str | Path | Recipe],
+    plan: Plan | Callable[[Subject], Plan],
+    folder: str | Path,
+    commands: Sequence[str] = (),
+    progress: bool = True,
+) -> Study:
+    """Quantize `model` with each recipe into `folder`, and measure all beside the float model.
+
+    plan: what to measure, or how to find that from the loaded float model.
+
+    Raises UsageError for recipes that are unknown or named alike, or a plan that does not fit the
+    model; InputError for a model, data or folder that cannot be read or written.
+    """
+    chosen = [load_recipe(recipe) for recipe in recipes]
+    names = [FLOAT, *(recipe.name for recipe in chosen)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"two of the models to compare are called {twice[0]!r}")
+    for name in names:
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise UsageError(f"the recipe's name {name!r} cannot name a folder")
+    source, folder = find(str(model)), Path(folder)
+    _make(folder)
+    reference = load_subject(source, FLOAT)
+    plan = plan if isinstance(plan, Plan) else plan(reference)
+    plan.check(reference)
+    with tqdm(total=len(names), desc="comparing", unit="model", disable=not progress) as bar:
+
+        def measured(recipe: Recipe | None, first: ModelRecord | None) -> ModelRecord:
+            name = FLOAT if recipe is None else recipe.name
+            bar.set_postfix_str(name)
+            file = folder / f"{name}.json"
+            mark = _fingerprint(source, plan, recipe)
+            known = _recorded(file, mark)
+            if known is None:
+                if recipe is None:
+                    known = examine(reference, source, plan, progress=progress)
+                else:
+                    out = folder / name
+                    quantize_checkpoint(str(source), recipe, out, overwrite=True, progress=progress)
+                    subject = replace(load_subject(out, name), tokenizer=reference.tokenizer)
+                    known = examine(subject, out, plan, reference, first, progress)
+                with staged_file(file) as unfinished:
+                    study = Study((known,), describe(), plan.seed)
+                    told = {"fingerprint": mark, **study.to_dict()}
+                    unfinished.write_text(json.dumps(told), encoding="utf-8")
+            bar.update()
+            return known
+
+        first = measured(None, None)
+        records = (first, *(measured(recipe, first) for recipe in chosen))
+    return Study(records, describe(), plan.seed, tuple(commands))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+def _recorded(file: Path, mark: str) -> ModelRecord | None:
+    """The model's record, where it is whole and was made from the same."""
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        same = stored.pop("fingerprint", None) == mark
+        return Study.from_dict(stored).models[0] if same else None
+    except (OSError, ValueError, AttributeError, IndexError):
+        return None
+
+
+def _fingerprint(source: Path, plan: Plan, recipe: Recipe | None) -> str:
+    """Of the checkpoint's and the data's files (size and time), the plan, recipe and versions."""
+    files = weight_files(source) + [
+        Path(data)
+        for task in plan.tasks
+        for data in (getattr(task, name, None) for name in ("data", "target"))
+        if data is not None and Path(data).exists()
+    ]
+    made_from: list[Any] = [
+        describe(),
+        repr(plan),
+        None if recipe is None else recipe.to_dict(),
+        [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files],
+    ]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()

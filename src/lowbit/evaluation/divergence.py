@@ -1,0 +1,62 @@
+"""How far a model's predictions are from those of the float model it was made from.
+
+    KL = 1/N Σ Σ_v p(v) · (log p(v) − log q(v)),  p the reference's and q the model's probabilities
+
+in nats, over the predicted tokens of windows.py, and the share of them for which both put the same
+token first. Where perplexity changes by less than its noise, the divergence still tells.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Integer
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from lowbit.errors import UsageError
+from lowbit.evaluation.mode import evaluating
+from lowbit.evaluation.windows import Windows
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """`kl`: mean Kullback–Leibler divergence per token, in nats; `top1`: share of tokens with the
+    same most probable prediction."""
+
+    kl: float
+    top1: float
+
+
+def divergence(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    ids: Integer[Tensor, " n"],
+    context: int | None = None,
+    stride: int | None = None,
+    progress: bool = True,
+) -> Divergence:
+    """Divergence of `model` from `reference` on the token ids `ids`, summed in float64.
+
+    Raises as `perplexity` does, and UsageError for models with different vocabularies.
+    """
+    sizes = [m.config.get_text_config().vocab_size for m in (model, reference)]
+    if sizes[0] != sizes[1]:
+        raise UsageError(f"vocabularies of {sizes[0]} and {sizes[1]} tokens cannot be compared")
+    windows = Windows(model, ids, context, stride)
+    divergent, alike = torch.zeros((), dtype=torch.float64), 0
+    with (
+        evaluating(model),
+        evaluating(reference),
+        tqdm(
+            total=len(windows), desc="divergence", unit="window", delay=2, disable=not progress
+        ) as bar,
+    ):
+        for batch in windows:
+            log_p = batch.logits(reference).cpu().log_softmax(-1)
+            log_q = batch.logits(model).cpu().log_softmax(-1)
+            alike += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
+            # The float32 terms of one token cancel to about 1e-7 of a nat.
+            divergent += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum()
+            bar.update(len(batch.tokens))
+    return Divergence((divergent / windows.predicted).item(), alike / windows.predicted)

@@ -1,0 +1,127 @@
+"""From models and tasks to a study: every model measured alike, the reference first."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lowbit.checkpoint import find
+from lowbit.environment import describe
+from lowbit.errors import UsageError
+from lowbit.evaluation.latency import Shape, time_beside
+from lowbit.evaluation.record import record
+from lowbit.evaluation.study import Measurement, ModelRecord, Study
+from lowbit.evaluation.task import Subject, Task, agreement
+from lowbit.loading import load_model, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of every model.
+
+    shapes: what is timed; nothing where it is empty. pictures: whether weights are counted into
+    histograms, which a report draws. peak: whether a process of its own tells each model's peak.
+    """
+
+    tasks: tuple[Task, ...] = ()
+    shapes: tuple[Shape, ...] = ()
+    pictures: bool = False
+    peak: bool = True
+    seed: int = 0
+
+    def check(self, subject: Subject) -> None:
+        """Raises UsageError for what the model cannot do, InputError for unusable data."""
+        for task in self.tasks:
+            task.check(subject)
+        for shape in self.shapes:
+            shape.check(subject.model)
+
+
+def load_subject(model: str | Path, name: str | None = None) -> Subject:
+    """A folder or hub id, with its tokenizer where it has one, called by its last part.
+
+    Raises InputError for what is no complete model or has a broken tokenizer.
+    """
+    folder = find(str(model))
+    called = name or Path(str(model)).resolve().name
+    return Subject(called, load_model(folder), load_tokenizer(folder))
+
+
+def evaluate(
+    models: Sequence[str | Path],
+    plan: Plan | Callable[[Subject], Plan],
+    against: str | Path | None = None,
+    commands: Sequence[str] = (),
+    progress: bool = True,
+) -> Study:
+    """Measure the models of some folders, beside the reference `against` where one is given.
+
+    Without it the first model is the reference. At most two models are loaded at a time.
+    plan: what to measure, or how to find that from the loaded reference.
+
+    Raises UsageError for a plan that does not fit a model, InputError for models or data that
+    cannot be read.
+    """
+    if not models and against is None:
+        raise UsageError("there is no model to evaluate")
+    first, *others = ([against] if against is not None else []) + list(models)
+    reference = load_subject(first)
+    plan = plan if isinstance(plan, Plan) else plan(reference)
+    plan.check(reference)
+    records = [examine(reference, find(str(first)), plan, progress=progress)]
+    for model in others:
+        subject = load_subject(model)
+        plan.check(subject)
+        records.append(
+            examine(subject, find(str(model)), plan, reference, records[0], progress=progress)
+        )
+    return Study(distinct_names(records), describe(), plan.seed, tuple(commands))
+
+
+def examine(
+    subject: Subject,
+    folder: Path | None,
+    plan: Plan,
+    reference: Subject | None = None,
+    reference_record: ModelRecord | None = None,
+    progress: bool = True,
+) -> ModelRecord:
+    """One model by the plan; beside the reference, given what was found of that."""
+    seen = record(subject, folder, reference, plan.pictures, plan.peak)
+    before = {m.task: m for m in reference_record.measurements} if reference_record else {}
+    measurements = []
+    for task in plan.tasks:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.seed)
+            found = task.measure(subject, progress)
+            if reference is not None and found.task in before:
+                found = _beside(found, before[found.task], task, subject, reference, progress)
+        measurements.append(found)
+    other = None if reference is None else reference.model
+    timings = time_beside(subject.model, other, plan.shapes, progress=progress)
+    return replace(seen, measurements=tuple(measurements), timings=timings)
+
+
+def _beside(
+    found: Measurement,
+    before: Measurement,
+    task: Task,
+    subject: Subject,
+    reference: Subject,
+    progress: bool,
+) -> Measurement:
+    """With the metrics that compare the model with the reference, after its own."""
+    compared = {**task.against(subject, reference, progress), **agreement(found, before)}
+    return replace(found, metrics={**found.metrics, **compared})
+
+
+def distinct_names(records: Sequence[ModelRecord]) -> tuple[ModelRecord, ...]:
+    """Models of the same name are told apart by a number."""
+    seen: dict[str, int] = {}
+    renamed = []
+    for one in records:
+        seen[one.name] = seen.get(one.name, 0) + 1
+        again = f" ({seen[one.name]})" if seen[one.name] > 1 else ""
+        renamed.append(replace(one, name=one.name + again))
+    return tuple(renamed)

@@ -1,0 +1,132 @@
+"""How long a model takes, beside the one it is compared with.
+
+Both take turns within every round, so that a busy machine slows both; the first round warms up and
+does not count. A time is the median of its rounds, its spread the distance of their quartiles.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from lowbit.errors import UsageError
+from lowbit.evaluation.mode import evaluating, positions
+from lowbit.evaluation.study import Timing
+
+ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Shape:
+    """So many sequences of so many tokens; new_tokens: generated after them, or 0 for one forward
+    pass."""
+
+    batch: int
+    length: int
+    new_tokens: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """ "8x128" or "1x32+64": batch × length, and new tokens. Raises UsageError."""
+        grid, plus, new = text.partition("+")
+        numbers = [*grid.split("x"), *([new] if plus else [])]
+        if not all(n.isdecimal() for n in numbers) or len(grid.split("x")) != 2:
+            raise UsageError(f"shape {text!r} is not like 8x128 or 1x32+64 (batch, length, new)")
+        shape = cls(*map(int, numbers))
+        if min(shape.batch, shape.length) < 1:
+            raise UsageError(f"shape {text!r} holds no token")
+        return shape
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises UsageError where the model cannot take it."""
+        if self.new_tokens and not model.can_generate():
+            raise UsageError(f"{type(model).__name__} generates no {self.new_tokens} new tokens")
+        most = positions(model)
+        together = self.length + (0 if model.config.is_encoder_decoder else self.new_tokens)
+        if most is not None and max(together, self.new_tokens) > most:
+            raise UsageError(f"{together} tokens do not fit the model's {most} positions")
+
+
+def default_shapes(model: PreTrainedModel) -> tuple[Shape, ...]:
+    """One sequence and eight, forward; for what generates, 32 new tokens after 32."""
+    most = positions(model) or 128
+    length = min(128, most)
+    forward = (Shape(1, length), Shape(8, length))
+    if not model.can_generate():
+        return forward
+    prompt = min(32, most // 2)
+    generate = Shape(1, prompt, prompt)
+    return (generate,) if model.config.is_encoder_decoder else (*forward, generate)
+
+
+def time_beside(
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    shapes: Sequence[Shape],
+    rounds: int = ROUNDS,
+    progress: bool = True,
+) -> tuple[Timing, ...]:
+    """Time `model`, and `reference` in the same rounds, on random tokens of each shape.
+
+    Raises UsageError for a shape that the model cannot take.
+    """
+    for shape in shapes:
+        shape.check(model)
+    models = [model] if reference is None else [model, reference]
+    timings = []
+    total = len(shapes) * (rounds + 1)
+    with tqdm(total=total, desc="timing", unit="round", delay=2, disable=not progress) as bar:
+        for shape in shapes:
+            runs = [_runner(m, shape) for m in models]
+            seconds: list[list[float]] = [[] for _ in models]
+            for number in range(rounds + 1):
+                for run, times in zip(runs, seconds, strict=True):
+                    start = time.perf_counter()
+                    run()
+                    if number:
+                        times.append(time.perf_counter() - start)
+                bar.update()
+            timings.append(_timing(shape, seconds))
+    return tuple(timings)
+
+
+def _timing(shape: Shape, seconds: list[list[float]]) -> Timing:
+    own = seconds[0]
+    quartiles = statistics.quantiles(own, n=4, method="inclusive") if len(own) > 1 else [own[0]] * 3
+    return Timing(
+        batch=shape.batch,
+        length=shape.length,
+        new_tokens=shape.new_tokens,
+        rounds=len(own),
+        threads=torch.get_num_threads(),
+        seconds=statistics.median(own),
+        spread=quartiles[2] - quartiles[0],
+        reference_seconds=statistics.median(seconds[1]) if len(seconds) > 1 else None,
+    )
+
+
+def _runner(model: PreTrainedModel, shape: Shape) -> Callable[[], None]:
+    """One forward pass or generation; it returns when a GPU has finished too."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (shape.batch, shape.length), generator=generator)
+    inputs: dict[str, Any] = {"input_ids": ids.to(model.device)}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    new = {"min_new_tokens": shape.new_tokens, "max_new_tokens": shape.new_tokens}
+    options = {**new, "do_sample": False, "num_beams": 1, "pad_token_id": 0}
+    if model.config.is_encoder_decoder and not shape.new_tokens:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+
+    def run() -> None:
+        with evaluating(model):
+            if shape.new_tokens:
+                model.generate(**inputs, **options).tolist()
+            else:
+                model(**inputs)[0].flatten()[0].item()
+
+    return run

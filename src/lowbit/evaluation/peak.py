@@ -1,0 +1,48 @@
+"""Peak memory of loading and running a model, told by the operating system.
+
+A fresh process loads the folder and runs it once. What it held before, libraries and interpreter,
+is subtracted. Linux only: it keeps the high-water mark of a process in /proc/self/status.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from lowbit.errors import InputError
+
+STATUS = Path("/proc/self/status")
+
+
+def peak_bytes(folder: str | Path) -> int | None:
+    """Bytes; None where the system does not tell. Raises InputError where the process fails."""
+    if not STATUS.is_file():
+        return None
+    told = [sys.executable, "-m", __name__, str(folder)]
+    done = subprocess.run(told, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason told"])[-1]
+        raise InputError(f"{folder} could not be loaded and run in a process of its own: {last}")
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _kibibytes(field: str) -> int:
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise InputError(f"{STATUS} does not tell {field}")
+
+
+def _main(folder: str) -> None:
+    from lowbit.inspection import run_once
+    from lowbit.loading import load_model
+
+    before = _kibibytes("VmRSS")
+    # Importing may have peaked above what stays: 5 sets the mark back to what is resident now.
+    Path("/proc/self/clear_refs").write_text("5")
+    run_once(load_model(folder))
+    print(1024 * (_kibibytes("VmHWM") - before))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,137 @@
+"""A model on record: its sizes, kernels, coverage, and each weight's error and histogram."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lowbit.convert import Weights, matrix, weights_of
+from lowbit.coverage import Fate, cover
+from lowbit.evaluation.peak import peak_bytes
+from lowbit.evaluation.study import Histogram, ModelRecord, ModuleRecord
+from lowbit.evaluation.task import Subject
+from lowbit.formats.granularity import row_blocks
+from lowbit.hub import LowbitConfig
+from lowbit.inspection import Inspection, inspect_model
+from lowbit.kernels.ops import dequantize
+from lowbit.nn import Packed
+
+BINS = 101  # odd, so that zero is in the middle of one
+# A histogram ends where all but this share of the float weights are inside.
+OUTSIDE = 1e-3
+
+
+def record(
+    subject: Subject,
+    folder: Path | None,
+    reference: Subject | None = None,
+    pictures: bool = True,
+    peak: bool = True,
+) -> ModelRecord:
+    """Everything about a model that needs no data.
+
+    folder: where its files lie, for the sizes on disk and the peak of a fresh process.
+    reference: the float model it was made from, for coverage and the edges of histograms.
+    pictures: whether to count histograms of the weights; peak: whether to start that process.
+    """
+    model = subject.model
+    config = getattr(model.config, "quantization_config", None)
+    recipe = config.recipe if isinstance(config, LowbitConfig) else None
+    # Reading the weights gives them their stored form back, so it comes before the first run.
+    histograms = _histograms(model, reference.model if reference else model) if pictures else {}
+    seen = inspect_model(model, folder)
+    coverage: tuple[Fate, ...] = ()
+    if recipe is not None and reference is not None and type(reference.model) is type(model):
+        coverage = tuple(cover(reference.model, recipe).fates())
+    return ModelRecord(
+        name=subject.name,
+        path=None if folder is None else str(folder),
+        architecture=type(model).__name__,
+        recipe=None if recipe is None else recipe.to_dict(),
+        parameters=seen.footprint.parameters,
+        bits_per_weight=seen.footprint.bits_per_weight,
+        stored_bytes=seen.footprint.stored_bytes,
+        disk_bytes=seen.footprint.disk_bytes,
+        resident_bytes=seen.footprint.resident_bytes,
+        resident_after_forward_bytes=seen.resident_after_forward,
+        peak_bytes=peak_bytes(folder) if peak and folder is not None else None,
+        kernels=tuple(f"{kernel}: {why}" for kernel, why in sorted(seen.kernels.items())),
+        coverage=coverage,
+        modules=_modules(model, seen, histograms),
+    )
+
+
+def _modules(
+    model: PreTrainedModel, seen: Inspection, histograms: Mapping[str, Histogram]
+) -> tuple[ModuleRecord, ...]:
+    """Those with a matrix; norms and other vectors are in the sizes of the whole."""
+    records = []
+    for row in seen.rows:
+        name = row.size.name
+        if not _has_matrix(model.get_submodule(name)):
+            continue
+        error = seen.errors.get(name)
+        records.append(
+            ModuleRecord(
+                name=name,
+                stored_as=row.stored_as,
+                parameters=row.size.parameters,
+                stored_bytes=row.size.stored_bytes,
+                kernel=row.kernel,
+                why=row.why,
+                relative_error=None if error is None else error.relative_error,
+                histogram=histograms.get(name),
+            )
+        )
+    return tuple(records)
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return isinstance(module, Packed) or isinstance(weights_of(module), Weights)
+
+
+def _histograms(model: PreTrainedModel, reference: PreTrainedModel) -> dict[str, Histogram]:
+    """Module -> its weights, between edges that the reference's weights set."""
+    found = {}
+    modules = dict(model.named_modules())
+    for name, module in reference.named_modules():
+        weight = _weight(module)
+        if weight is None or name not in modules or _is_tied(module, reference):
+            continue
+        mine = weight if model is reference else _weight(modules[name])
+        if mine is not None:
+            found[name] = _count(mine, _edge(weight))
+    return found
+
+
+def _weight(module: nn.Module) -> Float[Tensor, "out in"] | None:
+    """The matrix that a module holds, decoded, or None where it holds none of its own."""
+    if isinstance(module, Packed):
+        return None if module.tied_to is not None else dequantize(module.qweight)
+    weights = weights_of(module)
+    return matrix(module, weights).float() if isinstance(weights, Weights) else None
+
+
+def _is_tied(module: nn.Module, model: PreTrainedModel) -> bool:
+    """Whether an earlier module of the model holds the same weight."""
+    weight = module._parameters.get("weight")
+    owners = (m for m in model.modules() if m._parameters.get("weight") is weight)
+    return weight is not None and next(owners) is not module
+
+
+def _edge(weight: Float[Tensor, "out in"]) -> float:
+    sizes = weight.abs().flatten()
+    inside = max(1, round((1 - OUTSIDE) * sizes.numel()))
+    return sizes.kthvalue(inside).values.item() or 1.0
+
+
+def _count(weight: Float[Tensor, "out in"], edge: float) -> Histogram:
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    for rows in row_blocks(*weight.shape):
+        # In float32 a count is exact up to 2²⁴: blocks are smaller.
+        counts += torch.histc(weight[rows], BINS, -edge, edge).long()
+    total = int(counts.sum())
+    return Histogram(edge, tuple(counts.tolist()), weight.numel() - total)

@@ -1,0 +1,71 @@
+"""Scores of predictions against labels, as scikit-learn and scipy compute them.
+
+A correlation is not defined, and so NaN, where all predictions or all labels are equal.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+
+from lowbit.evaluation.study import Metric
+from lowbit.extras import needed
+
+Score = Callable[[Sequence[float], Sequence[float]], float]
+
+
+def accuracy(predictions: Sequence[float], labels: Sequence[float]) -> float:
+    """The share of equal ones."""
+    metrics = needed("sklearn.metrics", "scikit-learn", "eval")
+    return float(metrics.accuracy_score(labels, predictions))
+
+
+def f1(predictions: Sequence[float], labels: Sequence[float]) -> float:
+    """Of class 1; 0 where there is none of it in either."""
+    metrics = needed("sklearn.metrics", "scikit-learn", "eval")
+    return float(metrics.f1_score(labels, predictions, zero_division=0.0))
+
+
+def matthews(predictions: Sequence[float], labels: Sequence[float]) -> float:
+    """Matthews' correlation of two classes; 0 where all predictions are of one."""
+    metrics = needed("sklearn.metrics", "scikit-learn", "eval")
+    return float(metrics.matthews_corrcoef(labels, predictions))
+
+
+def pearson(predictions: Sequence[float], labels: Sequence[float]) -> float:
+    """Linear correlation."""
+    return _correlation("pearsonr", predictions, labels)
+
+
+def spearman(predictions: Sequence[float], labels: Sequence[float]) -> float:
+    """Correlation of ranks; equal values share the mean of theirs."""
+    return _correlation("spearmanr", predictions, labels)
+
+
+SCORES: dict[str, Score] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+
+
+def metric(name: str, predictions: Sequence[float], labels: Sequence[float]) -> Metric:
+    """A score of the table as a metric."""
+    value = SCORES[name](predictions, labels)
+    undefined = value != value
+    return Metric(value, "higher", "undefined: all values are equal" if undefined else "")
+
+
+def check(names: Iterable[str]) -> None:
+    """Raises InputError where a package is absent that one of these scores needs."""
+    for name in names:
+        SCORES[name]([0, 1], [0, 1])
+
+
+def _correlation(name: str, predictions: Sequence[float], labels: Sequence[float]) -> float:
+    stats = needed("scipy.stats", "scipy", "eval")
+    with warnings.catch_warnings():
+        # The metric's note says it.
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        return float(getattr(stats, name)(predictions, labels).statistic)

@@ -1,0 +1,206 @@
+"""GLUE: a class, or for STS-B a score, of one sentence or two; GLUE's own metrics.
+
+Class k is the k-th of the task's labels, whatever the model's own order of them: a model whose
+`label2id` names the task's labels is read by these names.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from tqdm.auto import tqdm
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
+
+from lowbit.data import glue
+from lowbit.data.glue import GlueData
+from lowbit.data.glue_tasks import GlueTask, find_task
+from lowbit.errors import InputError, UsageError
+from lowbit.evaluation import scores
+from lowbit.evaluation.batches import by_length, check_batch_size, check_padding, longest
+from lowbit.evaluation.heads import check_head
+from lowbit.evaluation.mode import evaluating
+from lowbit.evaluation.study import Measurement, Metric, Sample
+from lowbit.evaluation.task import Subject, Task
+
+# The first decides; where GLUE's page names two, their order there.
+METRICS: dict[str, tuple[str, ...]] = {
+    "cola": ("matthews",),
+    "sst2": ("accuracy",),
+    "mrpc": ("f1", "accuracy"),
+    "qqp": ("f1", "accuracy"),
+    "stsb": ("pearson", "spearman"),
+    "mnli": ("accuracy",),
+    "qnli": ("accuracy",),
+    "rte": ("accuracy",),
+    "wnli": ("accuracy",),
+}
+SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of one file: a class or a score for each row; how many rows were cut to max_length."""
+
+    values: tuple[int, ...] | tuple[float, ...]
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Glue(Task):
+    """data: as `lowbit.data.glue.read` takes it; None asks the hub. subset: cola, mrpc, ….
+    split: train, dev, or one of MNLI's parts. max_length: tokens of an item; by default all that
+    the model has positions for."""
+
+    name = "glue"
+
+    data: str | None
+    subset: str
+    split: str = "dev"
+    batch_size: int = 32
+    max_length: int | None = None
+
+    @cached_property
+    def parts(self) -> tuple[GlueData, ...]:
+        """The files that are scored: two for MNLI, else one."""
+        return glue.read(self.subset, self.split, self.data)
+
+    def check(self, subject: Subject) -> None:
+        task = find_task(self.subset)
+        check_batch_size(self.batch_size)
+        what = f"GLUE {self.subset}"
+        check_head(
+            subject.model,
+            MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+            what,
+            "sequence-classification",
+        )
+        outputs, needed = subject.model.config.num_labels, max(1, len(task.labels))
+        if outputs != needed:
+            raise UsageError(f"{what} needs a model of {needed} labels, not of {outputs}")
+        tokenizer = subject.needed_tokenizer()
+        check_padding(tokenizer, self.batch_size)
+        if self.batch_size > 1 and subject.model.config.get_text_config().pad_token_id is None:
+            # Decoders classify by the last token, and find it by the padding after it.
+            raise UsageError(
+                f"the model's config has no pad_token_id: batch size 1, not {self.batch_size}, is"
+                " needed"
+            )
+        longest(subject.model, tokenizer, self.max_length)
+        scores.check(METRICS[self.subset])
+        for part in self.parts:
+            if part.labels is None:
+                raise UsageError(f"{part.source} has no labels to score against")
+
+    def measure(self, subject: Subject, progress: bool = True) -> Measurement:
+        self.check(subject)
+        task = find_task(self.subset)
+        metrics: dict[str, Metric] = {}
+        predictions: list[int | float] = []
+        truncated = 0
+        for part in self.parts:
+            assert part.labels is not None
+            found = self.predict(subject, part, progress)
+            suffix = part.part.removeprefix(self.split)
+            for name in METRICS[task.name]:
+                metrics[name + suffix] = scores.metric(name, found.values, part.labels)
+            predictions += found.values
+            truncated += found.truncated
+        return Measurement(
+            task=f"glue {self.subset}",
+            data=", ".join(part.source for part in self.parts),
+            items=len(predictions),
+            unit="sentence pairs" if len(task.texts) == 2 else "sentences",
+            settings={
+                "split": self.split,
+                "max_length": self._most(subject),
+                "truncated": truncated,
+                "rows_cut_in_file": sum(part.cut_rows for part in self.parts),
+                "label_order": "the model's names" if _is_named(subject.model, task) else "GLUE's",
+            },
+            metrics=metrics,
+            samples=_samples(self.parts[0], predictions[:SAMPLES]),
+            predictions=tuple(predictions),
+        )
+
+    def predict(self, subject: Subject, part: GlueData, progress: bool = True) -> Predictions:
+        """Classes in the task's order, or raw scores; labels are not needed.
+
+        Raises InputError where the model's output is not finite.
+        """
+        tokenizer, model = subject.needed_tokenizer(), subject.model
+        most = self._most(subject)
+        lengths = [len(ids) for ids in tokenizer(*zip_texts(part), verbose=False).input_ids]
+        values: list[int | float] = [0] * len(lengths)
+        order = _order(model, part.task)
+        with (
+            evaluating(model),
+            tqdm(
+                total=len(lengths),
+                desc=f"glue {part.task.name}",
+                unit="item",
+                delay=2,
+                disable=not progress,
+            ) as bar,
+        ):
+            for batch in by_length(lengths, self.batch_size):
+                inputs = tokenizer(
+                    *zip_texts(part, batch),
+                    truncation=most is not None,
+                    max_length=most,
+                    padding=len(batch) > 1,
+                    return_tensors="pt",
+                )
+                logits = model(**inputs.to(model.device)).logits.float().cpu()
+                if not torch.isfinite(logits).all():
+                    raise InputError(
+                        f"{subject.name} gives logits on {part.source} that are not finite"
+                    )
+                found = logits[:, 0] if part.task.is_regression else logits[:, order].argmax(-1)
+                for index, value in zip(batch, found.tolist(), strict=True):
+                    values[index] = value
+                bar.update(len(batch))
+        truncated = 0 if most is None else sum(length > most for length in lengths)
+        return Predictions(tuple(values), truncated)
+
+    def _most(self, subject: Subject) -> int | None:
+        return longest(subject.model, subject.tokenizer, self.max_length)
+
+
+def zip_texts(part: GlueData, rows: list[int] | None = None) -> list[list[str]]:
+    """The first texts of the rows, and where there are two, the second ones: a tokenizer's
+    arguments."""
+    chosen = part.sentences if rows is None else [part.sentences[row] for row in rows]
+    return [list(texts) for texts in zip(*chosen, strict=True)]
+
+
+def _plain(label: str) -> str:
+    return label.lower().replace("-", "_").replace(" ", "_")
+
+
+def _is_named(model: PreTrainedModel, task: GlueTask) -> bool:
+    """Whether the model's names of its classes are the task's."""
+    named = {_plain(name) for name in model.config.label2id}
+    return named == set(task.labels) or (bool(task.written) and named == set(task.written))
+
+
+def _order(model: PreTrainedModel, task: GlueTask) -> list[int]:
+    """Which of the model's outputs is class 0, 1, … of the task."""
+    if task.is_regression or not _is_named(model, task):
+        return list(range(len(task.labels)))
+    place = {_plain(name): index for name, index in model.config.label2id.items()}
+    return [
+        place[name if name in place else written]
+        for name, written in zip(task.labels, task.written or task.labels, strict=True)
+    ]
+
+
+def _samples(part: GlueData, predictions: list[int | float]) -> tuple[Sample, ...]:
+    assert part.labels is not None
+
+    def shown(value: int | float) -> str:
+        return part.task.labels[int(value)] if part.task.labels else f"{value:.3g}"
+
+    return tuple(
+        Sample(" ‖ ".join(texts), shown(found), shown(label))
+        for texts, found, label in zip(part.sentences, predictions, part.labels, strict=False)
+    )

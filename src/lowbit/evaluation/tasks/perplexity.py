@@ -1,0 +1,98 @@
+"""Perplexity of a text, how far the predictions moved, and what the model writes by itself."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lowbit.data import text
+from lowbit.errors import InputError, UsageError
+from lowbit.evaluation.divergence import divergence
+from lowbit.evaluation.generation import generate_sample
+from lowbit.evaluation.mode import positions
+from lowbit.evaluation.perplexity import perplexity
+from lowbit.evaluation.study import Measurement, Metric, Sample
+from lowbit.evaluation.task import Subject, Task
+from lowbit.evaluation.windows import Windows, longest_context
+
+PROMPT_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Perplexity(Task):
+    """A text file, a folder of them, a `datasets` id, or one `text` given as it is.
+
+    context, stride: see windows.py. samples: so many continuations of `new_tokens` tokens are
+    drawn with `seed`, from prompts spread over the text.
+    """
+
+    name: ClassVar[str] = "perplexity"
+
+    data: str | None = None
+    text: str | None = None
+    context: int | None = None
+    stride: int | None = None
+    samples: int = 3
+    new_tokens: int = 40
+    seed: int = 0
+
+    @cached_property
+    def _text(self) -> str:
+        if (self.data is None) == (self.text is None):
+            raise UsageError("perplexity takes a text to predict: either data or text, not both")
+        return self.text if self.text is not None else text.read(str(self.data)).text
+
+    def check(self, subject: Subject) -> None:
+        longest_context(subject.model, self.context)
+        subject.needed_tokenizer()
+        if not self._text.strip():
+            raise InputError("the text to predict is empty")
+
+    def measure(self, subject: Subject, progress: bool = True) -> Measurement:
+        ids = self._ids(subject)
+        windows = Windows(subject.model, ids, self.context, self.stride)
+        value = perplexity(subject.model, ids, self.context, self.stride, progress)
+        return Measurement(
+            task=self.name,
+            data=self.data or "one text",
+            items=windows.predicted,
+            unit="tokens",
+            settings={"context": windows.context, "stride": windows.stride, "seed": self.seed},
+            metrics={"perplexity": Metric(value, "lower")},
+            samples=tuple(self._sample(subject, prompt) for prompt in self._prompts(subject, ids)),
+        )
+
+    def against(
+        self, subject: Subject, reference: Subject, progress: bool = True
+    ) -> dict[str, Metric]:
+        found = divergence(
+            subject.model, reference.model, self._ids(subject), self.context, self.stride, progress
+        )
+        return {
+            "KL divergence": Metric(found.kl, "lower", "nats per token, from the reference"),
+            "top-1 agreement": Metric(found.top1, "higher", "with the reference, share of tokens"),
+        }
+
+    def _ids(self, subject: Subject) -> Tensor:
+        tokenizer = subject.needed_tokenizer()
+        return torch.tensor(tokenizer(self._text, verbose=False).input_ids, dtype=torch.long)
+
+    def _prompts(self, subject: Subject, ids: Tensor) -> list[str]:
+        """The first tokens of as many equal parts of the text, where there is room to go on."""
+        most = positions(subject.model)
+        if len(ids) < PROMPT_TOKENS or (most or PROMPT_TOKENS + 1) <= PROMPT_TOKENS:
+            return []
+        tokenizer = subject.needed_tokenizer()
+        starts = range(0, len(ids) - PROMPT_TOKENS + 1, max(1, len(ids) // max(1, self.samples)))
+        texts = [tokenizer.decode(ids[start : start + PROMPT_TOKENS]) for start in starts]
+        return [text for text in texts if text.strip()][: self.samples]
+
+    def _sample(self, subject: Subject, prompt: str) -> Sample:
+        tokenizer = subject.needed_tokenizer()
+        most = positions(subject.model)
+        room = self.new_tokens if most is None else most - len(tokenizer(prompt).input_ids)
+        new_tokens = min(self.new_tokens, room)
+        written = generate_sample(subject.model, tokenizer, prompt, new_tokens, self.seed)
+        return Sample(prompt, written)

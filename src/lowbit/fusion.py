@@ -1,0 +1,142 @@
+"""Fusing what transformers does around quantized linear layers, without touching its code.
+
+*Nonlinearities.* Where the source of a block says `self.act(self.layer(x))`, and neither occurs
+elsewhere in it, the layer applies the function (the kernels do so before a value leaves the cache),
+and a module that passes its input on takes the place of the function.
+
+*Shared inputs.* Q, K and V, or gate and up, are computed by one call (nn/shared_input.py).
+
+Parameters, buffers and their names stay as they are; `unfuse` puts everything back.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from types import FunctionType
+
+from torch import Tensor, nn
+from transformers.activations import (
+    AccurateGELUActivation,
+    FastGELUActivation,
+    GELUActivation,
+    GELUTanh,
+    NewGELUActivation,
+    SiLUActivation,
+)
+
+from lowbit.nn import QuantLinear, SharedInput
+
+FUNCTIONS: dict[type[nn.Module], str] = {
+    GELUActivation: "gelu",
+    GELUTanh: "gelu_tanh",
+    NewGELUActivation: "gelu_tanh",
+    FastGELUActivation: "gelu_tanh",
+    AccurateGELUActivation: "gelu_tanh",
+    SiLUActivation: "silu",
+    nn.SiLU: "silu",
+    nn.ReLU: "relu",
+}
+# Layers that may read the same input, in the order in which they are called.
+SHARED = (
+    ("query", "key", "value"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q", "k", "v"),
+    ("gate_proj", "up_proj"),
+    ("wi_0", "wi_1"),
+)
+
+
+class AppliedBefore(nn.Module):
+    """Stands where a function was that the layer before it now applies."""
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def fuse(model: nn.Module) -> None:
+    """Fuse what can be fused, in place; what is fused already stays so."""
+    for block in list(model.modules()):
+        layers = {n: m for n, m in block.named_children() if isinstance(m, QuantLinear)}
+        functions = {n: m for n, m in block.named_children() if type(m) in FUNCTIONS}
+        for name, function in functions.items() if layers else ():
+            kind: type = type(block)
+            layer = layers.get(layer_before(kind, name) or "")
+            if layer is not None:
+                layer.set_nonlinearity(FUNCTIONS[type(function)])
+                setattr(block, name, AppliedBefore(function))
+        for names in SHARED:
+            members = tuple(layers[name] for name in names if name in layers)
+            if len(members) == len(names) and all(m.shared is None for m in members):
+                group = SharedInput(members)
+                for member in members:
+                    member.shared = group
+
+
+def unfuse(model: nn.Module) -> None:
+    """The inverse of `fuse`."""
+    for block in list(model.modules()):
+        for name, child in list(block.named_children()):
+            if isinstance(child, AppliedBefore):
+                setattr(block, name, child.function)
+            elif isinstance(child, QuantLinear):
+                child.set_nonlinearity("identity")
+                child.shared = None
+
+
+@lru_cache(maxsize=1024)
+def layer_before(block: type, function: str) -> str | None:
+    """The layer whose result is all that `block` ever gives to its attribute `function`, and whose
+    result goes nowhere else; None where its source does not show one."""
+    nodes = [node for method in _methods(block) for node in ast.walk(method)]
+    found = [(layer, name) for node in nodes for layer, name in _applied(node) if name == function]
+    used = [node.attr for node in nodes if isinstance(node, ast.Attribute) and _of_self(node.value)]
+    for layer, _ in found:
+        if used.count(function) == used.count(layer) == 1:
+            return layer
+    return None
+
+
+def _methods(block: type) -> list[ast.AST]:
+    """The syntax of all methods but those of nn.Module, and but what builds the block."""
+    methods: dict[str, FunctionType] = {}
+    for kind in block.__mro__[: block.__mro__.index(nn.Module)]:
+        for name, method in vars(kind).items():
+            if isinstance(method, FunctionType):
+                methods.setdefault(name, inspect.unwrap(method))
+    methods.pop("__init__", None)
+    try:
+        return [ast.parse(textwrap.dedent(inspect.getsource(m))) for m in methods.values()]
+    except (OSError, SyntaxError):  # there is no source to read, or none that stands by itself
+        return []
+
+
+def _applied(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """(layer, function) of `self.function(self.layer(x))`, and of two statements in succession,
+    `y = self.layer(x)` and `y = self.function(y)`."""
+    match node:
+        case ast.Call(ast.Attribute(outer, function), [ast.Call(ast.Attribute(inner, layer), [_])]):
+            if _of_self(outer) and _of_self(inner):
+                yield layer, function
+    statements = getattr(node, "body", None)
+    for pair in pairwise(statements if isinstance(statements, list) else []):
+        match pair:
+            case (
+                ast.Assign([ast.Name(first)], ast.Call(ast.Attribute(inner, layer), [_])),
+                ast.Assign(
+                    [ast.Name(second)],
+                    ast.Call(ast.Attribute(outer, function), [ast.Name(argument)]),
+                ),
+            ) if first == second == argument and _of_self(outer) and _of_self(inner):
+                yield layer, function
+
+
+def _of_self(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"

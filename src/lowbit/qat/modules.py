@@ -1,0 +1,111 @@
+"""Stand-ins for float modules while a model is trained towards integers.
+
+They keep the float module's parameters under their names, so that optimizers, ties, checkpoints
+and save_pretrained see the model they know.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lowbit.convert import Weights, oriented
+from lowbit.kernels import ops
+from lowbit.qat.estimators import straight_through
+from lowbit.qat.ranges import Range
+from lowbit.qat.weights import Straight
+
+
+class TokenRange(nn.Module):
+    """int8 activations with a scale found per token (and group), as `dynamic` kernels have them.
+
+    Nothing is clipped, so that gradients pass as they are.
+    """
+
+    def __init__(self, group_size: int) -> None:
+        super().__init__()
+        self.group_size = group_size
+
+    def watch(self, x: Tensor) -> None:
+        """There is nothing to learn from a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.detach().reshape(-1, x.shape[-1]).float()
+        codes, scales = ops.quantize_rows(rows, self.group_size)
+        spread = scales.repeat_interleave(self.group_size, 1)[:, : rows.shape[1]]
+        rounded = (codes.float() * spread).view(x.shape).to(x.dtype)
+        return straight_through(x, rounded)
+
+
+class FakeQuantized(nn.Module):
+    """Holds the float module's parameters. In the first `start` training passes it computes in
+    float, and only watches."""
+
+    steps: Tensor
+    weight: nn.Parameter
+
+    def __init__(
+        self, module: nn.Module, weights: Weights, quantizer: Straight, start: int
+    ) -> None:
+        super().__init__()
+        self.kind, self.weights, self.start = type(module).__name__, weights, start
+        self.replaced = [module]  # in a list: its parameters are ours, and counted once
+        weight = module._parameters["weight"]
+        assert weight is not None
+        self.weight = weight
+        self.weight_quantizer = quantizer
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def matrix(self) -> Tensor:
+        """The float weight [out, in], with its gradient."""
+        return oriented(self.weight, self.weights)
+
+    def active(self) -> bool:
+        """Whether this pass is to be fake-quantized; counts the passes of training."""
+        if self.training and torch.is_grad_enabled():
+            self.steps += 1
+        return int(self.steps) > self.start or self.start == 0
+
+
+class FakeQuantLinear(FakeQuantized):
+    """x̂ · Ŵᵀ + bias; the bias stays in 32 bits."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        weights: Weights,
+        quantizer: Straight,
+        start: int,
+        inputs: Range | TokenRange | None,
+    ) -> None:
+        super().__init__(module, weights, quantizer, start)
+        self.register_parameter("bias", module._parameters["bias"])
+        self.bias: nn.Parameter | None
+        self.input_quantizer = inputs
+        self.in_features, self.out_features = weights.shape[1], weights.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        active, weight = self.active(), self.matrix()
+        if self.input_quantizer is not None:
+            if self.training:
+                self.input_quantizer.watch(x)
+            if active:
+                x = self.input_quantizer(x)
+        if active:
+            weight = self.weight_quantizer(weight)
+        return F.linear(x, weight, self.bias)
+
+
+class FakeQuantEmbedding(FakeQuantized):
+    """Rows of the fake-quantized table, times the module's own scale where it has one."""
+
+    def __init__(
+        self, module: nn.Module, weights: Weights, quantizer: Straight, start: int
+    ) -> None:
+        super().__init__(module, weights, quantizer, start)
+        self.padding_idx: int | None = getattr(module, "padding_idx", None)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        table = self.weight_quantizer(self.weight) if self.active() else self.weight
+        rows = F.embedding(ids, table, self.padding_idx)
+        scale = self.weights.embed_scale
+        return rows if scale is None else rows * scale

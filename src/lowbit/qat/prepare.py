@@ -1,0 +1,145 @@
+"""From a float model to one that trains towards integers, and from there to the integers.
+
+prepare_qat(model, "int8-static")   every module that the recipe quantizes gets a stand-in
+train it with anything
+finish_qat(model)                   stored forms in their place: an integer model
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lowbit.convert import matrix
+from lowbit.coverage import Coverage, Decision, cover
+from lowbit.errors import LowbitError, UsageError
+from lowbit.inplace import Result, quantize_with
+from lowbit.qat.modules import (
+    FakeQuantEmbedding,
+    FakeQuantized,
+    FakeQuantLinear,
+    TokenRange,
+)
+from lowbit.qat.ranges import RANGES, Range
+from lowbit.qat.weights import ESTIMATORS
+from lowbit.recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class QatOptions:
+    """How to train towards a recipe.
+
+    estimator: how gradients pass the rounding of weights: "ste", "clipped" or "lsq".
+    ranges: how those of static activations are found: "ema", "learned", "minmax", "percentile" or
+    "mse"; `range_options` are theirs, such as {"decay": 0.999}.
+    symmetric: static activations around 0, else with a zero point.
+    start: so many training passes stay in float, and only ranges are watched.
+
+    Raises UsageError for an unknown name or option.
+    """
+
+    estimator: str = "ste"
+    ranges: str = "ema"
+    range_options: Mapping[str, float] = field(default_factory=dict)
+    symmetric: bool = True
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        for kind, name, table in (
+            ("estimator", self.estimator, ESTIMATORS),
+            ("range", self.ranges, RANGES),
+        ):
+            if name not in table:
+                raise UsageError(f"{kind} {name!r} is unknown: use {', '.join(table)}")
+        if self.start < 0:
+            raise UsageError(f"start {self.start} is before the first training pass")
+        self.new_range()
+
+    def new_range(self) -> Range:
+        return RANGES[self.ranges](self.symmetric, **self.range_options)
+
+
+def prepare_qat(
+    model: PreTrainedModel,
+    recipe: str | Path | Recipe | Mapping[str, Any],
+    options: QatOptions | None = None,
+) -> Coverage:
+    """Put stand-ins in place of all modules that `recipe` quantizes; in place.
+
+    Parameters keep their names and identity, ties included. Raises UsageError for what the recipe
+    or the options cannot do, InputError for a weight that is not finite.
+    """
+    if any(isinstance(module, FakeQuantized) for module in model.modules()):
+        raise UsageError("the model is prepared for quantization-aware training already")
+    recipe, options = load_recipe(recipe), options or QatOptions()
+    coverage = cover(model, recipe)
+    modules = {
+        d.name: _stand_in(model.get_submodule(d.name), d, options) for d in coverage.quantized
+    }
+    for name, module in modules.items():
+        model.set_submodule(name, module.train(model.training))
+    model.lowbit_recipe = recipe
+    return coverage
+
+
+def finish_qat(model: PreTrainedModel, progress: bool = True) -> Result:
+    """Replace every stand-in by the stored form of what it computed with; in place.
+
+    The model is in evaluation mode afterwards. Raises UsageError for a model that was not
+    prepared, or whose static ranges saw no data.
+    """
+    stand_ins = fake_quantized(model)
+    if not stand_ins:
+        raise UsageError("the model was not prepared for quantization-aware training")
+    model.eval()
+    inputs = {}
+    for name, module in stand_ins.items():
+        if isinstance(module, FakeQuantLinear) and isinstance(module.input_quantizer, Range):
+            try:
+                inputs[name] = module.input_quantizer.static()
+            except LowbitError as error:
+                raise type(error)(f"{name}: {error}") from None
+    recipe: Recipe = model.lowbit_recipe
+    restore_float(model)
+    return quantize_with(
+        model,
+        recipe,
+        lambda decision, weight: stand_ins[decision.name].weight_quantizer.stored(weight),
+        inputs,
+        progress,
+    )
+
+
+def restore_float(model: PreTrainedModel) -> None:
+    """Put the float modules back, with the weights as they are trained now; in place."""
+    for name, module in fake_quantized(model).items():
+        model.set_submodule(name, module.replaced[0].train(module.training))
+    vars(model).pop("lowbit_recipe", None)
+
+
+def fake_quantized(model: nn.Module) -> dict[str, FakeQuantized]:
+    """The stand-ins by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, FakeQuantized)}
+
+
+def _stand_in(module: nn.Module, decision: Decision, options: QatOptions) -> FakeQuantized:
+    assert decision.weights is not None and decision.rule is not None
+    scheme, weights = decision.rule.scheme, decision.weights
+    assert scheme is not None
+    try:
+        quantizer = ESTIMATORS[options.estimator](scheme, matrix(module, weights))
+    except LowbitError as error:
+        raise type(error)(f"{decision.name}: {error}") from None
+    if weights.kind == "embedding":
+        return FakeQuantEmbedding(module, weights, quantizer, options.start)
+    width = scheme.granularity.width(weights.shape[1])
+    kinds = {
+        "float": lambda: None,
+        "dynamic": lambda: TokenRange(width),
+        "static": options.new_range,
+    }
+    inputs = kinds[decision.rule.activations]()
+    return FakeQuantLinear(module, weights, quantizer, options.start, inputs)

@@ -1,0 +1,1 @@
+"""Training on the tasks of evaluation/, in float or towards integers (qat/)."""

@@ -1,0 +1,42 @@
+"""GLUE: a sequence classifier, or for STS-B a regression, over one sentence or two."""
+
+from transformers import AutoModelForSequenceClassification
+
+from lowbit.data import glue
+from lowbit.data.glue_tasks import find_task
+from lowbit.errors import InputError, UsageError
+from lowbit.evaluation.tasks.glue import Glue, zip_texts
+from lowbit.training.lesson import Example, Lesson, Material, load_with_head, padded, some
+
+
+def teach(material: Material) -> Lesson:
+    """Raises UsageError without a GLUE task, InputError for unusable data."""
+    if material.subset is None:
+        raise UsageError("task glue needs the name of one of its tasks: cola, mrpc, …")
+    task = find_task(material.subset)
+    (part,) = glue.read(task.name, "train", material.data)
+    if part.labels is None:
+        raise InputError(f"{part.source} has no labels to learn")
+    names = list(task.labels) or ["score"]
+    model = load_with_head(
+        AutoModelForSequenceClassification,
+        material,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+        problem_type="regression" if task.is_regression else "single_label_classification",
+    )
+    encoded = material.tokenizer(
+        *zip_texts(part), truncation=True, max_length=material.max_length, verbose=False
+    )
+    examples: list[Example] = [
+        {**{key: values[row] for key, values in encoded.items()}, "labels": label}
+        for row, label in enumerate(part.labels)
+    ]
+    return Lesson(
+        model,
+        material.tokenizer,
+        some(examples, part.source),
+        padded(material.tokenizer, {}),
+        Glue(material.data, task.name, "dev", max_length=material.max_length),
+    )

@@ -1,0 +1,42 @@
+"""Language modelling: every token of a text from the tokens before it, in blocks."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from lowbit.data import text
+from lowbit.errors import InputError, UsageError
+from lowbit.evaluation.mode import positions
+from lowbit.evaluation.tasks.perplexity import Perplexity
+from lowbit.training.lesson import Example, Lesson, Material, load_with_head
+
+SPLITS = ("train", "valid")
+
+
+def teach(material: Material) -> Lesson:
+    """data: a folder with train.txt and valid.txt. Raises UsageError, InputError."""
+    if material.data is None:
+        raise UsageError("language modelling needs --data: a folder with train.txt and valid.txt")
+    train, valid = (Path(material.data) / f"{split}.txt" for split in SPLITS)
+    model = load_with_head(AutoModelForCausalLM, material)
+    block = min(material.max_length, positions(model) or material.max_length)
+    ids = material.tokenizer(text.read(train).text, verbose=False).input_ids
+    blocks = torch.tensor(ids[: len(ids) // block * block]).view(-1, block)
+    if not len(blocks):
+        raise InputError(f"{train} has {len(ids)} tokens, fewer than a block of {block}")
+    if not valid.is_file():
+        raise InputError(f"{material.data} has no valid.txt to score the model on")
+    return Lesson(
+        model,
+        material.tokenizer,
+        [{"input_ids": row} for row in blocks],
+        _stacked,
+        Perplexity(str(valid), context=block, samples=0),
+    )
+
+
+def _stacked(examples: list[Example]) -> dict[str, Tensor]:
+    ids = torch.stack([example["input_ids"] for example in examples])
+    return {"input_ids": ids, "labels": ids}

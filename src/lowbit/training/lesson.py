@@ -1,0 +1,104 @@
+"""What is learned from: a model for the task, its training examples, and how it is scored."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lowbit.checkpoint import find, quiet_loader, read_config, weight_files
+from lowbit.errors import InputError, UsageError
+from lowbit.evaluation.task import Task
+
+Example = dict[str, Any]  # one row of the model's inputs and labels, as lists of ids
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Ready to be learned. `collate` makes a batch of examples; `score` is how the model is judged
+    while it trains and in the end."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Example]
+    collate: Callable[[list[Example]], dict[str, Tensor]]
+    score: Task
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a subject is taught from.
+
+    model: a folder or hub id; data: a file or folder in the task's layout; subset: GLUE's task.
+    max_length: tokens of an example; stride: by how many SQuAD's windows overlap.
+    attention_dropout: of attention probabilities; others are the model's own.
+    """
+
+    model: str
+    tokenizer: PreTrainedTokenizerBase
+    data: str | None
+    subset: str | None = None
+    max_length: int = 128
+    stride: int = 128
+    attention_dropout: float = 0.0
+
+
+class Teacher(Protocol):
+    def __call__(self, material: Material) -> Lesson: ...
+
+
+def load_with_head(head: Any, material: Material, **changes: Any) -> PreTrainedModel:
+    """The checkpoint in the class that `head`, one of transformers' Auto classes, has for it.
+
+    What a head lacks is initialized at random. Raises InputError for what is no float checkpoint,
+    UsageError where the architecture has no such head.
+    """
+    folder: Path = find(material.model)
+    config = read_config(folder)
+    weight_files(folder)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UsageError(f"{material.model} is quantized: only float models are trained")
+    if type(config) not in head._model_mapping:
+        raise UsageError(f"{type(config).__name__} has no model for {head.__name__[len('Auto') :]}")
+    for name, value in changes.items():
+        setattr(config, name, value)
+    _set_attention_dropout(config, material.attention_dropout)
+    with quiet_loader():
+        model: PreTrainedModel = head.from_pretrained(
+            folder, config=config, local_files_only=True, dtype=torch.float32
+        )
+    return model
+
+
+def _set_attention_dropout(config: PreTrainedConfig, share: float) -> None:
+    for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
+        if hasattr(config, name):
+            setattr(config, name, share)
+
+
+def padded(tokenizer: PreTrainedTokenizerBase, extra: dict[str, int]) -> Callable[..., Any]:
+    """Pads a list of examples to its longest. `extra`: name -> what labels are padded with, for
+    those that have one value a token."""
+
+    def collate(examples: list[Example]) -> dict[str, Tensor]:
+        known = [{k: v for k, v in e.items() if k in tokenizer.model_input_names} for e in examples]
+        batch = dict(tokenizer.pad(known, padding=True, return_tensors="pt"))
+        length = batch["input_ids"].shape[1]
+        for name in examples[0].keys() - batch.keys():
+            values = [example[name] for example in examples]
+            if name in extra:
+                values = [v + [extra[name]] * (length - len(v)) for v in values]
+            batch[name] = torch.tensor(values)
+        return batch
+
+    return collate
+
+
+def some(examples: Sequence[Example], source: str) -> Sequence[Example]:
+    """Raises InputError where there are none."""
+    if not examples:
+        raise InputError(f"{source} holds nothing to train on")
+    return examples

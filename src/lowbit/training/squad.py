@@ -1,0 +1,53 @@
+"""SQuAD: the first and the last token of the answer, or [CLS] twice where a window has none
+(Devlin et al. 2019, section 4.2)."""
+
+from transformers import AutoModelForQuestionAnswering
+
+from lowbit.data import squad, squad_windows
+from lowbit.data.squad_windows import Windows
+from lowbit.errors import UsageError
+from lowbit.evaluation.tasks.squad import Squad
+from lowbit.training.lesson import Example, Lesson, Material, load_with_head, padded, some
+
+
+def teach(material: Material) -> Lesson:
+    """data: a folder with train*.json and dev*.json. Raises UsageError, InputError."""
+    if material.data is None:
+        raise UsageError("task squad needs --data: a folder with train*.json and dev*.json")
+    questions = squad.read(material.data, "train").questions
+    windows = squad_windows.split(
+        material.tokenizer, questions, material.max_length, material.stride
+    )
+    examples: list[Example] = []
+    for row, owner in enumerate(windows.questions):
+        answer = questions[owner].answers[0]
+        first, last = answer_tokens(windows, row, answer.start, answer.start + len(answer.text))
+        examples.append(
+            {
+                **{key: values[row] for key, values in windows.inputs.items()},
+                "start_positions": first,
+                "end_positions": last,
+            }
+        )
+    return Lesson(
+        load_with_head(AutoModelForQuestionAnswering, material),
+        material.tokenizer,
+        some(examples, material.data),
+        padded(material.tokenizer, {}),
+        Squad(material.data, "dev", material.max_length, material.stride),
+    )
+
+
+def answer_tokens(windows: Windows, row: int, start: int, end: int) -> tuple[int, int]:
+    """Tokens of window `row` that hold characters start … end − 1 of the context; (0, 0) unless
+    it holds all of them."""
+    inside = [
+        token
+        for token, span in enumerate(windows.spans[row])
+        if span is not None and span[0] < end and span[1] > start
+    ]
+    if not inside:
+        return 0, 0
+    first, last = windows.spans[row][inside[0]], windows.spans[row][inside[-1]]
+    assert first is not None and last is not None
+    return (inside[0], inside[-1]) if first[0] <= start and end <= last[1] else (0, 0)

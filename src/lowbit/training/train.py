@@ -1,0 +1,289 @@
+"""Training: transformers' Trainer around a lesson, in float or towards integers.
+
+OUT/
+    checkpoints/    Trainer's own: model, optimizer, scheduler, random state
+    float/          the trained model in float32, for further training
+    int8/           the integer model (named as the recipe was asked for), for inference
+    training.json   settings, steps, scores of each, versions
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments, set_seed
+
+from lowbit.checkpoint import quiet_loader
+from lowbit.environment import describe
+from lowbit.errors import InputError, UsageError
+from lowbit.evaluation.study import Measurement
+from lowbit.evaluation.task import Subject, agreement
+from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
+from lowbit.recipe import PRESETS
+from lowbit.staging import staged, staged_file
+from lowbit.training import glue, language, squad
+from lowbit.training.lesson import Example, Lesson, Material, Teacher
+
+TEACHERS: dict[str, Teacher] = {
+    "glue": glue.teach,
+    "squad": squad.teach,
+    "language": language.teach,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; the names are those of transformers' TrainingArguments.
+
+    qat: "none" trains in float. A recipe with float activations, such as "int8" or "int4", is taken
+    with static ones ("int8-static"); others are taken as they are. max_steps: 0 for whole epochs.
+    warmup: share of all steps. eval_steps, save_steps: 0 for once an epoch.
+    """
+
+    qat: str = "none"
+    options: QatOptions = field(default_factory=QatOptions)
+    learning_rate: float = 5e-5
+    epochs: float = 3.0
+    max_steps: int = 0
+    batch_size: int = 32
+    accumulate: int = 1
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    eval_steps: int = 0
+    save_steps: int = 0
+    evaluate_during_training: bool = True
+    bf16: bool = False
+    seed: int = 42
+
+    @property
+    def recipe(self) -> str | None:
+        """The recipe that is trained towards; None for float. Raises UsageError."""
+        if self.qat == "none":
+            return None
+        static = f"{self.qat}-static"
+        if static in PRESETS:
+            return static
+        if self.qat in PRESETS or self.qat.endswith((".yaml", ".yml")):
+            return self.qat
+        raise UsageError(f"qat {self.qat!r} is unknown: use none, or a recipe such as int8 or int4")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training gave: measurements by model ("float", "fake-quantized", "integer")."""
+
+    steps: int
+    seconds: float
+    measurements: dict[str, Measurement]
+    folders: tuple[Path, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "folders": [str(folder) for folder in self.folders],
+            "measurements": {
+                name: {**asdict(m), "predictions": list(m.predictions)}
+                for name, m in self.measurements.items()
+            },
+        }
+
+
+def train(
+    task: str,
+    material: Material,
+    output: Path,
+    settings: Settings,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Outcome:
+    """Train a model, and write it to folders of `output`.
+
+    resume: go on from the last checkpoint in `output`, if there is one.
+
+    Raises UsageError for settings that are unknown or an output that is there already, InputError
+    for unusable data, a loss that is not a number, or a disk that is full.
+    """
+    if task not in TEACHERS:
+        raise UsageError(f"there is no task {task!r} to train; there are {', '.join(TEACHERS)}")
+    recipe = settings.recipe
+    done = [name for name in ("training.json",) if (output / name).exists()]
+    begun = checkpoints(output)
+    if (done or begun) and not (overwrite or resume):
+        raise UsageError(
+            f"{output} holds a training that was {'finished' if done else 'begun'} before:"
+            " --resume goes on with it, --overwrite starts again"
+        )
+    # Seeded before the model is made: a new head is random.
+    set_seed(settings.seed)
+    lesson = TEACHERS[task](material)
+    lesson.score.check(Subject("model", lesson.model, lesson.tokenizer))
+    if recipe is not None:
+        prepare_qat(lesson.model, recipe, settings.options)
+    trainer = LessonTrainer(lesson, arguments(output, settings, progress))
+    start = time.perf_counter()
+    # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
+    torch.set_flush_denormal(True)
+    try:
+        trainer.train(resume_from_checkpoint=str(begun[-1]) if resume and begun else None)
+    except OSError as error:
+        raise InputError(
+            f"{output} cannot be written: {error.strerror or error}; {_last_good(output)}"
+        ) from error
+    finally:
+        torch.set_flush_denormal(False)
+    seconds = time.perf_counter() - start
+    if not trainer.is_world_process_zero():
+        return Outcome(trainer.state.global_step, seconds, {}, ())
+    outcome = finish(lesson, output, settings, trainer.state.global_step, seconds, progress)
+    told = {"settings": asdict(settings), "environment": describe(), **outcome.to_dict()}
+    with staged_file(output / "training.json") as unfinished:
+        unfinished.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    return outcome
+
+
+def finish(
+    lesson: Lesson, output: Path, settings: Settings, steps: int, seconds: float, progress: bool
+) -> Outcome:
+    """Score and save the float model and, where there is one, the integer model."""
+    model, tokenizer = lesson.model.eval(), lesson.tokenizer
+
+    def score(name: str) -> Measurement:
+        return lesson.score.measure(Subject(name, model, tokenizer), progress)
+
+    folders = [output / "float"]
+    if settings.recipe is None:
+        measurements = {"float": score("float")}
+        save(model, tokenizer, folders[0])
+        return Outcome(steps, seconds, measurements, tuple(folders))
+    measurements = {"fake-quantized": score("fake-quantized")}
+    finished = finish_qat_keeping_float(model, tokenizer, folders[0], progress)
+    folders.append(output / settings.qat)
+    integer = score("integer")
+    alike = agreement(integer, measurements["fake-quantized"])
+    measurements["integer"] = replace(integer, metrics={**integer.metrics, **alike})
+    save(finished, tokenizer, folders[1])
+    return Outcome(steps, seconds, measurements, tuple(folders))
+
+
+def finish_qat_keeping_float(
+    model: PreTrainedModel, tokenizer: Any, folder: Path, progress: bool
+) -> PreTrainedModel:
+    """Save the float weights that were trained, then make the model integer, in place."""
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not any(part in name for part in ("_quantizer.", ".steps"))
+    }
+    with staged(folder) as unfinished, quiet_loader():
+        model.save_pretrained(unfinished, state_dict=state)
+        tokenizer.save_pretrained(unfinished)
+    finish_qat(model, progress)
+    return model
+
+
+def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    with staged(folder) as unfinished, quiet_loader():
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Trainer's, the oldest first; only those that were written to their end."""
+    found = [
+        folder
+        for folder in (output / "checkpoints").glob("checkpoint-*")
+        if (folder / "trainer_state.json").is_file()
+    ]
+    return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def _last_good(output: Path) -> str:
+    kept = checkpoints(output)
+    return f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was saved yet"
+
+
+def arguments(output: Path, settings: Settings, progress: bool) -> TrainingArguments:
+    def every(steps: int) -> str:
+        return "steps" if steps else "epoch"
+
+    return TrainingArguments(
+        output_dir=str(output / "checkpoints"),
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        eval_strategy=every(settings.eval_steps) if settings.evaluate_during_training else "no",
+        eval_steps=settings.eval_steps or None,
+        save_strategy=every(settings.save_steps),
+        save_steps=settings.save_steps or 500,
+        save_total_limit=2,
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        disable_tqdm=not progress,
+        report_to=[],
+        seed=settings.seed,
+        bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        train_sampling_strategy="group_by_length",
+        dataloader_pin_memory=False,
+    )
+
+
+class Rows(Dataset[Example]):
+    """Examples, as torch and Trainer want them."""
+
+    def __init__(self, examples: Any) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        row: Example = self.examples[index]
+        return row
+
+
+class LessonTrainer(Trainer):
+    """Trainer that scores with the lesson's task, and stops where the loss is no number."""
+
+    def __init__(self, lesson: Lesson, args: TrainingArguments) -> None:
+        self.lesson = lesson
+        super().__init__(
+            model=lesson.model,
+            args=args,
+            data_collator=lesson.collate,
+            train_dataset=Rows(lesson.examples),
+            eval_dataset=Rows(()),  # the task reads its own
+            processing_class=lesson.tokenizer,
+        )
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(model, *args, **kwargs)
+        if not math.isfinite(loss.item()):
+            raise InputError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: a smaller"
+                f" learning rate than {self.args.learning_rate} may help;"
+                f" {_last_good(Path(self.args.output_dir).parent)}"
+            )
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        subject = Subject("model", self.lesson.model, self.lesson.tokenizer)
+        found = self.lesson.score.measure(subject, progress=False)
+        metrics = {f"eval_{name}": metric.value for name, metric in found.metrics.items()}
+        self.log(metrics)
+        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = control
+        return metrics

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+import lowbit
+from lowbit.evaluation.record import BINS, record
+from lowbit.evaluation.task import Subject
+from lowbit.nn import Packed
+from tests.folders import save
+from tests.models import make
+
+
+def recorded(name, recipe):
+    """(record of the float model, record of the quantized one, the two models)"""
+    float_model, model = make(name), make(name)
+    lowbit.quantize(model, recipe, progress=False)
+    reference = Subject("float", float_model, None)
+    subject = Subject(recipe, model, None)
+    records = record(reference, None), record(subject, None, reference)
+    return *records, float_model, model
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "bart"])
+def test_sizes_errors_and_coverage_are_on_record(name):
+    before, after, _, model = recorded(name, "int4")
+    size = lowbit.footprint(model)
+    assert (after.stored_bytes, after.parameters) == (size.stored_bytes, before.parameters)
+    assert before.recipe is None and after.recipe["name"] == "int4"
+    assert before.bits_per_weight == 32 and 4 < after.bits_per_weight < 32
+    assert before.kernels == () and after.kernels
+    assert {f.quantized for f in after.coverage} == {True, False} and before.coverage == ()
+    errors = {m.name: m.relative_error for m in after.modules if m.relative_error is not None}
+    packed = {n for n, m in model.named_modules() if isinstance(m, Packed) and m.tied_to is None}
+    assert errors.keys() == packed
+    assert all(0 < error < 0.02 for error in errors.values())
+    assert after.resident_after_forward_bytes > 0 and after.disk_bytes is None
+
+
+def test_histograms_count_every_weight_between_the_same_edges():
+    before, after, model, quantized = recorded("gpt2", "int3-all")
+    first, second = ({m.name: m.histogram for m in r.modules} for r in (before, after))
+    assert {n for n, h in first.items() if h} == {n for n, h in second.items() if h}
+    name = "transformer.h.0.mlp.c_fc"
+    weight = model.get_submodule(name).weight.detach().numpy()
+    decoded = lowbit.dequantize(quantized.get_submodule(name).qweight).numpy()
+    for histogram, values in ((first[name], weight), (second[name], decoded)):
+        edges = np.linspace(-histogram.edge, histogram.edge, BINS + 1)
+        wanted = np.histogram(values, edges)[0]
+        assert sum(histogram.counts) + histogram.outside == weight.size
+        # A value on the edge of two bins may fall on either side.
+        assert np.abs(np.array(histogram.counts) - wanted).sum() <= 4
+    assert first[name].edge == second[name].edge
+    assert first[name].outside == pytest.approx(weight.size / 1000, abs=2)
+
+
+def test_a_tied_weight_is_counted_once():
+    before, after, *_ = recorded("gpt2", "int4-all")
+    for one in (before, after):
+        heads = [m for m in one.modules if m.name == "lm_head"]
+        assert all(m.histogram is None for m in heads)
+
+
+def test_reading_the_weights_leaves_the_model_as_it_was():
+    *_, model = recorded("bert", "int4")
+    ids = torch.arange(8)[None]
+    other = make("bert")
+    lowbit.quantize(other, "int4", progress=False)
+    with torch.no_grad():
+        assert torch.equal(model(ids)[0], other(ids)[0])
+
+
+def test_pictures_are_left_out_where_nobody_wants_them():
+    model = make("bert")
+    assert all(
+        m.histogram is None for m in record(Subject("m", model, None), None, None, False).modules
+    )
+
+
+@pytest.mark.slow
+def test_the_system_tells_the_peak_of_a_process_of_its_own(tmp_path):
+    folder = save("gpt2", tmp_path / "model")
+    subject = Subject("m", make("gpt2"), None)
+    seen = record(subject, folder, None)
+    assert seen.disk_bytes == (folder / "model.safetensors").stat().st_size
+    assert seen.peak_bytes is not None
+    assert seen.resident_bytes < seen.peak_bytes < 500 << 20
