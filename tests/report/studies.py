@@ -186,7 +186,7 @@ def with_metric(made, index, value, task=0):
     """The study with another value of the deciding metric of one model."""
     record = made.models[index]
     measured = list(record.measurements)
-    name = measured[task].main_metric
+    name = next(iter(measured[task].metrics))
     metric = replace(measured[task].metrics[name], value=value)
     measured[task] = replace(measured[task], metrics={**measured[task].metrics, name: metric})
     records = list(made.models)

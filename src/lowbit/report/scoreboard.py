@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lowbit.evaluation.study import Study
 from lowbit.report import wording
-from lowbit.report.comparison import change, tasks
+from lowbit.report.comparison import change, deciding, tasks
 from lowbit.report.verdict import speedups
 from lowbit.report.wording import UNMEASURED, times
 
@@ -45,10 +45,9 @@ def _speed(study: Study, index: int) -> Figure:
 def _quality(study: Study, index: int) -> Figure:
     """Of the first task: its change, or the number itself where there is none to tell."""
     for measured in tasks(study).values():
-        found = measured[index]
-        if found is None or not found.metrics:
+        found, name = measured[index], deciding([measured[index]])
+        if found is None or name is None:
             continue
-        name = found.main_metric
         difference = change(measured, name, index)
         if difference is None or not difference.words:
             return Figure(wording.number(found.metrics[name].value), name)

@@ -10,7 +10,7 @@ import math
 
 from lowbit.evaluation.study import Measurement, Metric, ModelRecord, Study
 from lowbit.report import wording
-from lowbit.report.comparison import FACTOR_ABOVE, Change, Task, change, tasks
+from lowbit.report.comparison import FACTOR_ABOVE, Change, Task, change, deciding, tasks
 
 # Nobody would call a difference within this share a difference in size or speed.
 ALIKE = 0.02
@@ -82,9 +82,8 @@ def _measured(measurement: Measurement | None) -> bool:
 
 
 def _metric(task: Task, found: list[Measurement | None], index: int, several: bool) -> str:
-    measurement = found[index]
-    assert measurement is not None
-    name = measurement.main_metric
+    measurement, name = found[index], deciding([found[index]])
+    assert measurement is not None and name is not None
     metric = measurement.metrics[name]
     label = f"{name} on {task.name}" if several and name not in task.name else name
     difference = change(found, name, index)
@@ -141,9 +140,8 @@ def _closest(study: Study) -> list[str]:
         measured = [i for i in range(1, len(found)) if _measured(found[i])]
         if not measured:
             continue
-        first = found[measured[0]]
-        assert first is not None
-        name = first.main_metric
+        first, name = found[measured[0]], deciding([found[measured[0]]])
+        assert first is not None and name is not None
         values = {
             i: m.metrics[name].value for i in measured if (m := found[i]) and name in m.metrics
         }
