@@ -1,10 +1,8 @@
-import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from matplotlib.image import imread
 
 from lowbit import InputError, UsageError
 from lowbit.demo import Settings, run
@@ -12,6 +10,8 @@ from lowbit.demo.cache import DIGESTS, cache_folder, fingerprint, intact, traine
 from lowbit.demo.chain import RECIPES
 from lowbit.demo.corpus import documentation
 from lowbit.demo.train import batches, rate
+from lowbit.evaluation.latency import Shape
+from lowbit.evaluation.study import Study
 
 TINY = Settings(
     steps=3, batch=2, vocabulary=512, context=96, width=64, layers=1, heads=2, corpus_limit=120_000
@@ -23,75 +23,60 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(autouse=True)
-def _in_little_time(cache, monkeypatch):
-    monkeypatch.setenv("LOWBIT_CACHE", str(cache))
-    monkeypatch.setattr("lowbit.demo.chain.NEW_TOKENS", 4)
-
-
 @pytest.fixture(scope="module")
 def report(cache, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOWBIT_CACHE", str(cache))
         patch.setattr("lowbit.demo.chain.NEW_TOKENS", 4)
-        picture = tmp_path_factory.mktemp("out") / "demo.png"
-        return run(picture, TINY, retrain=True, progress=False)
+        patch.setattr("lowbit.demo.chain.SHAPE", Shape(1, 4, 4))
+        output = tmp_path_factory.mktemp("out") / "demo.html"
+        return run([output], TINY, retrain=True, progress=False)
 
 
-def test_there_is_a_row_for_float_and_for_each_recipe(report):
-    assert [row.recipe for row in report.rows] == ["float32", *RECIPES]
-    assert not report.from_cache and report.held_out_tokens > 100
-    for row in report.rows:
-        assert row.sample.startswith(report.prompt)
-        assert 0 < row.tokens_per_second < math.inf
-        assert 1 < row.perplexity < math.inf
+@pytest.fixture(autouse=True)
+def _in_little_time(cache, monkeypatch):
+    monkeypatch.setenv("LOWBIT_CACHE", str(cache))
+    monkeypatch.setattr("lowbit.demo.chain.NEW_TOKENS", 4)
+    monkeypatch.setattr("lowbit.demo.chain.SHAPE", Shape(1, 4, 4))
 
 
-def test_the_float_row_is_what_the_others_are_compared_with(report):
-    first, *others = report.rows
-    assert (first.bits_per_weight, first.reduction, first.mean_squared_error) == (32, 1, 0)
-    assert first.perplexity_change == 0 and first.kernels == ()
-    assert first.stored_bytes == 4 * report.parameters
-    for row in others:
-        assert row.perplexity_change == pytest.approx(row.perplexity / first.perplexity - 1)
-        assert row.reduction == pytest.approx(first.stored_bytes / row.stored_bytes)
-        assert row.bits_per_weight == pytest.approx(32 / row.reduction)
-        assert row.kernels
+def perplexity(model):
+    return model.measurements[0].metrics["perplexity"].value
 
 
-def test_fewer_bits_are_smaller_and_further_from_the_float_weights(report):
-    rows = {row.recipe: row for row in report.rows}
-    eight, four, three = (rows[name] for name in ("int8-all", "int4-all", "bcq3-all"))
+def test_there_is_a_record_of_float_and_of_each_recipe(report):
+    models = report.study.models
+    assert [model.name for model in models] == ["float32", *RECIPES]
+    assert not report.from_cache and models[0].measurements[0].items > 100
+    for model in models:
+        assert model.measurements[1].samples[0].output.startswith("Return a new")
+        assert 0 < model.timings[0].tokens_per_second < math.inf
+        assert 1 < perplexity(model) < math.inf
+
+
+def test_fewer_bits_are_smaller_and_further_from_the_float_model(report):
+    models = {model.name: model for model in report.study.models}
+    assert models["float32"].bits_per_weight == 32
+    eight, four, three = (models[name] for name in ("int8-all", "int4-all", "bcq3-all"))
     assert eight.stored_bytes > four.stored_bytes > three.stored_bytes
-    assert 0 < eight.mean_squared_error < four.mean_squared_error < three.mean_squared_error
+    errors = [max(m.relative_error or 0 for m in model.modules) for model in (eight, four, three)]
+    assert 0 < errors[0] < errors[1] < errors[2]
 
 
-def test_the_report_is_plain_json(report):
-    again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert [row["recipe"] for row in again["rows"]] == ["float32", *RECIPES]
-    assert again["picture"].endswith("demo.png")
-
-
-def test_the_kernels_in_use_are_named_honestly(report):
-    used = {kernel for row in report.rows for kernel in row.kernels}
-    on_reference = all(kernel.startswith("reference") for kernel in used)
-    assert ("PyTorch reference" in report.kernels) == on_reference
-
-
-def test_the_picture_is_a_picture(report):
-    pixels = imread(report.picture)
-    height, width, _ = pixels.shape
-    assert 600 < height < 3000 and 800 < width < 3000
-    # Neither blank nor all ink.
-    assert 0.02 < (pixels[..., :3].min(axis=-1) < 0.95).mean() < 0.6
+def test_the_report_is_a_page_of_all_models_with_their_pictures(report):
+    [page] = report.outputs
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") and "<svg" in text
+    assert all(name in text for name in RECIPES)
+    assert Study.from_dict(report.to_dict()["study"]) == report.study
 
 
 def test_a_second_run_trains_nothing_and_finds_the_same(report, tmp_path, monkeypatch):
     monkeypatch.setattr("lowbit.demo.cache.train", None)
-    again = run(tmp_path / "again.png", TINY, progress=False)
+    again = run([tmp_path / "again.json"], TINY, progress=False)
     assert again.from_cache and again.model == report.model
-    for row, other in zip(report.rows, again.rows, strict=True):
-        assert row == replace(other, tokens_per_second=row.tokens_per_second)
+    for model, other in zip(report.study.models, again.study.models, strict=True):
+        assert model == replace(other, timings=model.timings)
 
 
 def test_a_damaged_cache_is_trained_again(report):
@@ -134,21 +119,16 @@ def test_a_cache_that_cannot_be_written_is_refused_before_training(monkeypatch, 
         trained(TINY, progress=False)
 
 
-@pytest.mark.parametrize(
-    ("picture", "sentence"),
-    [("demo.jpg", r"must end in \.png"), ("absent/demo.png", "no such folder"), ("", "end in")],
-)
-def test_a_picture_that_cannot_be_written_is_refused_before_training(
-    picture, sentence, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("name", ["demo.jpg", "absent/demo.html", "demo"])
+def test_a_report_that_cannot_be_written_is_refused_before_training(name, tmp_path, monkeypatch):
     monkeypatch.setattr("lowbit.demo.chain.trained", None)
-    with pytest.raises(UsageError, match=sentence):
-        run(tmp_path / picture, TINY, progress=False)
+    with pytest.raises(UsageError, match="demo"):
+        run([tmp_path / name], TINY, progress=False)
 
 
 def test_no_steps_are_wrong_use(tmp_path):
     with pytest.raises(UsageError, match="0 steps train nothing"):
-        run(tmp_path / "demo.png", replace(TINY, steps=0), progress=False)
+        run([tmp_path / "demo.html"], replace(TINY, steps=0), progress=False)
 
 
 def test_the_text_is_the_same_each_time_and_nothing_held_out_is_trained_on():
@@ -185,7 +165,8 @@ def test_the_learning_rate_rises_then_falls():
 @pytest.mark.slow
 def test_a_properly_trained_model_survives_eight_bits(tmp_path):
     settings = replace(TINY, steps=150, batch=8, vocabulary=1024, width=128, corpus_limit=400_000)
-    rows = {row.recipe: row for row in run(tmp_path / "demo.png", settings, progress=False).rows}
-    assert rows["float32"].perplexity < 400
-    assert abs(rows["int8-all"].perplexity_change) < 0.01
-    assert rows["bcq3-all"].perplexity_change > rows["int8-all"].perplexity_change
+    models = run([tmp_path / "demo.html"], settings, progress=False).study.models
+    found = {model.name: perplexity(model) for model in models}
+    assert found["float32"] < 400
+    assert abs(found["int8-all"] / found["float32"] - 1) < 0.01
+    assert found["bcq3-all"] > found["int8-all"]

@@ -10,16 +10,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lowbit.cli.options import this_command
+from lowbit.cli.study_tables import metric
 from lowbit.cli.tables import MEBI
-from lowbit.demo import Report, Settings, run
+from lowbit.cli.written import say_written
+from lowbit.demo import Settings, run
+from lowbit.evaluation.study import Study
 
 DEFAULTS = Settings()
 
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The picture to write, a PNG file.")
-    ] = Path("lowbit-demo.png"),
+        list[Path] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .html, .md or .json file; may be given again. [default: lowbit-demo.html]",
+        ),
+    ] = None,
     steps: Annotated[
         int, typer.Option(min=1, help="Training steps: more train longer, and better.")
     ] = DEFAULTS.steps,
@@ -29,61 +38,71 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Train a small GPT-2 on this Python's own documentation, quantize it, and compare.
+    """Train a small GPT-2 on this Python's own documentation, quantize it, and report.
 
     No download and no data: about a minute of training, the first time. LOWBIT_CACHE chooses
     where the trained model is kept.
 
-    Example: `lowbit demo --output histograms.png`
+    Example: `lowbit demo -o report.html`
     """
+    outputs = output or [Path("lowbit-demo.html")]
     progress = not (quiet or as_json)
-    report = run(output, Settings(steps=steps), retrain, progress)
+    report = run(outputs, Settings(steps=steps), retrain, progress, [this_command()])
     if as_json:
         print(json.dumps(report.to_dict()))
         return
     console = Console()
-    console.print(comparison_table(report))
-    console.print(sample_table(report))
-    print(report.kernels)
-    print(f"float model: {report.model}")
-    print(f"picture: {report.picture}")
+    console.print(comparison_table(report.study))
+    console.print(sample_table(report.study))
+    for kernel in sorted({kernel for model in report.study.models for kernel in model.kernels}):
+        console.print(f"kernel of the quantized layers: {kernel}", soft_wrap=True, highlight=False)
+    say_written(report.study, report.outputs)
+    console.print(f"float model: {report.model}", soft_wrap=True, highlight=False)
 
 
-def comparison_table(report: Report) -> Table:
-    """One row per model: bits per weight, size, float size / size, mean squared weight error, …"""
+def comparison_table(study: Study) -> Table:
+    """One row per model: bits per weight, size, perplexity, divergence, speed."""
+    reference = study.reference
+    found = reference.measurements[0]
     table = Table(
-        title=f"a GPT-2 of {report.parameters:,} parameters; bits and MiB count everything stored",
-        caption=f"perplexity of {report.held_out_tokens:,} tokens that were not trained on",
+        title=f"a GPT-2 of {reference.parameters:,} parameters; bits and MiB count everything",
+        caption=f"perplexity and divergence of {found.items:,} tokens that were not trained on",
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )
     table.add_column("recipe", no_wrap=True)
-    for column in ("bits", "MiB", "ratio", "MSE", "perplexity", "change", "tok/s"):
+    for column in ("bits", "MiB", "ratio", "perplexity", "change", "KL", "tok/s", "speed"):
         table.add_column(column, justify="right", no_wrap=True)
-    for row in report.rows:
+    before = metric(reference, "perplexity")
+    for model in study.models:
+        now, divergence = metric(model, "perplexity"), metric(model, "KL divergence")
+        timing = model.timings[0]
+        assert now is not None and before is not None
         table.add_row(
-            row.recipe,
-            f"{row.bits_per_weight:.2f}",
-            f"{row.stored_bytes / MEBI:.2f}",
-            f"{row.reduction:.2f}×",
-            f"{row.mean_squared_error:.1e}",
-            f"{row.perplexity:.2f}",
-            f"{row.perplexity_change:+.2%}",
-            f"{row.tokens_per_second:.0f}",
+            model.name,
+            f"{model.bits_per_weight:.2f}",
+            f"{model.stored_bytes / MEBI:.2f}",
+            f"{reference.stored_bytes / model.stored_bytes:.2f}×",
+            f"{now.value:.2f}",
+            f"{now.value / before.value - 1:+.2%}",
+            "" if divergence is None else f"{divergence.value:.1e}",
+            f"{timing.tokens_per_second:.0f}",
+            "" if timing.speedup is None else f"{timing.speedup:.2f}×",
         )
     return table
 
 
-def sample_table(report: Report) -> Table:
+def sample_table(study: Study) -> Table:
     """What each model makes of the same prompt with the same seed, on one line of spaces."""
+    prompt = study.reference.measurements[1].samples[0].source
     table = Table(
-        title=f"what follows “{report.prompt}”, with the same seed",
+        title=f"what follows “{prompt}”, with the same seed",
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
         leading=1,
     )
     table.add_column("recipe", no_wrap=True)
     table.add_column("sample", overflow="fold")
-    for row in report.rows:
-        table.add_row(row.recipe, Text(" ".join(row.sample.split())))
+    for model in study.models:
+        table.add_row(model.name, Text(" ".join(model.measurements[1].samples[0].output.split())))
     return table

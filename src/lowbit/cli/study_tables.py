@@ -9,7 +9,7 @@ from lowbit.evaluation.study import Measurement, Metric, ModelRecord, Study
 
 
 def metric_table(study: Study) -> Table | None:
-    """One row per metric, one column per model, with its change against the first."""
+    """One row per model, one column per metric, with the change against the first model."""
     if not any(record.measurements for record in study.models):
         return None
     first = next(m for record in study.models for m in record.measurements)
@@ -19,14 +19,14 @@ def metric_table(study: Study) -> Table | None:
         + (f" ({settings})" if settings else ""),
         box=box.SIMPLE,
     )
-    table.add_column("")
-    for record in study.models:
-        table.add_column(Text(record.name), justify="right", overflow="fold")
+    table.add_column("model", overflow="fold")
     names = {name: m for r in study.models for x in r.measurements for name, m in x.metrics.items()}
-    for name, metric in names.items():
-        table.add_row(name, *(_cell(record, study.reference, name) for record in study.models))
-        if metric.note:
-            table.add_row(Text(f"  {metric.note}", style="dim"))
+    for name in names:
+        table.add_column(name, justify="right")
+    for record in study.models:
+        cells = (_cell(record, study.reference, name) for name in names)
+        table.add_row(Text(record.name), *cells)
+    table.caption = "\n".join(f"{name}: {m.note}" for name, m in names.items() if m.note)
     return table
 
 
@@ -74,15 +74,17 @@ def timing_table(study: Study) -> Table | None:
 
 
 def _cell(record: ModelRecord, reference: ModelRecord, name: str) -> str:
-    metric, before = _metric(record, name), _metric(reference, name)
-    if metric is None:
+    now, before = metric(record, name), metric(reference, name)
+    if now is None:
         return "–"
     if record is reference or before is None or not before.value:
-        return f"{metric.value:,.4f}"
-    change = metric.value / before.value - 1
-    return f"{metric.value:,.4f} ({change:+.2%})"
+        return f"{now.value:,.5g}"
+    if now.better == "higher":  # a share or a score: its plain difference
+        return f"{now.value:,.5g} ({now.value - before.value:+.4f})"
+    return f"{now.value:,.5g} ({now.value / before.value - 1:+.2%})"
 
 
-def _metric(record: ModelRecord, name: str) -> Metric | None:
+def metric(record: ModelRecord, name: str) -> Metric | None:
+    """The first metric of that name among a model's measurements."""
     found: list[Measurement] = [m for m in record.measurements if name in m.metrics]
     return found[0].metrics[name] if found else None
