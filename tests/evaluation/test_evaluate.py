@@ -18,7 +18,7 @@ TEXT = "a text that is long enough to predict, twice over: once for each of two 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return save("gpt2", tmp_path_factory.mktemp("models") / "float")
+    return save("gpt2", tmp_path_factory.mktemp("models") / "source")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def plan(tmp_path):
 def test_the_reference_comes_first_and_the_others_are_compared_with_it(source, quantized, plan):
     study = evaluate([quantized], plan, source, ["lowbit eval"], progress=False)
     first, second = study.models
-    assert (first.name, second.name) == ("float", "int4") and study.reference is first
+    assert (first.name, second.name) == ("source", "int4") and study.reference is first
     [before], [after] = first.measurements, second.measurements
     assert list(before.metrics) == ["perplexity"]
     assert list(after.metrics) == ["perplexity", "KL divergence", "top-1 agreement"]
@@ -51,14 +51,14 @@ def test_the_reference_comes_first_and_the_others_are_compared_with_it(source, q
 
 def test_without_a_reference_the_first_model_is_it(source, plan):
     study = evaluate([source, source], plan, progress=False)
-    assert [record.name for record in study.models] == ["float", "float (2)"]
+    assert [record.name for record in study.models] == ["source", "source (2)"]
     assert study.models[1].measurements[0].metrics["KL divergence"].value == 0
 
 
 def test_a_plan_may_depend_on_the_reference(source, plan):
     seen = []
     evaluate([source], lambda subject: seen.append(subject.name) or plan, progress=False)
-    assert seen == ["float"]
+    assert seen == ["source"]
 
 
 def test_what_a_model_cannot_do_is_told_before_any_work(tmp_path, plan):
@@ -116,7 +116,7 @@ def test_prompts_that_are_none_are_refused(source):
 class TestCompare:
     def test_it_quantizes_measures_and_keeps_the_models(self, source, plan, tmp_path):
         study = compare(source, ["int8", "bcq2"], plan, tmp_path / "out", progress=False)
-        assert [record.name for record in study.models] == ["float", "int8", "bcq2"]
+        assert [record.name for record in study.models] == ["source", "int8", "bcq2"]
         assert [record.recipe and record.recipe["name"] for record in study.models[1:]] == [
             "int8",
             "bcq2",
@@ -141,7 +141,7 @@ class TestCompare:
             compare(*arguments, progress=False)
         assert not list((tmp_path / "out").glob("int4.json"))
         study = compare(*arguments, progress=False)
-        assert made == ["float", "int8", "int4", "int4"] and len(study.models) == 3
+        assert made == ["source", "int8", "int4", "int4"] and len(study.models) == 3
         assert compare(*arguments, progress=False).models == study.models
         assert len(made) == 4
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from transformers import PreTrainedModel
 
+from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import Plan
 from lowbit.evaluation.latency import Shape, default_shapes
 from lowbit.evaluation.tasks import TASKS, make_task
@@ -66,7 +67,7 @@ class Measured:
             if field.name not in ("task", "seed", "shapes")
         }
         if self.task is None and (given := [k for k, v in options.items() if v is not None]):
-            raise typer.BadParameter(f"--{given[0]} says how to score: give a --task")
+            raise UsageError(f"--{given[0]} says how to score: give a --task")
         tasks = () if self.task is None else (make_task(self.task, **options),)
         return Plan(tasks, self._shapes(model), pictures, seed=self.seed)
 

@@ -47,23 +47,24 @@ def compare(
     model; InputError for a model, data or folder that cannot be read or written.
     """
     chosen = [load_recipe(recipe) for recipe in recipes]
-    names = [FLOAT, *(recipe.name for recipe in chosen)]
+    source, folder = find(str(model)), Path(folder)
+    reference_name = source.resolve().name
+    names = [reference_name, FLOAT, *(recipe.name for recipe in chosen)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two of the models to compare are called {twice[0]!r}")
     for name in names:
         if name in ("", ".", "..") or Path(name).name != name:
             raise UsageError(f"the recipe's name {name!r} cannot name a folder")
-    source, folder = find(str(model)), Path(folder)
     _make(folder)
-    reference = load_subject(source, FLOAT)
+    reference = load_subject(source)
     plan = plan if isinstance(plan, Plan) else plan(reference)
     plan.check(reference)
-    with tqdm(total=len(names), desc="comparing", unit="model", disable=not progress) as bar:
+    with tqdm(total=1 + len(chosen), desc="comparing", unit="model", disable=not progress) as bar:
 
         def measured(recipe: Recipe | None, first: ModelRecord | None) -> ModelRecord:
-            name = FLOAT if recipe is None else recipe.name
+            name = reference_name if recipe is None else recipe.name
             bar.set_postfix_str(name)
-            file = folder / f"{name}.json"
+            file = folder / f"{FLOAT if recipe is None else name}.json"
             mark = _fingerprint(source, plan, recipe)
             known = _recorded(file, mark)
             if known is None:

@@ -1,0 +1,123 @@
+"""eval, report and compare as their user sees them."""
+
+import json
+
+import pytest
+
+import lowbit as library
+from lowbit.evaluation.study import Study
+from tests.folders import save
+
+TEXT = "a text that is long enough to predict, and then a little longer than that. " * 3
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return save("gpt2", tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def quantized(source):
+    library.quantize_checkpoint(str(source), "int4", source.parent / "int4", progress=False)
+    return source.parent / "int4"
+
+
+@pytest.fixture(scope="module")
+def text(source):
+    (source.parent / "text.txt").write_text(TEXT)
+    return source.parent / "text.txt"
+
+
+@pytest.fixture(autouse=True)
+def _no_process_of_its_own(monkeypatch):
+    monkeypatch.setattr("lowbit.evaluation.record.peak_bytes", lambda folder: 1 << 20)
+
+
+def test_eval_prints_metrics_sizes_and_speed(lowbit, source, quantized, text):
+    code, out, err = lowbit(
+        "eval", quantized, "--against", source, "--task", "perplexity", "--data", text,
+        "--shapes", "1x8",
+    )  # fmt: skip
+    assert code == 0, err
+    for words in ("perplexity of", "KL divergence", "top-1 agreement", "bits/weight", "tokens/s"):
+        assert words in out, words
+    assert "int4" in out and "tiny" in out and "1 × 8" in out
+
+
+def test_eval_json_is_a_study(lowbit, source, quantized, text):
+    code, out, err = lowbit(
+        "eval", quantized, "--against", source, "--task", "perplexity", "--data", text, "--json"
+    )
+    assert code == 0 and not err
+    study = Study.from_dict(json.loads(out))
+    assert [model.name for model in study.models] == ["tiny", "int4"]
+    assert study.commands[0].startswith("lowbit eval ")
+    assert study.models[1].measurements[0].metrics["KL divergence"].value > 0
+
+
+def test_report_writes_every_form_that_is_asked_for(
+    lowbit,
+    source,
+    quantized,
+    text,
+    tmp_path,
+):
+    outputs = [tmp_path / f"report.{suffix}" for suffix in ("html", "md", "json")]
+    arguments = [part for output in outputs for part in ("-o", output)]
+    code, out, err = lowbit(
+        "report", quantized, "--against", source, "--task", "perplexity", "--data", text,
+        "--shapes", "none", *arguments,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "smaller" in out and all(f"written: {output}" in out for output in outputs)
+    page = outputs[0].read_text(encoding="utf-8")
+    assert "<svg" in page and "int4" in page
+    assert Study.load(outputs[2]).models[1].modules
+
+
+def test_compare_quantizes_measures_and_reports(lowbit, source, text, tmp_path):
+    output = tmp_path / "report.html"
+    arguments = (
+        "compare", source, "--recipes", "int8, bcq2", "--task", "perplexity", "--data", text,
+        "--shapes", "none", "-o", output,
+    )  # fmt: skip
+    code, out, err = lowbit(*arguments)
+    assert code == 0, err
+    assert "bcq2" in output.read_text(encoding="utf-8")
+    assert (tmp_path / "report.models" / "bcq2" / "model.safetensors").is_file()
+    assert "the models stay in" in out
+    (tmp_path / "report.models" / "bcq2" / "model.safetensors").unlink()
+    # All is on record: nothing is made again.
+    assert lowbit(*arguments)[0] == 0
+    assert not (tmp_path / "report.models" / "bcq2" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["eval", "{source}", "--task", "perplexit", "--data", "{text}"], 2, "there is no task"),
+        (["eval", "{source}", "--task", "squad"], 2, "needs the option 'data'"),
+        (["eval", "{source}", "--task", "perplexity", "--data", "no.txt"], 1, "no.txt"),
+        (["eval", "{source}", "--task", "perplexity"], 2, "either data or text"),
+        (["eval", "{source}", "--task", "perplexity", "--text", "a", "--beams", "2"], 2, "'beams'"),
+        (["eval", "{source}", "--task", "glue", "--name", "mrpc", "--data", "{text}"], 2, "GLUE"),
+        (["eval", "{source}", "--data", "{text}"], 2, "give a --task"),
+        (["eval", "{source}", "--shapes", "1x999"], 2, "999 tokens do not fit"),
+        (["eval", "nowhere/at/all"], 1, "there is no folder"),
+        (["report", "{source}", "--against", "{source}", "-o", "r.pdf"], 2, "r.pdf"),
+        (["compare", "{source}", "--recipes", "int9", "-o", "{out}.html"], 2, "'int9' is unknown"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(
+    lowbit,
+    source,
+    text,
+    tmp_path,
+    arguments,
+    code,
+    sentence,
+):
+    places = {"source": source, "text": text, "out": tmp_path / "out"}
+    found, out, err = lowbit(*(argument.format(**places) for argument in arguments))
+    assert found == code and sentence in err, err
+    assert "Traceback" not in err and err.count("\n") <= 4
