@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import transformers
 from engines import Encoder, of_torch, onnx_runtime_int8, openvino, torch_bfloat16, torch_dynamic
-from machine import described
+from machine import described, finish, result_page
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
@@ -31,7 +31,7 @@ from lowbit.kernels.linear import KERNELS
 from lowbit.kernels.selection import VARIABLE
 from lowbit.nn import QuantLinear
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "encoder.md"
+RESULT = result_page("encoder.md")
 SIZES = ((1, 128), (8, 128))
 OTHER_RECIPES = ("int8", "int4-dynamic", "int4", "bcq3-dynamic")
 
@@ -189,11 +189,7 @@ def main() -> None:
             "|---|---|---|",
             *taken_apart(own[f"lowbit int8-dynamic, {paths[0]}"], ids, options.rounds),
         ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.write:
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(text, encoding="utf-8")
+    finish(lines, RESULT, options.write)
 
 
 if __name__ == "__main__":

@@ -150,8 +150,8 @@ struct Parameters {
     const Lanes& form = op.form;
     const int64_t at = group * panel_rows + lane;
     if (form.binary) {
-      for (int i = 0; i < form.bits; ++i) {
-        alpha[i] = number(op.scale, op.half_scale, (group * form.bits + i) * panel_rows + lane);
+      for (int i = 0; i < op.planes; ++i) {
+        alpha[i] = number(op.scale, op.half_scale, (group * op.planes + i) * panel_rows + lane);
       }
       if (op.offset) offset = number(op.offset, op.half_scale, at);
     } else {
@@ -160,10 +160,10 @@ struct Parameters {
     }
   }
 
-  float weight(const Lanes& form, unsigned code) const {
-    if (!form.binary) return scale * (static_cast<float>(code) - zero);
+  float weight(const DecodeLanes& op, unsigned code) const {
+    if (!op.form.binary) return scale * (static_cast<float>(code) - zero);
     float sum = offset;
-    for (int i = 0; i < form.bits; ++i) sum += code >> i & 1 ? alpha[i] : -alpha[i];
+    for (int i = 0; i < op.planes; ++i) sum += code >> i & 1 ? alpha[i] : -alpha[i];
     return sum;
   }
 };
@@ -179,7 +179,7 @@ void decode_row(const DecodeLanes& op, const Fields& fields, int64_t row, float*
       const int s = static_cast<int>(k / step_inputs % block_steps);
       const uint32_t four = codes_of_step(fields, block, s, lane * step_inputs);
       for (int64_t i = 0; i < std::min(step_inputs, n - k); ++i) {
-        *out++ = group.weight(form, four >> 8 * i & 0xff);
+        *out++ = group.weight(op, four >> 8 * i & 0xff);
       }
       if (s == block_steps - 1 || k + step_inputs >= n) block += form.block_bytes();
     }

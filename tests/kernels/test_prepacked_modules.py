@@ -188,7 +188,7 @@ class TestLinear:
         layout = ops.layout_text(m.layout)
         for bias in (None, m.bias.detach().requires_grad_()):
             for nonlinearity in ("identity", "gelu"):
-                how = layout, 40, kind, nonlinearity, m.product.path
+                how = layout, 40, m.planes_in_use or 0, kind, nonlinearity, m.product.path
                 arguments = (x.requires_grad_(), m.lanes, bias, *how)
                 torch.library.opcheck(torch.ops.lowbit.linear_prepacked.default, arguments)
 
@@ -267,7 +267,7 @@ class TestEmbedding:
         m, _ = embedding(form)
         m(torch.tensor([0]))
         layout = ops.layout_text(m.layout)
-        arguments = (torch.tensor([[0, 49, 7]]), m.lanes, layout, 50, 64, torch.float32)
+        arguments = (torch.tensor([[0, 49, 7]]), m.lanes, layout, 50, 64, 0, torch.float32)
         torch.library.opcheck(torch.ops.lowbit.embedding_prepacked.default, arguments)
 
 

@@ -48,7 +48,7 @@ class QuantLinear(Packed):
         # As `self.bias`, without the detour through __getattr__.
         bias = self._parameters["bias"]
         if packed is None or product is None:
-            return ops.linear(x, self.qweight, bias, self.activations, self.nonlinearity)
+            return ops.linear(x, self.weight_in_use, bias, self.activations, self.nonlinearity)
         return ops.linear_prepacked(x, packed, bias, product)
 
     def set_nonlinearity(self, name: str) -> None:
