@@ -254,6 +254,15 @@ class TestReading:
         assert first.dense.nonlinearity == "identity"
         assert second.dense.nonlinearity == "gelu_tanh"
 
+    def test_a_layer_that_another_block_uses_too_is_left_alone(self):
+        model = quantized("bert")
+        unfuse(model)
+        first, second = (layer.intermediate for layer in model.encoder.layer)
+        model.probe = nn.Sequential(first.dense)
+        fuse(model)
+        assert first.dense.nonlinearity == "identity"
+        assert second.dense.nonlinearity == "gelu"
+
     def test_a_layer_that_stays_float_keeps_its_function(self):
         model = make("bert")
         rules = [{"match": "*layer.0.intermediate.dense", "keep": True}]
