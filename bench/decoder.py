@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from machine import described
+from machine import described, finish, result_page
 from torch import nn
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -33,7 +33,7 @@ from lowbit.nn import QuantLinear
 from lowbit.recipe import Recipe, Rule
 from lowbit.schemes import Binary, Scheme, ZeroPoint
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "decoder.md"
+RESULT = result_page("decoder.md")
 CONFIG = LlamaConfig(
     vocab_size=32_000,
     hidden_size=2048,
@@ -232,7 +232,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     import llama_cpp
 
-    text = "\n".join(
+    finish(
         [
             "# Decoding a 1.04-billion-parameter Llama shape, batch 1",
             "",
@@ -242,12 +242,10 @@ def main() -> None:
             " llama.cpp type of as many bits.",
             "",
             *table(options.threads, options.rounds),
-            "",
-        ]
+        ],
+        RESULT,
+        options.write,
     )
-    print(text)
-    if options.write:
-        RESULT.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

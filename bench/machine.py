@@ -1,6 +1,7 @@
 """What a result has to say about the machine and the code it was measured with."""
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,3 +28,17 @@ def described() -> str:
         f"Processor: {processor()}, {torch.get_num_threads()} threads; lowbit {commit()},"
         f" torch {torch.__version__}."
     )
+
+
+def result_page(name: str) -> Path:
+    """Where a bench keeps its result."""
+    return Path(__file__).parent.parent / "docs" / "results" / name
+
+
+def finish(lines: Sequence[str], page: Path, write: bool) -> None:
+    """Print a result and, if so asked, keep it."""
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if write:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(text, encoding="utf-8")

@@ -12,17 +12,16 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from machine import described
+from machine import described, finish, result_page
 
 from lowbit.formats import CHANNEL, QTensor, group
 from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear import product
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "products.md"
+RESULT = result_page("products.md")
 STREAMED = 512 << 20  # bytes
 FEW, MANY = (8192, 2048), (3072, 768)
 ROWS = 1024
@@ -108,11 +107,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     date = time.strftime("%Y-%m-%d")
-    head = f"# The products by themselves\n\n`python bench/products.py`, {date}. {described()}"
-    text = f"{head}\n\n{table()}\n"
-    print(text)
-    if arguments.write:
-        RESULT.write_text(text, encoding="utf-8")
+    head = f"`python bench/products.py`, {date}. {described()}"
+    lines = ["# The products by themselves", "", head, "", table()]
+    finish(lines, RESULT, arguments.write)
 
 
 if __name__ == "__main__":

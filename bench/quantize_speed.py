@@ -11,17 +11,16 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import commit, processor
+from machine import commit, finish, processor, result_page
 from torch import Tensor
 
 from lowbit.formats import CHANNEL, group
 from lowbit.schemes import Absmax, Binary, ZeroPoint
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "quantize-speed.md"
+RESULT = result_page("quantize-speed.md")
 # Binary codes are fitted, so they get an eighth of the rows; calls cost most on a small weight.
 LARGE, WIDE, SMALL = (4096, 4096), (512, 4096), (128, 128)
 
@@ -105,11 +104,9 @@ def main() -> None:
         "",
         *table(rows),
     ]
-    text = "\n".join(lines) + "\n"
-    print(json.dumps({**about, "results": rows}, indent=1) if options.json else text)
-    if options.write:
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(text, encoding="utf-8")
+    if options.json:
+        lines = [json.dumps({**about, "results": rows}, indent=1)]
+    finish(lines, RESULT, options.write and not options.json)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 import torch
+from machine import finish, result_page
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-RESULT = Path(__file__).parent.parent / "docs" / "results" / "streaming-memory.md"
+RESULT = result_page("streaming-memory.md")
 RUN = """
 import json, resource, sys, time
 import lowbit
@@ -100,11 +101,7 @@ def main() -> None:
                 f" {r['bits']:.2f} | {r['peak'] / 1e6:,.0f} | {r['imports'] / 1e6:,.0f} |"
                 f" {r['seconds']:.0f} |"
             )
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.write:
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(text, encoding="utf-8")
+    finish(lines, RESULT, options.write)
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ struct Weight {
     }
     lowbit::decode_lanes({form, pointer<const uint8_t>(codes), pointer<const void>(codes + scale),
                           zero_point ? pointer<const uint8_t>(codes + zero_point) : nullptr,
-                          offset ? pointer<const void>(codes + offset) : nullptr, half_scale,
-                          pointer<const int64_t>(rows), count, pointer<float>(out)});
+                          offset ? pointer<const void>(codes + offset) : nullptr, planes,
+                          half_scale, pointer<const int64_t>(rows), count, pointer<float>(out)});
   }
 };
 

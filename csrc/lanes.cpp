@@ -17,26 +17,39 @@ int64_t stored_row_bytes(const Lanes& form) {
 }
 
 // Codes of `width` bits, least significant bit first, into the bits from `shift` on of a byte each.
-void spread(const uint8_t* row, int width, int shift, int64_t n, uint8_t* out) {
-  const uint8_t mask = static_cast<uint8_t>((1 << width) - 1);
-  for (int64_t k = 0; k < n; ++k) {
-    const int64_t bit = k * width;
-    unsigned two = row[bit / 8];
-    if (bit % 8 + width > 8) two |= row[bit / 8 + 1] << 8;
-    out[k] |= static_cast<uint8_t>((two >> bit % 8 & mask) << shift);
+// Eight codes are `width` whole bytes.
+template <int width>
+void spread(const uint8_t* row, int shift, int64_t n, uint8_t* out) {
+  constexpr unsigned mask = (1u << width) - 1;
+  for (int64_t k = 0; k < n; k += 8, row += width, out += 8) {
+    const int count = static_cast<int>(std::min<int64_t>(8, n - k));
+    uint64_t eight = 0;
+    std::memcpy(&eight, row, count == 8 ? width : (count * width + 7) / 8);
+    for (int i = 0; i < count; ++i) {
+      out[i] |= static_cast<uint8_t>((eight >> i * width & mask) << shift);
+    }
   }
 }
 
-// The way back, into a row of zeros.
-void gather(const uint8_t* codes, int width, int shift, int64_t n, uint8_t* row) {
-  const uint8_t mask = static_cast<uint8_t>((1 << width) - 1);
-  for (int64_t k = 0; k < n; ++k) {
-    const int64_t bit = k * width;
-    const unsigned two = (codes[k] >> shift & mask) << bit % 8;
-    row[bit / 8] |= static_cast<uint8_t>(two);
-    if (bit % 8 + width > 8) row[bit / 8 + 1] |= static_cast<uint8_t>(two >> 8);
+// The way back; bits behind the last code are zero.
+template <int width>
+void gather(const uint8_t* codes, int shift, int64_t n, uint8_t* row) {
+  constexpr unsigned mask = (1u << width) - 1;
+  for (int64_t k = 0; k < n; k += 8, row += width, codes += 8) {
+    const int count = static_cast<int>(std::min<int64_t>(8, n - k));
+    uint64_t eight = 0;
+    for (int i = 0; i < count; ++i) {
+      eight |= static_cast<uint64_t>(codes[i] >> shift & mask) << i * width;
+    }
+    std::memcpy(row, &eight, count == 8 ? width : (count * width + 7) / 8);
   }
 }
+
+// By width.
+constexpr decltype(&spread<1>) spreads[] = {nullptr,   spread<1>, spread<2>, spread<3>,
+                                            spread<4>, spread<5>, spread<6>, spread<7>};
+constexpr decltype(&gather<1>) gathers[] = {nullptr,   gather<1>, gather<2>, gather<3>,
+                                            gather<4>, gather<5>, gather<6>, gather<7>};
 
 // One row between the stored form and a byte per code.
 void read_row(const Lanes& form, const uint8_t* stored, uint8_t flip, int64_t n, uint8_t* codes) {
@@ -44,12 +57,12 @@ void read_row(const Lanes& form, const uint8_t* stored, uint8_t flip, int64_t n,
   std::fill_n(codes, form.inputs, 0);
   if (form.binary) {
     for (int i = 0; i < form.bits; ++i) {
-      spread(stored + (i * form.outputs + n) * bytes, 1, i, form.inputs, codes);
+      spread<1>(stored + (i * form.outputs + n) * bytes, i, form.inputs, codes);
     }
   } else if (form.bits == 8) {
     for (int64_t k = 0; k < form.inputs; ++k) codes[k] = stored[n * bytes + k] ^ flip;
   } else {
-    spread(stored + n * bytes, form.bits, 0, form.inputs, codes);
+    spreads[form.bits](stored + n * bytes, 0, form.inputs, codes);
   }
 }
 
@@ -57,33 +70,34 @@ void write_row(const Lanes& form, const uint8_t* codes, uint8_t flip, int64_t n,
   const int64_t bytes = stored_row_bytes(form);
   if (form.binary) {
     for (int i = 0; i < form.bits; ++i) {
-      uint8_t* row = stored + (i * form.outputs + n) * bytes;
-      std::fill_n(row, bytes, 0);
-      gather(codes, 1, i, form.inputs, row);
+      gather<1>(codes, i, form.inputs, stored + (i * form.outputs + n) * bytes);
     }
   } else if (form.bits == 8) {
     for (int64_t k = 0; k < form.inputs; ++k) stored[n * bytes + k] = codes[k] ^ flip;
   } else {
-    std::fill_n(stored + n * bytes, bytes, 0);
-    gather(codes, form.bits, 0, form.inputs, stored + n * bytes);
+    gathers[form.bits](codes, 0, form.inputs, stored + n * bytes);
   }
 }
 
 using Steps = uint8_t[block_steps][vector_bytes];
 
+// The low `width` bits of all bytes of a word.
+constexpr uint64_t low_bits(int width) { return ((1u << width) - 1) * 0x0101010101010101u; }
+
 void pack_block(const Fields& fields, const Steps steps, uint8_t* block) {
   for (int f = 0; f < fields.count; ++f) {
     const auto [width, shift] = fields.field[f];
-    const unsigned mask = (1u << width) - 1;
-    std::memset(block, 0, width * vector_bytes);
-    for (int s = 0; s < block_steps; ++s) {
-      uint8_t* vector = block + s % width * vector_bytes;
-      const int at = s / width * width;
-      for (int b = 0; b < vector_bytes; ++b) {
-        vector[b] |= static_cast<uint8_t>((steps[s][b] >> shift & mask) << at);
+    for (int j = 0; j < width; ++j, block += vector_bytes) {
+      for (int b = 0; b < vector_bytes; b += 8) {
+        uint64_t eight = 0;
+        for (int s = j; s < block_steps; s += width) {
+          uint64_t codes;
+          std::memcpy(&codes, steps[s] + b, sizeof codes);
+          eight |= (codes >> shift & low_bits(width)) << (s - j);
+        }
+        std::memcpy(block + b, &eight, sizeof eight);
       }
     }
-    block += width * vector_bytes;
   }
 }
 
@@ -91,16 +105,23 @@ void unpack_block(const Fields& fields, const uint8_t* block, Steps steps) {
   std::memset(steps, 0, sizeof(Steps));
   for (int f = 0; f < fields.count; ++f) {
     const auto [width, shift] = fields.field[f];
-    const unsigned mask = (1u << width) - 1;
-    for (int s = 0; s < block_steps; ++s) {
-      const uint8_t* vector = block + s % width * vector_bytes;
-      const int at = s / width * width;
-      for (int b = 0; b < vector_bytes; ++b) {
-        steps[s][b] |= static_cast<uint8_t>((vector[b] >> at & mask) << shift);
+    for (int j = 0; j < width; ++j, block += vector_bytes) {
+      for (int b = 0; b < vector_bytes; b += 8) {
+        uint64_t eight, codes;
+        std::memcpy(&eight, block + b, sizeof eight);
+        for (int s = j; s < block_steps; s += width) {
+          std::memcpy(&codes, steps[s] + b, sizeof codes);
+          codes |= (eight >> (s - j) & low_bits(width)) << shift;
+          std::memcpy(steps[s] + b, &codes, sizeof codes);
+        }
       }
     }
-    block += width * vector_bytes;
   }
+}
+
+// Of four codes those that are left.
+void copy_four(uint8_t* to, const uint8_t* from, int64_t left) {
+  left < 4 ? std::memcpy(to, from, left) : std::memcpy(to, from, 4);
 }
 
 // fn(panel) for all panels.
@@ -150,8 +171,8 @@ struct Parameters {
     const Lanes& form = op.form;
     const int64_t at = group * panel_rows + lane;
     if (form.binary) {
-      for (int i = 0; i < form.bits; ++i) {
-        alpha[i] = number(op.scale, op.half_scale, (group * form.bits + i) * panel_rows + lane);
+      for (int i = 0; i < op.planes; ++i) {
+        alpha[i] = number(op.scale, op.half_scale, (group * op.planes + i) * panel_rows + lane);
       }
       if (op.offset) offset = number(op.offset, op.half_scale, at);
     } else {
@@ -160,10 +181,10 @@ struct Parameters {
     }
   }
 
-  float weight(const Lanes& form, unsigned code) const {
-    if (!form.binary) return scale * (static_cast<float>(code) - zero);
+  float weight(const DecodeLanes& op, unsigned code) const {
+    if (!op.form.binary) return scale * (static_cast<float>(code) - zero);
     float sum = offset;
-    for (int i = 0; i < form.bits; ++i) sum += code >> i & 1 ? alpha[i] : -alpha[i];
+    for (int i = 0; i < op.planes; ++i) sum += code >> i & 1 ? alpha[i] : -alpha[i];
     return sum;
   }
 };
@@ -179,7 +200,7 @@ void decode_row(const DecodeLanes& op, const Fields& fields, int64_t row, float*
       const int s = static_cast<int>(k / step_inputs % block_steps);
       const uint32_t four = codes_of_step(fields, block, s, lane * step_inputs);
       for (int64_t i = 0; i < std::min(step_inputs, n - k); ++i) {
-        *out++ = group.weight(form, four >> 8 * i & 0xff);
+        *out++ = group.weight(op, four >> 8 * i & 0xff);
       }
       if (s == block_steps - 1 || k + step_inputs >= n) block += form.block_bytes();
     }
@@ -201,7 +222,7 @@ void pack_lanes(const Lanes& form, const uint8_t* stored, uint8_t flip, uint8_t*
       Steps steps = {};
       for (int64_t lane = 0; lane < panel_rows; ++lane) {
         const uint8_t* row = &rows[lane * form.inputs + k];
-        for (int64_t i = 0; i < n; ++i) steps[i / 4][lane * 4 + i % 4] = row[i];
+        for (int64_t i = 0; i < n; i += 4) copy_four(&steps[i / 4][lane * 4], row + i, n - i);
       }
       pack_block(fields, steps, block);
       block += form.block_bytes();
@@ -219,7 +240,7 @@ void unpack_lanes(const Lanes& form, const uint8_t* codes, uint8_t flip, uint8_t
       unpack_block(fields, block, steps);
       for (int64_t lane = 0; lane < panel_rows; ++lane) {
         uint8_t* row = &rows[lane * form.inputs + k];
-        for (int64_t i = 0; i < n; ++i) row[i] = steps[i / 4][lane * 4 + i % 4];
+        for (int64_t i = 0; i < n; i += 4) copy_four(row + i, &steps[i / 4][lane * 4], n - i);
       }
       block += form.block_bytes();
     });

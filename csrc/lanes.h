@@ -83,6 +83,7 @@ struct DecodeLanes {
   const void* scale;          // or alpha
   const uint8_t* zero_point;  // affine; null for 2^(bits - 1)
   const void* offset;         // binary; null for zeros
+  int planes;               // binary: the first so many, whose alpha and offset these are
   bool half_scale;
   const int64_t* rows;  // `count` of them, all below form.outputs
   int64_t count;

@@ -4,19 +4,14 @@
 //   cx [rows][inputs/4][4]    int16, inputs 0 2 1 3 of a step
 //
 // and a 32-bit broadcast of two of them meets either half in pmaddwd.
-#include <immintrin.h>
-
 #define LOWBIT_ISA avx2
+#include "isa_256.inl"
 #include "linear.h"
 
 namespace lowbit::avx2 {
 namespace {
 
-struct Isa {
-  using Words = uint32_t __attribute__((vector_size(32)));
-  using Ints = int32_t __attribute__((vector_size(32)));
-  using Floats = float __attribute__((vector_size(32)));
-  static constexpr int max_rows = 4, unroll = 8;
+struct Isa : Vectors256 {
   static constexpr int64_t bytes_per_input = 2, macs_per_ns = 50;
 
   static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
@@ -48,12 +43,6 @@ struct Isa {
     const __m256i odd_sum = _mm256_madd_epi16(odd, broadcast(four + 4));
     return acc + reinterpret_cast<Ints>(even_sum) + reinterpret_cast<Ints>(odd_sum);
   }
-
-  static Floats widen(const uint16_t* half) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));
-  }
-
-  static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 };
 
 }  // namespace

@@ -1,16 +1,11 @@
-#include <immintrin.h>
-
 #define LOWBIT_ISA avxvnni
+#include "isa_256.inl"
 #include "linear.h"
 
 namespace lowbit::avxvnni {
 namespace {
 
-struct Isa {
-  using Words = uint32_t __attribute__((vector_size(32)));
-  using Ints = int32_t __attribute__((vector_size(32)));
-  using Floats = float __attribute__((vector_size(32)));
-  static constexpr int max_rows = 4, unroll = 8;
+struct Isa : Vectors256 {
   static constexpr int64_t bytes_per_input = 1, macs_per_ns = 100;
 
   static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
@@ -37,12 +32,6 @@ struct Isa {
                                                           reinterpret_cast<__m256i>(codes),
                                                           _mm256_set1_epi32(x)));
   }
-
-  static Floats widen(const uint16_t* half) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));
-  }
-
-  static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 };
 
 }  // namespace

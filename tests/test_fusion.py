@@ -67,7 +67,7 @@ class TestModels:
         assert torch.equal(output(again), output(model))
 
     @every_model
-    @pytest.mark.parametrize("recipe", ["int8-dynamic", "int4", "bcq2-dynamic"])
+    @pytest.mark.parametrize("recipe", ["int8-dynamic", "int4"])
     def test_shared_inputs_change_no_bit(self, name, recipe):
         model = quantized(name, recipe)
         fused = [output(model) for _ in range(3)]
@@ -253,6 +253,15 @@ class TestReading:
         assert type(first.intermediate_act_fn) is nn.Tanh
         assert first.dense.nonlinearity == "identity"
         assert second.dense.nonlinearity == "gelu_tanh"
+
+    def test_a_layer_that_another_block_uses_too_is_left_alone(self):
+        model = quantized("bert")
+        unfuse(model)
+        first, second = (layer.intermediate for layer in model.encoder.layer)
+        model.probe = nn.Sequential(first.dense)
+        fuse(model)
+        assert first.dense.nonlinearity == "identity"
+        assert second.dense.nonlinearity == "gelu"
 
     def test_a_layer_that_stays_float_keeps_its_function(self):
         model = make("bert")

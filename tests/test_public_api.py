@@ -26,6 +26,7 @@ NAMES = [
     "quantize",
     "quantize_checkpoint",
     "simulate",
+    "use_planes",
 ]
 
 

@@ -219,7 +219,7 @@ void check_lanes(Weight& weight) {
 
 void check_decode(Weight& weight) {
   const Lanes& form = weight.form;
-  if (form.outputs == 0 || (form.binary && weight.planes < form.bits)) return;
+  if (form.outputs == 0) return;
   std::vector<int64_t> rows(below(20));
   for (int64_t& row : rows) row = below(form.outputs);
   std::vector<float> out(rows.size() * form.inputs, 1234.5f);
@@ -227,7 +227,7 @@ void check_decode(Weight& weight) {
   Walled codes(codes_bytes(form));
   std::memcpy(codes.data(), weight.lanes.data(), codes_bytes(form));
   lowbit::decode_lanes({form, codes.data(), weight.scale.data(), weight.zeros(), weight.offsets(),
-                        weight.scale.half, rows.data(), static_cast<int64_t>(rows.size()),
+                        weight.planes, weight.scale.half, rows.data(), static_cast<int64_t>(rows.size()),
                         out.data()});
   const float* got = out.data();
   for (const int64_t n : rows) {
@@ -237,7 +237,7 @@ void check_decode(Weight& weight) {
       float wanted;
       if (form.binary) {
         wanted = weight.offsets() ? weight.offset[weight.at(n, g)] : 0.0f;
-        for (int i = 0; i < form.bits; ++i) {
+        for (int i = 0; i < weight.planes; ++i) {
           wanted += code >> i & 1 ? weight.alpha(n, g, i) : -weight.alpha(n, g, i);
         }
       } else {

@@ -3,18 +3,21 @@
 Importing it lets transformers load what it saved.
 """
 
+from lowbit import attention
 from lowbit.accounting import Footprint, footprint
 from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor
 from lowbit.hub import LowbitConfig, register
 from lowbit.inplace import Result, quantize
 from lowbit.kernels.ops import dequantize
+from lowbit.planes import use_planes
 from lowbit.recipe import KEEP, PRESETS, Recipe, Rule
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
 from lowbit.simulate import simulate
 from lowbit.stream import quantize_checkpoint
 
 register()
+attention.register()
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,4 +44,5 @@ __all__ = [
     "quantize",
     "quantize_checkpoint",
     "simulate",
+    "use_planes",
 ]

@@ -109,7 +109,7 @@ def restore(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for name, module in sorted(packed.items(), key=lambda item: item[1].tied_to is not None):
         float_module = module.replaced
         if module.tied_to is None:
-            weight = ops.dequantize(module.qweight, dtype)
+            weight = ops.dequantize(module.weight_in_use, dtype)
             transposed = isinstance(module, QuantLinear) and module.transposed
             weight = weight.t().contiguous() if transposed else weight
             float_module.weight = nn.Parameter(weight)

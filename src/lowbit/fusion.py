@@ -12,6 +12,7 @@ Parameters, buffers and their names stay as they are; `unfuse` puts everything b
 import ast
 import inspect
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
@@ -63,9 +64,11 @@ class AppliedBefore(nn.Module):
 
 def fuse(model: nn.Module) -> None:
     """Fuse what can be fused, in place; what is fused already stays so."""
+    uses = Counter(child for block in model.modules() for child in block.children())
     for block in list(model.modules()):
-        layers = {n: m for n, m in block.named_children() if isinstance(m, QuantLinear)}
-        functions = {n: m for n, m in block.named_children() if type(m) in FUNCTIONS}
+        children = dict(block.named_children())
+        layers = {n: m for n, m in children.items() if isinstance(m, QuantLinear) and uses[m] == 1}
+        functions = {n: m for n, m in children.items() if type(m) in FUNCTIONS}
         for name, function in functions.items() if layers else ():
             kind: type = type(block)
             layer = layers.get(layer_before(kind, name) or "")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
@@ -105,11 +105,10 @@ def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, .
     quantizer.ties = ties
     copies: dict[int, Any] = {}
     for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            own = module.config
-            if id(own) not in copies:
-                copies[id(own)] = deepcopy(own)
-            module.config = copies[id(own)]
+        # Blocks refer to it too, to read at every call how they attend.
+        own = vars(module).get("config")
+        if isinstance(own, PreTrainedConfig):
+            module.config = deepcopy(own, copies)
     model.config.dtype = model.dtype
     model.hf_quantizer = quantizer
     model.is_quantized = True

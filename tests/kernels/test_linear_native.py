@@ -200,9 +200,10 @@ class TestSums:
                         assert np.array_equal(got, wanted[:rows]), (path, rows, cols, inputs, kind)
 
     @needs_native
-    def test_are_exact_for_random_shapes_and_extreme_codes(self, one_thread):
-        random = np.random.default_rng(2)
-        for number in range(1500):
+    @pytest.mark.parametrize("shapes", [300, pytest.param(3000, marks=pytest.mark.slow)])
+    def test_are_exact_for_random_shapes_and_extreme_codes(self, shapes, one_thread):
+        random = np.random.default_rng(shapes)
+        for number in range(shapes):
             shape, extreme = shape_below(random, 201), EXTREMES[number % 5]
             a, q, wanted = integer_case(random, *shape, INT8[number % 2], extreme)
             packed = Packed(q)
@@ -211,9 +212,10 @@ class TestSums:
                 assert np.array_equal(got, wanted), (path, shape, extreme)
 
     @needs_native
-    def test_of_all_other_codes_are_exact_for_random_shapes_and_extremes(self, one_thread):
-        random = np.random.default_rng(3)
-        for number in range(700):
+    @pytest.mark.parametrize("shapes", [200, pytest.param(2000, marks=pytest.mark.slow)])
+    def test_of_all_other_codes_are_exact_for_random_shapes_and_extremes(self, shapes, one_thread):
+        random = np.random.default_rng(shapes)
+        for number in range(shapes):
             shape, extreme = shape_below(random, 121), EXTREMES[number % 5]
             form = random_form(random)
             a, q, wanted = integer_case(random, *shape, form, extreme)
@@ -294,9 +296,10 @@ class TestDynamic:
             assert torch.equal(kernel.run(x, q, bias), wanted)
 
     @needs_native
-    def test_results_for_any_shape_and_form_are_those_of_the_reference(self, one_thread):
-        random = np.random.default_rng(5)
-        for number in range(200):
+    @pytest.mark.parametrize("shapes", [100, pytest.param(1000, marks=pytest.mark.slow)])
+    def test_results_for_any_shape_and_form_are_those_of_the_reference(self, shapes, one_thread):
+        random = np.random.default_rng(shapes)
+        for number in range(shapes):
             rows, cols, inputs = shape_below(random, 140)
             form = random_form(random)
             q, x = form.random(cols, inputs, number).q, activations(rows, inputs, number)
@@ -337,11 +340,12 @@ class TestFloat:
                 assert np.array_equal(packed.times(x, "float", path, bias), wanted), (path, rows)
 
     @needs_native
+    @pytest.mark.parametrize("shapes", [100, pytest.param(1000, marks=pytest.mark.slow)])
     def test_results_for_any_shape_and_form_are_those_of_the_documented_arithmetic(
-        self, one_thread
+        self, shapes, one_thread
     ):
-        random = np.random.default_rng(7)
-        for number in range(200):
+        random = np.random.default_rng(shapes)
+        for number in range(shapes):
             rows, cols, inputs = shape_below(random, 140)
             form = random_form(random)
             weight, x = form.random(cols, inputs, number), uneven(random, rows, inputs)

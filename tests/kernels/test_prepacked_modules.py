@@ -186,11 +186,10 @@ class TestLinear:
         x = activations(3)
         m(x)
         layout = ops.layout_text(m.layout)
-        for bias in (None, m.bias.detach().requires_grad_()):
-            for nonlinearity in ("identity", "gelu"):
-                how = layout, 40, kind, nonlinearity, m.product.path
-                arguments = (x.requires_grad_(), m.lanes, bias, *how)
-                torch.library.opcheck(torch.ops.lowbit.linear_prepacked.default, arguments)
+        for bias, nonlinearity in ((None, "identity"), (m.bias.detach().requires_grad_(), "gelu")):
+            how = layout, 40, m.planes_in_use or 0, kind, nonlinearity, m.product.path
+            arguments = (x.requires_grad_(), m.lanes, bias, *how)
+            torch.library.opcheck(torch.ops.lowbit.linear_prepacked.default, arguments)
 
     @every_kind
     def test_threads_may_meet_at_the_first_forward(self, kind):
@@ -267,7 +266,7 @@ class TestEmbedding:
         m, _ = embedding(form)
         m(torch.tensor([0]))
         layout = ops.layout_text(m.layout)
-        arguments = (torch.tensor([[0, 49, 7]]), m.lanes, layout, 50, 64, torch.float32)
+        arguments = (torch.tensor([[0, 49, 7]]), m.lanes, layout, 50, 64, 0, torch.float32)
         torch.library.opcheck(torch.ops.lowbit.embedding_prepacked.default, arguments)
 
 
@@ -365,6 +364,7 @@ print("compiled")
 """
 
 
+@pytest.mark.slow
 def test_modules_compile_to_one_graph_prepacked_or_not():
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "compiled\n", done.stderr[-2000:]

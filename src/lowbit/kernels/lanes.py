@@ -48,15 +48,20 @@ def unsupported(layout: Layout, in_features: int, device: torch.device) -> str |
 
 @dataclass(frozen=True, eq=False)
 class Lanes:
-    """Where everything lies for one layout and shape, which `unsupported` must not refuse."""
+    """Where everything lies for one layout and shape, which `unsupported` must not refuse.
+
+    `planes` is how many of a binary weight's are used, with the parameters stored for so many; None
+    for all. It moves nothing.
+    """
 
     layout: Layout
     out_features: int
     in_features: int
+    planes: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Native objects cannot be copied; they are found again."""
-        return Lanes, (self.layout, self.out_features, self.in_features)
+        return Lanes, (self.layout, self.out_features, self.in_features, self.planes)
 
     @cached_property
     def native(self) -> Any:
@@ -140,12 +145,12 @@ class Lanes:
     @cached_property
     def weight(self) -> Any:
         """Where the native code finds all of it, counted from the first code."""
-        scale, zero, offset = "scale", "zero_point", "offset"
+        scale, zero, offset, planes = "scale", "zero_point", "offset", 1
         if self.layout.format == "binary":
-            scale, offset = f"alpha_{self.layout.bits}", f"offset_{self.layout.bits}"
+            planes = self.planes or self.layout.bits
+            scale, offset = f"alpha_{planes}", f"offset_{planes}"
         starts = [self.places[n].start if n in self.places else 0 for n in (scale, zero, offset)]
         half = self.stored[scale][1] is torch.float16
-        planes = self.layout.bits if self.layout.format == "binary" else 1
         return native.module.Weight(self.native, *starts, planes, half)  # type: ignore[union-attr]
 
     def decode(

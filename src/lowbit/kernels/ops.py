@@ -4,17 +4,18 @@
     lowbit::linear(Tensor x, Tensor[] stored, Tensor? bias, str layout, str activations,
                    str nonlinearity, float input_scale, int input_zero_point) -> Tensor
     lowbit::linear_prepacked(Tensor x, Tensor packed, Tensor? bias, str layout, int out_features,
-                             str activations, str nonlinearity, str path, float input_scale,
-                             int input_zero_point) -> Tensor
+                             int planes, str activations, str nonlinearity, str path,
+                             float input_scale, int input_zero_point) -> Tensor
     lowbit::embedding(Tensor ids, Tensor[] stored, str layout, int in_features,
                       ScalarType dtype) -> Tensor
     lowbit::embedding_prepacked(Tensor ids, Tensor packed, str layout, int num_embeddings,
-                                int in_features, ScalarType dtype) -> Tensor
+                                int in_features, int planes, ScalarType dtype) -> Tensor
     lowbit::quantize_rows(Tensor x, int group_size) -> (Tensor, Tensor)
 
 `stored` are the tensors of a stored form in the order of its layout, and `layout` is that layout
-as a Python literal, so that one operator serves both formats and all bit widths. Static activations
-have the scale `input_scale`, which is 0 for others. In eager
+as a Python literal, so that one operator serves both formats and all bit widths; of a prepacked
+binary weight the first `planes` are used, 0 for all (and for affine ones). Static activations have
+the scale `input_scale`, which is 0 for others. In eager
 inference modules skip the dispatcher, which costs more than a small product; tracing and autograd
 go through it.
 """
@@ -139,8 +140,8 @@ _linear_op.register_autograd(_linear_gradient, setup_context=_save_for_linear)
 
 
 @lru_cache(maxsize=4096)
-def _form(layout: str, out_features: int, in_features: int) -> Lanes:
-    return Lanes(_layout(layout), out_features, in_features)
+def _form(layout: str, out_features: int, in_features: int, planes: int) -> Lanes:
+    return Lanes(_layout(layout), out_features, in_features, planes or None)
 
 
 @lru_cache(maxsize=4096)
@@ -157,13 +158,14 @@ def _linear_prepacked_op(
     bias: Tensor | None,
     layout: str,
     out_features: int,
+    planes: int,
     activations: str,
     nonlinearity: str,
     path: str,
     input_scale: float,
     input_zero_point: int,
 ) -> Tensor:
-    form = _form(layout, out_features, x.shape[-1])
+    form = _form(layout, out_features, x.shape[-1], planes)
     known = _static(input_scale, input_zero_point)
     return _product(form, activations, nonlinearity, path, known)(x, packed, bias)
 
@@ -175,6 +177,7 @@ def _(
     bias: Tensor | None,
     layout: str,
     out_features: int,
+    planes: int,
     activations: str,
     nonlinearity: str,
     path: str,
@@ -191,15 +194,17 @@ def _save_for_linear_prepacked(ctx: Any, inputs: tuple[Any, ...], output: Tensor
 
 def _linear_prepacked_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, packed, bias = ctx.saved_tensors
-    layout, out_features, activations, nonlinearity, path, *input = ctx.arguments
+    layout, out_features, planes, activations, nonlinearity, path, *input = ctx.arguments
     if nonlinearity in _BACKWARD:
         before = _linear_prepacked_op(
-            x, packed, bias, layout, out_features, activations, "identity", path, *input
+            x, packed, bias, layout, out_features, planes, activations, "identity", path, *input
         )
         grad = _BACKWARD[nonlinearity](grad, before)
     rows = torch.arange(out_features, device=grad.device)
-    weight = _embedding_prepacked_op(rows, packed, layout, out_features, x.shape[-1], grad.dtype)
-    return grad @ weight, None, _bias_gradient(bias, grad), *(None,) * 7
+    weight = _embedding_prepacked_op(
+        rows, packed, layout, out_features, x.shape[-1], planes, grad.dtype
+    )
+    return grad @ weight, None, _bias_gradient(bias, grad), *[None] * len(ctx.arguments)
 
 
 _linear_prepacked_op.register_autograd(
@@ -228,9 +233,10 @@ def _embedding_prepacked_op(
     layout: str,
     num_embeddings: int,
     in_features: int,
+    planes: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    form = _form(layout, num_embeddings, in_features)
+    form = _form(layout, num_embeddings, in_features, planes)
     return _native_embedding.embedding(ids, packed, form, dtype)
 
 
@@ -241,6 +247,7 @@ def _(
     layout: str,
     num_embeddings: int,
     in_features: int,
+    planes: int,
     dtype: torch.dtype,
 ) -> Tensor:
     return packed.new_empty((*ids.shape, in_features), dtype=dtype)
@@ -294,6 +301,7 @@ def linear_prepacked(
             bias,
             layout_text(product.form.layout),
             product.out_features,
+            product.form.planes or 0,
             product.activations,
             product.nonlinearity,
             product.path,
@@ -323,6 +331,6 @@ def embedding_prepacked(ids: Tensor, packed: Tensor, form: Lanes, dtype: torch.d
     if torch.compiler.is_compiling():
         layout = layout_text(form.layout)
         return _embedding_prepacked_op(
-            ids, packed, layout, form.out_features, form.in_features, dtype
+            ids, packed, layout, form.out_features, form.in_features, form.planes or 0, dtype
         )
     return _native_embedding.embedding(ids, packed, form, dtype)

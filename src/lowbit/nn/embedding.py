@@ -26,7 +26,7 @@ class QuantEmbedding(Packed):
         packed, form = self.prepacked()
         dtype = self.compute_dtype.dtype
         if packed is None or form is None:
-            rows = ops.embedding(ids, self.qweight, dtype)
+            rows = ops.embedding(ids, self.weight_in_use, dtype)
         else:
             rows = ops.embedding_prepacked(ids, packed, form, dtype)
         return rows if self.embed_scale is None else rows * self.embed_scale

@@ -59,7 +59,12 @@ class QuantLinear(Packed):
         if packed is None or product is None:
             bias = self._parameters["bias"]
             return ops.linear(
-                x, self.qweight, bias, self.activations, self.nonlinearity, self.static_input()
+                x,
+                self.weight_in_use,
+                bias,
+                self.activations,
+                self.nonlinearity,
+                self.static_input(),
             )
         return ops.linear_prepacked(x, packed, self.product_bias(), product)
 

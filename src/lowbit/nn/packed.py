@@ -14,12 +14,15 @@ forward pass prepacks again. There is never a second copy.
 import threading
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from lowbit.formats import Layout, QTensor
+from lowbit.errors import UsageError
+from lowbit.formats import BinaryLayout, Layout, QTensor
+from lowbit.formats.binary import prefix
 from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.selection import Kernel
 
@@ -49,6 +52,7 @@ class Packed(nn.Module):
         # A plain attribute: as a buffer it would count beside those that it stands in for.
         self.lanes, self.form = None, None
         self.settled = False  # whether to prepack has been decided
+        self.planes_in_use: int | None = None
         for name, (shape, dtype) in layout.tensors(rows, columns).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
         # Follows `.to(dtype)` as a float weight would; empty, and saved nowhere.
@@ -99,6 +103,29 @@ class Packed(nn.Module):
             owner.restore_stored()
             return owner._assembled()
 
+    @property
+    def weight_in_use(self) -> QTensor:
+        """The stored weight, or the part of it that `use_planes` left in use."""
+        owner = self if self.tied_to is None else self.tied_to
+        q = self.qweight
+        return q if owner.planes_in_use is None else prefix(q, owner.planes_in_use)  # type: ignore[arg-type]
+
+    def use_planes(self, planes: int) -> None:
+        """Compute with the first `planes` of a binary weight, all of which stay stored.
+
+        Raises UsageError where there are no parameters for so many.
+        """
+        assert isinstance(self.layout, BinaryLayout) and self.tied_to is None
+        if planes not in self.layout.prefixes:
+            raise UsageError(
+                f"{planes} planes cannot be used: there are parameters for"
+                f" {', '.join(map(str, self.layout.prefixes))}"
+            )
+        with _CHANGING:
+            self.planes_in_use = None if planes == self.layout.bits else planes
+            if self.form is not None:
+                self.form = replace(self.form, planes=self.planes_in_use)
+
     def _assembled(self) -> QTensor:
         return self.layout.assemble(self._buffers, self.columns)  # type: ignore[arg-type]
 
@@ -131,7 +158,7 @@ class Packed(nn.Module):
             if not self.settled:
                 if self.rows and self.choose()[0].name != "reference":
                     q = self._assembled()
-                    self.form = Lanes(self.layout, self.rows, self.columns)
+                    self.form = Lanes(self.layout, self.rows, self.columns, self.planes_in_use)
                     self.lanes = self.form.pack(q)
                     for name, tensor in q.tensors().items():
                         setattr(self, name, tensor.to("meta"))
@@ -176,4 +203,6 @@ class Packed(nn.Module):
     def describe(self) -> str:
         """Format, bits and granularity in a few words."""
         layout = self.layout
-        return f"{layout.format} {layout.bits}-bit {layout.granularity}"
+        owner = self if self.tied_to is None else self.tied_to
+        part = "" if owner.planes_in_use is None else f", first {owner.planes_in_use} planes"
+        return f"{layout.format} {layout.bits}-bit {layout.granularity}{part}"

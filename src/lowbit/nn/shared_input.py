@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowbit.kernels import ops
-from lowbit.kernels.linear.native import LinearProduct, sharable, together
+from lowbit.kernels.linear.native import LinearProduct, together
 
 if TYPE_CHECKING:
     from lowbit.nn.linear import QuantLinear
@@ -86,7 +86,8 @@ class SharedInput:
                 return None
             products.append(product)
             weights.append((packed, bias))
-        return (products, weights) if sharable(products) else None
+        alike = all(product.input_form == products[0].input_form for product in products)
+        return (products, weights) if alike else None
 
 
 def _version(x: Tensor) -> int:

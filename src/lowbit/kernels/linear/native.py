@@ -45,6 +45,9 @@ class LinearProduct:
         self.form, self.activations, self.path = form, activations, path
         self.nonlinearity, self.input = nonlinearity, input
         self.out_features, self.in_features = form.out_features, form.in_features
+        width = form.layout.granularity.width(form.in_features)
+        # Products that have this in common quantize their input alike.
+        self.input_form = form.in_features, width, activations, path, input
         self._digits = DIGITS[activations]
         known = input or DYNAMIC
         self._layer = module.Layer(
@@ -105,17 +108,6 @@ def _contiguous_float32(x: Tensor) -> Tensor:
     return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
 
 
-def sharable(products: Sequence[LinearProduct]) -> bool:
-    """Whether `together` can take these: they quantize their input alike."""
-    first, *others = products
-    return all(_input_of(product) == _input_of(first) for product in others)
-
-
-def _input_of(product: LinearProduct) -> tuple[object, ...]:
-    width = product.form.layout.granularity.width(product.in_features)
-    return product.in_features, width, product.activations, product.path, product.input
-
-
 def together(
     products: Sequence[LinearProduct],
     x: Float[Tensor, "*tokens in"],
@@ -123,7 +115,7 @@ def together(
 ) -> list[Float[Tensor, "*tokens _out"]]:
     """The products of x with several (packed, bias), with the bits that they have one by one.
 
-    x is quantized once. The products must be `sharable`.
+    x is quantized once: the products must have their `input_form` in common.
     """
     first, shape, dtype = products[0], x.shape, x.dtype
     x = first._ready(x)

@@ -1,0 +1,168 @@
+"""What a call costs beside its kernel, what loading costs, and whether threads get in the way.
+
+    python bench/overhead.py [--threads 2] [--rounds 300] [--write]
+
+*Eager*: 1 × 64 inputs, 64 outputs, where the product itself takes next to nothing. *Loading*: the
+linear layers of BERT-base. *Beside torch*: a torch operation alone, and the same between two of
+ours; a second pool of threads, spinning while it waits, would slow it.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from machine import described, finish, result_page
+from torch import nn
+from transformers import BertConfig, BertModel
+
+import lowbit
+from lowbit.accounting import resident_bytes
+from lowbit.formats import CHANNEL, group
+from lowbit.nn import Packed, QuantLinear
+from lowbit.schemes import Absmax, Scheme, ZeroPoint
+
+RESULT = result_page("overhead.md")
+BATCH = 100  # calls per measurement
+SCHEMES: dict[str, tuple[Scheme, str]] = {
+    "int8-dynamic": (Absmax(8, CHANNEL), "dynamic"),
+    "int8": (Absmax(8, CHANNEL), "float"),
+    "int4-dynamic": (ZeroPoint(4, group(64)), "dynamic"),
+    "int4": (ZeroPoint(4, group(64)), "float"),
+}
+
+
+def microseconds(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median time of a call; the runs take turns."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            for _ in range(BATCH):
+                run()
+            taken[name].append((time.perf_counter() - start) / BATCH)
+    return {name: statistics.median(times) * 1e6 for name, times in taken.items()}
+
+
+def bare(layer: QuantLinear, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
+    """The native function with addresses that are there already."""
+    packed, product = layer.prepacked_product()
+    assert packed is not None and product is not None and layer.bias is not None
+    run, weight, digits = product._path, product._layer, product._digits
+    addresses = x.data_ptr(), packed.data_ptr(), layer.bias.data_ptr(), y.data_ptr()
+    return lambda: run(weight, *addresses, 1, digits)
+
+
+def eager(rounds: int) -> list[str]:
+    x, y = torch.randn(1, 64), torch.empty(1, 64)
+    plain = nn.Linear(64, 64)
+    runs: dict[str, Callable[[], object]] = {"nn.Linear": lambda: plain(x)}
+    for name, (scheme, activations) in SCHEMES.items():
+        q = scheme.quantize(plain.weight.detach())
+        layer = QuantLinear(q.layout, 64, 64, plain.bias, activations).hold(q)
+        layer(x)
+        runs[name] = lambda layer=layer: layer(x)
+        runs[f"{name}, bare"] = bare(layer, x, y)
+    taken = microseconds(runs, rounds)
+    rows = [f"| nn.Linear, float32 | {taken['nn.Linear']:.2f} | | |"]
+    for name in SCHEMES:
+        module, kernel = taken[name], taken[f"{name}, bare"]
+        rows.append(f"| {name} | {module:.2f} | {kernel:.2f} | {module - kernel:.2f} |")
+    return ["| | module, µs | kernel alone, µs | over it, µs |", "|---|---|---|---|", *rows]
+
+
+def loading() -> list[str]:
+    rows = []
+    model = BertModel(BertConfig()).eval()
+    for recipe in ("int8-dynamic", "int4", "int4-all", "bcq2"):
+        small = copy.deepcopy(model)
+        if recipe.startswith("bcq"):  # how well codes fit makes no difference here
+            scheme = lowbit.Binary(int(recipe[-1]), group(64), solver="greedy")
+            rule = lowbit.Rule("@linear", scheme)
+            lowbit.quantize(small, lowbit.Recipe((rule,)), progress=False)
+        else:
+            lowbit.quantize(small, recipe, progress=False)
+        stored = resident_bytes(small)
+        start = time.perf_counter()
+        for module in small.modules():
+            if isinstance(module, Packed):
+                module.prepacked()
+        seconds = time.perf_counter() - start
+        small(torch.zeros(1, 8, dtype=torch.long))
+        after = resident_bytes(small)
+        rows.append(
+            f"| {recipe} | {seconds * 1e3:.0f} | {stored / 2**20:.1f} | {after / 2**20:.1f} |"
+            f" {after / stored:.3f} |"
+        )
+    head = "| recipe | prepacking, ms | stored, MiB | after the first forward, MiB | ratio |"
+    return [head, "|---|---|---|---|---|", *rows]
+
+
+def beside_torch(rounds: int, most_threads: int) -> list[str]:
+    rows = []
+    q = Absmax(8, CHANNEL).quantize(torch.randn(768, 768))
+    ours = QuantLinear(q.layout, 768, 768, None, "dynamic").hold(q)
+    x, weight = torch.randn(128, 768), torch.randn(768, 768)
+    for threads in range(1, most_threads + 1):
+        torch.set_num_threads(threads)
+        alone: list[float] = []
+        between: list[float] = []
+        product: list[float] = []
+        for i in range(rounds + 10):
+            t = [time.perf_counter()]
+            torch.mm(x, weight)
+            t.append(time.perf_counter())
+            torch.mm(x, weight)
+            t.append(time.perf_counter())
+            ours(x)
+            t.append(time.perf_counter())
+            torch.mm(x, weight)
+            t.append(time.perf_counter())
+            ours(x)
+            if i >= 10:
+                alone.append(t[2] - t[1])
+                product.append(t[3] - t[2])
+                between.append(t[4] - t[3])
+        slower = statistics.median(b / a for a, b in zip(alone, between, strict=True))
+        a, b, p = (statistics.median(times) * 1e6 for times in (alone, between, product))
+        rows.append(f"| {threads} | {a:.0f} | {b:.0f} | {slower:.2f} | {p:.0f} |")
+    head = "| threads | torch.mm after itself, µs | between two of ours, µs | ratio | ours, µs |"
+    return [head, "|---|---|---|---|---|", *rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    lines = [
+        "# Overhead",
+        "",
+        f"`python bench/overhead.py`, {time.strftime('%Y-%m-%d')}. {described()} Medians of"
+        f" {options.rounds} rounds.",
+        "",
+        "## An eager call on 1 × 64 inputs",
+        "",
+        *eager(options.rounds),
+        "",
+        "## Loading BERT-base",
+        "",
+        *loading(),
+        "",
+        "## Beside torch, on its threads",
+        "",
+        "Products of 128 × 768 by 768 × 768.",
+        "",
+        *beside_torch(options.rounds, options.threads),
+    ]
+    finish(lines, RESULT, options.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Any precision: a model of nested binary codes computes with its first planes alone."""
+
+from torch import nn
+
+from lowbit.errors import UsageError
+from lowbit.formats import BinaryLayout
+from lowbit.nn import Packed
+
+
+def use_planes(model: nn.Module, planes: int) -> None:
+    """Compute with the first `planes` of every nested binary weight; those with fewer use all.
+
+    Nothing is moved, and saving stores all planes: a larger number brings them back. The results
+    are those of a model that was stored with so many planes.
+
+    Raises UsageError, and changes nothing, where a weight with more planes is not nested, or where
+    no weight has so many.
+    """
+    binary = {
+        name: (module, module.layout)
+        for name, module in model.named_modules()
+        if isinstance(module, Packed) and module.tied_to is None
+        if isinstance(module.layout, BinaryLayout)
+    }
+    most = max((layout.bits for _, layout in binary.values()), default=0)
+    if not 1 <= planes <= most:
+        raise UsageError(f"{planes} planes were asked for; the weights of this model have {most}")
+    for name, (_, layout) in binary.items():
+        if min(planes, layout.bits) not in layout.prefixes:
+            raise UsageError(
+                f"{name} is not nested: all of its {layout.bits} planes belong together,"
+                f" {planes} were asked for"
+            )
+    for module, layout in binary.values():
+        module.use_planes(min(planes, layout.bits))
