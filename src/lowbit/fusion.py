@@ -74,7 +74,7 @@ def fuse(model: nn.Module) -> None:
             layer = layers.get(layer_before(kind, name) or "")
             if layer is not None:
                 layer.set_nonlinearity(FUNCTIONS[type(function)])
-                setattr(block, name, AppliedBefore(function))
+                setattr(block, name, AppliedBefore(function).train(function.training))
         for names in SHARED:
             members = tuple(layers[name] for name in names if name in layers)
             if len(members) == len(names) and all(m.shared is None for m in members):

@@ -8,7 +8,7 @@
              ∂ŵ/∂s = (q − z) − w / s inside, q − z where clamped, times 1 / √(n · highest)
                                                             Esser et al. 2020, eq. 3 and section 2.2
 
-n is the number of weights that share a scale.
+n is the number of weights that share a scale, of a whole group.
 """
 
 import math

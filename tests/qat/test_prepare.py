@@ -1,0 +1,153 @@
+"""A model on its way to integers: the same parameters, and in the end the same outputs."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel
+
+import lowbit
+from lowbit import UsageError
+from lowbit.nn import QuantLinear
+from lowbit.qat.modules import FakeQuantEmbedding, FakeQuantLinear
+from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat, restore_float
+from tests.models import make, output
+
+NAMES = ("bert", "gpt2", "t5", "bart", "llama-tied")
+
+
+def still(model):
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def trained(model, steps=3, rate=1e-3):
+    """A few steps on fixed tokens, so that ranges are known and weights have moved."""
+    still(model).train()
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    ids = torch.arange(3, 35).reshape(2, 16) * 5 % 200
+    inputs = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, :7]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(**inputs)[0].square().mean().backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("int8-static", QatOptions()),
+        ("int8-all-static", QatOptions(ranges="learned")),
+        ("int8-static", QatOptions("clipped", "minmax", symmetric=False)),
+        ("int4-all-dynamic", QatOptions("lsq")),
+        ("int4-static", QatOptions(ranges="mse")),
+        ("bcq3", QatOptions()),
+        ("int2-static", QatOptions("lsq", "percentile")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.estimator}-{value.ranges}",
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_integer_model_computes_what_was_trained(name, recipe, options):
+    model = make(name)
+    prepare_qat(model, recipe, options)
+    expected = output(trained(model))
+    result = finish_qat(model, progress=False)
+    found = output(model)
+    # One activation on the edge between two codes may fall on either side.
+    assert ((found - expected).norm() <= 1e-2 * expected.norm()).item()
+    assert result.errors and not any(m.training for m in model.modules())
+    assert any(isinstance(m, QuantLinear) for m in model.modules())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_keep_their_names_identity_and_ties(name):
+    model = make(name)
+    before = dict(model.named_parameters())
+    prepare_qat(model, "int8-all-static")
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys() and all(after[n] is p for n, p in before.items())
+    assert any(isinstance(m, FakeQuantLinear) for m in model.modules())
+    assert any(isinstance(m, FakeQuantEmbedding) for m in model.modules())
+    restore_float(model)
+    assert {n: type(m) for n, m in make(name).named_modules()} == {
+        n: type(m) for n, m in model.named_modules()
+    }
+    assert all(dict(model.named_parameters())[n] is p for n, p in before.items())
+
+
+def test_until_the_start_training_stays_float_and_only_watches():
+    model, plain = make("bert"), make("bert")
+    prepare_qat(model, "int4-static", QatOptions(start=2))
+    ids = torch.arange(8)[None]
+    for step in range(3):
+        still(model).train()
+        still(plain).train()
+        equal = torch.equal(model(ids)[0], plain(ids)[0])
+        assert equal == (step < 2)
+    model.eval()
+    assert not torch.equal(model(ids)[0], plain.eval()(ids)[0])
+
+
+def test_what_is_prepared_resumes_with_its_ranges():
+    model = make("bert")
+    prepare_qat(model, "int8-static")
+    trained(model)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    again = make("bert", seed=1)
+    prepare_qat(again, "int8-static")
+    assert not again.load_state_dict(state).missing_keys
+    assert torch.equal(output(again.eval()), output(model))
+
+
+def finished(options=None):
+    model = make("bert")
+    prepare_qat(model, "int8-static", options)
+    trained(model)
+    finish_qat(model, progress=False)
+    return model
+
+
+def test_the_finished_model_saves_loads_and_refuses_to_train(tmp_path):
+    model = finished(QatOptions(symmetric=False))
+    expected = output(model)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(output(loaded), expected)
+    with pytest.raises(UsageError, match="is for inference: train the float model"):
+        loaded.train()
+    layer = loaded.encoder.layer[0].attention.self.query
+    assert layer.input_scale.dtype is torch.float32 and layer.activations == "static"
+    half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.encoder.layer[0].attention.self.query.input_scale.dtype is torch.float32
+
+
+def test_a_static_scale_that_the_folder_lacks_is_refused(tmp_path):
+    finished().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    kept = {n: t for n, t in load_file(file).items() if n != "pooler.dense.input_scale"}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(lowbit.InputError, match="lacks the stored tensor pooler.dense.input_scale"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("run", "sentence"),
+    [
+        (lambda m: finish_qat(m), "was not prepared"),
+        (lambda m: (prepare_qat(m, "int8"), prepare_qat(m, "int8")), "is prepared"),
+        (lambda m: (prepare_qat(m, "int8-static"), finish_qat(m)), "no activation was seen"),
+        (lambda m: lowbit.quantize(m, "int8-static"), "give calibration data"),
+        (lambda m: QatOptions("lsp"), "estimator 'lsp' is unknown: use ste, clipped, lsq"),
+        (lambda m: QatOptions(ranges="emma"), "range 'emma' is unknown"),
+        (lambda m: QatOptions(start=-1), "start -1 is before"),
+        (lambda m: QatOptions(range_options={"dekay": 1}), "no option 'dekay'"),
+    ],
+)
+def test_wrong_use_gets_one_sentence(run, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        run(make("bert"))

@@ -1,0 +1,184 @@
+"""Training end to end, on models that train in seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+import lowbit
+from lowbit import InputError, UsageError
+from lowbit.loading import load_tokenizer
+from lowbit.qat.prepare import QatOptions
+from lowbit.training.lesson import Material
+from lowbit.training.train import Settings, checkpoints, train
+from tests.folders import save
+from tests.models import make
+
+WORDS = ("good", "fine", "nice", "glad"), ("bad", "poor", "sad", "dull")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return save("bert", tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """SST-2's layout: sentences whose words say the label."""
+    folder = tmp_path_factory.mktemp("data") / "SST-2"
+    folder.mkdir()
+    for split, rows in (("train", 160), ("dev", 40)):
+        lines = ["sentence\tlabel"]
+        for row in range(rows):
+            label = row % 2
+            chosen = [WORDS[1 - label][(row // 2 + k) % 4] for k in range(2)]
+            lines.append(f"{' '.join(chosen)}\t{label}")
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def material(source, data):
+    tokenizer = load_tokenizer(source)
+    tokenizer.pad_token = tokenizer.eos_token
+    return Material(str(source), tokenizer, str(data), "sst2", max_length=16)
+
+
+QUICK = Settings(learning_rate=2e-3, epochs=6, batch_size=16, seed=3, weight_decay=0.0)
+
+
+def accuracy(outcome, name):
+    return outcome.measurements[name].metrics["accuracy"].value
+
+
+@pytest.mark.parametrize("qat", ["none", "int8", "int4-dynamic"])
+def test_a_short_training_learns_and_saves_float_and_integer_models(source, data, tmp_path, qat):
+    settings = replace(QUICK, qat=qat)
+    outcome = train("glue", material(source, data), tmp_path, settings, progress=False)
+    names = ["float"] if qat == "none" else ["fake-quantized", "integer"]
+    assert list(outcome.measurements) == names and outcome.steps == 60
+    assert all(accuracy(outcome, name) >= 0.9 for name in names)
+    told = json.loads((tmp_path / "training.json").read_text())
+    assert told["steps"] == 60 and told["settings"]["qat"] == qat
+    floats = AutoModelForSequenceClassification.from_pretrained(tmp_path / "float")
+    assert floats.config.id2label == {0: "negative", 1: "positive"}
+    assert not any("quantizer" in name for name in load_file(tmp_path / "float/model.safetensors"))
+    if qat != "none":
+        assert outcome.measurements["integer"].metrics["agreement"].value >= 0.995
+        integer = AutoModelForSequenceClassification.from_pretrained(tmp_path / qat)
+        assert integer.is_quantized and not hasattr(floats.config, "quantization_config")
+
+
+def test_resuming_gives_the_weights_of_a_training_that_was_not_stopped(source, data, tmp_path):
+    settings = replace(
+        QUICK,
+        qat="int8",
+        epochs=1,
+        save_steps=4,
+        evaluate_during_training=False,
+        options=QatOptions(start=3),
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for output in (whole, stopped):
+        train("glue", material(source, data), output, settings, progress=False)
+    # As a kill after step 8 would have left it.
+    (stopped / "training.json").unlink()
+    last = checkpoints(stopped)[-1]
+    assert last.name == "checkpoint-10"
+    (last / "trainer_state.json").unlink()
+    assert checkpoints(stopped)[-1].name == "checkpoint-8"
+    train("glue", material(source, data), stopped, settings, resume=True, progress=False)
+    for folder in ("float", "int8"):
+        one, other = (load_file(run / folder / "model.safetensors") for run in (whole, stopped))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence(source, data, tmp_path):
+    settings = replace(QUICK, learning_rate=1e30, save_steps=1, evaluate_during_training=False)
+    with pytest.raises(InputError, match="the loss is (nan|inf) at step .*last good checkpoint is"):
+        train("glue", material(source, data), tmp_path, settings, progress=False)
+
+
+def test_an_output_that_is_there_is_not_touched(source, data, tmp_path):
+    (tmp_path / "training.json").write_text("{}")
+    with pytest.raises(UsageError, match="finished before: --resume goes on"):
+        train("glue", material(source, data), tmp_path, QUICK, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "sentence"),
+    [
+        ("grue", QUICK, "there is no task 'grue' to train"),
+        ("glue", Settings(qat="int9"), "qat 'int9' is unknown"),
+        ("squad", QUICK, "holds 0 files"),
+        ("language", QUICK, "train.txt"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(source, data, tmp_path, task, settings, sentence):
+    with pytest.raises((UsageError, InputError), match=sentence):
+        train(task, material(source, data), tmp_path, settings, progress=False)
+
+
+def test_a_quantized_model_is_not_trained(source, data, tmp_path):
+    model = make("bert")
+    lowbit.quantize(model, "int8")
+    model.save_pretrained(tmp_path / "q")
+    taught = replace(material(source, data), model=str(tmp_path / "q"))
+    with pytest.raises(UsageError, match="only float models are trained"):
+        train("glue", taught, tmp_path / "out", QUICK, progress=False)
+
+
+def test_a_language_model_learns_a_text(tmp_path):
+    source = save("gpt2", tmp_path / "gpt2")
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.txt").write_text("one two three four five six seven. " * 60)
+    taught = Material(str(source), load_tokenizer(source), str(tmp_path), max_length=32)
+    settings = Settings(
+        qat="int8", learning_rate=3e-3, max_steps=40, batch_size=8, evaluate_during_training=False
+    )
+    outcome = train("language", taught, tmp_path / "out", settings, progress=False)
+    values = [m.metrics["perplexity"].value for m in outcome.measurements.values()]
+    assert values[0] < 20 and abs(values[1] / values[0] - 1) < 1e-3
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from lowbit.training.train import train
+from tests.training.test_train import QUICK, material
+source, data, out, batch = sys.argv[1:]
+settings = replace(
+    QUICK, qat="int8", epochs=2, batch_size=int(batch), evaluate_during_training=False
+)
+train("glue", material(source, data), Path(out), settings, progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(source, data, tmp_path):
+    """The same global batch, in other batches: scores are alike, not weights."""
+    (tmp_path / "run.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--master-port", "29517"]
+    scores = []
+    for processes, batch in ((1, 16), (2, 8)):
+        out = tmp_path / f"out{processes}"
+        arguments = [tmp_path / "run.py", source, data, out, batch]
+        done = subprocess.run(
+            [*launch, f"--nproc-per-node={processes}", *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        told = json.loads((out / "training.json").read_text())
+        scores.append(told["measurements"]["integer"]["metrics"]["accuracy"]["value"])
+        assert told["steps"] == 20
+    assert abs(scores[0] - scores[1]) <= 0.1
