@@ -74,7 +74,9 @@ def packed_like(
     else:
         packed = QuantEmbedding(layout, rows, columns, weights.embed_scale)
     packed.stand_in_for(module, compute)
-    return packed.train(module.training)
+    # Not by train(), which static activations refuse: a skeleton is in training mode until loaded.
+    packed.training = module.training
+    return packed
 
 
 def swap(
