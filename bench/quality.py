@@ -94,7 +94,7 @@ def pronunciation(folder: Path) -> Iterator[str]:
         pairs = (f"{word}\t{sound}\n" for word, sound in words.items())
         file.write_text("".join(pairs), encoding="utf-8")
         task = Translation(str(file))
-        yield f"\n## {folder.name} (0.75 million parameters): pronunciations of {len(words)} words\n"
+        yield f"\n## {folder.name} (0.75 million parameters): {len(words)} words\n"
         yield "| recipe | bits/weight | words right | change | chrF |"
         yield "|---|---|---|---|---|"
         before = None

@@ -8,9 +8,11 @@ from lowbit.accounting import Footprint, footprint
 from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor
 from lowbit.hub import LowbitConfig, register
-from lowbit.inplace import Result, quantize
+from lowbit.inplace import Result
 from lowbit.kernels.ops import dequantize
 from lowbit.planes import use_planes
+from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
+from lowbit.quantization import quantize
 from lowbit.recipe import KEEP, PRESETS, Recipe, Rule
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
 from lowbit.simulate import simulate
@@ -33,6 +35,7 @@ __all__ = [
     "LowbitConfig",
     "LowbitError",
     "QTensor",
+    "QatOptions",
     "Recipe",
     "Result",
     "Rule",
@@ -40,7 +43,9 @@ __all__ = [
     "UsageError",
     "ZeroPoint",
     "dequantize",
+    "finish_qat",
     "footprint",
+    "prepare_qat",
     "quantize",
     "quantize_checkpoint",
     "simulate",

@@ -1,8 +1,7 @@
-"""The main job: quantize a transformers model in place, and account for it."""
+"""Stored weights into the places of float ones, and the account of it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,12 +11,11 @@ from transformers import PreTrainedModel
 from lowbit.accounting import Footprint, footprint
 from lowbit.convert import matrix, swap, swap_tied, untie
 from lowbit.coverage import Coverage, Decision, check_inputs, cover
-from lowbit.errors import UsageError
 from lowbit.formats import QTensor, StaticScale
 from lowbit.fusion import fuse
-from lowbit.hub import LowbitConfig, attach, module_entry, quantize_weight
+from lowbit.hub import LowbitConfig, attach, module_entry
 from lowbit.nn import QuantLinear
-from lowbit.recipe import Recipe, load_recipe
+from lowbit.recipe import Recipe
 from lowbit.weight_error import WeightError
 
 
@@ -46,24 +44,6 @@ class Result:
         }
 
 
-def quantize(
-    model: PreTrainedModel,
-    recipe: str | Path | Recipe | Mapping[str, Any],
-    progress: bool = True,
-) -> Result:
-    """Quantize `model` in place; it stays a transformers model.
-
-    recipe: a preset ("int4", "int8-dynamic", …), a `Recipe`, a mapping, or a YAML path.
-    progress: show a bar if it takes more than two seconds.
-
-    Raises UsageError for an unknown recipe or a pattern that matches nothing, InputError for a
-    weight that is not finite. The model is changed only after all its weights are quantized.
-    """
-    if not isinstance(model, PreTrainedModel):
-        raise UsageError(f"a transformers PreTrainedModel is needed, not {type(model).__name__}")
-    return quantize_with(model, load_recipe(recipe), quantize_weight, {}, progress)
-
-
 def quantize_with(
     model: PreTrainedModel,
     recipe: Recipe,
@@ -71,9 +51,10 @@ def quantize_with(
     inputs: Mapping[str, StaticScale],
     progress: bool = True,
 ) -> Result:
-    """The same with the stored form of each weight [out, in] from `solve`.
+    """Quantize `model` in place, with the stored form of each weight [out, in] from `solve`.
 
-    inputs: the scale of each module whose activations are static.
+    inputs: the scale of each module whose activations are static. The model is changed only after
+    all its weights are quantized. Raises as `lowbit.quantize` does.
     """
     coverage = cover(model, recipe)
     check_inputs(coverage, inputs)

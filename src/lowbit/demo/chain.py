@@ -18,7 +18,7 @@ from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.generate import Generate
 from lowbit.evaluation.tasks.perplexity import Perplexity
-from lowbit.inplace import quantize
+from lowbit.quantization import quantize
 from lowbit.report import check_paths, write
 
 # With -all: a table left in float would be a quarter of this model.

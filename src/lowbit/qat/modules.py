@@ -53,6 +53,7 @@ class FakeQuantized(nn.Module):
         assert weight is not None
         self.weight = weight
         self.weight_quantizer = quantizer
+        self.watching = False  # whether to compute in float, and watch, in evaluation too
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def matrix(self) -> Tensor:
@@ -63,7 +64,7 @@ class FakeQuantized(nn.Module):
         """Whether this pass is to be fake-quantized; counts the passes of training."""
         if self.training and torch.is_grad_enabled():
             self.steps += 1
-        return int(self.steps) > self.start or self.start == 0
+        return not self.watching and (int(self.steps) > self.start or self.start == 0)
 
 
 class FakeQuantLinear(FakeQuantized):
@@ -86,7 +87,7 @@ class FakeQuantLinear(FakeQuantized):
     def forward(self, x: Tensor) -> Tensor:
         active, weight = self.active(), self.matrix()
         if self.input_quantizer is not None:
-            if self.training:
+            if self.training or self.watching:
                 self.input_quantizer.watch(x)
             if active:
                 x = self.input_quantizer(x)

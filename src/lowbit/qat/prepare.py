@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from lowbit.convert import matrix
 from lowbit.coverage import Coverage, Decision, cover
 from lowbit.errors import LowbitError, UsageError
+from lowbit.formats import StaticScale
 from lowbit.inplace import Result, quantize_with
 from lowbit.qat.modules import (
     FakeQuantEmbedding,
@@ -95,13 +96,7 @@ def finish_qat(model: PreTrainedModel, progress: bool = True) -> Result:
     if not stand_ins:
         raise UsageError("the model was not prepared for quantization-aware training")
     model.eval()
-    inputs = {}
-    for name, module in stand_ins.items():
-        if isinstance(module, FakeQuantLinear) and isinstance(module.input_quantizer, Range):
-            try:
-                inputs[name] = module.input_quantizer.static()
-            except LowbitError as error:
-                raise type(error)(f"{name}: {error}") from None
+    inputs = static_inputs(model)
     recipe: Recipe = model.lowbit_recipe
     restore_float(model)
     return quantize_with(
@@ -111,6 +106,18 @@ def finish_qat(model: PreTrainedModel, progress: bool = True) -> Result:
         inputs,
         progress,
     )
+
+
+def static_inputs(model: nn.Module) -> dict[str, StaticScale]:
+    """The scales that a prepared model has found. Raises UsageError where one saw no data."""
+    found = {}
+    for name, module in fake_quantized(model).items():
+        if isinstance(module, FakeQuantLinear) and isinstance(module.input_quantizer, Range):
+            try:
+                found[name] = module.input_quantizer.static()
+            except LowbitError as error:
+                raise type(error)(f"{name}: {error}") from None
+    return found
 
 
 def restore_float(model: PreTrainedModel) -> None:
