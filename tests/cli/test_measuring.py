@@ -121,3 +121,18 @@ def test_a_mistake_gets_one_sentence(
     found, out, err = lowbit(*(argument.format(**places) for argument in arguments))
     assert found == code and sentence in err, err
     assert "Traceback" not in err and err.count("\n") <= 4
+
+
+def test_infer_writes_predictions_in_the_form_of_glue(lowbit, tmp_path):
+    source = save("bert-classifier", tmp_path / "bert")
+    (tmp_path / "RTE").mkdir()
+    rows = ["index\tsentence1\tsentence2", "0\tone\ttwo", "1\tthree\tfour"]
+    (tmp_path / "RTE" / "test.tsv").write_text("\n".join(rows) + "\n")
+    code, out, err = lowbit(
+        "infer", source, "--task", "glue", "--name", "rte", "--data", tmp_path, "-o",
+        tmp_path / "RTE.tsv",
+    )  # fmt: skip
+    assert code == 0, err
+    lines = (tmp_path / "RTE.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and len(lines) == 3
+    assert all(line.split("\t")[1] in ("entailment", "not_entailment") for line in lines[1:])

@@ -44,9 +44,7 @@ def data(tmp_path_factory):
 
 
 def material(source, data):
-    tokenizer = load_tokenizer(source)
-    tokenizer.pad_token = tokenizer.eos_token
-    return Material(str(source), tokenizer, str(data), "sst2", max_length=16)
+    return Material(str(source), load_tokenizer(source), str(data), "sst2", max_length=16)
 
 
 QUICK = Settings(learning_rate=2e-3, epochs=6, batch_size=16, seed=3, weight_decay=0.0)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from lowbit.cli.compare import compare
 from lowbit.cli.demo import demo
 from lowbit.cli.eval import eval
+from lowbit.cli.infer import infer
 from lowbit.cli.inspect import inspect
 from lowbit.cli.quantize import quantize
 from lowbit.cli.report import report
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quantize, inspect, eval, report, compare, train, demo):
+for verb in (quantize, inspect, eval, report, compare, train, infer, demo):
     app.command()(verb)
 
 

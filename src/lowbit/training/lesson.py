@@ -62,7 +62,9 @@ def load_with_head(head: Any, material: Material, **changes: Any) -> PreTrainedM
     if getattr(config, "quantization_config", None) is not None:
         raise UsageError(f"{material.model} is quantized: only float models are trained")
     if type(config) not in head._model_mapping:
-        raise UsageError(f"{type(config).__name__} has no model for {head.__name__.removeprefix('AutoModelFor')}")
+        raise UsageError(
+            f"{type(config).__name__} has no model for {head.__name__.removeprefix('AutoModelFor')}"
+        )
     for name, value in changes.items():
         setattr(config, name, value)
     _set_attention_dropout(config, material.attention_dropout)

@@ -65,6 +65,14 @@ class Glue(Task):
         return glue.read(self.subset, self.split, self.data)
 
     def check(self, subject: Subject) -> None:
+        self.check_model(subject)
+        scores.check(METRICS[self.subset])
+        for part in self.parts:
+            if part.labels is None:
+                raise UsageError(f"{part.source} has no labels to score against")
+
+    def check_model(self, subject: Subject) -> None:
+        """Raises UsageError where the model cannot do the task, whether or not data has labels."""
         task = find_task(self.subset)
         check_batch_size(self.batch_size)
         what = f"GLUE {self.subset}"
@@ -86,10 +94,6 @@ class Glue(Task):
                 " needed"
             )
         longest(subject.model, tokenizer, self.max_length)
-        scores.check(METRICS[self.subset])
-        for part in self.parts:
-            if part.labels is None:
-                raise UsageError(f"{part.source} has no labels to score against")
 
     def measure(self, subject: Subject, progress: bool = True) -> Measurement:
         self.check(subject)
