@@ -158,3 +158,8 @@ def test_a_trained_gpt2_has_its_known_perplexity_on_wikitext():
     ids = tokenizer(data.read_text(encoding="utf-8"), return_tensors="pt").input_ids[0]
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert perplexity(model, ids[: 600 * 256]) == pytest.approx(49.515, abs=0.01)
+    some = ids[: 30 * 256]
+    before = perplexity(model, some)
+    assert before == pytest.approx(straightforward(model, some, 256, 256), rel=1e-4)
+    lowbit.quantize(model, "int8")
+    assert abs(perplexity(model, some) / before - 1) < 0.002
