@@ -167,7 +167,7 @@ NB_MODULE(_native, m) {
              int zero_point, int lowest) {
             new (layer) Layer{weight, nonlinearity, {scale, zero_point, lowest}};
           },
-          "weight"_a, "nonlinearity"_a, "scale"_a, "zero_point"_a, "lowest"_a);
+          "weight"_a, "nonlinearity"_a, "scale"_a = 0.0f, "zero_point"_a = 0, "lowest"_a = -127);
   nb::class_<LinearPath>(m, "LinearPath")
       .def(nb::init<std::string_view>(), "name"_a)
       .def("__call__", &LinearPath::operator(), "layer"_a, "x"_a, "codes"_a, "bias"_a, "y"_a,

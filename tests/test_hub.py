@@ -148,7 +148,7 @@ def test_loading_in_half_precision_leaves_codes_and_scales_alone(name, dtype, tm
         modules = dict(model.named_modules())
         for module_name, module in changed.named_modules():
             if isinstance(module, Packed):
-                for stored in module.stored:
+                for stored in module.saved():
                     own = getattr(modules[module_name], stored)
                     assert torch.equal(getattr(module, stored), own)
                     assert getattr(module, stored).dtype == own.dtype

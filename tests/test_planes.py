@@ -85,10 +85,9 @@ def test_a_model_is_that_of_its_first_planes(name, path):
             if isinstance(module, Packed) and module.tied_to is None:
                 assert f"first {planes} planes" in module.describe()
                 q = prefix(module.qweight, planes)
-                module.planes_in_use, module.layout = None, q.layout
-                for stored in module.stored:
+                for stored in module.saved():
                     delattr(module, stored)
-                module.stored = tuple(q.tensors())
+                module.planes_in_use, module.layout = None, q.layout
                 for stored, tensor in q.tensors().items():
                     module.register_buffer(stored, tensor)
         assert torch.equal(output(model), output(own))

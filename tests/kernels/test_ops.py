@@ -42,8 +42,8 @@ def test_operators_pass_opcheck(scheme):
     ids = torch.tensor([[0, 23, 7]])
     torch.library.opcheck(lowbit_ops.embedding, (ids, tensors, layout, 40, torch.float32))
     for how in ((layout, "float", "identity"), (layout, "dynamic", "gelu_tanh")):
-        torch.library.opcheck(lowbit_ops.linear, (x.detach(), tensors, bias, *how))
-        torch.library.opcheck(lowbit_ops.linear, (x.requires_grad_(), tensors, None, *how))
+        torch.library.opcheck(lowbit_ops.linear, (x.detach(), tensors, bias, *how, 0.0, 0))
+        torch.library.opcheck(lowbit_ops.linear, (x.requires_grad_(), tensors, None, *how, 0.0, 0))
 
 
 def test_quantize_rows_passes_opcheck():

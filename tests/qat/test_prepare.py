@@ -51,7 +51,9 @@ def trained(model, steps=3, rate=1e-3):
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.estimator}-{value.ranges}",
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
+)
 def test_the_integer_model_computes_what_was_trained(name, recipe, options):
     model = make(name)
     prepare_qat(model, recipe, options)

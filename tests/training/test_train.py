@@ -54,7 +54,9 @@ def accuracy(outcome, name):
     return outcome.measurements[name].metrics["accuracy"].value
 
 
-@pytest.mark.parametrize("qat", ["none", "int8", "int4-dynamic"])
+@pytest.mark.parametrize(
+    "qat", ["none", "int8", pytest.param("int4-dynamic", marks=pytest.mark.slow)]
+)
 def test_a_short_training_learns_and_saves_float_and_integer_models(source, data, tmp_path, qat):
     settings = replace(QUICK, qat=qat)
     outcome = train("glue", material(source, data), tmp_path, settings, progress=False)
@@ -72,6 +74,7 @@ def test_a_short_training_learns_and_saves_float_and_integer_models(source, data
         assert integer.is_quantized and not hasattr(floats.config, "quantization_config")
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_weights_of_a_training_that_was_not_stopped(source, data, tmp_path):
     settings = replace(
         QUICK,
@@ -132,6 +135,7 @@ def test_a_quantized_model_is_not_trained(source, data, tmp_path):
         train("glue", taught, tmp_path / "out", QUICK, progress=False)
 
 
+@pytest.mark.slow
 def test_a_language_model_learns_a_text(tmp_path):
     source = save("gpt2", tmp_path / "gpt2")
     for split in ("train", "valid"):
