@@ -112,6 +112,17 @@ def test_an_output_that_is_there_is_not_touched(source, data, tmp_path):
         train("glue", material(source, data), tmp_path, QUICK, progress=False)
 
 
+def test_starting_again_leaves_no_old_checkpoint_to_resume_from(source, data, tmp_path):
+    old = tmp_path / "checkpoints" / "checkpoint-900"
+    old.mkdir(parents=True)
+    (old / "trainer_state.json").write_text("{}")
+    with pytest.raises(UsageError, match="begun before"):
+        train("glue", material(source, data), tmp_path, QUICK, progress=False)
+    settings = replace(QUICK, max_steps=1, evaluate_during_training=False)
+    train("glue", material(source, data), tmp_path, settings, overwrite=True, progress=False)
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-1"]
+
+
 @pytest.mark.parametrize(
     ("task", "settings", "sentence"),
     [

@@ -47,7 +47,7 @@ class FakeQuantized(nn.Module):
         self, module: nn.Module, weights: Weights, quantizer: Straight, start: int
     ) -> None:
         super().__init__()
-        self.kind, self.weights, self.start = type(module).__name__, weights, start
+        self.weights, self.start = weights, start
         self.replaced = [module]  # in a list: its parameters are ours, and counted once
         weight = module._parameters["weight"]
         assert weight is not None

@@ -118,13 +118,12 @@ class _Histogram(Range):
     """Counts values in equal bins around 0, which double in width as larger ones come."""
 
     counts: Tensor
+    edge: Tensor
 
     def __init__(self, symmetric: bool = True, **options: Any) -> None:
         super().__init__(symmetric, **options)
         self.register_buffer("counts", torch.zeros(BINS, dtype=torch.float64))
         self.register_buffer("edge", torch.zeros(()))
-
-    edge: Tensor
 
     def _take(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         self.low.copy_(torch.minimum(self.low, low))

@@ -9,6 +9,7 @@ OUT/
 
 import json
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from lowbit.environment import describe
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.study import Measurement
 from lowbit.evaluation.task import Subject, agreement
-from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
+from lowbit.qat.prepare import QatOptions, fake_quantized, finish_qat, prepare_qat
 from lowbit.recipe import PRESETS
 from lowbit.staging import staged, staged_file
 from lowbit.training import glue, language, squad
@@ -114,13 +115,16 @@ def train(
     if task not in TEACHERS:
         raise UsageError(f"there is no task {task!r} to train; there are {', '.join(TEACHERS)}")
     recipe = settings.recipe
-    done = [name for name in ("training.json",) if (output / name).exists()]
-    begun = checkpoints(output)
+    done = (output / "training.json").exists()
+    begun = checkpoints(output) if resume or not overwrite else []
     if (done or begun) and not (overwrite or resume):
         raise UsageError(
             f"{output} holds a training that was {'finished' if done else 'begun'} before:"
             " --resume goes on with it, --overwrite starts again"
         )
+    if overwrite and not resume:
+        # Else a later --resume could take one of these for its own.
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
     # Seeded before the model is made: a new head is random.
     set_seed(settings.seed)
     lesson = TEACHERS[task](material)
@@ -177,11 +181,13 @@ def finish_qat_keeping_float(
     model: PreTrainedModel, tokenizer: Any, folder: Path, progress: bool
 ) -> PreTrainedModel:
     """Save the float weights that were trained, then make the model integer, in place."""
-    state = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not any(part in name for part in ("_quantizer.", ".steps"))
+    of_training = {
+        f"{name}.{key}"
+        for name, module in fake_quantized(model).items()
+        for key in module.state_dict()
+        if key not in ("weight", "bias")
     }
+    state = {name: t for name, t in model.state_dict().items() if name not in of_training}
     with staged(folder) as unfinished, quiet_loader():
         model.save_pretrained(unfinished, state_dict=state)
         tokenizer.save_pretrained(unfinished)
