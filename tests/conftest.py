@@ -11,6 +11,7 @@ from jaxtyping import install_import_hook
 # The annotations of these modules are checked at every call, in tests only.
 install_import_hook(["lowbit.formats", "lowbit.packing", "lowbit.schemes"], "beartype.beartype")
 
-settings.register_profile("default", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
+# Half of hypothesis's own number of examples keeps the quick suite quick; more are a variable away.
+settings.register_profile("default", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -38,21 +38,20 @@ def trained(model, steps=3, rate=1e-3):
     return model.eval()
 
 
+WAYS = [
+    ("int8-static", QatOptions()),
+    ("int8-all-static", QatOptions(ranges="learned")),
+    ("int8-static", QatOptions("clipped", "minmax", symmetric=False)),
+    ("int4-all-dynamic", QatOptions("lsq")),
+    ("int4-static", QatOptions(ranges="mse")),
+    ("bcq3", QatOptions()),
+    ("int2-static", QatOptions("lsq", "percentile")),
+]
+
+
 @pytest.mark.parametrize(
-    ("recipe", "options"),
-    [
-        ("int8-static", QatOptions()),
-        ("int8-all-static", QatOptions(ranges="learned")),
-        ("int8-static", QatOptions("clipped", "minmax", symmetric=False)),
-        ("int4-all-dynamic", QatOptions("lsq")),
-        ("int4-static", QatOptions(ranges="mse")),
-        ("bcq3", QatOptions()),
-        ("int2-static", QatOptions("lsq", "percentile")),
-    ],
-    ids=lambda value: value if isinstance(value, str) else f"{value.estimator}-{value.ranges}",
-)
-@pytest.mark.parametrize(
-    "name", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
+    ("name", "recipe", "options"),
+    [("bert", *way) for way in WAYS] + [(name, *WAYS[i]) for name in NAMES[1:] for i in (1, 3)],
 )
 def test_the_integer_model_computes_what_was_trained(name, recipe, options):
     model = make(name)

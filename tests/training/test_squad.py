@@ -78,6 +78,7 @@ def material(source, data):
     return Material(str(source), words(*VOCABULARY), str(data), max_length=24, stride=4)
 
 
+@pytest.mark.slow
 def test_a_model_learns_where_answers_are_and_its_integers_find_them(data):
     make("bert").save_pretrained(data / "bert")
     settings = Settings(
