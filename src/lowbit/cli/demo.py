@@ -71,7 +71,7 @@ def comparison_table(study: Study) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("recipe", no_wrap=True)
-    for column in ("bits", "MiB", "ratio", "perplexity", "change", "KL", "tok/s", "speed"):
+    for column in ("bits", "MiB", "ratio", "ppl", "change", "KL", "tok/s", "speed"):
         table.add_column(column, justify="right", no_wrap=True)
     before = metric(reference, "perplexity")
     for model in study.models:
