@@ -16,7 +16,6 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.utils import logging as transformers_logging
 
 from lowbit.errors import InputError
 
@@ -139,15 +138,3 @@ def open_tensors(files: list[Path]) -> Iterator[dict[str, Any]]:
         if not tensors:
             raise InputError(f"{files[0]} holds no tensors")
         yield tensors
-
-
-@contextmanager
-def quiet_loader() -> Iterator[None]:
-    """No progress bar of transformers: where it would stand beside one of ours, or spoil JSON."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

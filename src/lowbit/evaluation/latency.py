@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.errors import UsageError
-from lowbit.evaluation.mode import evaluating, positions
 from lowbit.evaluation.study import Timing
+from lowbit.mode import evaluating, positions
 
 ROUNDS = 7
 

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from lowbit.evaluation.mode import evaluating
 from lowbit.evaluation.windows import Windows
+from lowbit.mode import evaluating
 
 
 def perplexity(

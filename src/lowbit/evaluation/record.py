@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lowbit.convert import Weights, matrix, weights_of
-from lowbit.coverage import Fate, cover
+from lowbit.coverage import Fate, cover, tied_modules
 from lowbit.evaluation.peak import peak_bytes
 from lowbit.evaluation.study import Histogram, ModelRecord, ModuleRecord
 from lowbit.evaluation.task import Subject
@@ -96,10 +96,10 @@ def _has_matrix(module: nn.Module) -> bool:
 def _histograms(model: PreTrainedModel, reference: PreTrainedModel) -> dict[str, Histogram]:
     """Module -> its weights, between edges that the reference's weights set."""
     found = {}
-    modules = dict(model.named_modules())
+    modules, tied = dict(model.named_modules()), tied_modules(reference)
     for name, module in reference.named_modules():
-        weight = _weight(module)
-        if weight is None or name not in modules or _is_tied(module, reference):
+        weight = None if name in tied or name not in modules else _weight(module)
+        if weight is None:
             continue
         mine = weight if model is reference else _weight(modules[name])
         if mine is not None:
@@ -113,13 +113,6 @@ def _weight(module: nn.Module) -> Float[Tensor, "out in"] | None:
         return None if module.tied_to is not None else dequantize(module.qweight)
     weights = weights_of(module)
     return matrix(module, weights).float() if isinstance(weights, Weights) else None
-
-
-def _is_tied(module: nn.Module, model: PreTrainedModel) -> bool:
-    """Whether an earlier module of the model holds the same weight."""
-    weight = module._parameters.get("weight")
-    owners = (m for m in model.modules() if m._parameters.get("weight") is weight)
-    return weight is not None and next(owners) is not module
 
 
 def _edge(weight: Float[Tensor, "out in"]) -> float:

@@ -1,8 +1,7 @@
 """What a task is: data, and a way to score a model on it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,11 +46,12 @@ class Task(ABC):
         """Score the model. The model's mode, torch's random state and thread count stay as they
         were. progress: show a bar with time left if it takes more than two seconds."""
 
-    def against(
-        self, subject: Subject, reference: Subject, progress: bool = True
-    ) -> Mapping[str, Metric]:
-        """Metrics that need both models at once, such as a divergence; most tasks have none."""
-        return {}
+    def measure_beside(
+        self, subject: Subject, reference: Subject, before: Measurement, progress: bool = True
+    ) -> Measurement:
+        """The same, and how far the model is from `reference`, of which `before` was found."""
+        found = self.measure(subject, progress)
+        return replace(found, metrics={**found.metrics, **agreement(found, before)})
 
 
 def agreement(found: Measurement, reference: Measurement) -> dict[str, Metric]:

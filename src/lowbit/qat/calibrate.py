@@ -8,8 +8,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.errors import InputError, UsageError
-from lowbit.evaluation.mode import evaluating
 from lowbit.formats import StaticScale
+from lowbit.mode import evaluating
 from lowbit.qat.modules import FakeQuantLinear
 from lowbit.qat.prepare import QatOptions, fake_quantized, prepare_qat, restore_float, static_inputs
 from lowbit.recipe import Recipe

@@ -13,6 +13,7 @@ The range always includes 0. How it is found:
     learned     starts as ema has it; then s is a parameter (LSQ)
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class Range(nn.Module):
         if options:
             raise UsageError(f"range {type(self).__name__} has no option {next(iter(options))!r}")
         self.symmetric = symmetric
+        self._found: tuple[tuple[int, float, float], StaticScale] | None = None
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
@@ -60,8 +62,9 @@ class Range(nn.Module):
             self.seen += 1
             self._take(x, low.clamp(max=0), high.clamp(min=0))
 
+    @abstractmethod
     def _take(self, x: Tensor, low: Tensor, high: Tensor) -> None:
-        raise NotImplementedError
+        """Take the values of a batch into account, whose ends are low ≤ 0 and high ≥ 0."""
 
     def interval(self) -> tuple[float, float]:
         """(low ≤ 0, high ≥ 0) as it is known now."""
@@ -69,9 +72,13 @@ class Range(nn.Module):
 
     def static(self) -> StaticScale:
         """What is stored in the end. Raises UsageError where nothing was watched."""
-        if not int(self.seen):
+        # What was found from so much stays until more is seen: mse tries a hundred ranges.
+        seen = int(self.seen), self.low.item(), self.high.item()
+        if not seen[0]:
             raise UsageError("no activation was seen: run the model on some data first")
-        return scale_of(*self.interval(), self.symmetric)
+        if self._found is None or self._found[0] != seen:
+            self._found = seen, scale_of(*self.interval(), self.symmetric)
+        return self._found[1]
 
     def forward(self, x: Tensor) -> Tensor:
         static = self.static()

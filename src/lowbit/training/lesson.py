@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.checkpoint import find, quiet_loader, read_config, weight_files
+from lowbit.checkpoint import find, read_config, weight_files
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Task
+from lowbit.progress import without_transformers_bars
 
 Example = dict[str, Any]  # one row of the model's inputs and labels, as lists of ids
 
@@ -68,7 +69,7 @@ def load_with_head(head: Any, material: Material, **changes: Any) -> PreTrainedM
     for name, value in changes.items():
         setattr(config, name, value)
     _set_attention_dropout(config, material.attention_dropout)
-    with quiet_loader():
+    with without_transformers_bars():
         model: PreTrainedModel = head.from_pretrained(
             folder, config=config, local_files_only=True, dtype=torch.float32
         )

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments, set_seed
 
-from lowbit.checkpoint import quiet_loader
 from lowbit.environment import describe
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.study import Measurement
 from lowbit.evaluation.task import Subject, agreement
+from lowbit.progress import without_transformers_bars
 from lowbit.qat.prepare import QatOptions, fake_quantized, finish_qat, prepare_qat
 from lowbit.recipe import PRESETS
 from lowbit.staging import staged, staged_file
@@ -188,7 +188,7 @@ def finish_qat_keeping_float(
         if key not in ("weight", "bias")
     }
     state = {name: t for name, t in model.state_dict().items() if name not in of_training}
-    with staged(folder) as unfinished, quiet_loader():
+    with staged(folder) as unfinished, without_transformers_bars():
         model.save_pretrained(unfinished, state_dict=state)
         tokenizer.save_pretrained(unfinished)
     finish_qat(model, progress)
@@ -196,7 +196,7 @@ def finish_qat_keeping_float(
 
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    with staged(folder) as unfinished, quiet_loader():
+    with staged(folder) as unfinished, without_transformers_bars():
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
 

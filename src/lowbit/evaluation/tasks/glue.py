@@ -18,9 +18,9 @@ from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import scores
 from lowbit.evaluation.batches import by_length, check_batch_size, check_padding, longest
 from lowbit.evaluation.heads import check_head
-from lowbit.evaluation.mode import evaluating
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
+from lowbit.mode import evaluating
 
 # The first decides; where GLUE's page names two, their order there.
 METRICS: dict[str, tuple[str, ...]] = {

@@ -11,11 +11,11 @@ from lowbit.data import text
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.divergence import divergence
 from lowbit.evaluation.generation import generate_sample
-from lowbit.evaluation.mode import positions
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
 from lowbit.evaluation.windows import Windows, longest_context
+from lowbit.mode import positions
 
 PROMPT_TOKENS = 12
 
@@ -52,28 +52,35 @@ class Perplexity(Task):
 
     def measure(self, subject: Subject, progress: bool = True) -> Measurement:
         ids = self._ids(subject)
-        windows = Windows(subject.model, ids, self.context, self.stride)
         value = perplexity(subject.model, ids, self.context, self.stride, progress)
+        return self._measurement(subject, ids, {"perplexity": Metric(value, "lower")})
+
+    def measure_beside(
+        self, subject: Subject, reference: Subject, before: Measurement, progress: bool = True
+    ) -> Measurement:
+        """In one pass of both models."""
+        ids = self._ids(subject)
+        found = divergence(subject.model, reference.model, ids, self.context, self.stride, progress)
+        metrics = {
+            "perplexity": Metric(found.perplexity, "lower"),
+            "KL divergence": Metric(found.kl, "lower", "nats per token, from the reference"),
+            "top-1 agreement": Metric(found.top1, "higher", "with the reference, share of tokens"),
+        }
+        return self._measurement(subject, ids, metrics)
+
+    def _measurement(
+        self, subject: Subject, ids: Tensor, metrics: dict[str, Metric]
+    ) -> Measurement:
+        windows = Windows(subject.model, ids, self.context, self.stride)
         return Measurement(
             task=self.name,
             data=self.data or "one text",
             items=windows.predicted,
             unit="tokens",
             settings={"context": windows.context, "stride": windows.stride, "seed": self.seed},
-            metrics={"perplexity": Metric(value, "lower")},
+            metrics=metrics,
             samples=tuple(self._sample(subject, prompt) for prompt in self._prompts(subject, ids)),
         )
-
-    def against(
-        self, subject: Subject, reference: Subject, progress: bool = True
-    ) -> dict[str, Metric]:
-        found = divergence(
-            subject.model, reference.model, self._ids(subject), self.context, self.stride, progress
-        )
-        return {
-            "KL divergence": Metric(found.kl, "lower", "nats per token, from the reference"),
-            "top-1 agreement": Metric(found.top1, "higher", "with the reference, share of tokens"),
-        }
 
     def _ids(self, subject: Subject) -> Tensor:
         tokenizer = subject.needed_tokenizer()

@@ -19,9 +19,9 @@ from lowbit.data.glue import GlueData
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import scores
 from lowbit.evaluation.batches import by_length, check_batch_size, check_padding, longest
-from lowbit.evaluation.mode import evaluating
 from lowbit.evaluation.study import Measurement, Sample
 from lowbit.evaluation.task import Subject, Task
+from lowbit.mode import evaluating
 
 METRICS = ("spearman", "pearson")
 SAMPLES = 5

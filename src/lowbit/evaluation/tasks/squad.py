@@ -22,9 +22,9 @@ from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import squad_score
 from lowbit.evaluation.batches import by_length, check_batch_size, check_padding, longest
 from lowbit.evaluation.heads import check_head
-from lowbit.evaluation.mode import evaluating
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
+from lowbit.mode import evaluating
 
 SAMPLES = 5
 NOTE = "share; SQuAD's own script shows it times 100"

@@ -19,10 +19,10 @@ from lowbit.data import parallel
 from lowbit.data.parallel import ParallelData
 from lowbit.errors import UsageError
 from lowbit.evaluation.batches import by_length, check_batch_size, longest
-from lowbit.evaluation.mode import evaluating, positions
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
 from lowbit.extras import needed
+from lowbit.mode import evaluating, positions
 
 SAMPLES = 5
 # What an output may have by default. A model that is broken seldom ends a sentence, and would
