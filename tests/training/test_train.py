@@ -16,7 +16,8 @@ from lowbit import InputError, UsageError
 from lowbit.loading import load_tokenizer
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.lesson import Material
-from lowbit.training.train import Settings, checkpoints, train
+from lowbit.training.settings import Settings
+from lowbit.training.train import checkpoints, train
 from tests.folders import save
 from tests.models import make
 

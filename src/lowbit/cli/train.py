@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -13,8 +13,11 @@ from lowbit.errors import UsageError
 from lowbit.loading import load_tokenizer
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.lesson import Material
-from lowbit.training.train import TEACHERS, Outcome, Settings
-from lowbit.training.train import train as run
+from lowbit.training.settings import Settings
+from lowbit.training.teachers import TEACHERS
+
+if TYPE_CHECKING:
+    from lowbit.training.train import Outcome
 
 DEFAULT = Settings()
 
@@ -70,6 +73,9 @@ def train(
 
     Example: `lowbit train ./bert --task glue --name mrpc --qat int8 --data-dir ./MRPC -o ./out`
     """
+    # Trainer takes long to import; no other command should wait for it.
+    from lowbit.training.train import train as run
+
     tokenizer = load_tokenizer(model, lower_case)
     if tokenizer is None:
         raise UsageError(f"{model} has no tokenizer")
@@ -106,7 +112,7 @@ def train(
             console.print(f"written to {folder}", soft_wrap=True, highlight=False)
 
 
-def outcome_table(outcome: Outcome) -> Table:
+def outcome_table(outcome: "Outcome") -> Table:
     """One row per metric, one column per model."""
     table = Table(
         title=f"after {outcome.steps:,} steps in {outcome.seconds:,.0f} s", box=box.SIMPLE

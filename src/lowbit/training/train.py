@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,54 +25,11 @@ from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.study import Measurement
 from lowbit.evaluation.task import Subject, agreement
 from lowbit.progress import without_transformers_bars
-from lowbit.qat.prepare import QatOptions, fake_quantized, finish_qat, prepare_qat
-from lowbit.recipe import PRESETS
+from lowbit.qat.prepare import fake_quantized, finish_qat, prepare_qat
 from lowbit.staging import staged, staged_file
-from lowbit.training import glue, language, squad
-from lowbit.training.lesson import Example, Lesson, Material, Teacher
-
-TEACHERS: dict[str, Teacher] = {
-    "glue": glue.teach,
-    "squad": squad.teach,
-    "language": language.teach,
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train; the names are those of transformers' TrainingArguments.
-
-    qat: "none" trains in float. A recipe with float activations, such as "int8" or "int4", is taken
-    with static ones ("int8-static"); others are taken as they are. max_steps: 0 for whole epochs.
-    warmup: share of all steps. eval_steps, save_steps: 0 for once an epoch.
-    """
-
-    qat: str = "none"
-    options: QatOptions = field(default_factory=QatOptions)
-    learning_rate: float = 5e-5
-    epochs: float = 3.0
-    max_steps: int = 0
-    batch_size: int = 32
-    accumulate: int = 1
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    eval_steps: int = 0
-    save_steps: int = 0
-    evaluate_during_training: bool = True
-    bf16: bool = False
-    seed: int = 42
-
-    @property
-    def recipe(self) -> str | None:
-        """The recipe that is trained towards; None for float. Raises UsageError."""
-        if self.qat == "none":
-            return None
-        static = f"{self.qat}-static"
-        if static in PRESETS:
-            return static
-        if self.qat in PRESETS or self.qat.endswith((".yaml", ".yml")):
-            return self.qat
-        raise UsageError(f"qat {self.qat!r} is unknown: use none, or a recipe such as int8 or int4")
+from lowbit.training.lesson import Example, Lesson, Material
+from lowbit.training.settings import Settings
+from lowbit.training.teachers import find_teacher
 
 
 @dataclass(frozen=True)
@@ -112,8 +69,7 @@ def train(
     Raises UsageError for settings that are unknown or an output that is there already, InputError
     for unusable data, a loss that is not a number, or a disk that is full.
     """
-    if task not in TEACHERS:
-        raise UsageError(f"there is no task {task!r} to train; there are {', '.join(TEACHERS)}")
+    teach = find_teacher(task)
     recipe = settings.recipe
     done = (output / "training.json").exists()
     begun = checkpoints(output) if resume or not overwrite else []
@@ -127,7 +83,7 @@ def train(
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
     # Seeded before the model is made: a new head is random.
     set_seed(settings.seed)
-    lesson = TEACHERS[task](material)
+    lesson = teach(material)
     lesson.score.check(Subject("model", lesson.model, lesson.tokenizer))
     if recipe is not None:
         prepare_qat(lesson.model, recipe, settings.options)
@@ -168,36 +124,30 @@ def finish(
         save(model, tokenizer, folders[0])
         return Outcome(steps, seconds, measurements, tuple(folders))
     measurements = {"fake-quantized": score("fake-quantized")}
-    finished = finish_qat_keeping_float(model, tokenizer, folders[0], progress)
+    save(model, tokenizer, folders[0], state_dict=trained_state(model))
+    finish_qat(model, progress)
     folders.append(output / settings.qat)
     integer = score("integer")
     alike = agreement(integer, measurements["fake-quantized"])
     measurements["integer"] = replace(integer, metrics={**integer.metrics, **alike})
-    save(finished, tokenizer, folders[1])
+    save(model, tokenizer, folders[1])
     return Outcome(steps, seconds, measurements, tuple(folders))
 
 
-def finish_qat_keeping_float(
-    model: PreTrainedModel, tokenizer: Any, folder: Path, progress: bool
-) -> PreTrainedModel:
-    """Save the float weights that were trained, then make the model integer, in place."""
-    of_training = {
+def trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What the float model had, as training left it, without what fake quantization added."""
+    added = {
         f"{name}.{key}"
         for name, module in fake_quantized(model).items()
         for key in module.state_dict()
         if key not in ("weight", "bias")
     }
-    state = {name: t for name, t in model.state_dict().items() if name not in of_training}
-    with staged(folder) as unfinished, without_transformers_bars():
-        model.save_pretrained(unfinished, state_dict=state)
-        tokenizer.save_pretrained(unfinished)
-    finish_qat(model, progress)
-    return model
+    return {name: t for name, t in model.state_dict().items() if name not in added}
 
 
-def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: Any, folder: Path, **options: Any) -> None:
     with staged(folder) as unfinished, without_transformers_bars():
-        model.save_pretrained(unfinished)
+        model.save_pretrained(unfinished, **options)
         tokenizer.save_pretrained(unfinished)
 
 

@@ -1,0 +1,44 @@
+"""How to train: hyper-parameters, and the integers that are trained towards."""
+
+from dataclasses import dataclass, field
+
+from lowbit.errors import UsageError
+from lowbit.qat.prepare import QatOptions
+from lowbit.recipe import PRESETS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; the names are those of transformers' TrainingArguments.
+
+    qat: "none" trains in float. A recipe with float activations, such as "int8" or "int4", is taken
+    with static ones ("int8-static"); others are taken as they are. max_steps: 0 for whole epochs.
+    warmup: share of all steps. eval_steps, save_steps: 0 for once an epoch.
+    """
+
+    qat: str = "none"
+    options: QatOptions = field(default_factory=QatOptions)
+    learning_rate: float = 5e-5
+    epochs: float = 3.0
+    max_steps: int = 0
+    batch_size: int = 32
+    accumulate: int = 1
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    eval_steps: int = 0
+    save_steps: int = 0
+    evaluate_during_training: bool = True
+    bf16: bool = False
+    seed: int = 42
+
+    @property
+    def recipe(self) -> str | None:
+        """The recipe that is trained towards; None for float. Raises UsageError."""
+        if self.qat == "none":
+            return None
+        static = f"{self.qat}-static"
+        if static in PRESETS:
+            return static
+        if self.qat in PRESETS or self.qat.endswith((".yaml", ".yml")):
+            return self.qat
+        raise UsageError(f"qat {self.qat!r} is unknown: use none, or a recipe such as int8 or int4")

@@ -1,0 +1,19 @@
+"""What can be taught: the name of a task is that of the module here whose `teach` makes a lesson.
+
+Named, not imported: `lowbit train --help` need not wait for Trainer.
+"""
+
+from importlib import import_module
+
+from lowbit.errors import UsageError
+from lowbit.training.lesson import Teacher
+
+TEACHERS = ("glue", "squad", "language")
+
+
+def find_teacher(task: str) -> Teacher:
+    """Raises UsageError."""
+    if task not in TEACHERS:
+        raise UsageError(f"there is no task {task!r} to train; there are {', '.join(TEACHERS)}")
+    teacher: Teacher = import_module(f"lowbit.training.{task}").teach
+    return teacher
