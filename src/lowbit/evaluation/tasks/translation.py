@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
 from lowbit.data import parallel
@@ -23,6 +22,7 @@ from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
 from lowbit.extras import needed
 from lowbit.mode import evaluating, positions
+from lowbit.progress import progress_bar
 
 SAMPLES = 5
 # What an output may have by default. A model that is broken seldom ends a sentence, and would
@@ -118,16 +118,7 @@ class Translation(Task):
             for length in _lengths(_encode(tokenizer, texts[start : start + self.batch_size]))
         ]
         outputs = [""] * len(sources)
-        with (
-            evaluating(model),
-            tqdm(
-                total=len(texts),
-                desc=self.name,
-                unit="sentence",
-                delay=2,
-                disable=not progress,
-            ) as bar,
-        ):
+        with evaluating(model), progress_bar(len(texts), self.name, "sentence", progress) as bar:
             for batch in by_length(lengths, self.batch_size):
                 is_cut = most is not None and lengths[batch[0]] > most
                 limits = {"truncation": True, "max_length": most} if is_cut else {}
