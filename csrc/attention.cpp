@@ -1,0 +1,65 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <new>
+#include <stdexcept>
+
+#include "cpu.h"
+#include "parallel.h"
+
+namespace lowbit {
+namespace {
+
+// A task converts its keys and values for itself: so many blocks make that cheap.
+constexpr int64_t blocks_per_task = 8;
+constexpr int64_t ns_per_thread = 8000;  // less than this is done sooner by one thread alone
+
+int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Handed out in order to whichever thread asks next.
+struct Tasks {
+  const Attention& op;
+  const int64_t blocks =
+      op.heads / op.key_heads * divided(op.queries, AttentionTask::block_queries);
+  const int64_t per_key_head = divided(blocks, blocks_per_task);
+  const int64_t count = op.batch * op.key_heads * per_key_head;
+  std::atomic<int64_t> next = 0;
+  std::atomic<bool> out_of_memory = false;
+
+  void take_until_done() {
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      const int64_t key_head = task / per_key_head;
+      const int64_t first = task % per_key_head * blocks_per_task;
+      amx::attend(op, {key_head / op.key_heads, key_head % op.key_heads, first,
+                       std::min(blocks, first + blocks_per_task)});
+    }
+  }
+
+  // Roughly, on one core.
+  int64_t ns() const {
+    const int64_t scores = op.batch * op.heads * op.queries * op.keys;
+    const int64_t converted = op.batch * (op.heads * op.queries + 2 * op.key_heads * op.keys);
+    return scores / 4 + (scores / 512 + converted / 8) * (op.size + op.value_size);
+  }
+};
+
+}  // namespace
+
+void attention(const Attention& op) {
+  if (!has_feature("amx")) {
+    throw std::invalid_argument("attention needs amx, which this processor lacks");
+  }
+  if (op.batch * op.heads * op.queries * op.value_size == 0) return;
+  Tasks tasks{op};
+  parallel_for(0, tasks.ns() + 1, ns_per_thread, [&](int64_t, int64_t) {
+    try {
+      tasks.take_until_done();
+    } catch (const std::bad_alloc&) {  // from task_scratch; no exception may leave this function
+      tasks.out_of_memory = true;
+    }
+  });
+  if (tasks.out_of_memory) throw std::bad_alloc();
+}
+
+}  // namespace lowbit
