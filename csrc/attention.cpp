@@ -13,6 +13,9 @@ namespace {
 
 // A task converts its keys and values for itself: so many blocks make that cheap.
 constexpr int64_t blocks_per_task = 8;
+// Numbers of one head alone are short pieces far apart, which caches are slow to find; more heads
+// make longer ones, as long as there are tasks enough for all threads.
+constexpr int64_t most_heads_per_task = 4, tasks_enough = 16;
 constexpr int64_t ns_per_thread = 8000;  // less than this is done sooner by one thread alone
 
 int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -20,19 +23,23 @@ int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Handed out in order to whichever thread asks next.
 struct Tasks {
   const Attention& op;
-  const int64_t blocks =
+  const int64_t blocks =  // of a key head
       op.heads / op.key_heads * divided(op.queries, AttentionTask::block_queries);
-  const int64_t per_key_head = divided(blocks, blocks_per_task);
-  const int64_t count = op.batch * op.key_heads * per_key_head;
+  const int64_t block_parts = divided(blocks, blocks_per_task);
+  const int64_t heads_per_task = std::clamp<int64_t>(
+      op.batch * op.key_heads * block_parts / tasks_enough, 1, most_heads_per_task);
+  const int64_t head_parts = divided(op.key_heads, heads_per_task);
+  const int64_t count = op.batch * head_parts * block_parts;
   std::atomic<int64_t> next = 0;
   std::atomic<bool> out_of_memory = false;
 
   void take_until_done() {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-      const int64_t key_head = task / per_key_head;
-      const int64_t first = task % per_key_head * blocks_per_task;
-      amx::attend(op, {key_head / op.key_heads, key_head % op.key_heads, first,
-                       std::min(blocks, first + blocks_per_task)});
+      const int64_t first_block = task % block_parts * blocks_per_task;
+      const int64_t first_head = task / block_parts % head_parts * heads_per_task;
+      amx::attend(op, {task / block_parts / head_parts, first_head,
+                       std::min(op.key_heads, first_head + heads_per_task), first_block,
+                       std::min(blocks, first_block + blocks_per_task)});
     }
   }
 

@@ -54,12 +54,12 @@ struct Attention {
 // For processors with amx (cpu.h); std::invalid_argument on others.
 void attention(const Attention& op);
 
-// Some of the queries that share a key head: blocks of 32, those of a head after those of the head
-// before it.
+// Some key heads with some of the queries that share each: blocks of 32, those of a head after those
+// of the head before it.
 struct AttentionTask {
   static constexpr int64_t block_queries = 32;
 
-  int64_t batch, key_head, first_block, last_block;
+  int64_t batch, first_key_head, last_key_head, first_block, last_block;
 };
 
 namespace amx {

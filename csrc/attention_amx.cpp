@@ -9,7 +9,13 @@
 // Everything but q, k, v and y lies in tiles of 1 KiB, one after the other.
 //
 // Nothing from the standard library is called here (see quantize_rows.inl).
+
+// gcc warns of its own intrinsics.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 
 #include "attention.h"
 #include "scratch.h"
@@ -34,41 +40,47 @@ __mmask16 first(int64_t n) {
   return n >= lanes ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
 }
 
-// A task's memory. `steps` tiles hold 32 of size each, `columns` tiles 16 of value_size.
+// A task's memory. `steps` tiles hold 32 of size each, `columns` tiles 16 of value_size. Blocks are
+// numbered key head by key head.
 struct Space {
   int64_t steps, columns;
-  uint8_t* query;    // [blocks][2][steps]
-  uint8_t* key;      // [block_keys / 16][steps]
-  uint8_t* value;    // [block_keys / 32][columns]
+  uint8_t* query;    // [key heads][blocks][2][steps]
+  uint8_t* key;      // [key heads][block_keys / 16][steps]
+  uint8_t* value;    // [key heads][block_keys / 32][columns]
   float* scores;     // [2][block_keys / 16]
   uint8_t* weights;  // [2][block_keys / 32]
-  float* sums;       // [blocks][2][columns]
-  float* largest;    // [blocks][32], of the scores so far
-  float* total;      // [blocks][32], of the weights
+  float* sums;       // [key heads][blocks][2][columns]
+  float* largest;    // [key heads][blocks][32], of the scores so far
+  float* total;      // [key heads][blocks][32], of the weights
 
-  Space(const Attention& op, int64_t blocks)
+  Space(const Attention& op, int64_t key_heads, int64_t blocks)
       : steps(divided(op.size, pairs)), columns(2 * divided(op.value_size, pairs)) {
-    const int64_t keys = smaller(block_keys, op.keys + pairs - 1) / pairs * pairs;
-    const int64_t key_tiles = keys / lanes * steps, value_tiles = keys / pairs * columns;
     const int64_t query_tiles = blocks * 2 * steps, sum_tiles = blocks * 2 * columns;
+    const int64_t key_tiles = block_keys / lanes * steps, value_tiles = block_keys / pairs * columns;
     constexpr int64_t score_tiles = 2 * block_keys / lanes, weight_tiles = score_tiles / 2;
-    const int64_t tiles =
-        query_tiles + key_tiles + value_tiles + score_tiles + weight_tiles + sum_tiles;
-    const int64_t rows = blocks * block_queries;
-    query = static_cast<uint8_t*>(
-        task_scratch(tiles * tile_bytes + 2 * rows * static_cast<int64_t>(sizeof(float))));
-    key = query + query_tiles * tile_bytes;
-    value = key + key_tiles * tile_bytes;
-    weights = value + value_tiles * tile_bytes;
+    const int64_t tiles = key_heads * (query_tiles + key_tiles + value_tiles + sum_tiles);
+    const int64_t rows = key_heads * blocks * block_queries;
+    query = static_cast<uint8_t*>(task_scratch((tiles + score_tiles + weight_tiles) * tile_bytes +
+                                               rows * 2 * static_cast<int64_t>(sizeof(float))));
+    key = query + key_heads * query_tiles * tile_bytes;
+    value = key + key_heads * key_tiles * tile_bytes;
+    weights = value + key_heads * value_tiles * tile_bytes;
     scores = reinterpret_cast<float*>(weights + weight_tiles * tile_bytes);
     sums = scores + score_tiles * tile_floats;
-    largest = sums + sum_tiles * tile_floats;
+    largest = sums + key_heads * sum_tiles * tile_floats;
     total = largest + rows;
-    for (int64_t i = 0; i < sum_tiles * tile_floats; ++i) sums[i] = 0.0f;
+    for (float* sum = sums; sum < largest; ++sum) *sum = 0.0f;
     for (int64_t i = 0; i < rows; ++i) {
       largest[i] = minus_infinity;
       total[i] = 0.0f;
     }
+  }
+
+  uint8_t* keys_of(int64_t key_head) const {
+    return key + key_head * (block_keys / lanes) * steps * tile_bytes;
+  }
+  uint8_t* values_of(int64_t key_head) const {
+    return value + key_head * (block_keys / pairs) * columns * tile_bytes;
   }
 };
 
@@ -271,8 +283,8 @@ float weigh(float* scores, const uint8_t* mask, int64_t keys, int64_t depth, uin
 // Scores and weights of up to 32 queries from `query` on, R tiles of them, with the keys of a block;
 // then their sums with the values.
 template <int R, MaskKind kind>
-void attend_block(const Attention& op, const Space& space, int64_t block, const uint8_t* mask,
-                  int64_t query, int64_t first_key, int64_t keys) {
+void attend_block(const Attention& op, const Space& space, int64_t key_head, int64_t block,
+                  const uint8_t* mask, int64_t query, int64_t first_key, int64_t keys) {
   const int64_t last_query = smaller(op.queries, query + block_queries);
   if (op.causal) keys = smaller(keys, last_query - first_key);
   if (keys <= 0) return;
@@ -280,9 +292,10 @@ void attend_block(const Attention& op, const Space& space, int64_t block, const 
   constexpr int64_t score_row = block_keys / lanes, weight_row = block_keys / pairs;
 
   const uint8_t* queries = space.query + block * 2 * space.steps * tile_bytes;
+  const uint8_t* keys_of_head = space.keys_of(key_head);
   for (int64_t i = 0; i < 2 * depth; i += 2) {
-    multiply<R, false>({queries, space.steps, space.key + i * space.steps * tile_bytes, space.steps,
-                        1, space.steps, space.scores + i * tile_floats, score_row});
+    multiply<R, false>({queries, space.steps, keys_of_head + i * space.steps * tile_bytes,
+                        space.steps, 1, space.steps, space.scores + i * tile_floats, score_row});
   }
 
   float* sums = space.sums + block * 2 * space.columns * tile_floats;
@@ -303,9 +316,10 @@ void attend_block(const Attention& op, const Space& space, int64_t block, const 
     if constexpr (kind != MaskKind::none) mask += op.mask.query_step;
   }
 
+  const uint8_t* values = space.values_of(key_head);
   for (int64_t c = 0; c < space.columns; c += 2) {
-    multiply<R, true>({space.weights, weight_row, space.value + c * tile_bytes, 1, space.columns,
-                       depth, sums + c * tile_floats, space.columns});
+    multiply<R, true>({space.weights, weight_row, values + c * tile_bytes, 1, space.columns, depth,
+                       sums + c * tile_floats, space.columns});
   }
 }
 
@@ -326,20 +340,27 @@ void finish(const Space& space, int64_t block, int64_t queries, int64_t size, fl
 template <MaskKind kind>
 void attend_with(const Attention& op, const AttentionTask& task) {
   const int64_t blocks = task.last_block - task.first_block;
+  const int64_t key_heads = task.last_key_head - task.first_key_head;
   const int64_t blocks_of_head = divided(op.queries, block_queries);
-  const int64_t first_head = task.key_head * (op.heads / op.key_heads);
-  const Space space(op, blocks);
+  const Space space(op, key_heads, blocks);
+
+  // Heads follow each other, as their numbers do in memory.
   const auto each_block = [&](const auto& run) {
-    for (int64_t i = 0; i < blocks; ++i) {
-      const int64_t block = task.first_block + i, query = block % blocks_of_head * block_queries;
-      run(i, first_head + block / blocks_of_head, query, smaller(block_queries, op.queries - query));
+    for (int64_t b = task.first_block; b < task.last_block; ++b) {
+      const int64_t query = b % blocks_of_head * block_queries;
+      const int64_t queries = smaller(block_queries, op.queries - query);
+      for (int64_t h = 0; h < key_heads; ++h) {
+        const int64_t head =
+            (task.first_key_head + h) * (op.heads / op.key_heads) + b / blocks_of_head;
+        run(h, h * blocks + b - task.first_block, head, query, queries);
+      }
     }
   };
 
   _tile_loadconfig(&all_full);
-  each_block([&](int64_t i, int64_t head, int64_t query, int64_t queries) {
+  each_block([&](int64_t, int64_t block, int64_t head, int64_t query, int64_t queries) {
     const float* rows = op.query.at(task.batch, head, query);
-    uint8_t* tiles = space.query + i * 2 * space.steps * tile_bytes;
+    uint8_t* tiles = space.query + block * 2 * space.steps * tile_bytes;
     for (int64_t q = 0; q < queries; q += tile_rows, tiles += space.steps * tile_bytes) {
       place_queries(rows + q * op.query.token_step, op.query.token_step, queries - q, op.size,
                     op.scale, tiles);
@@ -348,32 +369,35 @@ void attend_with(const Attention& op, const AttentionTask& task) {
   const int64_t keys = op.causal ? smaller(op.keys, op.queries) : op.keys;
   for (int64_t first_key = 0; first_key < keys; first_key += block_keys) {
     const int64_t there = smaller(block_keys, keys - first_key);
-    const float* key = op.key.at(task.batch, task.key_head, first_key);
-    const float* value = op.value.at(task.batch, task.key_head, first_key);
     for (int64_t k = 0; k < there; k += pairs) {
-      for (int64_t half = k; half < k + pairs; half += lanes) {
-        place_keys(key + half * op.key.token_step, op.key.token_step, there - half, op.size,
-                   space.key + half / lanes * space.steps * tile_bytes);
+      for (int64_t h = 0; h < key_heads; ++h) {
+        const int64_t head = task.first_key_head + h;
+        uint8_t* tiles = space.keys_of(h) + k / lanes * space.steps * tile_bytes;
+        for (int64_t i = k; i < k + pairs; i += lanes, tiles += space.steps * tile_bytes) {
+          place_keys(op.key.at(task.batch, head, first_key + i), op.key.token_step, there - i,
+                     op.size, tiles);
+        }
+        place_values(op.value.at(task.batch, head, first_key + k), op.value.token_step, there - k,
+                     op.value_size, space.columns,
+                     space.values_of(h) + k / pairs * space.columns * tile_bytes);
       }
-      place_values(value + k * op.value.token_step, op.value.token_step, there - k, op.value_size,
-                   space.columns, space.value + k / pairs * space.columns * tile_bytes);
     }
-    each_block([&](int64_t i, int64_t head, int64_t query, int64_t queries) {
+    each_block([&](int64_t h, int64_t block, int64_t head, int64_t query, int64_t queries) {
       const uint8_t* mask = nullptr;
       if constexpr (kind != MaskKind::none) {
         constexpr int64_t bytes = kind == MaskKind::boolean ? 1 : sizeof(float);
         mask = op.mask.at(task.batch, head, query) + first_key * bytes;
       }
       const auto attend = queries > tile_rows ? attend_block<2, kind> : attend_block<1, kind>;
-      attend(op, space, i, mask, query, first_key, there);
+      attend(op, space, h, block, mask, query, first_key, there);
     });
   }
   _tile_release();
 
-  each_block([&](int64_t i, int64_t head, int64_t query, int64_t queries) {
+  each_block([&](int64_t, int64_t block, int64_t head, int64_t query, int64_t queries) {
     const int64_t query_step = op.heads * op.value_size;
     float* y = op.y + (task.batch * op.queries + query) * query_step + head * op.value_size;
-    finish(space, i, queries, op.value_size, y, query_step);
+    finish(space, block, queries, op.value_size, y, query_step);
   });
 }
 
