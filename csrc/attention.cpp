@@ -57,7 +57,11 @@ void attention(const Attention& op) {
   if (!has_feature("amx")) {
     throw std::invalid_argument("attention needs amx, which this processor lacks");
   }
-  if (op.batch * op.heads * op.queries * op.value_size == 0) return;
+  const int64_t results = op.batch * op.heads * op.queries * op.value_size;
+  if (results == 0 || op.keys == 0) {
+    std::fill(op.y, op.y + results, 0.0f);
+    return;
+  }
   Tasks tasks{op};
   parallel_for(0, tasks.ns() + 1, ns_per_thread, [&](int64_t, int64_t) {
     try {

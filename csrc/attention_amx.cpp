@@ -69,7 +69,6 @@ struct Space {
     sums = scores + score_tiles * tile_floats;
     largest = sums + key_heads * sum_tiles * tile_floats;
     total = largest + rows;
-    for (float* sum = sums; sum < largest; ++sum) *sum = 0.0f;
     for (int64_t i = 0; i < rows; ++i) {
       largest[i] = minus_infinity;
       total[i] = 0.0f;
@@ -317,9 +316,10 @@ void attend_block(const Attention& op, const Space& space, int64_t key_head, int
   }
 
   const uint8_t* values = space.values_of(key_head);
+  const auto multiply_values = first_key ? multiply<R, true> : multiply<R, false>;
   for (int64_t c = 0; c < space.columns; c += 2) {
-    multiply<R, true>({space.weights, weight_row, values + c * tile_bytes, 1, space.columns, depth,
-                       sums + c * tile_floats, space.columns});
+    multiply_values({space.weights, weight_row, values + c * tile_bytes, 1, space.columns, depth,
+                     sums + c * tile_floats, space.columns});
   }
 }
 

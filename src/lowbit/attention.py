@@ -26,7 +26,7 @@ from lowbit.kernels.selection import Kernel, never, select
 
 NAME = "lowbit"
 # Fewer queries are done sooner in float32: keys and values are converted at every call.
-LEAST_QUERIES = 16
+LEAST_QUERIES = 8
 # What only transformers' own code knows to handle, or to refuse.
 FOREIGN = ("cache", "softcap")
 
