@@ -2,9 +2,10 @@
 
     python bench/attention.py [--threads 2] [--rounds 100] [--write]
 
-12 heads of 64, float32 in and out, laid out as transformers does: [batch, tokens, heads · size] before
-and after. *Padding* forbids a fifth of the keys of each sequence by a boolean mask. Contenders take
-turns within every round; times are medians, ratios medians of the ratios within a round.
+12 heads of 64, float32 in and out, laid out as transformers does: [batch, tokens, heads · size]
+before and after. *Padding* forbids a fifth of the keys of each sequence by a boolean mask.
+Contenders take turns within every round; times are medians, ratios medians of the ratios within a
+round.
 """
 
 import argparse

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from lowbit.kernels import native, ops
 
-pytestmark = pytest.mark.skipif(
-    bool(native.lacks("amx")), reason=native.lacks("amx") or "present"
-)
+pytestmark = pytest.mark.skipif(bool(native.lacks("amx")), reason=native.lacks("amx") or "present")
 
 ROUNDING = 2.0**-8  # of bfloat16, relative
 EXPONENTIAL = 5e-5  # of csrc/attention_amx.cpp, relative
@@ -45,7 +43,13 @@ def oracle(query, key, value, mask, scale, causal):
     total = weights.sum(-1, keepdims=True)
     weights /= np.where(total == 0, 1, total)
     doubt = sizes.max(-1, keepdims=True, initial=0) * (2 * ROUNDING + ROUNDING**2 + FLOAT32)
-    factor = np.exp(np.minimum(2 * doubt, 50)) * (1 + ROUNDING) ** 2 * (1 + EXPONENTIAL) ** 2 * (1 + FLOAT32) - 1
+    factor = (
+        np.exp(np.minimum(2 * doubt, 50))
+        * (1 + ROUNDING) ** 2
+        * (1 + EXPONENTIAL) ** 2
+        * (1 + FLOAT32)
+        - 1
+    )
     bound = factor * (weights @ np.abs(value)) + 1e-30
     return (weights @ value).swapaxes(1, 2), bound.swapaxes(1, 2)
 
@@ -202,7 +206,8 @@ def test_what_is_not_a_number_shows_where_it_is_seen():
 
 
 @pytest.mark.parametrize(
-    ("shape", "keys", "value_size"), [((0, 2, 20, 8), 20, 8), ((2, 2, 0, 8), 5, 8), ((1, 2, 20, 8), 5, 0)]
+    ("shape", "keys", "value_size"),
+    [((0, 2, 20, 8), 20, 8), ((2, 2, 0, 8), 5, 8), ((1, 2, 20, 8), 5, 0)],
 )
 def test_nothing_gives_nothing(shape, keys, value_size):
     query = torch.zeros(shape)
@@ -234,5 +239,3 @@ def test_the_operator_tells_the_truth_about_itself():
     torch.library.opcheck(
         torch.ops.lowbit.attention.default, (query, key, value, mask, 0.25, False)
     )
-
-
