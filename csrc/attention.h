@@ -9,8 +9,8 @@
 // nothing but its own row, so that any number of threads gives the same bits.
 //
 // A key that is forbidden has w = 0. A query for which all keys are, or for which there are none,
-// has y = 0, as in PyTorch. NaN in a query, a key or s[k] makes y NaN wherever it is not forbidden,
-// NaN or infinity in a value everywhere: 0 times it is NaN.
+// has y = 0, as in PyTorch. NaN in a query, a key or the mask makes y NaN wherever that key is not
+// forbidden. NaN or infinity in a value may show where its key is forbidden too: 0 times it is NaN.
 #pragma once
 
 #include <cstdint>

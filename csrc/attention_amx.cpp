@@ -166,8 +166,9 @@ void place_values(const float* rows, int64_t token_step, int64_t tokens, int64_t
   }
 }
 
-// out[R][2] = or, where it `adds`, += the products of R rows of `depth` tiles from a on with two columns of as many tiles
-// from b on. The steps, in tiles, are those between rows, between columns and along depth.
+// out[R][2] = or, where it `adds`, += the products of R rows of `depth` tiles from a on with two
+// columns of as many tiles from b on. The steps, in tiles, are those between rows, between columns
+// and along depth.
 struct Block {
   const uint8_t* a;
   int64_t a_row;

@@ -74,16 +74,9 @@ def _fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return same and heads % key_heads == 0
 
 
-def _in_float32(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    options: dict[str, Any],
-) -> tuple[Tensor, None]:
-    return sdpa_attention_forward(module, query, key, value, mask, dropout, **options)
+def _in_float32(module: nn.Module, *call: Any) -> tuple[Tensor, None]:
+    *operands, options = call
+    return sdpa_attention_forward(module, *operands, **options)
 
 
 def _in_bfloat16(
@@ -98,7 +91,7 @@ def _in_bfloat16(
     causal = options.get("is_causal")
     if causal is None:
         causal = getattr(module, "is_causal", True)
-    causal = causal and mask is None and query.shape[2] > 1
+    causal = causal and mask is None
     bias = options.get("position_bias")
     if bias is not None:
         mask, causal = create_position_bias_mask(bias, mask, causal, query, key), False

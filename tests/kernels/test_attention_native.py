@@ -20,8 +20,8 @@ FLOAT32 = 2.0**-20  # of float32 sums, with room for a few hundred terms
 def oracle(query, key, value, mask, scale, causal):
     """In float64: the result [batch, queries, heads, value size], and how far it may be off.
 
-    A score errs by at most D = (2 ROUNDING + …) Σ |q k| scale, so a weight by a factor e^±D, and its
-    quotient with the sum of all by e^±2D; rounding weights and values adds a factor each.
+    A score errs by at most D = (2 ROUNDING + …) Σ |q k| scale, so a weight by a factor e^±D, and
+    its quotient with the sum of all by e^±2D; rounding weights and values adds a factor each.
     """
     query, key, value = (t.double().numpy() for t in (query, key, value))
     shared = query.shape[1] // key.shape[1]
