@@ -2,10 +2,12 @@
 // for shapes, dtypes and contiguity.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
+#include "attention.h"
 #include "cpu.h"
 #include "lanes.h"
 #include "linear.h"
@@ -112,6 +114,38 @@ struct LinearPath {
   }
 };
 
+#ifdef LOWBIT_X86
+using Steps = std::array<int64_t, 4>;  // a tensor's strides, of which the last is 1
+
+lowbit::TokenRows token_rows(uintptr_t address, const Steps& steps) {
+  return {pointer<const float>(address), steps[0], steps[1], steps[2]};
+}
+
+// `sizes`: batch, heads, key heads, queries, keys, size, value size.
+void attention(uintptr_t query, const Steps& query_steps, uintptr_t key, const Steps& key_steps,
+               uintptr_t value, const Steps& value_steps, lowbit::MaskKind kind, uintptr_t mask,
+               const Steps& mask_steps, uintptr_t y, const std::array<int64_t, 7>& sizes,
+               float scale, bool causal) {
+  const int64_t item = kind == lowbit::MaskKind::additive ? sizeof(float) : 1;
+  const auto [batch, heads, key_heads, queries, keys, size, value_size] = sizes;
+  lowbit::attention({token_rows(query, query_steps),
+                     token_rows(key, key_steps),
+                     token_rows(value, value_steps),
+                     {kind, pointer<const uint8_t>(mask), mask_steps[0] * item,
+                      mask_steps[1] * item, mask_steps[2] * item},
+                     pointer<float>(y),
+                     batch,
+                     heads,
+                     key_heads,
+                     queries,
+                     keys,
+                     size,
+                     value_size,
+                     scale,
+                     causal});
+}
+#endif
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -120,6 +154,16 @@ NB_MODULE(_native, m) {
   m.def("on_torch_threads", &lowbit::on_torch_threads);
   m.def("quantize_rows", &quantize_rows, "x"_a, "codes"_a, "scales"_a, "rows"_a, "cols"_a,
         "group_size"_a, "path"_a, without_gil);
+
+#ifdef LOWBIT_X86
+  nb::enum_<lowbit::MaskKind>(m, "MaskKind")
+      .value("none", lowbit::MaskKind::none)
+      .value("boolean", lowbit::MaskKind::boolean)
+      .value("additive", lowbit::MaskKind::additive);
+  m.def("attention", &attention, "query"_a, "query_steps"_a, "key"_a, "key_steps"_a, "value"_a,
+        "value_steps"_a, "kind"_a, "mask"_a, "mask_steps"_a, "y"_a, "sizes"_a, "scale"_a,
+        "causal"_a, without_gil);
+#endif
 
   nb::class_<Lanes>(m, "Lanes")
       .def(

@@ -7,7 +7,8 @@
 //   avxvnni     avx2 and AVX-VNNI
 //   avx512      avx2 and AVX-512 F, BW, VL, DQ
 //   avx512vnni  avx512 and AVX-512 VNNI
-//   amx         avx512vnni and AMX-TILE, AMX-INT8, AMX-BF16, with the kernel's leave to use tiles
+//   amx         avx512vnni and AVX-512 BF16, AMX-TILE, AMX-INT8, AMX-BF16, with the kernel's leave
+//               to use tiles
 #pragma once
 
 #include <string>

@@ -7,22 +7,14 @@
 #define LOWBIT_ISA amx
 #include "isa_avx512vnni.inl"
 #include "linear.inl"
+#include "scratch.h"
+#include "tiles.h"
 
 namespace lowbit::amx {
 namespace {
 
-constexpr int64_t tile_bytes = 1024, tile_inputs = 64, tile_rows = 16;
+constexpr int64_t tile_inputs = tile_row_bytes;
 constexpr int64_t block_rows = 2 * tile_rows, block_panels = 2;
-
-// LDTILECFG's operand: all eight tiles are 16 rows of 64 bytes.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-constexpr TileConfig all_full;
 
 struct InTiles {
   static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row, int64_t k) {

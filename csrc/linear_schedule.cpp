@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
 #include <new>
 #include <thread>
 #include <vector>
 
 #include "parallel.h"
+#include "scratch.h"
 
 namespace lowbit {
 namespace {
@@ -20,33 +19,6 @@ constexpr int64_t values_per_quantize = 16384;
 constexpr int64_t bytes_per_task = 1 << 16;  // of weights times rows: a task outlasts its start
 constexpr int64_t ns_per_thread = 8000;      // less than this is done sooner by one thread alone
 constexpr int64_t weight_bytes_per_ns = 20;  // one core, from the outer caches
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
-// Memory that grows and stays, so that its pages are not faulted in anew for each call.
-class Scratch {
- public:
-  void* at_least(int64_t bytes) {
-    if (bytes > size_) {
-      kept_.reset();
-      size_ = 0;
-      const int64_t rounded = padded(bytes, 4096);
-      kept_.reset(std::aligned_alloc(64, rounded));
-      if (!kept_) throw std::bad_alloc();
-      size_ = rounded;
-    }
-    return kept_.get();
-  }
-
- private:
-  std::unique_ptr<void, Free> kept_;
-  int64_t size_ = 0;
-};
-
-// One for the call and one for its tasks: the thread that calls takes tasks too.
-thread_local Scratch call_scratch, task_scratch_;
 
 void pause() {
 #ifdef LOWBIT_X86
@@ -132,7 +104,7 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
   const int64_t rows = padded(op.rows * op.digits, product.rows);
   const int64_t code_bytes = rows * inputs * product.bytes_per_input;
   const int64_t parameters = rows * op.form.groups();
-  auto* memory = static_cast<int8_t*>(call_scratch.at_least(code_bytes + parameters * 8));
+  auto* memory = static_cast<int8_t*>(call_scratch(code_bytes + parameters * 8));
   auto* scales = reinterpret_cast<float*>(memory + code_bytes);
   const Activations a{memory, scales, reinterpret_cast<int32_t*>(scales + parameters), inputs};
 
@@ -155,8 +127,6 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
 }
 
 }  // namespace
-
-void* task_scratch(int64_t bytes) { return task_scratch_.at_least(bytes); }
 
 void run(const Linear* ops, int count, const Product& (*choose)(const Linear&)) {
   const Product& product = choose(*ops);

@@ -40,7 +40,4 @@ constexpr int64_t padded(int64_t n, int64_t multiple) {
 // activations alike.
 void run(const Linear* ops, int count, const Product& (*choose)(const Linear&));
 
-// At least `bytes` of memory, aligned to cache lines, kept by the calling thread for the next task.
-void* task_scratch(int64_t bytes);
-
 }  // namespace lowbit

@@ -1,10 +1,14 @@
 """The attention "lowbit": near float32's where it computes in bfloat16, equal to it elsewhere."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import lowbit
-from lowbit.attention import LEAST_QUERIES, choose
+from lowbit.attention import LEAST_QUERIES, attention, choose
 from lowbit.kernels import native
 from lowbit.kernels.selection import VARIABLE
 from tests.models import VOCABULARY, make
@@ -86,27 +90,46 @@ def test_a_model_quantized_in_place_takes_it_and_leaves_the_caller_alone():
     assert config._attn_implementation == "sdpa"
 
 
-def query(queries=LEAST_QUERIES, dtype=torch.float32):
-    return torch.randn(1, 2, queries, 16, dtype=dtype)
+def query(queries=LEAST_QUERIES, dtype=torch.float32, batch=1, heads=2, size=16):
+    return torch.randn(batch, heads, queries, size, dtype=dtype)
 
 
 @has_tiles
 class TestChoice:
-    def why(self, *args, **kwargs):
-        kernel, why = choose(*args, **kwargs)
+    def why(self, *args):
+        kernel, why = choose(*args)
         return kernel.name, why
 
-    def test_tiles_serve_many_queries_of_float32(self):
-        assert self.why(query(), query(), query())[0] == "amx"
+    @pytest.mark.parametrize(
+        "call",
+        [
+            (query(),) * 3,
+            (query(heads=4), query(3), query(3)),
+            (query(), query(5), query(5, size=7), torch.ones(1, 1, 1, 5, dtype=torch.bool)),
+            (query(), query(), query(), torch.zeros(1, 2, 1, 1), 0.0, {"cache": None}),
+        ],
+    )
+    def test_tiles_serve_many_queries_of_float32(self, call):
+        assert self.why(*call)[0] == "amx"
 
     @pytest.mark.parametrize(
         ("call", "reason"),
         [
             ((query(LEAST_QUERIES - 1),) * 3, f"{LEAST_QUERIES - 1} queries are fewer"),
-            ((query(dtype=torch.float16),) * 3, "float16 already"),
+            ((query(dtype=torch.float16),) * 3, "query is torch.float16, not float32"),
+            ((query(), query(), query(dtype=torch.float64)), "value is torch.float64"),
             ((query().to("meta"),) * 3, "on meta, not on the CPU"),
+            ((query(), query(0), query(0)), "key [1, 2, 0, 16] is empty"),
+            ((query(), query(), query(9)), "value [1, 2, 9, 16] are not those of one"),
+            ((query(batch=2), query(), query()), "query [2, 2"),
+            ((query(heads=3), query(), query()), "query [1, 3"),
+            ((query(), query(size=8), query()), "not those of one attention"),
+            ((query(), query(), query(), torch.zeros(4, 4)), "a mask [4, 4]"),
+            ((*(query(),) * 3, torch.zeros(1, 1, 1, 1).double()), "torch.float64 on cpu"),
             ((query(), query(), query().requires_grad_()), "gradients"),
-            ((query(), query(), query(), 0.1), "dropout 0.1"),
+            ((*(query(),) * 3, None, 0.0, {"position_bias": query().requires_grad_()}), "gradie"),
+            ((query(), query(), query(), None, 0.1), "dropout 0.1"),
+            ((query(), query(), query(), None, 0.0, {"softcap": 30.0}), "softcap is asked for"),
         ],
     )
     def test_what_they_do_not_serve_is_float32_with_the_reason(self, call, reason):
@@ -119,3 +142,59 @@ class TestChoice:
             "reference",
             f"reference: forced by {VARIABLE}",
         )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("mask", "options"),
+    [
+        (None, {}),
+        (None, {"is_causal": False, "scaling": 0.5}),
+        (None, {"is_causal": True}),
+        (torch.rand(2, 1, 40, 40) < 0.5, {}),
+        (torch.randn(1, 4, 1, 40), {"is_causal": True}),
+        (None, {"position_bias": torch.randn(1, 4, 40, 40)}),
+        (torch.rand(2, 1, 40, 40) < 0.5, {"position_bias": torch.randn(1, 4, 40, 40)}),
+    ],
+)
+def test_a_call_means_what_it_means_to_transformers(mask, options, groups):
+    generator = torch.Generator().manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups = groups
+    q = torch.randn(2, 40, 4, 24, generator=generator).transpose(1, 2)
+    k, v = (
+        torch.randn(2, 40, 4 // groups, 24, generator=generator).transpose(1, 2) for _ in range(2)
+    )
+    wanted, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
+    y, weights = attention(module, q, k, v, mask, **options)
+    assert weights is None and y.shape == wanted.shape and y.is_contiguous()
+    assert relative(y, wanted) <= 0.006
+
+
+# In a process of its own: the shape checks that tests put around functions cannot be traced.
+COMPILED = """
+import torch
+import lowbit
+from transformers import BertConfig, BertModel
+
+torch.manual_seed(0)
+config = BertConfig(vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=4,
+                    intermediate_size=64)
+model = BertModel(config).eval()
+model.set_attn_implementation("lowbit")
+ids, seen = torch.randint(50, (2, 40)), torch.ones(2, 40, dtype=torch.long)
+seen[1, 30:] = 0
+with torch.no_grad():
+    wanted = model(ids, attention_mask=seen).last_hidden_state
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    y = compiled(ids, attention_mask=seen).last_hidden_state
+assert torch.equal(y, wanted)
+print("compiled")
+"""
+
+
+@pytest.mark.slow
+def test_a_model_with_it_compiles_to_one_graph():
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "compiled\n", done.stderr[-2000:]

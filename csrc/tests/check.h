@@ -14,3 +14,4 @@
 void test_quantize_rows();
 void test_lanes();
 void test_linear();
+void test_attention();

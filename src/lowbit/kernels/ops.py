@@ -11,6 +11,8 @@
     lowbit::embedding_prepacked(Tensor ids, Tensor packed, str layout, int num_embeddings,
                                 int in_features, int planes, ScalarType dtype) -> Tensor
     lowbit::quantize_rows(Tensor x, int group_size) -> (Tensor, Tensor)
+    lowbit::attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale,
+                      bool causal) -> Tensor
 
 `stored` are the tensors of a stored form in the order of its layout, and `layout` is that layout
 as a Python literal, so that one operator serves both formats and all bit widths; of a prepacked
@@ -31,6 +33,7 @@ from torch import Tensor
 from lowbit.formats import FORMATS, Layout, QTensor, StaticScale, layout_from_dict
 from lowbit.kernels import linear as _linear
 from lowbit.kernels import quantize_rows as _quantize_rows
+from lowbit.kernels.attention import native as _native_attention
 from lowbit.kernels.embedding import native as _native_embedding
 from lowbit.kernels.embedding import reference as _reference_embedding
 from lowbit.kernels.lanes import Lanes
@@ -263,6 +266,31 @@ def quantize_rows(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 def _(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     scales = (x.shape[0], -(-x.shape[1] // group_size))
     return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(scales, dtype=torch.float32)
+
+
+@torch.library.custom_op("lowbit::attention", mutates_args=())
+def _attention_op(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, causal: bool
+) -> Tensor:
+    return _native_attention.attention(query, key, value, mask, scale, causal)
+
+
+@_attention_op.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, causal: bool
+) -> Tensor:
+    batch, heads, queries, _size = query.shape
+    return query.new_empty((batch, queries, heads, value.shape[-1]))
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, causal: bool
+) -> Tensor:
+    """softmax(query · keyᵀ · scale + mask) · value in bfloat16, without a gradient: [batch, heads,
+    tokens, size] -> [batch, tokens, heads, size] (see kernels/attention/native.py)."""
+    if torch.compiler.is_compiling():
+        return _attention_op(query, key, value, mask, scale, causal)
+    return _native_attention.attention(query, key, value, mask, scale, causal)
 
 
 def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,0 +1,104 @@
+"""Attention by itself: ours in bfloat16 beside PyTorch's in float32 and in bfloat16.
+
+    python bench/attention.py [--threads 2] [--rounds 100] [--write]
+
+12 heads of 64, float32 in and out, laid out as transformers does: [batch, tokens, heads · size]
+before and after. *Padding* forbids a fifth of the keys of each sequence by a boolean mask.
+Contenders take turns within every round; times are medians, ratios medians of the ratios within a
+round.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from machine import described, finish, result_page
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from lowbit.kernels import ops
+
+RESULT = result_page("attention.md")
+HEADS, SIZE = 12, 64
+SHAPES = ((1, 128), (8, 128), (1, 512))  # batch, tokens
+KINDS = ("", "padding", "causal")
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
+
+
+def in_torch(dtype: torch.dtype) -> Attention:
+    """What transformers does, for operands of `dtype`."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        operands = q.to(dtype), k.to(dtype), v.to(dtype)
+        y = scaled_dot_product_attention(*operands, attn_mask=mask, is_causal=causal)
+        return y.transpose(1, 2).contiguous().float()
+
+    return attention
+
+
+def ours(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    return ops.attention(q, k, v, mask, SIZE**-0.5, causal)
+
+
+CONTENDERS: dict[str, Attention] = {
+    "torch float32": in_torch(torch.float32),
+    "torch bfloat16": in_torch(torch.bfloat16),
+    "lowbit": ours,
+}
+
+
+def measure(batch: int, tokens: int, kind: str, rounds: int) -> str:
+    operands = [
+        torch.randn(batch, tokens, HEADS * SIZE).unflatten(-1, (HEADS, SIZE)).transpose(1, 2)
+        for _ in range(3)
+    ]
+    mask = None
+    if kind == "padding":
+        seen = torch.arange(tokens) < tokens * 4 // 5
+        mask = seen.expand(batch, 1, tokens, tokens)
+    call = *operands, mask, kind == "causal"
+    exact = in_torch(torch.float64)(*call)
+    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for round in range(rounds + 3):  # the first three find their memory
+        for name, run in CONTENDERS.items():
+            start = time.perf_counter()
+            y = run(*call)
+            if round >= 3:
+                seconds[name].append(time.perf_counter() - start)
+    error = float((y - exact).norm() / exact.norm())
+    cells = [f"{batch} × {tokens}{', ' if kind else ''}{kind}"]
+    cells += [f"{statistics.median(times) * 1e3:.2f}" for times in seconds.values()]
+    for other in ("torch float32", "torch bfloat16"):
+        pairs = zip(seconds[other], seconds["lowbit"], strict=True)
+        cells.append(f"{statistics.median(a / b for a, b in pairs):.2f}")
+    return f"| {' | '.join(cells)} | {error:.4f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    lines = [
+        "# Attention by itself",
+        "",
+        f"`python bench/attention.py`, {time.strftime('%Y-%m-%d')}. {described()} {HEADS} heads of"
+        f" {SIZE}, float32 in and out; medians of {options.rounds} rounds, in milliseconds.",
+        "",
+        f"| batch × tokens | {' | '.join(CONTENDERS)} | × float32 | × bfloat16 | relative error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind in KINDS:
+        lines += [measure(batch, tokens, kind, options.rounds) for batch, tokens in SHAPES]
+    finish(lines, RESULT, options.write)
+
+
+if __name__ == "__main__":
+    main()

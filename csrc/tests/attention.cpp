@@ -1,0 +1,172 @@
+// Attention against a plain loop in double. All operands lie in buffers that end at an unreadable
+// page: masked and tile instructions are not seen by AddressSanitizer.
+#include "attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "cpu.h"
+#include "tests/check.h"
+#include "tests/walled.h"
+
+using lowbit::Attention;
+using lowbit::MaskKind;
+using lowbit::TokenRows;
+
+namespace {
+
+std::mt19937 random_bits(0);
+
+int64_t below(int64_t n) { return std::uniform_int_distribution<int64_t>(0, n - 1)(random_bits); }
+
+float normal() {
+  static std::normal_distribution<float> distribution;
+  return distribution(random_bits);
+}
+
+// [batch][tokens][heads][size], a few numbers before the heads of each token.
+class Operand {
+ public:
+  Operand(int64_t batch, int64_t tokens, int64_t heads, int64_t size)
+      : token_step_(heads * size + gap_),
+        batch_step_(tokens * token_step_),
+        size_(size),
+        count_(batch * batch_step_),
+        numbers_(count_ * static_cast<int64_t>(sizeof(float))) {
+    for (int64_t i = 0; i < count_; ++i) data()[i] = normal();
+  }
+
+  TokenRows rows() { return {data() + (count_ ? gap_ : 0), batch_step_, size_, token_step_}; }
+
+ private:
+  float* data() { return reinterpret_cast<float*>(numbers_.data()); }
+
+  const int64_t gap_ = below(3), token_step_, batch_step_, size_, count_;
+  Walled numbers_;
+};
+
+// Whole, or the same for all heads, or for all queries.
+class RandomMask {
+ public:
+  RandomMask(MaskKind kind, const Attention& op)
+      : kind_(kind),
+        heads_(below(2) ? op.heads : 1),
+        queries_(below(2) ? op.queries : 1),
+        item_(kind == MaskKind::boolean ? 1 : sizeof(float)),
+        keys_(op.keys),
+        numbers_(op.batch * heads_ * queries_ * keys_ * item_) {
+    for (int64_t i = 0; i < op.batch * heads_ * queries_ * keys_; ++i) {
+      if (kind == MaskKind::boolean) {
+        numbers_.data()[i] = static_cast<uint8_t>(below(3));
+      } else {
+        const float number = below(4) ? normal() : -std::numeric_limits<float>::infinity();
+        std::memcpy(numbers_.data() + i * item_, &number, sizeof number);
+      }
+    }
+  }
+
+  lowbit::Mask mask() {
+    const int64_t row = keys_ * item_;
+    return {kind_, kind_ == MaskKind::none ? nullptr : numbers_.data(), heads_ * queries_ * row,
+            heads_ > 1 ? queries_ * row : 0, queries_ > 1 ? row : 0};
+  }
+
+ private:
+  const MaskKind kind_;
+  const int64_t heads_, queries_, item_, keys_;
+  Walled numbers_;
+};
+
+// What is added to a score; minus infinity for a key that is forbidden.
+double added(const Attention& op, int64_t b, int64_t h, int64_t q, int64_t k) {
+  const double forbidden = -std::numeric_limits<double>::infinity();
+  if (op.causal && k > q) return forbidden;
+  switch (op.mask.kind) {
+    case MaskKind::none: return 0;
+    case MaskKind::boolean: return op.mask.at(b, h, q)[k] ? 0 : forbidden;
+    case MaskKind::additive: {
+      float number;
+      std::memcpy(&number, op.mask.at(b, h, q) + k * sizeof number, sizeof number);
+      return number;
+    }
+  }
+  return 0;
+}
+
+// One query's result and how far it may be off: a score by 2^-7 of the sizes of its terms, a weight
+// by a factor accordingly, its share in all of them by the square; 1 % covers the rest.
+void check_query(const Attention& op, int64_t b, int64_t h, int64_t q) {
+  const int64_t key_head = h / (op.heads / op.key_heads);
+  std::vector<double> scores;
+  double top = -std::numeric_limits<double>::infinity(), doubt = 0;
+  for (int64_t k = 0; k < op.keys; ++k) {
+    double score = 0, sizes = 0;
+    for (int64_t d = 0; d < op.size; ++d) {
+      const double term = static_cast<double>(op.query.at(b, h, q)[d]) *
+                          op.key.at(b, key_head, k)[d] * op.scale;
+      score += term;
+      sizes += std::fabs(term);
+    }
+    scores.push_back(score + added(op, b, h, q, k));
+    top = std::max(top, scores.back());
+    doubt = std::max(doubt, sizes);
+  }
+  double total = 0;
+  for (double& score : scores) total += score = std::isinf(top) ? 0 : std::exp(score - top);
+  const double factor = 1.01 * std::exp(2 * doubt / 128) - 1;
+  const float* y = op.y + ((b * op.queries + q) * op.heads + h) * op.value_size;
+  for (int64_t d = 0; d < op.value_size; ++d) {
+    double sum = 0, sizes = 0;
+    for (int64_t k = 0; k < op.keys; ++k) {
+      const double term = scores[k] * op.value.at(b, key_head, k)[d] / (total ? total : 1);
+      sum += term;
+      sizes += std::fabs(term);
+    }
+    CHECK(std::fabs(y[d] - sum) <= factor * sizes + 1e-30);
+  }
+}
+
+void check_attention(int64_t most_tokens) {
+  const int64_t batch = 1 + below(2), key_heads = 1 + below(3), heads = key_heads * (1 + below(2));
+  const int64_t queries = 1 + below(most_tokens), keys = below(most_tokens);
+  const int64_t size = 1 + below(below(4) ? 40 : 130), value_size = 1 + below(below(4) ? 40 : 130);
+  Operand query(batch, queries, heads, size), key(batch, keys, key_heads, size);
+  Operand value(batch, keys, key_heads, value_size);
+  Attention op{query.rows(), key.rows(), value.rows(), {}, nullptr, batch, heads, key_heads,
+               queries, keys, size, value_size, 1 / std::sqrt(static_cast<float>(size)),
+               below(2) == 0};
+  RandomMask mask(static_cast<MaskKind>(below(3)), op);
+  op.mask = mask.mask();
+  const int64_t numbers = batch * queries * heads * value_size;
+  Walled y(numbers * static_cast<int64_t>(sizeof(float)));
+  op.y = reinterpret_cast<float*>(y.data());
+  std::fill(op.y, op.y + numbers, std::nanf(""));
+  lowbit::attention(op);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t q = 0; q < queries; ++q) check_query(op, b, h, q);
+    }
+  }
+}
+
+}  // namespace
+
+void test_attention() {
+  if (!lowbit::has_feature("amx")) {
+    bool refused = false;
+    try {
+      lowbit::attention({});
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused);
+    return;
+  }
+  for (int i = 0; i < 300; ++i) check_attention(40);
+  for (int i = 0; i < 20; ++i) check_attention(600);
+}

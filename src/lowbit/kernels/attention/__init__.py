@@ -1,0 +1,1 @@
+"""softmax(query · keyᵀ · scale + mask) · value (see csrc/attention.h)."""
