@@ -1,0 +1,91 @@
+"""Keys and values of the tokens so far, in memory that grows ahead of need.
+
+transformers' own cache copies everything at every token. Here a step writes one token's keys and
+values behind the others; attention reads a view of what is filled.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64  # tokens at first; doubled whenever they are used up
+
+
+class Position(int):
+    """How many tokens a cache holds: a number that a recorded step has to ask for again."""
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's keys and values [batch, heads, tokens, size]."""
+
+    def __init__(self, filled: DynamicLayer) -> None:
+        super().__init__()
+        self.lazy_initialization(filled.keys, filled.values)
+        self.length = filled.keys.shape[2]
+        self._keys, self._values = filled.keys, filled.values
+        self._grow(self.length + ROOM)
+
+    def update(
+        self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return append(self, keys, values)
+
+    def get_seq_length(self) -> int:
+        return Position(self.length)
+
+    def reorder_cache(self, beam_idx: Integer[Tensor, " batch"]) -> None:
+        """Row i becomes what row beam_idx[i] was."""
+        for held in (self._keys, self._values):
+            filled = held.narrow(2, 0, self.length)
+            filled.copy_(filled.index_select(0, beam_idx))
+
+    def extended(
+        self, keys: Float[Tensor, "batch heads n size"], values: Float[Tensor, "batch heads n size"]
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values, those of the new tokens last."""
+        start, new = self.length, keys.shape[2]
+        self.length = length = start + new
+        if length > self._keys.shape[2]:
+            self._grow(2 * length)
+        self._keys.narrow(2, start, new).copy_(keys)
+        self._values.narrow(2, start, new).copy_(values)
+        return self._keys.narrow(2, 0, length), self._values.narrow(2, 0, length)
+
+    def _grow(self, room: int) -> None:
+        self._keys, self._values = (_wider(held, room) for held in (self._keys, self._values))
+
+
+def _wider(held: Tensor, room: int) -> Tensor:
+    batch, heads, length, size = held.shape
+    wider = held.new_empty(batch, heads, room, size)
+    wider.narrow(2, 0, length).copy_(held)
+    return wider
+
+
+def append(layer: GrowingLayer, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """`layer.extended`, as one call to whoever records."""
+    if has_torch_function((keys, values)):
+        return handle_torch_function(append, (keys, values), layer, keys, values)  # type: ignore[no-any-return]
+    return layer.extended(keys, values)
+
+
+class _DecoderCache(EncoderDecoderCache):
+    """Beams of one sentence read the same source, so that only their own tokens move with them."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
+def growing(cache: Cache) -> tuple[Cache, list[GrowingLayer], list[DynamicLayer]]:
+    """A cache with the content of `cache`, the layers of it that grow, and those that stay."""
+    if isinstance(cache, EncoderDecoderCache):
+        own, layers, _ = growing(cache.self_attention_cache)
+        return _DecoderCache(own, cache.cross_attention_cache), layers, cache.cross_attention_cache.layers
+    assert isinstance(cache, DynamicCache)
+    layers = [GrowingLayer(layer) for layer in cache.layers]
+    return Cache(layers=layers), layers, []
