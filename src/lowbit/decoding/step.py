@@ -1,7 +1,7 @@
-"""One token through a decoder: the model itself twice, recorded, and its recorded calls from then on."""
+"""One token through a decoder: by the model itself twice, recorded, and by what it did from then on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Bool, Float, Integer
@@ -17,7 +17,7 @@ from lowbit.decoding.recording import Recorded, Recording, recorded
 
 @dataclass
 class State:
-    """What a step reads beside the token ids; None for what a model or a batch has not."""
+    """What a step reads beside the token ids; None where a model or a batch has no such thing."""
 
     cache: Cache
     layers: list[GrowingLayer]
@@ -28,7 +28,7 @@ class State:
     encoder_mask: Bool[Tensor, "batch 1 1 source"] | None
 
     def inputs(self, ids: Tensor) -> dict[str, Tensor]:
-        """The tensors among them by name, and the ids."""
+        """The ids and all tensors among these, by name."""
         named = {
             "ids": ids,
             "positions": self.positions,
@@ -54,24 +54,26 @@ class State:
         return common | {"input_ids": ids, "attention_mask": self.mask} | positions
 
 
-@dataclass
 class Step:
-    """Logits [batch, 1, vocabulary] of the token after `ids`, which may be overwritten by the next
-    call."""
+    """A step for one model, number of rows and kind of state."""
 
-    model: PreTrainedModel
-    earlier: Recorded | None = field(default=None, repr=False)
-    program: Program | None = field(default=None, repr=False)
+    def __init__(self) -> None:
+        self.earlier: Recorded | None = None
+        self.program: Program | None = None
 
-    def __call__(self, ids: Integer[Tensor, "batch 1"], state: State) -> Tensor:
+    def __call__(
+        self, model: PreTrainedModel, ids: Integer[Tensor, "batch 1"], state: State
+    ) -> Float[Tensor, "batch 1 vocabulary"]:
+        """Logits of the token after `ids`, which the next call may overwrite."""
         inputs = state.inputs(ids)
         if self.program is not None:
             return self.program(state.layers, state.layers[0].length, **inputs)
         with Recording() as recording:
-            logits: Tensor = self.model(**state.arguments(ids)).logits
+            logits: Tensor = model(**state.arguments(ids)).logits
         later = recorded(recording.calls, inputs, logits)
         if self.earlier is None:
             self.earlier = later
         else:
-            self.program, self.earlier = program(self.earlier, later, state.layers), None
+            self.program = program(self.earlier, later, state.layers)
+            self.earlier = None
         return logits
