@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 64  # tokens at first; doubled whenever they are used up
+ROOM = 64  # tokens at least
 
 
 class Position(int):
@@ -23,12 +23,9 @@ class Position(int):
 class GrowingLayer(DynamicLayer):
     """One layer's keys and values [batch, heads, tokens, size]."""
 
-    def __init__(self, filled: DynamicLayer) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.lazy_initialization(filled.keys, filled.values)
-        self.length = filled.keys.shape[2]
-        self._keys, self._values = filled.keys, filled.values
-        self._grow(self.length + ROOM)
+        self.length = 0
 
     def update(
         self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any
@@ -50,20 +47,22 @@ class GrowingLayer(DynamicLayer):
         """All keys and values, those of the new tokens last."""
         start, new = self.length, keys.shape[2]
         self.length = length = start + new
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            self._keys, self._values = keys[:, :, :0], values[:, :, :0]
         if length > self._keys.shape[2]:
-            self._grow(2 * length)
+            room = max(2 * length, ROOM)
+            self._keys = _wider(self._keys, start, room)
+            self._values = _wider(self._values, start, room)
         self._keys.narrow(2, start, new).copy_(keys)
         self._values.narrow(2, start, new).copy_(values)
         return self._keys.narrow(2, 0, length), self._values.narrow(2, 0, length)
 
-    def _grow(self, room: int) -> None:
-        self._keys, self._values = (_wider(held, room) for held in (self._keys, self._values))
 
-
-def _wider(held: Tensor, room: int) -> Tensor:
-    batch, heads, length, size = held.shape
+def _wider(held: Tensor, filled: int, room: int) -> Tensor:
+    batch, heads, _, size = held.shape
     wider = held.new_empty(batch, heads, room, size)
-    wider.narrow(2, 0, length).copy_(held)
+    wider.narrow(2, 0, filled).copy_(held.narrow(2, 0, filled))
     return wider
 
 
@@ -81,11 +80,14 @@ class _DecoderCache(EncoderDecoderCache):
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
-def growing(cache: Cache) -> tuple[Cache, list[GrowingLayer], list[DynamicLayer]]:
-    """A cache with the content of `cache`, the layers of it that grow, and those that stay."""
+def empty(encoder_decoder: bool) -> Cache:
+    """A cache that grows; keys and values of an encoder's output are kept as they come."""
+    own = Cache(layer_class_to_replicate=GrowingLayer)
+    return _DecoderCache(own, DynamicCache()) if encoder_decoder else own
+
+
+def layers(cache: Cache) -> tuple[list[GrowingLayer], list[DynamicLayer]]:
+    """The layers of such a cache that grow, and those that stay."""
     if isinstance(cache, EncoderDecoderCache):
-        own, layers, _ = growing(cache.self_attention_cache)
-        return _DecoderCache(own, cache.cross_attention_cache), layers, cache.cross_attention_cache.layers
-    assert isinstance(cache, DynamicCache)
-    layers = [GrowingLayer(layer) for layer in cache.layers]
-    return Cache(layers=layers), layers, []
+        return cache.self_attention_cache.layers, cache.cross_attention_cache.layers
+    return cache.layers, []

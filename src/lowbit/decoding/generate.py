@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutput
 
-from lowbit.decoding.cache import growing
+from lowbit.decoding.cache import empty, layers
 from lowbit.decoding.step import State
 from lowbit.decoding.steps import borrowed
 from lowbit.errors import UsageError
@@ -44,7 +44,8 @@ def generate(model: PreTrainedModel, *args: Any, **settings: Any) -> Any:
     Raises UsageError for what it does not serve; `model.generate` does then.
     """
     _check(model, settings)
-    return model.generate(*args, custom_generate=_search, **settings)
+    kept = empty(model.config.is_encoder_decoder)
+    return model.generate(*args, custom_generate=_search, past_key_values=kept, **settings)
 
 
 def _check(model: PreTrainedModel, settings: dict[str, Any]) -> None:
@@ -86,10 +87,11 @@ def _search(
     for name in ("output_attentions", "output_hidden_states", "prefill_chunk_size"):
         if getattr(generation_config, name):
             raise _unserved(f"{name} is asked for")
+    if not generation_config.use_cache:
+        raise _unserved("use_cache is False")
     unknown = {name for name, value in model_kwargs.items() if value is not None} - SERVED
     if unknown:
         raise _unserved(f"the model is given {', '.join(sorted(unknown))}")
-    _check_cache(model_kwargs.get("past_key_values"))
     search = getattr(type(model), SEARCHES[mode])
     with ExitStack() as stack:
         return search(
@@ -102,14 +104,12 @@ def _search(
         )
 
 
-def _check_cache(cache: Any) -> None:
-    if isinstance(cache, EncoderDecoderCache):
-        cache = cache.self_attention_cache
-    if type(cache) is not DynamicCache:
-        raise _unserved(f"the cache is {type(cache).__name__}, not transformers' default")
-    other = {type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer}
+def _check_layers(model: PreTrainedModel) -> None:
+    """Some models forget tokens that are far away, or keep something else than keys and values."""
+    wanted = DynamicCache(config=model.config).layers
+    other = {type(layer).__name__ for layer in wanted if type(layer) is not DynamicLayer}
     if other:
-        raise _unserved(f"the cache has layers of {', '.join(sorted(other))}")
+        raise _unserved(f"the model's cache has layers of {', '.join(sorted(other))}")
 
 
 class _Stepping:
@@ -124,11 +124,12 @@ class _Stepping:
     def _prefill(
         self, input_ids: Tensor, config: GenerationConfig, model_kwargs: dict[str, Any], **kwargs: Any
     ) -> Any:
-        """The prompt's pass is the model's; what follows starts from its cache."""
+        """The prompt's pass is the model's."""
         output = self.model._prefill(input_ids, config, model_kwargs, **kwargs)
         self.state = _state(model_kwargs)
         self.step = self.stack.enter_context(borrowed(self.model, input_ids[:, -1:], self.state))
-        model_kwargs["past_key_values"] = self.state.cache  # for beams to reorder
+        if self.step.is_new:
+            _check_layers(self.model)
         return output
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Tensor]:
@@ -151,14 +152,13 @@ class _Stepping:
 
 def _state(model_kwargs: dict[str, Any]) -> State:
     """After the prompt."""
-    cache, layers, cross = growing(model_kwargs["past_key_values"])
+    cache = model_kwargs["past_key_values"]
     positions = model_kwargs.get("position_ids")
     encoded = model_kwargs.get("encoder_outputs")
     own = "attention_mask" if encoded is None else "decoder_attention_mask"
     return State(
         cache,
-        layers,
-        cross,
+        *layers(cache),
         positions=None if positions is None else positions[:, -1:],
         mask=_mask(model_kwargs.get(own)),
         encoded=None if encoded is None else encoded[0],

@@ -70,6 +70,8 @@ class _Writer:
         self.known: dict[str, Any] = {}  # what the program's constants are
         self.names: dict[int, str] = {}  # of tensors that are there in a step only
         self.fixed: dict[int, Tensor] = {}  # tensors of the recording -> what stands for them always
+        self.views: dict[int, tuple[Call, Tensor]] = {}  # of those, with what they look at
+        self.aliases: dict[int, Tensor] = {}  # tensors that are others
         self.done: set[int] = set()
         # Shapes that do not change from step to step.
         self.steady = {
@@ -99,11 +101,13 @@ class _Writer:
             call_text = f"layers[{self.layers[id(layer)]}].extended"
             self.emit(call, f"{call_text}({self.text(keys)}, {self.text(values)})")
         elif not (
-            self.same(call) or self.view(call) or self.quantized(call) or self.into_buffer(call)
+            self.same(call)
+            or self.view(call)
+            or self.quantized(call)
+            or self.into_buffer(call)
+            or self.postponed(call)
         ):
-            arguments = [self.text(arg) for arg in call.args]
-            arguments += [f"{name}={self.text(arg)}" for name, arg in call.kwargs.items()]
-            self.emit(call, f"{self.constant(call.function)}({', '.join(arguments)})")
+            self.emit(call, f"{self.constant(call.function)}({self.arguments(call)})")
 
     def emit(self, call: Call, expression: str) -> None:
         outputs = call.outputs
@@ -122,19 +126,18 @@ class _Writer:
             return False
         for source in call.inputs:
             if id(source) in self.recorded.varying and (source is out or _alike(source, out)):
-                self.stand_in(source, out)
+                if source is not out:
+                    self.aliases[id(out)] = self.original(source)
                 return True
         return False
 
-    def stand_in(self, source: Tensor, out: Tensor) -> None:
-        if id(source) in self.fixed:
-            self.fixed[id(out)] = self.fixed[id(source)]
-        elif source is not out:
-            self.names[id(out)] = self.names[id(source)]
+    def original(self, leaf: Any) -> Any:
+        """What a call that changes nothing was given."""
+        return self.aliases.get(id(leaf), leaf)
 
     def view(self, call: Call) -> bool:
         """A view of something fixed, which is fixed too."""
-        varying = [t for t in call.inputs if id(t) in self.recorded.varying]
+        varying = [self.original(t) for t in call.inputs if id(t) in self.recorded.varying]
         outputs = call.outputs
         if call.writes or not outputs or not all(id(t) in self.fixed for t in varying):
             return False
@@ -151,7 +154,7 @@ class _Writer:
         """A quantized layer served by native code, and all that read the same input."""
         if call.function is not QuantLinear.forward or not self.pure:
             return False
-        _, x = call.args
+        x = self.original(call.args[1])
         if _prepacked(call) is None or x.dtype is not torch.float32 or not x.is_contiguous():
             return False
         form = _form(call)
@@ -159,7 +162,7 @@ class _Writer:
             other
             for other in self.recorded.calls
             if other.function is QuantLinear.forward
-            and other.args[1] is x
+            and self.original(other.args[1]) is x
             and _prepacked(other) is not None
             and _form(other) == form
         ]
@@ -177,21 +180,44 @@ class _Writer:
         if into is None or call.writes or id(out) not in self.steady or "dtype" in call.kwargs:
             return False
         buffer = torch.empty_like(out)
-        arguments = [self.text(arg) for arg in call.args]
-        arguments += [f"{name}={self.text(arg)}" for name, arg in call.kwargs.items()]
-        arguments.append(f"out={self.constant(buffer)}")
-        self.lines.append(f"{self.constant(into)}({', '.join(arguments)})")
+        into, arguments = self.constant(into), self.arguments(call)
+        self.lines.append(f"{into}({arguments}, out={self.constant(buffer)})")
         self.fixed[id(out)] = buffer
         return True
 
+    def postponed(self, call: Call) -> bool:
+        """A view of a tensor that is new in every step: made when it is asked for. A quantized layer
+        asks for no more than its address."""
+        out = call.result
+        if call.writes or not isinstance(out, Tensor) or id(out) not in self.steady:
+            return False
+        memory = out.untyped_storage().data_ptr()
+        for source in map(self.original, call.inputs):
+            if self.is_variable(source) and source.untyped_storage().data_ptr() == memory:
+                self.views[id(out)] = call, source
+                return True
+        return False
+
     def standing(self, tree: Any) -> Any:
         """Arguments with what is fixed in the place of what was recorded."""
-        return mapped(lambda leaf: self.fixed.get(id(leaf), leaf), tree)
+
+        def standing(leaf: Any) -> Any:
+            leaf = self.original(leaf)
+            return self.fixed.get(id(leaf), leaf)
+
+        return mapped(standing, tree)
 
     def address(self, x: Tensor) -> str:
         if id(x) in self.fixed:
             return str(self.fixed[id(x)].data_ptr())
-        return f"{self.text(x)}.data_ptr()"
+        root = x
+        while id(root) in self.views and id(root) not in self.names:
+            _, root = self.views[id(root)]
+        return f"{self.text(root)}.data_ptr() + {x.data_ptr() - root.data_ptr()}"
+
+    def arguments(self, call: Call) -> str:
+        named = [f"{name}={self.text(arg)}" for name, arg in call.kwargs.items()]
+        return ", ".join([*(self.text(arg) for arg in call.args), *named])
 
     def text(self, tree: Any) -> str:
         """An argument as source."""
@@ -199,11 +225,16 @@ class _Writer:
             items = "".join(f"{self.text(item)}, " for item in tree)
             return f"({items})" if type(tree) is tuple else f"[{items}]"
         if self.is_variable(tree):
+            tree = self.original(tree)
+            if id(tree) in self.views and id(tree) not in self.names:
+                call, _ = self.views[id(tree)]
+                self.emit(call, f"{self.constant(call.function)}({self.arguments(call)})")
             return "position" if isinstance(tree, Position) else self.names[id(tree)]
         return self.constant(self.standing(tree))
 
     def is_variable(self, leaf: Any) -> bool:
-        return isinstance(leaf, Position) or id(leaf) in self.names
+        known = id(self.original(leaf))
+        return isinstance(leaf, Position) or known in self.names or known in self.views
 
     def constant(self, value: Any) -> str:
         name = f"c{len(self.known)}"

@@ -61,6 +61,10 @@ class Step:
         self.earlier: Recorded | None = None
         self.program: Program | None = None
 
+    @property
+    def is_new(self) -> bool:
+        return self.earlier is None and self.program is None
+
     def __call__(
         self, model: PreTrainedModel, ids: Integer[Tensor, "batch 1"], state: State
     ) -> Float[Tensor, "batch 1 vocabulary"]:
