@@ -6,6 +6,7 @@ token is another (step.py), so that the ids are those of `model.generate`.
 """
 
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
-from transformers.modeling_outputs import CausalLMOutput
 
 from lowbit.decoding.cache import empty, layers
+from lowbit.decoding.greedy import greedy, serves
 from lowbit.decoding.step import State
 from lowbit.decoding.steps import borrowed
 from lowbit.errors import UsageError
@@ -92,10 +93,23 @@ def _search(
     unknown = {name for name, value in model_kwargs.items() if value is not None} - SERVED
     if unknown:
         raise _unserved(f"the model is given {', '.join(sorted(unknown))}")
-    search = getattr(type(model), SEARCHES[mode])
     with ExitStack() as stack:
+        stepping = _Stepping(model, stack)
+        plain = mode is GenerationMode.GREEDY_SEARCH and not generation_config.return_dict_in_generate
+        if plain and serves(stopping_criteria):
+            output = stepping._prefill(input_ids, generation_config, model_kwargs)
+            pad = generation_config._pad_token_tensor
+            return greedy(
+                input_ids,
+                output.logits,
+                stepping.logits,
+                logits_processor,
+                stopping_criteria,
+                pad=0 if pad is None else int(pad),
+            )
+        search = getattr(type(model), SEARCHES[mode])
         return search(
-            _Stepping(model, stack),
+            stepping,
             input_ids,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
@@ -140,14 +154,18 @@ class _Stepping:
     ) -> dict[str, Any]:
         return model_kwargs
 
-    def __call__(self, ids: Tensor, return_dict: bool) -> CausalLMOutput:
+    def __call__(self, ids: Tensor, return_dict: bool) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits(ids))
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """[batch, 1, vocabulary] for the token after `ids` [batch, 1]."""
         state = self.state
         if state.positions is not None:
             state.positions = state.positions + 1
         if state.mask is not None:
             seen = state.mask.new_ones(len(ids), 1, 1, 1)
             state.mask = torch.cat([state.mask, seen], 3)
-        return CausalLMOutput(logits=self.step(self.model, ids, state))
+        return self.step(self.model, ids, state)
 
 
 def _state(model_kwargs: dict[str, Any]) -> State:
