@@ -28,6 +28,7 @@ SEARCHES = {
     GenerationMode.BEAM_SAMPLE: "_beam_search",
 }
 UNSERVED = ("assistant_model", "custom_generate", "streamer", "synced_gpus", "past_key_values")
+UNSERVED += ("cache_implementation",)
 # What a step can be given, or needs no more.
 SERVED = {"attention_mask", "decoder_attention_mask", "position_ids", "encoder_outputs"}
 SERVED |= {"past_key_values", "use_cache", "logits_to_keep"}

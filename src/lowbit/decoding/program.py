@@ -80,7 +80,7 @@ class _Writer:
             for old, new in zip(a.outputs, b.outputs, strict=True)
             if old.shape == new.shape and old.stride() == new.stride()
         }
-        self.pure = not any(call.writes for call in later.calls)
+        self.pure = not any(call.written is not None for call in later.calls)
 
     def program(self) -> Program:
         recorded = self.recorded
@@ -111,7 +111,7 @@ class _Writer:
 
     def emit(self, call: Call, expression: str) -> None:
         outputs = call.outputs
-        if call.writes or not outputs:
+        if call.written is not None or not outputs:
             self.lines.append(expression)
             return
         for out in outputs:
@@ -122,7 +122,7 @@ class _Writer:
     def same(self, call: Call) -> bool:
         """A call that gives one of its inputs, or the same memory in the same shape."""
         out = call.result
-        if call.writes or not isinstance(out, Tensor):
+        if call.written is not None or not isinstance(out, Tensor):
             return False
         for source in call.inputs:
             if id(source) in self.recorded.varying and (source is out or _alike(source, out)):
@@ -139,7 +139,7 @@ class _Writer:
         """A view of something fixed, which is fixed too."""
         varying = [self.original(t) for t in call.inputs if id(t) in self.recorded.varying]
         outputs = call.outputs
-        if call.writes or not outputs or not all(id(t) in self.fixed for t in varying):
+        if call.written is not None or not outputs or not all(id(t) in self.fixed for t in varying):
             return False
         memory = {t.untyped_storage().data_ptr() for t in varying}
         if not all(out.untyped_storage().data_ptr() in memory for out in outputs):
@@ -177,7 +177,7 @@ class _Writer:
     def into_buffer(self, call: Call) -> bool:
         """A function that can write to memory that is there."""
         out, into = call.result, INTO.get(call.name)
-        if into is None or call.writes or id(out) not in self.steady or "dtype" in call.kwargs:
+        if into is None or call.written is not None or id(out) not in self.steady or "dtype" in call.kwargs:
             return False
         buffer = torch.empty_like(out)
         into, arguments = self.constant(into), self.arguments(call)
@@ -189,7 +189,7 @@ class _Writer:
         """A view of a tensor that is new in every step: made when it is asked for. A quantized layer
         asks for no more than its address."""
         out = call.result
-        if call.writes or not isinstance(out, Tensor) or id(out) not in self.steady:
+        if call.written is not None or not isinstance(out, Tensor) or id(out) not in self.steady:
             return False
         memory = out.untyped_storage().data_ptr()
         for source in map(self.original, call.inputs):

@@ -19,6 +19,9 @@ from lowbit.errors import UsageError
 # Where Python decides by the values of a tensor.
 READS = {"item", "tolist", "numpy", "nonzero", "unique", "masked_select", "__bool__", "__int__"}
 READS |= {"__float__", "__index__", "__contains__"}
+# Beside methods whose name ends in "_".
+WRITES = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__"}
+WRITES |= {"__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +36,10 @@ class Call:
         return getattr(self.function, "__name__", str(self.function))
 
     @property
-    def writes(self) -> bool:
-        """Whether it changes something that is there already."""
-        name = self.name
-        in_place = name.endswith("_") and not name.endswith("__")
-        operator = name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
-        return in_place or operator or name == "__setitem__" or "out" in self.kwargs
+    def written(self) -> Any:
+        """What the call changes that is there already, or None."""
+        method = self.name.endswith("_") and not self.name.endswith("__")
+        return self.args[0] if method or self.name in WRITES else self.kwargs.get("out")
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -141,11 +142,11 @@ def recorded(calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor
                 " decide by them: lowbit.generate cannot record such a step; use model.generate"
             )
         varying |= {id(out) for out in call.outputs}
-        if call.writes:
-            varying.add(id(call.args[0]))
+        if call.written is not None:
+            varying.add(id(call.written))
     needed, kept = {id(output)}, []
     for call in reversed(calls):
-        effect = call.function is append or (call.writes and varies(call, varying))
+        effect = call.function is append or (call.written is not None and varies(call, varying))
         if effect or any(id(out) in needed for out in call.outputs):
             needed |= {id(tensor) for tensor in call.inputs}
             kept.append(call)

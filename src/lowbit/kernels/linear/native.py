@@ -78,7 +78,8 @@ class LinearProduct:
         """f(x · Wᵀ + bias) in x's dtype. Raises ValueError for an x that does not fit."""
         shape, dtype = x.shape, x.dtype
         x, bias = self._ready(x), _float32(bias)
-        y = x.new_empty(shape[:-1] + (self.out_features,))
+        # Sizes one by one: as a tuple that is the sum of two they take twice as long.
+        y = x.new_empty(*shape[:-1], self.out_features)
         self._path(
             self._layer,
             x.data_ptr(),
@@ -121,7 +122,7 @@ def together(
     x = first._ready(x)
     places: list[int] = []  # of codes, bias and y of one after the other
     biases = [_float32(bias) for _, bias in weights]
-    ys = [x.new_empty(shape[:-1] + (product.out_features,)) for product in products]
+    ys = [x.new_empty(*shape[:-1], product.out_features) for product in products]
     for (packed, _), bias, y in zip(weights, biases, ys, strict=True):
         places += packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
     layers = [product._layer for product in products]
