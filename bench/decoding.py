@@ -1,11 +1,11 @@
-"""`lowbit.generate` beside `model.generate`: tokens per second, and what a token costs beside products.
+"""`lowbit.generate` beside `model.generate`: speed, and what a token costs.
 
     python bench/decoding.py [--threads 1] [--rounds 3] [--only marian] [--write]
 
-Random weights; every recipe quantizes embeddings and head too. Both run the same model in turns, and
-the ids must be equal. *Products* are the step's linear layers alone, by the native code at known
-addresses (float32: torch's own function), in one row after the other. Processor time counts the
-process's own work, whatever else the machine does; ratios are medians over rounds.
+Random weights; recipes quantize embeddings and head too. Both run the same model in turns, and the
+ids must be equal. *Products* are the linear layers of a step alone, by the native code at known
+addresses (float32: by torch's function), one after the other. Processor time counts the process's
+own work, whatever else the machine does; ratios are medians over rounds. Prompt and encoder count.
 """
 
 import argparse
@@ -71,38 +71,42 @@ CASES = {"marian": ((1, 1), (16, 1), (1, 4), (16, 4)), "gpt2": ((1, 1), (16, 1))
 CASES["llama"] = CASES["gpt2"]
 
 
-def step_products(model: PreTrainedModel, rows: int) -> Callable[[], None]:
-    """The linear layers that one cached step calls, without anything around them."""
+def step_products(model: PreTrainedModel, rows: int) -> list[Callable[[], object]]:
+    """The linear layers that the last of three steps calls, without anything around them."""
     seen: list[tuple[nn.Module, Tensor]] = []
+    steps: list[int] = []  # how many were seen before each
     hooks = [
-        module.register_forward_pre_hook(lambda m, args: seen.append((m, args[0])))
+        module.register_forward_pre_hook(lambda layer, args: seen.append((layer, args[0])))
         for module in model.modules()
         if isinstance(module, (nn.Linear, Conv1D, QuantLinear))
     ]
-    options: dict[str, Any] = {"do_sample": False, "eos_token_id": model.config.vocab_size}
-    ids = torch.full((rows, 2), 5)
-    lengths = []
+
+    def stop(ids: Tensor, scores: object) -> Tensor:
+        steps.append(len(seen))
+        return torch.zeros(len(ids), dtype=torch.bool)
+
     model.generate(
-        ids,
-        max_new_tokens=3,
-        pad_token_id=0,
-        stopping_criteria=[lambda *_: lengths.append(len(seen)) or torch.zeros(rows, dtype=bool)],
-        **options,
+        torch.full((rows, 2), 5), max_new_tokens=3, stopping_criteria=[stop], **options(model)
     )
     for hook in hooks:
         hook.remove()
-    return lambda runs=[run(*call) for call in seen[lengths[-2] : lengths[-1]]]: [r() for r in runs]
+    return [product(layer, x) for layer, x in seen[steps[-2] : steps[-1]]]
 
 
-def run(module: nn.Module, x: Tensor) -> Callable[[], object]:
-    if isinstance(module, QuantLinear):
-        packed, product = module.prepacked_product()
-        x, bias = x.contiguous(), module.product_bias()
-        y = torch.empty(*x.shape[:-1], module.out_features)
-        call = in_place([product], [(packed, bias)], [y])
+def product(layer: nn.Module, x: Tensor) -> Callable[[], object]:
+    if isinstance(layer, QuantLinear):
+        packed, native = layer.prepacked_product()
+        x = x.contiguous()
+        y = torch.empty(*x.shape[:-1], layer.out_features)
+        call = in_place([native], [(packed, layer.product_bias())], [y])
         return lambda: call(x.data_ptr())
-    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
-    return lambda: F.linear(x, weight, module.bias)
+    weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+    return lambda: F.linear(x, weight, layer.bias)
+
+
+def options(model: PreTrainedModel) -> dict[str, Any]:
+    """No token that there is ends a row."""
+    return {"do_sample": False, "eos_token_id": model.config.vocab_size, "pad_token_id": 0}
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -114,19 +118,17 @@ def timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
 def case(model: PreTrainedModel, rows: int, beams: int, rounds: int) -> str:
     torch.manual_seed(1)
     ids = torch.randint(3, 8000, (rows, PROMPT))
-    options: dict[str, Any] = {"do_sample": False, "num_beams": beams, "pad_token_id": 0}
-    # No token that there is ends a row.
-    options |= {"eos_token_id": model.config.vocab_size, "max_new_tokens": NEW_TOKENS}
+    settings = options(model) | {"num_beams": beams, "max_new_tokens": NEW_TOKENS}
     products = step_products(model, rows * beams)
     lean, theirs = lowbit.generate, type(model).generate
-    lean(model, ids, **options)  # records
+    lean(model, ids, **settings)  # records
     wall: dict[str, list[float]] = {"theirs": [], "ours": [], "products": []}
     work: dict[str, list[float]] = {"theirs": [], "ours": [], "products": []}
     equal = True
     for _ in range(rounds):
-        *theirs_took, expected = timed(lambda: theirs(model, ids, **options))
-        *ours_took, got = timed(lambda: lean(model, ids, **options))
-        *products_took, _ = timed(lambda: [products() for _ in range(NEW_TOKENS)])
+        *theirs_took, expected = timed(lambda: theirs(model, ids, **settings))
+        *ours_took, got = timed(lambda: lean(model, ids, **settings))
+        *products_took, _ = timed(lambda: [run() for _ in range(NEW_TOKENS) for run in products])
         equal &= torch.equal(expected, got)
         for name, took in zip(wall, (theirs_took, ours_took, products_took), strict=True):
             wall[name].append(took[0] / NEW_TOKENS)
@@ -138,15 +140,15 @@ def case(model: PreTrainedModel, rows: int, beams: int, rounds: int) -> str:
     outside = [f"{max(0.0, 1 - c['products'] / c[name]):.0%}" for name in ("theirs", "ours")]
     return (
         f"| {rows} | {beams} | {rows / w['theirs']:.0f} | {rows / w['ours']:.0f} | {faster:.2f}× |"
-        f" {c['theirs'] * 1e3:.2f} | {c['ours'] * 1e3:.2f} | {c['products'] * 1e3:.2f} | {less:.2f}× |"
-        f" {outside[0]} → {outside[1]} | {'yes' if equal else 'NO'} |"
+        f" {c['theirs'] * 1e3:.2f} | {c['ours'] * 1e3:.2f} | {c['products'] * 1e3:.2f} |"
+        f" {less:.2f}× | {outside[0]} → {outside[1]} | {'yes' if equal else 'NO'} |"
     )
 
 
 def table(names: list[str], rounds: int) -> list[str]:
     head = (
-        "| | batch | beams | generate, tokens/s | lowbit, tokens/s | faster | generate, ms of processor"
-        " a step | lowbit | products | less | outside products | ids equal |"
+        "| | batch | beams | generate, tokens/s | lowbit, tokens/s | faster | generate, ms of"
+        " processor a step | lowbit | products | less | outside products | ids equal |"
     )
     lines = [head, "|---" * 12 + "|"]
     for name in names:
@@ -168,20 +170,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=MODELS, action="append")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
     torch.set_grad_enabled(False)
     lines = [
         "# Decoding without transformers' Python",
         "",
         f"`python bench/decoding.py`, {time.strftime('%Y-%m-%d')}. {described()} transformers"
-        f" {transformers.__version__}; {options.rounds} rounds, {PROMPT} tokens of prompt or source,"
-        f" {NEW_TOKENS} new ones. The machine was busy with other work: the times are long, and ratios"
-        " of processor time say most.",
+        f" {transformers.__version__}; {chosen.rounds} rounds, {PROMPT} tokens of prompt or"
+        f" source, {NEW_TOKENS} new ones. The machine was busy with other work: times are long, and"
+        " ratios of processor time say most.",
         "",
-        *table(options.only or list(MODELS), options.rounds),
+        *table(chosen.only or list(MODELS), chosen.rounds),
     ]
-    finish(lines, RESULT, options.write)
+    finish(lines, RESULT, chosen.write)
 
 
 if __name__ == "__main__":

@@ -61,17 +61,23 @@ def recordings(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("recipe", [None, "int8-dynamic", "int4-all", "bcq2-dynamic"])
-@pytest.mark.parametrize("name", DECODERS + TRANSLATORS)
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        *((name, recipe) for name in DECODERS + TRANSLATORS for recipe in (None, "int8-dynamic")),
+        ("llama-tied", "int4-all"),
+        ("bart", "int4-all-dynamic"),
+        ("gpt2", "bcq2-dynamic"),
+    ],
+)
 def test_greedy_tokens_of_a_padded_batch_are_those_of_transformers(name, recipe):
     model = quantized(name, recipe)
     same(model, batch(model), **GREEDY)
 
 
-@pytest.mark.parametrize("recipe", [None, "int8-dynamic"])
 @pytest.mark.parametrize("name", DECODERS + TRANSLATORS)
-def test_beams_are_those_of_transformers(name, recipe):
-    model = quantized(name, recipe)
+def test_beams_are_those_of_transformers(name):
+    model = quantized(name, "int8-dynamic")
     settings = GREEDY | {"num_beams": 3}
     same(model, batch(model), length_penalty=0.6, early_stopping=True, **settings)
     same(model, batch(model), num_return_sequences=2, eos_token_id=[7, 50, 90], **settings)

@@ -6,7 +6,6 @@ values behind the others; attention reads a view of what is filled.
 
 from typing import Any
 
-import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
@@ -69,7 +68,7 @@ def _wider(held: Tensor, filled: int, room: int) -> Tensor:
 def append(layer: GrowingLayer, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """`layer.extended`, as one call to whoever records."""
     if has_torch_function((keys, values)):
-        return handle_torch_function(append, (keys, values), layer, keys, values)  # type: ignore[no-any-return]
+        return handle_torch_function(append, (keys, values), layer, keys, values)
     return layer.extended(keys, values)
 
 

@@ -27,8 +27,14 @@ SEARCHES = {
     GenerationMode.BEAM_SEARCH: "_beam_search",
     GenerationMode.BEAM_SAMPLE: "_beam_search",
 }
-UNSERVED = ("assistant_model", "custom_generate", "streamer", "synced_gpus", "past_key_values")
-UNSERVED += ("cache_implementation",)
+UNSERVED = (
+    "assistant_model",
+    "cache_implementation",
+    "custom_generate",
+    "past_key_values",
+    "streamer",
+    "synced_gpus",
+)
 # What a step can be given, or needs no more.
 SERVED = {"attention_mask", "decoder_attention_mask", "position_ids", "encoder_outputs"}
 SERVED |= {"past_key_values", "use_cache", "logits_to_keep"}
@@ -96,7 +102,9 @@ def _search(
         raise _unserved(f"the model is given {', '.join(sorted(unknown))}")
     with ExitStack() as stack:
         stepping = _Stepping(model, stack)
-        plain = mode is GenerationMode.GREEDY_SEARCH and not generation_config.return_dict_in_generate
+        plain = (
+            mode is GenerationMode.GREEDY_SEARCH and not generation_config.return_dict_in_generate
+        )
         if plain and serves(stopping_criteria):
             output = stepping._prefill(input_ids, generation_config, model_kwargs)
             pad = generation_config._pad_token_tensor
@@ -137,7 +145,11 @@ class _Stepping:
         return getattr(self.model, name)
 
     def _prefill(
-        self, input_ids: Tensor, config: GenerationConfig, model_kwargs: dict[str, Any], **kwargs: Any
+        self,
+        input_ids: Tensor,
+        config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        **kwargs: Any,
     ) -> Any:
         """The prompt's pass is the model's."""
         output = self.model._prefill(input_ids, config, model_kwargs, **kwargs)

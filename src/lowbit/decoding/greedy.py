@@ -1,5 +1,5 @@
-"""The most probable token, again and again: transformers' `_sample` without sampling, where rows end
-by tokens and lengths alone."""
+"""The most probable token, again and again: transformers' `_sample` without sampling, where a row
+ends by a token or a length and nothing else."""
 
 from collections.abc import Callable
 

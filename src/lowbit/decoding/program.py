@@ -12,8 +12,7 @@ What remains is one line per operation. Arithmetic is that of the model, operati
 that every bit of the result is too.
 """
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,13 +42,11 @@ INTO: dict[str, Callable[..., Any]] = {
 Program = Callable[..., Tensor]
 
 
-def program(
-    earlier: Recorded, later: Recorded, layers: Sequence[GrowingLayer]
-) -> Program:
+def program(earlier: Recorded, later: Recorded, layers: Sequence[GrowingLayer]) -> Program:
     """step(layers, position, **inputs) -> output, from the recordings of two successive steps.
 
-    The output is overwritten by the next step. Raises UsageError where the steps differ in more than
-    their inputs.
+    The output is overwritten by the next step. Raises UsageError where the steps differ in more
+    than their inputs.
     """
     for one, other in zip(earlier.text(), later.text(), strict=False):
         if one != other:
@@ -61,15 +58,15 @@ def program(
 
 
 class _Writer:
-    def __init__(
-        self, earlier: Recorded, later: Recorded, layers: Sequence[GrowingLayer]
-    ) -> None:
+    def __init__(self, earlier: Recorded, later: Recorded, layers: Sequence[GrowingLayer]) -> None:
         self.recorded = later
         self.layers = {id(layer): i for i, layer in enumerate(layers)}
         self.lines: list[str] = []
         self.known: dict[str, Any] = {}  # what the program's constants are
         self.names: dict[int, str] = {}  # of tensors that are there in a step only
-        self.fixed: dict[int, Tensor] = {}  # tensors of the recording -> what stands for them always
+        self.fixed: dict[
+            int, Tensor
+        ] = {}  # tensors of the recording -> what stands for them always
         self.views: dict[int, tuple[Call, Tensor]] = {}  # of those, with what they look at
         self.aliases: dict[int, Tensor] = {}  # tensors that are others
         self.done: set[int] = set()
@@ -145,9 +142,7 @@ class _Writer:
         if not all(out.untyped_storage().data_ptr() in memory for out in outputs):
             return False
         made = call.function(*self.standing(call.args), **self.standing(dict(call.kwargs)))
-        self.fixed.update(
-            (id(out), view) for out, view in zip(outputs, tensors(made), strict=True)
-        )
+        self.fixed.update((id(out), view) for out, view in zip(outputs, tensors(made), strict=True))
         return True
 
     def quantized(self, call: Call) -> bool:
@@ -177,17 +172,22 @@ class _Writer:
     def into_buffer(self, call: Call) -> bool:
         """A function that can write to memory that is there."""
         out, into = call.result, INTO.get(call.name)
-        if into is None or call.written is not None or id(out) not in self.steady or "dtype" in call.kwargs:
+        if (
+            into is None
+            or call.written is not None
+            or id(out) not in self.steady
+            or "dtype" in call.kwargs
+        ):
             return False
         buffer = torch.empty_like(out)
-        into, arguments = self.constant(into), self.arguments(call)
-        self.lines.append(f"{into}({arguments}, out={self.constant(buffer)})")
+        arguments = f"{self.arguments(call)}, out={self.constant(buffer)}"
+        self.lines.append(f"{self.constant(into)}({arguments})")
         self.fixed[id(out)] = buffer
         return True
 
     def postponed(self, call: Call) -> bool:
-        """A view of a tensor that is new in every step: made when it is asked for. A quantized layer
-        asks for no more than its address."""
+        """A view of a tensor that is new in every step: made when it is asked for. A quantized
+        layer asks for no more than its address."""
         out = call.result
         if call.written is not None or not isinstance(out, Tensor) or id(out) not in self.steady:
             return False

@@ -86,8 +86,8 @@ class Recording(TorchFunctionMode):
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """The calls that `output` depends on, and `varying`, the ids of tensors that differ from step to
-    step: inputs and whatever is computed from them. The others are constants by now."""
+    """The calls that `output` depends on, and `varying`, the ids of tensors that differ from step
+    to step: inputs and whatever is computed from them. The others are constants by now."""
 
     calls: tuple[Call, ...]
     varying: set[int]

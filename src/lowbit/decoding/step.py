@@ -1,4 +1,4 @@
-"""One token through a decoder: by the model itself twice, recorded, and by what it did from then on."""
+"""One token through a decoder: by the model itself twice, then by what it was seen to do."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -25,7 +25,7 @@ class QuantEmbedding(Packed):
 
     def forward(self, ids: Tensor) -> Tensor:
         if has_torch_function_unary(ids):  # whoever watches calls sees one
-            return handle_torch_function(QuantEmbedding.forward, (ids,), self, ids)  # type: ignore[no-any-return]
+            return handle_torch_function(QuantEmbedding.forward, (ids,), self, ids)
         packed, form = self.prepacked()
         dtype = self.compute_dtype.dtype
         if packed is None or form is None:
