@@ -48,12 +48,11 @@ def program(earlier: Recorded, later: Recorded, layers: Sequence[GrowingLayer]) 
     The output is overwritten by the next step. Raises UsageError where the steps differ in more
     than their inputs.
     """
-    for one, other in zip(earlier.text(), later.text(), strict=False):
-        if one != other:
-            raise UsageError(
-                f"the model's step changes with the number of tokens ({one[0].__name__}):"
-                " lowbit.generate cannot record it; use model.generate"
-            )
+    if earlier.text() != later.text():
+        raise UsageError(
+            "what the model calls changes with the number of tokens that it has read:"
+            " lowbit.generate cannot record such a step; use model.generate"
+        )
     return _Writer(earlier, later, layers).program()
 
 
@@ -64,12 +63,12 @@ class _Writer:
         self.lines: list[str] = []
         self.known: dict[str, Any] = {}  # what the program's constants are
         self.names: dict[int, str] = {}  # of tensors that are there in a step only
-        self.fixed: dict[
-            int, Tensor
-        ] = {}  # tensors of the recording -> what stands for them always
-        self.views: dict[int, tuple[Call, Tensor]] = {}  # of those, with what they look at
-        self.aliases: dict[int, Tensor] = {}  # tensors that are others
-        self.done: set[int] = set()
+        # By id of a recorded tensor: what stands for it in every step; the call that makes it a
+        # view of another, with that; the tensor that it is itself.
+        self.fixed: dict[int, Tensor] = {}
+        self.views: dict[int, tuple[Call, Tensor]] = {}
+        self.aliases: dict[int, Tensor] = {}
+        self.done: set[int] = set()  # ids of calls that an earlier line has made
         # Shapes that do not change from step to step.
         self.steady = {
             id(new)
@@ -95,8 +94,8 @@ class _Writer:
     def write(self, call: Call) -> None:
         if call.function is append:
             layer, keys, values = call.args
-            call_text = f"layers[{self.layers[id(layer)]}].extended"
-            self.emit(call, f"{call_text}({self.text(keys)}, {self.text(values)})")
+            extended = f"layers[{self.layers[id(layer)]}].extended"
+            self.emit(call, f"{extended}({self.text(keys)}, {self.text(values)})")
         elif not (
             self.same(call)
             or self.view(call)

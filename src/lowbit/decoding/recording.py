@@ -18,7 +18,7 @@ from lowbit.errors import UsageError
 
 # Where Python decides by the values of a tensor.
 READS = {"item", "tolist", "numpy", "nonzero", "unique", "masked_select", "__bool__", "__int__"}
-READS |= {"__float__", "__index__", "__contains__"}
+READS |= {"__float__", "__index__", "__contains__", "equal", "allclose", "is_nonzero"}
 # Beside methods whose name ends in "_".
 WRITES = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__"}
 WRITES |= {"__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__"}

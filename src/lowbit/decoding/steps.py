@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,24 +15,28 @@ from lowbit.nn import Packed, QuantLinear
 
 MOST = 8  # of a model: batches of other sizes are other steps
 _KEPT: WeakKeyDictionary[nn.Module, dict[Any, Step]] = WeakKeyDictionary()
+_CHANGING = Lock()
 
 
 @contextmanager
 def borrowed(model: PreTrainedModel, ids: Tensor, state: State) -> Iterator[Step]:
     """The step for such inputs. Nobody else has it meanwhile: its memory is its own."""
-    kept = _KEPT.setdefault(model, {})
     key = len(ids), *state.inputs(ids), _identity(model)
-    step = kept.pop(key, None) or Step()
+    with _CHANGING:
+        kept = _KEPT.setdefault(model, {})
+        step = kept.pop(key, None) or Step()
     yield step
-    # Not after an error: what is left half-recorded is forgotten.
-    kept[key] = step
-    while len(kept) > MOST:
-        kept.pop(next(iter(kept)), None)
+    if step.program is not None:
+        with _CHANGING:
+            kept[key] = step
+            if len(kept) > MOST:
+                del kept[next(iter(kept))]
 
 
 def _identity(model: PreTrainedModel) -> int:
     """Another number when a module, a weight or how it is computed with is another."""
     parts: list[Any] = [model.config._attn_implementation, torch.get_default_dtype()]
+    parts += torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
     for module in model.modules():
         parts.append(id(module))
         if isinstance(module, Packed):
