@@ -179,7 +179,8 @@ def main() -> None:
         f"`python bench/decoding.py`, {time.strftime('%Y-%m-%d')}. {described()} transformers"
         f" {transformers.__version__}; {chosen.rounds} rounds, {PROMPT} tokens of prompt or"
         f" source, {NEW_TOKENS} new ones. The machine was busy with other work: times are long, and"
-        " ratios of processor time say most.",
+        " ratios of processor time say most. Prompt and encoder are part of each call, and so of a"
+        " step's time and of what is outside products.",
         "",
         *table(chosen.only or list(MODELS), chosen.rounds),
     ]

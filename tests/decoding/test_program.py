@@ -99,6 +99,16 @@ def test_python_that_looks_at_values_is_refused():
         replayed(function)
 
 
+def test_memory_that_outlives_a_step_is_refused():
+    def function(x, y):
+        kept = torch.zeros(ROWS, SIZE)
+        kept[:, :3] = x[:, 0, :3]
+        return kept + 1
+
+    with pytest.raises(UsageError, match="memory that it keeps"):
+        replayed(function)
+
+
 def test_a_step_that_changes_is_refused():
     counts = iter((1, 2))
     with pytest.raises(UsageError, match="changes with the number of tokens"):

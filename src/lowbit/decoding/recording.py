@@ -129,8 +129,11 @@ def varies(call: Call, varying: set[int]) -> bool:
 
 
 def recorded(calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor) -> Recorded:
-    """What of `calls` makes `output` from `inputs`. Raises UsageError where Python looked at values
-    that differ from step to step: another step might take another way."""
+    """What of `calls` makes `output` from `inputs`.
+
+    Raises UsageError where Python looked at values that differ from step to step, as another step
+    might take another way, and where such values went to memory that was there before.
+    """
     calls = list(calls)
     varying = {id(tensor) for tensor in inputs.values()}
     for call in calls:
@@ -141,9 +144,12 @@ def recorded(calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor
                 f"the model's Python reads values of tensors ({call.name}) at every token and may"
                 " decide by them: lowbit.generate cannot record such a step; use model.generate"
             )
+        if call.written is not None and id(call.written) not in varying:
+            raise UsageError(
+                f"the model writes at every token to memory that it keeps ({call.name}):"
+                " lowbit.generate cannot record such a step; use model.generate"
+            )
         varying |= {id(out) for out in call.outputs}
-        if call.written is not None:
-            varying.add(id(call.written))
     needed, kept = {id(output)}, []
     for call in reversed(calls):
         effect = call.function is append or (call.written is not None and varies(call, varying))
