@@ -27,6 +27,7 @@ def test_there_are_pages_to_run():
     assert {
         "README.md",
         "training.md",
+        "decoding.md",
         "evaluation.md",
         "affine.md",
         "binary.md",

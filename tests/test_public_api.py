@@ -25,6 +25,7 @@ NAMES = [
     "dequantize",
     "finish_qat",
     "footprint",
+    "generate",
     "prepare_qat",
     "quantize",
     "quantize_checkpoint",

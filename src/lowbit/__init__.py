@@ -5,6 +5,7 @@ Importing it lets transformers load what it saved.
 
 from lowbit import attention
 from lowbit.accounting import Footprint, footprint
+from lowbit.decoding import generate
 from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor
 from lowbit.hub import LowbitConfig, register
@@ -45,6 +46,7 @@ __all__ = [
     "dequantize",
     "finish_qat",
     "footprint",
+    "generate",
     "prepare_qat",
     "quantize",
     "quantize_checkpoint",

@@ -1,6 +1,7 @@
 """QuantEmbedding: nn.Embedding over a stored table [rows, columns]."""
 
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from lowbit.formats import Layout
 from lowbit.kernels import embedding, ops
@@ -23,6 +24,8 @@ class QuantEmbedding(Packed):
         self.embed_scale = embed_scale
 
     def forward(self, ids: Tensor) -> Tensor:
+        if has_torch_function_unary(ids):  # whoever watches calls sees one
+            return handle_torch_function(QuantEmbedding.forward, (ids,), self, ids)
         packed, form = self.prepacked()
         dtype = self.compute_dtype.dtype
         if packed is None or form is None:

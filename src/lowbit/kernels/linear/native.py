@@ -6,7 +6,7 @@ digits each, so that products and sums are exact integers there too and the resu
 twice as much as a float32 product. All paths give the same bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -78,7 +78,8 @@ class LinearProduct:
         """f(x · Wᵀ + bias) in x's dtype. Raises ValueError for an x that does not fit."""
         shape, dtype = x.shape, x.dtype
         x, bias = self._ready(x), _float32(bias)
-        y = x.new_empty(shape[:-1] + (self.out_features,))
+        # Sizes one by one: as a tuple that is the sum of two they take twice as long.
+        y = x.new_empty(*shape[:-1], self.out_features)
         self._path(
             self._layer,
             x.data_ptr(),
@@ -121,13 +122,36 @@ def together(
     x = first._ready(x)
     places: list[int] = []  # of codes, bias and y of one after the other
     biases = [_float32(bias) for _, bias in weights]
-    ys = [x.new_empty(shape[:-1] + (product.out_features,)) for product in products]
+    ys = [x.new_empty(*shape[:-1], product.out_features) for product in products]
     for (packed, _), bias, y in zip(weights, biases, ys, strict=True):
         places += packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
     layers = [product._layer for product in products]
     rows = x.numel() // first.in_features
     first._path.together(layers, x.data_ptr(), places, rows, first._digits)
     return ys if dtype is torch.float32 else [y.to(dtype) for y in ys]
+
+
+def in_place(
+    products: Sequence[LinearProduct],
+    weights: Sequence[tuple[UInt8[Tensor, " bytes"], Float[Tensor, " out"] | None]],
+    ys: Sequence[Float[Tensor, "*tokens _out"]],
+) -> Callable[[int], None]:
+    """`together` for calls that follow each other with the same weights: results are written to the
+    float32 tensors `ys`, and what is called takes nothing but the address of x, which must be
+    contiguous float32 of as many tokens."""
+    first, biases = products[0], [_float32(bias) for _, bias in weights]
+    layers = [product._layer for product in products]
+    places: list[int] = []
+    for (packed, _), bias, y in zip(weights, biases, ys, strict=True):
+        places += packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
+    kept = weights, biases, ys  # whose memory is written to and read from
+    rows, digits = ys[0].numel() // first.out_features, first._digits
+    run = first._path.together
+
+    def call(x: int, kept: object = kept) -> None:
+        run(layers, x, places, rows, digits)
+
+    return call
 
 
 def linear(

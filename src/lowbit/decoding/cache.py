@@ -1,0 +1,92 @@
+"""Keys and values of the tokens so far, in memory that grows ahead of need.
+
+transformers' own cache copies everything at every token. Here a step writes one token's keys and
+values behind the others; attention reads a view of what is filled.
+"""
+
+from typing import Any
+
+from jaxtyping import Float, Integer
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64  # tokens at least
+
+
+class Position(int):
+    """How many tokens a cache holds: a number that a recorded step has to ask for again."""
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's keys and values [batch, heads, tokens, size]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+
+    def update(
+        self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return append(self, keys, values)
+
+    def get_seq_length(self) -> int:
+        return Position(self.length)
+
+    def reorder_cache(self, beam_idx: Integer[Tensor, " batch"]) -> None:
+        """Row i becomes what row beam_idx[i] was."""
+        for held in (self._keys, self._values):
+            filled = held.narrow(2, 0, self.length)
+            filled.copy_(filled.index_select(0, beam_idx))
+
+    def extended(
+        self, keys: Float[Tensor, "batch heads n size"], values: Float[Tensor, "batch heads n size"]
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values, those of the new tokens last."""
+        start, new = self.length, keys.shape[2]
+        self.length = length = start + new
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            self._keys, self._values = keys[:, :, :0], values[:, :, :0]
+        if length > self._keys.shape[2]:
+            room = max(2 * length, ROOM)
+            self._keys = _wider(self._keys, start, room)
+            self._values = _wider(self._values, start, room)
+        self._keys.narrow(2, start, new).copy_(keys)
+        self._values.narrow(2, start, new).copy_(values)
+        return self._keys.narrow(2, 0, length), self._values.narrow(2, 0, length)
+
+
+def _wider(held: Tensor, filled: int, room: int) -> Tensor:
+    batch, heads, _, size = held.shape
+    wider = held.new_empty(batch, heads, room, size)
+    wider.narrow(2, 0, filled).copy_(held.narrow(2, 0, filled))
+    return wider
+
+
+def append(layer: GrowingLayer, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """`layer.extended`, as one call to whoever records."""
+    if has_torch_function((keys, values)):
+        return handle_torch_function(append, (keys, values), layer, keys, values)
+    return layer.extended(keys, values)
+
+
+class _DecoderCache(EncoderDecoderCache):
+    """Beams of one sentence read the same source, so that only their own tokens move with them."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
+def empty(encoder_decoder: bool) -> Cache:
+    """A cache that grows; keys and values of an encoder's output are kept as they come."""
+    own = Cache(layer_class_to_replicate=GrowingLayer)
+    return _DecoderCache(own, DynamicCache()) if encoder_decoder else own
+
+
+def layers(cache: Cache) -> tuple[list[GrowingLayer], list[DynamicLayer]]:
+    """The layers of such a cache that grow, and those that stay."""
+    if isinstance(cache, EncoderDecoderCache):
+        return cache.self_attention_cache.layers, cache.cross_attention_cache.layers
+    return cache.layers, []

@@ -1,0 +1,47 @@
+"""The most probable token, again and again: transformers' `_sample` without sampling, where a row
+ends by a token or a length and nothing else."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+
+
+def serves(criteria: StoppingCriteriaList) -> bool:
+    return all(type(criterion) in (EosTokenCriteria, MaxLengthCriteria) for criterion in criteria)
+
+
+def greedy(
+    ids: Integer[Tensor, "batch tokens"],
+    logits: Float[Tensor, "batch 1 vocabulary"],
+    step: Callable[[Integer[Tensor, "batch 1"]], Float[Tensor, "batch 1 vocabulary"]],
+    processor: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
+    pad: int,
+) -> Integer[Tensor, "batch longer"]:
+    """`ids` and what follows, from the `logits` behind them; `pad` behind rows that have ended."""
+    most = criteria.max_length
+    ends = {end for criterion in criteria for end in _ends(criterion)}
+    open_rows = set(range(len(ids)))
+    while True:
+        scores = processor(ids, logits[:, -1].to(torch.float32, copy=bool(processor)))
+        tokens = scores.argmax(-1, keepdim=True)
+        found = tokens.flatten().tolist()
+        if len(open_rows) < len(found):
+            found = [token if row in open_rows else pad for row, token in enumerate(found)]
+            tokens = torch.tensor(found)[:, None]
+        ids = torch.cat([ids, tokens], 1)
+        open_rows -= {row for row, token in enumerate(found) if token in ends}
+        if not open_rows or (most is not None and ids.shape[1] >= most):
+            return ids
+        logits = step(tokens)
+
+
+def _ends(criterion: object) -> list[int]:
+    ends: list[int] = (
+        criterion.eos_token_id.tolist() if isinstance(criterion, EosTokenCriteria) else []
+    )
+    return ends

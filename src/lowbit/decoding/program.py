@@ -1,0 +1,267 @@
+"""A recorded step as straight-line Python.
+
+Every shape in a step is known, and with it most of its memory. So
+
+- results go to buffers that are there already, wherever torch can be told so; a view of such a
+  buffer is made once, here, and costs nothing in a step;
+- quantized layers are calls of the native code with addresses that are known; layers that read the
+  same input are one call;
+- calls that give what they are given (dropout, `contiguous`, `to`) are left out.
+
+What remains is one line per operation. Arithmetic is that of the model, operation by operation, so
+that every bit of the result is too.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit.decoding.cache import GrowingLayer, Position, append
+from lowbit.decoding.recording import Call, Recorded, leaves, mapped, tensors, varies
+from lowbit.errors import UsageError
+from lowbit.kernels.linear.native import in_place
+from lowbit.nn import QuantLinear
+
+# By the name of the call: the function that writes the same to `out`.
+INTO: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("add", "__add__", "__radd__"), torch.add),
+    **dict.fromkeys(("mul", "__mul__", "__rmul__"), torch.mul),
+    **dict.fromkeys(("neg", "__neg__"), torch.neg),
+    **dict.fromkeys(("pow", "__pow__"), torch.pow),
+    "cat": torch.cat,
+    "mean": torch.mean,
+    "rsqrt": torch.rsqrt,
+    "cos": torch.cos,
+    "sin": torch.sin,
+    "tanh": torch.tanh,
+    "sub": torch.sub,
+    "__sub__": torch.sub,
+}
+Program = Callable[..., Tensor]
+
+
+def program(earlier: Recorded, later: Recorded, layers: Sequence[GrowingLayer]) -> Program:
+    """step(layers, position, **inputs) -> output, from the recordings of two successive steps.
+
+    The output is overwritten by the next step. Raises UsageError where the steps differ in more
+    than their inputs.
+    """
+    if earlier.text() != later.text():
+        raise UsageError(
+            "what the model calls changes with the number of tokens that it has read:"
+            " lowbit.generate cannot record such a step; use model.generate"
+        )
+    return _Writer(earlier, later, layers).program()
+
+
+class _Writer:
+    def __init__(self, earlier: Recorded, later: Recorded, layers: Sequence[GrowingLayer]) -> None:
+        self.recorded = later
+        self.layers = {id(layer): i for i, layer in enumerate(layers)}
+        self.lines: list[str] = []
+        self.known: dict[str, Any] = {}  # what the program's constants are
+        self.names: dict[int, str] = {}  # of tensors that are there in a step only
+        # By id of a recorded tensor: what stands for it in every step; the call that makes it a
+        # view of another, with that; the tensor that it is itself.
+        self.fixed: dict[int, Tensor] = {}
+        self.views: dict[int, tuple[Call, Tensor]] = {}
+        self.aliases: dict[int, Tensor] = {}
+        self.done: set[int] = set()  # ids of calls that an earlier line has made
+        # Shapes that do not change from step to step.
+        self.steady = {
+            id(new)
+            for a, b in zip(earlier.calls, later.calls, strict=True)
+            for old, new in zip(a.outputs, b.outputs, strict=True)
+            if old.shape == new.shape and old.stride() == new.stride()
+        }
+        self.pure = not any(call.written is not None for call in later.calls)
+
+    def program(self) -> Program:
+        recorded = self.recorded
+        self.names.update((id(tensor), name) for name, tensor in recorded.inputs.items())
+        for call in recorded.calls:
+            if varies(call, recorded.varying) and id(call) not in self.done:
+                self.write(call)
+        body = "\n    ".join([*self.lines, f"return {self.text(recorded.output)}"])
+        header = ", ".join(["layers", "position", *recorded.inputs])
+        source = f"def step({header}):\n    {body}\n"
+        exec(compile(source, "<recorded step>", "exec"), self.known)
+        step: Program = self.known["step"]
+        return step
+
+    def write(self, call: Call) -> None:
+        if call.function is append:
+            layer, keys, values = call.args
+            extended = f"layers[{self.layers[id(layer)]}].extended"
+            self.emit(call, f"{extended}({self.text(keys)}, {self.text(values)})")
+        elif not (
+            self.same(call)
+            or self.view(call)
+            or self.quantized(call)
+            or self.into_buffer(call)
+            or self.postponed(call)
+        ):
+            self.emit(call, f"{self.constant(call.function)}({self.arguments(call)})")
+
+    def emit(self, call: Call, expression: str) -> None:
+        outputs = call.outputs
+        if call.written is not None or not outputs:
+            self.lines.append(expression)
+            return
+        for out in outputs:
+            self.names.setdefault(id(out), f"t{len(self.names)}")
+        target = mapped(lambda leaf: self.names.get(id(leaf), "_"), call.result)
+        self.lines.append(f"{_target(target)} = {expression}")
+
+    def same(self, call: Call) -> bool:
+        """A call that gives one of its inputs, or the same memory in the same shape."""
+        out = call.result
+        if call.written is not None or not isinstance(out, Tensor):
+            return False
+        for source in call.inputs:
+            if id(source) in self.recorded.varying and (source is out or _alike(source, out)):
+                if source is not out:
+                    self.aliases[id(out)] = self.original(source)
+                return True
+        return False
+
+    def original(self, leaf: Any) -> Any:
+        """What a call that changes nothing was given."""
+        return self.aliases.get(id(leaf), leaf)
+
+    def view(self, call: Call) -> bool:
+        """A view of something fixed, which is fixed too."""
+        varying = [self.original(t) for t in call.inputs if id(t) in self.recorded.varying]
+        outputs = call.outputs
+        if call.written is not None or not outputs or not all(id(t) in self.fixed for t in varying):
+            return False
+        memory = {t.untyped_storage().data_ptr() for t in varying}
+        if not all(out.untyped_storage().data_ptr() in memory for out in outputs):
+            return False
+        made = call.function(*self.standing(call.args), **self.standing(dict(call.kwargs)))
+        self.fixed.update((id(out), view) for out, view in zip(outputs, tensors(made), strict=True))
+        return True
+
+    def quantized(self, call: Call) -> bool:
+        """A quantized layer served by native code, and all that read the same input."""
+        if call.function is not QuantLinear.forward or not self.pure:
+            return False
+        x = self.original(call.args[1])
+        if _prepacked(call) is None or x.dtype is not torch.float32 or not x.is_contiguous():
+            return False
+        form = _form(call)
+        group = [
+            other
+            for other in self.recorded.calls
+            if other.function is QuantLinear.forward
+            and self.original(other.args[1]) is x
+            and _prepacked(other) is not None
+            and _form(other) == form
+        ]
+        ys = [torch.empty_like(other.result) for other in group]
+        products, weights = zip(*(_prepacked(other) for other in group), strict=True)
+        run = self.constant(in_place(products, weights, ys))
+        self.lines.append(f"{run}({self.address(x)})")
+        self.fixed.update((id(other.result), y) for other, y in zip(group, ys, strict=True))
+        self.done |= {id(other) for other in group}
+        return True
+
+    def into_buffer(self, call: Call) -> bool:
+        """A function that can write to memory that is there."""
+        out, into = call.result, INTO.get(call.name)
+        if (
+            into is None
+            or call.written is not None
+            or id(out) not in self.steady
+            or "dtype" in call.kwargs
+        ):
+            return False
+        buffer = torch.empty_like(out)
+        arguments = f"{self.arguments(call)}, out={self.constant(buffer)}"
+        self.lines.append(f"{self.constant(into)}({arguments})")
+        self.fixed[id(out)] = buffer
+        return True
+
+    def postponed(self, call: Call) -> bool:
+        """A view of a tensor that is new in every step: made when it is asked for. A quantized
+        layer asks for no more than its address."""
+        out = call.result
+        if call.written is not None or not isinstance(out, Tensor) or id(out) not in self.steady:
+            return False
+        memory = out.untyped_storage().data_ptr()
+        for source in map(self.original, call.inputs):
+            if self.is_variable(source) and source.untyped_storage().data_ptr() == memory:
+                self.views[id(out)] = call, source
+                return True
+        return False
+
+    def standing(self, tree: Any) -> Any:
+        """Arguments with what is fixed in the place of what was recorded."""
+
+        def standing(leaf: Any) -> Any:
+            leaf = self.original(leaf)
+            return self.fixed.get(id(leaf), leaf)
+
+        return mapped(standing, tree)
+
+    def address(self, x: Tensor) -> str:
+        if id(x) in self.fixed:
+            return str(self.fixed[id(x)].data_ptr())
+        root = x
+        while id(root) in self.views and id(root) not in self.names:
+            _, root = self.views[id(root)]
+        return f"{self.text(root)}.data_ptr() + {x.data_ptr() - root.data_ptr()}"
+
+    def arguments(self, call: Call) -> str:
+        named = [f"{name}={self.text(arg)}" for name, arg in call.kwargs.items()]
+        return ", ".join([*(self.text(arg) for arg in call.args), *named])
+
+    def text(self, tree: Any) -> str:
+        """An argument as source."""
+        if type(tree) in (tuple, list) and any(self.is_variable(leaf) for leaf in leaves(tree)):
+            items = "".join(f"{self.text(item)}, " for item in tree)
+            return f"({items})" if type(tree) is tuple else f"[{items}]"
+        if self.is_variable(tree):
+            tree = self.original(tree)
+            if id(tree) in self.views and id(tree) not in self.names:
+                call, _ = self.views[id(tree)]
+                self.emit(call, f"{self.constant(call.function)}({self.arguments(call)})")
+            return "position" if isinstance(tree, Position) else self.names[id(tree)]
+        return self.constant(self.standing(tree))
+
+    def is_variable(self, leaf: Any) -> bool:
+        known = id(self.original(leaf))
+        return isinstance(leaf, Position) or known in self.names or known in self.views
+
+    def constant(self, value: Any) -> str:
+        name = f"c{len(self.known)}"
+        self.known[name] = value
+        return name
+
+
+def _target(names: Any) -> str:
+    if isinstance(names, str):
+        return names
+    return "(" + "".join(f"{_target(name)}, " for name in names) + ")"
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.dtype == b.dtype
+    )
+
+
+def _prepacked(call: Call) -> Any:
+    """(product, (packed, bias)) of a recorded call of a quantized layer; None for the reference."""
+    layer: QuantLinear = call.args[0]
+    packed, product = layer.prepacked_product()
+    return None if packed is None or product is None else (product, (packed, layer.product_bias()))
+
+
+def _form(call: Call) -> Any:
+    return _prepacked(call)[0].input_form

@@ -1,0 +1,83 @@
+"""One token through a decoder: by the model itself twice, then by what it was seen to do."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+from lowbit.decoding.cache import GrowingLayer
+from lowbit.decoding.program import Program, program
+from lowbit.decoding.recording import Recorded, Recording, recorded
+
+
+@dataclass
+class State:
+    """What a step reads beside the token ids; None where a model or a batch has no such thing."""
+
+    cache: Cache
+    layers: list[GrowingLayer]
+    cross: list[DynamicLayer]
+    positions: Integer[Tensor, "batch 1"] | None
+    mask: Bool[Tensor, "batch 1 1 tokens"] | None
+    encoded: Float[Tensor, "batch source size"] | None
+    encoder_mask: Bool[Tensor, "batch 1 1 source"] | None
+
+    def inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        """The ids and all tensors among these, by name."""
+        named = {
+            "ids": ids,
+            "positions": self.positions,
+            "mask": self.mask,
+            "encoded": self.encoded,
+            "encoder_mask": self.encoder_mask,
+        }
+        for i, layer in enumerate(self.cross):
+            named[f"cross_keys_{i}"], named[f"cross_values_{i}"] = layer.keys, layer.values
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def arguments(self, ids: Tensor) -> Mapping[str, Any]:
+        """The same as the model's forward takes it."""
+        common = {"past_key_values": self.cache, "use_cache": True, "return_dict": True}
+        if self.encoded is not None:
+            return common | {
+                "decoder_input_ids": ids,
+                "decoder_attention_mask": self.mask,
+                "encoder_outputs": BaseModelOutput(last_hidden_state=self.encoded),
+                "attention_mask": self.encoder_mask,
+            }
+        positions = {} if self.positions is None else {"position_ids": self.positions}
+        return common | {"input_ids": ids, "attention_mask": self.mask} | positions
+
+
+class Step:
+    """A step for one model, number of rows and kind of state."""
+
+    def __init__(self) -> None:
+        self.earlier: Recorded | None = None
+        self.program: Program | None = None
+
+    @property
+    def is_new(self) -> bool:
+        return self.earlier is None and self.program is None
+
+    def __call__(
+        self, model: PreTrainedModel, ids: Integer[Tensor, "batch 1"], state: State
+    ) -> Float[Tensor, "batch 1 vocabulary"]:
+        """Logits of the token after `ids`, which the next call may overwrite."""
+        inputs = state.inputs(ids)
+        if self.program is not None:
+            return self.program(state.layers, state.layers[0].length, **inputs)
+        with Recording() as recording:
+            logits: Tensor = model(**state.arguments(ids)).logits
+        later = recorded(recording.calls, inputs, logits)
+        if self.earlier is None:
+            self.earlier = later
+        else:
+            self.program = program(self.earlier, later, state.layers)
+            self.earlier = None
+        return logits

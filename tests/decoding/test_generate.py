@@ -1,0 +1,244 @@
+"""lowbit.generate against model.generate, token for token."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+import lowbit
+from lowbit.decoding import step
+from lowbit.errors import UsageError
+from tests import real
+from tests.models import VOCABULARY, make
+
+DECODERS = ("gpt2", "llama-tied")
+TRANSLATORS = ("marian", "bart")
+GREEDY = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": 8}
+
+
+def quantized(name, recipe=None):
+    model = make(name)
+    if recipe is not None:
+        lowbit.quantize(model, recipe, progress=False)
+    return model
+
+
+def batch(model):
+    """Three rows of different lengths, padded as the model wants it."""
+    ids = torch.randint(3, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    for row, padding in ((1, 4), (2, 2)):
+        gap = slice(9 - padding, 9) if model.config.is_encoder_decoder else slice(padding)
+        ids[row, gap], mask[row, gap] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def same(model, inputs, **settings):
+    expected = model.generate(**inputs, **settings)
+    for _ in range(2):  # recorded, then from what was kept
+        assert torch.equal(lowbit.generate(model, **inputs, **settings), expected)
+    return expected
+
+
+def recordings(monkeypatch):
+    """The steps that were recorded from now on."""
+    seen = []
+
+    class Counted(step.Recording):
+        def __init__(self):
+            super().__init__()
+            seen.append(self)
+
+    monkeypatch.setattr(step, "Recording", Counted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        *((name, recipe) for name in DECODERS + TRANSLATORS for recipe in (None, "int8-dynamic")),
+        ("llama-tied", "int4-all"),
+        ("bart", "int4-all-dynamic"),
+        ("gpt2", "bcq2-dynamic"),
+    ],
+)
+def test_greedy_tokens_of_a_padded_batch_are_those_of_transformers(name, recipe):
+    model = quantized(name, recipe)
+    same(model, batch(model), **GREEDY)
+
+
+@pytest.mark.parametrize("name", DECODERS + TRANSLATORS)
+def test_beams_are_those_of_transformers(name):
+    model = quantized(name, "int8-dynamic")
+    settings = GREEDY | {"num_beams": 3}
+    same(model, batch(model), length_penalty=0.6, early_stopping=True, **settings)
+    same(model, batch(model), num_return_sequences=2, eos_token_id=[7, 50, 90], **settings)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("name", DECODERS + TRANSLATORS)
+def test_rows_end_where_theirs_do(name, beams):
+    model = quantized(name, "int8-dynamic")
+    settings = GREEDY | {"num_beams": beams, "max_new_tokens": 12}
+    free = model.generate(**batch(model), **settings)
+    ends = [int(free[row, -8 + 2 * row]) for row in range(3)]
+    ended = same(model, batch(model), eos_token_id=ends, **settings)
+    assert ended.shape[1] <= free.shape[1] and (ended == 0).any()
+
+
+def test_settings_of_transformers_hold():
+    model = quantized("marian", "int4-all-dynamic")
+    free = model.generate(**batch(model), **GREEDY)
+    bad = [[int(free[0, 2])], free[1, 3:5].tolist()]
+    forced = {"forced_bos_token_id": 9, "forced_eos_token_id": 2}
+    for beams in (1, 2):
+        got = same(model, batch(model), bad_words_ids=bad, num_beams=beams, **forced, **GREEDY)
+        assert (got[:, 1] == 9).all()
+    same(model, batch(model), repetition_penalty=1.7, max_length=7, decoder_start_token_id=5)
+    scores = {"return_dict_in_generate": True, "output_scores": True}
+    got = lowbit.generate(model, **batch(model), **GREEDY, **scores)
+    expected = model.generate(**batch(model), **GREEDY, **scores)
+    assert torch.equal(got.sequences, expected.sequences)
+    torch.testing.assert_close(torch.stack(got.scores), torch.stack(expected.scores))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_samples_are_the_same_from_the_same_seed(name):
+    model = quantized(name)
+    settings = GREEDY | {"do_sample": True, "top_k": 20, "temperature": 1.5}
+    torch.manual_seed(0)
+    expected = model.generate(**batch(model), **settings)
+    for _ in range(2):
+        torch.manual_seed(0)
+        assert torch.equal(lowbit.generate(model, **batch(model), **settings), expected)
+
+
+@pytest.mark.parametrize("name", ["llama-untied", "marian"])
+def test_keys_and_values_give_what_reading_everything_again_gives(name):
+    """Past the room that a cache has at first; in float64, where rounding decides nothing."""
+    model = quantized(name).double()
+    new = 70 if name.startswith("llama") else 40
+    settings = GREEDY | {"max_new_tokens": new, "eos_token_id": VOCABULARY}
+    expected = model.generate(**batch(model), use_cache=False, **settings)
+    got = lowbit.generate(model, **batch(model), **settings)
+    assert got.shape == expected.shape and torch.equal(got, expected)
+
+
+def test_steps_are_recorded_once_for_a_number_of_rows(monkeypatch):
+    model, seen = quantized("gpt2", "int8-dynamic"), recordings(monkeypatch)
+    ids = batch(model)["input_ids"]
+    for length in (9, 5, 9):
+        same(model, {"input_ids": ids[:, :length]}, **GREEDY)
+    assert len(seen) == 2
+    same(model, {"input_ids": ids[:1]}, **GREEDY)
+    assert len(seen) == 4
+
+
+def test_a_model_that_changed_is_recorded_again():
+    model = quantized("llama-untied")
+    before = same(model, batch(model), **GREEDY)
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    after = same(model, batch(model), **GREEDY)
+    assert not torch.equal(after, before)
+    lowbit.quantize(model, "int8-dynamic", progress=False)
+    same(model, batch(model), **GREEDY)
+    model.load_state_dict(model.state_dict())
+    same(model, batch(model), **GREEDY)
+
+
+def test_threads_do_not_share_memory():
+    model = quantized("gpt2", "int8-dynamic")
+    prompts = torch.randint(3, VOCABULARY, (6, 1, 4), generator=torch.Generator().manual_seed(2))
+    expected = [model.generate(ids, **GREEDY) for ids in prompts]
+    with ThreadPoolExecutor(3) as pool:
+        got = list(pool.map(lambda ids: lowbit.generate(model, ids, **GREEDY), prompts))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def sliding():
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            sliding_window=4,
+        )
+    ).eval()
+
+
+def eager():
+    model = make("gpt2")
+    model.set_attn_implementation("eager")
+    return model
+
+
+def watched():
+    model = make("gpt2")
+    model.transformer.h[0].register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "settings", "sentence"),
+    [
+        (lambda: make("gpt2").train(), {}, "training mode"),
+        (watched, {}, "transformer.h.0 has forward hooks"),
+        (eager, {}, "attention is eager"),
+        (sliding, {}, "layers of DynamicSlidingWindowLayer"),
+        (lambda: make("t5"), {}, "changes with the number of tokens"),
+        (lambda: make("bert"), {}, "BertModel does not generate text"),
+        (lambda: make("gpt2"), {"use_cache": False}, "use_cache is False"),
+        (lambda: make("gpt2"), {"streamer": object()}, "streamer"),
+        (lambda: make("gpt2"), {"output_hidden_states": True}, "output_hidden_states"),
+        (lambda: make("gpt2"), {"prompt_lookup_num_tokens": 2}, "assisted_generation"),
+        (lambda: make("gpt2"), {"cache_implementation": "static"}, "cache_implementation"),
+        (
+            lambda: make("gpt2"),
+            {"token_type_ids": torch.ones(1, 4, dtype=torch.long)},
+            "token_type_ids",
+        ),
+    ],
+)
+def test_what_is_not_served_is_refused(build, settings, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        lowbit.generate(build(), torch.tensor([[5, 6, 7, 8]]), **GREEDY | settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "int4-all-dynamic"])
+def test_real_texts_are_those_of_transformers(recipe):
+    model = AutoModelForCausalLM.from_pretrained(real.model("gpt2-wikitext2")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(real.model("gpt2-wikitext2"))
+    lowbit.quantize(model, recipe, progress=False)
+    text = real.data("wikitext-2", "test.txt").read_text(encoding="utf-8")
+    ids = torch.tensor(tokenizer(text[:4000]).input_ids)[:192].view(4, 48)
+    same(model, {"input_ids": ids}, **GREEDY | {"max_new_tokens": 40})
+    same(model, {"input_ids": ids[:1]}, num_beams=4, **GREEDY | {"max_new_tokens": 20})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [None, "int8-all-dynamic"])
+def test_real_pronunciations_are_those_of_transformers(recipe):
+    folder = real.model("bart-g2p-us")
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    if recipe is not None:
+        lowbit.quantize(model, recipe, progress=False)
+    letters = json.loads((folder / "characters.json").read_text(encoding="utf-8"))["graphemes"]
+    words = ["quantize", "a", "pronunciation", "lowbit", "thorough"]
+    rows = [torch.tensor([1, *(letters.index(letter) for letter in word), 2]) for word in words]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    for beams in (1, 4):
+        same(model, inputs, num_beams=beams, max_new_tokens=30)
