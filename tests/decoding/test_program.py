@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lowbit.decoding.cache import Position
 from lowbit.decoding.program import program
 from lowbit.decoding.recording import Recording, recorded
 from lowbit.errors import UsageError
@@ -65,14 +66,32 @@ def promoted(x, y):
     return (x > y) * x + 2 * y - (x - y)
 
 
+def named_results(x, y):
+    values, places = torch.topk(x, 3)
+    return values + y.gather(-1, places).max(-1, keepdim=True).values
+
+
 @pytest.mark.parametrize(
-    "function", [views_and_arithmetic, root_mean_square, in_place, what_is_not_needed, promoted]
+    "function",
+    [views_and_arithmetic, root_mean_square, in_place, what_is_not_needed, promoted, named_results],
 )
 def test_a_program_computes_what_the_function_does(function):
     step = replayed(function)
     for seed in range(3, 6):
         given = inputs(seed)
         assert torch.equal(step([], 0, **given), function(**given))
+
+
+def test_a_position_is_asked_for_in_every_step():
+    table, at = torch.arange(40.0), iter((4, 5))
+
+    def function(x, y, position):
+        return (x + y).select(-1, position) * table[position] + position
+
+    step = replayed(lambda x, y: function(x, y, Position(next(at))))
+    for position in range(6, 9):
+        given = inputs(position)
+        assert torch.equal(step([], position, **given), function(**given, position=position))
 
 
 def test_layers_of_the_same_input_and_of_others_give_their_own_bits():

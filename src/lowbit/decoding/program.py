@@ -96,13 +96,11 @@ class _Writer:
             layer, keys, values = call.args
             extended = f"layers[{self.layers[id(layer)]}].extended"
             self.emit(call, f"{extended}({self.text(keys)}, {self.text(values)})")
-        elif not (
-            self.same(call)
-            or self.view(call)
-            or self.quantized(call)
-            or self.into_buffer(call)
-            or self.postponed(call)
-        ):
+            return
+        shortcuts = [self.into_buffer]
+        if not any(isinstance(leaf, Position) for leaf in leaves((call.args, call.kwargs))):
+            shortcuts += [self.same, self.view, self.quantized, self.postponed]
+        if not any(shortcut(call) for shortcut in shortcuts):
             self.emit(call, f"{self.constant(call.function)}({self.arguments(call)})")
 
     def emit(self, call: Call, expression: str) -> None:
@@ -220,9 +218,9 @@ class _Writer:
 
     def text(self, tree: Any) -> str:
         """An argument as source."""
-        if type(tree) in (tuple, list) and any(self.is_variable(leaf) for leaf in leaves(tree)):
+        if isinstance(tree, (tuple, list)) and any(self.is_variable(leaf) for leaf in leaves(tree)):
             items = "".join(f"{self.text(item)}, " for item in tree)
-            return f"({items})" if type(tree) is tuple else f"[{items}]"
+            return f"({items})" if isinstance(tree, tuple) else f"[{items}]"
         if self.is_variable(tree):
             tree = self.original(tree)
             if id(tree) in self.views and id(tree) not in self.names:

@@ -113,8 +113,9 @@ class Recorded:
 
 def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
     """The same nested tuples, lists and dicts with other leaves."""
-    if type(tree) in (tuple, list):
-        return type(tree)(mapped(function, item) for item in tree)
+    if isinstance(tree, (tuple, list)):
+        items = (mapped(function, item) for item in tree)
+        return tuple(items) if isinstance(tree, tuple) else list(items)
     if isinstance(tree, dict):
         return {name: mapped(function, item) for name, item in tree.items()}
     return function(tree)
