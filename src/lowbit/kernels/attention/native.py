@@ -27,7 +27,8 @@ def attention(
     batch, heads, queries, size = query.shape
     key_heads, keys, value_size = value.shape[1:]
     y = query.new_empty((batch, queries, heads, value_size))
-    kind, at, steps = "none", 0, (0, 0, 0, 0)
+    kind, at = "none", 0
+    steps: tuple[int, ...] = (0, 0, 0, 0)
     if mask is not None:
         mask = _rows(mask.expand(batch, heads, queries, keys))
         kind, at, steps = MASKS[mask.dtype], mask.data_ptr(), mask.stride()
