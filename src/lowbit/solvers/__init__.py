@@ -15,7 +15,7 @@ from torch import Tensor
 from lowbit.errors import UsageError
 from lowbit.formats import QTensor
 from lowbit.schemes import Scheme
-from lowbit.solvers import gptq, nearest
+from lowbit.solvers import binary_compensated, gptq, nearest
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Method:
 SOLVERS = {
     "nearest": Method(nearest.solve, data=False),
     "gptq": Method(gptq.solve),
+    "binary": Method(binary_compensated.solve),
 }
 
 

@@ -1,0 +1,1 @@
+"""Bits under a budget: what each choice costs, the best choices, and the evaluation that decides."""
