@@ -32,9 +32,9 @@ def error_of(weight, q, hessian):
     return oracle.error(weight.double().numpy() - decode(q).double().numpy(), hessian.numpy())
 
 
-def schemes(bits=st.integers(1, 4)):
+def schemes():
     sizes = st.sampled_from([CHANNEL, group(8), group(12)])
-    return st.builds(Binary, bits=bits, granularity=sizes, offset=st.booleans())
+    return st.builds(Binary, bits=st.integers(1, 4), granularity=sizes, offset=st.booleans())
 
 
 @settings(max_examples=12)
@@ -79,7 +79,9 @@ def test_alpha_and_offset_are_the_best_for_their_codes_for_every_prefix(scheme, 
     bits = packing.unpack(q.planes.numpy(), 1, 30)
     for planes in range(1, scheme.bits + 1):
         decoded = decode(prefix(q, planes)).double().numpy()
-        for row, codes, found in zip(weight.double().numpy(), bits.swapaxes(0, 1), decoded, strict=True):
+        for row, codes, found in zip(
+            weight.double().numpy(), bits.swapaxes(0, 1), decoded, strict=True
+        ):
             best = oracle.best_parameters_error(
                 row, codes[:planes], objective, widths, scheme.offset
             )

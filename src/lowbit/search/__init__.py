@@ -1,1 +1,1 @@
-"""Bits under a budget: what each choice costs, the best choices, and the evaluation that decides."""
+"""Bits under a budget: what choices cost, the best of them, and the evaluation that decides."""

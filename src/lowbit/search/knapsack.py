@@ -6,12 +6,16 @@ A multiple-choice knapsack, solved to proven optimality as an integer program (H
 bound without a gap).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from lowbit.errors import InputError
 from lowbit.extras import needed
+
+# What the largest cost is scaled to: the solver stops at a gap of 1e-6.
+COSTLIEST = 1e5
 
 
 def choose(
@@ -24,19 +28,21 @@ def choose(
     least = sum(min(options) for options in sizes)
     if least > budget:
         raise InputError(f"the budget of {budget:,} bytes is below the smallest, {least:,} bytes")
-    optimize = needed("scipy.optimize", "scipy", "eval")
     size, cost = (np.array([x for row in rows for x in row], float) for rows in (sizes, costs))
+    if not np.isfinite(cost).all():
+        raise InputError("a choice has a cost that is not a number: the model's output is not one")
+    optimize = needed("scipy.optimize", "scipy", "eval")
     owner = np.repeat(np.arange(len(sizes)), [len(options) for options in sizes])
     one_each = (owner == np.arange(len(sizes))[:, None]).astype(float)
-    # Numbers around 1, so that the solver's absolute tolerances are relative ones.
-    unit = max(size.max(), 1.0)
+    # Whole numbers, as small as they get: the solver's tolerances are absolute.
+    unit = max(1, math.gcd(*(x for row in sizes for x in row)))
     found = optimize.milp(
-        cost / (np.abs(cost).max() or 1.0),
+        COSTLIEST * cost / (np.abs(cost).max() or 1.0),
         integrality=np.ones_like(cost),
         bounds=optimize.Bounds(0, 1),
         constraints=[
             optimize.LinearConstraint(one_each, 1, 1),
-            optimize.LinearConstraint(size[None] / unit, ub=budget / unit),
+            optimize.LinearConstraint(size[None] / unit, ub=budget // unit),
         ],
         options={"mip_rel_gap": 0.0},
     )

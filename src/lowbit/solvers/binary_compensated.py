@@ -27,7 +27,6 @@ from lowbit.errors import InputError, UsageError
 from lowbit.formats import BinaryTensor
 from lowbit.schemes import Binary, Scheme
 from lowbit.schemes.binary import packed_planes
-from lowbit.schemes.levels import Levels
 from lowbit.solvers.binary_group import (
     Fit,
     GroupProblem,
@@ -110,9 +109,7 @@ class _Sweep:
         bits, with_offset = self.scheme.bits, self.scheme.offset
         alphas, offsets = [], []
         for planes in range(1 if self.scheme.nested else bits, bits + 1):
-            found = best_levels(
-                self.weight, self.matrix, codes, self.groups, planes, with_offset
-            )
+            found = best_levels(self.weight, self.matrix, codes, self.groups, planes, with_offset)
             alphas.append(torch.stack([found[i].alpha for i in self.place]).to(self.dtype))
             offsets.append(torch.stack([found[i].offset for i in self.place]).to(self.dtype))
         if not all(parameters.isfinite().all() for parameters in (*alphas, *offsets)):
