@@ -46,7 +46,9 @@ def test_the_sweep_equals_a_dense_oracle(scheme, order):
             return scale, found.zero_point.double().numpy()[:, unit], 2**scheme.bits - 1
         return scale, -lowest, highest - lowest
 
-    q, decoded = compensated(weight.numpy(), hessian.double().numpy(), 0.02, grid, np.concatenate(groups))
+    q, decoded = compensated(
+        weight.numpy(), hessian.double().numpy(), 0.02, grid, np.concatenate(groups)
+    )
     zeros = np.stack([np.broadcast_to(grid(j, None)[1], 12) for j in range(40)], 1)
     assert np.array_equal(q - zeros, centred)
     assert np.allclose(decoded, dequantize(found).double().numpy(), rtol=1e-6, atol=1e-6)

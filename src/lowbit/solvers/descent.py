@@ -1,8 +1,8 @@
 """Descent on tr((W − Ŵ) H (W − Ŵ)ᵀ) from codes that are good already; never upwards.
 
-    scales   codes fixed, a row w ≈ Σ_g s_g c_g (c = q − z, zero outside group g) is least squares:
-             A s = b,  A_gh = c_gᵀ H c_h,  b_g = c_gᵀ H w
-    codes    column j with all others fixed:  ŵ_j ← nearest to  ŵ_j + ((W − Ŵ) H)_j / H_jj
+scales   codes fixed, a row w ≈ Σ_g s_g c_g (c = q − z, zero outside group g) is least squares:
+         A s = b,  A_gh = c_gᵀ H c_h,  b_g = c_gᵀ H w
+codes    column j with all others fixed:  ŵ_j ← nearest to  ŵ_j + ((W − Ŵ) H)_j / H_jj
 """
 
 from collections.abc import Sequence
