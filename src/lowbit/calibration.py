@@ -33,10 +33,16 @@ def batches_of(calibration: Calibration, model: PreTrainedModel) -> list[dict[st
 def _inputs(ids: Integer[Tensor, "samples length"], model: PreTrainedModel) -> dict[str, Tensor]:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
-        start = getattr(model.config, "decoder_start_token_id", None) or 0
-        first = torch.full_like(ids[:, :1], start)
-        inputs["decoder_input_ids"] = torch.cat([first, ids[:, :-1]], 1)
+        inputs["decoder_input_ids"] = decoder_inputs(ids, model)
     return inputs
+
+
+def decoder_inputs(
+    targets: Integer[Tensor, "samples length"], model: PreTrainedModel
+) -> Integer[Tensor, "samples length"]:
+    """What a decoder reads to predict `targets`: its start token, then all but the last."""
+    start = getattr(model.config, "decoder_start_token_id", None) or 0
+    return torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], 1)
 
 
 def _check(ids: Tensor, vocabulary: int) -> None:

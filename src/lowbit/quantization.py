@@ -17,7 +17,8 @@ from lowbit.qat.calibrate import calibrate
 from lowbit.qat.prepare import QatOptions
 from lowbit.recipe import Recipe, load_recipe
 from lowbit.solvers import Solver, load_solver
-from lowbit.solvers.walk import solve_weight, walked
+from lowbit.solvers.decide import solve_weight
+from lowbit.solvers.walk import walked
 
 
 def quantize(
@@ -71,4 +72,3 @@ def quantize(
             inputs = calibrate(model, recipe, batches, options, progress)
         result = quantize_with(model, recipe, lambda d, _: solved.stored[d.name], inputs, progress)
     return replace(result, notes=solved.notes())
-

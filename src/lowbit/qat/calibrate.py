@@ -22,8 +22,8 @@ def calibrate(
     """The scale of each module whose activations `recipe` makes static. The model is left as it
     was.
 
-    calibration: token ids [samples, length], or model inputs. Raises UsageError for a recipe without
-    static activations, InputError for no data.
+    calibration: token ids [samples, length], or model inputs. Raises UsageError for a recipe
+    without static activations, InputError for no data.
     """
     if not any(rule.activations == "static" for rule in recipe.rules):
         raise UsageError(f"recipe {recipe.name} has no static activations to calibrate")

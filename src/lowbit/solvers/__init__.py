@@ -6,7 +6,7 @@ The hessian is the mean of x xᵀ over calibration tokens: symmetric, undamped.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,21 +15,30 @@ from torch import Tensor
 from lowbit.errors import UsageError
 from lowbit.formats import QTensor
 from lowbit.schemes import Scheme
-from lowbit.solvers import binary_compensated, gptq, nearest
+from lowbit.solvers import awq, binary_compensated, gptq, hqq, nearest, smoothquant
+from lowbit.solvers.hessian import Inputs
+
+# (weights [out, in] that read the same x, what is known of x, their schemes) -> one per input
+FindFactors = Callable[[Sequence[Tensor], Inputs, Sequence[Scheme]], Tensor]
 
 
 @dataclass(frozen=True)
 class Method:
-    """`solve`, and whether it needs data: without, its hessian is None."""
+    """`solve`, and whether it needs data: without, its hessian is None. `factors` finds a scale per
+    input that is folded into the module before, first of all."""
 
     solve: Callable[..., QTensor]
     data: bool = True
+    factors: FindFactors | None = None
 
 
 SOLVERS = {
     "nearest": Method(nearest.solve, data=False),
+    "hqq": Method(hqq.solve, data=False),
     "gptq": Method(gptq.solve),
     "binary": Method(binary_compensated.solve),
+    "awq": Method(nearest.solve, factors=awq.factors),
+    "smoothquant": Method(nearest.solve, factors=smoothquant.factors),
 }
 
 

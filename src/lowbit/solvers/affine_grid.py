@@ -9,7 +9,7 @@ then codes and least squares for s in turn. Only decreases are accepted.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from lowbit.errors import UsageError
@@ -19,9 +19,9 @@ from lowbit.packing import pack
 from lowbit.schemes import Absmax, Scheme, ZeroPoint
 from lowbit.schemes.weight_range import weight_range
 
-SHARES = torch.linspace(1.0, 0.35, 24).tolist()
+SHARES = torch.linspace(1.0, 0.4, 13).tolist()
 NEIGHBOURS = (0, -1, 1)
-ITERATIONS = 4
+ITERATIONS = 3
 
 
 @dataclass(frozen=True)
@@ -61,73 +61,70 @@ class Codes:
 
     def assemble(
         self,
-        q: Int64[Tensor, "out in"],
+        q: Float64[Tensor, "in out"],
         scale: Float64[Tensor, "units groups"],
         zero: Float64[Tensor, "units groups"],
     ) -> AffineTensor:
         """The stored form of codes counted from the lowest, 0 … levels."""
+        codes = q.t().to(torch.int16)
         layout = AffineLayout(self.bits, self.granularity, self.zero_point, self.scale_dtype)
         stored: UInt8[Tensor, "out packed"]
         if layout.signed:
-            stored = (q - self.middle).to(torch.int8)
+            stored = (codes - self.middle).to(torch.int8)
         else:
             # Symmetric codes leave out the lowest that the bits could say.
-            stored = pack((q + (0 if self.zero_point else 1)).to(torch.uint8), self.bits)
+            stored = pack((codes + (0 if self.zero_point else 1)).to(torch.uint8), self.bits)
         z = zero.to(torch.uint8) if self.zero_point else None
         scale = scale.to(self.scale_dtype)
-        return AffineTensor(stored, scale, z, self.bits, self.granularity, q.shape[1])
+        return AffineTensor(stored, scale, z, self.bits, self.granularity, q.shape[0])
 
 
 @dataclass
 class Grid:
-    """ŵ = scale · (q − zero), one of each per row; q in 0 … levels."""
+    """ŵ = scale · (q − zero), one of each per row of the weight; q in 0 … levels.
+
+    Weights and codes are transposed, [inputs, out]: what is worked on at once lies together.
+    """
 
     scale: Float64[Tensor, " out"]
     zero: Float64[Tensor, " out"]
     levels: int
 
-    def codes(self, w: Float64[Tensor, "out n"]) -> Float64[Tensor, "out n"]:
-        q = (w / self.scale[:, None]).round_().add_(self.zero[:, None])
-        return q.clamp_(0, self.levels)
+    def codes(self, w: Float64[Tensor, "*n out"]) -> Float64[Tensor, "*n out"]:
+        return (w / self.scale).round_().add_(self.zero).clamp_(0, self.levels)
 
-    def values(self, q: Float64[Tensor, "out n"]) -> Float64[Tensor, "out n"]:
-        return (q - self.zero[:, None]) * self.scale[:, None]
+    def values(self, q: Float64[Tensor, "*n out"]) -> Float64[Tensor, "*n out"]:
+        return (q - self.zero).mul_(self.scale)
 
 
-def fit_grid(
-    w: Float64[Tensor, "out n"], importance: Float64[Tensor, " n"], codes: Codes
-) -> Grid:
-    """The best grid found for each row, with scales as stored."""
-    low, high = w.amin(1).clamp(max=0), w.amax(1).clamp(min=0)
+def fit_grid(w: Float64[Tensor, "n out"], importance: Float64[Tensor, " n"], codes: Codes) -> Grid:
+    """The best grid found for each row of the weight, with scales as stored."""
+    low, high = w.amin(0).clamp(max=0), w.amax(0).clamp(min=0)
     if not codes.zero_point:
         high = torch.maximum(-low, high)
         low = -high
     widest, centre = (high - low) / codes.levels, (high + low) / 2
-    best: Grid | None = None
+    best = Grid(codes.stored(widest), torch.zeros_like(low), codes.levels)
     least = torch.full_like(low, torch.inf)
 
     def try_out(scale: Tensor, zero: Tensor) -> None:
         nonlocal best, least
-        grid = Grid(codes.stored(scale), zero, codes.levels)
-        error = (grid.values(grid.codes(w)) - w).square_() @ importance
+        grid = Grid(scale, zero, codes.levels)
+        error = importance @ grid.values(grid.codes(w)).sub_(w).square_()
         better = error < least
-        if best is not None:
-            grid.scale = torch.where(better, grid.scale, best.scale)
-            grid.zero = torch.where(better, grid.zero, best.zero)
-        best, least = grid, torch.minimum(error, least)
+        scale, zero = torch.where(better, scale, best.scale), torch.where(better, zero, best.zero)
+        best, least = Grid(scale, zero, codes.levels), torch.minimum(error, least)
 
     for share in SHARES:
         scale = codes.stored(share * widest)
-        for step in NEIGHBOURS if codes.zero_point else (0,):
-            if codes.zero_point:
-                zero = (codes.levels / 2 - centre / scale).round_() + step
-                zero.clamp_(0, codes.levels)
-            else:
-                zero = torch.full_like(scale, codes.middle)
-            try_out(scale, zero)
-    assert best is not None
+        if codes.zero_point:
+            zero = (codes.levels / 2 - centre / scale).round_()
+            for step in NEIGHBOURS:
+                try_out(scale, (zero + step).clamp_(0, codes.levels))
+        else:
+            try_out(scale, torch.full_like(scale, codes.middle))
     for _ in range(ITERATIONS):
-        centred = best.codes(w) - best.zero[:, None]
-        scale = (centred * w) @ importance / (centred.square() @ importance)
-        try_out(scale.nan_to_num(0.0), best.zero)
+        centred = best.codes(w) - best.zero
+        scale = (importance @ (centred * w)) / (importance @ centred.square())
+        try_out(codes.stored(scale.nan_to_num(0.0)), best.zero)
     return best

@@ -43,40 +43,39 @@ def solve(
     Raises UsageError for a scheme that is not affine, InputError for a weight that is not finite.
     """
     codes = Codes.of(scheme, weight)
-    target, matrix = weight.double(), damp(hessian, damping)
-    columns = target.shape[1]
+    target, matrix = weight.double().t().contiguous(), damp(hessian, damping)
+    columns = len(target)
     width = codes.granularity.width(columns)
     groups = ordered(matrix.diagonal(), width, order)
     sweep = torch.cat(groups)
-    # H⁻¹ = Uᵀ U in the order of the sweep.
+    # H⁻¹ = Uᵀ U in the order of the sweep; Uᵀ is `lower`.
     factor = torch.linalg.cholesky(matrix[sweep][:, sweep])
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
-    free = target[:, sweep]
-    q, found, at = torch.empty_like(free), [], 0
-    # A scale for the whole tensor cannot follow the compensation of a part of it.
-    whole = fit_tensor(target, codes) if codes.granularity.kind == "tensor" else None
+    lower = torch.linalg.cholesky(torch.cholesky_inverse(factor))
+    free, q = target[sweep], torch.empty_like(target)
+    # One scale for the whole tensor cannot follow what its parts take up.
+    whole = _fit_tensor(target, codes) if codes.granularity.kind == "tensor" else None
+    grids: dict[int, Grid] = {}
+    at = 0
     for group in groups:
-        part = slice(at, at + len(group))
-        importance = upper.diagonal()[part].square().reciprocal()
-        grid = whole or fit_grid(free[:, part], importance, codes)
-        found.append(grid)
-        for start in range(at, part.stop, COLUMNS_AT_ONCE):
-            block = slice(start, min(start + COLUMNS_AT_ONCE, part.stop))
-            error = _round(free[:, block], q[:, block], upper[block, block], grid)
-            free[:, block.stop :] -= error @ upper[block, block.stop :]
-        at = part.stop
-    back = sweep.argsort()
-    which = torch.tensor([int(group[0]) // width for group in groups]).argsort().tolist()
-    grids = [found[i] for i in which]
-    q, grids = descend(target, matrix, q[:, back], grids, width, codes, rounds)
-    kept = grids[:1] if whole else grids
-    scale, zero = (torch.stack([getattr(g, name) for g in kept], 1) for name in ("scale", "zero"))
-    if whole:
-        scale, zero = scale[:1], zero[:1]
-    return codes.assemble(q.long(), scale, zero)
+        end = at + len(group)
+        importance = lower.diagonal()[at:end].square().reciprocal()
+        grid = whole or fit_grid(free[at:end], importance, codes)
+        grids[int(group[0]) // width] = grid
+        for start in range(at, end, COLUMNS_AT_ONCE):
+            block = slice(start, min(start + COLUMNS_AT_ONCE, end))
+            error = _round(free[block], q[block], lower[block, block], grid)
+            free[block.stop :] -= lower[block.stop :, block] @ error
+        at = end
+    found = [grids[i] for i in sorted(grids)]
+    q, found = descend(target, matrix, q[sweep.argsort()], found, width, codes, rounds)
+    scale, zero = torch.stack([g.scale for g in found], 1), torch.stack([g.zero for g in found], 1)
+    units = codes.granularity.parameter_shape(*weight.shape)
+    return codes.assemble(q, scale[: units[0]], zero[: units[0]])
 
 
-def ordered(importance: Float64[Tensor, " in"], width: int, order: bool) -> list[Int64[Tensor, " n"]]:
+def ordered(
+    importance: Float64[Tensor, " in"], width: int, order: bool
+) -> list[Int64[Tensor, " n"]]:
     """The columns of each group of `width`, in the order of the sweep."""
     groups = list(torch.arange(len(importance), device=importance.device).split(width))
     if not order:
@@ -85,25 +84,23 @@ def ordered(importance: Float64[Tensor, " in"], width: int, order: bool) -> list
     return sorted(groups, key=lambda g: -importance[g].mean().item())
 
 
-def fit_tensor(weight: Float64[Tensor, "out in"], codes: Codes) -> Grid:
+def _fit_tensor(target: Float64[Tensor, "in out"], codes: Codes) -> Grid:
     """One grid for all rows."""
-    grid = fit_grid(weight.reshape(1, -1), weight.new_ones(weight.numel()), codes)
-    rows = len(weight)
+    grid = fit_grid(target.reshape(-1, 1), target.new_ones(target.numel()), codes)
+    rows = target.shape[1]
     return Grid(grid.scale.expand(rows), grid.zero.expand(rows), grid.levels)
 
 
 def _round(
-    free: Float64[Tensor, "out n"],
-    q: Float64[Tensor, "out n"],
-    upper: Float64[Tensor, "n n"],
+    free: Float64[Tensor, "n out"],
+    q: Float64[Tensor, "n out"],
+    lower: Float64[Tensor, "n n"],
     grid: Grid,
-) -> Float64[Tensor, "out n"]:
+) -> Float64[Tensor, "n out"]:
     """Round the columns of a block into q, compensating inside it; returns the errors e."""
     errors = torch.empty_like(free)
-    for j in range(free.shape[1]):
-        column = free[:, j : j + 1]
-        q[:, j : j + 1] = code = grid.codes(column)
-        error = (column - grid.values(code)) / upper[j, j]
-        free[:, j + 1 :] -= error * upper[j, j + 1 :]
-        errors[:, j : j + 1] = error
+    for j in range(len(free)):
+        q[j] = grid.codes(free[j])
+        errors[j] = (free[j] - grid.values(q[j])) / lower[j, j]
+        free[j + 1 :].addr_(lower[j + 1 :, j], errors[j], alpha=-1)
     return errors

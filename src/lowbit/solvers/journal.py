@@ -1,7 +1,7 @@
 """What is solved is kept, one file per stage, so that a run that was killed goes on from there.
 
-A folder holds run.json, which says of which run (recipe, solver, weights, data), and NUMBER.safetensors
-for each finished stage: its stored weights and changed float parameters.
+A folder holds run.json, which says of which run (recipe, solver, weights, data), and a safetensors
+file for each finished stage: its stored weights and changed float parameters.
 """
 
 import hashlib
@@ -97,7 +97,8 @@ class Journal:
 
     def write(self, number: int, solved: Solved) -> None:
         tensors = {
-            f"{name}/{t}": x.contiguous() for name, q in solved.stored.items()
+            f"{name}/{t}": x.contiguous()
+            for name, q in solved.stored.items()
             for t, x in q.tensors().items()
         }
         about = {
@@ -122,6 +123,5 @@ def fingerprint(tensors: Sequence[Tensor]) -> str:
     for tensor in tensors:
         found.update(str((tensor.dtype, list(tensor.shape))).encode())
         flat = tensor.detach().cpu().contiguous().flatten()
-        found.update(flat.view(torch.uint8).numpy())
+        found.update(flat.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-

@@ -1,7 +1,5 @@
 """Nearest rounding: what the scheme does by itself, whatever the inputs are."""
 
-from typing import Any
-
 from jaxtyping import Float
 from torch import Tensor
 

@@ -43,7 +43,8 @@ class Playback:
         end, and the output is the model's.
         """
         with self._answering(), _reporting(stage):
-            for self.index, batch in enumerate(self.batches[:batches]):
+            for index, batch in enumerate(self.batches[:batches]):
+                self.index = index
                 try:
                     output = self.model(**batch)
                 except _Reached as reached:

@@ -5,23 +5,24 @@ the data through to the next. Activations stay float on the way, whatever the re
 later.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.calibration import Calibration, batches_of
 from lowbit.convert import matrix, oriented
 from lowbit.coverage import Decision, cover
-from lowbit.errors import LowbitError
 from lowbit.formats import FORMATS, QTensor
 from lowbit.mode import evaluating
 from lowbit.recipe import Recipe
-from lowbit.solvers import Solver
+from lowbit.solvers import FindFactors, Solver
+from lowbit.solvers.decide import solve_weight
+from lowbit.solvers.folding import fold
 from lowbit.solvers.hessian import is_singular
 from lowbit.solvers.journal import Journal, Solved, fingerprint
 from lowbit.solvers.observe import Observed, linear_users, observe
@@ -29,6 +30,7 @@ from lowbit.solvers.playback import Playback, playing
 from lowbit.solvers.stages import Stage, find_stages
 
 UNSEEN = "met no token, and were solved without data"
+UNFOLDED = "follow no module that could take a scale per input, and got none"
 SINGULAR = "have a singular Hessian, which was damped (more data helps)"
 
 
@@ -103,7 +105,10 @@ def _walk(
 
 def _solve(playback: Playback, stage: Stage, solver: Solver) -> Solved:
     found = Solved()
-    seen = observe(playback, stage, linear_users(playback, stage.decisions))
+    users = linear_users(playback, stage.decisions)
+    seen = observe(playback, stage, users)
+    if solver.method.factors is not None:
+        _fold(playback, stage, solver.method.factors, users, seen, found)
     for d in stage.decisions:
         assert d.weights is not None
         weight = matrix(playback.model.get_submodule(d.name), d.weights).float()
@@ -112,13 +117,33 @@ def _solve(playback: Playback, stage: Stage, solver: Solver) -> Solved:
     return found
 
 
-def solve_weight(solver: Solver, d: Decision, weight: Tensor, hessian: Tensor | None) -> QTensor:
-    """The stored form of a weight [out, in]. Raises with the module's name."""
-    assert d.rule is not None and d.rule.scheme is not None
-    try:
-        return solver.solve(weight, hessian, d.rule.scheme)
-    except LowbitError as error:
-        raise type(error)(f"{d.name}.weight: {error}") from None
+def _fold(
+    playback: Playback,
+    stage: Stage,
+    factors: FindFactors,
+    users: Mapping[str, nn.Module],
+    seen: Observed,
+    found: Solved,
+) -> None:
+    """Fold a scale per input out of the weights of a stage; float parameters change."""
+    by_name = {d.name: d for d in stage.decisions}
+
+    def factors_of(names: list[str]) -> Tensor:
+        weights, schemes = [], []
+        for name in names:
+            d = by_name[name]
+            assert d.weights is not None and d.rule is not None and d.rule.scheme is not None
+            weights.append(matrix(users[name], d.weights).float())
+            schemes.append(d.rule.scheme)
+        inputs = seen.of(names[0])
+        assert inputs is not None
+        return factors(weights, inputs, schemes)
+
+    changed, left = fold(playback, stage, users, seen, factors_of)
+    for name in changed:
+        found.floats[name] = playback.model.get_parameter(name).data.clone()
+    for name in left:
+        found.remark(UNFOLDED, name)
 
 
 def _hessian(d: Decision, seen: Observed, found: Solved, weight: Tensor) -> Tensor:

@@ -1,0 +1,200 @@
+"""What each solver makes of each bit; written to docs/results/accuracy-per-bit.md.
+
+    python bench/accuracy_per_bit.py [--data FOLDER] [--models FOLDER] [--only TEXT] [--write]
+
+A language model of 8.5 million parameters trained on WikiText-2, its linear layers quantized and its
+table kept in float. Rows that are measured are kept (--keep FILE), so that an interrupted run goes
+on, and another can add to it; --write makes the page of all that are there.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from machine import described, finish, result_page
+from torch import nn
+
+import lowbit
+from lowbit import Recipe, Rule, ZeroPoint
+from lowbit.coverage import cover
+from lowbit.data import calibration
+from lowbit.evaluation.divergence import divergence
+from lowbit.evaluation.perplexity import perplexity
+from lowbit.formats import group
+from lowbit.loading import load_model, load_tokenizer
+from lowbit.nn import Packed
+from lowbit.recipe import load_recipe
+from lowbit.staging import staged_file
+
+SHARED = Path(__file__).parents[2] / "shared"
+CONTEXT = 256
+DIVERGENCE_BLOCKS = 100
+SOLVERS = ("nearest", "hqq", "gptq", "awq")
+# Groups that fill the bits of llama.cpp's types at the same width.
+FILLED = {4: 48, 3: 56, 2: 40}
+PEERS = ("Q8_0", "Q5_0", "Q4_0")
+# Measured once with llama.cpp's own tool on this model and these blocks: bits, loss of perplexity.
+EARLIER = {
+    "llama.cpp Q8_0": (8.5, 0.0),
+    "llama.cpp Q4_0": (4.5, 0.0017),
+    "llama.cpp Q4_K": (4.5, 0.0009),
+    "llama.cpp Q3_K": (3.44, 0.0042),
+    "llama.cpp IQ3_S": (3.44, 0.0129),
+    "llama.cpp Q2_K": (2.63, 0.0228),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. bits: of the linear layers' weights, scales included."""
+
+    name: str
+    bits: float
+    perplexity: float
+    kl: float
+    top1: float
+    seconds: float
+
+
+class Bench:
+    def __init__(self, models: Path, data: Path, blocks: int, samples: int, keep: Path) -> None:
+        folder = models / "gpt2-wikitext2"
+        self.model, self.tokenizer = load_model(folder), load_tokenizer(folder)
+        text = (data / "wikitext-2" / "test.txt").read_text(encoding="utf-8")
+        self.ids = torch.tensor(self.tokenizer(text, verbose=False).input_ids)
+        self.ids = self.ids[: blocks * CONTEXT]
+        train = data / "wikitext-2" / "train.txt"
+        material = calibration.read(train, self.model, self.tokenizer, samples, CONTEXT)
+        self.batches = material.batches
+        self.keep = keep
+        kept = json.loads(keep.read_text()) if keep.exists() else []
+        self.rows = {row["name"]: Row(**row) for row in kept}
+
+    def measure(self, name: str, change: Callable[[nn.Module], float]) -> Row:
+        """The row of that name: what is kept, or what is measured now of what `change` makes of a
+        copy of the model. It returns the bits per weight of the linear layers."""
+        if name not in self.rows:
+            model = deepcopy(self.model)
+            start = time.perf_counter()
+            bits = change(model)
+            seconds = time.perf_counter() - start
+            value = perplexity(model, self.ids, CONTEXT)
+            some = self.ids[: DIVERGENCE_BLOCKS * CONTEXT]
+            found = divergence(model, self.model, some, CONTEXT)
+            self.rows[name] = Row(name, bits, value, found.kl, found.top1, seconds)
+            self.keep.parent.mkdir(parents=True, exist_ok=True)
+            with staged_file(self.keep) as unfinished:
+                unfinished.write_text(json.dumps([asdict(row) for row in self.rows.values()]))
+        return self.rows[name]
+
+    def solved(self, recipe: Recipe, solver: str) -> Callable[[nn.Module], float]:
+        def change(model: nn.Module) -> float:
+            needs = {"calibration": self.batches} if solver in ("gptq", "awq") else {}
+            lowbit.quantize(model, recipe, solver=solver, **needs)
+            return linear_bits(model)
+
+        return change
+
+
+def linear_bits(model: nn.Module) -> float:
+    """Bits stored per weight of the quantized linear layers, everything counted."""
+    packed = [m for m in model.modules() if isinstance(m, Packed)]
+    stored = sum(t.nbytes for m in packed for t in m.qweight.tensors().values())
+    return 8 * stored / sum(m.rows * m.columns for m in packed)
+
+
+def peer(kind: str) -> Callable[[nn.Module], float]:
+    """A type of llama.cpp, by the gguf package's own reference quantizer."""
+
+    def change(model: nn.Module) -> float:
+        import gguf
+
+        quantized = getattr(gguf.GGMLQuantizationType, kind)
+        stored = weights = 0
+        for decision in cover(model, load_recipe("int4")).quantized:
+            weight = model.get_submodule(decision.name).weight
+            transposed = decision.weights.transposed
+            matrix = (weight.t() if transposed else weight).detach().contiguous().numpy()
+            packed = gguf.quants.quantize(matrix, quantized)
+            decoded = torch.from_numpy(gguf.quants.dequantize(packed, quantized))
+            weight.data = decoded.t().contiguous() if transposed else decoded
+            stored += packed.nbytes
+            weights += matrix.size
+        return 8 * stored / weights
+
+    return change
+
+
+def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[nn.Module], float]]]:
+    """What there is to measure, the most telling first."""
+    yield "float32", lambda model: 32.0
+    for bits in (3, 2, 4):
+        for solver in SOLVERS:
+            yield f"{solver}, {bits} bits, groups of 64", bench.solved(
+                load_recipe(f"int{bits}"), solver
+            )
+    for bits, size in FILLED.items():
+        rules = (Rule("@embedding"), Rule("@head"), Rule("@linear", ZeroPoint(bits, group(size))))
+        recipe = Recipe(rules, name=f"int{bits}-g{size}")
+        yield f"gptq, {bits} bits, groups of {size}", bench.solved(recipe, "gptq")
+    for kind in PEERS:
+        yield f"gguf {kind}", peer(kind)
+
+
+def page(bench: Bench, blocks: int, samples: int) -> Iterator[str]:
+    before = bench.rows["float32"].perplexity
+    yield "# Accuracy per bit"
+    yield ""
+    yield "The linear layers of a language model of 8.5 million parameters, in fewer bits; its table"
+    yield f"stays float. Perplexity of the first {blocks} blocks of {CONTEXT} WikiText-2 test tokens;"
+    yield f"KL divergence from the float model and agreement on the first {DIVERGENCE_BLOCKS}. Bits"
+    yield "count scales and zero points. Solvers that learn from data saw"
+    yield f"{samples} windows of {CONTEXT} tokens of the training text. Seconds are of solving,"
+    yield "on a machine that did other work too. Written by `bench/accuracy_per_bit.py`."
+    yield described()
+    yield ""
+    yield "| | bits/weight | perplexity | change | KL divergence | same first token | seconds |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in sorted(bench.rows.values(), key=lambda row: (-round(row.bits, 1), -row.kl)):
+        yield (
+            f"| {row.name} | {row.bits:.3f} | {row.perplexity:.3f} |"
+            f" {row.perplexity / before - 1:+.2%} | {row.kl:.5f} | {row.top1:.2%} |"
+            f" {row.seconds:.0f} |"
+        )
+    yield ""
+    yield "`gguf` rows are llama.cpp's types by the reference quantizer of the gguf package, which has"
+    yield "none of the K types. Those were measured once with llama.cpp's own tool on the same blocks,"
+    yield "without an importance matrix:"
+    yield ""
+    yield "| | bits/weight | change |"
+    yield "|---|---|---|"
+    for name, (bits, loss) in EARLIER.items():
+        yield f"| {name} | {bits:.2f} | {loss:+.2%} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=SHARED / "data")
+    parser.add_argument("--models", type=Path, default=SHARED / "models")
+    parser.add_argument("--blocks", type=int, default=600)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    keep = Path(__file__).parent.parent / "build" / "accuracy-per-bit.json"
+    parser.add_argument("--keep", type=Path, default=keep, help="where rows are kept")
+    parser.add_argument("--write", action="store_true", help="write docs/results/")
+    given = parser.parse_args()
+    bench = Bench(given.models, given.data, given.blocks, given.samples, given.keep)
+    for name, change in measurements(bench):
+        if given.only in name:
+            print(bench.measure(name, change), flush=True)
+    lines = list(page(bench, given.blocks, given.samples))
+    finish(lines, result_page("accuracy-per-bit.md"), given.write)
+
+
+if __name__ == "__main__":
+    main()
