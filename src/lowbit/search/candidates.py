@@ -13,7 +13,7 @@ from lowbit.formats import QTensor
 from lowbit.recipe import KEEP, Recipe, Rule
 from lowbit.schemes import Scheme
 from lowbit.solvers import Solver
-from lowbit.solvers.walk import solve_weight
+from lowbit.solvers.decide import solve_weight
 
 
 @dataclass(frozen=True)
