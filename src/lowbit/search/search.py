@@ -9,8 +9,10 @@ best. For a budget of quality: bisection over sizes for the smallest that keeps 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from lowbit.accounting import footprint
@@ -54,13 +56,14 @@ def search(
     the smallest that one would.
     """
     task.check(subject)
-    if unknown := [name for name in measures if name not in MEASURES]:
-        raise UsageError(f"measure {unknown[0]!r} is unknown: use {', '.join(MEASURES)}")
-    space = _Space.of(subject, task, schemes, calibration, keep, load_solver(solver), progress)
+    if not measures or (unknown := [name for name in measures if name not in MEASURES]):
+        given = repr(unknown[0]) if measures else "none"
+        raise UsageError(f"sensitivity {given} is unknown: use {', '.join(MEASURES)}")
+    batches = batches_of(calibration, subject.model)
+    space = _Space.of(subject, task, schemes, batches, keep, load_solver(solver), progress)
     limit = budget.bytes_of(footprint(subject.model).parameters)
     if limit is not None:
         space.check_size(limit)
-    batches = batches_of(calibration, subject.model)
     costs = [
         MEASURES[name](subject.model, space.candidates, batches, progress) for name in measures
     ]
@@ -81,7 +84,7 @@ class _Space:
     subject: Subject
     task: Task
     solver: Solver
-    calibration: Calibration
+    batches: list[dict[str, Tensor]]
     candidates: list[list[Candidate]]
     float_bytes: int
     others: int
@@ -95,7 +98,7 @@ class _Space:
         subject: Subject,
         task: Task,
         schemes: Sequence[Scheme],
-        calibration: Calibration,
+        batches: list[dict[str, Tensor]],
         keep: Sequence[str],
         solver: Solver,
         progress: bool,
@@ -108,7 +111,7 @@ class _Space:
         whole = footprint(subject.model).stored_bytes
         decided = sum(options[0].stored_bytes for options in candidates)
         return cls(
-            subject, task, solver, calibration, candidates, whole, whole - decided, name,
+            subject, task, solver, batches, candidates, whole, whole - decided, name,
             found.metrics[name], progress,
         )  # fmt: skip
 
@@ -121,7 +124,12 @@ class _Space:
         return self.others + sum(min(options) for options in self.sizes)
 
     def check_size(self, limit: int) -> None:
-        """Raises InputError where no recipe fits."""
+        """Raises UsageError where float fits, InputError where no recipe does."""
+        if limit >= self.float_bytes:
+            raise UsageError(
+                f"the budget of {limit:,} bytes holds the float model, which takes"
+                f" {self.float_bytes:,}: there is nothing to quantize"
+            )
         if limit < self.smallest:
             parameters = footprint(self.subject.model).parameters
             raise InputError(
@@ -152,14 +160,12 @@ class _Space:
         """Make the model and evaluate it."""
         chosen = [options[i] for options, i in zip(self.candidates, picked, strict=True)]
         recipe = recipe_of(chosen, name)
-        model, metric, stored = self.subject.model, self.reference, footprint(self.subject.model)
-        if any(c.scheme is not None for c in chosen):
-            model = deepcopy(self.subject.model)
-            data = self.calibration if self.solver.method.data else None
-            quantize(model, recipe, self.progress, data, solver=self.solver)
-            subject = Subject(name, model, self.subject.tokenizer)
-            metric = self.task.measure(subject, self.progress).metrics[self.metric]
-            stored = footprint(model)
+        model = deepcopy(self.subject.model)
+        data = self.batches if self.solver.method.data else None
+        quantize(model, recipe, self.progress, data, solver=self.solver)
+        stored = footprint(model)
+        subject = replace(self.subject, name=name, model=model)
+        metric = self.task.measure(subject, self.progress).metrics[self.metric]
         choices = tuple(
             Choice(c.module, c.scheme, c.decision.parameters, c.stored_bytes, cost[i])
             for c, i, cost in zip(chosen, picked, costs, strict=True)
@@ -174,10 +180,9 @@ def _of_size(
     """Trials whose models, as made, fit."""
     seen: list[list[int]] = []
     ways: dict[str, Callable[[int], list[int] | None]] = {
-        name: lambda room, own=own: space.fitting(own, room)  # type: ignore[misc]
-        for name, own in zip(measures, costs, strict=True)
+        name: partial(space.fitting, own) for name, own in zip(measures, costs, strict=True)
     }
-    ways["one scheme"] = lambda room: space.uniform(costs[0], room)
+    ways["one scheme"] = partial(space.uniform, costs[0])
     for name, way in tqdm(ways.items(), "recipes", delay=2, disable=not space.progress):
         room = limit
         for _ in range(FITS):
@@ -214,7 +219,7 @@ def _of_quality(space: _Space, costs: Costs, max_drop: float) -> Iterator[Trial]
 def _best(trials: Sequence[Trial]) -> Trial:
     if not trials:
         raise InputError(
-            "no recipe that was made fits the budget: its scales take more than thought"
+            "no recipe that was made fits the budget: weights take more than nearest rounding's"
         )
     measured = [trial for trial in trials if math.isfinite(trial.drop)]
     if not measured:
