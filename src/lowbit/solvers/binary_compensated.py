@@ -15,7 +15,7 @@ Groups are taken by falling mean of H_jj, inputs within a group by falling H_jj:
 is coded while most is free.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -140,27 +140,13 @@ class _Sweep:
         return fits
 
     def refine(self, fits: list[Fit], passes: int) -> None:
-        """Levels and codes of each group in turn, in place."""
-
-        def update(i: int, problem: GroupProblem) -> Tensor:
-            fits[i] = improve(problem, fits[i])
-            return fits[i].values
-
-        self.descend(torch.cat([fit.values for fit in fits]), update, passes)
-
-    def descend(
-        self,
-        values: Float64[Tensor, "in out"],
-        update: Callable[[int, GroupProblem], Float64[Tensor, "n out"]],
-        passes: int,
-    ) -> None:
-        """Give each group in turn its problem while the others stay, and take what it answers."""
-        push = self.matrix @ (values - self.weight)
+        """Levels and codes of each group in turn while all others stay, in place."""
+        push = self.matrix @ (torch.cat([fit.values for fit in fits]) - self.weight)
         factors = [torch.linalg.cholesky(self.matrix[at, at]) for at in self.groups]
         for _ in range(passes):
             for i, at in enumerate(self.groups):
-                target = values[at] - torch.cholesky_solve(push[at], factors[i])
+                before = fits[i].values
+                target = before - torch.cholesky_solve(push[at], factors[i])
                 problem = GroupProblem(target, self.matrix[at, at], self.scheme, self.dtype)
-                moved = update(i, problem) - values[at]
-                values[at] += moved
-                push.addmm_(self.matrix[:, at], moved)
+                fits[i] = improve(problem, fits[i])
+                push.addmm_(self.matrix[:, at], fits[i].values - before)
