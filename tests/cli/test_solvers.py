@@ -44,7 +44,9 @@ def test_a_text_calibrates_and_the_folder_loads(recipe, solver, lowbit, source, 
 
 def test_fewer_samples_are_said_and_json_has_the_notes(lowbit, source, text, tmp_path):
     options = ["--solver", "gptq", "--calibration", text, "--length", 32, "--json"]
-    code, printed, _ = lowbit("quantize", source, "--recipe", "int4", "-o", tmp_path / "o", *options)
+    code, printed, _ = lowbit(
+        "quantize", source, "--recipe", "int4", "-o", tmp_path / "o", *options
+    )
     found = json.loads(printed)
     assert code == 0
     assert "has 12 windows of 32 tokens; 128 samples were asked for" in found["notes"][0]

@@ -113,7 +113,12 @@ def _solve(playback: Playback, stage: Stage, solver: Solver) -> Solved:
         assert d.weights is not None
         weight = matrix(playback.model.get_submodule(d.name), d.weights).float()
         hessian = _hessian(d, seen, found, weight)
-        found.stored[d.name] = solve_weight(solver, d, weight, hessian)
+        found.stored[d.name] = q = solve_weight(solver, d, weight, hessian)
+        inputs = seen.of(d.name)
+        bias = users[d.name]._parameters.get("bias") if d.name in users else None
+        if solver.correct_bias and bias is not None and inputs is not None:
+            left = weight - FORMATS[q.layout.format].decode(q)
+            found.floats[f"{d.name}.bias"] = (bias.data + left @ inputs.mean).to(bias.dtype)
     return found
 
 
