@@ -24,8 +24,8 @@ FindFactors = Callable[[Sequence[Tensor], Inputs, Sequence[Scheme]], Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """`solve`, and whether it needs a Hessian, which is None else. `factors` finds a scale per input
-    that is folded into the module before, first of all."""
+    """`solve`, and whether it needs a Hessian, which is None else. `factors` finds a scale per
+    input that is folded into the module before, first of all."""
 
     solve: Callable[..., QTensor]
     data: bool = False

@@ -18,7 +18,7 @@ SINGULAR = 1e-7
 
 @dataclass
 class Inputs:
-    """H, summed in float32, undamped; mean and largest |x| of each input; how many tokens so far."""
+    """H, summed in float32, undamped; the mean and the largest |x| of each input; tokens so far."""
 
     hessian: Float32[Tensor, "in in"]
     mean: Float32[Tensor, " in"]
