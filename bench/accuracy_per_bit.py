@@ -2,12 +2,13 @@
 
     python bench/accuracy_per_bit.py [--data FOLDER] [--models FOLDER] [--only TEXT] [--write]
 
-A language model of 8.5 million parameters trained on WikiText-2, its linear layers quantized and its
-table kept in float. Rows that are measured are kept (--keep FILE), so that an interrupted run goes
-on, and another can add to it; --write makes the page of all that are there.
+A language model of 8.5 million parameters trained on WikiText-2, its linear layers quantized and
+its table kept in float. Rows that are measured are kept (--keep FILE), so that an interrupted run
+goes on, and another can add to it; --write makes the page of all that are there.
 """
 
 import argparse
+import ctypes
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +16,15 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import gguf
+import numpy as np
 import torch
 from machine import described, finish, result_page
 from torch import nn
 
 import lowbit
 from lowbit import Recipe, Rule, ZeroPoint
+from lowbit.convert import oriented
 from lowbit.coverage import cover
 from lowbit.data import calibration
 from lowbit.evaluation.divergence import divergence
@@ -33,20 +37,11 @@ from lowbit.staging import staged_file
 
 SHARED = Path(__file__).parents[2] / "shared"
 CONTEXT = 256
-DIVERGENCE_BLOCKS = 100
-SOLVERS = ("nearest", "hqq", "gptq", "awq")
+DIVERGENCE_BLOCKS = 50
+SOLVERS = ("gptq", "hqq", "awq", "nearest")
 # Groups that fill the bits of llama.cpp's types at the same width.
 FILLED = {4: 48, 3: 56, 2: 40}
-PEERS = ("Q8_0", "Q5_0", "Q4_0")
-# Measured once with llama.cpp's own tool on this model and these blocks: bits, loss of perplexity.
-EARLIER = {
-    "llama.cpp Q8_0": (8.5, 0.0),
-    "llama.cpp Q4_0": (4.5, 0.0017),
-    "llama.cpp Q4_K": (4.5, 0.0009),
-    "llama.cpp Q3_K": (3.44, 0.0042),
-    "llama.cpp IQ3_S": (3.44, 0.0129),
-    "llama.cpp Q2_K": (2.63, 0.0228),
-}
+PEERS = ("Q4_K", "Q3_K", "Q2_K", "IQ3_S", "Q4_0", "Q8_0")
 
 
 @dataclass(frozen=True)
@@ -108,21 +103,23 @@ def linear_bits(model: nn.Module) -> float:
     return 8 * stored / sum(m.rows * m.columns for m in packed)
 
 
-def peer(kind: str) -> Callable[[nn.Module], float]:
-    """A type of llama.cpp, by the gguf package's own reference quantizer."""
+def peer(bench: Bench, kind: str, importance: bool = False) -> Callable[[nn.Module], float]:
+    """A type of llama.cpp, by its own quantizer; with an importance matrix, mean x² of each input
+    of the float model on the same calibration text."""
 
     def change(model: nn.Module) -> float:
-        import gguf
-
         quantized = getattr(gguf.GGMLQuantizationType, kind)
+        decisions = cover(model, load_recipe("int4")).quantized
+        squares = mean_squares(model, [d.name for d in decisions], bench.batches)
         stored = weights = 0
-        for decision in cover(model, load_recipe("int4")).quantized:
+        for decision in decisions:
             weight = model.get_submodule(decision.name).weight
-            transposed = decision.weights.transposed
-            matrix = (weight.t() if transposed else weight).detach().contiguous().numpy()
-            packed = gguf.quants.quantize(matrix, quantized)
+            matrix = oriented(weight.detach(), decision.weights).numpy()
+            packed = ggml_quantize(
+                matrix, quantized, squares[decision.name] if importance else None
+            )
             decoded = torch.from_numpy(gguf.quants.dequantize(packed, quantized))
-            weight.data = decoded.t().contiguous() if transposed else decoded
+            weight.data = oriented(decoded, decision.weights)
             stored += packed.nbytes
             weights += matrix.size
         return 8 * stored / weights
@@ -130,31 +127,88 @@ def peer(kind: str) -> Callable[[nn.Module], float]:
     return change
 
 
+@torch.no_grad()
+def mean_squares(
+    model: nn.Module, names: list[str], batches: list[dict[str, torch.Tensor]]
+) -> dict[str, np.ndarray]:
+    """Mean x² of every input of these layers."""
+    found = {name: 0.0 for name in names}
+
+    def hook(name: str) -> Callable[..., None]:
+        def add(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            found[name] = found[name] + args[0].flatten(0, -2).square().mean(0) / len(batches)
+
+        return add
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    for batch in batches:
+        model(**batch)
+    for each in hooks:
+        each.remove()
+    return {name: x.numpy() for name, x in found.items()}
+
+
+def ggml_quantize(
+    matrix: np.ndarray, kind: gguf.GGMLQuantizationType, importance: np.ndarray | None
+) -> np.ndarray:
+    """The bytes of llama.cpp's own quantizer, one row per row."""
+    import llama_cpp  # the peer itself, which only its rows need
+
+    ggml = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+    matrix = np.ascontiguousarray(matrix, dtype=np.float32)
+    rows, columns = matrix.shape
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    packed = np.zeros((rows, columns // block * size), dtype=np.uint8)
+    pointer = None
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, dtype=np.float32)
+        pointer = importance.ctypes.data_as(ctypes.c_void_p)
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    ggml.ggml_quantize_chunk(
+        ctypes.c_int(int(kind)),
+        matrix.ctypes.data_as(ctypes.c_void_p),
+        packed.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_int64(0),
+        ctypes.c_int64(rows),
+        ctypes.c_int64(columns),
+        pointer,
+    )
+    return packed
+
+
 def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[nn.Module], float]]]:
     """What there is to measure, the most telling first."""
-    yield "float32", lambda model: 32.0
-    for bits in (3, 2, 4):
-        for solver in SOLVERS:
-            yield f"{solver}, {bits} bits, groups of 64", bench.solved(
-                load_recipe(f"int{bits}"), solver
-            )
-    for bits, size in FILLED.items():
-        rules = (Rule("@embedding"), Rule("@head"), Rule("@linear", ZeroPoint(bits, group(size))))
-        recipe = Recipe(rules, name=f"int{bits}-g{size}")
-        yield f"gptq, {bits} bits, groups of {size}", bench.solved(recipe, "gptq")
+    for solver in SOLVERS:
+        for bits in (3, 2, 4):
+            recipe = load_recipe(f"int{bits}")
+            yield f"{solver}, {bits} bits, groups of 64", bench.solved(recipe, solver)
+        if solver == "gptq":
+            yield "float32", lambda model: 32.0
+            for bits, size in FILLED.items():
+                yield (
+                    f"gptq, {bits} bits, groups of {size}",
+                    bench.solved(in_groups(bits, size), solver),
+                )
     for kind in PEERS:
-        yield f"gguf {kind}", peer(kind)
+        yield f"llama.cpp {kind}", peer(bench, kind)
+    for kind in ("Q4_K", "Q3_K", "Q2_K"):
+        yield f"llama.cpp {kind}, importance matrix", peer(bench, kind, importance=True)
+
+
+def in_groups(bits: int, size: int) -> Recipe:
+    rules = (Rule("@embedding"), Rule("@head"), Rule("@linear", ZeroPoint(bits, group(size))))
+    return Recipe(rules, name=f"int{bits}-g{size}")
 
 
 def page(bench: Bench, blocks: int, samples: int) -> Iterator[str]:
     before = bench.rows["float32"].perplexity
     yield "# Accuracy per bit"
     yield ""
-    yield "The linear layers of a language model of 8.5 million parameters, in fewer bits; its table"
-    yield f"stays float. Perplexity of the first {blocks} blocks of {CONTEXT} WikiText-2 test tokens;"
-    yield f"KL divergence from the float model and agreement on the first {DIVERGENCE_BLOCKS}. Bits"
-    yield "count scales and zero points. Solvers that learn from data saw"
-    yield f"{samples} windows of {CONTEXT} tokens of the training text. Seconds are of solving,"
+    yield "The linear layers of a language model of 8.5 million parameters, in fewer bits; its"
+    yield f"table stays float. Perplexity of the first {blocks} blocks of {CONTEXT} WikiText-2"
+    yield "test tokens; KL divergence from the float model and agreement on the first"
+    yield f"{DIVERGENCE_BLOCKS}. Bits count scales and zero points. Solvers that learn from data"
+    yield f"saw {samples} windows of {CONTEXT} tokens of the training text. Seconds are of solving,"
     yield "on a machine that did other work too. Written by `bench/accuracy_per_bit.py`."
     yield described()
     yield ""
@@ -167,14 +221,7 @@ def page(bench: Bench, blocks: int, samples: int) -> Iterator[str]:
             f" {row.seconds:.0f} |"
         )
     yield ""
-    yield "`gguf` rows are llama.cpp's types by the reference quantizer of the gguf package, which has"
-    yield "none of the K types. Those were measured once with llama.cpp's own tool on the same blocks,"
-    yield "without an importance matrix:"
-    yield ""
-    yield "| | bits/weight | change |"
-    yield "|---|---|---|"
-    for name, (bits, loss) in EARLIER.items():
-        yield f"| {name} | {bits:.2f} | {loss:+.2%} |"
+    yield "The rows of llama.cpp are its own quantizer's, of the same matrices."
 
 
 def main() -> None:

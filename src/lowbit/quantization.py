@@ -53,16 +53,16 @@ def quantize(
 
     static = any(rule.activations == "static" for rule in recipe.rules)
     if calibration is None:
-        if chosen.method.data:
+        if chosen.data:
             raise UsageError(f"solver {chosen.name} learns from data: give calibration data")
         return quantize_with(model, recipe, without_data, {}, progress)
-    if not static and not chosen.method.data:
+    if not static and not chosen.data:
         raise UsageError(
             f"recipe {recipe.name} has no static activations to calibrate, and solver {chosen.name}"
             " learns from no data"
         )
     batches = batches_of(calibration, model)
-    if not chosen.method.data:
+    if not chosen.data:
         inputs = calibrate(model, recipe, batches, options, progress)
         return quantize_with(model, recipe, without_data, inputs, progress)
     folder = None if work is None else Path(work)

@@ -70,7 +70,7 @@ def quantize_checkpoint(
     after an interruption, nothing stands under `output` that did not before.
     """
     recipe, solver = load_recipe(recipe), load_solver(solver)
-    if solver.method.data:
+    if solver.data:
         raise UsageError(f"solver {solver.name} learns from data: give calibration data")
     source, output = find(model), Path(output)
     config = float_config(source)

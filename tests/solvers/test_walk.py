@@ -196,3 +196,23 @@ def test_the_model_is_left_alone_where_a_solver_fails():
 def test_wrong_use_gets_one_sentence(recipe, options, error, sentence):
     with pytest.raises(error, match=sentence):
         lowbit.quantize(make("gpt2"), recipe, **options)
+
+
+def test_a_corrected_bias_keeps_the_mean_of_what_a_layer_computes():
+    means = {}
+    for name, correct in (("float", None), ("plain", False), ("corrected", True)):
+        model = make("gpt2")
+        layer = model.transformer.h[0].attn.c_attn
+        if correct is not None:
+            solver = {"name": "nearest", "correct_bias": correct}
+            calibration = {"calibration": IDS} if correct else {}
+            lowbit.quantize(model, "int2", solver=solver, **calibration)
+            layer = model.transformer.h[0].attn.c_attn
+        seen = []
+        layer.register_forward_hook(lambda module, args, y, seen=seen: seen.append(y))
+        with torch.no_grad():
+            model(IDS)
+        means[name] = seen[-1].flatten(0, 1).mean(0)
+    off = {name: (mean - means["float"]).norm() for name, mean in means.items()}
+    assert (off["plain"] > 0.01).item()
+    assert (off["corrected"] <= 0.01 * off["plain"]).item()

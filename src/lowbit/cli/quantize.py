@@ -12,7 +12,7 @@ from rich.table import Table
 from lowbit.calibrated import quantize_calibrated
 from lowbit.cli.tables import before_after
 from lowbit.coverage import Coverage
-from lowbit.solvers import SOLVERS
+from lowbit.solvers import SOLVERS, Solver
 from lowbit.stream import MAX_SHARD_BYTES, quantize_checkpoint
 
 MEGA = 10**6
@@ -31,6 +31,9 @@ def quantize(
         str | None,
         typer.Option(help="A text for solvers to learn from and static activations to be seen on."),
     ] = None,
+    correct_bias: Annotated[
+        bool, typer.Option("--correct-bias", help="Take the mean error of a layer off its bias.")
+    ] = False,
     samples: Annotated[int, typer.Option(min=1, help="Windows or lines of that text.")] = 128,
     length: Annotated[
         int | None, typer.Option(help="Tokens of one; by default all positions, 512 at most.")
@@ -55,7 +58,7 @@ def quantize(
         "overwrite": overwrite,
         "max_shard_bytes": max_shard_size * MEGA,
         "progress": not (quiet or as_json),
-        "solver": solver,
+        "solver": Solver(solver, correct_bias=correct_bias),
     }
     if calibration is None:
         result = quantize_checkpoint(model, recipe, output, **shared)

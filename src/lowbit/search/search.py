@@ -161,7 +161,7 @@ class _Space:
         chosen = [options[i] for options, i in zip(self.candidates, picked, strict=True)]
         recipe = recipe_of(chosen, name)
         model = deepcopy(self.subject.model)
-        data = self.batches if self.solver.method.data else None
+        data = self.batches if self.solver.data else None
         quantize(model, recipe, self.progress, data, solver=self.solver)
         stored = footprint(model)
         subject = replace(self.subject, name=name, model=model)

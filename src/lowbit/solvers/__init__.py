@@ -24,19 +24,19 @@ FindFactors = Callable[[Sequence[Tensor], Inputs, Sequence[Scheme]], Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """`solve`, and whether it needs data: without, its hessian is None. `factors` finds a scale per
+    """`solve`, and whether it needs a Hessian, which is None else. `factors` finds a scale per
     input that is folded into the module before, first of all."""
 
     solve: Callable[..., QTensor]
-    data: bool = True
+    data: bool = False
     factors: FindFactors | None = None
 
 
 SOLVERS = {
-    "nearest": Method(nearest.solve, data=False),
-    "hqq": Method(hqq.solve, data=False),
-    "gptq": Method(gptq.solve),
-    "binary": Method(binary_compensated.solve),
+    "nearest": Method(nearest.solve),
+    "hqq": Method(hqq.solve),
+    "gptq": Method(gptq.solve, data=True),
+    "binary": Method(binary_compensated.solve, data=True),
     "awq": Method(nearest.solve, factors=awq.factors),
     "smoothquant": Method(nearest.solve, factors=smoothquant.factors),
 }
@@ -44,10 +44,15 @@ SOLVERS = {
 
 @dataclass(frozen=True)
 class Solver:
-    """A method by name, with options. Raises UsageError for what is unknown."""
+    """A method by name, with options. Raises UsageError for what is unknown.
+
+    correct_bias: move the bias of each layer by the mean error that its weight leaves,
+    b + (W − Ŵ) · mean x (Nagel et al. 2019, "Data-Free Quantization", equation 16).
+    """
 
     name: str = "nearest"
     options: Mapping[str, Any] = field(default_factory=dict)
+    correct_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in SOLVERS:
@@ -62,19 +67,28 @@ class Solver:
     def method(self) -> Method:
         return SOLVERS[self.name]
 
+    @property
+    def data(self) -> bool:
+        """Whether it learns from data."""
+        return self.method.data or self.method.factors is not None or self.correct_bias
+
     def solve(self, weight: Tensor, hessian: Tensor | None, scheme: Scheme) -> QTensor:
         """`weight` in the stored form of `scheme`."""
         return self.method.solve(weight, hessian, scheme, **self.options)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, **self.options}
+        return {"name": self.name, "correct_bias": self.correct_bias, **self.options}
 
 
 def load_solver(solver: str | Mapping[str, Any] | Solver) -> Solver:
-    """A name, a mapping {"name": …, option: value, …}, or a Solver as it is. Raises UsageError."""
+    """A name, a mapping {"name": …, option: value, …}, or a Solver as it is. Raises UsageError.
+
+    "correct_bias" is an option of every solver.
+    """
     if isinstance(solver, Solver):
         return solver
     if isinstance(solver, str):
         return Solver(solver)
     options = dict(solver)
-    return Solver(str(options.pop("name", None)), options)
+    name, correct_bias = options.pop("name", None), options.pop("correct_bias", False)
+    return Solver(str(name), options, bool(correct_bias))

@@ -18,15 +18,17 @@ SINGULAR = 1e-7
 
 @dataclass
 class Inputs:
-    """H, summed in float32, undamped; the largest |x| of each input; and how many tokens so far."""
+    """H, summed in float32, undamped; the mean and the largest |x| of each input; tokens so far."""
 
     hessian: Float32[Tensor, "in in"]
+    mean: Float32[Tensor, " in"]
     largest: Float32[Tensor, " in"]
     tokens: int = 0
 
     @classmethod
     def none_yet(cls, width: int, device: torch.device) -> "Inputs":
-        return cls(torch.zeros(width, width, device=device), torch.zeros(width, device=device))
+        none = torch.zeros(width, device=device)
+        return cls(torch.zeros(width, width, device=device), none, none.clone())
 
     def add(self, x: Float[Tensor, "tokens in"]) -> None:
         """Take more tokens into account. A token that is not finite is left out."""
@@ -34,14 +36,15 @@ class Inputs:
         x = x[x.isfinite().all(1)]
         if len(x):
             self.tokens += len(x)
-            self.hessian *= 1 - len(x) / self.tokens
-            self.hessian.addmm_(x.t(), x, alpha=1 / self.tokens)
+            before = 1 - len(x) / self.tokens
+            self.hessian.addmm_(x.t(), x, beta=before, alpha=1 / self.tokens)
+            self.mean.mul_(before).add_(x.sum(0), alpha=1 / self.tokens)
             torch.maximum(self.largest, x.abs().amax(0), out=self.largest)
 
     def scaled(self, factors: Float32[Tensor, " in"]) -> "Inputs":
         """Those of x · factors."""
         hessian = self.hessian * factors[:, None] * factors
-        return Inputs(hessian, self.largest * factors, self.tokens)
+        return Inputs(hessian, self.mean * factors, self.largest * factors, self.tokens)
 
 
 def weight_error(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -91,7 +91,7 @@ class Journal:
                 for name, (layout, width, layout_tensors) in about["stored"].items()
             }
             floats = {name: tensors[name] for name in about["floats"]}
-        except Exception as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{file} is broken; remove {self.work} to start again") from error
         return Solved(stored, floats, about["remarks"])
 

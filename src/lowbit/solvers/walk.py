@@ -69,7 +69,9 @@ def walked(
         with evaluating(model), playing(model):
             found = _walk(model, owners, solver, batches, journal, progress)
         for name, p in model.named_parameters():
-            p.data = found.floats.get(name, before[name])
+            p.data = before[name]
+        for name, values in found.floats.items():
+            model.get_parameter(name).data = values
         yield found
     except BaseException:
         for name, p in model.named_parameters():
@@ -113,7 +115,11 @@ def _solve(playback: Playback, stage: Stage, solver: Solver) -> Solved:
         assert d.weights is not None
         weight = matrix(playback.model.get_submodule(d.name), d.weights).float()
         hessian = _hessian(d, seen, found, weight)
-        found.stored[d.name] = solve_weight(solver, d, weight, hessian)
+        found.stored[d.name] = q = solve_weight(solver, d, weight, hessian)
+        inputs, bias = seen.of(d.name), playback.model.get_submodule(d.name)._parameters.get("bias")
+        if solver.correct_bias and bias is not None and inputs is not None:
+            left = weight - FORMATS[q.layout.format].decode(q)
+            found.floats[f"{d.name}.bias"] = (bias.data + left @ inputs.mean).to(bias.dtype)
     return found
 
 
