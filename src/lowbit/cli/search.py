@@ -129,7 +129,7 @@ def trial_table(found: Found) -> Table:
     for trial in found.trials:
         table.add_row(
             "→" if trial is found.best else "",
-            trial.recipe.name,
+            trial.by,
             f"{trial.bits_per_weight:.3f}",
             mebibytes(trial.stored_bytes),
             f"{trial.metric.value:,.5g}",

@@ -59,6 +59,6 @@ def candidates_of(
     return list(found.values())
 
 
-def recipe_of(chosen: Sequence[Candidate], name: str) -> Recipe:
+def recipe_of(chosen: Sequence[Candidate]) -> Recipe:
     """The recipe that says so, module by module."""
-    return Recipe(tuple(Rule(c.module, c.scheme) for c in chosen), name)
+    return Recipe(tuple(Rule(c.module, c.scheme) for c in chosen), "searched")

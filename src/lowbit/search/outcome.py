@@ -25,8 +25,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe that was made and evaluated. `drop` is the share by which the metric got worse."""
+    """A recipe that was made and evaluated. `by` says how its choices were found; `drop` is the
+    share by which the metric got worse."""
 
+    by: str
     recipe: Recipe
     choices: tuple[Choice, ...]
     stored_bytes: int
@@ -64,7 +66,7 @@ def _trial_dict(trial: Trial) -> dict[str, Any]:
         for scheme, c in zip(schemes, trial.choices, strict=True)
     ]
     return {
-        "recipe": trial.recipe.name,
+        "by": trial.by,
         "stored_bytes": trial.stored_bytes,
         "bits_per_weight": trial.bits_per_weight,
         "value": trial.metric.value,

@@ -156,22 +156,22 @@ class _Space:
                 best = cost, own
         return None if best is None else best[1]
 
-    def tried(self, name: str, picked: Sequence[int], costs: Costs) -> Trial:
+    def tried(self, by: str, picked: Sequence[int], costs: Costs) -> Trial:
         """Make the model and evaluate it."""
         chosen = [options[i] for options, i in zip(self.candidates, picked, strict=True)]
-        recipe = recipe_of(chosen, name)
+        recipe = recipe_of(chosen)
         model = deepcopy(self.subject.model)
         data = self.batches if self.solver.data else None
         quantize(model, recipe, self.progress, data, solver=self.solver)
         stored = footprint(model)
-        subject = replace(self.subject, name=name, model=model)
+        subject = replace(self.subject, name=by, model=model)
         metric = self.task.measure(subject, self.progress).metrics[self.metric]
         choices = tuple(
             Choice(c.module, c.scheme, c.decision.parameters, c.stored_bytes, cost[i])
             for c, i, cost in zip(chosen, picked, costs, strict=True)
         )
         drop = _drop(self.reference, metric)
-        return Trial(recipe, choices, stored.stored_bytes, stored.bits_per_weight, metric, drop)
+        return Trial(by, recipe, choices, stored.stored_bytes, stored.bits_per_weight, metric, drop)
 
 
 def _of_size(
