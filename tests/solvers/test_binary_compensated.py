@@ -37,7 +37,7 @@ def schemes():
     return st.builds(Binary, bits=st.integers(1, 4), granularity=sizes, offset=st.booleans())
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(schemes(), st.integers(1, 5), st.integers(12, 40), st.integers(0, 2**16))
 def test_it_errs_less_than_nearest_codes_by_its_own_objective(scheme, rows, columns, seed):
     weight, hessian = correlated(rows, columns, seed)
@@ -65,7 +65,7 @@ def test_each_step_lessens_the_error():
     assert errors[2] < errors[1] < errors[0]
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(schemes(), st.integers(0, 2**16))
 def test_alpha_and_offset_are_the_best_for_their_codes_for_every_prefix(scheme, seed):
     weight, hessian = correlated(2, 30, seed)
@@ -92,7 +92,7 @@ def test_alpha_and_offset_are_the_best_for_their_codes_for_every_prefix(scheme, 
             assert best - 1e-9 <= got <= best + slack
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(st.integers(1, 3), st.integers(0, 2**16))
 def test_the_problem_of_each_group_is_that_of_the_dense_formulas(bits, seed):
     weight, hessian = correlated(2, 18, seed)
