@@ -125,6 +125,7 @@ def test_a_metric_that_is_no_number_meets_no_budget(subject):
         searched(subject, Nowhere(0), max_drop=0.5, measures=["hessian"])
 
 
+@pytest.mark.slow
 def test_solvers_and_binary_codes_may_be_chosen_from(subject, task):
     schemes = [Binary(bits, CHANNEL) for bits in (1, 2)]
     solver = Solver("binary", {"passes": 0})
