@@ -107,6 +107,8 @@ def _walk(
 
 def _solve(playback: Playback, stage: Stage, solver: Solver) -> Solved:
     found = Solved()
+    if not stage.decisions:
+        return found
     users = linear_users(playback, stage.decisions)
     seen = observe(playback, stage, users)
     if solver.method.factors is not None:
