@@ -165,7 +165,7 @@ def test_what_is_singular_or_never_seen_is_said():
     model = make("gpt2")
     result = lowbit.quantize(model, "int4", solver=PLAIN, calibration=IDS[:2])
     (note,) = result.notes
-    assert note.startswith("8 layers have a singular Hessian, which was damped")
+    assert note.startswith("8 layers with a singular Hessian, which was damped")
     bert = make("bert")  # its pooler's input is the first token of each sample: 8 of them
     result = lowbit.quantize(bert, "int4", solver=PLAIN, calibration=IDS)
     assert any("pooler" in note or "singular" in note for note in result.notes)

@@ -29,9 +29,9 @@ from lowbit.solvers.observe import Observed, linear_users, observe
 from lowbit.solvers.playback import Playback, playing
 from lowbit.solvers.stages import Stage, find_stages
 
-UNSEEN = "met no token, and were solved without data"
-UNFOLDED = "follow no module that could take a scale per input, and got none"
-SINGULAR = "have a singular Hessian, which was damped (more data helps)"
+UNSEEN = "met by no token, and so solved without data"
+UNFOLDED = "after no module that could take a scale per input, and so without one"
+SINGULAR = "with a singular Hessian, which was damped (more data helps)"
 
 
 @contextmanager
