@@ -229,8 +229,8 @@ def page(bench: Bench, blocks: int, samples: int) -> Iterator[str]:
             f" {row.seconds:.0f} |"
         )
     yield ""
-    yield "Rows of llama.cpp are its own quantizer's, of the same matrices. What is not listed has not"
-    yield "been measured yet."
+    yield "Rows of llama.cpp are its own quantizer's, of the same matrices. What is not listed has"
+    yield "not been measured yet."
 
 
 def main() -> None:
