@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import gguf
@@ -60,15 +61,22 @@ class Bench:
     def __init__(self, models: Path, data: Path, blocks: int, samples: int, keep: Path) -> None:
         folder = models / "gpt2-wikitext2"
         self.model, self.tokenizer = load_model(folder), load_tokenizer(folder)
-        text = (data / "wikitext-2" / "test.txt").read_text(encoding="utf-8")
-        self.ids = torch.tensor(self.tokenizer(text, verbose=False).input_ids)
-        self.ids = self.ids[: blocks * CONTEXT]
-        train = data / "wikitext-2" / "train.txt"
-        material = calibration.read(train, self.model, self.tokenizer, samples, CONTEXT)
-        self.batches = material.batches
+        self.data, self.blocks, self.samples = data / "wikitext-2", blocks, samples
         self.keep = keep
         kept = json.loads(keep.read_text()) if keep.exists() else []
         self.rows = {row["name"]: Row(**row) for row in kept}
+
+    @cached_property
+    def ids(self) -> torch.Tensor:
+        text = (self.data / "test.txt").read_text(encoding="utf-8")
+        ids = torch.tensor(self.tokenizer(text, verbose=False).input_ids)
+        return ids[: self.blocks * CONTEXT]
+
+    @cached_property
+    def batches(self) -> list[dict[str, torch.Tensor]]:
+        train = self.data / "train.txt"
+        material = calibration.read(train, self.model, self.tokenizer, self.samples, CONTEXT)
+        return material.batches
 
     def measure(self, name: str, change: Callable[[nn.Module], float]) -> Row:
         """The row of that name: what is kept, or what is measured now of what `change` makes of a
@@ -221,7 +229,8 @@ def page(bench: Bench, blocks: int, samples: int) -> Iterator[str]:
             f" {row.seconds:.0f} |"
         )
     yield ""
-    yield "The rows of llama.cpp are its own quantizer's, of the same matrices."
+    yield "Rows of llama.cpp are its own quantizer's, of the same matrices. What is not listed has"
+    yield "not been measured yet."
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ EXPECTED = {
     "bert": ("layer.0.attention.output.dense", "layer.1.attention.self.query"),
 }
 
+SLOW = ("llama-untied", "bart")
+
 
 def watched(inputs):
     found = Inputs.none_yet(inputs.shape[1], inputs.device)
@@ -42,7 +44,9 @@ def shaken(name):
 
 
 @pytest.mark.parametrize("solver", ["awq", "smoothquant"])
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(
+    "name", ["gpt2", "bert", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
+)
 def test_folding_leaves_the_float_function_unchanged(name, solver):
     model = shaken(name)
     expected = output(model)

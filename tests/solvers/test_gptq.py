@@ -55,7 +55,7 @@ def test_the_sweep_equals_a_dense_oracle(scheme, order):
 
 
 @given(seeds, st.sampled_from(SCHEMES), st.sampled_from([0, 3]))
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_the_output_error_is_below_that_of_nearest_rounding(seed, scheme, rounds):
     weight, inputs = problem(seed)
     hessian = hessian_of(inputs).numpy()
@@ -66,7 +66,7 @@ def test_the_output_error_is_below_that_of_nearest_rounding(seed, scheme, rounds
 
 
 @given(seeds)
-@settings(max_examples=8)
+@settings(max_examples=4)
 def test_descent_never_raises_the_error(seed):
     weight, inputs = problem(seed)
     hessian = hessian_of(inputs)

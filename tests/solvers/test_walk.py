@@ -38,8 +38,8 @@ def same(a, b):
     ("name", "recipe"),
     [
         ("bert-mlm", "int4"),
-        ("gpt2", "int3-all"),
-        ("llama-untied", "int3-all-dynamic"),
+        pytest.param("gpt2", "int3-all", marks=pytest.mark.slow),
+        pytest.param("llama-untied", "int3-all-dynamic", marks=pytest.mark.slow),
         ("bart", "int4-static"),
         pytest.param("t5", "int4-all", marks=pytest.mark.slow),
         pytest.param("marian", "int4", marks=pytest.mark.slow),
@@ -64,7 +64,9 @@ def test_the_stages_of_an_encoder_decoder_follow_the_data():
     assert sum(len(stage.decisions) for stage in stages) == len(owners)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bart", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["bart", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "t5"))]
+)
 def test_each_layer_is_solved_on_what_the_quantized_layers_before_it_compute(name, monkeypatch):
     """Oracle: a full forward pass of the model as it is when the stage's turn comes."""
     model = make(name)
@@ -117,7 +119,7 @@ def test_padding_is_not_looked_at():
     assert ((results[0] - results[1]).norm() <= 0.05 * results[0].norm()).item()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bart"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("bart", marks=pytest.mark.slow)])
 def test_a_killed_walk_goes_on_to_the_same_result(name, tmp_path, monkeypatch):
     whole, stopped = make(name), make(name)
     lowbit.quantize(whole, "int3-all", solver=PLAIN, calibration=IDS)
@@ -163,7 +165,7 @@ def test_what_is_singular_or_never_seen_is_said():
     model = make("gpt2")
     result = lowbit.quantize(model, "int4", solver=PLAIN, calibration=IDS[:2])
     (note,) = result.notes
-    assert note.startswith("8 layers have a singular Hessian, which was damped")
+    assert note.startswith("8 layers with a singular Hessian, which was damped")
     bert = make("bert")  # its pooler's input is the first token of each sample: 8 of them
     result = lowbit.quantize(bert, "int4", solver=PLAIN, calibration=IDS)
     assert any("pooler" in note or "singular" in note for note in result.notes)

@@ -68,7 +68,7 @@ def _maker(
     for maker in candidates[:TRIALS]:
         expected = expected or _outputs(playback, stage)
         signs = torch.randint(0, 2, (width,), generator=torch.Generator().manual_seed(width))
-        trial = torch.where(signs.bool(), 2.0, 0.5).to(readers[0].weight.device)
+        trial = torch.where(signs.bool(), 2.0, 0.5).to(_weight(readers[0]).device)
         with _restored([maker, *readers]):
             _scale(maker, readers, trial)
             if _close(_outputs(playback, stage), expected):
@@ -81,13 +81,9 @@ def _makes(module: nn.Module) -> int | None:
     kind = weights_of(module)
     if isinstance(kind, Weights):
         return kind.shape[0] if kind.kind == "linear" else None
-    own = dict(module.named_parameters(recurse=False))
-    vector = own.get("weight")
-    return len(vector) if own.keys() <= {"weight", "bias"} and _is_vector(vector) else None
-
-
-def _is_vector(weight: Tensor | None) -> bool:
-    return weight is not None and weight.ndim == 1
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    vectors = own.keys() in ({"weight"}, {"weight", "bias"}) and own["weight"].ndim == 1
+    return len(own["weight"]) if vectors else None
 
 
 def _width(reader: nn.Module) -> int:
@@ -96,16 +92,22 @@ def _width(reader: nn.Module) -> int:
     return kind.shape[1]
 
 
-@torch.no_grad()
 def _scale(maker: nn.Module, readers: Sequence[nn.Module], factors: Tensor) -> None:
     """Divide what the maker makes, and multiply the columns of its readers' weights."""
     # Parameters get new values and the old ones stay whole, for whoever keeps them to go back.
     for module, scale in ((maker, 1 / factors), *((reader, factors) for reader in readers)):
-        weight = module.weight.data
-        along = scale[:, None] if _by_rows(module) == (module is maker) else scale
-        module.weight.data = (weight * (scale if weight.ndim == 1 else along)).to(weight.dtype)
-    if getattr(maker, "bias", None) is not None:
-        maker.bias.data = (maker.bias.data / factors).to(maker.bias.dtype)
+        weight = _weight(module)
+        rows = weight.ndim == 2 and _by_rows(module) == (module is maker)
+        weight.data = (weight * (scale[:, None] if rows else scale)).to(weight.dtype)
+    bias = maker._parameters.get("bias")
+    if bias is not None:
+        bias.data = (bias / factors).to(bias.dtype)
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module._parameters["weight"]
+    assert weight is not None
+    return weight
 
 
 def _by_rows(module: nn.Module) -> bool:

@@ -29,9 +29,9 @@ from lowbit.solvers.observe import Observed, linear_users, observe
 from lowbit.solvers.playback import Playback, playing
 from lowbit.solvers.stages import Stage, find_stages
 
-UNSEEN = "met no token, and were solved without data"
-UNFOLDED = "follow no module that could take a scale per input, and got none"
-SINGULAR = "have a singular Hessian, which was damped (more data helps)"
+UNSEEN = "met by no token, and so solved without data"
+UNFOLDED = "after no module that could take a scale per input, and so without one"
+SINGULAR = "with a singular Hessian, which was damped (more data helps)"
 
 
 @contextmanager
@@ -107,6 +107,8 @@ def _walk(
 
 def _solve(playback: Playback, stage: Stage, solver: Solver) -> Solved:
     found = Solved()
+    if not stage.decisions:
+        return found
     users = linear_users(playback, stage.decisions)
     seen = observe(playback, stage, users)
     if solver.method.factors is not None:
