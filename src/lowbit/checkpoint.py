@@ -63,6 +63,15 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
+def float_config(folder: Path) -> PreTrainedConfig:
+    """The same of a float model. Raises InputError for one that is quantized already."""
+    config = read_config(folder)
+    if getattr(config, "quantization_config", None) is not None:
+        method = dict(config.quantization_config).get("quant_method")
+        raise InputError(f"{folder} is already quantized ({method}); quantize the float model")
+    return config
+
+
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that config.json names, or the bare model where it names none."""
     for name in config.architectures or ():

@@ -23,7 +23,8 @@ from lowbit.weight_error import WeightError
 class Result:
     """What was done: coverage, sizes before and after, and each module's error.
 
-    `unused` names tensors of a checkpoint that the model has no place for.
+    `unused` names tensors of a checkpoint that the model has no place for; `notes` are sentences
+    about what a solver met.
     """
 
     recipe: Recipe
@@ -32,6 +33,7 @@ class Result:
     after: Footprint
     errors: dict[str, WeightError]
     unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -41,6 +43,7 @@ class Result:
             "after": self.after.to_dict(),
             "errors": {name: error.to_dict() for name, error in self.errors.items()},
             "unused": list(self.unused),
+            "notes": list(self.notes),
         }
 
 

@@ -1,45 +1,74 @@
 """The main job: quantize a transformers model in place, with data where its recipe needs any."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Integer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lowbit.calibration import Calibration, batches_of
+from lowbit.coverage import Decision
 from lowbit.errors import UsageError
-from lowbit.hub import quantize_weight
+from lowbit.formats import QTensor
 from lowbit.inplace import Result, quantize_with
 from lowbit.qat.calibrate import calibrate
 from lowbit.qat.prepare import QatOptions
 from lowbit.recipe import Recipe, load_recipe
-
-Batches = Integer[Tensor, "samples length"] | Iterable[Mapping[str, Tensor]]
+from lowbit.solvers import Solver, load_solver
+from lowbit.solvers.decide import solve_weight
+from lowbit.solvers.walk import walked
 
 
 def quantize(
     model: PreTrainedModel,
     recipe: str | Path | Recipe | Mapping[str, Any],
     progress: bool = True,
-    calibration: Batches | None = None,
+    calibration: Calibration | None = None,
     options: QatOptions | None = None,
+    solver: str | Mapping[str, Any] | Solver = "nearest",
+    work: str | Path | None = None,
 ) -> Result:
     """Quantize `model` in place; it stays a transformers model.
 
     recipe: a preset ("int4", "int8-dynamic", …), a `Recipe`, a mapping, or a YAML path.
     progress: show a bar if it takes more than two seconds.
-    calibration: what static activations are seen on: token ids [samples, length], or any iterable
-    of model inputs. options: how their ranges are found; the least squared error by default.
+    calibration: what static activations are seen on and solvers learn from: token ids
+    [samples, length], or any iterable of model inputs. options: how ranges of static activations
+    are found; the least squared error by default.
+    solver: how codes are chosen: "nearest", "gptq", … (lowbit.solvers), or a mapping with its name
+    and options. work: a folder where a solver keeps what is finished, to go on from after a kill.
 
-    Raises UsageError for an unknown recipe, a pattern that matches nothing, or static activations
-    without calibration; InputError for a weight that is not finite. The model is changed only
-    after all its weights are quantized.
+    Raises UsageError for an unknown recipe or solver, a pattern that matches nothing, or static
+    activations or a solver without the calibration it needs; InputError for a weight that is not
+    finite. The model is changed only after all its weights are quantized.
     """
     if not isinstance(model, PreTrainedModel):
         raise UsageError(f"a transformers PreTrainedModel is needed, not {type(model).__name__}")
-    recipe = load_recipe(recipe)
-    inputs = {}
-    if calibration is not None:
-        inputs = calibrate(model, recipe, calibration, options, progress)
-    return quantize_with(model, recipe, quantize_weight, inputs, progress)
+    recipe, chosen = load_recipe(recipe), load_solver(solver)
+
+    def without_data(decision: Decision, weight: Tensor) -> QTensor:
+        return solve_weight(chosen, decision, weight, None)
+
+    static = any(rule.is_static for rule in recipe.rules)
+    if calibration is None:
+        if chosen.data:
+            raise UsageError(f"solver {chosen.name} learns from data: give calibration data")
+        return quantize_with(model, recipe, without_data, {}, progress)
+    if not static and not chosen.data:
+        raise UsageError(
+            f"recipe {recipe.name} has no static activations to calibrate, and solver {chosen.name}"
+            " learns from no data"
+        )
+    batches = batches_of(calibration, model)
+    if not chosen.data:
+        inputs = calibrate(model, recipe, batches, options, progress)
+        return quantize_with(model, recipe, without_data, inputs, progress)
+    folder = None if work is None else Path(work)
+    with walked(model, recipe, chosen, batches, folder, progress) as solved:
+        inputs = {}
+        if static:
+            inputs = calibrate(model, recipe, batches, options, progress)
+        result = quantize_with(model, recipe, lambda d, _: solved.stored[d.name], inputs, progress)
+    return replace(result, notes=solved.notes())

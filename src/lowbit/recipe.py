@@ -11,7 +11,7 @@ layers outside the base model; they are "@linear" too). As YAML:
       - {match: "@linear", scheme: zero-point, bits: 4, granularity: "group:64"}
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -179,3 +179,11 @@ def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
         f"recipe {recipe!r} is unknown: use {', '.join(_SCHEMES)}, each with -all, -dynamic,"
         " -static, -requantized, or -all and one of these after it, or the path of a .yaml file"
     )
+
+
+def schemes_of(presets: Iterable[str]) -> tuple[Scheme, ...]:
+    """The schemes of presets without suffix, each once. Raises UsageError."""
+    names = [preset.strip() for preset in presets]
+    if unknown := [name for name in names if name not in _SCHEMES]:
+        raise UsageError(f"scheme {unknown[0]!r} is unknown: use {', '.join(_SCHEMES)}")
+    return tuple(_SCHEMES[name] for name in dict.fromkeys(names))

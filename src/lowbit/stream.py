@@ -30,19 +30,21 @@ from lowbit.checkpoint import (
     FOREIGN_SUFFIXES,
     INDEX,
     find,
+    float_config,
     open_tensors,
-    read_config,
     skeleton,
     weight_files,
 )
 from lowbit.convert import oriented
 from lowbit.coverage import Coverage, check_static, cover
-from lowbit.errors import InputError
-from lowbit.hub import LowbitConfig, LowbitQuantizer, build, module_entry, quantize_weight
+from lowbit.errors import InputError, UsageError
+from lowbit.hub import LowbitConfig, LowbitQuantizer, build, module_entry
 from lowbit.inplace import Result
 from lowbit.progress import without_transformers_bars
 from lowbit.recipe import Recipe, load_recipe
 from lowbit.shards import ShardWriter
+from lowbit.solvers import Solver, load_solver
+from lowbit.solvers.decide import solve_weight
 from lowbit.staging import check_output, staged
 from lowbit.weight_error import WeightError
 
@@ -58,19 +60,20 @@ def quantize_checkpoint(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: bool = True,
+    solver: str | Mapping[str, Any] | Solver = "nearest",
 ) -> Result:
     """Quantize the checkpoint `model` (a folder or a hub id) into the folder `output`.
 
     Peak memory is one float tensor and one shard beside what torch and transformers take. The
-    tokenizer and all other small files are copied. Raises UsageError and InputError; then, and
+    tokenizer and all other small files are copied. solver: one that needs no data; for those that
+    do, and for static activations, see calibrated.py. Raises UsageError and InputError; then, and
     after an interruption, nothing stands under `output` that did not before.
     """
-    recipe = load_recipe(recipe)
+    recipe, solver = load_recipe(recipe), load_solver(solver)
+    if solver.data:
+        raise UsageError(f"solver {solver.name} learns from data: give calibration data")
     source, output = find(model), Path(output)
-    config = read_config(source)
-    if getattr(config, "quantization_config", None) is not None:
-        method = dict(config.quantization_config).get("quant_method")
-        raise InputError(f"{source} is already quantized ({method}); quantize the float model")
+    config = float_config(source)
     check_output(output, overwrite, source)
     files = weight_files(source)
     with open_tensors(files) as tensors:
@@ -82,13 +85,13 @@ def quantize_checkpoint(
         check_static(coverage)
         before = footprint(float_model, source)
         with staged(output) as folder:
-            sink = _Sink(float_model, coverage, ShardWriter(folder, max_shard_bytes))
+            sink = _Sink(float_model, coverage, solver, ShardWriter(folder, max_shard_bytes))
             unused = _read_all(float_model, tensors, sink, progress)
             sink.writer.close()
             quantized = LowbitConfig(recipe, sink.modules(), sink.errors)
             config.quantization_config = quantized
             config.save_pretrained(folder)
-            _copy_companions(source, folder)
+            copy_companions(source, folder)
             write_card(folder, source, config.architectures[0], quantized, coverage)
             build(float_model, quantized, dtype)
             after = footprint(float_model, folder)
@@ -112,8 +115,10 @@ def _float_dtype(tensors: Mapping[str, Any]) -> torch.dtype:
 class _Sink:
     """Where finished tensors go: quantized or as they are, to the writer."""
 
-    def __init__(self, model: PreTrainedModel, coverage: Coverage, writer: ShardWriter) -> None:
-        self.coverage, self.writer = coverage, writer
+    def __init__(
+        self, model: PreTrainedModel, coverage: Coverage, solver: Solver, writer: ShardWriter
+    ) -> None:
+        self.coverage, self.solver, self.writer = coverage, solver, writer
         self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         self.owners = {f"{d.name}.weight": d for d in coverage.quantized if d.tied_to is None}
         self.errors: dict[str, WeightError] = {}
@@ -132,7 +137,7 @@ class _Sink:
             return
         assert decision.weights is not None
         weight = oriented(tensor, decision.weights)
-        q = quantize_weight(decision, weight)
+        q = solve_weight(self.solver, decision, weight, None)
         self.errors[decision.name] = WeightError.of(weight, q)
         self.stored[decision.name] = module_entry(decision, q.layout)
         for stored, values in q.tensors().items():
@@ -259,7 +264,7 @@ def _nbytes(tensor: Any) -> int:
     return math.prod(tensor.get_shape()) * size
 
 
-def _copy_companions(source: Path, folder: Path) -> None:
+def copy_companions(source: Path, folder: Path) -> None:
     """Tokenizer, chat template, generation config, processor, and what sentence-transformers and
     pipelines keep in subfolders; no weights of this model in any form, and no code."""
     for file in sorted(source.rglob("*")):

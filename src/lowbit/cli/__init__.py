@@ -16,6 +16,7 @@ from lowbit.cli.infer import infer
 from lowbit.cli.inspect import inspect
 from lowbit.cli.quantize import quantize
 from lowbit.cli.report import report
+from lowbit.cli.search import search
 from lowbit.cli.train import train
 from lowbit.errors import LowbitError
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quantize, inspect, eval, report, compare, train, infer, demo):
+for verb in (quantize, inspect, eval, report, compare, search, train, infer, demo):
     app.command()(verb)
 
 

@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lowbit.calibrated import quantize_calibrated
 from lowbit.cli.tables import before_after
 from lowbit.coverage import Coverage
+from lowbit.solvers import SOLVERS, Solver
 from lowbit.stream import MAX_SHARD_BYTES, quantize_checkpoint
 
 MEGA = 10**6
@@ -22,6 +24,20 @@ def quantize(
     recipe: Annotated[
         str, typer.Option(help="A preset (int8, int4-all, bcq3, int8-dynamic, …) or a .yaml file.")
     ] = "int8",
+    solver: Annotated[
+        str, typer.Option(help=f"How codes are chosen: {', '.join(SOLVERS)}.")
+    ] = "nearest",
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="A text for solvers to learn from and static activations to be seen on."),
+    ] = None,
+    correct_bias: Annotated[
+        bool, typer.Option("--correct-bias", help="Take the mean error of a layer off its bias.")
+    ] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Windows or lines of that text.")] = 128,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of one; by default all positions, 512 at most.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model folder that is there already.")
     ] = False,
@@ -31,18 +47,25 @@ def quantize(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
-    """Quantize a checkpoint into a new folder, tensor by tensor, in bounded memory.
+    """Quantize a checkpoint into a new folder: tensor by tensor, in bounded memory, or with a text
+    to calibrate on, block by block.
 
     Example: `lowbit quantize ./bert-base --recipe int4 -o ./bert-base-int4`
+
+    Example: `lowbit quantize ./gpt2 --recipe int3 --solver gptq --calibration wiki.txt -o ./out`
     """
-    result = quantize_checkpoint(
-        model,
-        recipe,
-        output,
-        overwrite=overwrite,
-        max_shard_bytes=max_shard_size * MEGA,
-        progress=not (quiet or as_json),
-    )
+    shared: dict[str, Any] = {
+        "overwrite": overwrite,
+        "max_shard_bytes": max_shard_size * MEGA,
+        "progress": not (quiet or as_json),
+        "solver": Solver(solver, correct_bias=correct_bias),
+    }
+    if calibration is None:
+        result = quantize_checkpoint(model, recipe, output, **shared)
+    else:
+        result = quantize_calibrated(
+            model, recipe, output, calibration, samples=samples, length=length, **shared
+        )
     if as_json:
         print(json.dumps(result.to_dict()))
     elif not quiet:
@@ -51,6 +74,8 @@ def quantize(
         console.print(before_after(result.before, result.after))
         for name in result.unused:
             console.print(f"not used by the model, left out: {name}")
+        for note in result.notes:
+            console.print(f"note: {note}", soft_wrap=True, highlight=False)
         console.print(f"written to {output}; `import lowbit` before loading it")
 
 

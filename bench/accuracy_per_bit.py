@@ -1,0 +1,256 @@
+"""What each solver makes of each bit; written to docs/results/accuracy-per-bit.md.
+
+    python bench/accuracy_per_bit.py [--data FOLDER] [--models FOLDER] [--only TEXT] [--write]
+
+A language model of 8.5 million parameters trained on WikiText-2, its linear layers quantized and
+its table kept in float. Rows that are measured are kept (--keep FILE), so that an interrupted run
+goes on, and another can add to it; --write makes the page of all that are there.
+"""
+
+import argparse
+import ctypes
+import json
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from machine import described, finish, result_page
+from torch import nn
+
+import lowbit
+from lowbit import Recipe, Rule, ZeroPoint
+from lowbit.convert import oriented
+from lowbit.coverage import cover
+from lowbit.data import calibration
+from lowbit.evaluation.divergence import divergence
+from lowbit.evaluation.perplexity import perplexity
+from lowbit.formats import group
+from lowbit.loading import load_model, load_tokenizer
+from lowbit.nn import Packed
+from lowbit.recipe import load_recipe
+from lowbit.staging import staged_file
+
+SHARED = Path(__file__).parents[2] / "shared"
+CONTEXT = 256
+DIVERGENCE_BLOCKS = 50
+SOLVERS = ("gptq", "hqq", "awq", "nearest")
+# Groups that fill the bits of llama.cpp's types at the same width.
+FILLED = {4: 48, 3: 56, 2: 40}
+PEERS = ("Q4_K", "Q3_K", "Q2_K", "IQ3_S", "Q4_0", "Q8_0")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. bits: of the linear layers' weights, scales included."""
+
+    name: str
+    bits: float
+    perplexity: float
+    kl: float
+    top1: float
+    seconds: float
+
+
+class Bench:
+    def __init__(self, models: Path, data: Path, blocks: int, samples: int, keep: Path) -> None:
+        folder = models / "gpt2-wikitext2"
+        self.model, self.tokenizer = load_model(folder), load_tokenizer(folder)
+        self.data, self.blocks, self.samples = data / "wikitext-2", blocks, samples
+        self.keep = keep
+        kept = json.loads(keep.read_text()) if keep.exists() else []
+        self.rows = {row["name"]: Row(**row) for row in kept}
+
+    @cached_property
+    def ids(self) -> torch.Tensor:
+        text = (self.data / "test.txt").read_text(encoding="utf-8")
+        ids = torch.tensor(self.tokenizer(text, verbose=False).input_ids)
+        return ids[: self.blocks * CONTEXT]
+
+    @cached_property
+    def batches(self) -> list[dict[str, torch.Tensor]]:
+        train = self.data / "train.txt"
+        material = calibration.read(train, self.model, self.tokenizer, self.samples, CONTEXT)
+        return material.batches
+
+    def measure(self, name: str, change: Callable[[nn.Module], float]) -> Row:
+        """The row of that name: what is kept, or what is measured now of what `change` makes of a
+        copy of the model. It returns the bits per weight of the linear layers."""
+        if name not in self.rows:
+            model = deepcopy(self.model)
+            start = time.perf_counter()
+            bits = change(model)
+            seconds = time.perf_counter() - start
+            value = perplexity(model, self.ids, CONTEXT)
+            some = self.ids[: DIVERGENCE_BLOCKS * CONTEXT]
+            found = divergence(model, self.model, some, CONTEXT)
+            self.rows[name] = Row(name, bits, value, found.kl, found.top1, seconds)
+            self.keep.parent.mkdir(parents=True, exist_ok=True)
+            with staged_file(self.keep) as unfinished:
+                unfinished.write_text(json.dumps([asdict(row) for row in self.rows.values()]))
+        return self.rows[name]
+
+    def solved(self, recipe: Recipe, solver: str) -> Callable[[nn.Module], float]:
+        def change(model: nn.Module) -> float:
+            needs = {"calibration": self.batches} if solver in ("gptq", "awq") else {}
+            lowbit.quantize(model, recipe, solver=solver, **needs)
+            return linear_bits(model)
+
+        return change
+
+
+def linear_bits(model: nn.Module) -> float:
+    """Bits stored per weight of the quantized linear layers, everything counted."""
+    packed = [m for m in model.modules() if isinstance(m, Packed)]
+    stored = sum(t.nbytes for m in packed for t in m.qweight.tensors().values())
+    return 8 * stored / sum(m.rows * m.columns for m in packed)
+
+
+def peer(bench: Bench, kind: str, importance: bool = False) -> Callable[[nn.Module], float]:
+    """A type of llama.cpp, by its own quantizer; with an importance matrix, mean x² of each input
+    of the float model on the same calibration text."""
+
+    def change(model: nn.Module) -> float:
+        quantized = getattr(gguf.GGMLQuantizationType, kind)
+        decisions = cover(model, load_recipe("int4")).quantized
+        squares = mean_squares(model, [d.name for d in decisions], bench.batches)
+        stored = weights = 0
+        for decision in decisions:
+            weight = model.get_submodule(decision.name).weight
+            matrix = oriented(weight.detach(), decision.weights).numpy()
+            packed = ggml_quantize(
+                matrix, quantized, squares[decision.name] if importance else None
+            )
+            decoded = torch.from_numpy(gguf.quants.dequantize(packed, quantized))
+            weight.data = oriented(decoded, decision.weights)
+            stored += packed.nbytes
+            weights += matrix.size
+        return 8 * stored / weights
+
+    return change
+
+
+@torch.no_grad()
+def mean_squares(
+    model: nn.Module, names: list[str], batches: list[dict[str, torch.Tensor]]
+) -> dict[str, np.ndarray]:
+    """Mean x² of every input of these layers."""
+    found = {name: 0.0 for name in names}
+
+    def hook(name: str) -> Callable[..., None]:
+        def add(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            found[name] = found[name] + args[0].flatten(0, -2).square().mean(0) / len(batches)
+
+        return add
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    for batch in batches:
+        model(**batch)
+    for each in hooks:
+        each.remove()
+    return {name: x.numpy() for name, x in found.items()}
+
+
+def ggml_quantize(
+    matrix: np.ndarray, kind: gguf.GGMLQuantizationType, importance: np.ndarray | None
+) -> np.ndarray:
+    """The bytes of llama.cpp's own quantizer, one row per row."""
+    import llama_cpp  # the peer itself, which only its rows need
+
+    ggml = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+    matrix = np.ascontiguousarray(matrix, dtype=np.float32)
+    rows, columns = matrix.shape
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    packed = np.zeros((rows, columns // block * size), dtype=np.uint8)
+    pointer = None
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, dtype=np.float32)
+        pointer = importance.ctypes.data_as(ctypes.c_void_p)
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    ggml.ggml_quantize_chunk(
+        ctypes.c_int(int(kind)),
+        matrix.ctypes.data_as(ctypes.c_void_p),
+        packed.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_int64(0),
+        ctypes.c_int64(rows),
+        ctypes.c_int64(columns),
+        pointer,
+    )
+    return packed
+
+
+def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[nn.Module], float]]]:
+    """What there is to measure, the most telling first."""
+    for solver in SOLVERS:
+        for bits in (3, 2, 4):
+            recipe = load_recipe(f"int{bits}")
+            yield f"{solver}, {bits} bits, groups of 64", bench.solved(recipe, solver)
+        if solver == "gptq":
+            yield "float32", lambda model: 32.0
+            for bits, size in FILLED.items():
+                yield (
+                    f"gptq, {bits} bits, groups of {size}",
+                    bench.solved(in_groups(bits, size), solver),
+                )
+    for kind in PEERS:
+        yield f"llama.cpp {kind}", peer(bench, kind)
+    for kind in ("Q4_K", "Q3_K", "Q2_K"):
+        yield f"llama.cpp {kind}, importance matrix", peer(bench, kind, importance=True)
+
+
+def in_groups(bits: int, size: int) -> Recipe:
+    rules = (Rule("@embedding"), Rule("@head"), Rule("@linear", ZeroPoint(bits, group(size))))
+    return Recipe(rules, name=f"int{bits}-g{size}")
+
+
+def page(bench: Bench, blocks: int, samples: int) -> Iterator[str]:
+    before = bench.rows["float32"].perplexity
+    yield "# Accuracy per bit"
+    yield ""
+    yield "The linear layers of a language model of 8.5 million parameters, in fewer bits; its"
+    yield f"table stays float. Perplexity of the first {blocks} blocks of {CONTEXT} WikiText-2"
+    yield "test tokens; KL divergence from the float model and agreement on the first"
+    yield f"{DIVERGENCE_BLOCKS}. Bits count scales and zero points. Solvers that learn from data"
+    yield f"saw {samples} windows of {CONTEXT} tokens of the training text. Seconds are of solving,"
+    yield "on a machine that did other work too. Written by `bench/accuracy_per_bit.py`."
+    yield described()
+    yield ""
+    yield "| | bits/weight | perplexity | change | KL divergence | same first token | seconds |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in sorted(bench.rows.values(), key=lambda row: (-round(row.bits, 1), -row.kl)):
+        yield (
+            f"| {row.name} | {row.bits:.3f} | {row.perplexity:.3f} |"
+            f" {row.perplexity / before - 1:+.2%} | {row.kl:.5f} | {row.top1:.2%} |"
+            f" {row.seconds:.0f} |"
+        )
+    yield ""
+    yield "Rows of llama.cpp are its own quantizer's, of the same matrices. What is not listed has"
+    yield "not been measured yet."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=SHARED / "data")
+    parser.add_argument("--models", type=Path, default=SHARED / "models")
+    parser.add_argument("--blocks", type=int, default=600)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    keep = Path(__file__).parent.parent / "build" / "accuracy-per-bit.json"
+    parser.add_argument("--keep", type=Path, default=keep, help="where rows are kept")
+    parser.add_argument("--write", action="store_true", help="write docs/results/")
+    given = parser.parse_args()
+    bench = Bench(given.models, given.data, given.blocks, given.samples, given.keep)
+    for name, change in measurements(bench):
+        if given.only in name:
+            print(bench.measure(name, change), flush=True)
+    lines = list(page(bench, given.blocks, given.samples))
+    finish(lines, result_page("accuracy-per-bit.md"), given.write)
+
+
+if __name__ == "__main__":
+    main()

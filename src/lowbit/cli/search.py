@@ -1,0 +1,138 @@
+"""`lowbit search`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lowbit.cli.options import Measured, measuring
+from lowbit.cli.tables import mebibytes
+from lowbit.data import calibration as calibration_data
+from lowbit.errors import UsageError
+from lowbit.evaluation.evaluate import load_subject
+from lowbit.recipe import schemes_of
+from lowbit.search.budget import Budget
+from lowbit.search.outcome import Found
+from lowbit.search.search import search as search_recipe
+from lowbit.search.sensitivity import MEASURES
+from lowbit.solvers import SOLVERS
+from lowbit.staging import staged_file
+
+
+@measuring
+def search(
+    model: Annotated[str, typer.Argument(help="A folder with a float model, or a hub id.")],
+    measured: Measured,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .yaml recipe to write.")],
+    calibration: Annotated[
+        str, typer.Option(help="A text to find out on what each choice costs: no test data.")
+    ],
+    max_bits: Annotated[
+        float | None, typer.Option(help="Bits per weight of the whole model, everything counted.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="Of all stored tensors: 20MB, 19.5MiB, …")
+    ] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(help="How much worse the task's metric may get: 1%.")
+    ] = None,
+    schemes: Annotated[
+        str, typer.Option(help="Presets to choose from, with commas; float is a choice too.")
+    ] = "int2,int3,int4,int8",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="A pattern of modules that stay float, such as @head; repeatable."),
+    ] = None,
+    solver: Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = "nearest",
+    sensitivity: Annotated[
+        str, typer.Option(help=f"What a choice is thought to cost by: {', '.join(MEASURES)}.")
+    ] = ",".join(MEASURES),
+    samples: Annotated[int, typer.Option(min=1, help="Windows or lines of --calibration.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Find bits for each module under a budget, and write them as a recipe.
+
+    Every recipe is made and evaluated before it is reported; a budget that none meets is an error.
+
+    Example: `lowbit search ./gpt2 --max-size 20MB --task perplexity --data valid.txt
+    --calibration train.txt -o recipe.yaml`
+    """
+    if output.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"output {output} is a recipe, and so a .yaml file")
+    budget = Budget.parse(max_size, max_bits, max_drop)
+    plan = measured.plan()
+    if not plan.tasks:
+        raise UsageError("a search needs a --task to evaluate recipes on")
+    subject = load_subject(model)
+    data = calibration_data.read(calibration, subject.model, subject.needed_tokenizer(), samples)
+    found = search_recipe(
+        subject,
+        budget,
+        plan.tasks[0],
+        schemes_of(schemes.split(",")),
+        data.batches,
+        keep or (),
+        solver,
+        [name.strip() for name in sensitivity.split(",")],
+        progress=not (quiet or as_json),
+    )
+    with staged_file(output) as unfinished:
+        unfinished.write_text(found.best.recipe.to_yaml(), encoding="utf-8")
+    if as_json:
+        print(json.dumps(found.to_dict()))
+    elif not quiet:
+        console = Console()
+        console.print(choice_table(found))
+        console.print(trial_table(found))
+        for note in data.notes:
+            console.print(f"note: {note}", soft_wrap=True, highlight=False)
+        solved = "" if solver == "nearest" else f" --solver {solver} --calibration {calibration}"
+        console.print(
+            f"written to {output}: lowbit quantize {model} --recipe {output}{solved} -o OUT",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def choice_table(found: Found) -> Table:
+    """One row per module of the best recipe, what costs most first."""
+    table = Table(title="what each choice costs, all else in float", box=box.SIMPLE)
+    for column in ("module", "stored as", "bits/weight", "size", "cost"):
+        right = column not in ("module", "stored as")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for choice in sorted(found.best.choices, key=lambda choice: -choice.cost):
+        scheme = choice.scheme
+        table.add_row(
+            Text(choice.module),
+            "float" if scheme is None else f"{scheme.name} {scheme.bits} {scheme.granularity}",
+            f"{choice.bits_per_weight:.2f}",
+            mebibytes(choice.stored_bytes),
+            f"{choice.cost:.3g}",
+        )
+    return table
+
+
+def trial_table(found: Found) -> Table:
+    """One row per recipe that was evaluated; the arrow is the one that was taken."""
+    table = Table(title=f"evaluated: {found.metric}, {found.task}", box=box.SIMPLE)
+    for column in ("", "recipe by", "bits/weight", "size", found.metric, "worse by"):
+        table.add_column(column, justify="left" if column in ("", "recipe by") else "right")
+    table.add_row(
+        "", "float", "", mebibytes(found.float_bytes), f"{found.reference.value:,.5g}", ""
+    )
+    for trial in found.trials:
+        table.add_row(
+            "→" if trial is found.best else "",
+            trial.by,
+            f"{trial.bits_per_weight:.3f}",
+            mebibytes(trial.stored_bytes),
+            f"{trial.metric.value:,.5g}",
+            f"{trial.drop:+.3%}",
+        )
+    return table

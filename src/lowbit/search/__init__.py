@@ -1,0 +1,1 @@
+"""Bits under a budget: what choices cost, the best of them, and the evaluation that decides."""

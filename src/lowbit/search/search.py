@@ -1,0 +1,244 @@
+"""Bits for each module under a budget: sensitivities, a knapsack, and an evaluation that decides.
+
+What one choice costs is measured with everything else in float; what all choices together cost is
+not their sum, so each recipe is made and evaluated before it is reported. For a budget of size:
+the best choices by each measure, and the best single scheme that fits; the evaluation takes the
+best. For a budget of quality: bisection over sizes for the smallest that keeps it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lowbit.accounting import footprint
+from lowbit.calibration import Calibration, batches_of
+from lowbit.errors import InputError, UsageError
+from lowbit.evaluation.study import Metric
+from lowbit.evaluation.task import Subject, Task
+from lowbit.quantization import quantize
+from lowbit.schemes import Scheme
+from lowbit.search.budget import Budget
+from lowbit.search.candidates import Candidate, candidates_of, recipe_of
+from lowbit.search.knapsack import choose
+from lowbit.search.outcome import Choice, Found, Trial
+from lowbit.search.sensitivity import MEASURES, Costs
+from lowbit.solvers import Solver, load_solver
+
+# Bisections of the size; each makes and evaluates a model.
+STEPS = 6
+# Attempts to fit a size where a weight takes more than nearest rounding of it does.
+FITS = 3
+
+
+def search(
+    subject: Subject,
+    budget: Budget,
+    task: Task,
+    schemes: Sequence[Scheme],
+    calibration: Calibration,
+    keep: Sequence[str] = (),
+    solver: str | Solver = "nearest",
+    measures: Sequence[str] = tuple(MEASURES),
+    progress: bool = True,
+) -> Found:
+    """The recipe of `schemes` and float that meets the budget best, by an evaluation on `task`.
+
+    calibration: token ids [samples, length] or model inputs, for the sensitivities and the solver.
+    keep: patterns of modules that stay float. measures: of sensitivity, by name. The model is as
+    before at the end.
+
+    Raises UsageError for options that cannot be; InputError for a budget that no recipe meets, with
+    the smallest that one would.
+    """
+    task.check(subject)
+    if not measures or (unknown := [name for name in measures if name not in MEASURES]):
+        given = repr(unknown[0]) if measures else "none"
+        raise UsageError(f"sensitivity {given} is unknown: use {', '.join(MEASURES)}")
+    batches = batches_of(calibration, subject.model)
+    space = _Space.of(subject, task, schemes, batches, keep, load_solver(solver), progress)
+    limit = budget.bytes_of(footprint(subject.model).parameters)
+    if limit is not None:
+        space.check_size(limit)
+    costs = [
+        MEASURES[name](subject.model, space.candidates, batches, progress) for name in measures
+    ]
+    if limit is not None:
+        trials = list(_of_size(space, costs, measures, limit))
+        best = _best(trials)
+    else:
+        assert budget.max_drop is not None
+        trials = list(_of_quality(space, costs[0], budget.max_drop))
+        best = _smallest(trials, budget.max_drop)
+    return Found(best, tuple(trials), task.name, space.metric, space.reference, space.float_bytes)
+
+
+@dataclass(frozen=True)
+class _Space:
+    """All that trials share. `others` are the bytes of what is not decided on."""
+
+    subject: Subject
+    task: Task
+    solver: Solver
+    batches: list[dict[str, Tensor]]
+    candidates: list[list[Candidate]]
+    float_bytes: int
+    others: int
+    metric: str
+    reference: Metric
+    progress: bool
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        task: Task,
+        schemes: Sequence[Scheme],
+        batches: list[dict[str, Tensor]],
+        keep: Sequence[str],
+        solver: Solver,
+        progress: bool,
+    ) -> "_Space":
+        candidates = candidates_of(subject.model, schemes, keep, progress)
+        found = task.measure(subject, progress)
+        name = found.main_metric
+        if name is None:
+            raise UsageError(f"task {task.name} has no metric to decide by")
+        whole = footprint(subject.model).stored_bytes
+        decided = sum(options[0].stored_bytes for options in candidates)
+        return cls(
+            subject, task, solver, batches, candidates, whole, whole - decided, name,
+            found.metrics[name], progress,
+        )  # fmt: skip
+
+    @property
+    def sizes(self) -> list[list[int]]:
+        return [[c.stored_bytes for c in options] for options in self.candidates]
+
+    @property
+    def smallest(self) -> int:
+        return self.others + sum(min(options) for options in self.sizes)
+
+    def check_size(self, limit: int) -> None:
+        """Raises UsageError where float fits, InputError where no recipe does."""
+        if limit >= self.float_bytes:
+            raise UsageError(
+                f"the budget of {limit:,} bytes holds the float model, which takes"
+                f" {self.float_bytes:,}: there is nothing to quantize"
+            )
+        if limit < self.smallest:
+            parameters = footprint(self.subject.model).parameters
+            raise InputError(
+                f"the budget of {limit:,} bytes ({8 * limit / parameters:.2f} bits per weight)"
+                f" cannot be met: the smallest possible here is {self.smallest:,} bytes"
+                f" ({8 * self.smallest / parameters:.2f} bits per weight)"
+            )
+
+    def fitting(self, costs: Costs, limit: int) -> list[int]:
+        """The options of least total cost in so many bytes."""
+        return choose(self.sizes, costs, limit - self.others)
+
+    def uniform(self, costs: Costs, limit: int) -> list[int] | None:
+        """The single scheme of least total cost that fits, where one fits: a module that it cannot
+        hold stays float."""
+        best: tuple[float, list[int]] | None = None
+        for scheme in dict.fromkeys(c.scheme for options in self.candidates for c in options):
+            own = [
+                next((i for i, c in enumerate(o) if c.scheme == scheme), 0) for o in self.candidates
+            ]
+            size = sum(sizes[i] for sizes, i in zip(self.sizes, own, strict=True))
+            cost = sum(cost[i] for cost, i in zip(costs, own, strict=True))
+            if self.others + size <= limit and (best is None or cost < best[0]):
+                best = cost, own
+        return None if best is None else best[1]
+
+    def tried(self, by: str, picked: Sequence[int], costs: Costs) -> Trial:
+        """Make the model and evaluate it."""
+        chosen = [options[i] for options, i in zip(self.candidates, picked, strict=True)]
+        recipe = recipe_of(chosen)
+        model = deepcopy(self.subject.model)
+        data = self.batches if self.solver.data else None
+        quantize(model, recipe, self.progress, data, solver=self.solver)
+        stored = footprint(model)
+        subject = replace(self.subject, name=by, model=model)
+        metric = self.task.measure(subject, self.progress).metrics[self.metric]
+        choices = tuple(
+            Choice(c.module, c.scheme, c.decision.parameters, c.stored_bytes, cost[i])
+            for c, i, cost in zip(chosen, picked, costs, strict=True)
+        )
+        drop = _drop(self.reference, metric)
+        return Trial(by, recipe, choices, stored.stored_bytes, stored.bits_per_weight, metric, drop)
+
+
+def _of_size(
+    space: _Space, costs: Sequence[Costs], measures: Sequence[str], limit: int
+) -> Iterator[Trial]:
+    """Trials whose models, as made, fit."""
+    seen: list[list[int]] = []
+    ways: dict[str, Callable[[int], list[int] | None]] = {
+        name: partial(space.fitting, own) for name, own in zip(measures, costs, strict=True)
+    }
+    ways["one scheme"] = partial(space.uniform, costs[0])
+    for name, way in tqdm(ways.items(), "recipes", delay=2, disable=not space.progress):
+        room = limit
+        for _ in range(FITS):
+            picked = way(room) if room >= space.smallest else None
+            if picked is None or picked in seen:
+                break
+            seen.append(picked)
+            trial = space.tried(name, picked, costs[0])
+            if trial.stored_bytes <= limit:
+                yield trial
+                break
+            room -= trial.stored_bytes - limit
+
+
+def _of_quality(space: _Space, costs: Costs, max_drop: float) -> Iterator[Trial]:
+    """Bisection: sizes that keep the metric, ever smaller, and those between that do not."""
+    low, high = space.smallest, space.float_bytes
+    tried: dict[tuple[int, ...], Trial] = {}
+    for step in tqdm(range(STEPS), "recipes", delay=2, disable=not space.progress):
+        limit = low if step == 0 else (low + high) // 2
+        picked = space.fitting(costs, limit)
+        if tuple(picked) not in tried:
+            tried[tuple(picked)] = space.tried(f"{limit} bytes", picked, costs)
+            yield tried[tuple(picked)]
+        trial = tried[tuple(picked)]
+        if trial.drop <= max_drop:
+            high = min(high, trial.stored_bytes)
+            if step == 0:
+                return
+        else:
+            low = limit
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    if not trials:
+        raise InputError(
+            "no recipe that was made fits the budget: weights take more than nearest rounding's"
+        )
+    measured = [trial for trial in trials if math.isfinite(trial.drop)]
+    if not measured:
+        raise InputError("no recipe that fits the budget has a metric that is a number")
+    return min(measured, key=lambda trial: trial.drop)
+
+
+def _smallest(trials: Sequence[Trial], max_drop: float) -> Trial:
+    kept = [trial for trial in trials if trial.drop <= max_drop]
+    if not kept:
+        least = min(trials, key=lambda trial: trial.drop)
+        raise InputError(
+            f"no recipe that was evaluated keeps the drop within {max_drop:.2%}: the smallest was"
+            f" {least.drop:.2%}, at {least.stored_bytes:,} bytes"
+        )
+    return min(kept, key=lambda trial: trial.stored_bytes)
+
+
+def _drop(before: Metric, after: Metric) -> float:
+    """By what share of it the metric is worse; NaN where one is not a number."""
+    worse = after.value - before.value if before.better == "lower" else before.value - after.value
+    return worse / abs(before.value) if before.value else worse

@@ -1,0 +1,119 @@
+"""What it costs to store one module otherwise, everything else staying float.
+
+*divergence*: how far the model's predictions move: the mean KL divergence per token in nats where
+    the model has logits, else the squared error of its output relative to the output.
+*hessian*: how far the module's own output moves: tr(E H Eᵀ) / tr(W H Wᵀ), E = W − Ŵ. One pass over
+    the data for all modules and schemes, but blind to what the rest of the model makes of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from lowbit.convert import matrix
+from lowbit.formats import FORMATS
+from lowbit.mode import evaluating
+from lowbit.search.candidates import Candidate
+from lowbit.solvers.hessian import weight_error
+from lowbit.solvers.observe import linear_users, observe
+from lowbit.solvers.playback import Playback, playing
+from lowbit.solvers.stages import find_stages
+from lowbit.solvers.walk import put
+
+Costs = list[list[float]]
+Batches = Sequence[Mapping[str, Tensor]]
+
+
+def by_divergence(
+    model: PreTrainedModel,
+    candidates: Sequence[Sequence[Candidate]],
+    batches: Batches,
+    progress: bool = True,
+) -> Costs:
+    """Put in every candidate by itself and compare outputs. The model is as before at the end."""
+    costs = [[0.0] * len(options) for options in candidates]
+    runs = len(batches) * sum(c.stored is not None for options in candidates for c in options)
+    with (
+        evaluating(model),
+        tqdm(total=runs, desc="divergence of each choice", delay=2, disable=not progress) as bar,
+    ):
+        for batch in batches:
+            wanted = _output(model, batch)
+            for own, options in zip(costs, candidates, strict=True):
+                weight = model.get_submodule(options[0].module)._parameters["weight"]
+                assert weight is not None
+                before = weight.data
+                try:
+                    for i, candidate in enumerate(options):
+                        if candidate.stored is not None:
+                            put(model, candidate.decision, candidate.stored)
+                            own[i] += _distance(wanted, _output(model, batch)) / len(batches)
+                            bar.update()
+                finally:
+                    weight.data = before
+    return costs
+
+
+def by_hessian(
+    model: PreTrainedModel,
+    candidates: Sequence[Sequence[Candidate]],
+    batches: Batches,
+    progress: bool = True,
+) -> Costs:
+    """The relative error of each module's output. What meets no token, and the rows of an
+    embedding, which are read as they are, count all inputs alike."""
+    hessians: dict[str, Tensor] = {}
+    decisions = [options[0].decision for options in candidates]
+    with evaluating(model), playing(model):
+        playback = Playback(model, [dict(batch) for batch in batches])
+        stages = find_stages(model, decisions, playback.batches[0])
+        for stage in tqdm(stages, "inputs of each module", delay=2, disable=not progress):
+            seen = observe(playback, stage, linear_users(playback, stage.decisions))
+            for d in stage.decisions:
+                inputs = seen.of(d.name)
+                if inputs is not None and inputs.tokens:
+                    hessians[d.name] = inputs.hessian
+            playback.advance(stage)
+    return [[_relative(model, c, hessians.get(c.module)) for c in own] for own in candidates]
+
+
+def _relative(model: PreTrainedModel, candidate: Candidate, hessian: Tensor | None) -> float:
+    q = candidate.stored
+    if q is None:
+        return 0.0
+    assert candidate.decision.weights is not None
+    weight = matrix(model.get_submodule(candidate.module), candidate.decision.weights).float()
+    hessian = torch.eye(weight.shape[1]) if hessian is None else hessian
+    error = weight_error(weight - FORMATS[q.layout.format].decode(q), hessian).sum()
+    return float(error / weight_error(weight, hessian).sum().clamp_min(torch.finfo().tiny))
+
+
+def _output(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[bool, Tensor]:
+    """(whether these are logits, the first output), in float32."""
+    out = model(**batch)
+    logits = getattr(out, "logits", None)
+    first: Tensor = out[0] if logits is None else logits
+    return logits is not None and first.shape[-1] > 1, first.float()
+
+
+def _distance(wanted: tuple[bool, Tensor], found: tuple[bool, Tensor]) -> float:
+    return (_kl if wanted[0] else _squared)(wanted[1], found[1])
+
+
+def _kl(wanted: Float[Tensor, "*items classes"], found: Float[Tensor, "*items classes"]) -> float:
+    log_p, log_q = wanted.log_softmax(-1), found.log_softmax(-1)
+    # float32 terms cancel to about 1e-7 of a nat, on either side of 0.
+    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(-1).double().mean()))
+
+
+def _squared(wanted: Float[Tensor, "*n"], found: Float[Tensor, "*n"]) -> float:
+    noise, signal = (x.double().square().sum() for x in (wanted - found, wanted))
+    return float(noise / signal.clamp_min(torch.finfo().tiny))
+
+
+Measure = Callable[[PreTrainedModel, Sequence[Sequence[Candidate]], Batches, bool], Costs]
+MEASURES: dict[str, Measure] = {"divergence": by_divergence, "hessian": by_hessian}

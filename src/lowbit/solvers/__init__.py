@@ -1,0 +1,94 @@
+"""Solvers: how codes are chosen beyond nearest rounding. One file each, and this table.
+
+    solve(weight [out, in], hessian [in, in], scheme, …options) -> the scheme's own stored form
+
+The hessian is the mean of x xᵀ over calibration tokens: symmetric, undamped.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lowbit.errors import UsageError
+from lowbit.formats import QTensor
+from lowbit.schemes import Scheme
+from lowbit.solvers import awq, binary_compensated, gptq, hqq, nearest, smoothquant
+from lowbit.solvers.hessian import Inputs
+
+# (weights [out, in] that read the same x, what is known of x, their schemes) -> one per input
+FindFactors = Callable[[Sequence[Tensor], Inputs, Sequence[Scheme]], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """`solve`, and whether it needs a Hessian, which is None else. `factors` finds a scale per
+    input that is folded into the module before, first of all."""
+
+    solve: Callable[..., QTensor]
+    data: bool = False
+    factors: FindFactors | None = None
+
+
+SOLVERS = {
+    "nearest": Method(nearest.solve),
+    "hqq": Method(hqq.solve),
+    "gptq": Method(gptq.solve, data=True),
+    "binary": Method(binary_compensated.solve, data=True),
+    "awq": Method(nearest.solve, factors=awq.factors),
+    "smoothquant": Method(nearest.solve, factors=smoothquant.factors),
+}
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A method by name, with options. Raises UsageError for what is unknown.
+
+    correct_bias: move the bias of each layer by the mean error that its weight leaves,
+    b + (W − Ŵ) · mean x (Nagel et al. 2019, "Data-Free Quantization", equation 16).
+    """
+
+    name: str = "nearest"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    correct_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in SOLVERS:
+            raise UsageError(f"solver {self.name!r} is unknown: use {', '.join(SOLVERS)}")
+        known = list(inspect.signature(self.method.solve).parameters)[3:]
+        for option in self.options:
+            if option not in known:
+                has = f"use {', '.join(known)}" if known else "it has none"
+                raise UsageError(f"solver {self.name} has no option {option!r}: {has}")
+
+    @property
+    def method(self) -> Method:
+        return SOLVERS[self.name]
+
+    @property
+    def data(self) -> bool:
+        """Whether it learns from data."""
+        return self.method.data or self.method.factors is not None or self.correct_bias
+
+    def solve(self, weight: Tensor, hessian: Tensor | None, scheme: Scheme) -> QTensor:
+        """`weight` in the stored form of `scheme`."""
+        return self.method.solve(weight, hessian, scheme, **self.options)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "correct_bias": self.correct_bias, **self.options}
+
+
+def load_solver(solver: str | Mapping[str, Any] | Solver) -> Solver:
+    """A name, a mapping {"name": …, option: value, …}, or a Solver as it is. Raises UsageError.
+
+    "correct_bias" is an option of every solver.
+    """
+    if isinstance(solver, Solver):
+        return solver
+    if isinstance(solver, str):
+        return Solver(solver)
+    options = dict(solver)
+    name, correct_bias = options.pop("name", None), options.pop("correct_bias", False)
+    return Solver(str(name), options, bool(correct_bias))

@@ -1,0 +1,77 @@
+"""What calibration keeps of the inputs x of a layer, and how it is made invertible.
+
+    H = mean over tokens of x xᵀ,    ‖W X − Ŵ X‖² / tokens = tr((W − Ŵ) H (W − Ŵ)ᵀ)
+
+(half the second derivative of that error in each row of Ŵ, hence the name; Frantar et al. 2022,
+"Optimal Brain Compression", section 3).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
+
+# A pivot so much smaller than the largest is rounding noise of float32 sums.
+SINGULAR = 1e-7
+
+
+@dataclass
+class Inputs:
+    """H, summed in float32, undamped; the mean and the largest |x| of each input; tokens so far."""
+
+    hessian: Float32[Tensor, "in in"]
+    mean: Float32[Tensor, " in"]
+    largest: Float32[Tensor, " in"]
+    tokens: int = 0
+
+    @classmethod
+    def none_yet(cls, width: int, device: torch.device) -> "Inputs":
+        none = torch.zeros(width, device=device)
+        return cls(torch.zeros(width, width, device=device), none, none.clone())
+
+    def add(self, x: Float[Tensor, "tokens in"]) -> None:
+        """Take more tokens into account. A token that is not finite is left out."""
+        x = x.detach().float()
+        x = x[x.isfinite().all(1)]
+        if len(x):
+            self.tokens += len(x)
+            before = 1 - len(x) / self.tokens
+            self.hessian.addmm_(x.t(), x, beta=before, alpha=1 / self.tokens)
+            self.mean.mul_(before).add_(x.sum(0), alpha=1 / self.tokens)
+            torch.maximum(self.largest, x.abs().amax(0), out=self.largest)
+
+    def scaled(self, factors: Float32[Tensor, " in"]) -> "Inputs":
+        """Those of x · factors."""
+        hessian = self.hessian * factors[:, None] * factors
+        return Inputs(hessian, self.mean * factors, self.largest * factors, self.tokens)
+
+
+def weight_error(
+    error: Float[Tensor, "out in"], hessian: Float[Tensor, "in in"]
+) -> Float64[Tensor, " out"]:
+    """eᵀ H e of each row: its mean squared output error."""
+    error, hessian = error.double(), hessian.double()
+    return ((error @ hessian) * error).sum(1)
+
+
+def damp(hessian: Float[Tensor, "in in"], damping: float) -> Float64[Tensor, "in in"]:
+    """H + damping · mean(diag H) · I, in float64; the identity where no input ever differed from 0.
+
+    Ten times as much, and so on, where that is still not positive definite.
+    """
+    hessian = hessian.double()
+    mean = hessian.diagonal().mean()
+    eye = torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
+    if not mean > 0:
+        return eye
+    while torch.linalg.cholesky_ex(hessian + damping * mean * eye).info:
+        damping = max(10 * damping, SINGULAR)
+    return hessian + damping * mean * eye
+
+
+def is_singular(hessian: Float[Tensor, "in in"]) -> bool:
+    """Whether H has no inverse worth the name without damping."""
+    factor, failed = torch.linalg.cholesky_ex(hessian.double())
+    pivots = factor.diagonal().square()
+    return bool(failed) or not bool(pivots.min() > SINGULAR * pivots.max())

@@ -1,0 +1,179 @@
+"""The walk over a model: each stage is solved on what the stages before it, quantized, give it.
+
+For each stage: watch what its layers read, solve their weights, put the decoded weights in, and let
+the data through to the next. Activations stay float on the way, whatever the recipe makes of them
+later.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from lowbit.calibration import Calibration, batches_of
+from lowbit.convert import matrix, oriented
+from lowbit.coverage import Decision, cover
+from lowbit.formats import FORMATS, QTensor
+from lowbit.mode import evaluating
+from lowbit.recipe import Recipe
+from lowbit.solvers import FindFactors, Solver
+from lowbit.solvers.decide import solve_weight
+from lowbit.solvers.folding import fold
+from lowbit.solvers.hessian import is_singular
+from lowbit.solvers.journal import Journal, Solved, fingerprint
+from lowbit.solvers.observe import Observed, linear_users, observe
+from lowbit.solvers.playback import Playback, playing
+from lowbit.solvers.stages import Stage, find_stages
+
+UNSEEN = "met by no token, and so solved without data"
+UNFOLDED = "after no module that could take a scale per input, and so without one"
+SINGULAR = "with a singular Hessian, which was damped (more data helps)"
+
+
+@contextmanager
+def walked(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    solver: Solver,
+    calibration: Calibration,
+    work: Path | None = None,
+    progress: bool = True,
+) -> Iterator[Solved]:
+    """The stored form of every weight that `recipe` quantizes, solved on `calibration`.
+
+    Inside, the model is float, with its weights as they were before rounding: what a solver folded
+    from one layer into another is folded. If anything fails, inside too, it is as it was.
+
+    work: a folder in which finished stages are kept, and from which an interrupted walk goes on.
+    """
+    batches = batches_of(calibration, model)
+    owners = [d for d in cover(model, recipe).quantized if d.tied_to is None]
+    before = {name: p.data for name, p in model.named_parameters()}
+    try:
+        journal = None
+        if work is not None:
+            data = [batch[name] for batch in batches for name in sorted(batch)]
+            journal = Journal(
+                work,
+                {
+                    "recipe": recipe.to_dict(),
+                    "solver": solver.to_dict(),
+                    "weights": fingerprint(list(before.values())),
+                    "calibration data": fingerprint(data),
+                },
+            )
+        with evaluating(model), playing(model):
+            found = _walk(model, owners, solver, batches, journal, progress)
+        for name, p in model.named_parameters():
+            p.data = before[name]
+        for name, values in found.floats.items():
+            model.get_parameter(name).data = values
+        yield found
+    except BaseException:
+        for name, p in model.named_parameters():
+            p.data = before[name]
+        raise
+
+
+def _walk(
+    model: PreTrainedModel,
+    owners: Sequence[Decision],
+    solver: Solver,
+    batches: list[dict[str, Tensor]],
+    journal: Journal | None,
+    progress: bool,
+) -> Solved:
+    stages = find_stages(model, owners, batches[0])
+    playback, found = Playback(model, batches), Solved()
+    with tqdm(stages, f"solving ({solver.name})", delay=2, disable=not progress) as bar:
+        for number, stage in enumerate(bar):
+            solved = journal.read(number) if journal else None
+            if solved is None:
+                solved = _solve(playback, stage, solver)
+                if journal:
+                    journal.write(number, solved)
+            for name, values in solved.floats.items():
+                model.get_parameter(name).data = values
+            for d in stage.decisions:
+                put(model, d, solved.stored[d.name])
+            found.add(solved)
+            playback.advance(stage)
+    return found
+
+
+def _solve(playback: Playback, stage: Stage, solver: Solver) -> Solved:
+    found = Solved()
+    if not stage.decisions:
+        return found
+    users = linear_users(playback, stage.decisions)
+    seen = observe(playback, stage, users)
+    if solver.method.factors is not None:
+        _fold(playback, stage, solver.method.factors, users, seen, found)
+    for d in stage.decisions:
+        assert d.weights is not None
+        weight = matrix(playback.model.get_submodule(d.name), d.weights).float()
+        hessian = _hessian(d, seen, found, weight)
+        found.stored[d.name] = q = solve_weight(solver, d, weight, hessian)
+        inputs, bias = seen.of(d.name), playback.model.get_submodule(d.name)._parameters.get("bias")
+        if solver.correct_bias and bias is not None and inputs is not None:
+            left = weight - FORMATS[q.layout.format].decode(q)
+            found.floats[f"{d.name}.bias"] = (bias.data + left @ inputs.mean).to(bias.dtype)
+    return found
+
+
+def _fold(
+    playback: Playback,
+    stage: Stage,
+    factors: FindFactors,
+    users: Mapping[str, nn.Module],
+    seen: Observed,
+    found: Solved,
+) -> None:
+    """Fold a scale per input out of the weights of a stage; float parameters change."""
+    by_name = {d.name: d for d in stage.decisions}
+
+    def factors_of(names: list[str]) -> Tensor:
+        weights, schemes = [], []
+        for name in names:
+            d = by_name[name]
+            assert d.weights is not None and d.rule is not None and d.rule.scheme is not None
+            weights.append(matrix(users[name], d.weights).float())
+            schemes.append(d.rule.scheme)
+        inputs = seen.of(names[0])
+        assert inputs is not None
+        return factors(weights, inputs, schemes)
+
+    changed, left = fold(playback, stage, users, seen, factors_of)
+    for name in changed:
+        found.floats[name] = playback.model.get_parameter(name).data.clone()
+    for name in left:
+        found.remark(UNFOLDED, name)
+
+
+def _hessian(d: Decision, seen: Observed, found: Solved, weight: Tensor) -> Tensor:
+    """What a weight is solved with. An embedding's rows are read as they are, so that all of its
+    columns count alike; where a head is tied to it, what the head reads counts as much again."""
+    inputs = seen.of(d.name)
+    eye = torch.eye(weight.shape[1], device=weight.device)
+    if inputs is None or not inputs.tokens:
+        if d.weights is not None and d.weights.kind == "linear":
+            found.remark(UNSEEN, d.name)
+        return eye
+    if d.weights is not None and d.weights.kind == "embedding":
+        return inputs.hessian / inputs.hessian.diagonal().mean() + eye
+    if is_singular(inputs.hessian):
+        found.remark(SINGULAR, d.name)
+    return inputs.hessian
+
+
+def put(model: PreTrainedModel, d: Decision, q: QTensor) -> None:
+    """Let a float module compute with a stored weight. Those tied to it follow."""
+    assert d.weights is not None
+    weight = model.get_submodule(d.name)._parameters["weight"]
+    assert weight is not None
+    decoded = FORMATS[q.layout.format].decode(q, weight.dtype)
+    weight.data = oriented(decoded, d.weights)
