@@ -39,8 +39,8 @@ def read(
     """All pairs of a TSV file, or of two files of lines where `target` names the second.
 
     data: a file, a folder that holds the split's, such as test.tsv, or the id of a hub's dataset.
-    source_column, target_column: of a TSV or a dataset, counted from 1; the target's is by default the other of
-    the first two.
+    source_column, target_column: of a TSV or a dataset, counted from 1; the target's is by
+    default the other of the first two.
 
     Raises UsageError for columns that cannot be, InputError for files that cannot be used.
     """

@@ -1,16 +1,9 @@
 """Encoder–decoders from nothing: transformers' Marian or BART with sizes of one's own."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    MarianConfig,
-    MarianMTModel,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.errors import UsageError
 
@@ -44,9 +37,10 @@ class Architecture:
             raise UsageError(f"dropout {self.dropout} is outside 0 … 1")
 
 
-KINDS: dict[str, tuple[type[Any], type[Any]]] = {
-    "marian": (MarianConfig, MarianMTModel),
-    "bart": (BartConfig, BartForConditionalGeneration),
+# Configuration and model by name: transformers imports a model when it is first asked for.
+KINDS = {
+    "marian": ("MarianConfig", "MarianMTModel"),
+    "bart": ("BartConfig", "BartForConditionalGeneration"),
 }
 
 
@@ -54,7 +48,7 @@ def new_model(
     sizes: Architecture, tokenizer: PreTrainedTokenizerBase, attention_dropout: float = 0.0
 ) -> PreTrainedModel:
     """A model with random weights for the tokenizer's vocabulary and longest text."""
-    config_class, model_class = KINDS[sizes.kind]
+    config_class, model_class = (getattr(transformers, name) for name in KINDS[sizes.kind])
     config = config_class(
         vocab_size=len(tokenizer),
         d_model=sizes.width,

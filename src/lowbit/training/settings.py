@@ -6,6 +6,8 @@ from lowbit.errors import UsageError
 from lowbit.qat.prepare import QatOptions
 from lowbit.recipe import PRESETS
 
+SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant_with_warmup")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -13,7 +15,11 @@ class Settings:
 
     qat: "none" trains in float. A recipe with float activations, such as "int8" or "int4", is taken
     with static ones ("int8-static"); others are taken as they are. max_steps: 0 for whole epochs.
-    warmup: share of all steps. eval_steps, save_steps: 0 for once an epoch.
+    warmup: share of all steps; schedule: of the learning rate after it. label_smoothing: the share
+    that is spread over all labels. eval_steps, save_steps: 0 for once an epoch; where the best
+    checkpoint is kept, one is saved at each evaluation.
+
+    Raises UsageError for a schedule that is unknown.
     """
 
     qat: str = "none"
@@ -24,12 +30,18 @@ class Settings:
     batch_size: int = 32
     accumulate: int = 1
     warmup: float = 0.1
+    schedule: str = "linear"
+    label_smoothing: float = 0.0
     weight_decay: float = 0.01
     eval_steps: int = 0
     save_steps: int = 0
     evaluate_during_training: bool = True
     bf16: bool = False
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"schedule {self.schedule!r} is unknown: use {', '.join(SCHEDULES)}")
 
     @property
     def recipe(self) -> str | None:
@@ -42,3 +54,15 @@ class Settings:
         if self.qat in PRESETS or self.qat.endswith((".yaml", ".yml")):
             return self.qat
         raise UsageError(f"qat {self.qat!r} is unknown: use none, or a recipe such as int8 or int4")
+
+
+# What suits a task better than the settings of fine-tuning: a translator starts from nothing.
+OF_TASK = {
+    "translation": Settings(
+        learning_rate=1e-3,
+        epochs=20.0,
+        batch_size=64,
+        schedule="inverse_sqrt",
+        label_smoothing=0.1,
+    )
+}

@@ -5,6 +5,7 @@ OUT/
     float/          the trained model in float32, for further training
     int8/           the integer model (named as the recipe was asked for), for inference
     training.json   settings, steps, scores of each, versions
+    texts/          sources, references and each model's outputs, where a task writes texts
 """
 
 import json
@@ -40,12 +41,14 @@ class Outcome:
     seconds: float
     measurements: dict[str, Measurement]
     folders: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "steps": self.steps,
             "seconds": self.seconds,
             "folders": [str(folder) for folder in self.folders],
+            "notes": list(self.notes),
             "measurements": {
                 name: {**asdict(m), "predictions": list(m.predictions)}
                 for name, m in self.measurements.items()
@@ -87,7 +90,7 @@ def train(
     lesson.score.check(Subject("model", lesson.model, lesson.tokenizer))
     if recipe is not None:
         prepare_qat(lesson.model, recipe, settings.options)
-    trainer = LessonTrainer(lesson, arguments(output, settings, progress))
+    trainer = LessonTrainer(lesson, arguments(output, settings, lesson.best, progress))
     start = time.perf_counter()
     # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
     torch.set_flush_denormal(True)
@@ -103,6 +106,7 @@ def train(
     if not trainer.is_world_process_zero():
         return Outcome(trainer.state.global_step, seconds, {}, ())
     outcome = finish(lesson, output, settings, trainer.state.global_step, seconds, progress)
+    write_texts(lesson, outcome, output / "texts")
     told = {"settings": asdict(settings), "environment": describe(), **outcome.to_dict()}
     with staged_file(output / "training.json") as unfinished:
         unfinished.write_text(json.dumps(told, indent=1), encoding="utf-8")
@@ -122,7 +126,7 @@ def finish(
     if settings.recipe is None:
         measurements = {"float": score("float")}
         save(model, tokenizer, folders[0])
-        return Outcome(steps, seconds, measurements, tuple(folders))
+        return Outcome(steps, seconds, measurements, tuple(folders), lesson.notes)
     measurements = {"fake-quantized": score("fake-quantized")}
     save(model, tokenizer, folders[0], state_dict=trained_state(model))
     finish_qat(model, progress)
@@ -131,7 +135,17 @@ def finish(
     alike = agreement(integer, measurements["fake-quantized"])
     measurements["integer"] = replace(integer, metrics={**integer.metrics, **alike})
     save(model, tokenizer, folders[1])
-    return Outcome(steps, seconds, measurements, tuple(folders))
+    return Outcome(steps, seconds, measurements, tuple(folders), lesson.notes)
+
+
+def write_texts(lesson: Lesson, outcome: Outcome, folder: Path) -> None:
+    """One file each for what was given, what was wanted, and what each model wrote, a line each."""
+    if lesson.texts:
+        outputs = {name: map(str, m.predictions) for name, m in outcome.measurements.items()}
+        with staged(folder) as unfinished:
+            for name, lines in {**lesson.texts, **outputs}.items():
+                text = "".join(" ".join(line.split("\n")) + "\n" for line in lines)
+                (unfinished / f"{name}.txt").write_text(text, encoding="utf-8")
 
 
 def trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -166,10 +180,16 @@ def _last_good(output: Path) -> str:
     return f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was saved yet"
 
 
-def arguments(output: Path, settings: Settings, progress: bool) -> TrainingArguments:
+def arguments(
+    output: Path, settings: Settings, best: str | None, progress: bool
+) -> TrainingArguments:
+    """best: the metric of the checkpoint that is kept, if it is not the last."""
+
     def every(steps: int) -> str:
         return "steps" if steps else "epoch"
 
+    keeps_best = best is not None and settings.evaluate_during_training
+    save_steps = settings.eval_steps if keeps_best else settings.save_steps
     return TrainingArguments(
         output_dir=str(output / "checkpoints"),
         per_device_train_batch_size=settings.batch_size,
@@ -178,12 +198,17 @@ def arguments(output: Path, settings: Settings, progress: bool) -> TrainingArgum
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         warmup_steps=settings.warmup,
+        lr_scheduler_type=settings.schedule,
+        label_smoothing_factor=settings.label_smoothing,
         weight_decay=settings.weight_decay,
         eval_strategy=every(settings.eval_steps) if settings.evaluate_during_training else "no",
         eval_steps=settings.eval_steps or None,
-        save_strategy=every(settings.save_steps),
-        save_steps=settings.save_steps or 500,
+        save_strategy=every(save_steps),
+        save_steps=save_steps or 500,
         save_total_limit=2,
+        load_best_model_at_end=keeps_best,
+        metric_for_best_model=best if keeps_best else None,
+        greater_is_better=True if keeps_best else None,
         logging_steps=10,
         logging_nan_inf_filter=False,
         disable_tqdm=not progress,
