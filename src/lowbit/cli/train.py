@@ -16,6 +16,7 @@ from lowbit.errors import UsageError
 from lowbit.loading import load_tokenizer
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.architecture import KINDS, Architecture
+from lowbit.training.bcq import PLANS, find_plan
 from lowbit.training.lesson import Material, Pairs
 from lowbit.training.settings import OF_TASK, SCHEDULES, Settings
 from lowbit.training.teachers import TEACHERS
@@ -74,6 +75,31 @@ def train(
         bool, typer.Option("--asymmetric", help="Static activations with a zero point.")
     ] = False,
     qat_start: Annotated[int, typer.Option(help="Training passes that stay float.")] = 0,
+    bcq: Annotated[
+        str | None,
+        typer.Option(help=f"Towards binary codes: {', '.join(PLANS)}, or a recipe of such."),
+    ] = None,
+    project_every: Annotated[
+        int | None, typer.Option(help="Steps between projections, 500 … 2000; 0: an epoch.")
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="Of codes: greedy, alternating.")] = None,
+    groups: Annotated[str | None, typer.Option(help="Of codes: channel, group:64, …")] = None,
+    nested: Annotated[
+        bool | None, typer.Option("--nested", help="Any precision: prefixes can be used alone.")
+    ] = None,
+    straight: Annotated[
+        bool | None,
+        typer.Option("--straight/--free", help="Between projections: codes, or floats."),
+    ] = None,
+    phases: Annotated[
+        bool | None, typer.Option("--phases/--at-once", help="Embedding, decoder, encoder.")
+    ] = None,
+    frozen: Annotated[
+        float | None, typer.Option(help="Share of steps, at the end, in which codes stay.")
+    ] = None,
+    distill: Annotated[
+        float, typer.Option(help="Share of the loss: divergence from MODEL as it was.")
+    ] = 0.0,
     learning_rate: Annotated[float | None, typer.Option(help=OF_TASK_HELP)] = None,
     epochs: Annotated[float | None, typer.Option(help=OF_TASK_HELP)] = None,
     max_steps: Annotated[int, typer.Option(help="0: whole epochs.")] = DEFAULT.max_steps,
@@ -128,6 +154,17 @@ def train(
     material = Material(
         start, tokenizer, data, subset, max_length, stride, attention_dropout, pairs
     )
+    options = {
+        "every": project_every,
+        "solver": solver,
+        "granularity": groups,
+        "nested": nested,
+        "straight": straight,
+        "phases": phases,
+        "frozen": frozen,
+    }
+    if bcq is None and (given := [name for name, value in options.items() if value is not None]):
+        raise UsageError(f"{given[0]} says how binary codes are trained: give a --bcq")
     own: dict[str, Any] = {
         "learning_rate": learning_rate,
         "epochs": epochs,
@@ -138,6 +175,8 @@ def train(
     settings = replace(
         OF_TASK.get(task, DEFAULT),
         qat=qat,
+        plan=None if bcq is None else find_plan(bcq, options),
+        distill=distill,
         options=QatOptions(
             estimator,
             ranges,

@@ -1,10 +1,12 @@
 """How to train: hyper-parameters, and the integers that are trained towards."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from lowbit.errors import UsageError
 from lowbit.qat.prepare import QatOptions
-from lowbit.recipe import PRESETS
+from lowbit.recipe import PRESETS, Recipe
+from lowbit.training.bcq import Plan
 
 SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant_with_warmup")
 
@@ -17,12 +19,15 @@ class Settings:
     with static ones ("int8-static"); others are taken as they are. max_steps: 0 for whole epochs.
     warmup: share of all steps; schedule: of the learning rate after it. label_smoothing: the share
     that is spread over all labels. eval_steps, save_steps: 0 for once an epoch; where the best
-    checkpoint is kept, one is saved at each evaluation.
+    checkpoint is kept, one is saved at each evaluation. plan: towards binary codes, in place of
+    `qat`. distill: the share of the loss that is the divergence from the model as it started.
 
     Raises UsageError for a schedule that is unknown.
     """
 
     qat: str = "none"
+    plan: Plan | None = None
+    distill: float = 0.0
     options: QatOptions = field(default_factory=QatOptions)
     learning_rate: float = 5e-5
     epochs: float = 3.0
@@ -42,10 +47,16 @@ class Settings:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UsageError(f"schedule {self.schedule!r} is unknown: use {', '.join(SCHEDULES)}")
+        if not 0 <= self.distill <= 1:
+            raise UsageError(f"a share of {self.distill} of the loss is outside 0 … 1")
+        if self.plan is not None and self.qat != "none":
+            raise UsageError(f"qat {self.qat} and a plan for binary codes cannot both be trained")
 
     @property
-    def recipe(self) -> str | None:
+    def recipe(self) -> str | Recipe | None:
         """The recipe that is trained towards; None for float. Raises UsageError."""
+        if self.plan is not None:
+            return self.plan.recipe
         if self.qat == "none":
             return None
         static = f"{self.qat}-static"
@@ -54,6 +65,14 @@ class Settings:
         if self.qat in PRESETS or self.qat.endswith((".yaml", ".yml")):
             return self.qat
         raise UsageError(f"qat {self.qat!r} is unknown: use none, or a recipe such as int8 or int4")
+
+    @property
+    def folder(self) -> str:
+        """Where the model that was trained towards is saved."""
+        return self.qat if self.plan is None else self.plan.recipe.name
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "plan": None if self.plan is None else self.plan.to_dict()}
 
 
 # What suits a task better than the settings of fine-tuning: a translator starts from nothing.

@@ -3,7 +3,8 @@
 OUT/
     checkpoints/    Trainer's own: model, optimizer, scheduler, random state
     float/          the trained model in float32, for further training
-    int8/           the integer model (named as the recipe was asked for), for inference
+    int8/           the integer model (named as the recipe was asked for), for inference; of a plan
+                    for binary codes it is the same model as float/
     training.json   settings, steps, scores of each, versions
     texts/          sources, references and each model's outputs, where a task writes texts
 """
@@ -12,6 +13,7 @@ import json
 import math
 import shutil
 import time
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,14 @@ from lowbit.environment import describe
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.study import Measurement
 from lowbit.evaluation.task import Subject, agreement
+from lowbit.mode import evaluating
 from lowbit.progress import without_transformers_bars
 from lowbit.qat.prepare import fake_quantized, finish_qat, prepare_qat
+from lowbit.qat.projection import CodedWeight, prepare_codes
 from lowbit.staging import staged, staged_file
+from lowbit.training.distillation import divergence
 from lowbit.training.lesson import Example, Lesson, Material
+from lowbit.training.projections import Projections
 from lowbit.training.settings import Settings
 from lowbit.training.teachers import find_teacher
 
@@ -88,9 +94,17 @@ def train(
     set_seed(settings.seed)
     lesson = teach(material)
     lesson.score.check(Subject("model", lesson.model, lesson.tokenizer))
-    if recipe is not None:
+    teacher = deepcopy(lesson.model) if settings.distill else None
+    weights: tuple[CodedWeight, ...] = ()
+    if settings.plan is not None:
+        weights = prepare_codes(lesson.model, settings.plan.recipe)
+    elif recipe is not None:
         prepare_qat(lesson.model, recipe, settings.options)
-    trainer = LessonTrainer(lesson, arguments(output, settings, lesson.best, progress))
+    trainer = LessonTrainer(
+        lesson, arguments(output, settings, lesson.best, progress), teacher, settings.distill
+    )
+    if settings.plan is not None:
+        trainer.add_callback(Projections(weights, settings.plan, trainer.score_before))
     start = time.perf_counter()
     # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
     torch.set_flush_denormal(True)
@@ -107,7 +121,7 @@ def train(
         return Outcome(trainer.state.global_step, seconds, {}, ())
     outcome = finish(lesson, output, settings, trainer.state.global_step, seconds, progress)
     write_texts(lesson, outcome, output / "texts")
-    told = {"settings": asdict(settings), "environment": describe(), **outcome.to_dict()}
+    told = {"settings": settings.to_dict(), "environment": describe(), **outcome.to_dict()}
     with staged_file(output / "training.json") as unfinished:
         unfinished.write_text(json.dumps(told, indent=1), encoding="utf-8")
     return outcome
@@ -130,7 +144,7 @@ def finish(
     measurements = {"fake-quantized": score("fake-quantized")}
     save(model, tokenizer, folders[0], state_dict=trained_state(model))
     finish_qat(model, progress)
-    folders.append(output / settings.qat)
+    folders.append(output / settings.folder)
     integer = score("integer")
     alike = agreement(integer, measurements["fake-quantized"])
     measurements["integer"] = replace(integer, metrics={**integer.metrics, **alike})
@@ -237,10 +251,19 @@ class Rows(Dataset[Example]):
 
 
 class LessonTrainer(Trainer):
-    """Trainer that scores with the lesson's task, and stops where the loss is no number."""
+    """Trainer that scores with the lesson's task, and stops where the loss is no number.
 
-    def __init__(self, lesson: Lesson, args: TrainingArguments) -> None:
-        self.lesson = lesson
+    teacher: a model of which `distill`, a share of the loss, is how far the trained one is away.
+    """
+
+    def __init__(
+        self,
+        lesson: Lesson,
+        args: TrainingArguments,
+        teacher: PreTrainedModel | None = None,
+        distill: float = 0.0,
+    ) -> None:
+        self.lesson, self.teacher, self.distill = lesson, teacher, distill
         super().__init__(
             model=lesson.model,
             args=args,
@@ -260,10 +283,31 @@ class LessonTrainer(Trainer):
             )
         return loss
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        labels = inputs.get("labels")
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if self.teacher is not None:
+            if labels is None or "logits" not in outputs:
+                raise UsageError("this task has no labels whose tokens could be distilled")
+            given = {name: value for name, value in inputs.items() if name != "labels"}
+            with evaluating(self.teacher):
+                wanted = self.teacher.to(labels.device)(**given).logits
+            loss = torch.lerp(loss, divergence(outputs["logits"], wanted, labels), self.distill)
+        return (loss, outputs) if return_outputs else loss
+
+    def score_before(self) -> None:
+        """The scores of the model as it is now, into the log."""
+        self.log({f"before_projection_{k[5:]}": v for k, v in self._scores().items()})
+
+    def _scores(self) -> dict[str, float]:
         subject = Subject("model", self.lesson.model, self.lesson.tokenizer)
         found = self.lesson.score.measure(subject, progress=False)
-        metrics = {f"eval_{name}": metric.value for name, metric in found.metrics.items()}
+        return {f"eval_{name}": metric.value for name, metric in found.metrics.items()}
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = self._scores()
         self.log(metrics)
         control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control: TrainerControl = control
