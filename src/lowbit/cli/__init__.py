@@ -16,7 +16,9 @@ from lowbit.cli.infer import infer
 from lowbit.cli.inspect import inspect
 from lowbit.cli.quantize import quantize
 from lowbit.cli.report import report
+from lowbit.cli.sensitivity import sensitivity
 from lowbit.cli.train import train
+from lowbit.cli.translate import translate
 from lowbit.errors import LowbitError
 
 app = typer.Typer(
@@ -27,7 +29,19 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quantize, inspect, eval, report, compare, train, infer, demo):
+VERBS = (
+    quantize,
+    inspect,
+    eval,
+    report,
+    compare,
+    sensitivity,
+    train,
+    infer,
+    translate,
+    demo,
+)
+for verb in VERBS:
     app.command()(verb)
 
 

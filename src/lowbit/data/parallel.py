@@ -7,7 +7,6 @@
 Empty lines and empty cells are sentences too, the empty ones.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ from typing import Any
 from lowbit.data import hub
 from lowbit.data.lines import read_lines
 from lowbit.errors import InputError, UsageError
-
-HUB_ID = re.compile(r"[\w-]+/[\w-]+(:[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def read(
                 f"{data} holds no {split}.tsv; two files of lines are named one by one, the second"
                 " as the target"
             )
-    if not file.exists() and HUB_ID.fullmatch(str(data)):
+    if not file.exists() and hub.may_have(str(data)):
         return _from_hub(str(data), source_column, target_column, split)
     return _from_tsv(file, source_column, target_column)
 
@@ -68,7 +65,10 @@ def read(
 def _from_hub(data: str, source_column: int, target_column: int, split: str) -> ParallelData:
     name, _, configuration = data.partition(":")
     # What files call valid, the hub calls validation.
-    rows = hub.load(name, configuration or None, "validation" if split == "valid" else split)
+    try:
+        rows = hub.load(name, configuration or None, "validation" if split == "valid" else split)
+    except InputError as error:
+        raise InputError(f"there is no file {data}, and {error}") from error
     cells = [_cells(row) for row in rows]
     columns, most = len(cells[0]), max(source_column, target_column)
     if columns < most:

@@ -42,7 +42,6 @@ class Codes(Straight):
             raise UsageError(f"estimator codes needs the scheme binary, not {scheme.name}")
         super().__init__(scheme, weight)
         self.mode = Mode.FREE
-        self._recent: tuple[int, Tensor] | None = None  # of which version of the weight
         self.in_features = weight.shape[1]
         q = scheme.quantize(weight.detach())
         self.shorter = range(len(q.alphas) - 1)  # prefixes beside the whole, where it is nested
@@ -56,7 +55,6 @@ class Codes(Straight):
 
     @torch.no_grad()
     def hold(self, q: BinaryTensor) -> None:
-        self._recent = None
         self.planes.copy_(q.planes)
         self.alpha.copy_(q.alpha)
         if self.offset is not None and q.offset is not None:
@@ -108,23 +106,19 @@ class Codes(Straight):
 
     @torch.no_grad()
     def settle(self, weight: Float[Tensor, "out in"]) -> None:
-        """The end of training: the weight becomes what is held."""
+        """The end of training: the weight becomes what is held.
+
+        Decoded weights may have other greedy codes than those they were decoded from, so that the
+        mode is FREE from here on.
+        """
         weight.copy_(decoded(self.held()))
+        self.mode = Mode.FREE
 
     def forward(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         if self.mode is Mode.FREE:
             return weight
-        if self.mode is Mode.STRAIGHT:
-            return straight_through(weight, self._recoded(weight))
-        return straight_through(self._sum(), decoded(self.held()))
-
-    def _recoded(self, weight: Tensor) -> Tensor:
-        # Tied modules ask for the same: only a Parameter tells by its version what changed.
-        if not isinstance(weight, nn.Parameter):
-            return decoded(self.stored(weight))
-        if self._recent is None or self._recent[0] != weight._version:
-            self._recent = weight._version, decoded(self.stored(weight))
-        return self._recent[1]
+        trained = weight if self.mode is Mode.STRAIGHT else self._sum()
+        return straight_through(trained, decoded(self.stored(weight)))
 
     def _sum(self) -> Float[Tensor, "out in"]:
         """Σᵢ αᵢ bᵢ + o with gradients to α and o, which float16 does not round here."""
