@@ -67,7 +67,7 @@ class Translation(Task):
                 "prefix": self.prefix,
                 "truncated": len(found.cut),
             },
-            metrics=_metrics(found.outputs, targets),
+            metrics=corpus_scores(found.outputs, targets),
             samples=tuple(
                 Sample(source, output, target)
                 for source, output, target in zip(
@@ -92,7 +92,8 @@ class Translation(Task):
         )
 
 
-def _metrics(outputs: tuple[str, ...], targets: tuple[str, ...]) -> dict[str, Metric]:
+def corpus_scores(outputs: tuple[str, ...], targets: tuple[str, ...]) -> dict[str, Metric]:
+    """What all outputs are worth together, the deciding metric first."""
     sacrebleu = needed("sacrebleu.metrics", "sacrebleu", "eval")
 
     def corpus(scorer: Any) -> Metric:
