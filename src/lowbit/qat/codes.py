@@ -73,7 +73,8 @@ class Codes(Straight):
             offsets = [*shorter, self.offset.detach()]
         # As the scheme decides: small α beside a larger one of their group may lose precision.
         largest = [alphas[-1].abs().amax(1).flatten()]
-        largest += [o.abs().clamp(min=1).flatten() for o in offsets or ()]
+        others = [*alphas[:-1], *(offsets or ())]
+        largest += [other.abs().clamp(min=1).flatten() for other in others]
         dtype = stored_dtype(torch.cat(largest))
         return BinaryTensor(
             planes=self.planes,
