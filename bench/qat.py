@@ -26,9 +26,10 @@ from machine import described, finish, result_page
 import lowbit
 from lowbit.data import glue
 from lowbit.evaluation import scores
+from lowbit.evaluation.batches import columns
 from lowbit.evaluation.latency import Shape, time_beside
 from lowbit.evaluation.task import Subject
-from lowbit.evaluation.tasks.glue import METRICS, Glue, zip_texts
+from lowbit.evaluation.tasks.glue import METRICS, Glue
 from lowbit.loading import load_model, load_tokenizer
 from lowbit.training.lesson import Material
 from lowbit.training.settings import Settings
@@ -98,7 +99,7 @@ class Run:
         (part,) = glue.read(self.task, "train", self.data)
         rows = list(range(0, len(part.sentences), max(1, len(part.sentences) // CALIBRATION_ROWS)))
         options = {"truncation": True, "max_length": MAX_LENGTH, "padding": True}
-        batch = load_tokenizer(MODEL)(*zip_texts(part, rows), **options)
+        batch = load_tokenizer(MODEL)(*columns([part.sentences[row] for row in rows]), **options)
         return [{name: torch.tensor(values) for name, values in batch.items()}]
 
 

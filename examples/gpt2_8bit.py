@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lowbit
 from lowbit import Absmax, ZeroPoint
-from lowbit.evaluation.generation import generate_sample, tokens_per_second
+from lowbit.evaluation.generation import generate_sample
+from lowbit.evaluation.latency import Shape, time_beside
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.formats import TENSOR
 
@@ -210,17 +211,16 @@ for name, m in models.items():
 # %% [markdown]
 # ## How fast
 #
-# Tokens per second of greedy generation from a prompt of 16 tokens: the best of three runs in which
-# the models take turns. The simulated models are float models, so what their speeds differ by is
-# the noise of the machine.
+# Tokens per second of greedy generation from a prompt of 16 tokens: the median of rounds in which
+# each model takes turns with the float one. The simulated models are float models, so what their
+# speeds differ by is the noise of the machine.
 
 # %%
-speed = dict.fromkeys(models, 0.0)
-for _ in range(3):
-    for name, m in models.items():
-        speed[name] = max(speed[name], tokens_per_second(m, ids[:16], new_tokens=16, repeats=1))
-for name in models:
-    print(f"{name:22} {speed[name]:6.1f} tokens/s")
+for name, m in models.items():
+    if m is not model:
+        (timing,) = time_beside(m, model, [Shape(1, 16, 16)], rounds=3)
+        rate = timing.tokens_per_second
+        print(f"{name:22} {rate:6.1f} tokens/s, {timing.speedup:.2f} times float32")
 
 # %% [markdown]
 # The speeds are those of the kernels named here. A *reference* kernel is plain PyTorch that decodes

@@ -12,9 +12,16 @@ ONLY = {
     "lowbit.schemes": {"lowbit.schemes", "lowbit.formats", "lowbit.packing", "lowbit.errors"},
     "lowbit.nn": {"lowbit.nn", "lowbit.formats", "lowbit.kernels", "lowbit.errors"},
     "lowbit.formats": {"lowbit.formats", "lowbit.packing", "lowbit.errors"},
+    "lowbit.data": {"lowbit.data", "lowbit.errors", "lowbit.extras"},
     "lowbit.report": {"lowbit.report", "lowbit.evaluation.study", "lowbit.errors"},
 }
-NEVER = {"lowbit.kernels": {"lowbit.schemes", "lowbit.nn", "lowbit.convert", "lowbit.hub"}}
+# folder -> what lies after it on the way from checkpoint to report
+NEVER = {
+    "lowbit.kernels": {"lowbit.schemes", "lowbit.nn", "lowbit.convert", "lowbit.hub"},
+    "lowbit.qat": {"lowbit.training", "lowbit.evaluation", "lowbit.report", "lowbit.demo"},
+    "lowbit.evaluation": {"lowbit.training", "lowbit.report", "lowbit.demo"},
+    "lowbit.training": {"lowbit.report", "lowbit.demo"},
+}
 COMMAND_LINE = {"lowbit.cli", "lowbit.__main__"}
 
 

@@ -45,8 +45,8 @@ def test_binary_presets_have_an_offset_and_alternate():
     assert rule.scheme.offset and rule.scheme.solver == "alternating"
 
 
-def test_there_are_six_variants_of_each_of_nine_schemes():
-    assert len(PRESETS) == 6 * 9
+def test_there_are_eight_variants_of_each_of_nine_schemes():
+    assert len(PRESETS) == 8 * 9
 
 
 def test_the_first_rule_that_matches_decides():

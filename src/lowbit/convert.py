@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lowbit.formats import Layout, QTensor
 from lowbit.kernels import ops
-from lowbit.nn import Packed, QuantEmbedding, QuantLinear
+from lowbit.nn import ACTIVATIONS, Packed, QuantEmbedding, QuantLinear
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def packed_like(
     rows, columns = weights.shape
     packed: QuantLinear | QuantEmbedding
     if weights.kind == "linear":
-        packed = QuantLinear(
+        kind, activations = ACTIVATIONS[activations]
+        packed = kind(
             layout, columns, rows, module._parameters["bias"], activations, weights.transposed
         )
     else:

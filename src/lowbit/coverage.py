@@ -150,10 +150,10 @@ def cover(model: PreTrainedModel, recipe: Recipe) -> Coverage:
     return coverage
 
 
-def check_inputs(coverage: Coverage, known: Collection[str] = ()) -> None:
+def check_static(coverage: Coverage, known: Collection[str] = ()) -> None:
     """Raises UsageError where activations are static and their scale is not `known`."""
     for d in coverage.quantized:
-        if d.rule is not None and d.rule.activations == "static" and d.name not in known:
+        if d.rule is not None and d.rule.is_static and d.name not in known:
             raise UsageError(
                 f"{d.name} has static activations, whose scale is found in data:"
                 " give calibration data, or train with prepare_qat"

@@ -28,7 +28,7 @@ from transformers.activations import (
     SiLUActivation,
 )
 
-from lowbit.nn import QuantLinear, SharedInput
+from lowbit.nn import QuantLinear, RequantizedLinear, SharedInput
 
 FUNCTIONS: dict[type[nn.Module], str] = {
     GELUActivation: "gelu",
@@ -72,7 +72,8 @@ def fuse(model: nn.Module) -> None:
         for name, function in functions.items() if layers else ():
             kind: type = type(block)
             layer = layers.get(layer_before(kind, name) or "")
-            if layer is not None:
+            # Outputs are rounded before what follows.
+            if layer is not None and not isinstance(layer, RequantizedLinear):
                 layer.set_nonlinearity(FUNCTIONS[type(function)])
                 setattr(block, name, AppliedBefore(function).train(function.training))
         for names in SHARED:

@@ -32,7 +32,7 @@ from lowbit.convert import (
     untie,
     weights_of,
 )
-from lowbit.coverage import Decision, check_inputs, cover
+from lowbit.coverage import Decision, check_static, cover
 from lowbit.errors import InputError, LowbitError
 from lowbit.formats import Layout, QTensor, layout_from_dict
 from lowbit.fusion import fuse, unfuse
@@ -140,7 +140,7 @@ class LowbitQuantizer(HfQuantizer):
             self.stored_names = frozenset(name for name, _, _ in stored_buffers(model))
             return
         coverage = cover(model, self.quantization_config.recipe)
-        check_inputs(coverage)
+        check_static(coverage)
         decisions = coverage.quantized
         self.pending = {f"{d.name}.weight": d for d in decisions if not d.tied_to}
         self.tied = tuple(d for d in decisions if d.tied_to)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lowbit.accounting import Footprint, footprint
 from lowbit.convert import matrix, swap, swap_tied, untie
-from lowbit.coverage import Coverage, Decision, check_inputs, cover
+from lowbit.coverage import Coverage, Decision, check_static, cover
 from lowbit.formats import QTensor, StaticScale
 from lowbit.fusion import fuse
 from lowbit.hub import LowbitConfig, attach, module_entry
@@ -48,16 +48,17 @@ def quantize_with(
     model: PreTrainedModel,
     recipe: Recipe,
     solve: Callable[[Decision, Tensor], QTensor],
-    inputs: Mapping[str, StaticScale],
+    static: Mapping[str, tuple[StaticScale, ...]],
     progress: bool = True,
 ) -> Result:
     """Quantize `model` in place, with the stored form of each weight [out, in] from `solve`.
 
-    inputs: the scale of each module whose activations are static. The model is changed only after
+    static: the scale of each module whose activations are static, and of its outputs where they are
+    requantized. The model is changed only after
     all its weights are quantized. Raises as `lowbit.quantize` does.
     """
     coverage = cover(model, recipe)
-    check_inputs(coverage, inputs)
+    check_static(coverage, static)
     before = footprint(model)
     stored: dict[str, QTensor] = {}
     errors: dict[str, WeightError] = {}
@@ -82,10 +83,10 @@ def quantize_with(
         assert d.weights is not None and d.rule is not None and d.tied_to is not None
         swap_tied(model, d.name, d.weights, d.tied_to, d.rule.activations)
         modules[d.name] = module_entry(d, None)
-    for name, static in inputs.items():
+    for name, scales in static.items():
         module = model.get_submodule(name)
         assert isinstance(module, QuantLinear)
-        module.set_input(static)
+        module.set_static(*scales)
     attach(model, LowbitConfig(recipe, modules, errors), ties)
     fuse(model)
     return Result(recipe, coverage, before, footprint(model), errors)

@@ -2,8 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from tqdm.auto import tqdm
 from transformers.utils import logging
+
+
+def progress_bar(total: int, what: str, unit: str, shown: bool) -> Any:
+    """A bar that appears once two seconds have passed; a context to be left at the end."""
+    return tqdm(total=total, desc=what, unit=unit, delay=2, disable=not shown)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import yaml
 
 from lowbit.errors import UsageError
 from lowbit.formats import group
-from lowbit.nn import ACTIVATIONS
+from lowbit.nn import ACTIVATIONS, STATIC
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint, scheme_from_dict, scheme_to_dict
 
 KINDS = ("@linear", "@embedding", "@head")
@@ -43,6 +43,11 @@ class Rule:
             raise UsageError(
                 f"activations {self.activations!r} are unknown: use {', '.join(ACTIVATIONS)}"
             )
+
+    @property
+    def is_static(self) -> bool:
+        """Whether scales are found in data."""
+        return self.activations in STATIC
 
     def matches(self, name: str, kinds: frozenset[str]) -> bool:
         """Whether this rule speaks of a module of that name and those kinds."""
@@ -144,7 +149,7 @@ def _preset(scheme: Scheme, everything: bool, activations: str) -> tuple[Rule, .
     return Rule("@embedding", KEEP), Rule("@head", KEEP), linear
 
 
-_SUFFIXES = {"float": "", "dynamic": "-dynamic", "static": "-static"}
+_SUFFIXES = {kind: "" if kind == "float" else f"-{kind}" for kind in ACTIVATIONS}
 PRESETS: dict[str, Recipe] = {
     recipe.name: recipe
     for base, scheme in _SCHEMES.items()
@@ -172,5 +177,5 @@ def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
         return PRESETS[recipe]
     raise UsageError(
         f"recipe {recipe!r} is unknown: use {', '.join(_SCHEMES)}, each with -all, -dynamic,"
-        " -static, -all-dynamic or -all-static after it, or the path of a .yaml file"
+        " -static, -requantized, or -all and one of these after it, or the path of a .yaml file"
     )

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from lowbit.errors import InputError, UsageError
 
 
@@ -44,6 +46,16 @@ def staged(output: Path) -> Iterator[Path]:
             folder.rename(output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Libraries write files inside: what they raise where a disk is full is an InputError."""
+    try:
+        yield
+    # torch's archive writer knows only RuntimeErrors.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{output} cannot be written: {error}") from error
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from lowbit.checkpoint import (
     weight_files,
 )
 from lowbit.convert import oriented
-from lowbit.coverage import Coverage, check_inputs, cover
+from lowbit.coverage import Coverage, check_static, cover
 from lowbit.errors import InputError
 from lowbit.hub import LowbitConfig, LowbitQuantizer, build, module_entry, quantize_weight
 from lowbit.inplace import Result
@@ -79,7 +79,7 @@ def quantize_checkpoint(
         float_model = skeleton(config, dtype)
         config.architectures = [type(float_model).__name__]
         coverage = cover(float_model, recipe)
-        check_inputs(coverage)
+        check_static(coverage)
         before = footprint(float_model, source)
         with staged(output) as folder:
             sink = _Sink(float_model, coverage, ShardWriter(folder, max_shard_bytes))

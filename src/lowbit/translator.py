@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
 from lowbit.errors import UsageError
 from lowbit.evaluation.batches import by_length, check_batch_size, longest
 from lowbit.mode import evaluating, positions
+from lowbit.progress import progress_bar
 from lowbit.search import search
 
 # What an output may have by default. A model that is broken seldom ends a sentence, and would
@@ -98,13 +98,7 @@ class Translator:
         outputs = [""] * len(sources)
         with (
             evaluating(self.model),
-            tqdm(
-                total=len(texts),
-                desc="translation",
-                unit="sentence",
-                delay=2,
-                disable=not progress,
-            ) as bar,
+            progress_bar(len(texts), "translation", "sentence", progress) as bar,
         ):
             for batch in by_length(lengths, self.batch_size):
                 is_cut = most is not None and lengths[batch[0]] > most

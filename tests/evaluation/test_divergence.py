@@ -6,6 +6,7 @@ import lowbit
 from lowbit import UsageError
 from lowbit.evaluation import windows
 from lowbit.evaluation.divergence import divergence
+from lowbit.evaluation.perplexity import perplexity
 from tests.models import VOCABULARY, make
 
 IDS = torch.randint(VOCABULARY, (150,), generator=torch.Generator().manual_seed(5))
@@ -54,6 +55,8 @@ def test_it_is_the_mean_over_predicted_tokens(models, context, stride):
     assert kl > 1e-3 and top1 < 1
     assert found.kl == pytest.approx(kl, rel=1e-4)
     assert found.top1 == pytest.approx(top1, abs=1e-12)
+    alone = perplexity(models[0], IDS, context, stride, progress=False)
+    assert found.perplexity == pytest.approx(alone, rel=1e-5)
 
 
 def test_how_many_windows_run_together_changes_nothing(models, monkeypatch):

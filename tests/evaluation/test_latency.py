@@ -63,6 +63,23 @@ def test_both_models_take_turns_and_the_first_round_does_not_count(monkeypatch):
     assert timing.threads == torch.get_num_threads() and timing.tokens_per_second == 16
 
 
+def test_exactly_the_tokens_asked_for_are_made_even_past_an_end(monkeypatch):
+    model = make("gpt2")
+    # Every token is the end of the text.
+    model.transformer.wte.weight.data.zero_()
+    model.generation_config.eos_token_id = 0
+    generate, lengths = model.generate, []
+
+    def spy(**options):
+        tokens = generate(**options)
+        lengths.append(tokens.shape[1])
+        return tokens
+
+    monkeypatch.setattr(model, "generate", spy)
+    time_beside(model, None, [Shape(1, 5, 7)], rounds=2, progress=False)
+    assert lengths == [12, 12, 12]
+
+
 def test_time_is_the_median_and_spread_that_of_the_quartiles():
     timing = latency._timing(Shape(1, 1), [[5.0, 1.0, 2.0, 3.0, 100.0]])
     assert (timing.seconds, timing.spread) == (3, 3)

@@ -44,7 +44,7 @@ for recipe in recipes[:number]:
     torch.testing.assert_close(output(model), expected)
 
 layer = QuantLinear(AffineLayout(8, CHANNEL, False), 40, 24, None, "static").eval()
-layer.hold(Absmax(8, CHANNEL).quantize(torch.randn(24, 40))).set_input(StaticScale(0.02, 5))
+layer.hold(Absmax(8, CHANNEL).quantize(torch.randn(24, 40))).set_static(StaticScale(0.02, 5))
 x = torch.randn(3, 40)
 with torch.no_grad():
     expected = layer(x)

@@ -79,7 +79,7 @@ def test_a_module_stores_its_scale_and_takes_the_zero_point_off_its_bias(static)
     q = Form("affine", 8).random(24, 64).q
     bias = torch.nn.Parameter(torch.randn(24))
     module = QuantLinear(q.layout, 64, 24, bias, "static")
-    module.hold(q).set_input(static)
+    module.hold(q).set_static(static)
     module.eval()
     x = torch.randn(4, 64)
     with torch.no_grad():

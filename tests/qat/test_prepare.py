@@ -1,5 +1,6 @@
 """A model on its way to integers: the same parameters, and in the end the same outputs."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -46,6 +47,7 @@ WAYS = [
     ("int4-static", QatOptions(ranges="mse")),
     ("bcq3", QatOptions()),
     ("int2-static", QatOptions("lsq", "percentile")),
+    ("int8-requantized", QatOptions(symmetric=False)),
 ]
 
 
@@ -79,6 +81,28 @@ def test_parameters_keep_their_names_identity_and_ties(name):
         n: type(m) for n, m in model.named_modules()
     }
     assert all(dict(model.named_parameters())[n] is p for n, p in before.items())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_requantized_outputs_are_codes_times_their_scale(symmetric, tmp_path):
+    model = make("bert")
+    prepare_qat(model, "int8-requantized", QatOptions(symmetric=symmetric))
+    trained(model)
+    finish_qat(model, progress=False)
+    layer = model.encoder.layer[0].intermediate.dense
+    x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(0)) * 3
+    found = layer(x).detach().double().numpy()
+    scale, zero = layer.output_scale.item(), int(layer.output_zero_point)
+    codes = np.rint(found / scale) + zero
+    assert np.abs(found - (codes - zero) * scale).max() <= 1e-6 * np.abs(found).max()
+    assert codes.min() >= -128 and codes.max() <= 127 and len(np.unique(codes)) > 20
+    plain = QuantLinear.forward(layer, x).detach().double().numpy()
+    inside = np.clip(plain, (-127.5 - zero) * scale, (127.5 - zero) * scale)
+    assert np.abs(found - inside).max() <= 0.51 * scale
+    # What follows is not fused into the layer, which rounds first.
+    assert layer.nonlinearity == "identity"
+    model.save_pretrained(tmp_path)
+    assert torch.equal(output(AutoModel.from_pretrained(tmp_path)), output(model))
 
 
 def test_until_the_start_training_stays_float_and_only_watches():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from lowbit.loading import load_tokenizer
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.lesson import Material
 from lowbit.training.settings import Settings
-from lowbit.training.train import checkpoints, train
+from lowbit.training.train import LessonTrainer, checkpoints, train
 from tests.folders import save
 from tests.models import make
 
@@ -105,6 +106,32 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(source, data, tmp_path):
     settings = replace(QUICK, learning_rate=1e30, save_steps=1, evaluate_during_training=False)
     with pytest.raises(InputError, match="the loss is (nan|inf) at step .*last good checkpoint is"):
         train("glue", material(source, data), tmp_path, settings, progress=False)
+
+
+@pytest.mark.parametrize("part", [0.1, 1.1])
+def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(
+    source, data, tmp_path, monkeypatch, part
+):
+    """No file may grow past a limit from the third step on: the system's own refusal, of the
+    model's file or of its optimizer's, which is twice as long."""
+    limit = int(part * (source / "model.safetensors").stat().st_size)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    step = LessonTrainer.training_step
+
+    def filling(trainer, *args, **kwargs):
+        if trainer.state.global_step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(LessonTrainer, "training_step", filling)
+    settings = replace(QUICK, save_steps=2, evaluate_during_training=False)
+    try:
+        with pytest.raises(InputError, match="cannot be written: .* good checkpoint is .*-2$"):
+            train("glue", material(source, data), tmp_path, settings, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert not (tmp_path / "training.json").exists()
 
 
 def test_an_output_that_is_there_is_not_touched(source, data, tmp_path):

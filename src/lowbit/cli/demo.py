@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lowbit.cli.options import this_command
-from lowbit.cli.study_tables import metric
 from lowbit.cli.tables import MEBI
 from lowbit.cli.written import say_written
 from lowbit.demo import Settings, run
@@ -73,18 +72,17 @@ def comparison_table(study: Study) -> Table:
     table.add_column("recipe", no_wrap=True)
     for column in ("bits", "MiB", "ratio", "ppl", "change", "KL", "tok/s", "speed"):
         table.add_column(column, justify="right", no_wrap=True)
-    before = metric(reference, "perplexity")
+    before = found.metrics["perplexity"].value
     for model in study.models:
-        now, divergence = metric(model, "perplexity"), metric(model, "KL divergence")
-        timing = model.timings[0]
-        assert now is not None and before is not None
+        metrics, timing = model.measurements[0].metrics, model.timings[0]
+        divergence = metrics.get("KL divergence")  # the reference has none from itself
         table.add_row(
             model.name,
             f"{model.bits_per_weight:.2f}",
             f"{model.stored_bytes / MEBI:.2f}",
             f"{reference.stored_bytes / model.stored_bytes:.2f}×",
-            f"{now.value:.2f}",
-            f"{now.value / before.value - 1:+.2%}",
+            f"{metrics['perplexity'].value:.2f}",
+            f"{metrics['perplexity'].value / before - 1:+.2%}",
             "" if divergence is None else f"{divergence.value:.1e}",
             f"{timing.tokens_per_second:.0f}",
             "" if timing.speedup is None else f"{timing.speedup:.2f}×",

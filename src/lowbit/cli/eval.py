@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from lowbit.cli.options import Measured, measuring, this_command
-from lowbit.cli.study_tables import metric_table, size_table, timing_table
+from lowbit.cli.study_tables import study_tables
 from lowbit.evaluation.evaluate import evaluate
 
 
@@ -36,9 +36,8 @@ def eval(
         print(json.dumps(study.to_dict()))
         return
     console = Console()
-    for table in (metric_table(study), size_table(study), timing_table(study)):
-        if table is not None:
-            console.print(table)
+    for table in study_tables(study):
+        console.print(table)
     for record in study.models:
         for kernel in record.kernels:
             console.print(f"{record.name}: {kernel}", soft_wrap=True, highlight=False)

@@ -1,18 +1,12 @@
 """`lowbit infer`."""
 
-import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lowbit.data import glue, squad_windows
-from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import load_subject
-from lowbit.evaluation.task import Subject
-from lowbit.evaluation.tasks.glue import Glue
-from lowbit.evaluation.tasks.squad import Squad
+from lowbit.evaluation.predict import predict
 from lowbit.staging import staged_file
 
 
@@ -29,35 +23,8 @@ def infer(
 
     Example: `lowbit infer ./out/int8 --task glue --name mrpc --data-dir ./MRPC -o MRPC.tsv`
     """
-    if task not in PREDICTORS:
-        raise UsageError(f"there is no task {task!r} to predict; there are {', '.join(PREDICTORS)}")
-    lines = list(PREDICTORS[task](load_subject(model), data, subset, split, not quiet))
+    lines = list(predict(task, load_subject(model), data, subset, split, not quiet))
     with staged_file(output) as unfinished:
         unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if not quiet:
         print(f"written: {output}")
-
-
-def _glue(subject: Subject, data: str, subset: str, split: str, progress: bool) -> Iterator[str]:
-    task = Glue(data, subset, split)
-    task.check_model(subject)
-    yield "index\tprediction"
-    for part in glue.read(subset, split, data):
-        labels = part.task.labels
-        for row, value in enumerate(task.predict(subject, part, progress).values):
-            yield f"{row}\t{labels[int(value)] if labels else f'{value:.3f}'}"
-
-
-def _squad(subject: Subject, data: str, subset: str, split: str, progress: bool) -> Iterator[str]:
-    task = Squad(data, split)
-    task.check(subject)
-    questions = task.items.questions
-    windows = squad_windows.split(
-        subject.needed_tokenizer(), questions, task.max_length, task.stride
-    )
-    answers = task.answers(subject, questions, windows, progress)
-    told = {question.id: answer for question, answer in zip(questions, answers, strict=True)}
-    yield json.dumps(told, ensure_ascii=False)
-
-
-PREDICTORS: dict[str, Callable[..., Iterator[str]]] = {"glue": _glue, "squad": _squad}

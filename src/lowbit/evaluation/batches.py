@@ -9,6 +9,39 @@ from lowbit.errors import UsageError
 from lowbit.mode import positions
 
 
+class Texts:
+    """Rows of one text or two, tokenized together; what is longer than `most` tokens is cut."""
+
+    def __init__(self, rows: Sequence[Sequence[str]], tokenizer: Any, most: int | None) -> None:
+        self.rows, self.tokenizer, self.most = rows, tokenizer, most
+        self.lengths = [len(ids) for ids in tokenizer(*columns(rows), verbose=False).input_ids]
+
+    @property
+    def truncated(self) -> int:
+        """How many rows are cut."""
+        return 0 if self.most is None else sum(length > self.most for length in self.lengths)
+
+    def batches(self, size: int) -> Iterator[tuple[list[int], Any]]:
+        """The indices of rows of about equal lengths, and the model's inputs for them."""
+        for batch in by_length(self.lengths, size):
+            yield (
+                batch,
+                self.tokenizer(
+                    *columns([self.rows[index] for index in batch]),
+                    truncation=self.most is not None,
+                    max_length=self.most,
+                    padding=len(batch) > 1,
+                    return_tensors="pt",
+                ),
+            )
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The first texts of the rows, and where there are two, the second ones: a tokenizer's
+    arguments."""
+    return [list(texts) for texts in zip(*rows, strict=True)]
+
+
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """The indices of items in batches of about equal lengths, the longest first: what does not fit
     in memory fails at once, and the time left is not underestimated."""

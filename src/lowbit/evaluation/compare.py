@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,31 +61,50 @@ def compare(
     plan = plan if isinstance(plan, Plan) else plan(reference)
     plan.check(reference)
     with tqdm(total=1 + len(chosen), desc="comparing", unit="model", disable=not progress) as bar:
-
-        def measured(recipe: Recipe | None, first: ModelRecord | None) -> ModelRecord:
-            name = reference_name if recipe is None else recipe.name
-            bar.set_postfix_str(name)
-            file = folder / f"{FLOAT if recipe is None else name}.json"
+        bar.set_postfix_str(reference_name)
+        first = _kept(
+            folder / f"{FLOAT}.json",
+            _fingerprint(source, plan, None),
+            plan,
+            lambda: examine(reference, source, plan, progress=progress),
+        )
+        bar.update()
+        records = [first]
+        for recipe in chosen:
+            bar.set_postfix_str(recipe.name)
             mark = _fingerprint(source, plan, recipe)
-            known = _recorded(file, mark)
-            if known is None:
-                if recipe is None:
-                    known = examine(reference, source, plan, progress=progress)
-                else:
-                    out = folder / name
-                    quantize_checkpoint(str(source), recipe, out, overwrite=True, progress=progress)
-                    subject = replace(load_subject(out, name), tokenizer=reference.tokenizer)
-                    known = examine(subject, out, plan, reference, first, progress)
-                with staged_file(file) as unfinished:
-                    study = Study((known,), describe(), plan.seed)
-                    told = {"fingerprint": mark, **study.to_dict()}
-                    unfinished.write_text(json.dumps(told), encoding="utf-8")
+            made = partial(
+                _quantized, source, recipe, folder / recipe.name, plan, reference, first, progress
+            )
+            records.append(_kept(folder / f"{recipe.name}.json", mark, plan, made))
             bar.update()
-            return known
+    return Study(tuple(records), describe(), plan.seed, tuple(commands))
 
-        first = measured(None, None)
-        records = (first, *(measured(recipe, first) for recipe in chosen))
-    return Study(records, describe(), plan.seed, tuple(commands))
+
+def _quantized(
+    source: Path,
+    recipe: Recipe,
+    out: Path,
+    plan: Plan,
+    reference: Subject,
+    first: ModelRecord,
+    progress: bool,
+) -> ModelRecord:
+    """Write the model that a recipe makes, and measure it."""
+    quantize_checkpoint(str(source), recipe, out, overwrite=True, progress=progress)
+    subject = replace(load_subject(out, recipe.name), tokenizer=reference.tokenizer)
+    return examine(subject, out, plan, reference, first, progress)
+
+
+def _kept(file: Path, mark: str, plan: Plan, make: Callable[[], ModelRecord]) -> ModelRecord:
+    """The record in `file` if it has this fingerprint, else the one that is made, written there."""
+    known = _recorded(file, mark)
+    if known is None:
+        known = make()
+        told = {"fingerprint": mark, **Study((known,), describe(), plan.seed).to_dict()}
+        with staged_file(file) as unfinished:
+            unfinished.write_text(json.dumps(told), encoding="utf-8")
+    return known
 
 
 def _make(folder: Path) -> None:

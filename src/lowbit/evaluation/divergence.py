@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Integer
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.errors import UsageError
 from lowbit.evaluation.windows import Windows
 from lowbit.mode import evaluating
+from lowbit.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ def divergence(
     with (
         evaluating(model),
         evaluating(reference),
-        tqdm(
-            total=len(windows), desc="divergence", unit="window", delay=2, disable=not progress
-        ) as bar,
+        progress_bar(len(windows), "divergence", "window", progress) as bar,
     ):
         for batch in windows:
             log_p = batch.logits(reference).cpu().log_softmax(-1)

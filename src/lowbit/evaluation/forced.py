@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 
 from lowbit.errors import InputError
 from lowbit.evaluation.batches import by_length, longest
 from lowbit.mode import evaluating
+from lowbit.progress import progress_bar
 
 IGNORED = -100  # the label of what is no token, in all of transformers
 
@@ -45,10 +45,7 @@ def forced(
     collate = DataCollatorForSeq2Seq(tokenizer, model=model)
     loss, right, tokens = 0.0, 0, 0
     lengths = [len(row["labels"]) for row in rows]
-    with (
-        evaluating(model),
-        tqdm(total=len(rows), desc="loss", unit="pair", delay=2, disable=not progress) as bar,
-    ):
+    with evaluating(model), progress_bar(len(rows), "loss", "pair", progress) as bar:
         for batch in by_length(lengths, batch_size):
             inputs = collate([rows[index] for index in batch]).to(model.device)
             labels: Tensor = inputs.pop("labels")

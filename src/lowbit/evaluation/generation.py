@@ -1,11 +1,8 @@
-"""Generation: a sample to read, and how fast tokens come."""
+"""Generation: a sample to read."""
 
-import statistics
-import time
 from typing import Any
 
 import torch
-from jaxtyping import Integer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,29 +38,6 @@ def generate_sample(
             pad_token_id=tokenizer.eos_token_id,
         )
     return str(tokenizer.decode(tokens, skip_special_tokens=True))
-
-
-def tokens_per_second(
-    model: PreTrainedModel, ids: Integer[Tensor, " n"], new_tokens: int, repeats: int = 3
-) -> float:
-    """New tokens per second after the prompt `ids`: one sequence, greedy, with the cache.
-
-    The median of `repeats` runs after one that is not counted; the time includes the prompt's.
-    Raises as `generate_sample` does.
-    """
-    _check(model, len(ids), new_tokens)
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        # As many tokens as were asked for, whether or not the text ends before.
-        options = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "pad_token_id": 0}
-        # Reading the tokens waits for a GPU to finish.
-        _generate(model, ids, do_sample=False, **options).tolist()
-        return time.perf_counter() - start
-
-    with evaluating(model):
-        seconds()
-        return new_tokens / statistics.median(seconds() for _ in range(repeats))
 
 
 def _generate(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:

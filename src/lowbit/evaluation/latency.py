@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.errors import UsageError
 from lowbit.evaluation.study import Timing
 from lowbit.mode import evaluating, positions
+from lowbit.progress import progress_bar
 
 ROUNDS = 7
 
@@ -80,7 +80,7 @@ def time_beside(
     models = [model] if reference is None else [model, reference]
     timings = []
     total = len(shapes) * (rounds + 1)
-    with tqdm(total=total, desc="timing", unit="round", delay=2, disable=not progress) as bar:
+    with progress_bar(total, "timing", "round", progress) as bar:
         for shape in shapes:
             runs = [_runner(m, shape) for m in models]
             seconds: list[list[float]] = [[] for _ in models]

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.evaluation.windows import Windows
 from lowbit.mode import evaluating
+from lowbit.progress import progress_bar
 
 
 def perplexity(
@@ -33,12 +33,7 @@ def perplexity(
     """
     windows = Windows(model, ids, context, stride)
     total = torch.zeros((), dtype=torch.float64)
-    with (
-        evaluating(model),
-        tqdm(
-            total=len(windows), desc="perplexity", unit="window", delay=2, disable=not progress
-        ) as bar,
-    ):
+    with evaluating(model), progress_bar(len(windows), "perplexity", "window", progress) as bar:
         for batch in windows:
             logits = batch.logits(model)
             targets = batch.targets.to(logits.device)

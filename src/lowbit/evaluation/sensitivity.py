@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.convert import matrix, oriented
@@ -24,6 +23,7 @@ from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.task import Subject
 from lowbit.formats import FORMATS
 from lowbit.hub import quantize_weight
+from lowbit.progress import progress_bar
 from lowbit.recipe import Recipe, Rule
 from lowbit.schemes import Scheme
 
@@ -65,9 +65,7 @@ def sensitivity(
         kinds.setdefault(kind_of(decision.name), []).append(decision)
     before = loss(model)
     prices = []
-    with tqdm(
-        total=len(kinds) * len(schemes), desc="sensitivity", delay=2, disable=not progress
-    ) as bar:
+    with progress_bar(len(kinds) * len(schemes), "sensitivity", "loss", progress) as bar:
         for kind, members in kinds.items():
             losses = {}
             for name in schemes:

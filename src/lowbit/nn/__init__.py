@@ -1,8 +1,18 @@
 """Modules that hold a stored weight and call one op."""
 
+from lowbit.nn.activations import ACTIVATIONS, STATIC
 from lowbit.nn.embedding import QuantEmbedding
-from lowbit.nn.linear import ACTIVATIONS, QuantLinear
+from lowbit.nn.linear import QuantLinear
 from lowbit.nn.packed import Packed
+from lowbit.nn.requantized import RequantizedLinear
 from lowbit.nn.shared_input import SharedInput
 
-__all__ = ["ACTIVATIONS", "Packed", "QuantEmbedding", "QuantLinear", "SharedInput"]
+__all__ = [
+    "ACTIVATIONS",
+    "STATIC",
+    "Packed",
+    "QuantEmbedding",
+    "QuantLinear",
+    "RequantizedLinear",
+    "SharedInput",
+]

@@ -13,8 +13,6 @@ from lowbit.kernels.selection import Kernel
 from lowbit.nn.packed import Packed
 from lowbit.nn.shared_input import SharedInput
 
-ACTIVATIONS = ("float", "dynamic", "static")
-
 
 class QuantLinear(Packed):
     """y = x · Wᵀ + bias; `activations` "float", "dynamic" for int8 with scales found per call, or
@@ -73,12 +71,19 @@ class QuantLinear(Packed):
         static = {"input_scale": torch.float32, "input_zero_point": torch.int8}
         return static if self.activations == "static" else {}
 
-    def set_input(self, static: StaticScale) -> None:
+    def set_static(self, *scales: StaticScale) -> None:
         """The scale of static activations."""
-        device = self.compute_dtype.device
-        self.input_scale = torch.tensor(static.scale, dtype=torch.float32, device=device)
-        self.input_zero_point = torch.tensor(static.zero_point, dtype=torch.int8, device=device)
+        (activations,) = scales
+        self.input_scale, self.input_zero_point = self.static_tensors(activations)
         self.input, self.product = None, None
+
+    def static_tensors(self, static: StaticScale) -> tuple[Tensor, Tensor]:
+        """Scale and zero point as they are stored."""
+        device = self.compute_dtype.device
+        return (
+            torch.tensor(static.scale, dtype=torch.float32, device=device),
+            torch.tensor(static.zero_point, dtype=torch.int8, device=device),
+        )
 
     def static_input(self) -> StaticScale | None:
         """The same as numbers; None where activations are not static."""

@@ -11,7 +11,7 @@ from lowbit.errors import InputError, UsageError
 from lowbit.formats import StaticScale
 from lowbit.mode import evaluating
 from lowbit.qat.modules import FakeQuantLinear
-from lowbit.qat.prepare import QatOptions, fake_quantized, prepare_qat, restore_float, static_inputs
+from lowbit.qat.prepare import QatOptions, fake_quantized, prepare_qat, restore_float, static_scales
 from lowbit.recipe import Recipe
 
 SAMPLES_AT_ONCE = 8
@@ -23,14 +23,14 @@ def calibrate(
     batches: Tensor | Iterable[Mapping[str, Tensor]],
     options: QatOptions | None = None,
     progress: bool = True,
-) -> dict[str, StaticScale]:
-    """The scale of each module whose activations `recipe` makes static. The model is left as it
+) -> dict[str, tuple[StaticScale, ...]]:
+    """The scales of each module whose activations `recipe` makes static. The model is left as it
     was.
 
     batches: token ids [samples, length], or model inputs. Raises UsageError for a recipe without
     static activations, InputError for no data.
     """
-    if not any(rule.activations == "static" for rule in recipe.rules):
+    if not any(rule.is_static for rule in recipe.rules):
         raise UsageError(f"recipe {recipe.name} has no static activations to calibrate")
     prepare_qat(model, recipe, options or QatOptions(ranges="mse"))
     try:
@@ -43,7 +43,7 @@ def calibrate(
                 seen += 1
         if not seen:
             raise InputError("the calibration data holds no batch")
-        return static_inputs(model)
+        return static_scales(model)
     finally:
         restore_float(model)
 

@@ -73,7 +73,7 @@ class FakeQuantized(nn.Module):
 
 
 class FakeQuantLinear(FakeQuantized):
-    """x̂ · Ŵᵀ + bias; the bias stays in 32 bits."""
+    """x̂ · Ŵᵀ + bias, rounded again where outputs are requantized; the bias stays in 32 bits."""
 
     def __init__(
         self,
@@ -83,23 +83,27 @@ class FakeQuantLinear(FakeQuantized):
         start: int,
         tied: bool,
         inputs: Range | TokenRange | None,
+        outputs: Range | None = None,
     ) -> None:
         super().__init__(module, weights, quantizer, start, tied)
         self.register_parameter("bias", module._parameters["bias"])
         self.bias: nn.Parameter | None
-        self.input_quantizer = inputs
+        self.input_quantizer, self.output_quantizer = inputs, outputs
         self.in_features, self.out_features = weights.shape[1], weights.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         active, weight = self.active(), self.matrix()
-        if self.input_quantizer is not None:
-            if self.training or self.watching:
-                self.input_quantizer.watch(x)
-            if active:
-                x = self.input_quantizer(x)
+        x = self._rounded(self.input_quantizer, x, active)
         if active:
             weight = self.weight_quantizer(weight)
-        return F.linear(x, weight, self.bias)
+        return self._rounded(self.output_quantizer, F.linear(x, weight, self.bias), active)
+
+    def _rounded(self, quantizer: Range | TokenRange | None, x: Tensor, active: bool) -> Tensor:
+        if quantizer is None:
+            return x
+        if self.training or self.watching:
+            quantizer.watch(x)
+        return quantizer(x) if active else x
 
 
 class FakeQuantEmbedding(FakeQuantized):

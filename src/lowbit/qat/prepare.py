@@ -18,6 +18,7 @@ from lowbit.coverage import Coverage, Decision, cover
 from lowbit.errors import LowbitError, UsageError
 from lowbit.formats import StaticScale
 from lowbit.inplace import Result, quantize_with
+from lowbit.nn import STATIC
 from lowbit.qat.modules import (
     FakeQuantEmbedding,
     FakeQuantized,
@@ -100,25 +101,27 @@ def finish_qat(model: PreTrainedModel, progress: bool = True) -> Result:
     if not stand_ins:
         raise UsageError("the model was not prepared for quantization-aware training")
     model.eval()
-    inputs = static_inputs(model)
+    static = static_scales(model)
     recipe: Recipe = model.lowbit_recipe
     restore_float(model)
     return quantize_with(
         model,
         recipe,
         lambda decision, weight: stand_ins[decision.name].weight_quantizer.stored(weight),
-        inputs,
+        static,
         progress,
     )
 
 
-def static_inputs(model: nn.Module) -> dict[str, StaticScale]:
-    """The scales that a prepared model has found. Raises UsageError where one saw no data."""
+def static_scales(model: nn.Module) -> dict[str, tuple[StaticScale, ...]]:
+    """The scales that a prepared model has found: of a layer's activations, and of its outputs
+    where they are requantized. Raises UsageError where one saw no data."""
     found = {}
     for name, module in fake_quantized(model).items():
         if isinstance(module, FakeQuantLinear) and isinstance(module.input_quantizer, Range):
+            ranges = filter(None, (module.input_quantizer, module.output_quantizer))
             try:
-                found[name] = module.input_quantizer.static()
+                found[name] = tuple(each.static() for each in ranges)
             except LowbitError as error:
                 raise type(error)(f"{name}: {error}") from None
     return found
@@ -157,7 +160,10 @@ def _stand_in(
     kinds = {
         "float": lambda: None,
         "dynamic": lambda: TokenRange(width),
-        "static": options.new_range,
+        **dict.fromkeys(STATIC, options.new_range),
     }
     inputs = kinds[decision.rule.activations]()
-    return FakeQuantLinear(module, weights, quantizer, options.start, owner is not None, inputs)
+    outputs = options.new_range() if decision.rule.activations == "requantized" else None
+    return FakeQuantLinear(
+        module, weights, quantizer, options.start, owner is not None, inputs, outputs
+    )

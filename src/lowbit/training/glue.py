@@ -5,7 +5,8 @@ from transformers import AutoModelForSequenceClassification
 from lowbit.data import glue
 from lowbit.data.glue_tasks import find_task
 from lowbit.errors import InputError, UsageError
-from lowbit.evaluation.tasks.glue import Glue, zip_texts
+from lowbit.evaluation.batches import columns
+from lowbit.evaluation.tasks.glue import Glue
 from lowbit.training.lesson import Example, Lesson, Material, load_with_head, padded, some
 
 
@@ -27,7 +28,7 @@ def teach(material: Material) -> Lesson:
         problem_type="regression" if task.is_regression else "single_label_classification",
     )
     encoded = material.tokenizer(
-        *zip_texts(part), truncation=True, max_length=material.max_length, verbose=False
+        *columns(part.sentences), truncation=True, max_length=material.max_length, verbose=False
     )
     examples: list[Example] = [
         {**{key: values[row] for key, values in encoded.items()}, "labels": label}

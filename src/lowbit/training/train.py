@@ -31,7 +31,7 @@ from lowbit.mode import evaluating
 from lowbit.progress import without_transformers_bars
 from lowbit.qat.prepare import fake_quantized, finish_qat, prepare_qat
 from lowbit.qat.projection import CodedWeight, prepare_codes
-from lowbit.staging import staged, staged_file
+from lowbit.staging import staged, staged_file, writing
 from lowbit.training.distillation import divergence
 from lowbit.training.lesson import Example, Lesson, Material
 from lowbit.training.projections import Projections
@@ -110,10 +110,6 @@ def train(
     torch.set_flush_denormal(True)
     try:
         trainer.train(resume_from_checkpoint=str(begun[-1]) if resume and begun else None)
-    except OSError as error:
-        raise InputError(
-            f"{output} cannot be written: {error.strerror or error}; {_last_good(output)}"
-        ) from error
     finally:
         torch.set_flush_denormal(False)
     seconds = time.perf_counter() - start
@@ -174,7 +170,7 @@ def trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path, **options: Any) -> None:
-    with staged(folder) as unfinished, without_transformers_bars():
+    with staged(folder) as unfinished, without_transformers_bars(), writing(folder):
         model.save_pretrained(unfinished, **options)
         tokenizer.save_pretrained(unfinished)
 
@@ -282,6 +278,14 @@ class LessonTrainer(Trainer):
                 f" {_last_good(Path(self.args.output_dir).parent)}"
             )
         return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        output = Path(self.args.output_dir).parent
+        try:
+            with writing(output):
+                super()._save_checkpoint(*args, **kwargs)
+        except InputError as error:
+            raise InputError(f"{error}; {_last_good(output)}") from error
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from tqdm.auto import tqdm
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
 from lowbit.data import glue
@@ -16,11 +15,12 @@ from lowbit.data.glue import GlueData
 from lowbit.data.glue_tasks import GlueTask, find_task
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import scores
-from lowbit.evaluation.batches import by_length, check_batch_size, check_padding, longest
+from lowbit.evaluation.batches import Texts, check_batch_size, check_padding, longest
 from lowbit.evaluation.heads import check_head
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
 from lowbit.mode import evaluating
+from lowbit.progress import progress_bar
 
 # The first decides; where GLUE's page names two, their order there.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -132,28 +132,12 @@ class Glue(Task):
         Raises InputError where the model's output is not finite.
         """
         tokenizer, model = subject.needed_tokenizer(), subject.model
-        most = self._most(subject)
-        lengths = [len(ids) for ids in tokenizer(*zip_texts(part), verbose=False).input_ids]
-        values: list[int | float] = [0] * len(lengths)
+        texts = Texts(part.sentences, tokenizer, self._most(subject))
+        values: list[int | float] = [0] * len(part.sentences)
         order = _order(model, part.task)
-        with (
-            evaluating(model),
-            tqdm(
-                total=len(lengths),
-                desc=f"glue {part.task.name}",
-                unit="item",
-                delay=2,
-                disable=not progress,
-            ) as bar,
-        ):
-            for batch in by_length(lengths, self.batch_size):
-                inputs = tokenizer(
-                    *zip_texts(part, batch),
-                    truncation=most is not None,
-                    max_length=most,
-                    padding=len(batch) > 1,
-                    return_tensors="pt",
-                )
+        what = f"glue {part.task.name}"
+        with evaluating(model), progress_bar(len(values), what, "item", progress) as bar:
+            for batch, inputs in texts.batches(self.batch_size):
                 logits = model(**inputs.to(model.device)).logits.float().cpu()
                 if not torch.isfinite(logits).all():
                     raise InputError(
@@ -163,18 +147,10 @@ class Glue(Task):
                 for index, value in zip(batch, found.tolist(), strict=True):
                     values[index] = value
                 bar.update(len(batch))
-        truncated = 0 if most is None else sum(length > most for length in lengths)
-        return Predictions(tuple(values), truncated)
+        return Predictions(tuple(values), texts.truncated)
 
     def _most(self, subject: Subject) -> int | None:
         return longest(subject.model, subject.tokenizer, self.max_length)
-
-
-def zip_texts(part: GlueData, rows: list[int] | None = None) -> list[list[str]]:
-    """The first texts of the rows, and where there are two, the second ones: a tokenizer's
-    arguments."""
-    chosen = part.sentences if rows is None else [part.sentences[row] for row in rows]
-    return [list(texts) for texts in zip(*chosen, strict=True)]
 
 
 def _plain(label: str) -> str:

@@ -12,16 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from tqdm.auto import tqdm
 
 from lowbit.data import glue
 from lowbit.data.glue import GlueData
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import scores
-from lowbit.evaluation.batches import by_length, check_batch_size, check_padding, longest
+from lowbit.evaluation.batches import Texts, check_batch_size, check_padding, longest
 from lowbit.evaluation.study import Measurement, Sample
 from lowbit.evaluation.task import Subject, Task
 from lowbit.mode import evaluating
+from lowbit.progress import progress_bar
 
 METRICS = ("spearman", "pearson")
 SAMPLES = 5
@@ -92,26 +92,12 @@ class Similarity(Task):
         the model's output is not finite."""
         tokenizer, model = subject.needed_tokenizer(), subject.model
         most = longest(model, tokenizer, self.max_length)
-        lengths = [len(ids) for ids in tokenizer(sentences, verbose=False).input_ids]
+        texts = Texts([(sentence,) for sentence in sentences], tokenizer, most)
         rows: dict[int, Tensor] = {}
-        with (
-            evaluating(model),
-            tqdm(
-                total=len(sentences),
-                desc=self.name,
-                unit="sentence",
-                delay=2,
-                disable=not progress,
-            ) as bar,
-        ):
-            for batch in by_length(lengths, self.batch_size):
-                inputs = tokenizer(
-                    [sentences[index] for index in batch],
-                    truncation=most is not None,
-                    max_length=most,
-                    padding=len(batch) > 1,
-                    return_tensors="pt",
-                ).to(model.device)
+        count = len(sentences)
+        with evaluating(model), progress_bar(count, self.name, "sentence", progress) as bar:
+            for batch, inputs in texts.batches(self.batch_size):
+                inputs.to(model.device)
                 hidden = model.base_model(**inputs).last_hidden_state.float()
                 mask = inputs["attention_mask"][..., None].float()
                 means = ((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)).cpu()
@@ -119,5 +105,4 @@ class Similarity(Task):
                     raise InputError(f"{subject.name} gives embeddings that are not finite")
                 rows.update(zip(batch, means, strict=True))
                 bar.update(len(batch))
-        truncated = 0 if most is None else sum(length > most for length in lengths)
-        return torch.stack([rows[index] for index in range(len(sentences))]), truncated
+        return torch.stack([rows[index] for index in range(count)]), texts.truncated

@@ -12,7 +12,6 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING
 
 from lowbit.data import squad, squad_windows
@@ -25,6 +24,7 @@ from lowbit.evaluation.heads import check_head
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
 from lowbit.mode import evaluating
+from lowbit.progress import progress_bar
 
 SAMPLES = 5
 NOTE = "share; SQuAD's own script shows it times 100"
@@ -120,13 +120,7 @@ class Squad(Task):
         best = [(float("-inf"), 0, 0)] * len(questions)
         with (
             evaluating(model),
-            tqdm(
-                total=len(windows.spans),
-                desc=self.name,
-                unit="window",
-                delay=2,
-                disable=not progress,
-            ) as bar,
+            progress_bar(len(windows.spans), self.name, "window", progress) as bar,
         ):
             for batch in by_length([len(spans) for spans in windows.spans], self.batch_size):
                 inputs = tokenizer.pad(

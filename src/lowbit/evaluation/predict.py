@@ -1,0 +1,47 @@
+"""Predictions as the benchmarks take them: labels are not needed."""
+
+import json
+from collections.abc import Callable, Iterator
+
+from lowbit.data import glue, squad_windows
+from lowbit.errors import UsageError
+from lowbit.evaluation.task import Subject
+from lowbit.evaluation.tasks.glue import Glue
+from lowbit.evaluation.tasks.squad import Squad
+
+
+def predict(
+    task: str, subject: Subject, data: str, subset: str, split: str, progress: bool = True
+) -> Iterator[str]:
+    """The lines of a file of predictions: GLUE's index and label, SQuAD's JSON by question.
+
+    Raises UsageError for another task or a model that is none for it, InputError for unusable data.
+    """
+    if task not in PREDICTORS:
+        raise UsageError(f"there is no task {task!r} to predict; there are {', '.join(PREDICTORS)}")
+    return PREDICTORS[task](subject, data, subset, split, progress)
+
+
+def _glue(subject: Subject, data: str, subset: str, split: str, progress: bool) -> Iterator[str]:
+    task = Glue(data, subset, split)
+    task.check_model(subject)
+    yield "index\tprediction"
+    for part in glue.read(subset, split, data):
+        labels = part.task.labels
+        for row, value in enumerate(task.predict(subject, part, progress).values):
+            yield f"{row}\t{labels[int(value)] if labels else f'{value:.3f}'}"
+
+
+def _squad(subject: Subject, data: str, subset: str, split: str, progress: bool) -> Iterator[str]:
+    task = Squad(data, split)
+    task.check(subject)
+    questions = task.items.questions
+    windows = squad_windows.split(
+        subject.needed_tokenizer(), questions, task.max_length, task.stride
+    )
+    answers = task.answers(subject, questions, windows, progress)
+    told = {question.id: answer for question, answer in zip(questions, answers, strict=True)}
+    yield json.dumps(told, ensure_ascii=False)
+
+
+PREDICTORS: dict[str, Callable[..., Iterator[str]]] = {"glue": _glue, "squad": _squad}
