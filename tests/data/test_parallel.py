@@ -73,3 +73,21 @@ def test_real_pairs_are_read_whole():
     folder = real.data("translation", "multi30k")
     flickr = parallel.read(folder / "test_2016_flickr.de", folder / "test_2016_flickr.en")
     assert len(flickr.sources) == len(flickr.targets) == 1000
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_dataset_of_the_hub_has_columns_in_their_order(monkeypatch, nested):
+    asked = []
+
+    def load(name, configuration, split):
+        asked.append((name, configuration, split))
+        row = {"de": "ein Hund", "en": "a dog", "fr": "un chien"}
+        return [{"id": 7, "translation": row} if nested else {"id": 7, **row}]
+
+    monkeypatch.setattr("lowbit.data.hub.load", load)
+    found = parallel.read("owner/pairs:small", split="valid")
+    assert (found.sources, found.targets) == (("ein Hund",), ("a dog",))
+    assert asked == [("owner/pairs", "small", "validation")]
+    assert parallel.read("owner/pairs", source_column=3, split="train").sources == ("un chien",)
+    with pytest.raises(InputError, match="owner/pairs has 3 columns of text, and column 4 is need"):
+        parallel.read("owner/pairs", target_column=4)

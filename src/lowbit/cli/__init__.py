@@ -17,7 +17,9 @@ from lowbit.cli.inspect import inspect
 from lowbit.cli.quantize import quantize
 from lowbit.cli.report import report
 from lowbit.cli.search import search
+from lowbit.cli.sensitivity import sensitivity
 from lowbit.cli.train import train
+from lowbit.cli.translate import translate
 from lowbit.errors import LowbitError
 
 app = typer.Typer(
@@ -28,7 +30,20 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quantize, inspect, eval, report, compare, search, train, infer, demo):
+VERBS = (
+    quantize,
+    inspect,
+    eval,
+    report,
+    compare,
+    search,
+    sensitivity,
+    train,
+    infer,
+    translate,
+    demo,
+)
+for verb in VERBS:
     app.command()(verb)
 
 

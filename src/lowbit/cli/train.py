@@ -1,34 +1,65 @@
 """`lowbit train`."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
 from lowbit.errors import UsageError
 from lowbit.loading import load_tokenizer
 from lowbit.qat.prepare import QatOptions
-from lowbit.training.lesson import Material
-from lowbit.training.settings import Settings
+from lowbit.training.architecture import KINDS, Architecture
+from lowbit.training.bcq import PLANS, find_plan
+from lowbit.training.lesson import Material, Pairs
+from lowbit.training.settings import OF_TASK, SCHEDULES, Settings
 from lowbit.training.teachers import TEACHERS
 
 if TYPE_CHECKING:
     from lowbit.training.train import Outcome
 
-DEFAULT = Settings()
+DEFAULT, NEW = Settings(), Architecture()
+OF_TASK_HELP = "The task's own by default."
 
 
 def train(
-    model: Annotated[str, typer.Argument(help="A float model to start from: folder or hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     task: Annotated[str, typer.Option(help=f"What to learn: {', '.join(TEACHERS)}.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A float model to start from: folder or hub id. A translator needs none."
+        ),
+    ] = None,
     data: Annotated[
         str | None, typer.Option("--data", "--data-dir", help="The task's files.")
     ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The lines to be translated into; --data has the source.")
+    ] = None,
+    valid: Annotated[
+        str | None, typer.Option(help="What a translator is scored on, if --data is a file.")
+    ] = None,
+    valid_target: Annotated[
+        str | None, typer.Option(help="The lines that --valid is into.")
+    ] = None,
+    source_column: Annotated[int, typer.Option(help="Of a TSV, counted from 1.")] = 1,
+    target_column: Annotated[int | None, typer.Option(help="The other of the first two.")] = None,
+    vocabulary: Annotated[int, typer.Option(help="Subwords of a new translator.")] = 6000,
+    architecture: Annotated[
+        str, typer.Option(help=f"Of a new translator: {', '.join(KINDS)}.")
+    ] = NEW.kind,
+    layers: Annotated[int, typer.Option(help="Of its encoder, and of its decoder.")] = NEW.layers,
+    width: Annotated[int, typer.Option(help="Of its embeddings and layers.")] = NEW.width,
+    feed_forward: Annotated[int, typer.Option(help="Inside its layers.")] = NEW.feed_forward,
+    heads: Annotated[int, typer.Option(help="Of its attention.")] = NEW.heads,
+    dropout: Annotated[float, typer.Option(help="In its layers, while training.")] = NEW.dropout,
     subset: Annotated[str | None, typer.Option("--name", help="The GLUE task: cola, …")] = None,
     qat: Annotated[
         str, typer.Option(help="none: float. int8, int4, int8-dynamic, …: towards these integers.")
@@ -44,14 +75,45 @@ def train(
         bool, typer.Option("--asymmetric", help="Static activations with a zero point.")
     ] = False,
     qat_start: Annotated[int, typer.Option(help="Training passes that stay float.")] = 0,
-    learning_rate: float = DEFAULT.learning_rate,
-    epochs: float = DEFAULT.epochs,
+    bcq: Annotated[
+        str | None,
+        typer.Option(help=f"Towards binary codes: {', '.join(PLANS)}, or a recipe of such."),
+    ] = None,
+    project_every: Annotated[
+        int | None, typer.Option(help="Steps between projections, 500 … 2000; 0: an epoch.")
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="Of codes: greedy, alternating.")] = None,
+    groups: Annotated[str | None, typer.Option(help="Of codes: channel, group:64, …")] = None,
+    nested: Annotated[
+        bool | None, typer.Option("--nested", help="Any precision: prefixes can be used alone.")
+    ] = None,
+    straight: Annotated[
+        bool | None,
+        typer.Option("--straight/--free", help="Between projections: codes, or floats."),
+    ] = None,
+    phases: Annotated[
+        bool | None, typer.Option("--phases/--at-once", help="Embedding, decoder, encoder.")
+    ] = None,
+    frozen: Annotated[
+        float | None, typer.Option(help="Share of steps, at the end, in which codes stay.")
+    ] = None,
+    distill: Annotated[
+        float, typer.Option(help="Share of the loss: divergence from MODEL as it was.")
+    ] = 0.0,
+    learning_rate: Annotated[float | None, typer.Option(help=OF_TASK_HELP)] = None,
+    epochs: Annotated[float | None, typer.Option(help=OF_TASK_HELP)] = None,
     max_steps: Annotated[int, typer.Option(help="0: whole epochs.")] = DEFAULT.max_steps,
-    batch_size: int = DEFAULT.batch_size,
+    batch_size: Annotated[int | None, typer.Option(help=OF_TASK_HELP)] = None,
     accumulate: Annotated[int, typer.Option(help="Batches of one step.")] = DEFAULT.accumulate,
     max_length: Annotated[int, typer.Option(help="Tokens of an example.")] = 128,
     stride: Annotated[int, typer.Option(help="Overlap of SQuAD's windows.")] = 128,
     warmup: Annotated[float, typer.Option(help="Share of all steps.")] = DEFAULT.warmup,
+    schedule: Annotated[
+        str | None, typer.Option(help=f"After it: {', '.join(SCHEDULES)}. {OF_TASK_HELP}")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help=f"Spread over all labels. {OF_TASK_HELP}")
+    ] = None,
     weight_decay: float = DEFAULT.weight_decay,
     attention_dropout: Annotated[
         float, typer.Option(help="0 makes a step on a CPU several times faster.")
@@ -75,13 +137,46 @@ def train(
     """
     # Trainer takes long to import; no other command should wait for it.
     from lowbit.training.train import train as run
+    from lowbit.training.translation import new_tokenizer
 
-    tokenizer = load_tokenizer(model, lower_case)
+    if model is None and task != "translation":
+        raise UsageError(f"task {task} needs a model to start from")
+    pairs = Pairs(target, valid, valid_target, source_column, target_column)
+    start: str | Architecture
+    tokenizer: PreTrainedTokenizerBase | None
+    if model is None:
+        start = Architecture(architecture, layers, width, feed_forward, heads, dropout)
+        tokenizer = new_tokenizer(data, pairs, vocabulary, max_length)
+    else:
+        start, tokenizer = model, load_tokenizer(model, lower_case)
     if tokenizer is None:
         raise UsageError(f"{model} has no tokenizer")
-    material = Material(model, tokenizer, data, subset, max_length, stride, attention_dropout)
-    settings = Settings(
+    material = Material(
+        start, tokenizer, data, subset, max_length, stride, attention_dropout, pairs
+    )
+    options = {
+        "every": project_every,
+        "solver": solver,
+        "granularity": groups,
+        "nested": nested,
+        "straight": straight,
+        "phases": phases,
+        "frozen": frozen,
+    }
+    if bcq is None and (given := [name for name, value in options.items() if value is not None]):
+        raise UsageError(f"{given[0]} says how binary codes are trained: give a --bcq")
+    own: dict[str, Any] = {
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "schedule": schedule,
+        "label_smoothing": label_smoothing,
+    }
+    settings = replace(
+        OF_TASK.get(task, DEFAULT),
         qat=qat,
+        plan=None if bcq is None else find_plan(bcq, options),
+        distill=distill,
         options=QatOptions(
             estimator,
             ranges,
@@ -89,10 +184,7 @@ def train(
             not asymmetric,
             qat_start,
         ),
-        learning_rate=learning_rate,
-        epochs=epochs,
         max_steps=max_steps,
-        batch_size=batch_size,
         accumulate=accumulate,
         warmup=warmup,
         weight_decay=weight_decay,
@@ -101,13 +193,18 @@ def train(
         evaluate_during_training=evaluate_during_training,
         bf16=bf16,
         seed=seed,
+        **{name: value for name, value in own.items() if value is not None},
     )
     outcome = run(task, material, output, settings, resume, overwrite, not (quiet or as_json))
     if as_json:
         print(json.dumps(outcome.to_dict()))
     elif not quiet and outcome.folders:
         console = Console()
+        for note in outcome.notes:
+            console.print(note, soft_wrap=True, highlight=False)
         console.print(outcome_table(outcome))
+        for line in sample_lines(outcome):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
         for folder in outcome.folders:
             console.print(f"written to {folder}", soft_wrap=True, highlight=False)
 
@@ -125,3 +222,14 @@ def outcome_table(outcome: "Outcome") -> Table:
         cells = [m.metrics.get(name) for m in outcome.measurements.values()]
         table.add_row(name, *("–" if c is None else f"{c.value:.4f}" for c in cells))
     return table
+
+
+def sample_lines(outcome: "Outcome") -> Iterator[str]:
+    """Source, reference and output of a few items, where the task has such."""
+    *_, last = outcome.measurements.values()
+    for sample in last.samples:
+        if sample.reference is not None:
+            yield f"source     {sample.source}"
+            yield f"reference  {sample.reference}"
+            yield f"output     {sample.output}"
+            yield ""

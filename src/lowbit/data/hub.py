@@ -1,10 +1,21 @@
 """Datasets of the Hugging Face hub, through the package `datasets`: only when no file is given."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lowbit.errors import InputError
 from lowbit.extras import needed
+
+
+def may_have(name: str) -> bool:
+    """Whether a path that does not exist could be the name of a dataset: `text` or `owner/text`."""
+    repository, _, configuration = name.partition(":")
+    return (
+        repository.count("/") <= 1
+        and not repository.startswith((".", "/", "~"))
+        and (bool(configuration) or not Path(name).suffix)
+    )
 
 
 def load(name: str, configuration: str | None, split: str) -> Sequence[Mapping[str, Any]]:

@@ -9,6 +9,16 @@ from pathlib import Path
 from lowbit.errors import InputError
 
 
+def decoded_line(stored: bytes, number: int, source: str) -> str:
+    """One line of a stream without its end. Raises InputError with its number."""
+    try:
+        line = stored.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(f"{source}, line {number}: byte {byte:#04x} is not UTF-8") from error
+    return line.removesuffix("\n").removesuffix("\r")
+
+
 def read_text(file: Path) -> str:
     """The whole file, line ends as they are. Raises InputError, also for an empty file."""
     try:

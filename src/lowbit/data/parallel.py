@@ -2,13 +2,17 @@
 
     one file    source TAB target [TAB …]      a pair a line, as Tatoeba has it
     two files   test.de, test.en               line n of one is line n of the other, as WMT has it
+    the hub     owner/dataset[:configuration]  columns in their order, through `datasets`
 
 Empty lines and empty cells are sentences too, the empty ones.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from lowbit.data import hub
 from lowbit.data.lines import read_lines
 from lowbit.errors import InputError, UsageError
 
@@ -31,9 +35,9 @@ def read(
 ) -> ParallelData:
     """All pairs of a TSV file, or of two files of lines where `target` names the second.
 
-    data: a file, or a folder that holds the split's, such as test.tsv.
-    source_column, target_column: of a TSV, counted from 1; the target's is by default the other of
-    the first two.
+    data: a file, a folder that holds the split's, such as test.tsv, or the id of a hub's dataset.
+    source_column, target_column: of a TSV or a dataset, counted from 1; the target's is by
+    default the other of the first two.
 
     Raises UsageError for columns that cannot be, InputError for files that cannot be used.
     """
@@ -53,7 +57,34 @@ def read(
                 f"{data} holds no {split}.tsv; two files of lines are named one by one, the second"
                 " as the target"
             )
+    if not file.exists() and hub.may_have(str(data)):
+        return _from_hub(str(data), source_column, target_column, split)
     return _from_tsv(file, source_column, target_column)
+
+
+def _from_hub(data: str, source_column: int, target_column: int, split: str) -> ParallelData:
+    name, _, configuration = data.partition(":")
+    # What files call valid, the hub calls validation.
+    try:
+        rows = hub.load(name, configuration or None, "validation" if split == "valid" else split)
+    except InputError as error:
+        raise InputError(f"there is no file {data}, and {error}") from error
+    cells = [_cells(row) for row in rows]
+    columns, most = len(cells[0]), max(source_column, target_column)
+    if columns < most:
+        raise InputError(
+            f"the hub's dataset {data} has {columns} columns of text, and column {most} is needed"
+        )
+    sources, targets = (
+        [row[column - 1] for row in cells] for column in (source_column, target_column)
+    )
+    return ParallelData(f"{data}, {split}", tuple(sources), tuple(targets))
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """The texts of a row; WMT's are one level down, by language."""
+    pair = row.get("translation", row)
+    return [value for value in pair.values() if isinstance(value, str)]
 
 
 def _from_tsv(file: Path, source_column: int, target_column: int) -> ParallelData:

@@ -29,19 +29,9 @@ def read(data: str | Path, split: str = "test", column: str = "text") -> TextDat
         if not files:
             raise InputError(f"{data} holds no .txt files")
         return TextData(str(data), "\n".join(map(read_text, files)))
-    if path.exists() or not _may_be_on_the_hub(str(data)):
+    if path.exists() or not hub.may_have(str(data)):
         return TextData(str(data), read_text(path))
     return _from_hub(str(data), split, column)
-
-
-def _may_be_on_the_hub(name: str) -> bool:
-    """Whether a path that does not exist could be the name of a dataset: `text` or `owner/text`."""
-    repository, _, configuration = name.partition(":")
-    return (
-        repository.count("/") <= 1
-        and not repository.startswith((".", "/", "~"))
-        and (bool(configuration) or not Path(name).suffix)
-    )
 
 
 def _from_hub(data: str, split: str, column: str) -> TextData:

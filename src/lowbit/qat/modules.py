@@ -38,13 +38,14 @@ class TokenRange(nn.Module):
 
 class FakeQuantized(nn.Module):
     """Holds the float module's parameters. In the first `start` training passes it computes in
-    float, and only watches."""
+    float, and only watches. tied: the quantizer is that of another module, with the weight."""
 
     steps: Tensor
     weight: nn.Parameter
+    weight_quantizer: Straight
 
     def __init__(
-        self, module: nn.Module, weights: Weights, quantizer: Straight, start: int
+        self, module: nn.Module, weights: Weights, quantizer: Straight, start: int, tied: bool
     ) -> None:
         super().__init__()
         self.weights, self.start = weights, start
@@ -52,7 +53,11 @@ class FakeQuantized(nn.Module):
         weight = module._parameters["weight"]
         assert weight is not None
         self.weight = weight
-        self.weight_quantizer = quantizer
+        if tied:  # registered once, so that it is counted and saved once
+            object.__setattr__(self, "weight_quantizer", quantizer)
+        else:
+            self.weight_quantizer = quantizer
+        self.tied = tied
         self.watching = False  # whether to compute in float, and watch, in evaluation too
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -76,10 +81,11 @@ class FakeQuantLinear(FakeQuantized):
         weights: Weights,
         quantizer: Straight,
         start: int,
+        tied: bool,
         inputs: Range | TokenRange | None,
         outputs: Range | None = None,
     ) -> None:
-        super().__init__(module, weights, quantizer, start)
+        super().__init__(module, weights, quantizer, start, tied)
         self.register_parameter("bias", module._parameters["bias"])
         self.bias: nn.Parameter | None
         self.input_quantizer, self.output_quantizer = inputs, outputs
@@ -104,9 +110,9 @@ class FakeQuantEmbedding(FakeQuantized):
     """Rows of the fake-quantized table, times the module's own scale where it has one."""
 
     def __init__(
-        self, module: nn.Module, weights: Weights, quantizer: Straight, start: int
+        self, module: nn.Module, weights: Weights, quantizer: Straight, start: int, tied: bool
     ) -> None:
-        super().__init__(module, weights, quantizer, start)
+        super().__init__(module, weights, quantizer, start, tied)
         self.padding_idx: int | None = getattr(module, "padding_idx", None)
 
     def forward(self, ids: Tensor) -> Tensor:

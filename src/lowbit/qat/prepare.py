@@ -26,7 +26,7 @@ from lowbit.qat.modules import (
     TokenRange,
 )
 from lowbit.qat.ranges import RANGES, Range
-from lowbit.qat.weights import ESTIMATORS
+from lowbit.qat.weights import ESTIMATORS, Straight, WeightQuantizer
 from lowbit.recipe import Recipe, load_recipe
 
 
@@ -68,19 +68,23 @@ def prepare_qat(
     model: PreTrainedModel,
     recipe: str | Path | Recipe | Mapping[str, Any],
     options: QatOptions | None = None,
+    quantizer: WeightQuantizer | None = None,
 ) -> Coverage:
     """Put stand-ins in place of all modules that `recipe` quantizes; in place.
 
-    Parameters keep their names and identity, ties included. Raises UsageError for what the recipe
-    or the options cannot do, InputError for a weight that is not finite.
+    Parameters keep their names and identity, ties included: what is tied shares one quantizer.
+    quantizer: of the weights, in place of that of `options.estimator`. Raises UsageError for what
+    the recipe or the options cannot do, InputError for a weight that is not finite.
     """
     if any(isinstance(module, FakeQuantized) for module in model.modules()):
         raise UsageError("the model is prepared for quantization-aware training already")
     recipe, options = load_recipe(recipe), options or QatOptions()
     coverage = cover(model, recipe)
-    modules = {
-        d.name: _stand_in(model.get_submodule(d.name), d, options) for d in coverage.quantized
-    }
+    quantizer = quantizer or ESTIMATORS[options.estimator]
+    modules: dict[str, FakeQuantized] = {}
+    for d in sorted(coverage.quantized, key=lambda d: d.tied_to is not None):
+        owner = None if d.tied_to is None else modules[d.tied_to].weight_quantizer
+        modules[d.name] = _stand_in(model.get_submodule(d.name), d, options, quantizer, owner)
     for name, module in modules.items():
         model.set_submodule(name, module.train(model.training))
     model.lowbit_recipe = recipe
@@ -135,16 +139,23 @@ def fake_quantized(model: nn.Module) -> dict[str, FakeQuantized]:
     return {name: m for name, m in model.named_modules() if isinstance(m, FakeQuantized)}
 
 
-def _stand_in(module: nn.Module, decision: Decision, options: QatOptions) -> FakeQuantized:
+def _stand_in(
+    module: nn.Module,
+    decision: Decision,
+    options: QatOptions,
+    new: WeightQuantizer,
+    owner: Straight | None,
+) -> FakeQuantized:
+    """The stand-in of a module; `owner`: the quantizer of the weight that it shares."""
     assert decision.weights is not None and decision.rule is not None
     scheme, weights = decision.rule.scheme, decision.weights
     assert scheme is not None
     try:
-        quantizer = ESTIMATORS[options.estimator](scheme, matrix(module, weights))
+        quantizer = owner or new(scheme, matrix(module, weights))
     except LowbitError as error:
         raise type(error)(f"{decision.name}: {error}") from None
     if weights.kind == "embedding":
-        return FakeQuantEmbedding(module, weights, quantizer, options.start)
+        return FakeQuantEmbedding(module, weights, quantizer, options.start, owner is not None)
     width = scheme.granularity.width(weights.shape[1])
     kinds = {
         "float": lambda: None,
@@ -153,4 +164,6 @@ def _stand_in(module: nn.Module, decision: Decision, options: QatOptions) -> Fak
     }
     inputs = kinds[decision.rule.activations]()
     outputs = options.new_range() if decision.rule.activations == "requantized" else None
-    return FakeQuantLinear(module, weights, quantizer, options.start, inputs, outputs)
+    return FakeQuantLinear(
+        module, weights, quantizer, options.start, owner is not None, inputs, outputs
+    )

@@ -71,6 +71,20 @@ class Binary:
             in_features=weight.shape[1],
         )
 
+    def recode(self, weight: Tensor, q: BinaryTensor) -> BinaryTensor:
+        """The codes of a weight [out, in] at the α and o that q has. Raises as `quantize` does."""
+        check_weight(weight, self.granularity)
+        weight = weight.detach().float()
+        check_finite(weight.sum(dtype=torch.float64), weight)
+        codes, first = [], 0
+        for part in whole_and_last(weight, self.granularity):
+            groups, found = pieces(part.flatten(0, 1)), stored_levels(q, first, part.shape[1])
+            each = zip(groups, found.split(len(groups[0])), strict=True)
+            coded = torch.cat([SOLVERS[self.solver].codes(g, f) for g, f in each])
+            codes.append(coded.reshape(part.shape).flatten(1))
+            first += part.shape[1]
+        return replace(q, planes=packed_planes(torch.cat(codes, 1), self.bits))
+
     def _levels(self, groups: Float32[Tensor, "N n"]) -> Levels:
         found = [SOLVERS[self.solver].levels(piece, self) for piece in pieces(groups)]
         return Levels(torch.cat([f.alpha for f in found], 1), torch.cat([f.offset for f in found]))
@@ -115,6 +129,16 @@ def whole_and_last(
 def pieces(groups: Float32[Tensor, "N n"]) -> tuple[Float32[Tensor, "_N n"], ...]:
     """Consecutive groups, so many at once that they hold WEIGHTS_AT_ONCE weights."""
     return groups.contiguous().split(max(1, WEIGHTS_AT_ONCE // groups.shape[1]))
+
+
+def stored_levels(q: BinaryTensor, first: int, groups: int) -> Levels:
+    """Those of `groups` groups of every row, row by row."""
+    taken = slice(first, first + groups)
+    alpha = q.alpha[taken].permute(1, 2, 0).flatten(1).double()
+    offset = torch.zeros_like(alpha[0])
+    if q.offset is not None:
+        offset = q.offset[taken].t().flatten().double()
+    return Levels(alpha, offset)
 
 
 def packed_planes(code: UInt8[Tensor, "out in"], bits: int) -> UInt8[Tensor, "bits out packed"]:

@@ -1,7 +1,7 @@
 """What is learned from: a model for the task, its training examples, and how it is scored."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from lowbit.checkpoint import find, read_config, weight_files
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Task
 from lowbit.progress import without_transformers_bars
+from lowbit.training.architecture import Architecture
 
 Example = dict[str, Any]  # one row of the model's inputs and labels, as lists of ids
 
@@ -20,31 +21,51 @@ Example = dict[str, Any]  # one row of the model's inputs and labels, as lists o
 @dataclass(frozen=True)
 class Lesson:
     """Ready to be learned. `collate` makes a batch of examples; `score` is how the model is judged
-    while it trains and in the end."""
+    while it trains and in the end.
+
+    best: the metric of which the highest makes the checkpoint that is kept; None: the last one is.
+    notes: what is to be said of the data. texts: what is written beside the outputs of `score`.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     examples: Sequence[Example]
     collate: Callable[[list[Example]], dict[str, Tensor]]
     score: Task
+    best: str | None = None
+    notes: tuple[str, ...] = ()
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Files of sentences and their translations, beside `Material.data`. target, valid_target: the
+    second of two files of lines. Columns are those of a TSV, as `lowbit.data.parallel` counts."""
+
+    target: str | None = None
+    valid: str | None = None
+    valid_target: str | None = None
+    source_column: int = 1
+    target_column: int | None = None
 
 
 @dataclass(frozen=True)
 class Material:
     """What a subject is taught from.
 
-    model: a folder or hub id; data: a file or folder in the task's layout; subset: GLUE's task.
-    max_length: tokens of an example; stride: by how many SQuAD's windows overlap.
-    attention_dropout: of attention probabilities; others are the model's own.
+    model: a folder or hub id, or the sizes of a new one; data: a file or folder in the task's
+    layout; subset: GLUE's task. max_length: tokens of an example; stride: by how many SQuAD's
+    windows overlap. attention_dropout: of attention probabilities; others are the model's own.
     """
 
-    model: str
+    model: str | Architecture
     tokenizer: PreTrainedTokenizerBase
     data: str | None
     subset: str | None = None
     max_length: int = 128
     stride: int = 128
     attention_dropout: float = 0.0
+    pairs: Pairs = field(default_factory=Pairs)
 
 
 class Teacher(Protocol):
@@ -57,6 +78,8 @@ def load_with_head(head: Any, material: Material, **changes: Any) -> PreTrainedM
     What a head lacks is initialized at random. Raises InputError for what is no float checkpoint,
     UsageError where the architecture has no such head.
     """
+    if isinstance(material.model, Architecture):
+        raise UsageError("this task starts from a model: only translation makes a new one")
     folder: Path = find(material.model)
     config = read_config(folder)
     weight_files(folder)

@@ -1,10 +1,14 @@
 """How to train: hyper-parameters, and the integers that are trained towards."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from lowbit.errors import UsageError
 from lowbit.qat.prepare import QatOptions
-from lowbit.recipe import PRESETS
+from lowbit.recipe import PRESETS, Recipe
+from lowbit.training.bcq import Plan
+
+SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant_with_warmup")
 
 
 @dataclass(frozen=True)
@@ -13,10 +17,17 @@ class Settings:
 
     qat: "none" trains in float. A recipe with float activations, such as "int8" or "int4", is taken
     with static ones ("int8-static"); others are taken as they are. max_steps: 0 for whole epochs.
-    warmup: share of all steps. eval_steps, save_steps: 0 for once an epoch.
+    warmup: share of all steps; schedule: of the learning rate after it. label_smoothing: the share
+    that is spread over all labels. eval_steps, save_steps: 0 for once an epoch; where the best
+    checkpoint is kept, one is saved at each evaluation. plan: towards binary codes, in place of
+    `qat`. distill: the share of the loss that is the divergence from the model as it started.
+
+    Raises UsageError for a schedule that is unknown.
     """
 
     qat: str = "none"
+    plan: Plan | None = None
+    distill: float = 0.0
     options: QatOptions = field(default_factory=QatOptions)
     learning_rate: float = 5e-5
     epochs: float = 3.0
@@ -24,6 +35,8 @@ class Settings:
     batch_size: int = 32
     accumulate: int = 1
     warmup: float = 0.1
+    schedule: str = "linear"
+    label_smoothing: float = 0.0
     weight_decay: float = 0.01
     eval_steps: int = 0
     save_steps: int = 0
@@ -31,9 +44,19 @@ class Settings:
     bf16: bool = False
     seed: int = 42
 
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"schedule {self.schedule!r} is unknown: use {', '.join(SCHEDULES)}")
+        if not 0 <= self.distill <= 1:
+            raise UsageError(f"a share of {self.distill} of the loss is outside 0 … 1")
+        if self.plan is not None and self.qat != "none":
+            raise UsageError(f"qat {self.qat} and a plan for binary codes cannot both be trained")
+
     @property
-    def recipe(self) -> str | None:
+    def recipe(self) -> str | Recipe | None:
         """The recipe that is trained towards; None for float. Raises UsageError."""
+        if self.plan is not None:
+            return self.plan.recipe
         if self.qat == "none":
             return None
         static = f"{self.qat}-static"
@@ -42,3 +65,23 @@ class Settings:
         if self.qat in PRESETS or self.qat.endswith((".yaml", ".yml")):
             return self.qat
         raise UsageError(f"qat {self.qat!r} is unknown: use none, or a recipe such as int8 or int4")
+
+    @property
+    def folder(self) -> str:
+        """Where the model that was trained towards is saved."""
+        return self.qat if self.plan is None else self.plan.recipe.name
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "plan": None if self.plan is None else self.plan.to_dict()}
+
+
+# What suits a task better than the settings of fine-tuning: a translator starts from nothing.
+OF_TASK = {
+    "translation": Settings(
+        learning_rate=1e-3,
+        epochs=20.0,
+        batch_size=64,
+        schedule="inverse_sqrt",
+        label_smoothing=0.1,
+    )
+}

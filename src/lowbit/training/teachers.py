@@ -8,7 +8,7 @@ from importlib import import_module
 from lowbit.errors import UsageError
 from lowbit.training.lesson import Teacher
 
-TEACHERS = ("glue", "squad", "language")
+TEACHERS = ("glue", "squad", "language", "translation")
 
 
 def find_teacher(task: str) -> Teacher:

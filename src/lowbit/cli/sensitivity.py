@@ -1,0 +1,65 @@
+"""`lowbit sensitivity`."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lowbit.errors import UsageError
+from lowbit.evaluation.evaluate import load_subject
+from lowbit.evaluation.sensitivity import Sensitivity, token_loss
+from lowbit.evaluation.sensitivity import sensitivity as measure
+from lowbit.formats import Granularity
+from lowbit.schemes import Binary
+
+
+def sensitivity(
+    model: Annotated[str, typer.Argument(help="A folder with a float model.")],
+    data: Annotated[
+        str, typer.Option("--data", "--data-dir", help="Sentence pairs, or a text for a decoder.")
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="The lines to be translated into; --data has the source.")
+    ] = None,
+    source_column: Annotated[int, typer.Option(help="Of a TSV, counted from 1.")] = 1,
+    target_column: Annotated[int | None, typer.Option(help="The other of the first two.")] = None,
+    bits: Annotated[str, typer.Option(help="Binary codes of so many bits each.")] = "1,2,3,4",
+    groups: Annotated[str, typer.Option(help="channel, group:64, …")] = "group:64",
+    solver: Annotated[str, typer.Option(help="Of codes: greedy, alternating.")] = "alternating",
+    items: Annotated[int | None, typer.Option(help="So many pairs, or tokens of a text.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens in a window of a text.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Quantize one kind of sublayer at a time, and print what each costs by bits.
+
+    Example: `lowbit sensitivity ./out/float --data valid.tsv`
+    """
+    granularity = Granularity.parse(groups)
+    try:
+        wanted = [int(number) for number in bits.split(",")]
+    except ValueError:
+        raise UsageError(f"bits {bits!r} are no numbers with commas between them") from None
+    schemes = {str(b): Binary(b, granularity, solver=solver) for b in wanted}
+    subject = load_subject(model)
+    loss = token_loss(subject, data, target, source_column, target_column, items, context)
+    found = measure(subject.model, loss, schemes, not (quiet or as_json))
+    if as_json:
+        print(json.dumps(found.to_dict()))
+    else:
+        Console().print(price_table(found))
+
+
+def price_table(found: Sensitivity) -> Table:
+    """One row per kind of sublayer, one column per number of bits: what is added to the loss."""
+    table = Table(title=f"loss {found.loss:.4f} in float; more than that by bits", box=box.SIMPLE)
+    table.add_column("alone in so many bits", overflow="fold")
+    for name in ("modules", "weights", *found.prices[0].losses):
+        table.add_column(name, justify="right")
+    for price in found.prices:
+        more = (f"{loss - found.loss:+.4f}" for loss in price.losses.values())
+        table.add_row(price.kind, str(price.modules), f"{price.parameters:,}", *more)
+    return table

@@ -1,0 +1,75 @@
+"""Teacher forcing: how well each token of a reference is told from the tokens before it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel
+
+from lowbit.errors import InputError
+from lowbit.evaluation.batches import by_length, longest
+from lowbit.mode import evaluating
+from lowbit.progress import progress_bar
+
+IGNORED = -100  # the label of what is no token, in all of transformers
+
+
+@dataclass(frozen=True)
+class Forced:
+    """loss: mean −log p of a token, in nats. accuracy: share of tokens that are the likeliest.
+    tokens: of the references, their ends included; padding is masked."""
+
+    loss: float
+    accuracy: float
+    tokens: int
+
+
+def forced(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Forced:
+    """Of an encoder–decoder on sources and targets, line by line; pairs with an empty side are left
+    out, and what is longer than the model reads is cut. Raises InputError where nothing is left."""
+    pairs = [(s, t) for s, t in zip(sources, targets, strict=True) if s.strip() and t.strip()]
+    if not pairs:
+        raise InputError(f"none of the {len(sources)} pairs has text on both sides")
+    most = longest(model, tokenizer, None)
+    limits = {} if most is None else {"truncation": True, "max_length": most}
+    rows = encoded(tokenizer, [s for s, _ in pairs], [t for _, t in pairs], **limits)
+    collate = DataCollatorForSeq2Seq(tokenizer, model=model)
+    loss, right, tokens = 0.0, 0, 0
+    lengths = [len(row["labels"]) for row in rows]
+    with evaluating(model), progress_bar(len(rows), "loss", "pair", progress) as bar:
+        for batch in by_length(lengths, batch_size):
+            inputs = collate([rows[index] for index in batch]).to(model.device)
+            labels: Tensor = inputs.pop("labels")
+            logits = model(**inputs).logits
+            each = F.cross_entropy(
+                logits.float().flatten(0, 1),
+                labels.flatten(),
+                ignore_index=IGNORED,
+                reduction="none",
+            )
+            loss += each.double().sum().item()
+            right += int((logits.argmax(-1) == labels).sum())
+            tokens += int((labels != IGNORED).sum())
+            bar.update(len(batch))
+    return Forced(loss / tokens, right / tokens, tokens)
+
+
+def encoded(
+    tokenizer: Any, sources: Sequence[str], targets: Sequence[str], **limits: Any
+) -> list[dict[str, list[int]]]:
+    """Ids and mask of each source, and ids of its target as labels."""
+    inputs = tokenizer(list(sources), verbose=False, **limits)
+    labels = tokenizer(text_target=list(targets), verbose=False, **limits).input_ids
+    return [
+        {"input_ids": ids, "attention_mask": mask, "labels": target}
+        for ids, mask, target in zip(inputs.input_ids, inputs.attention_mask, labels, strict=True)
+    ]

@@ -1,0 +1,139 @@
+"""Sensitivity: the loss of a model of which one kind of sublayer alone is quantized.
+
+A kind is all modules that have the same place in their layers, such as the self-attention of all
+of the encoder's. What stays float costs nothing, so that each number is the price of one kind.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lowbit.convert import matrix, oriented
+from lowbit.coverage import Decision, cover
+from lowbit.data import parallel, text
+from lowbit.errors import UsageError
+from lowbit.evaluation.forced import forced
+from lowbit.evaluation.perplexity import perplexity
+from lowbit.evaluation.task import Subject
+from lowbit.formats import FORMATS
+from lowbit.hub import quantize_weight
+from lowbit.progress import progress_bar
+from lowbit.recipe import Recipe, Rule
+from lowbit.schemes import Scheme
+
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of one kind of sublayer: its modules and weights, and the loss by the name of a scheme."""
+
+    kind: str
+    modules: int
+    parameters: int
+    losses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """`loss`: of the float model, in nats a token."""
+
+    loss: float
+    prices: tuple[Price, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sensitivity(
+    model: PreTrainedModel,
+    loss: Callable[[PreTrainedModel], float],
+    schemes: Mapping[str, Scheme],
+    progress: bool = True,
+) -> Sensitivity:
+    """The loss of a float model with each kind of sublayer under each scheme. The model is as it
+    was afterwards. Raises UsageError for a group size larger than a weight's inputs."""
+    decisions = {name: _owners(model, scheme) for name, scheme in schemes.items()}
+    kinds: dict[str, list[Decision]] = {}
+    for decision in next(iter(decisions.values())):
+        kinds.setdefault(kind_of(decision.name), []).append(decision)
+    before = loss(model)
+    prices = []
+    with progress_bar(len(kinds) * len(schemes), "sensitivity", "loss", progress) as bar:
+        for kind, members in kinds.items():
+            losses = {}
+            for name in schemes:
+                chosen = [d for d in decisions[name] if kind_of(d.name) == kind]
+                with rounded(model, chosen):
+                    losses[name] = loss(model)
+                bar.update()
+            parameters = sum(d.parameters for d in members)
+            prices.append(Price(kind, len(members), parameters, losses))
+    return Sensitivity(before, tuple(prices))
+
+
+def kind_of(name: str) -> str:
+    """model.encoder.layers.3.self_attn.q_proj -> model.encoder.layers.*.self_attn, and layers.3.fc1
+    -> layers.*.fc; what is in no layer is a kind of its own."""
+    general = NUMBER.sub("*", name)
+    if general == name:
+        return name
+    parent, _, own = general.rpartition(".")
+    return f"{parent}.{own.rstrip('0123456789')}" if parent.endswith("*") else parent
+
+
+@contextmanager
+def rounded(model: PreTrainedModel, decisions: Sequence[Decision]) -> Iterator[None]:
+    """The model with some weights as their stored forms decode; floats again afterwards."""
+    before = {}
+    try:
+        for d in decisions:
+            assert d.weights is not None
+            parameter = model.get_submodule(d.name)._parameters["weight"]
+            assert parameter is not None
+            before[d.name] = parameter.detach().clone()
+            q = quantize_weight(d, matrix(model.get_submodule(d.name), d.weights))
+            decoded = FORMATS[q.layout.format].decode(q, parameter.dtype)
+            parameter.detach().copy_(oriented(decoded, d.weights))
+        yield
+    finally:
+        for name, weight in before.items():
+            parameter = model.get_submodule(name)._parameters["weight"]
+            assert parameter is not None
+            parameter.detach().copy_(weight)
+
+
+def token_loss(
+    subject: Subject,
+    data: str,
+    target: str | None = None,
+    source_column: int = 1,
+    target_column: int | None = None,
+    items: int | None = None,
+    context: int | None = None,
+) -> Callable[[PreTrainedModel], float]:
+    """The mean −log p of a token, in nats: for an encoder–decoder, of the targets of sentence pairs
+    (parallel.read), else of a text in windows of `context` (text.read).
+
+    items: so many pairs, or so many tokens, and no more. Raises UsageError, InputError.
+    """
+    tokenizer = subject.needed_tokenizer()
+    if items is not None and items < 2:
+        raise UsageError(f"{items} items are too few: at least 2 are needed")
+    if subject.model.config.is_encoder_decoder:
+        pairs = parallel.read(data, target, source_column, target_column, split="valid")
+        sources, targets = pairs.sources[:items], pairs.targets[:items]
+        return lambda model: forced(model, tokenizer, sources, targets, progress=False).loss
+    ids = torch.tensor(tokenizer(text.read(data).text, verbose=False).input_ids[:items])
+    return lambda model: math.log(perplexity(model, ids, context, progress=False))
+
+
+def _owners(model: PreTrainedModel, scheme: Scheme) -> list[Decision]:
+    recipe = Recipe((Rule("@embedding", scheme), Rule("@linear", scheme)), strict=False)
+    return [d for d in cover(model, recipe).quantized if d.tied_to is None]

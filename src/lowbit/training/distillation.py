@@ -1,0 +1,18 @@
+"""Distillation (Hinton et al. 2015): the divergence of a model's tokens from its teacher's."""
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from lowbit.evaluation.forced import IGNORED
+
+
+def divergence(
+    logits: Float[Tensor, "*batch classes"],
+    wanted: Float[Tensor, "*batch classes"],
+    labels: Int64[Tensor, "*batch"],
+) -> Float[Tensor, ""]:
+    """The mean over tokens of Σ p log(p / q), p being the teacher's; padding is left out."""
+    at = labels != IGNORED
+    log_q, log_p = logits[at].float().log_softmax(-1), wanted[at].float().log_softmax(-1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)

@@ -1,0 +1,84 @@
+"""When weights are projected onto their codes: a plan (bcq.py) as a callback of Trainer.
+
+Whatever is scored or saved is the quantized model: a projection, or what amounts to one, comes
+before each score and each checkpoint.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lowbit.qat.codes import Mode
+from lowbit.qat.projection import CodedWeight
+from lowbit.training.bcq import Plan
+
+
+class Projections(TrainerCallback):
+    """score_before: called before a projection at which the model is scored, if the plan asks."""
+
+    def __init__(
+        self, weights: Sequence[CodedWeight], plan: Plan, score_before: Callable[[], None]
+    ) -> None:
+        self.weights, self.plan, self.score_before = weights, plan, score_before
+        self.begun: set[str] = set()
+        self.done = 0  # the step after which everything was in order last
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # What a checkpoint holds was in order when it was saved.
+        self.done = state.global_step
+        self._begin(state, resuming=state.global_step > 0)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.plan.every:
+            last = state.global_step >= state.max_steps
+            self._act(last or state.global_step % self.plan.every == 0, state, control)
+        else:
+            self._act(False, state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._act(self.plan.every == 0, state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The float weights become what the codes of the model that was kept stand for."""
+        for weight in self.weights:
+            weight.settle()
+
+    def _act(self, due: bool, state: TrainerState, control: TrainerControl) -> None:
+        looked_at = control.should_evaluate or control.should_save
+        acts = (due or looked_at) and state.global_step != self.done
+        if acts and self.plan.score_before and control.should_evaluate:
+            self.score_before()
+        self._begin(state)
+        if not acts:
+            return
+        for weight in self.weights:
+            if weight.part in self.begun and weight.codes.mode is not Mode.FROZEN:
+                (weight.project if due else weight.sync)()
+        self.done = state.global_step
+
+    def _begin(self, state: TrainerState, resuming: bool = False) -> None:
+        """Let parts whose time has come begin, and codes freeze."""
+        step, total = state.global_step, state.max_steps
+        begun = {w.part for w in self.weights if self.plan.begins(w.part, total) <= step}
+        freezes = step >= self.plan.freezes(total)
+        mode = Mode.FROZEN if freezes else Mode.STRAIGHT if self.plan.straight else Mode.FREE
+        for weight in self.weights:
+            if weight.part not in begun:
+                continue
+            if resuming:
+                weight.codes.mode = mode
+            else:
+                weight.enter(mode)
+        if begun != self.begun and not resuming:
+            # The best model so far was another one, with fewer weights quantized.
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        self.begun = begun

@@ -1,0 +1,105 @@
+"""Translation: each token of the target from the source and the target's tokens before it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+from lowbit.data import parallel
+from lowbit.data.parallel import ParallelData
+from lowbit.errors import UsageError
+from lowbit.evaluation.forced import encoded, forced
+from lowbit.evaluation.study import Measurement, Metric
+from lowbit.evaluation.task import Subject
+from lowbit.evaluation.tasks.translation import Translation, deciding_metric
+from lowbit.training.architecture import Architecture, new_model
+from lowbit.training.lesson import Lesson, Material, Pairs, load_with_head, some
+from lowbit.training.subwords import train_tokenizer
+
+
+@dataclass(frozen=True)
+class LearnedTranslation(Translation):
+    """Scored by what it writes, and by the loss and masked accuracy of the references' tokens."""
+
+    def measure(self, subject: Subject, progress: bool = True) -> Measurement:
+        found = super().measure(subject, progress)
+        tokens = forced(
+            subject.model,
+            subject.needed_tokenizer(),
+            self.pairs.sources,
+            self.pairs.targets,
+            self.batch_size,
+            progress,
+        )
+        note = f"of {tokens.tokens:,} tokens, after those of the reference"
+        learned = {
+            "loss": Metric(tokens.loss, "lower", f"nats, {note}"),
+            "accuracy": Metric(tokens.accuracy, "higher", note),
+        }
+        return replace(found, metrics={**found.metrics, **learned})
+
+
+def teach(material: Material) -> Lesson:
+    """data and pairs: what is read, as `read_pairs` says. Raises UsageError, InputError."""
+    train = read_pairs(material.data, material.pairs)
+    files = material.pairs
+    score = LearnedTranslation(
+        files.valid or str(material.data),
+        target=files.valid_target,
+        source_column=files.source_column,
+        target_column=files.target_column,
+        split="valid",
+    )
+    if isinstance(material.model, Architecture):
+        model = new_model(material.model, material.tokenizer, material.attention_dropout)
+    else:
+        model = load_with_head(AutoModelForSeq2SeqLM, material)
+    rows = encoded(material.tokenizer, train.sources, train.targets)
+    both = zip(train.sources, train.targets, strict=True)
+    empty = [not (source.strip() and target.strip()) for source, target in both]
+    examples = [
+        row
+        for row, is_empty in zip(rows, empty, strict=True)
+        if not is_empty and max(len(row["input_ids"]), len(row["labels"])) <= material.max_length
+    ]
+    return Lesson(
+        model,
+        material.tokenizer,
+        some(examples, train.source),
+        DataCollatorForSeq2Seq(material.tokenizer, model=model),
+        score,
+        best=deciding_metric(score.pairs.targets),
+        notes=_left_out(len(rows), len(examples), sum(empty), material.max_length),
+        texts={"sources": score.pairs.sources, "references": score.pairs.targets},
+    )
+
+
+def read_pairs(data: str | None, files: Pairs) -> ParallelData:
+    """What is learned from: `data` is a folder with train.tsv and valid.tsv, a dataset of the hub,
+    a TSV file, or the sources of two files of lines. Raises UsageError, InputError."""
+    if data is None:
+        raise UsageError(
+            "translation needs --data: a folder with train.tsv and valid.tsv, a file, …"
+        )
+    if files.valid is None and Path(data).is_file():
+        raise UsageError(f"{data} is one file: --valid names the one that the model is scored on")
+    if (files.target is None) != (files.valid_target is None) and files.valid is not None:
+        raise UsageError("two files of lines for training need two for scoring, and one needs one")
+    return parallel.read(
+        data, files.target, files.source_column, files.target_column, split="train"
+    )
+
+
+def new_tokenizer(
+    data: str | None, files: Pairs, vocabulary: int, max_length: int
+) -> PreTrainedTokenizerBase:
+    """One vocabulary for both languages, from what is learned from."""
+    train = read_pairs(data, files)
+    return train_tokenizer([*train.sources, *train.targets], vocabulary, max_length)
+
+
+def _left_out(pairs: int, kept: int, empty: int, max_length: int) -> tuple[str, ...]:
+    """What is said of pairs that are not learned from."""
+    long = pairs - kept - empty
+    reasons = {f"an empty side: {empty:,}": empty, f"more than {max_length} tokens: {long:,}": long}
+    return tuple(f"pairs left out of {pairs:,} for {why}" for why, n in reasons.items() if n)

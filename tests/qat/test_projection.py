@@ -1,0 +1,80 @@
+"""A model that trains towards binary codes: its float weights and its codes are one model."""
+
+import pytest
+import torch
+
+import lowbit
+from lowbit import UsageError
+from lowbit.convert import matrix
+from lowbit.formats import CHANNEL, FORMATS
+from lowbit.qat.codes import Mode
+from lowbit.qat.prepare import fake_quantized, finish_qat
+from lowbit.qat.projection import PARTS, prepare_codes
+from lowbit.recipe import Recipe, Rule
+from lowbit.schemes import Binary
+from tests.models import make, output
+
+GREEDY = Binary(3, CHANNEL, offset=False, solver="greedy")
+RECIPE = Recipe((Rule("@embedding", GREEDY), Rule("@linear", GREEDY)), "greedy")
+
+
+def moved(model, seed=0):
+    """As a few steps of training leave it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("name", ["marian", "gpt2"])  # tied four times; transposed
+def test_float_weights_and_stored_codes_are_the_same_model(name, mode):
+    model = make(name)
+    weights = prepare_codes(model, RECIPE)
+    moved(model)
+    for weight in weights:
+        weight.enter(mode)
+    moved(model, 1)
+    for weight in weights:
+        weight.sync()
+    before = output(model)
+    for weight in weights:
+        weight.settle()
+    assert torch.equal(output(model), before)
+    floats = {d: m.matrix().detach().clone() for d, m in fake_quantized(model).items()}
+    finish_qat(model, progress=False)
+    stored = {n: m.qweight for n, m in model.named_modules() if hasattr(m, "qweight")}
+    assert stored.keys() == floats.keys()
+    for module, q in stored.items():
+        assert torch.equal(FORMATS["binary"].decode(q), floats[module]), module
+    torch.testing.assert_close(output(model), before, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_are_shared_are_held_once_and_belong_to_a_part():
+    model = make("marian")
+    weights = prepare_codes(model, RECIPE)
+    assert len(fake_quantized(model)) == len(weights) + 3
+    assert {w.part for w in weights} == set(PARTS)
+    assert [w.name for w in weights if w.part == "embedding"] == ["model.shared"]
+    assert all(("decoder." in w.name) == (w.part == "decoder") for w in weights)
+    shared = {id(m.weight_quantizer) for n, m in fake_quantized(model).items() if "layers" not in n}
+    assert len(shared) == 1
+    names = [n for n in model.state_dict() if n.endswith("weight_quantizer.planes")]
+    assert len(names) == len(weights)
+
+
+def test_projecting_is_what_quantizing_the_moved_weights_is():
+    model, other = make("marian"), make("marian")
+    moved(model), moved(other)
+    for weight in prepare_codes(model, RECIPE):
+        weight.project()
+    lowbit.quantize(other, RECIPE)
+    quantized = {n: m for n, m in other.named_modules() if hasattr(m, "qweight")}
+    for name, module in fake_quantized(model).items():
+        wanted = FORMATS["binary"].decode(quantized[name].qweight)
+        assert torch.equal(matrix(module, module.weights), wanted), name
+
+
+def test_only_binary_schemes_are_projected():
+    with pytest.raises(UsageError, match="needs the scheme binary, not absmax"):
+        prepare_codes(make("marian"), "int8")

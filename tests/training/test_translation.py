@@ -1,0 +1,168 @@
+"""Translators from nothing, trained in float and in binary codes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lowbit  # noqa: F401  makes quantized folders loadable
+from lowbit import InputError, UsageError
+from lowbit.evaluation.forced import forced
+from lowbit.formats import FORMATS
+from lowbit.loading import load_model, load_tokenizer
+from lowbit.training.bcq import find_plan
+from lowbit.training.lesson import Pairs
+from lowbit.training.train import checkpoints, train
+from lowbit.training.translation import new_tokenizer, teach
+from lowbit.translator import Translator
+from tests.training import reversing
+from tests.training.reversing import QUICK
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return reversing.write(tmp_path_factory.mktemp("data"))
+
+
+def value(outcome, model, name):
+    return outcome.measurements[model].metrics[name].value
+
+
+@pytest.mark.parametrize("kind", ["marian", "bart"])
+def test_a_short_training_keeps_its_best_checkpoint_and_writes_texts(data, tmp_path, kind):
+    material = reversing.material(data)
+    material = replace(material, model=replace(material.model, kind=kind))
+    settings = replace(QUICK, eval_steps=10, label_smoothing=0.1, schedule="inverse_sqrt")
+    outcome = train("translation", material, tmp_path, settings, progress=False)
+    names = ["bleu", "chrf", "exact_match", "loss", "accuracy"]
+    assert list(outcome.measurements["float"].metrics) == names
+    history = json.loads((checkpoints(tmp_path)[-1] / "trainer_state.json").read_text())
+    scored = [line["eval_bleu"] for line in history["log_history"] if "eval_bleu" in line]
+    assert len(scored) == 3 and value(outcome, "float", "bleu") == pytest.approx(max(scored))
+    losses = [line["loss"] for line in history["log_history"] if "loss" in line]
+    assert losses[-1] < losses[0]
+    texts = {file.stem: file.read_text().splitlines() for file in (tmp_path / "texts").iterdir()}
+    sources, references = zip(*reversing.pairs(40, 1), strict=True)
+    assert texts["sources"] == list(sources) and texts["references"] == list(references)
+    assert texts["float"] == list(outcome.measurements["float"].predictions)
+    assert outcome.measurements["float"].samples[0].reference == references[0]
+
+
+def test_loss_and_accuracy_are_those_of_one_pair_at_a_time(data):
+    lesson = teach(reversing.material(data))
+    sources, targets = lesson.score.pairs.sources[:6], lesson.score.pairs.targets[:6]
+    model = lesson.model.eval()
+    total, right, tokens = 0.0, 0, 0
+    for source, target in zip(sources, targets, strict=True):
+        ids = torch.tensor([lesson.tokenizer(source).input_ids])
+        labels = lesson.tokenizer(target).input_ids
+        before = torch.tensor([[model.config.decoder_start_token_id, *labels[:-1]]])
+        with torch.no_grad():
+            log_p = (
+                model(input_ids=ids, decoder_input_ids=before).logits[0].double().log_softmax(-1)
+            )
+        total -= sum(log_p[at, label].item() for at, label in enumerate(labels))
+        right += sum(int(log_p[at].argmax()) == label for at, label in enumerate(labels))
+        tokens += len(labels)
+    found = forced(model, lesson.tokenizer, [*sources, ""], [*targets, ""], batch_size=4)
+    assert found.loss == pytest.approx(total / tokens, rel=1e-5)
+    assert (found.accuracy, found.tokens) == (right / tokens, tokens)
+
+
+@pytest.mark.slow
+def test_words_are_reversed_in_three_bits(tmp_path):
+    """The whole way: float, then codes with straight-through gradients, frozen in the end."""
+    data = reversing.write(tmp_path / "data", train=2000, valid=60, longest=5)
+    settings = replace(QUICK, max_steps=260, batch_size=64, evaluate_during_training=False)
+    floats = train(
+        "translation", reversing.material(data), tmp_path / "a", settings, progress=False
+    )
+    plan = find_plan("3", {"granularity": "channel", "every": 40, "nested": True})
+    settings = replace(settings, plan=plan, learning_rate=1.5e-3, max_steps=160, distill=0.3)
+    material = reversing.material(data, str(tmp_path / "a" / "float"))
+    outcome = train("translation", material, tmp_path / "b", settings, progress=False)
+    assert value(floats, "float", "accuracy") > 0.9
+    assert value(outcome, "integer", "accuracy") > 0.9
+    assert value(outcome, "integer", "agreement") == 1
+
+    # Stored codes and the float model beside them are one model, bit for bit.
+    integer, dense = load_model(tmp_path / "b" / "bcq3-all"), load_model(tmp_path / "b" / "float")
+    weights = dict(dense.named_parameters())
+    packed = {n: m for n, m in integer.named_modules() if hasattr(m, "qweight")}
+    assert len(packed) == 20
+    for name, module in packed.items():
+        decoded = FORMATS["binary"].decode(module.qweight)
+        owner = name if f"{name}.weight" in weights else "model.shared"
+        assert torch.equal(decoded, weights[f"{owner}.weight"]), name
+
+    # Read again it writes the same, with its cache and without.
+    tokenizer = load_tokenizer(tmp_path / "b" / "bcq3-all")
+    sources, _ = zip(*reversing.pairs(60, 1, 5), strict=True)
+    translator = Translator(integer, tokenizer)
+    found = translator(sources, progress=False)
+    assert found.outputs == outcome.measurements["integer"].predictions
+    batch = tokenizer(list(sources[:8]), padding=True, return_tensors="pt")
+    cached, whole = (
+        integer.generate(**batch, max_new_tokens=12, use_cache=use).tolist()
+        for use in (True, False)
+    )
+    assert cached == whole
+
+    lowbit.use_planes(integer, 2)
+    assert translator(sources, progress=False).outputs != found.outputs
+
+
+@pytest.mark.slow
+def test_resuming_towards_codes_gives_the_weights_of_a_training_that_was_not_stopped(
+    data, tmp_path
+):
+    plan = find_plan("2", {"every": 4, "phases": True, "frozen": 0.3, "granularity": "channel"})
+    settings = replace(
+        QUICK, plan=plan, max_steps=20, save_steps=5, evaluate_during_training=False, distill=0.5
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for output in (whole, stopped):
+        train("translation", reversing.material(data), output, settings, progress=False)
+    (stopped / "training.json").unlink()
+    (checkpoints(stopped)[-1] / "trainer_state.json").unlink()
+    assert checkpoints(stopped)[-1].name == "checkpoint-15"
+    train("translation", reversing.material(data), stopped, settings, resume=True, progress=False)
+    for folder in ("float", "bcq2-all"):
+        one, other = (load_file(run / folder / "model.safetensors") for run in (whole, stopped))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_pairs_that_are_not_learned_from_are_told(data, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "valid.tsv").write_text((data / "valid.tsv").read_text())
+    lines = (data / "train.tsv").read_text() + "ba bo\t\n" + "ba " * 30 + "\tba\n"
+    (folder / "train.tsv").write_text(lines)
+    lesson = teach(reversing.material(folder))
+    assert len(lesson.examples) == 400
+    assert lesson.notes == (
+        "pairs left out of 402 for an empty side: 1",
+        "pairs left out of 402 for more than 16 tokens: 1",
+    )
+
+
+def test_data_that_cannot_be_used(data, tmp_path):
+    train_file, other = str(data / "train.tsv"), tmp_path / "short.txt"
+    with pytest.raises(UsageError, match="translation needs --data"):
+        new_tokenizer(None, Pairs(), 300, 16)
+    with pytest.raises(UsageError, match="train.tsv is one file: --valid names the one"):
+        new_tokenizer(train_file, Pairs(), 300, 16)
+    with pytest.raises(UsageError, match="two files of lines for training need two for scoring"):
+        new_tokenizer(train_file, Pairs(target="x", valid="y"), 300, 16)
+    other.write_text("one line\n")
+    pairs = Pairs(str(other), str(other), str(other))
+    with pytest.raises(InputError, match=r"train.tsv has 400 lines and .*short.txt has 1"):
+        new_tokenizer(train_file, pairs, 300, 16)
+    other.write_bytes(b"fine\n\xff\n")
+    with pytest.raises(InputError, match="short.txt, line 2: byte 0xff is not UTF-8"):
+        new_tokenizer(str(other), Pairs(valid=train_file), 300, 16)
+    with pytest.raises(InputError, match=r"a vocabulary of 9000 was asked for; the 800 texts give"):
+        new_tokenizer(str(data), Pairs(), 9000, 16)
