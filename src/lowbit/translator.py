@@ -1,6 +1,6 @@
 """Text from text with an encoder–decoder: batches of about equal lengths, cached search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +96,7 @@ class Translator:
             for length in self._lengths(texts[start : start + self.batch_size])
         ]
         outputs = [""] * len(sources)
+        search: Callable[..., Tensor] = generate
         with (
             evaluating(self.model),
             progress_bar(len(texts), "translation", "sentence", progress) as bar,
@@ -104,7 +105,14 @@ class Translator:
                 is_cut = most is not None and lengths[batch[0]] > most
                 limits = {"truncation": True, "max_length": most} if is_cut else {}
                 inputs = self._encode([texts[index] for index in batch], **limits)
-                tokens = self._search(inputs, config)
+                try:
+                    tokens = search(self.model, **inputs, generation_config=config)
+                except UsageError:
+                    if search is not generate:
+                        raise
+                    # A step that cannot be recorded: slower from now on, but the same tokens.
+                    search = type(self.model).generate
+                    tokens = search(self.model, **inputs, generation_config=config)
                 decoded = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
                 for index, text in zip(batch, decoded, strict=True):
                     outputs[written[index]] = text
@@ -119,16 +127,6 @@ class Translator:
             )
         )
         return Translations(tuple(outputs), cut)
-
-    def _search(self, inputs: Mapping[str, Tensor], config: GenerationConfig) -> Tensor:
-        """Tokens [batch, length], each row padded after its end: those of `model.generate`."""
-        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        tokens: Tensor
-        try:
-            tokens = generate(self.model, **inputs, generation_config=config)
-        except UsageError:  # there are models whose steps cannot be recorded: slower, not other
-            tokens = self.model.generate(**inputs, generation_config=config)
-        return tokens
 
     def _generation(self) -> GenerationConfig:
         """The model's own, length penalty and all, but never sampled."""
@@ -147,7 +145,8 @@ class Translator:
         encoded: Mapping[str, Tensor] = self.tokenizer(
             texts, padding=True, return_tensors="pt", **limits
         )
-        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        names = ("input_ids", "attention_mask")
+        return {name: encoded[name].to(self.model.device) for name in names}
 
     def _lengths(self, texts: list[str]) -> list[int]:
         lengths: list[int] = self._encode(texts)["attention_mask"].sum(1).tolist()

@@ -184,6 +184,13 @@ def eager():
     return model
 
 
+def fake_quantized(recipe):
+    """Its weights are rounded anew in every step: a recording would keep the first ones."""
+    model = make("gpt2")
+    lowbit.prepare_qat(model, recipe)
+    return model
+
+
 def watched():
     model = make("gpt2")
     model.transformer.h[0].register_forward_hook(lambda *_: None)
@@ -198,6 +205,8 @@ def watched():
         (eager, {}, "attention is eager"),
         (sliding, {}, "layers of DynamicSlidingWindowLayer"),
         (lambda: make("t5"), {}, "changes with the number of tokens"),
+        (lambda: fake_quantized("int4"), {}, "makes a weight from another"),
+        (lambda: fake_quantized("int8-dynamic"), {}, "makes a weight from another"),
         (lambda: make("bert"), {}, "BertModel does not generate text"),
         (lambda: make("gpt2"), {"use_cache": False}, "use_cache is False"),
         (lambda: make("gpt2"), {"streamer": object()}, "streamer"),

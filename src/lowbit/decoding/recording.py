@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lowbit.decoding.cache import Position, append
@@ -133,7 +133,8 @@ def recorded(calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor
     """What of `calls` makes `output` from `inputs`.
 
     Raises UsageError where Python looked at values that differ from step to step, as another step
-    might take another way, and where such values went to memory that was there before.
+    might take another way, where such values went to memory that was there before, and where
+    weights are made from others.
     """
     calls = list(calls)
     varying = {id(tensor) for tensor in inputs.values()}
@@ -157,4 +158,25 @@ def recorded(calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor
         if effect or any(id(out) in needed for out in call.outputs):
             needed |= {id(tensor) for tensor in call.inputs}
             kept.append(call)
+    _check_weights(call for call in calls if not varies(call, varying))
     return Recorded(tuple(reversed(kept)), varying, inputs, output)
+
+
+def _check_weights(steady: Iterable[Call]) -> None:
+    """Raises UsageError where a model makes something from its weights alone: a recording keeps
+    it, and training need not leave a trace by which to see that weights changed."""
+    weights: set[int] = set()
+    for call in steady:
+        read = {memory(t) for t in call.inputs if isinstance(t, nn.Parameter)}
+        read |= {memory(t) for t in call.inputs if memory(t) in weights}
+        if read and any(memory(out) not in read for out in call.outputs):
+            raise UsageError(
+                f"the model makes a weight from another at every token ({call.name}):"
+                " lowbit.generate cannot record such a step; use model.generate"
+            )
+        weights |= read
+
+
+def memory(tensor: Tensor) -> int:
+    """The same number for a tensor and its views."""
+    return tensor.untyped_storage().data_ptr()
