@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.accounting import footprint
+from lowbit.calibration import texts
 from lowbit.card import write_card
 from lowbit.checkpoint import find, float_config
-from lowbit.data import calibration
 from lowbit.errors import InputError
 from lowbit.inplace import Result
 from lowbit.loading import load_model, load_tokenizer
@@ -35,7 +35,7 @@ def quantize_calibrated(
 ) -> Result:
     """Quantize the checkpoint `model` into the folder `output`, calibrated on the text `data`.
 
-    samples, length: see data/calibration.py. What a solver has finished is kept in a folder beside
+    samples, length: see calibration/texts.py. What a solver has finished is kept in a folder beside
     `output`, from which the same command goes on after an interruption; it is removed at the end.
     Raises UsageError and InputError; nothing stands under `output` then that did not before.
     """
@@ -47,7 +47,7 @@ def quantize_calibrated(
     if tokenizer is None:
         raise InputError(f"{source} has no tokenizer to read {data} with")
     loaded = load_model(source)
-    material = calibration.read(data, loaded, tokenizer, samples, length)
+    material = texts.read(data, loaded, tokenizer, samples, length)
     before = footprint(loaded, source)
     work = output.with_name(f".{output.name}.solving")
     result = quantize(

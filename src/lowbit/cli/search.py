@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lowbit.calibration import texts
 from lowbit.cli.options import Measured, measuring
 from lowbit.cli.tables import mebibytes
-from lowbit.data import calibration as calibration_data
 from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import load_subject
 from lowbit.recipe import schemes_of
@@ -70,7 +70,7 @@ def search(
     if not plan.tasks:
         raise UsageError("a search needs a --task to evaluate recipes on")
     subject = load_subject(model)
-    data = calibration_data.read(calibration, subject.model, subject.needed_tokenizer(), samples)
+    data = texts.read(calibration, subject.model, subject.needed_tokenizer(), samples)
     found = search_recipe(
         subject,
         budget,

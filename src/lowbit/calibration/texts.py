@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.calibration import SAMPLES_AT_ONCE, decoder_inputs
+from lowbit.calibration.batches import SAMPLES_AT_ONCE, decoder_inputs
 from lowbit.data import text
 from lowbit.errors import InputError, UsageError
 from lowbit.mode import positions

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lowbit import InputError, UsageError
-from lowbit.data import calibration
+from lowbit.calibration import texts
 from tests.models import make
 from tests.small_tokenizers import words
 
@@ -22,7 +22,7 @@ def file(tmp_path):
 
 def test_windows_are_spread_over_the_text(file):
     text = " ".join("abcdefghij" * 10)  # 102 tokens with [CLS] and [SEP]: 20 windows of 5
-    found = calibration.read(file(text), make("gpt2"), TOKENIZER, samples=4, length=5)
+    found = texts.read(file(text), make("gpt2"), TOKENIZER, samples=4, length=5)
     ids = torch.tensor(TOKENIZER(text).input_ids)
     expected = torch.stack([ids[i : i + 5] for i in (0, 25, 50, 75)])
     assert torch.equal(torch.cat([batch["input_ids"] for batch in found.batches]), expected)
@@ -31,14 +31,14 @@ def test_windows_are_spread_over_the_text(file):
 
 def test_fewer_samples_than_asked_are_said(file):
     path = file(" ".join("abcdefghij" * 2))
-    found = calibration.read(path, make("gpt2"), TOKENIZER, samples=128, length=10)
+    found = texts.read(path, make("gpt2"), TOKENIZER, samples=128, length=10)
     assert sum(len(batch["input_ids"]) for batch in found.batches) == 2
     assert found.notes == (f"{path} has 2 windows of 10 tokens; 128 samples were asked for",)
 
 
 def test_an_encoder_reads_lines(file):
     path = file("a b c\n\n  \nd\r\ne f g h i j\n")
-    found = calibration.read(path, make("bert"), TOKENIZER, samples=3, length=6)
+    found = texts.read(path, make("bert"), TOKENIZER, samples=3, length=6)
     (batch,) = found.batches
     assert batch["input_ids"].tolist() == [
         [2, 4, 5, 6, 3, 0],
@@ -49,7 +49,7 @@ def test_an_encoder_reads_lines(file):
 
 
 def test_an_encoder_decoder_reads_pairs_where_lines_hold_them(file):
-    found = calibration.read(file("a b\tc d\ne"), make("bart"), TOKENIZER, samples=2)
+    found = texts.read(file("a b\tc d\ne"), make("bart"), TOKENIZER, samples=2)
     (batch,) = found.batches
     assert batch["input_ids"].tolist() == [[2, 4, 5, 3], [2, 8, 3, 0]]
     # The decoder starts with 0 and reads what it has predicted so far.
@@ -69,4 +69,4 @@ def test_an_encoder_decoder_reads_pairs_where_lines_hold_them(file):
 )
 def test_bad_input_gets_one_sentence(name, text, options, error, sentence, file):
     with pytest.raises(error, match=sentence):
-        calibration.read(file(text), make(name), TOKENIZER, **options)
+        texts.read(file(text), make(name), TOKENIZER, **options)
