@@ -18,7 +18,8 @@ from lowbit.loading import load_tokenizer
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.lesson import Material
 from lowbit.training.settings import Settings
-from lowbit.training.train import LessonTrainer, checkpoints, train
+from lowbit.training.train import train
+from lowbit.training.trainer import LessonTrainer, checkpoints
 from tests.folders import save
 from tests.models import make
 

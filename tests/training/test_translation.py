@@ -14,7 +14,8 @@ from lowbit.formats import FORMATS
 from lowbit.loading import load_model, load_tokenizer
 from lowbit.training.bcq import find_plan
 from lowbit.training.lesson import Pairs
-from lowbit.training.train import checkpoints, train
+from lowbit.training.train import train
+from lowbit.training.trainer import checkpoints
 from lowbit.training.translation import new_tokenizer, teach
 from lowbit.translator import Translator
 from tests.training import reversing

@@ -10,7 +10,6 @@ OUT/
 """
 
 import json
-import math
 import shutil
 import time
 from copy import deepcopy
@@ -19,24 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments, set_seed
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
 
 from lowbit.environment import describe
-from lowbit.errors import InputError, UsageError
+from lowbit.errors import UsageError
 from lowbit.evaluation.study import Measurement
 from lowbit.evaluation.task import Subject, agreement
-from lowbit.mode import evaluating
 from lowbit.progress import without_transformers_bars
 from lowbit.qat.prepare import fake_quantized, finish_qat, prepare_qat
 from lowbit.qat.projection import CodedWeight, prepare_codes
 from lowbit.staging import staged, staged_file, writing
-from lowbit.training.distillation import divergence
-from lowbit.training.lesson import Example, Lesson, Material
+from lowbit.training.lesson import Lesson, Material
 from lowbit.training.projections import Projections
 from lowbit.training.settings import Settings
 from lowbit.training.teachers import find_teacher
+from lowbit.training.trainer import LessonTrainer, arguments, checkpoints
 
 
 @dataclass(frozen=True)
@@ -173,146 +170,3 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path, **options: Any) -
     with staged(folder) as unfinished, without_transformers_bars(), writing(folder):
         model.save_pretrained(unfinished, **options)
         tokenizer.save_pretrained(unfinished)
-
-
-def checkpoints(output: Path) -> list[Path]:
-    """Trainer's, the oldest first; only those that were written to their end."""
-    found = [
-        folder
-        for folder in (output / "checkpoints").glob("checkpoint-*")
-        if (folder / "trainer_state.json").is_file()
-    ]
-    return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
-
-
-def _last_good(output: Path) -> str:
-    kept = checkpoints(output)
-    return f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was saved yet"
-
-
-def arguments(
-    output: Path, settings: Settings, best: str | None, progress: bool
-) -> TrainingArguments:
-    """best: the metric of the checkpoint that is kept, if it is not the last."""
-
-    def every(steps: int) -> str:
-        return "steps" if steps else "epoch"
-
-    keeps_best = best is not None and settings.evaluate_during_training
-    save_steps = settings.eval_steps if keeps_best else settings.save_steps
-    return TrainingArguments(
-        output_dir=str(output / "checkpoints"),
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
-        learning_rate=settings.learning_rate,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        warmup_steps=settings.warmup,
-        lr_scheduler_type=settings.schedule,
-        label_smoothing_factor=settings.label_smoothing,
-        weight_decay=settings.weight_decay,
-        eval_strategy=every(settings.eval_steps) if settings.evaluate_during_training else "no",
-        eval_steps=settings.eval_steps or None,
-        save_strategy=every(save_steps),
-        save_steps=save_steps or 500,
-        save_total_limit=2,
-        load_best_model_at_end=keeps_best,
-        metric_for_best_model=best if keeps_best else None,
-        greater_is_better=True if keeps_best else None,
-        logging_steps=10,
-        logging_nan_inf_filter=False,
-        disable_tqdm=not progress,
-        report_to=[],
-        seed=settings.seed,
-        bf16=settings.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        remove_unused_columns=False,
-        train_sampling_strategy="group_by_length",
-        dataloader_pin_memory=False,
-    )
-
-
-class Rows(Dataset[Example]):
-    """Examples, as torch and Trainer want them."""
-
-    def __init__(self, examples: Any) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        row: Example = self.examples[index]
-        return row
-
-
-class LessonTrainer(Trainer):
-    """Trainer that scores with the lesson's task, and stops where the loss is no number.
-
-    teacher: a model of which `distill`, a share of the loss, is how far the trained one is away.
-    """
-
-    def __init__(
-        self,
-        lesson: Lesson,
-        args: TrainingArguments,
-        teacher: PreTrainedModel | None = None,
-        distill: float = 0.0,
-    ) -> None:
-        self.lesson, self.teacher, self.distill = lesson, teacher, distill
-        super().__init__(
-            model=lesson.model,
-            args=args,
-            data_collator=lesson.collate,
-            train_dataset=Rows(lesson.examples),
-            eval_dataset=Rows(()),  # the task reads its own
-            processing_class=lesson.tokenizer,
-        )
-
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = super().training_step(model, *args, **kwargs)
-        if not math.isfinite(loss.item()):
-            raise InputError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: a smaller"
-                f" learning rate than {self.args.learning_rate} may help;"
-                f" {_last_good(Path(self.args.output_dir).parent)}"
-            )
-        return loss
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        output = Path(self.args.output_dir).parent
-        try:
-            with writing(output):
-                super()._save_checkpoint(*args, **kwargs)
-        except InputError as error:
-            raise InputError(f"{error}; {_last_good(output)}") from error
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
-        labels = inputs.get("labels")
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        if self.teacher is not None:
-            if labels is None or "logits" not in outputs:
-                raise UsageError("this task has no labels whose tokens could be distilled")
-            given = {name: value for name, value in inputs.items() if name != "labels"}
-            with evaluating(self.teacher):
-                wanted = self.teacher.to(labels.device)(**given).logits
-            loss = torch.lerp(loss, divergence(outputs["logits"], wanted, labels), self.distill)
-        return (loss, outputs) if return_outputs else loss
-
-    def score_before(self) -> None:
-        """The scores of the model as it is now, into the log."""
-        self.log({f"before_projection_{k[5:]}": v for k, v in self._scores().items()})
-
-    def _scores(self) -> dict[str, float]:
-        subject = Subject("model", self.lesson.model, self.lesson.tokenizer)
-        found = self.lesson.score.measure(subject, progress=False)
-        return {f"eval_{name}": metric.value for name, metric in found.metrics.items()}
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics = self._scores()
-        self.log(metrics)
-        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.control: TrainerControl = control
-        return metrics
