@@ -16,7 +16,7 @@ is coded while most is free.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lowbit.errors import InputError, UsageError
 from lowbit.formats import BinaryTensor
+from lowbit.formats.binary import decode
 from lowbit.schemes import Binary, Scheme
 from lowbit.schemes.binary import packed_planes
 from lowbit.solvers.binary_group import (
@@ -35,7 +36,7 @@ from lowbit.solvers.binary_group import (
     improve,
 )
 from lowbit.solvers.binary_parameters import best_levels
-from lowbit.solvers.hessian import damp
+from lowbit.solvers.hessian import damp, weight_error
 
 
 def solve(
@@ -54,13 +55,35 @@ def solve(
     """
     if not isinstance(scheme, Binary):
         raise UsageError(f"the solver binary is for binary codes, not for scheme {scheme.name}")
-    matrix = damp(hessian, damping)
+    matrix, nearest = damp(hessian, damping), scheme.quantize(weight)
     # Compensated weights are larger than the weights: what fitted float16 may fit no longer.
-    for dtype in dict.fromkeys((scheme.quantize(weight).alpha.dtype, torch.float32)):
+    for dtype in dict.fromkeys((nearest.alpha.dtype, torch.float32)):
         q = _Sweep.over(weight, matrix, scheme, dtype).run(passes)
         if q is not None:
-            return q
+            return _better_rows(weight.detach(), matrix, q, nearest)
     raise InputError("the levels of this weight leave the range of float32")
+
+
+def _better_rows(
+    weight: Tensor, matrix: Float64[Tensor, "in in"], found: BinaryTensor, nearest: BinaryTensor
+) -> BinaryTensor:
+    """What was found, but for rows that the nearest codes serve better: so few inputs or bits that
+    a sweep does not find its way."""
+    errors = [weight_error(weight.double() - decode(q).double(), matrix) for q in (found, nearest)]
+    better = errors[0] <= errors[1]
+
+    def chosen(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(torch.where(better, x, y.to(x.dtype)) for x, y in zip(a, b, strict=True))
+
+    offsets = None
+    if found.offsets is not None and nearest.offsets is not None:
+        offsets = chosen(found.offsets, nearest.offsets)
+    return replace(
+        found,
+        planes=torch.where(better[:, None], found.planes, nearest.planes),
+        alphas=chosen(found.alphas, nearest.alphas),
+        offsets=offsets,
+    )
 
 
 @dataclass(frozen=True)
