@@ -29,6 +29,7 @@ from lowbit.progress import without_transformers_bars
 from lowbit.qat.prepare import fake_quantized, finish_qat, prepare_qat
 from lowbit.qat.projection import CodedWeight, prepare_codes
 from lowbit.staging import staged, staged_file, writing
+from lowbit.training.attention import trainable_attention
 from lowbit.training.lesson import Lesson, Material
 from lowbit.training.projections import Projections
 from lowbit.training.settings import Settings
@@ -106,7 +107,8 @@ def train(
     # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
     torch.set_flush_denormal(True)
     try:
-        trainer.train(resume_from_checkpoint=str(begun[-1]) if resume and begun else None)
+        with trainable_attention(lesson.model, settings.bf16):
+            trainer.train(resume_from_checkpoint=str(begun[-1]) if resume and begun else None)
     finally:
         torch.set_flush_denormal(False)
     seconds = time.perf_counter() - start
