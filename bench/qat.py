@@ -219,10 +219,10 @@ def page(runs: list[Run]) -> Iterator[str]:
     yield "# Quantization-aware training on GLUE\n"
     yield "All-MiniLM-L6-v2 (22.7 million parameters) fine-tuned; written by `bench/qat.py`."
     yield f"{SETTINGS.epochs:g} epochs (SST-2 1, STS-B 2), batch {SETTINGS.batch_size}, learning"
-    yield f"rate {SETTINGS.learning_rate:g}, {MAX_LENGTH} tokens, products in bfloat16 in training"
+    yield f"rate {SETTINGS.learning_rate:g}, {MAX_LENGTH} tokens, bfloat16 products in training"
     yield "(scores in float32), float and QAT alike. `int8`: one scale a row of a weight, one a"
-    yield "tensor of activations (moving average), integers in the kernels. `int4`: 4-bit weights in"
-    yield "groups of 64, 8-bit activations.\n"
+    yield "tensor of activations (moving average), integers in the kernels. `int4`: 4-bit weights"
+    yield "in groups of 64, 8-bit activations.\n"
     yield described() + "\n"
     yield "## Relative change against float, mean over seeds\n"
     yield from summary(rows)
