@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lowbit.convert import matrix
 from lowbit.coverage import Coverage, Decision, cover
-from lowbit.errors import LowbitError, UsageError
+from lowbit.errors import UsageError, naming
 from lowbit.formats import StaticScale
 from lowbit.inplace import Result, quantize_with
 from lowbit.nn import STATIC
@@ -120,10 +120,8 @@ def static_scales(model: nn.Module) -> dict[str, tuple[StaticScale, ...]]:
     for name, module in fake_quantized(model).items():
         if isinstance(module, FakeQuantLinear) and isinstance(module.input_quantizer, Range):
             ranges = filter(None, (module.input_quantizer, module.output_quantizer))
-            try:
+            with naming(name):
                 found[name] = tuple(each.static() for each in ranges)
-            except LowbitError as error:
-                raise type(error)(f"{name}: {error}") from None
     return found
 
 
@@ -150,10 +148,8 @@ def _stand_in(
     assert decision.weights is not None and decision.rule is not None
     scheme, weights = decision.rule.scheme, decision.weights
     assert scheme is not None
-    try:
+    with naming(decision.name):
         quantizer = owner or new(scheme, matrix(module, weights))
-    except LowbitError as error:
-        raise type(error)(f"{decision.name}: {error}") from None
     if weights.kind == "embedding":
         return FakeQuantEmbedding(module, weights, quantizer, options.start, owner is not None)
     width = scheme.granularity.width(weights.shape[1])
