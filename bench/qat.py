@@ -107,17 +107,14 @@ class Run:
 
 
 def planned(work: Path, data: Path) -> list[Run]:
-    """The first seed of everything, then further seeds."""
-    first = [(task, seeds[0], qat) for task, seeds in SEEDS.items() for qat in ("none", "int8")]
-    fewer = [(task, seeds[0], "int4") for task, seeds in SEEDS.items()]
-    more = [
-        (task, seed, qat)
-        for number in (1, 2)
-        for task, seeds in SEEDS.items()
-        for seed in seeds[number : number + 1]
-        for qat in ("none", "int8")
+    """All float models, the integers of their first seeds, those of the others, and 4 bits."""
+    first = [(task, seeds[0]) for task, seeds in SEEDS.items()]
+    others = [(task, seed) for task, seeds in SEEDS.items() for seed in seeds[1:]]
+    return [
+        Run(*of, qat, work, data)
+        for qat, those in (("none", first + others), ("int8", first + others), ("int4", first))
+        for of in those
     ]
-    return [Run(*each, work, data) for each in first + more + fewer]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """transformers' Trainer on a lesson: its arguments, its checkpoints, and what stops it."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,17 @@ def arguments(
         train_sampling_strategy="group_by_length",
         dataloader_pin_memory=False,
     )
+
+
+@contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """The model computes in its own dtype, whatever accelerate put around `forward` to train it."""
+    wrapped = vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            vars(model)["forward"] = wrapped
 
 
 class Rows(Dataset[Example]):
@@ -150,7 +163,8 @@ class LessonTrainer(Trainer):
 
     def _scores(self) -> dict[str, float]:
         subject = Subject("model", self.lesson.model, self.lesson.tokenizer)
-        found = self.lesson.score.measure(subject, progress=False)
+        with without_autocast(self.lesson.model):
+            found = self.lesson.score.measure(subject, progress=False)
         return {f"eval_{name}": metric.value for name, metric in found.metrics.items()}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
