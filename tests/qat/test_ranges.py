@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lowbit import UsageError
-from lowbit.formats import StaticScale
+from lowbit.formats import StaticScale, fake_quantize
 from lowbit.qat.ranges import (
     RANGES,
     Ema,
@@ -13,7 +13,6 @@ from lowbit.qat.ranges import (
     LeastSquares,
     MinMax,
     Percentile,
-    fake_quantize,
     scale_of,
 )
 

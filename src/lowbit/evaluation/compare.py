@@ -24,7 +24,7 @@ from lowbit.evaluation.evaluate import Plan, examine, load_subject
 from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject
 from lowbit.progress import progress_bar
-from lowbit.recipe import Recipe, load_recipe
+from lowbit.recipe import Recipe, load_recipe, names_a_folder
 from lowbit.staging import staged_file
 from lowbit.stream import quantize_checkpoint
 
@@ -53,7 +53,7 @@ def compare(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two of the models to compare are called {twice[0]!r}")
     for name in names:
-        if name in ("", ".", "..") or Path(name).name != name:
+        if not names_a_folder(name):
             raise UsageError(f"the recipe's name {name!r} cannot name a folder")
     _make(folder)
     reference = load_subject(source)

@@ -18,7 +18,7 @@ from lowbit.coverage import Coverage, Decision, cover
 from lowbit.errors import UsageError, naming
 from lowbit.formats import StaticScale
 from lowbit.inplace import Result, quantize_with
-from lowbit.nn import STATIC
+from lowbit.nn import ACTIVATIONS, STATIC, RequantizedLinear
 from lowbit.qat.modules import (
     FakeQuantEmbedding,
     FakeQuantized,
@@ -159,7 +159,8 @@ def _stand_in(
         **dict.fromkeys(STATIC, options.new_range),
     }
     inputs = kinds[decision.rule.activations]()
-    outputs = options.new_range() if decision.rule.activations == "requantized" else None
+    rounds_outputs = issubclass(ACTIVATIONS[decision.rule.activations][0], RequantizedLinear)
+    outputs = options.new_range() if rounds_outputs else None
     return FakeQuantLinear(
         module, weights, quantizer, options.start, owner is not None, inputs, outputs
     )

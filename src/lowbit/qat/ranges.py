@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.errors import UsageError
-from lowbit.formats import StaticScale
+from lowbit.formats import StaticScale, fake_quantize
 from lowbit.qat.estimators import clipped, learned_step
 
 LEVELS = 255
@@ -86,22 +86,6 @@ class Range(nn.Module):
         with torch.no_grad():
             rounded, inside = fake_quantize(x, self.static())
         return clipped(x, rounded, inside)
-
-
-def fake_quantize(x: Tensor, static: StaticScale) -> tuple[Tensor, Tensor]:
-    """x as its codes decode, and where it was not clamped.
-
-    The numbers are those of torch.fake_quantize_per_tensor_affine, which takes twice the time on
-    a CPU and makes codes of NaN.
-    """
-    codes = (x.float() * (1 / torch.tensor(static.scale)).item()).round_()
-    if static.zero_point:
-        codes += static.zero_point
-    kept = codes.clamp(static.lowest, 127)
-    inside = kept == codes
-    if static.zero_point:
-        kept -= static.zero_point
-    return kept.mul_(static.scale).to(x.dtype), inside
 
 
 def scale_of(low: float, high: float, symmetric: bool) -> StaticScale:

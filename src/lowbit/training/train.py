@@ -77,7 +77,7 @@ def train(
     for unusable data, a loss that is not a number, or a disk that is full.
     """
     teach = find_teacher(task)
-    recipe = settings.recipe
+    recipe, _ = settings.recipe, settings.folder  # both say at once what cannot be
     done = (output / "training.json").exists()
     begun = checkpoints(output) if resume or not overwrite else []
     if (done or begun) and not (overwrite or resume):
