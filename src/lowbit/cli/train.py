@@ -71,8 +71,8 @@ def train(
         str, typer.Option(help="Of static activations: ema, learned, minmax, percentile, mse.")
     ] = DEFAULT.options.ranges,
     ema_decay: Annotated[float | None, typer.Option(help="Of ema ranges; 0.9999.")] = None,
-    asymmetric: Annotated[
-        bool, typer.Option("--asymmetric", help="Static activations with a zero point.")
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="Static activations without a zero point.")
     ] = False,
     qat_start: Annotated[int, typer.Option(help="Training passes that stay float.")] = 0,
     bcq: Annotated[
@@ -181,7 +181,7 @@ def train(
             estimator,
             ranges,
             {} if ema_decay is None else {"decay": ema_decay},
-            not asymmetric,
+            symmetric,
             qat_start,
         ),
         max_steps=max_steps,

@@ -28,7 +28,7 @@ def calibrate(
     if not any(rule.is_static for rule in recipe.rules):
         raise UsageError(f"recipe {recipe.name} has no static activations to calibrate")
     batches = batches_of(calibration, model)
-    prepare_qat(model, recipe, options or QatOptions(ranges="mse"))
+    prepare_qat(model, recipe, options or QatOptions())
     try:
         for module in fake_quantized(model).values():
             module.watching = isinstance(module, FakeQuantLinear)

@@ -40,7 +40,7 @@ class Range(nn.Module):
     high: Tensor
     seen: Tensor
 
-    def __init__(self, symmetric: bool = True, **options: Any) -> None:
+    def __init__(self, symmetric: bool = False, **options: Any) -> None:
         super().__init__()
         if options:
             raise UsageError(f"range {type(self).__name__} has no option {next(iter(options))!r}")
@@ -107,7 +107,7 @@ class MinMax(Range):
 class Ema(Range):
     """Divided by the sum of the weights, so that the first batches do not count for more."""
 
-    def __init__(self, symmetric: bool = True, decay: float = 0.9999, **options: Any) -> None:
+    def __init__(self, symmetric: bool = False, decay: float = 0.9999, **options: Any) -> None:
         super().__init__(symmetric, **options)
         if not 0 <= decay < 1:
             raise UsageError(f"decay {decay} is outside 0 … 1")
@@ -128,7 +128,7 @@ class _Histogram(Range):
     counts: Tensor
     edge: Tensor
 
-    def __init__(self, symmetric: bool = True, **options: Any) -> None:
+    def __init__(self, symmetric: bool = False, **options: Any) -> None:
         super().__init__(symmetric, **options)
         self.register_buffer("counts", torch.zeros(BINS, dtype=torch.float64))
         self.register_buffer("edge", torch.zeros(()))
@@ -163,7 +163,7 @@ def _sample(x: Tensor) -> Tensor:
 
 
 class Percentile(_Histogram):
-    def __init__(self, symmetric: bool = True, percentile: float = 99.99, **options: Any) -> None:
+    def __init__(self, symmetric: bool = False, percentile: float = 99.99, **options: Any) -> None:
         super().__init__(symmetric, **options)
         if not 0 < percentile <= 100:
             raise UsageError(f"percentile {percentile} is outside 0 … 100")
@@ -204,7 +204,7 @@ class LeastSquares(_Histogram):
 class Learned(Ema):
     """LSQ on activations: s starts from the range seen before it is first used."""
 
-    def __init__(self, symmetric: bool = True, decay: float = 0.9999, **options: Any) -> None:
+    def __init__(self, symmetric: bool = False, decay: float = 0.9999, **options: Any) -> None:
         super().__init__(symmetric, decay, **options)
         self.scale = nn.Parameter(torch.zeros(()))
 
