@@ -1,6 +1,8 @@
 """transformers' Trainer on a lesson: its arguments, its checkpoints, and what stops it."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,18 @@ def arguments(
     )
 
 
+@contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """The model's forward pass as it is, without the bfloat16 that Trainer puts around it for good:
+    what is scored is what is saved."""
+    wrapped = vars(model).pop("forward") if "_original_forward" in vars(model) else None
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped
+
+
 class Rows(Dataset[Example]):
     """Examples, as torch and Trainer want them."""
 
@@ -139,7 +153,7 @@ class LessonTrainer(Trainer):
             if labels is None or "logits" not in outputs:
                 raise UsageError("this task has no labels whose tokens could be distilled")
             given = {name: value for name, value in inputs.items() if name != "labels"}
-            with evaluating(self.teacher):
+            with evaluating(self.teacher), self.accelerator.autocast():
                 wanted = self.teacher.to(labels.device)(**given).logits
             loss = torch.lerp(loss, divergence(outputs["logits"], wanted, labels), self.distill)
         return (loss, outputs) if return_outputs else loss
@@ -150,7 +164,8 @@ class LessonTrainer(Trainer):
 
     def _scores(self) -> dict[str, float]:
         subject = Subject("model", self.lesson.model, self.lesson.tokenizer)
-        found = self.lesson.score.measure(subject, progress=False)
+        with without_autocast(self.lesson.model):
+            found = self.lesson.score.measure(subject, progress=False)
         return {f"eval_{name}": metric.value for name, metric in found.metrics.items()}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
