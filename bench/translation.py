@@ -37,6 +37,7 @@ from lowbit.data.parallel import ParallelData
 from lowbit.evaluation.peak import peak_bytes
 from lowbit.evaluation.tasks.translation import corpus_scores
 from lowbit.loading import load_model, load_tokenizer
+from lowbit.staging import staged, staged_file
 from lowbit.training.architecture import Architecture
 from lowbit.training.bcq import Plan, find_plan
 from lowbit.training.lesson import Material, Pairs
@@ -81,6 +82,8 @@ ARMS = {
     "reference schedule, distilled": Arm(CONTROL),
     "2 bits": Arm(find_plan("2", PER_ROW)),
 }
+# The codes of an arm, with activations that are rounded to 8 bits as they come.
+DYNAMIC = {f"{arm}, int8 activations": arm for arm in ("mixed", "3 bits")}
 # What is made of the float model without training.
 RECIPES = {
     "3 bits, no training": THREE_BITS.recipe,
@@ -173,6 +176,7 @@ class Run:
 
     def finished(self, arm: str) -> bool:
         """What is not trained is there as soon as the float model is."""
+        arm = DYNAMIC.get(arm, arm)
         trained = arm if arm in self.trained else FLOAT
         return (self.folder / trained / "training.json").exists()
 
@@ -211,14 +215,17 @@ class Run:
         folder = self.model_folder(arm)
         if folder.exists():
             return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if arm in PEERS:
-            convert(self.float_folder, folder, PEERS[arm])
-            return
-        model, tokenizer = load_model(self.float_folder), load_tokenizer(self.float_folder)
-        lowbit.quantize(model, RECIPES[arm])
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with staged(folder) as unfinished:
+            if arm in PEERS:
+                convert(self.float_folder, unfinished, PEERS[arm])
+                return
+            if arm in DYNAMIC:
+                with_dynamic_activations(self.model_folder(DYNAMIC[arm]), unfinished)
+                return
+            model, tokenizer = load_model(self.float_folder), load_tokenizer(self.float_folder)
+            lowbit.quantize(model, RECIPES[arm])
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
 
     def translator(self, arm: str) -> Callable[[Sequence[str], int], tuple[str, ...]]:
         """From sentences and the size of a batch to their translations."""
@@ -241,10 +248,10 @@ class Run:
             found = corpus_scores(outputs, self.test.targets)
             told: dict[str, Any] = {name: [m.value, m.note] for name, m in found.items()}
             told |= self.sizes(arm)
-            kept.write_text(json.dumps(told), encoding="utf-8")
-            (self.folder / arm / "test.txt").write_text(
-                "".join(f"{line}\n" for line in outputs), encoding="utf-8"
-            )
+            lines = "".join(f"{line}\n" for line in outputs)
+            (self.folder / arm / "test.txt").write_text(lines, encoding="utf-8")
+            with staged_file(kept) as unfinished:
+                unfinished.write_text(json.dumps(told), encoding="utf-8")
         scores: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return scores
 
@@ -280,7 +287,8 @@ class Run:
         return {key: statistics.median(values[1:]) for key, values in found.items()}
 
     def table(self) -> Iterator[str]:
-        arms = [*self.trained, *RECIPES]
+        dynamic = (name for name, arm in DYNAMIC.items() if arm in self.trained)
+        arms = [*self.trained, *dynamic, *RECIPES]
         if importlib.util.find_spec("ctranslate2") is not None:
             arms += PEERS
         done = [arm for arm in arms if self.finished(arm)]
@@ -313,6 +321,16 @@ class Run:
                 f" {bleu - base['bleu'][0]:+.2f} | {row['chrf'][0]:.2f} |"
                 f" {told(row['peak'] / MEBI if row.get('peak') else None)} |" + "".join(rates)
             )
+
+
+def with_dynamic_activations(source: Path, folder: Path) -> None:
+    """Write the model of `source` into `folder`, its codes as they are."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for entry in config["quantization_config"]["modules"].values():
+        if "activations" in entry:
+            entry["activations"] = "dynamic"
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def told(value: float | None) -> str:
@@ -353,6 +371,27 @@ def attempt(run: Run, arm: str) -> bool:
         return True
 
 
+def page(runs: Sequence[Run], given: argparse.Namespace) -> Iterator[str]:
+    yield from (
+        "# Translation in binary codes",
+        "",
+        f"{given.architecture.capitalize()}: {given.layers} + {given.layers} layers of width"
+        f" {given.width}, vocabulary {given.vocabulary:,}; trained with bfloat16 products, scored"
+        " in float32;",
+        "written by `bench/translation.py`. What is trained on learns by half from the float",
+        "model's tokens (distillation), but for the reference schedule: that is greedy, per row,",
+        "projected once an epoch, from labels alone. `float32, trained on` has as many steps",
+        "more, without codes. Sizes count everything: codes, scales, norms, biases, positions. In",
+        "memory: the tensors of a model that has translated. Peak memory is that of a fresh",
+        f"process that loads the model and runs it once. Search with {given.beams} beam(s).",
+        described(),
+    )
+    for run in runs:
+        with torch.inference_mode():
+            table = list(run.table())
+        yield from table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", required=True)
@@ -382,24 +421,12 @@ def main() -> None:
     ]
     if given.train:
         train_missing(runs, only)
-    lines = [
-        "# Translation in binary codes",
-        "",
-        f"{given.architecture.capitalize()}: {given.layers} + {given.layers} layers of width"
-        f" {given.width}, vocabulary {given.vocabulary:,}; trained with bfloat16 products, scored"
-        " in float32;",
-        "written by `bench/translation.py`. What is trained on learns by half from the float",
-        "model's tokens (distillation), but for the reference schedule: that is greedy, per row,",
-        "projected once an epoch, from labels alone. `float32, trained on` has as many steps",
-        "more, without codes. Sizes count everything: codes, scales, norms, biases, positions. In",
-        "memory: the tensors of a model that has translated. Peak memory is that of a fresh",
-        f"process that loads the model and runs it once. Search with {given.beams} beam(s).",
-        described(),
-    ]
-    for run in runs:
-        with torch.inference_mode():
-            lines += run.table()
-    finish(lines, result_page("translation.md"), given.write)
+    with alone(Path(given.work)) as free:
+        # Whoever comes second would disturb the first one's times.
+        if not free:
+            print(f"another process measures what is in {given.work}")
+            return
+        finish(list(page(runs, given)), result_page("translation.md"), given.write)
 
 
 if __name__ == "__main__":
