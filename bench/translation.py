@@ -293,8 +293,9 @@ class Run:
             arms += PEERS
         done = [arm for arm in arms if self.finished(arm)]
         yield f"\n## {self.name}, seed {self.seed}: {len(self.test.sources):,} sentences\n"
+        every = self.corpus.eval_steps
         yield f"{self.corpus.epochs:g} epochs in float, then {self.corpus.further:g} of each model"
-        yield "that is trained on.\n"
+        yield f"that is trained on; scored after each {f'{every} steps' if every else 'epoch'}.\n"
         if absent := [arm for arm in arms if arm not in done]:
             yield f"Not trained yet: {'; '.join(absent)}.\n"
         if not done:
@@ -380,7 +381,7 @@ def page(runs: Sequence[Run], given: argparse.Namespace) -> Iterator[str]:
         " in float32;",
         "written by `bench/translation.py`. What is trained on learns by half from the float",
         "model's tokens (distillation), but for the reference schedule: that is greedy, per row,",
-        "projected once an epoch, from labels alone. `float32, trained on` has as many steps",
+        "projected when it is scored, from labels alone. `float32, trained on` has as many steps",
         "more, without codes. Sizes count everything: codes, scales, norms, biases, positions. In",
         "memory: the tensors of a model that has translated. Peak memory is that of a fresh",
         f"process that loads the model and runs it once. Search with {given.beams} beam(s).",
@@ -399,7 +400,7 @@ def main() -> None:
     parser.add_argument("--corpora", default=",".join(CORPORA))
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--train", action="store_true", help="train what is missing")
-    parser.add_argument("--only", default=";".join(ARMS), help="train these arms, by semicolons")
+    parser.add_argument("--only", default=";".join(ARMS), help="these arms alone, by semicolons")
     parser.add_argument("--max-steps", type=int, default=0, help="instead of epochs, for a trial")
     parser.add_argument("--sentences", type=int, help="so many of the test set, for a trial")
     parser.add_argument("--batch-size", type=int, default=64)
