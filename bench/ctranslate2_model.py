@@ -8,7 +8,7 @@ from lowbit.loading import load_model, load_tokenizer
 
 
 def convert(source: Path, folder: Path, kind: str) -> None:
-    """Write the model of `source` to `folder`, with weights of `kind`: float32 or int8."""
+    """Write the model of `source` into `folder`, with weights of `kind`: float32 or int8."""
     from ctranslate2.converters import transformers as converters
 
     model, tokenizer = load_model(source), load_tokenizer(source)
@@ -20,7 +20,6 @@ def convert(source: Path, folder: Path, kind: str) -> None:
     spec = converters.BartLoader()(model, tokenizer)
     spec.validate()
     spec.optimize(quantization=None if kind == "float32" else kind)
-    folder.mkdir()
     spec.save(str(folder))
 
 

@@ -1,23 +1,26 @@
 """Binary codes of translators: quality, size, memory and speed; docs/results/translation.md.
 
     python bench/translation.py --work FOLDER [--data FOLDER] [--corpora multi30k,spa-eng]
-                                [--seeds 1] [--train] [--write]
+                                [--seeds 1] [--train] [--only ARMS] [--write]
 
 A new encoder–decoder is trained in float; from it, with the same steps each, models in binary
-codes. With --train, what is missing in the work folder is trained, one after another; what has
-finished stays, and a run that was broken off goes on from its last checkpoint. The table holds what
-has finished and names what has not. All models translate the whole test set with the same search;
-their speeds are taken in the same rounds. CTranslate2 is measured where it is installed, from the
-same float model.
+codes, and one more in float. With --train, what is missing in the work folder is trained, one after
+another; what has finished stays, and a run that was broken off goes on from its last checkpoint.
+Several processes may train in one work folder, none what another one is at; two of one thread
+(OMP_NUM_THREADS=1) take 0.6 of the time of one with two. The table holds what has finished and
+names what has not. All models translate the whole test set with the same search; their speeds are
+taken in the same rounds. CTranslate2 is measured where it is installed, from the same float model.
 """
 
 import argparse
+import fcntl
 import importlib.util
 import json
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +31,13 @@ from ctranslate2_model import convert, load
 from machine import described, finish, result_page
 
 import lowbit
-from lowbit.accounting import footprint
+from lowbit.accounting import footprint, resident_bytes
 from lowbit.data import parallel
 from lowbit.data.parallel import ParallelData
 from lowbit.evaluation.peak import peak_bytes
 from lowbit.evaluation.tasks.translation import corpus_scores
 from lowbit.loading import load_model, load_tokenizer
+from lowbit.staging import staged, staged_file
 from lowbit.training.architecture import Architecture
 from lowbit.training.bcq import Plan, find_plan
 from lowbit.training.lesson import Material, Pairs
@@ -46,33 +50,61 @@ SHARED = Path(__file__).parents[2] / "shared" / "data" / "translation"
 BATCHES = (1, 16)
 SPEED_SENTENCES, ROUNDS = 100, 3
 MEBI = 1 << 20
-BCQ_LEARNING_RATE, DISTILL = 5e-4, 0.5
+POLL_SECONDS = 20
+SETTINGS = replace(OF_TASK["translation"], schedule="cosine", bf16=True)
+FURTHER_LEARNING_RATE, DISTILL = 5e-4, 0.5
+FLOAT = "float32"
 PER_ROW = {"granularity": "channel"}
-# What is trained from the float model, and towards what.
-PLANS: dict[str, Plan] = {
-    "reference schedule, 3 bits": find_plan("bcq-reference", {}),
-    "3 bits": find_plan("3", PER_ROW),
-    "mixed": find_plan("bcq-mixed", {}),
-    "2 bits": find_plan("2", PER_ROW),
+CONTROL, THREE_BITS = find_plan("bcq-reference", {}), find_plan("3", PER_ROW)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Trained on from the float model: towards a plan, or in float. distill: the share of the loss
+    that is the divergence from the model that it started from."""
+
+    plan: Plan | None
+    distill: float = DISTILL
+
+    @property
+    def folder(self) -> str:
+        """Where `train` saves the model."""
+        return "float" if self.plan is None else self.plan.recipe.name
+
+
+# The control arm is the reference's own schedule, which learns from labels alone. That it loses
+# for want of distillation, or others win by longer training, is seen from two arms more.
+ARMS = {
+    "reference schedule, 3 bits": Arm(CONTROL, distill=0.0),
+    "mixed": Arm(find_plan("bcq-mixed", {})),
+    "3 bits": Arm(THREE_BITS),
+    "float32, trained on": Arm(None),
+    "reference schedule, distilled": Arm(CONTROL),
+    "2 bits": Arm(find_plan("2", PER_ROW)),
 }
+# The codes of an arm, with activations that are rounded to 8 bits as they come.
+DYNAMIC = {f"{arm}, int8 activations": arm for arm in ("mixed", "3 bits")}
 # What is made of the float model without training.
 RECIPES = {
-    "3 bits, no training": PLANS["3 bits"].recipe,
+    "3 bits, no training": THREE_BITS.recipe,
     "int8": "int8-all-dynamic",
     "int4": "int4-all-dynamic",
 }
 PEERS = {"CTranslate2 float32": "float32", "CTranslate2 int8": "int8"}
-EVERYWHERE = {"multi30k": (*PLANS, *RECIPES, *PEERS)}
-ARMS = {"spa-eng": ("reference schedule, 3 bits", "mixed", *RECIPES, *PEERS), **EVERYWHERE}
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files under a folder: what is learned from, and the test set's."""
+    """Files under a folder: what is learned from, and the test set's. epochs: of the float model;
+    further: of each arm. eval_steps: 0 for once an epoch."""
 
     data: str
     pairs: Pairs
     test: tuple[str, str | None]
+    epochs: float
+    further: float
+    arms: tuple[str, ...] = tuple(ARMS)
+    eval_steps: int = 0
 
     def under(self, folder: Path) -> "Corpus":
         def at(name: str | None) -> str | None:
@@ -84,9 +116,8 @@ class Corpus:
             valid=at(self.pairs.valid),
             valid_target=at(self.pairs.valid_target),
         )
-        return Corpus(
-            str(folder / self.data), pairs, (str(folder / self.test[0]), at(self.test[1]))
-        )
+        test = str(folder / self.test[0]), at(self.test[1])
+        return replace(self, data=str(folder / self.data), pairs=pairs, test=test)
 
 
 CORPORA = {
@@ -94,8 +125,19 @@ CORPORA = {
         "train.de",
         Pairs("train.en", "val.de", "val.en"),
         ("test_2016_flickr.de", "test_2016_flickr.en"),
+        epochs=6,
+        further=2.5,
     ),
-    "spa-eng": Corpus("train.tsv", Pairs(valid="valid.tsv"), ("test.tsv", None)),
+    "spa-eng": Corpus(
+        "train.tsv",
+        Pairs(valid="valid.tsv"),
+        ("test.tsv", None),
+        epochs=2,
+        further=0.75,
+        arms=("reference schedule, 3 bits", "mixed", "float32, trained on"),
+        # The steps of one of the reference's epochs.
+        eval_steps=810,
+    ),
 }
 
 
@@ -112,6 +154,11 @@ class Run:
     def folder(self) -> Path:
         return Path(self.given.work) / self.name / f"seed-{self.seed}"
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """What is trained: the float model, then what starts from it."""
+        return FLOAT, *self.corpus.arms
+
     @cached_property
     def test(self) -> ParallelData:
         found = parallel.read(*self.corpus.test)
@@ -120,62 +167,65 @@ class Run:
 
     @property
     def float_folder(self) -> Path:
-        return self.folder / "float32" / "float"
+        return self.folder / FLOAT / "float"
 
     def model_folder(self, arm: str) -> Path:
-        if arm == "float32":
+        if arm == FLOAT:
             return self.float_folder
-        if arm in PLANS:
-            return self.folder / arm / PLANS[arm].recipe.name
-        return self.folder / arm / "model"
+        return self.folder / arm / (ARMS[arm].folder if arm in ARMS else "model")
 
     def finished(self, arm: str) -> bool:
-        if arm in PLANS or arm == "float32":
-            return (self.folder / arm / "training.json").exists()
-        return self.finished("float32")
+        """What is not trained is there as soon as the float model is."""
+        arm = DYNAMIC.get(arm, arm)
+        trained = arm if arm in self.trained else FLOAT
+        return (self.folder / trained / "training.json").exists()
 
     def train(self, arm: str) -> None:
-        given = self.given
+        given, corpus = self.given, self.corpus
+        trial = given.max_steps
         settings = replace(
-            OF_TASK["translation"], seed=self.seed, batch_size=given.batch_size, bf16=given.bf16
+            SETTINGS,
+            seed=self.seed,
+            batch_size=given.batch_size,
+            max_steps=trial,
+            eval_steps=trial // 2 if trial else corpus.eval_steps,
         )
-        data, pairs, length = self.corpus.data, self.corpus.pairs, given.max_length
         start: str | Architecture = str(self.float_folder)
-        if arm == "float32":
+        if arm == FLOAT:
             start = Architecture(given.architecture, given.layers, given.width, 4 * given.width)
-            tokenizer = new_tokenizer(data, pairs, given.vocabulary, length)
-            settings = replace(settings, epochs=given.epochs, max_steps=given.max_steps)
+            tokenizer = new_tokenizer(corpus.data, corpus.pairs, given.vocabulary, given.max_length)
+            settings = replace(settings, epochs=corpus.epochs)
         else:
-            plan = PLANS[arm]
-            if plan.every and given.max_steps:
-                plan = replace(plan, every=min(plan.every, max(1, given.max_steps // 4)))
             tokenizer = load_tokenizer(self.float_folder)
             settings = replace(
                 settings,
-                plan=plan,
-                # The control arm learns from labels alone.
-                distill=DISTILL if plan.straight else 0.0,
-                epochs=given.bcq_epochs,
-                max_steps=given.max_steps,
-                learning_rate=BCQ_LEARNING_RATE,
+                epochs=corpus.further,
+                learning_rate=FURTHER_LEARNING_RATE,
+                plan=ARMS[arm].plan,
+                distill=ARMS[arm].distill,
             )
-        material = Material(start, tokenizer, data, max_length=length, pairs=pairs)
+        material = Material(
+            start, tokenizer, corpus.data, max_length=given.max_length, pairs=corpus.pairs
+        )
         train("translation", material, self.folder / arm, settings, resume=True)
         shutil.rmtree(self.folder / arm / "checkpoints")
 
     def make(self, arm: str) -> None:
         """The folder of a model that needs no training, where it is not there yet."""
         folder = self.model_folder(arm)
-        if folder.exists() or self.finished(arm) and arm in (*PLANS, "float32"):
+        if folder.exists():
             return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if arm in PEERS:
-            convert(self.float_folder, folder, PEERS[arm])
-            return
-        model, tokenizer = load_model(self.float_folder), load_tokenizer(self.float_folder)
-        lowbit.quantize(model, RECIPES[arm])
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with staged(folder) as unfinished:
+            if arm in PEERS:
+                convert(self.float_folder, unfinished, PEERS[arm])
+                return
+            if arm in DYNAMIC:
+                with_dynamic_activations(self.model_folder(DYNAMIC[arm]), unfinished)
+                return
+            model, tokenizer = load_model(self.float_folder), load_tokenizer(self.float_folder)
+            lowbit.quantize(model, RECIPES[arm])
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
 
     def translator(self, arm: str) -> Callable[[Sequence[str], int], tuple[str, ...]]:
         """From sentences and the size of a batch to their translations."""
@@ -198,23 +248,25 @@ class Run:
             found = corpus_scores(outputs, self.test.targets)
             told: dict[str, Any] = {name: [m.value, m.note] for name, m in found.items()}
             told |= self.sizes(arm)
-            kept.write_text(json.dumps(told), encoding="utf-8")
-            (self.folder / arm / "test.txt").write_text(
-                "".join(f"{line}\n" for line in outputs), encoding="utf-8"
-            )
+            lines = "".join(f"{line}\n" for line in outputs)
+            (self.folder / arm / "test.txt").write_text(lines, encoding="utf-8")
+            with staged_file(kept) as unfinished:
+                unfinished.write_text(json.dumps(told), encoding="utf-8")
         scores: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return scores
 
     def sizes(self, arm: str) -> dict[str, float | None]:
+        """resident: what tensors take once the model has translated."""
         folder = self.model_folder(arm)
         if arm in PEERS:
             return {"disk": sum(file.stat().st_size for file in folder.iterdir())}
-        size = footprint(load_model(folder))
-        disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        model, tokenizer = load_model(folder), load_tokenizer(self.float_folder)
+        size = footprint(model, folder)
+        Translator(model, tokenizer, self.given.beams)(self.test.sources[:1], False)
         return {
             "bits": size.bits_per_weight,
-            "disk": disk,
-            "weights": size.stored_bytes,
+            "disk": size.disk_bytes,
+            "resident": resident_bytes(model),
             "peak": peak_bytes(folder),
         }
 
@@ -235,52 +287,120 @@ class Run:
         return {key: statistics.median(values[1:]) for key, values in found.items()}
 
     def table(self) -> Iterator[str]:
-        arms = ["float32", *ARMS[self.name]]
-        if importlib.util.find_spec("ctranslate2") is None:
-            arms = [arm for arm in arms if arm not in PEERS]
+        dynamic = (name for name, arm in DYNAMIC.items() if arm in self.trained)
+        arms = [*self.trained, *dynamic, *RECIPES]
+        if importlib.util.find_spec("ctranslate2") is not None:
+            arms += PEERS
         done = [arm for arm in arms if self.finished(arm)]
         yield f"\n## {self.name}, seed {self.seed}: {len(self.test.sources):,} sentences\n"
+        every = self.corpus.eval_steps
+        yield f"{self.corpus.epochs:g} epochs in float, then {self.corpus.further:g} of each model"
+        yield f"that is trained on; scored after each {f'{every} steps' if every else 'epoch'}.\n"
         if absent := [arm for arm in arms if arm not in done]:
             yield f"Not trained yet: {'; '.join(absent)}.\n"
         if not done:
             return
         scores, speeds = {arm: self.scored(arm) for arm in done}, self.speeds(done)
-        base = scores["float32"]
+        base = scores[FLOAT]
         yield f"BLEU {base['bleu'][1]}; chrF {base['chrf'][1]}.\n"
         yield (
-            "| | bits/weight | on disk, MiB | × smaller | weights in memory, × smaller | BLEU |"
+            "| | bits/weight | on disk, MiB | × smaller | in memory, × smaller | BLEU |"
             " change | chrF | peak memory, MiB |"
             + "".join(f" tokens/s, batch {b} | × |" for b in BATCHES)
         )
         yield "|---" * (9 + 2 * len(BATCHES)) + "|"
         for arm in done:
             row, bleu = scores[arm], scores[arm]["bleu"][0]
-            weights = base["weights"] / row["weights"] if "weights" in row else None
+            resident = base["resident"] / row["resident"] if "resident" in row else None
             rates = (
-                f" {speeds[arm, b]:,.0f} | {speeds[arm, b] / speeds['float32', b]:.2f} |"
+                f" {speeds[arm, b]:,.0f} | {speeds[arm, b] / speeds[FLOAT, b]:.2f} |"
                 for b in BATCHES
             )
             yield (
                 f"| {arm} | {told(row.get('bits'))} | {told(row['disk'] / MEBI)} |"
-                f" {told(base['disk'] / row['disk'])} | {told(weights)} | {bleu:.2f} |"
+                f" {told(base['disk'] / row['disk'])} | {told(resident)} | {bleu:.2f} |"
                 f" {bleu - base['bleu'][0]:+.2f} | {row['chrf'][0]:.2f} |"
                 f" {told(row['peak'] / MEBI if row.get('peak') else None)} |" + "".join(rates)
             )
+
+
+def with_dynamic_activations(source: Path, folder: Path) -> None:
+    """Write the model of `source` into `folder`, its codes as they are."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for entry in config["quantization_config"]["modules"].values():
+        if "activations" in entry:
+            entry["activations"] = "dynamic"
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def told(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Whether no other process is at this folder; one that ends, however it does, leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def train_missing(runs: Sequence[Run], only: Sequence[str]) -> None:
+    """One after another, what is not finished and no other process is at: float models first, then
+    arm by arm, until all are finished."""
+    wanted = [(run, arm) for arm in (FLOAT, *only) for run in runs if arm in run.trained]
+    while missing := [(run, arm) for run, arm in wanted if not run.finished(arm)]:
+        if not any(attempt(run, arm) for run, arm in missing):
+            time.sleep(POLL_SECONDS)
+
+
+def attempt(run: Run, arm: str) -> bool:
+    """Train a model if its turn has come; whether it was."""
+    if arm != FLOAT and not run.finished(FLOAT):
+        return False
+    with alone(run.folder / arm) as free:
+        # It may have been finished since the caller looked.
+        if not free or run.finished(arm):
+            return False
+        run.train(arm)
+        return True
+
+
+def page(runs: Sequence[Run], given: argparse.Namespace) -> Iterator[str]:
+    yield from (
+        "# Translation in binary codes",
+        "",
+        f"{given.architecture.capitalize()}: {given.layers} + {given.layers} layers of width"
+        f" {given.width}, vocabulary {given.vocabulary:,}; trained with bfloat16 products, scored"
+        " in float32;",
+        "written by `bench/translation.py`. What is trained on learns by half from the float",
+        "model's tokens (distillation), but for the reference schedule: that is greedy, per row,",
+        "projected when it is scored, from labels alone. `float32, trained on` has as many steps",
+        "more, without codes. Sizes count everything: codes, scales, norms, biases, positions. In",
+        "memory: the tensors of a model that has translated. Peak memory is that of a fresh",
+        f"process that loads the model and runs it once. Search with {given.beams} beam(s).",
+        described(),
+    )
+    for run in runs:
+        with torch.inference_mode():
+            table = list(run.table())
+        yield from table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", required=True)
     parser.add_argument("--data", type=Path, default=SHARED)
-    parser.add_argument("--corpora", default="multi30k,spa-eng")
+    parser.add_argument("--corpora", default=",".join(CORPORA))
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--train", action="store_true", help="train what is missing")
-    parser.add_argument("--epochs", type=float, default=12, help="of the float model")
-    parser.add_argument("--bcq-epochs", type=float, default=8, help="of each model in codes")
+    parser.add_argument("--only", default=";".join(ARMS), help="these arms alone, by semicolons")
     parser.add_argument("--max-steps", type=int, default=0, help="instead of epochs, for a trial")
     parser.add_argument("--sentences", type=int, help="so many of the test set, for a trial")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -288,35 +408,26 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--vocabulary", type=int, default=6000)
-    parser.add_argument("--max-length", type=int, default=64)
+    parser.add_argument("--max-length", type=int, default=48)
     parser.add_argument("--beams", type=int, default=1)
-    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--write", action="store_true", help="write docs/results/translation.md")
     given = parser.parse_args()
+    only = given.only.split(";")
+    if unknown := [arm for arm in only if arm not in ARMS]:
+        parser.error(f"arm {unknown[0]!r} is unknown: use {'; '.join(ARMS)}")
     runs = [
         Run(name, int(seed), CORPORA[name].under(given.data / name), given)
         for seed in given.seeds.split(",")
         for name in given.corpora.split(",")
     ]
     if given.train:
-        for run in runs:
-            for arm in ("float32", *(arm for arm in ARMS[run.name] if arm in PLANS)):
-                if not run.finished(arm):
-                    run.train(arm)
-    lines = [
-        "# Translation in binary codes",
-        "",
-        f"{given.architecture.capitalize()}: {given.layers} + {given.layers} layers of width"
-        f" {given.width}, vocabulary {given.vocabulary:,}; {given.epochs:g} epochs in float, then"
-        f" {given.bcq_epochs:g} for each model in codes; written by `bench/translation.py`. Sizes",
-        "count everything: codes, scales, norms, biases, positions. Peak memory is that of a fresh",
-        f"process that loads the model and runs it once. Search with {given.beams} beam(s).",
-        described(),
-    ]
-    for run in runs:
-        with torch.inference_mode():
-            lines += run.table()
-    finish(lines, result_page("translation.md"), given.write)
+        train_missing(runs, only)
+    with alone(Path(given.work)) as free:
+        # Whoever comes second would disturb the first one's times.
+        if not free:
+            print(f"another process measures what is in {given.work}")
+            return
+        finish(list(page(runs, given)), result_page("translation.md"), given.write)
 
 
 if __name__ == "__main__":

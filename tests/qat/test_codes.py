@@ -114,3 +114,36 @@ def test_scales_that_leave_float16_are_held_in_float32():
 def test_other_schemes_have_no_codes_to_hold():
     with pytest.raises(UsageError, match="needs the scheme binary, not absmax"):
         Codes(Absmax(8), some_weight())
+
+
+@pytest.mark.parametrize("mode", [Mode.STRAIGHT, Mode.FROZEN])
+def test_what_is_computed_with_is_found_once_until_something_changes(mode):
+    scheme = Binary(2, group(16))
+    weight = torch.nn.Parameter(some_weight().detach())
+    codes = Codes(scheme, weight)
+    codes.mode = mode
+    # Which leaves the version of what it changes as it was.
+    optimizer = torch.optim.AdamW([weight, *codes.parameters()], lr=0.1, fused=True)
+
+    def changes(how):
+        before = codes(weight)
+        with torch.no_grad():
+            assert codes(weight).data_ptr() == before.data_ptr()
+        how()
+        after = codes(weight)
+        assert torch.equal(after, decode(codes.stored(weight)))
+        return not torch.equal(before, after)
+
+    def step():
+        optimizer.zero_grad()
+        codes(weight).square().sum().backward()
+        optimizer.step()
+
+    def replace_data():
+        weight.data = weight.detach() * 2
+
+    assert changes(step)
+    assert changes(lambda: codes.hold(scheme.quantize(some_weight(3, 5.0))))
+    assert changes(lambda: codes.load_state_dict(Codes(scheme, some_weight(4, 9.0)).state_dict()))
+    assert changes(replace_data) == (mode is Mode.STRAIGHT)
+    assert changes(lambda: codes.project(weight.detach()))

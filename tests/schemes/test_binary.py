@@ -63,6 +63,15 @@ def test_every_alternating_code_is_that_of_the_nearest_level(weight, bits, with_
             np.testing.assert_array_equal(values, nearest)
 
 
+@given(weights(), PLANES, st.booleans(), st.sampled_from(SOLVERS), st.data())
+def test_a_recoded_weight_is_the_decoded_one_of_its_codes(weight, bits, with_offset, solver, data):
+    size = data.draw(rows_of(weight))
+    chosen = scheme(bits, size, offset=with_offset, solver=solver)
+    held = chosen.quantize(weight.flip(0))
+    wanted = decode(chosen.recode(weight, held))
+    assert chosen.recoded(weight, held).numpy().tobytes() == wanted.numpy().tobytes()
+
+
 @given(weights(magnitudes=(0.02, 1.0)), PLANES, st.booleans(), st.data())
 def test_alternating_errs_no_more_than_greedy(weight, bits, with_offset, data):
     size = data.draw(rows_of(weight))

@@ -51,6 +51,18 @@ def test_a_short_training_keeps_its_best_checkpoint_and_writes_texts(data, tmp_p
     assert outcome.measurements["float"].samples[0].reference == references[0]
 
 
+def test_what_is_trained_in_bfloat16_is_scored_as_it_is_saved(data, tmp_path):
+    settings = replace(QUICK, max_steps=4, eval_steps=4, bf16=True)
+    outcome = train("translation", reversing.material(data), tmp_path, settings, progress=False)
+    history = json.loads((checkpoints(tmp_path)[-1] / "trainer_state.json").read_text())
+    while_training = [line["eval_loss"] for line in history["log_history"] if "eval_loss" in line]
+    sources, targets = zip(*reversing.pairs(40, 1), strict=True)
+    saved = load_model(tmp_path / "float")
+    wanted = forced(saved, load_tokenizer(tmp_path / "float"), sources, targets).loss
+    # bfloat16 would be off by a thousandth.
+    assert [*while_training, value(outcome, "float", "loss")] == pytest.approx([wanted] * 2, 1e-6)
+
+
 def test_loss_and_accuracy_are_those_of_one_pair_at_a_time(data):
     lesson = teach(reversing.material(data))
     sources, targets = lesson.score.pairs.sources[:6], lesson.score.pairs.targets[:6]

@@ -11,6 +11,7 @@ Projection as in Chung et al. 2020 ("Extremely low bit transformer quantization"
 """
 
 from enum import Enum
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -43,6 +44,7 @@ class Codes(Straight):
         super().__init__(scheme, weight)
         self.mode = Mode.FREE
         self.in_features = weight.shape[1]
+        self.known: tuple[Any, list[Tensor], Tensor] | None = None
         q = scheme.quantize(weight.detach())
         self.shorter = range(len(q.alphas) - 1)  # prefixes beside the whole, where it is nested
         self.register_buffer("planes", q.planes)
@@ -118,8 +120,26 @@ class Codes(Straight):
     def forward(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         if self.mode is Mode.FREE:
             return weight
+        computed_with = self._decoded(weight)
+        if not torch.is_grad_enabled():
+            return computed_with
         trained = weight if self.mode is Mode.STRAIGHT else self._sum()
-        return straight_through(trained, decoded(self.stored(weight)))
+        return straight_through(trained, computed_with)
+
+    def _decoded(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """ŵ, kept until something changes that it comes from: a tied table is asked for three times
+        a step, and a model that writes asks for all weights at each token."""
+        # By value: a fused optimizer leaves no trace in a tensor's version.
+        state = self.mode, weight.device, weight.dtype
+        of = (weight.detach(), *self.state_dict().values())
+        known = self.known
+        if known is None or known[0] != state or not all(map(torch.equal, of, known[1])):
+            if self.mode is Mode.STRAIGHT:
+                found = self.scheme.recoded(weight, self.held())
+            else:
+                found = decoded(self.held())
+            known = self.known = state, [tensor.clone() for tensor in of], found
+        return known[2]
 
     def _sum(self) -> Float[Tensor, "out in"]:
         """Σᵢ αᵢ bᵢ + o with gradients to α and o, which float16 does not round here."""

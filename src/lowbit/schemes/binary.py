@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from torch import Tensor
 
 from lowbit.errors import UsageError
@@ -73,17 +73,30 @@ class Binary:
 
     def recode(self, weight: Tensor, q: BinaryTensor) -> BinaryTensor:
         """The codes of a weight [out, in] at the α and o that q has. Raises as `quantize` does."""
+        codes = self._recoded(weight, q, lambda code, _: code)
+        return replace(q, planes=packed_planes(codes, self.bits))
+
+    def recoded(self, weight: Tensor, q: BinaryTensor) -> Float32[Tensor, "out in"]:
+        """`recode`, decoded, bit for bit; in half the time, as nothing is packed in between."""
+        return self._recoded(
+            weight, q, lambda code, found: levels.decoded(found).gather(1, code.long())
+        )
+
+    def _recoded(
+        self, weight: Tensor, q: BinaryTensor, of: Callable[[Tensor, Levels], Tensor]
+    ) -> Shaped[Tensor, "out in"]:
+        """What follows from the codes at these levels, group by group."""
         check_weight(weight, self.granularity)
         weight = weight.detach().float()
         check_finite(weight.sum(dtype=torch.float64), weight)
-        codes, first = [], 0
+        solver, result, first = SOLVERS[self.solver], [], 0
         for part in whole_and_last(weight, self.granularity):
             groups, found = pieces(part.flatten(0, 1)), stored_levels(q, first, part.shape[1])
             each = zip(groups, found.split(len(groups[0])), strict=True)
-            coded = torch.cat([SOLVERS[self.solver].codes(g, f) for g, f in each])
-            codes.append(coded.reshape(part.shape).flatten(1))
+            made = torch.cat([of(solver.codes(g, own), own) for g, own in each])
+            result.append(made.reshape(part.shape).flatten(1))
             first += part.shape[1]
-        return replace(q, planes=packed_planes(torch.cat(codes, 1), self.bits))
+        return torch.cat(result, 1)
 
     def _levels(self, groups: Float32[Tensor, "N n"]) -> Levels:
         found = [SOLVERS[self.solver].levels(piece, self) for piece in pieces(groups)]

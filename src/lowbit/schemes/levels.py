@@ -121,6 +121,16 @@ def sorted_levels(
     return values, code
 
 
+def decoded(levels: Levels) -> Float32[Tensor, "N levels"]:
+    """What each code stands for, summed as the binary format does it: from levels as stored."""
+    bits = len(levels.alpha)
+    value = levels.offset.float()[:, None].repeat(1, 1 << bits)
+    signs = design(bits, False, value.device).t().float()
+    for sign, alpha in zip(signs, levels.alpha.float(), strict=True):
+        value += sign * alpha[:, None]
+    return value
+
+
 def thresholds(values: Float64[Tensor, "levels N"]) -> Float64[Tensor, "cuts N"]:
     """Halfway between neighbouring levels."""
     return (values[1:] + values[:-1]) / 2

@@ -74,9 +74,8 @@ CHUNG_2020 = {
     "@embedding": 3,
     "@linear": 3,
 }
-# Fewer than 2.6 bits with scales, norms, biases and positions counted, at a width of 256: what
-# `lowbit sensitivity` finds dear keeps three.
-MIXED = CHUNG_2020 | {"*.encoder.*.fc?": 2}
+# Fewer than 2.6 bits with scales, norms, biases and positions counted, at a width of 192.
+MIXED = CHUNG_2020 | {"*.encoder.*.self_attn.*": 2, "*.encoder.*.fc?": 2}
 PER_ROW = {"granularity": CHANNEL, "offset": False}
 
 PLANS = {

@@ -152,7 +152,7 @@ class LessonTrainer(Trainer):
             if labels is None or "logits" not in outputs or outputs["logits"].shape[-1] == 1:
                 raise UsageError("this task has no classes or tokens that could be distilled")
             given = {name: value for name, value in inputs.items() if name != "labels"}
-            with evaluating(self.teacher):
+            with evaluating(self.teacher), self.accelerator.autocast():
                 wanted = self.teacher.to(labels.device)(**given).logits
             loss = torch.lerp(loss, divergence(outputs["logits"], wanted, labels), self.distill)
         return (loss, outputs) if return_outputs else loss
