@@ -3,6 +3,9 @@
 The class decides the exit code: 2 for wrong use, 1 for a wrong input or machine.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LowbitError(ValueError):
     """Base of every error raised on purpose. `exit_code` is what the command line returns."""
@@ -18,3 +21,12 @@ class UsageError(LowbitError):
 
 class InputError(LowbitError):
     """The input or the machine: a broken checkpoint, weights that are not finite, a full disk."""
+
+
+@contextmanager
+def about(subject: str) -> Iterator[None]:
+    """Errors from inside say what they are about."""
+    try:
+        yield
+    except LowbitError as error:
+        raise type(error)(f"{subject}: {error}") from None

@@ -63,11 +63,11 @@ def test_hqq_needs_no_text(lowbit, source, tmp_path):
 def test_the_same_command_goes_on_after_a_kill(lowbit, source, text, tmp_path, monkeypatch):
     solve, calls = walk._solve, []
 
-    def killed(playback, stage, solver):
+    def killed(playback, stage, solver, progress):
         if calls == ["transformer.h.0"]:
             raise SystemExit(143)
         calls.append(stage.name)
-        return solve(playback, stage, solver)
+        return solve(playback, stage, solver, progress)
 
     options = ["--recipe", "int4", "--solver", "gptq", "--calibration", text, "--samples", 9]
     command = ["quantize", source, "-o", tmp_path / "out", *options, "-q"]

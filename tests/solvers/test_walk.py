@@ -126,11 +126,11 @@ def test_a_killed_walk_goes_on_to_the_same_result(name, tmp_path, monkeypatch):
     before = weights(stopped)
     solve, calls, first = walk._solve, [], STAGES[name][:2]
 
-    def killed(playback, stage, solver):
+    def killed(playback, stage, solver, progress):
         if calls == first:
             raise KeyboardInterrupt
         calls.append(stage.name)
-        return solve(playback, stage, solver)
+        return solve(playback, stage, solver, progress)
 
     monkeypatch.setattr(walk, "_solve", killed)
     options = {"solver": PLAIN, "calibration": IDS, "work": tmp_path / "work"}

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lowbit.coverage import Decision
-from lowbit.errors import LowbitError
+from lowbit.errors import about
 from lowbit.formats import QTensor
 from lowbit.solvers import Solver
 
@@ -13,7 +13,5 @@ def solve_weight(
 ) -> QTensor:
     """The stored form of a weight [out, in]. Raises with the module's name."""
     assert decision.rule is not None and decision.rule.scheme is not None
-    try:
+    with about(f"{decision.name}.weight"):
         return solver.solve(weight, hessian, decision.rule.scheme)
-    except LowbitError as error:
-        raise type(error)(f"{decision.name}.weight: {error}") from None
