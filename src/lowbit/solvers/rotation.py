@@ -74,8 +74,9 @@ def random_rotation(size: int) -> Float64[Tensor, "size size"]:
         hadamard = torch.cat([both, torch.cat([hadamard, -hadamard], 1)])
     normal = torch.randn(odd, odd, dtype=torch.float64, generator=generator)
     signs = 2.0 * torch.randint(0, 2, (size,), generator=generator) - 1
-    q, _ = torch.linalg.qr(normal)
-    return torch.kron(hadamard, q) * signs / len(hadamard) ** 0.5
+    orthogonal, _ = torch.linalg.qr(normal)
+    # LAPACK's columns lie together, and kron wants rows to.
+    return torch.kron(hadamard, orthogonal.contiguous()) * signs / len(hadamard) ** 0.5
 
 
 def _head_size(block: nn.Module, layer: nn.Module) -> int | None:

@@ -132,7 +132,8 @@ def _solve(playback: Playback, stage: Stage, solver: Solver, progress: bool) -> 
         )
     else:
         for d in stage.decisions:
-            hessian = _hessian(d, seen, found, weights[d.name])
+            needed = solver.method.data
+            hessian = _hessian(d, seen, found, weights[d.name]) if needed else None
             found.stored[d.name] = solve_weight(solver, d, weights[d.name], hessian)
     for d in stage.decisions:
         inputs, bias = seen.of(d.name), model.get_submodule(d.name)._parameters.get("bias")
