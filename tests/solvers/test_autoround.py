@@ -110,7 +110,7 @@ def first_block_error(model, float_model):
 def test_a_block_errs_far_less_than_rounded_to_the_nearest(name):
     near, found = make(name), make(name)
     lowbit.quantize(near, "int2")
-    solver = {"name": "autoround", "iterations": 30}
+    solver = {"name": "autoround", "iterations": 15}
     lowbit.quantize(found, "int2", solver=solver, calibration=IDS)
     errors = [first_block_error(model, make(name)) for model in (near, found)]
     assert (errors[1] < 0.6 * errors[0]).item()
