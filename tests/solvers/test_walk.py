@@ -134,11 +134,11 @@ def test_a_killed_walk_goes_on_to_the_same_result(name, solver, tmp_path, monkey
     before = weights(stopped)
     solve, calls, first = walk._solve, [], STAGES[name][:2]
 
-    def killed(playback, stage, solver, progress):
+    def killed(playback, reference, stage, *options):
         if calls == first:
             raise KeyboardInterrupt
         calls.append(stage.name)
-        return solve(playback, stage, solver, progress)
+        return solve(playback, reference, stage, *options)
 
     monkeypatch.setattr(walk, "_solve", killed)
     options = {"solver": solver, "calibration": IDS, "work": tmp_path / "work"}

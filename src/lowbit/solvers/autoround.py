@@ -4,7 +4,7 @@
     s = (α max − β min) / (2^b − 1),  z = round(−β min / s),        α, β in 1/2 … 1
 
 v for every weight, α and β for every scale (symmetric codes: z fixed, min = −max). The weights of
-a block are found together, so that its output errs least:
+a block are found together, so that its output errs least (block.py):
 
     p ← p − rate · sign(∂ error / ∂ p),   rate = (1 − t / T) / T in step t of T
 

@@ -1,9 +1,13 @@
-"""How far a block is from what it computed in float, with other weights in it.
+"""How far a block with other weights is from what it computes in the float model.
 
-error = Σ over the tokens of a batch |y − ŷ|²,   y the output that the next block reads
+    error = Σ over the tokens of a batch |y − ŷ|²,   y the output that the next block reads
+
+ŷ comes from what the quantized blocks before it compute, y from what they did in float: a block may
+make good what those before it have lost.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import Float, Float32
 from torch import Tensor
@@ -16,11 +20,13 @@ from lowbit.solvers.trial import floating
 
 
 class Block:
-    """The block of a stage as it is when this is made; y is kept for every batch."""
+    """The block of a stage. `playback` has come to it with the blocks before quantized; `reference`
+    has them and this one float, and is past it."""
 
-    def __init__(self, playback: Playback, stage: Stage) -> None:
+    def __init__(self, playback: Playback, reference: Playback, stage: Stage) -> None:
+        assert stage.stack is not None
         self.playback, self.stage = playback, stage
-        self.targets = [self._output(index, {}) for index in range(self.batches)]
+        self.expected = reference.outputs[stage.stack]
 
     @property
     def batches(self) -> int:
@@ -35,8 +41,9 @@ class Block:
             own = self.playback.model.get_submodule(d.name)._parameters["weight"]
             assert own is not None
             named[f"{d.name}.weight"] = oriented(weights[d.name], d.weights).to(own.dtype)
-        return (self._output(index, named) - self.targets[index]).square().sum()
+        found = self._read(self.playback.output(self.stage, index, named), index)
+        return (found - self._read(self.expected[index], index)).square().sum()
 
-    def _output(self, index: int, named: Mapping[str, Tensor]) -> Float[Tensor, "tokens width"]:
-        output = next(floating(self.playback.output(self.stage, index, named)))
-        return tokens(output, self.playback.batches[index])
+    def _read(self, output: Any, index: int) -> Float[Tensor, "tokens width"]:
+        """What the next block reads, without padding."""
+        return tokens(next(floating(output)), self.playback.batches[index])

@@ -93,11 +93,14 @@ def _walk(
 ) -> Solved:
     stages = find_stages(model, owners, batches[0])
     playback, found = Playback(model, batches), Solved()
+    reference = Playback(model, batches) if solver.method.solve_block else None
     with tqdm(stages, f"solving ({solver.name})", delay=2, disable=not progress) as bar:
         for number, stage in enumerate(bar):
+            if reference is not None:
+                reference.advance(stage)
             solved = journal.read(number) if journal else None
             if solved is None:
-                solved = _solve(playback, stage, solver, progress)
+                solved = _solve(playback, reference, stage, solver, progress)
                 if journal:
                     journal.write(number, solved)
             for name, values in solved.floats.items():
@@ -109,7 +112,9 @@ def _walk(
     return found
 
 
-def _solve(playback: Playback, stage: Stage, solver: Solver, progress: bool) -> Solved:
+def _solve(
+    playback: Playback, reference: Playback | None, stage: Stage, solver: Solver, progress: bool
+) -> Solved:
     found, model = Solved(), playback.model
     if not stage.decisions:
         return found
@@ -125,10 +130,11 @@ def _solve(playback: Playback, stage: Stage, solver: Solver, progress: bool) -> 
         weights[d.name] = matrix(model.get_submodule(d.name), d.weights).float()
         if d.weights.kind == "linear" and not _met(seen.of(d.name)):
             found.remark(UNSEEN, d.name)
-    if solver.method.solve_block is not None and stage.stack is not None:
+    together = solver.method.solve_block
+    if together is not None and reference is not None and stage.stack is not None:
         schemes = {d.name: d.rule.scheme for d in stage.decisions if d.rule is not None}
-        found.stored |= solver.method.solve_block(
-            weights, schemes, Block(playback, stage), progress, **solver.options
+        found.stored |= together(
+            weights, schemes, Block(playback, reference, stage), progress, **solver.options
         )
     else:
         for d in stage.decisions:
