@@ -112,6 +112,14 @@ def test_what_mixes_the_numbers_of_a_head_is_seen_and_said():
     assert solved.notes() == ("1 layer with no heads that could be rotated: transformer.h.0",)
 
 
+def test_single_tokens_do_not_mistake_queries_and_keys_for_a_pair():
+    model = shaken("bert")
+    expected = output(model)
+    with walked(model, load_recipe("int8"), load_solver(ROTATED), IDS[:, :1]) as solved:
+        assert ((output(model) - expected).norm() <= 1e-5 * expected.norm()).item()
+    assert not any("no heads" in note for note in solved.notes())
+
+
 def test_weights_that_rotation_would_round_again_stay_and_are_named():
     model = make("gpt2").bfloat16()
     before = {n: p.clone() for n, p in model.named_parameters()}

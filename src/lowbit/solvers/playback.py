@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from lowbit.solvers.stages import Stage
 
 Batch = Mapping[str, Tensor]
-NO_WEIGHTS: Mapping[str, Tensor] = {}
 
 
 class _Reached(BaseException):
@@ -38,7 +37,7 @@ class Playback:
         self.outputs: dict[nn.ModuleList, list[Any]] = {}
         self.index = 0
 
-    def output(self, stage: Stage, index: int, weights: Mapping[str, Tensor] = NO_WEIGHTS) -> Any:
+    def output(self, stage: Stage, index: int, weights: Mapping[str, Tensor] | None = None) -> Any:
         """The stage's output for one batch, with other `weights` by the names of parameters.
 
         After a module outside all stacks, which may be called again later, the model runs to its
@@ -47,7 +46,8 @@ class Playback:
         self.index = index
         with self._answering(), _reporting(stage):
             try:
-                return functional_call(self.model, dict(weights), kwargs=dict(self.batches[index]))
+                inputs = dict(self.batches[index])
+                return functional_call(self.model, dict(weights or {}), kwargs=inputs)
             except _Reached as reached:
                 return reached.output
 

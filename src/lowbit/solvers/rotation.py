@@ -53,11 +53,11 @@ def rotate(playback: Playback, stage: Stage) -> set[str]:
             rows, columns = _value_rows(value, output), output.weights.shape[1]
             if rows < size or rows % size or columns % size:
                 continue
-            pair, turn = (
-                [value.module, output.module],
-                partial(_turn, value, output, rows, rotation),
-            )
-            if trial.holds(pair, turn):
+            pair = [value.module, output.module]
+            turn = partial(_turn, value, output, rows, rotation)
+            alone = partial(_turn_rows, value, rows, rotation)
+            # What makes no difference proves nothing: queries, where samples are single tokens.
+            if trial.holds(pair, turn) and not trial.holds(pair, alone):
                 turn()
                 changed |= parameter_names(playback.model, pair)
                 break
@@ -99,23 +99,28 @@ def _turn(
     value: _Linear, output: _Linear, rows: int, rotation: Float64[Tensor, "size size"]
 ) -> None:
     """Give both layers new parameters; the old ones stay whole."""
+    _turn_rows(value, rows, rotation)
+    weight = matrix(*output).double().unflatten(1, (-1, len(rotation)))
+    _put(output, (weight @ rotation.t()).flatten(1))
+
+
+def _turn_rows(layer: _Linear, rows: int, rotation: Float64[Tensor, "size size"]) -> None:
+    """Turn the last rows of the weight, and as many numbers of the bias."""
     heads = (-1, len(rotation))
-    w = matrix(*value).double().clone()
-    w[-rows:] = (rotation @ w[-rows:].unflatten(0, heads)).flatten(0, 1)
-    _put(value, w)
-    w = matrix(*output).double()
-    _put(output, (w.unflatten(1, heads) @ rotation.t()).flatten(1))
-    bias = value.module._parameters.get("bias")
+    weight = matrix(*layer).double().clone()
+    weight[-rows:] = (rotation @ weight[-rows:].unflatten(0, heads)).flatten(0, 1)
+    _put(layer, weight)
+    bias = layer.module._parameters.get("bias")
     if bias is not None:
-        b = bias.detach().double().clone()
-        b[-rows:] = (b[-rows:].unflatten(0, heads) @ rotation.t()).flatten()
-        bias.data = b.to(bias.dtype)
+        turned = bias.detach().double().clone()
+        turned[-rows:] = (turned[-rows:].unflatten(0, heads) @ rotation.t()).flatten()
+        bias.data = turned.to(bias.dtype)
 
 
-def _put(layer: _Linear, w: Float64[Tensor, "out in"]) -> None:
+def _put(layer: _Linear, weight: Float64[Tensor, "out in"]) -> None:
     parameter = layer.module._parameters["weight"]
     assert parameter is not None
-    parameter.data = oriented(w, layer.weights).to(parameter.dtype)
+    parameter.data = oriented(weight, layer.weights).to(parameter.dtype)
 
 
 def _device(module: nn.Module) -> torch.device:
