@@ -26,9 +26,9 @@ from torch import nn
 
 import lowbit
 from lowbit import Recipe, Rule, ZeroPoint
+from lowbit.calibration import texts
 from lowbit.convert import oriented
 from lowbit.coverage import cover
-from lowbit.data import calibration
 from lowbit.evaluation.divergence import divergence
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.formats import group
@@ -85,7 +85,7 @@ class Bench:
     @cached_property
     def batches(self) -> list[dict[str, torch.Tensor]]:
         train = self.data / "train.txt"
-        material = calibration.read(train, self.model, self.tokenizer, self.samples, CONTEXT)
+        material = texts.read(train, self.model, self.tokenizer, self.samples, CONTEXT)
         return material.batches
 
     def measure(self, name: str, change: Callable[[nn.Module], float]) -> Row:
