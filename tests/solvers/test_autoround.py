@@ -106,14 +106,22 @@ def first_block_error(model, float_model):
     return (found - expected).square().sum()
 
 
-@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama-untied", marks=pytest.mark.slow)])
-def test_a_block_errs_far_less_than_rounded_to_the_nearest(name):
+@pytest.mark.parametrize(
+    ("name", "iterations", "share"),
+    [
+        ("gpt2", 15, 0.6),
+        # One step goes to the ends of all ranges.
+        ("gpt2", 1, 1 + 1e-5),
+        pytest.param("llama-untied", 15, 0.6, marks=pytest.mark.slow),
+    ],
+)
+def test_a_block_errs_less_than_rounded_to_the_nearest(name, iterations, share):
     near, found = make(name), make(name)
     lowbit.quantize(near, "int2")
-    solver = {"name": "autoround", "iterations": 15}
+    solver = {"name": "autoround", "iterations": iterations}
     lowbit.quantize(found, "int2", solver=solver, calibration=IDS)
     errors = [first_block_error(model, make(name)) for model in (near, found)]
-    assert (errors[1] < 0.6 * errors[0]).item()
+    assert (errors[1] <= share * errors[0]).item()
 
 
 @pytest.mark.parametrize(
