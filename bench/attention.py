@@ -4,19 +4,18 @@
 
 12 heads of 64, float32 in and out, laid out as transformers does: [batch, tokens, heads · size]
 before and after. *Padding* forbids a fifth of the keys of each sequence by a boolean mask.
-Contenders take turns within every round; times are medians, ratios medians of the ratios within a
-round.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from machine import described, finish, result_page
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from turns import parser, ready, take_turns, times_faster
 
 from lowbit.kernels import ops
 
@@ -61,31 +60,19 @@ def measure(batch: int, tokens: int, kind: str, rounds: int) -> str:
         mask = seen.expand(batch, 1, tokens, tokens)
     call = *operands, mask, kind == "causal"
     exact = in_torch(torch.float64)(*call)
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for round in range(rounds + 3):  # the first three find their memory
-        for name, run in CONTENDERS.items():
-            start = time.perf_counter()
-            y = run(*call)
-            if round >= 3:
-                seconds[name].append(time.perf_counter() - start)
-    error = float((y - exact).norm() / exact.norm())
+    runs = {name: partial(run, *call) for name, run in CONTENDERS.items()}
+    taken = take_turns(runs, rounds, unmeasured=3)
+    error = float((ours(*call) - exact).norm() / exact.norm())
     cells = [f"{batch} × {tokens}{', ' if kind else ''}{kind}"]
-    cells += [f"{statistics.median(times) * 1e3:.2f}" for times in seconds.values()]
+    cells += [f"{statistics.median(times) * 1e3:.2f}" for times in taken.values()]
     for other in ("torch float32", "torch bfloat16"):
-        pairs = zip(seconds[other], seconds["lowbit"], strict=True)
-        cells.append(f"{statistics.median(a / b for a, b in pairs):.2f}")
+        cells.append(f"{times_faster(taken[other], taken['lowbit']):.2f}")
     return f"| {' | '.join(cells)} | {error:.4f} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    torch.set_grad_enabled(False)
+    options = parser(__doc__, RESULT, rounds=100).parse_args()
+    ready(options.threads)
     lines = [
         "# Attention by itself",
         "",

@@ -9,7 +9,6 @@ one after the other. *Model*: tokens per second of `generate` (transformers) and
 Contenders take turns within every round.
 """
 
-import argparse
 import copy
 import ctypes
 import statistics
@@ -26,6 +25,7 @@ from machine import described, finish, result_page
 from torch import nn
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
+from turns import parser, ready, seconds
 
 import lowbit
 from lowbit.formats import group
@@ -34,16 +34,17 @@ from lowbit.recipe import Recipe, Rule
 from lowbit.schemes import Binary, Scheme, ZeroPoint
 
 RESULT = result_page("decoder.md")
-CONFIG = LlamaConfig(
-    vocab_size=32_000,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=16,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    max_position_embeddings=512,
-    tie_word_embeddings=True,
-)
+SHAPE = {
+    "vocab_size": 32_000,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+CONFIG = LlamaConfig(**SHAPE)
 PEERS = ("Q4_0", "Q3_K_M", "Q2_K")
 SCHEMES: dict[str, Scheme] = {
     "int4": ZeroPoint(4, group(64)),
@@ -89,12 +90,6 @@ def generate(model: LlamaForCausalLM) -> Callable[[], None]:
         model.generate(prompt, do_sample=False, **options)
 
     return run
-
-
-def seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def write_gguf(path: Path) -> None:
@@ -223,13 +218,8 @@ def table(threads: int, rounds: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_grad_enabled(False)
+    options = parser(__doc__, RESULT, rounds=5).parse_args()
+    ready(options.threads)
     import llama_cpp
 
     finish(

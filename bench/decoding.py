@@ -8,7 +8,6 @@ addresses (float32: by torch's function), one after the other. Processor time co
 own work, whatever else the machine does; ratios are medians over rounds. Prompt and encoder count.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from decoder import SHAPE
 from machine import described, finish, result_page
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.pytorch_utils import Conv1D
+from turns import parser, ready, times_faster
 
 import lowbit
 from lowbit.kernels.linear.native import in_place
@@ -51,16 +52,7 @@ MARIAN = MarianConfig(
     eos_token_id=2,
     decoder_start_token_id=0,
 )
-LLAMA = LlamaConfig(
-    vocab_size=32_000,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=4,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    max_position_embeddings=512,
-    tie_word_embeddings=True,
-)
+LLAMA = LlamaConfig(**SHAPE | {"num_hidden_layers": 4})
 MODELS: dict[str, tuple[str, Callable[[], PreTrainedModel]]] = {
     "marian": ("Marian of 9.5 M", lambda: MarianMTModel(MARIAN)),
     "gpt2": ("GPT-2 of 124 M", lambda: GPT2LMHeadModel(GPT2Config())),
@@ -135,8 +127,8 @@ def case(model: PreTrainedModel, rows: int, beams: int, rounds: int) -> str:
             work[name].append(took[1] / NEW_TOKENS)
     w = {name: statistics.median(taken) for name, taken in wall.items()}
     c = {name: statistics.median(taken) for name, taken in work.items()}
-    faster = statistics.median(a / b for a, b in zip(wall["theirs"], wall["ours"], strict=True))
-    less = statistics.median(a / b for a, b in zip(work["theirs"], work["ours"], strict=True))
+    faster = times_faster(wall["theirs"], wall["ours"])
+    less = times_faster(work["theirs"], work["ours"])
     outside = [f"{max(0.0, 1 - c['products'] / c[name]):.0%}" for name in ("theirs", "ours")]
     return (
         f"| {rows} | {beams} | {rows / w['theirs']:.0f} | {rows / w['ours']:.0f} | {faster:.2f}× |"
@@ -165,14 +157,10 @@ def table(names: list[str], rounds: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=MODELS, action="append")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    torch.set_grad_enabled(False)
+    asked = parser(__doc__, RESULT, rounds=3, threads=1)
+    asked.add_argument("--only", choices=MODELS, action="append")
+    chosen = asked.parse_args()
+    ready(chosen.threads)
     lines = [
         "# Decoding without transformers' Python",
         "",

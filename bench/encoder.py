@@ -3,13 +3,10 @@
     pip install ".[bench]"
     python bench/encoder.py [--threads 2] [--rounds 15] [--paths amx,avx512] [--write]
 
-Random weights. Contenders take turns within every round, so that a busy machine slows all of them;
-the time of each is its median, the ratio the median of the ratios within a round. Then one pass of
-ours, with attention in bfloat16, is taken apart by module. Engines that are not installed are named
-as left out.
+Random weights. One pass of ours, with attention in bfloat16, is taken apart by module. Engines that
+are not installed are named as left out.
 """
 
-import argparse
 import copy
 import os
 import statistics
@@ -17,6 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +23,7 @@ from engines import Encoder, of_torch, onnx_runtime_int8, openvino, torch_bfloat
 from machine import described, finish, result_page
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
+from turns import parser, ready, seconds, take_turns, times_faster
 
 import lowbit
 from lowbit.kernels import native
@@ -78,12 +77,6 @@ def peers(
     return found, absent
 
 
-def time_of(run: Callable[[Tensor], object], ids: Tensor) -> float:
-    start = time.perf_counter()
-    run(ids)
-    return time.perf_counter() - start
-
-
 def relative_error(y: Tensor, reference: Tensor) -> float:
     return float((y - reference).norm() / reference.norm())
 
@@ -91,14 +84,11 @@ def relative_error(y: Tensor, reference: Tensor) -> float:
 def measure(contenders: dict[str, Encoder], ids: Tensor, rounds: int) -> list[str]:
     """Table rows: milliseconds, ratio to the first contender, error of the last hidden state."""
     hidden = {name: run(ids) for name, run in contenders.items()}
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            seconds[name].append(time_of(run, ids))
+    taken = take_turns({name: partial(run, ids) for name, run in contenders.items()}, rounds, 0)
     first = next(iter(contenders))
     rows = []
-    for name, times in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds[first], times, strict=True))
+    for name, times in taken.items():
+        ratio = times_faster(taken[first], times)
         error = relative_error(hidden[name], hidden[first])
         rows.append(
             f"| {name} | {statistics.median(times) * 1e3:.1f} | {min(times) * 1e3:.1f} |"
@@ -138,7 +128,7 @@ def taken_apart(model: nn.Module, ids: Tensor, rounds: int) -> list[str]:
     best: tuple[float, dict[str, float]] = (float("inf"), {})
     for _ in range(rounds):
         spent.clear()
-        total = time_of(model, ids)
+        total = seconds(partial(model, ids))
         best = min(best, (total, dict(spent)), key=lambda pair: pair[0])
     for handle in handles:
         handle.remove()
@@ -148,15 +138,10 @@ def taken_apart(model: nn.Module, ids: Tensor, rounds: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--paths", default=",".join(runnable_paths()))
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    torch.set_grad_enabled(False)
+    asked = parser(__doc__, RESULT, rounds=15)
+    asked.add_argument("--paths", default=",".join(runnable_paths()))
+    options = asked.parse_args()
+    ready(options.threads)
 
     model = BertModel(BertConfig()).eval()
     paths = options.paths.split(",")

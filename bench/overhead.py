@@ -7,16 +7,17 @@ linear layers of BERT-base. *Beside torch*: a torch operation alone, and the sam
 ours; a second pool of threads, spinning while it waits, would slow it.
 """
 
-import argparse
 import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from machine import described, finish, result_page
 from torch import nn
 from transformers import BertConfig, BertModel
+from turns import parser, ready, seconds, take_turns, times_faster
 
 import lowbit
 from lowbit.accounting import resident_bytes
@@ -36,14 +37,13 @@ SCHEMES: dict[str, tuple[Scheme, str]] = {
 
 def microseconds(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median time of a call; the runs take turns."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            for _ in range(BATCH):
-                run()
-            taken[name].append((time.perf_counter() - start) / BATCH)
-    return {name: statistics.median(times) * 1e6 for name, times in taken.items()}
+
+    def often(run: Callable[[], object]) -> None:
+        for _ in range(BATCH):
+            run()
+
+    taken = take_turns({name: partial(often, run) for name, run in runs.items()}, rounds)
+    return {name: statistics.median(times) / BATCH * 1e6 for name, times in taken.items()}
 
 
 def bare(layer: QuantLinear, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
@@ -85,15 +85,12 @@ def loading() -> list[str]:
         else:
             lowbit.quantize(small, recipe, progress=False)
         stored = resident_bytes(small)
-        start = time.perf_counter()
-        for module in small.modules():
-            if isinstance(module, Packed):
-                module.prepacked()
-        seconds = time.perf_counter() - start
+        packed = [module for module in small.modules() if isinstance(module, Packed)]
+        taken = seconds(lambda packed=packed: [module.prepacked() for module in packed])
         small(torch.zeros(1, 8, dtype=torch.long))
         after = resident_bytes(small)
         rows.append(
-            f"| {recipe} | {seconds * 1e3:.0f} | {stored / 2**20:.1f} | {after / 2**20:.1f} |"
+            f"| {recipe} | {taken * 1e3:.0f} | {stored / 2**20:.1f} | {after / 2**20:.1f} |"
             f" {after / stored:.3f} |"
         )
     head = "| recipe | prepacking, ms | stored, MiB | after the first forward, MiB | ratio |"
@@ -107,40 +104,28 @@ def beside_torch(rounds: int, most_threads: int) -> list[str]:
     x, weight = torch.randn(128, 768), torch.randn(768, 768)
     for threads in range(1, most_threads + 1):
         torch.set_num_threads(threads)
-        alone: list[float] = []
-        between: list[float] = []
-        product: list[float] = []
-        for i in range(rounds + 10):
-            t = [time.perf_counter()]
-            torch.mm(x, weight)
-            t.append(time.perf_counter())
-            torch.mm(x, weight)
-            t.append(time.perf_counter())
-            ours(x)
-            t.append(time.perf_counter())
-            torch.mm(x, weight)
-            t.append(time.perf_counter())
-            ours(x)
-            if i >= 10:
-                alone.append(t[2] - t[1])
-                product.append(t[3] - t[2])
-                between.append(t[4] - t[3])
-        slower = statistics.median(b / a for a, b in zip(alone, between, strict=True))
-        a, b, p = (statistics.median(times) * 1e6 for times in (alone, between, product))
-        rows.append(f"| {threads} | {a:.0f} | {b:.0f} | {slower:.2f} | {p:.0f} |")
+        theirs, own = partial(torch.mm, x, weight), partial(ours, x)
+        order = {
+            "first": theirs,
+            "after itself": theirs,
+            "ours": own,
+            "between": theirs,
+            "last": own,
+        }
+        taken = take_turns(order, rounds, unmeasured=10)
+        slower = times_faster(taken["between"], taken["after itself"])
+        medians = {name: statistics.median(times) * 1e6 for name, times in taken.items()}
+        rows.append(
+            f"| {threads} | {medians['after itself']:.0f} | {medians['between']:.0f}"
+            f" | {slower:.2f} | {medians['ours']:.0f} |"
+        )
     head = "| threads | torch.mm after itself, µs | between two of ours, µs | ratio | ours, µs |"
     return [head, "|---|---|---|---|---|", *rows]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    torch.set_grad_enabled(False)
+    options = parser(__doc__, RESULT, rounds=300).parse_args()
+    ready(options.threads)
     lines = [
         "# Overhead",
         "",

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 from machine import described, finish, result_page
+from turns import take_turns
 
 from lowbit.formats import CHANNEL, QTensor, group
 from lowbit.kernels.lanes import Lanes
@@ -36,13 +37,7 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def median_seconds(run: Callable[[], object], repeats: int = 9) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(take_turns({"": run}, repeats)[""])
 
 
 def few_rows(q: QTensor, activations: str, rows: int) -> float:

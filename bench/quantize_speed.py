@@ -2,20 +2,20 @@
 
     python bench/quantize_speed.py [--threads 2] [--rounds 9] [--json] [--write]
 
-Normal weights of standard deviation 0.02. Schemes take turns within every round, so that a busy
-machine slows all of them; the time of each is its median.
+Normal weights of standard deviation 0.02.
 """
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from machine import commit, finish, processor, result_page
 from torch import Tensor
+from turns import parser, ready, take_turns
 
 from lowbit.formats import CHANNEL, group
 from lowbit.schemes import Absmax, Binary, ZeroPoint
@@ -44,14 +44,8 @@ CONTENDERS: dict[str, tuple[tuple[int, int], Callable[[Tensor], Any]]] = {
 def measure(rounds: int) -> list[dict[str, Any]]:
     """Per contender: shape, milliseconds (median and fastest), MB of float32 input per second."""
     weights = {shape: torch.randn(shape) * 0.02 for shape in (LARGE, WIDE, SMALL)}
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for shape, quantize in CONTENDERS.values():
-        quantize(weights[shape])
-    for _ in range(rounds):
-        for name, (shape, quantize) in CONTENDERS.items():
-            start = time.perf_counter()
-            quantize(weights[shape])
-            seconds[name].append(time.perf_counter() - start)
+    runs = {name: partial(run, weights[shape]) for name, (shape, run) in CONTENDERS.items()}
+    seconds = take_turns(runs, rounds)
     return [
         {
             "scheme": name,
@@ -77,14 +71,10 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    asked = parser(__doc__, RESULT, rounds=9)
+    asked.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    options = asked.parse_args()
+    ready(options.threads)
 
     about = {
         "date": time.strftime("%Y-%m-%d"),

@@ -6,12 +6,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <stdexcept>
 #include <vector>
 
 #include "cpu.h"
 #include "tests/check.h"
+#include "tests/random.h"
 #include "tests/walled.h"
 
 using lowbit::Attention;
@@ -19,15 +19,6 @@ using lowbit::MaskKind;
 using lowbit::TokenRows;
 
 namespace {
-
-std::mt19937 random_bits(0);
-
-int64_t below(int64_t n) { return std::uniform_int_distribution<int64_t>(0, n - 1)(random_bits); }
-
-float normal() {
-  static std::normal_distribution<float> distribution;
-  return distribution(random_bits);
-}
 
 // [batch][tokens][heads][size], a few numbers before the heads of each token.
 class Operand {

@@ -9,11 +9,11 @@
 #include <cstring>
 #include <iterator>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "quantize_rows.h"
 #include "tests/check.h"
+#include "tests/random.h"
 #include "tests/walled.h"
 
 using lowbit::Lanes;
@@ -21,15 +21,6 @@ using lowbit::Linear;
 using lowbit::Nonlinearity;
 
 namespace {
-
-std::mt19937 random_bits(0);
-
-int64_t below(int64_t n) { return std::uniform_int_distribution<int64_t>(0, n - 1)(random_bits); }
-
-float normal() {
-  static std::normal_distribution<float> distribution;
-  return distribution(random_bits);
-}
 
 bool same_bits(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 

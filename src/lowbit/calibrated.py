@@ -17,7 +17,7 @@ from lowbit.progress import without_transformers_bars
 from lowbit.quantization import quantize
 from lowbit.recipe import Recipe, load_recipe
 from lowbit.solvers import Solver, load_solver
-from lowbit.staging import check_output, staged
+from lowbit.staging import check_output, staged, writing
 from lowbit.stream import MAX_SHARD_BYTES, copy_companions
 
 
@@ -54,7 +54,8 @@ def quantize_calibrated(
         loaded, recipe, progress, calibration=material.batches, solver=solver, work=work
     )
     with staged(output) as folder, without_transformers_bars():
-        loaded.save_pretrained(folder, max_shard_size=max_shard_bytes)
+        with writing(output):
+            loaded.save_pretrained(folder, max_shard_size=max_shard_bytes)
         copy_companions(source, folder)
         config = loaded.config
         write_card(

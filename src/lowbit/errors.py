@@ -24,9 +24,9 @@ class InputError(LowbitError):
 
 
 @contextmanager
-def about(subject: str) -> Iterator[None]:
-    """Errors from inside say what they are about."""
+def naming(what: str) -> Iterator[None]:
+    """What goes wrong inside is told of `what`: "encoder.fc1.weight: …"."""
     try:
         yield
     except LowbitError as error:
-        raise type(error)(f"{subject}: {error}") from None
+        raise type(error)(f"{what}: {error}") from None

@@ -33,8 +33,8 @@ from lowbit.convert import (
     weights_of,
 )
 from lowbit.coverage import Decision, check_static, cover
-from lowbit.errors import InputError, LowbitError
-from lowbit.formats import Layout, QTensor, layout_from_dict
+from lowbit.errors import InputError, LowbitError, naming
+from lowbit.formats import Layout, layout_from_dict
 from lowbit.fusion import fuse, unfuse
 from lowbit.nn import ACTIVATIONS, Packed
 from lowbit.recipe import Recipe, load_recipe
@@ -160,7 +160,9 @@ class LowbitQuantizer(HfQuantizer):
         decision = self.pending.pop(name)
         assert decision.weights is not None and decision.rule is not None
         matrix = oriented(weight, decision.weights)
-        q = quantize_weight(decision, matrix)
+        assert decision.rule.scheme is not None
+        with naming(name):
+            q = decision.rule.scheme.quantize(matrix)
         swap(model, decision.name, decision.weights, q, decision.rule.activations, weight)
         self.quantization_config.modules[decision.name] = module_entry(decision, q.layout)
         self.quantization_config.errors[decision.name] = WeightError.of(matrix, q)
@@ -241,15 +243,6 @@ class _QuantizeOnLoad(ConversionOps):
         if missing_keys is not None:
             missing_keys.discard(full_layer_name)
         return {}
-
-
-def quantize_weight(decision: Decision, weight: Tensor) -> QTensor:
-    """Quantize a weight [out, in]. Raises with the module's name."""
-    assert decision.rule is not None and decision.rule.scheme is not None
-    try:
-        return decision.rule.scheme.quantize(weight)
-    except LowbitError as error:
-        raise type(error)(f"{decision.name}.weight: {error}") from None
 
 
 def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> tuple[TiedKeys, ...]:

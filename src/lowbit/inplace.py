@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.accounting import Footprint, footprint
@@ -15,6 +14,7 @@ from lowbit.formats import QTensor, StaticScale
 from lowbit.fusion import fuse
 from lowbit.hub import LowbitConfig, attach, module_entry
 from lowbit.nn import QuantLinear
+from lowbit.progress import tracked
 from lowbit.recipe import Recipe
 from lowbit.weight_error import WeightError
 
@@ -66,7 +66,7 @@ def quantize_with(
     stored: dict[str, QTensor] = {}
     errors: dict[str, WeightError] = {}
     owners = [d for d in coverage.quantized if d.tied_to is None]
-    for d in tqdm(owners, desc=f"quantizing ({recipe.name})", delay=2, disable=not progress):
+    for d in tracked(owners, f"quantizing ({recipe.name})", "weight", progress):
         assert d.weights is not None
         weight = matrix(model.get_submodule(d.name), d.weights)
         stored[d.name] = solve(d, weight)

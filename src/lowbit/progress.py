@@ -1,16 +1,26 @@
 """Progress bars: ours say what they count; those of transformers are left out beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 from transformers.utils import logging
+
+Item = TypeVar("Item")
 
 
 def progress_bar(total: int, what: str, unit: str, shown: bool) -> Any:
     """A bar that appears once two seconds have passed; a context to be left at the end."""
     return tqdm(total=total, desc=what, unit=unit, delay=2, disable=not shown)
+
+
+def tracked(
+    items: Iterable[Item], what: str, unit: str, shown: bool, leave: bool = True
+) -> Iterable[Item]:
+    """The items, with such a bar over them, which stays at the end unless it is one of many."""
+    found: Iterable[Item] = tqdm(items, what, unit=unit, delay=2, disable=not shown, leave=leave)
+    return found
 
 
 @contextmanager

@@ -165,6 +165,11 @@ PRESETS: dict[str, Recipe] = {
 }
 
 
+def names_a_folder(name: str) -> bool:
+    """Whether a recipe of that name can have a folder called like it."""
+    return name not in ("", ".", "..") and Path(name).name == name
+
+
 def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
     """A preset's name, a YAML path, a mapping, or a Recipe as it is. Raises UsageError."""
     if isinstance(recipe, Recipe):

@@ -8,7 +8,7 @@ from lowbit.formats import StaticScale, group
 from lowbit.kernels import linear, native, ops
 from lowbit.kernels.linear import KERNELS, reference
 from lowbit.kernels.selection import VARIABLE
-from lowbit.nn import QuantLinear
+from lowbit.nn import ACTIVATIONS, QuantLinear
 from tests.stored import Form
 
 FORMS_USED = [
@@ -107,3 +107,24 @@ def test_the_operator_meets_the_rules_of_torch():
         3,
     )
     torch.library.opcheck(torch.ops.lowbit.linear.default, arguments)
+
+
+@pytest.mark.parametrize("activations", ["static", "requantized"])
+def test_scales_that_are_loaded_later_are_used(activations):
+    """After a forward pass, whose numbers are kept."""
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+
+    def layer(*static):
+        case = Form("affine", 8).random(16, 64)
+        made = ACTIVATIONS[activations][0](case.q.layout, 64, 16, None, activations="static")
+        made.stand_in_for(torch.nn.Linear(64, 16), torch.zeros(0))
+        made.hold(case.q).set_static(*static)
+        return made
+
+    pairs = [(StaticScale(0.03), StaticScale(0.5)), (StaticScale(0.02, -40), StaticScale(0.3, 9))]
+    count = 2 if activations == "requantized" else 1
+    first, second = (layer(*pair[:count]) for pair in pairs)
+    assert not torch.equal(first(x), second(x))
+    for one, other in ((first, second), (second, layer(*pairs[0][:count]))):
+        one.load_state_dict(other.state_dict())
+        assert torch.equal(one(x), other(x))

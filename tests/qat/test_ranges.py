@@ -5,8 +5,16 @@ import pytest
 import torch
 
 from lowbit import UsageError
-from lowbit.formats import StaticScale
-from lowbit.qat.ranges import RANGES, Ema, Learned, LeastSquares, MinMax, Percentile, scale_of
+from lowbit.formats import StaticScale, fake_quantize
+from lowbit.qat.ranges import (
+    RANGES,
+    Ema,
+    Learned,
+    LeastSquares,
+    MinMax,
+    Percentile,
+    scale_of,
+)
 
 
 def batches(count=5, seed=0):
@@ -88,6 +96,26 @@ def test_the_forward_pass_equals_quantize_and_dequantize(name, symmetric):
     codes = np.clip(np.rint(x.numpy() * inv) + static.zero_point, static.lowest, 127)
     expected = ((codes - static.zero_point) * np.float32(static.scale)).astype(np.float32)
     np.testing.assert_array_equal(found(x).detach().numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("scale", "zero_point"), [(0.03, 0), (0.0217, -40), (1e-5, 3), (7.0, 127)])
+def test_numbers_and_gradients_are_those_of_torch(dtype, scale, zero_point):
+    static = StaticScale(np.float32(scale).item(), zero_point)
+    generator = torch.Generator().manual_seed(0)
+    x = (3 * torch.randn(4096, generator=generator)).to(dtype).requires_grad_()
+    wanted = torch.fake_quantize_per_tensor_affine(
+        x, static.scale, static.zero_point, static.lowest, 127
+    )
+    wanted.sum().backward()
+    rounded, inside = fake_quantize(x.detach(), static)
+    assert torch.equal(rounded, wanted) and torch.equal(inside.to(dtype), x.grad)
+
+
+def test_what_is_no_number_stays_none():
+    rounded, inside = fake_quantize(torch.tensor([torch.nan, torch.inf, 1.0]), StaticScale(0.5))
+    assert rounded.isnan().tolist() == [True, False, False] and rounded[1:].tolist() == [63.5, 1.0]
+    assert inside.tolist() == [False, False, True]
 
 
 def test_gradients_stop_where_activations_are_clamped():

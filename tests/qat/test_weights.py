@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowbit import UsageError
+from lowbit import InputError, UsageError
 from lowbit.formats import CHANNEL, FORMATS, TENSOR, group
 from lowbit.qat.weights import ESTIMATORS
 from lowbit.schemes import Absmax, Binary, ZeroPoint
@@ -98,6 +98,16 @@ def test_the_learned_step_has_the_gradients_of_esser(scheme):
             expected_scale[at] += g[row, k] * ((q - v) if inside else q) * gain
             assert found[row, k] == (g[row, k] if inside else 0)
     np.testing.assert_allclose(quantizer.scale.grad.numpy(), expected_scale, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("broken", ["weight", "scale"])
+def test_what_a_diverged_training_left_is_not_stored(broken):
+    weight = some_weight()
+    quantizer = ESTIMATORS["lsq"](Absmax(8), weight)
+    with torch.no_grad():
+        {"weight": weight, "scale": quantizer.scale}[broken][0, 0] = torch.nan
+    with pytest.raises(InputError, match="NaN or infinite"):
+        quantizer.stored(weight)
 
 
 def test_a_step_that_training_pushed_to_zero_still_stores():

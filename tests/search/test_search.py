@@ -13,8 +13,8 @@ from lowbit.formats import CHANNEL, group
 from lowbit.kernels.ops import dequantize
 from lowbit.search.budget import Budget
 from lowbit.search.candidates import candidates_of
+from lowbit.search.costs import MEASURES
 from lowbit.search.search import search
-from lowbit.search.sensitivity import MEASURES
 from lowbit.solvers import Solver
 from tests.folders import byte_tokenizer
 from tests.models import VOCABULARY, make

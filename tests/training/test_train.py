@@ -9,13 +9,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import lowbit
 from lowbit import InputError, UsageError
-from lowbit.loading import load_tokenizer
+from lowbit.evaluation.task import Subject
+from lowbit.evaluation.tasks.glue import Glue
+from lowbit.loading import load_model, load_tokenizer
 from lowbit.qat.prepare import QatOptions
+from lowbit.recipe import PRESETS, Recipe
+from lowbit.training.bcq import Plan
 from lowbit.training.lesson import Material
 from lowbit.training.settings import Settings
 from lowbit.training.train import train
@@ -157,6 +162,8 @@ def test_starting_again_leaves_no_old_checkpoint_to_resume_from(source, data, tm
     [
         ("grue", QUICK, "there is no task 'grue' to train"),
         ("glue", Settings(qat="int9"), "qat 'int9' is unknown"),
+        ("glue", Settings(plan=Plan(Recipe((), "../x"))), "'../x' cannot name a folder"),
+        ("glue", Settings(plan=Plan(Recipe((), "float"))), "'float' cannot name a folder"),
         ("squad", QUICK, "holds 0 files"),
         ("language", QUICK, "train.txt"),
     ],
@@ -164,6 +171,30 @@ def test_starting_again_leaves_no_old_checkpoint_to_resume_from(source, data, tm
 def test_what_cannot_be_trained_is_refused(source, data, tmp_path, task, settings, sentence):
     with pytest.raises((UsageError, InputError), match=sentence):
         train(task, material(source, data), tmp_path, settings, progress=False)
+
+
+def test_the_folder_of_a_recipe_file_has_the_recipes_name(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(replace(PRESETS["int8-static"], name="mine").to_dict()))
+    assert Settings(qat=str(file)).folder == "mine"
+
+
+def test_scores_are_those_of_float32_though_training_was_in_bfloat16(source, tmp_path):
+    """Of a regression, whose predictions show every digit."""
+    folder = tmp_path / "STS-B"
+    folder.mkdir()
+    rows = [f"{i % 7}\tgood {WORDS[0][i % 4]}\t{WORDS[i % 2][i % 3]}\t{i % 5}.0" for i in range(24)]
+    for split in ("train", "dev"):
+        (folder / f"{split}.tsv").write_text(
+            "\n".join(["index\tsentence1\tsentence2\tscore", *rows]) + "\n"
+        )
+    tokenizer = load_tokenizer(source)
+    lesson = Material(str(source), tokenizer, str(folder), "stsb", max_length=16)
+    settings = replace(QUICK, epochs=1, bf16=True)
+    found = train("glue", lesson, tmp_path / "out", settings, progress=False)
+    task = Glue(str(folder), "stsb", max_length=16)
+    again = task.measure(Subject("float", load_model(tmp_path / "out/float"), tokenizer))
+    assert found.measurements["float"].predictions == again.predictions
 
 
 def test_a_quantized_model_is_not_trained(source, data, tmp_path):

@@ -17,9 +17,9 @@ from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import load_subject
 from lowbit.recipe import schemes_of
 from lowbit.search.budget import Budget
+from lowbit.search.costs import MEASURES
 from lowbit.search.outcome import Found
 from lowbit.search.search import search as search_recipe
-from lowbit.search.sensitivity import MEASURES
 from lowbit.solvers import SOLVERS
 from lowbit.staging import staged_file
 

@@ -23,7 +23,7 @@ from lowbit.demo.corpus import documentation
 from lowbit.demo.model import END_OF_TEXT, Settings, new_model, new_tokenizer
 from lowbit.demo.train import train
 from lowbit.progress import without_transformers_bars
-from lowbit.staging import staged
+from lowbit.staging import staged, writing
 
 HELD_OUT = "held_out.txt"
 DIGESTS = "SHA256.json"
@@ -93,7 +93,7 @@ def _make(folder: Path, settings: Settings, progress: bool) -> None:
         torch.manual_seed(settings.seed)
         model = new_model(tokenizer, settings)
     train(model, _encode(tokenizer, END_OF_TEXT.join(corpus.train)), settings, progress)
-    with without_transformers_bars():
+    with without_transformers_bars(), writing(folder):
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / HELD_OUT).write_text(END_OF_TEXT.join(corpus.held_out), encoding="utf-8")

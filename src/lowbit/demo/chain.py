@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from lowbit.demo.cache import HELD_OUT, Trained, trained
 from lowbit.demo.model import Settings
 from lowbit.environment import describe
@@ -18,6 +16,7 @@ from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.generate import Generate
 from lowbit.evaluation.tasks.perplexity import Perplexity
+from lowbit.progress import progress_bar
 from lowbit.quantization import quantize
 from lowbit.report import check_paths, write
 
@@ -77,8 +76,7 @@ def _compare(base: Trained, seed: int, progress: bool) -> tuple[ModelRecord, ...
     )
     plan = Plan(tasks, (SHAPE,), pictures=True, peak=False, seed=seed)
     reference = Subject("float32", base.model, base.tokenizer)
-    total = 1 + len(RECIPES)
-    with tqdm(total=total, desc="comparing", unit="model", disable=not progress) as bar:
+    with progress_bar(1 + len(RECIPES), "comparing", "model", progress) as bar:
         records = [examine(reference, base.folder, plan, progress=False)]
         bar.update()
         for recipe in RECIPES:

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from lowbit.errors import InputError
+from lowbit.progress import tracked
 
 HELD_OUT = 20
 TESTS = {"test", "tests", "idle_test"}
@@ -58,7 +57,7 @@ def _documents(folder: Path, progress: bool) -> Iterator[tuple[bool, str]]:
     """(whether it is a help topic, text), in the order of the file names."""
     seen: set[str] = set()
     files = [file for file in sorted(folder.rglob("*.py")) if _belongs(file.relative_to(folder))]
-    for file in tqdm(files, "reading documentation", unit="file", delay=2, disable=not progress):
+    for file in tracked(files, "reading documentation", "file", progress):
         try:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError):

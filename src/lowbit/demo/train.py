@@ -12,10 +12,10 @@ from jaxtyping import Integer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm.auto import tqdm
 from transformers import GPT2LMHeadModel
 
 from lowbit.demo.model import Settings
+from lowbit.progress import progress_bar
 
 LOWEST_RATE = 0.05  # the share of the learning rate that cosine ends with
 LONGEST_WARM_UP = 40  # steps
@@ -37,7 +37,7 @@ def train(
     # Subnormal numbers, which training makes many of, are several times slower than others.
     torch.set_flush_denormal(True)
     try:
-        with tqdm(total=settings.steps, desc="training", unit="step", disable=not progress) as bar:
+        with progress_bar(settings.steps, "training", "step", progress) as bar:
             for batch in batches(ids, settings):
                 with half_where_it_is_faster():
                     logits = model(input_ids=batch[:, :-1], use_cache=False).logits

@@ -17,15 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from lowbit.checkpoint import find, weight_files
 from lowbit.environment import describe
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.evaluate import Plan, examine, load_subject
 from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject
-from lowbit.recipe import Recipe, load_recipe
+from lowbit.progress import progress_bar
+from lowbit.recipe import Recipe, load_recipe, names_a_folder
 from lowbit.staging import staged_file
 from lowbit.stream import quantize_checkpoint
 
@@ -54,13 +53,13 @@ def compare(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two of the models to compare are called {twice[0]!r}")
     for name in names:
-        if name in ("", ".", "..") or Path(name).name != name:
+        if not names_a_folder(name):
             raise UsageError(f"the recipe's name {name!r} cannot name a folder")
     _make(folder)
     reference = load_subject(source)
     plan = plan if isinstance(plan, Plan) else plan(reference)
     plan.check(reference)
-    with tqdm(total=1 + len(chosen), desc="comparing", unit="model", disable=not progress) as bar:
+    with progress_bar(1 + len(chosen), "comparing", "model", progress) as bar:
         bar.set_postfix_str(reference_name)
         first = _kept(
             folder / f"{FLOAT}.json",

@@ -6,25 +6,24 @@ of the encoder's. What stays float costs nothing, so that each number is the pri
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from lowbit.convert import matrix, oriented
+from lowbit.convert import matrix
 from lowbit.coverage import Decision, cover
 from lowbit.data import parallel, text
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, naming
 from lowbit.evaluation.forced import forced
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.task import Subject
-from lowbit.formats import FORMATS
-from lowbit.hub import quantize_weight
+from lowbit.formats import QTensor
 from lowbit.progress import progress_bar
 from lowbit.recipe import Recipe, Rule
+from lowbit.rounded import rounded
 from lowbit.schemes import Scheme
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -70,7 +69,7 @@ def sensitivity(
             losses = {}
             for name in schemes:
                 chosen = [d for d in decisions[name] if kind_of(d.name) == kind]
-                with rounded(model, chosen):
+                with rounded(model, ((d, _nearest(model, d)) for d in chosen)):
                     losses[name] = loss(model)
                 bar.update()
             parameters = sum(d.parameters for d in members)
@@ -86,27 +85,6 @@ def kind_of(name: str) -> str:
         return name
     parent, _, own = general.rpartition(".")
     return f"{parent}.{own.rstrip('0123456789')}" if parent.endswith("*") else parent
-
-
-@contextmanager
-def rounded(model: PreTrainedModel, decisions: Sequence[Decision]) -> Iterator[None]:
-    """The model with some weights as their stored forms decode; floats again afterwards."""
-    before = {}
-    try:
-        for d in decisions:
-            assert d.weights is not None
-            parameter = model.get_submodule(d.name)._parameters["weight"]
-            assert parameter is not None
-            before[d.name] = parameter.detach().clone()
-            q = quantize_weight(d, matrix(model.get_submodule(d.name), d.weights))
-            decoded = FORMATS[q.layout.format].decode(q, parameter.dtype)
-            parameter.detach().copy_(oriented(decoded, d.weights))
-        yield
-    finally:
-        for name, weight in before.items():
-            parameter = model.get_submodule(name)._parameters["weight"]
-            assert parameter is not None
-            parameter.detach().copy_(weight)
 
 
 def token_loss(
@@ -132,6 +110,12 @@ def token_loss(
         return lambda model: forced(model, tokenizer, sources, targets, progress=False).loss
     ids = torch.tensor(tokenizer(text.read(data).text, verbose=False).input_ids[:items])
     return lambda model: math.log(perplexity(model, ids, context, progress=False))
+
+
+def _nearest(model: PreTrainedModel, d: Decision) -> QTensor:
+    assert d.weights is not None and d.rule is not None and d.rule.scheme is not None
+    with naming(f"{d.name}.weight"):
+        return d.rule.scheme.quantize(matrix(model.get_submodule(d.name), d.weights))
 
 
 def _owners(model: PreTrainedModel, scheme: Scheme) -> list[Decision]:

@@ -9,7 +9,7 @@ from lowbit.formats import affine, binary
 from lowbit.formats.affine import AffineLayout, AffineTensor
 from lowbit.formats.binary import BinaryLayout, BinaryTensor
 from lowbit.formats.granularity import CHANNEL, TENSOR, Granularity, group
-from lowbit.formats.static_scale import StaticScale
+from lowbit.formats.static_scale import StaticScale, fake_quantize
 
 QTensor = AffineTensor | BinaryTensor
 Layout = AffineLayout | BinaryLayout
@@ -57,6 +57,7 @@ __all__ = [
     "Layout",
     "QTensor",
     "StaticScale",
+    "fake_quantize",
     "group",
     "layout_from_dict",
 ]

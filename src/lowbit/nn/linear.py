@@ -1,6 +1,6 @@
 """QuantLinear: nn.Linear, or transformers' Conv1D, over a stored weight [out, in]."""
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class QuantLinear(Packed):
         """The scale of static activations."""
         (activations,) = scales
         self.input_scale, self.input_zero_point = self.static_tensors(activations)
-        self.input, self.product = None, None
+        self.forget()
 
     def static_tensors(self, static: StaticScale) -> tuple[Tensor, Tensor]:
         """Scale and zero point as they are stored."""
@@ -93,6 +93,14 @@ class QuantLinear(Packed):
         if self.input is None and self.activations == "static":
             self.input = StaticScale(self.input_scale.item(), int(self.input_zero_point))
         return self.input
+
+    def forget(self) -> None:
+        """Look again, at the next call, at what is stored beside the weight."""
+        self.input, self.product, self.shifted_bias = None, None, None
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.forget()
 
     def train(self, mode: bool = True) -> Self:
         if mode and self.activations == "static":
@@ -111,11 +119,11 @@ class QuantLinear(Packed):
         product = self.product
         if form is not None and (product is None or product.form is not form):
             product = linear.product(form, self.activations, self.nonlinearity, self.static_input())
-            self.product = product
             static = None if product is None else product.input
             if packed is not None and static is not None and static.zero_point:
                 bias = self._parameters["bias"]
                 self.shifted_bias = shifted_bias(form, packed, bias, static)
+            self.product = product  # last: another thread that sees it takes the bias beside it
         return packed, product
 
     def product_bias(self) -> Tensor | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit.formats import StaticScale
+from lowbit.formats import StaticScale, fake_quantize
 from lowbit.nn.linear import QuantLinear
 
 
@@ -26,11 +26,8 @@ class RequantizedLinear(QuantLinear):
         self.output: StaticScale | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        y, to = super().forward(x), self.static_output()
-        rounded = torch.fake_quantize_per_tensor_affine(
-            y.float(), to.scale, to.zero_point, to.lowest, 127
-        )
-        return rounded.to(y.dtype)
+        rounded, _ = fake_quantize(super().forward(x), self.static_output())
+        return rounded
 
     def own_stored(self) -> dict[str, torch.dtype]:
         output = {"output_scale": torch.float32, "output_zero_point": torch.int8}
@@ -41,7 +38,10 @@ class RequantizedLinear(QuantLinear):
         activations, outputs = scales
         super().set_static(activations)
         self.output_scale, self.output_zero_point = self.static_tensors(outputs)
-        self.output = outputs
+
+    def forget(self) -> None:
+        super().forget()
+        self.output = None
 
     def static_output(self) -> StaticScale:
         """The scale of the outputs, as numbers."""

@@ -1,12 +1,12 @@
 """Static activations without training: the float model runs over some data, and is watched."""
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.calibration import Calibration, batches_of
 from lowbit.errors import UsageError
 from lowbit.formats import StaticScale
 from lowbit.mode import evaluating
+from lowbit.progress import tracked
 from lowbit.qat.modules import FakeQuantLinear
 from lowbit.qat.prepare import QatOptions, fake_quantized, prepare_qat, restore_float, static_scales
 from lowbit.recipe import Recipe
@@ -33,7 +33,7 @@ def calibrate(
         for module in fake_quantized(model).values():
             module.watching = isinstance(module, FakeQuantLinear)
         with evaluating(model):
-            for inputs in tqdm(batches, "calibrating", delay=2, disable=not progress):
+            for inputs in tracked(batches, "calibrating", "batch", progress):
                 model(**inputs)
         return static_scales(model)
     finally:

@@ -37,7 +37,7 @@ class _Clipped(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None
+        return torch.where(inside, grads[0], 0), None, None
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -62,7 +62,7 @@ class _LearnedStep(torch.autograd.Function):
         (grad,) = grads
         by_scale = torch.where(inside, rounded - w, rounded) / stored
         total = (grad * by_scale).sum_to_size(ctx.shape) * ctx.gain
-        return grad * inside, total, None, None, None, None, None
+        return torch.where(inside, grad, 0), total, None, None, None, None, None
 
 
 def straight_through(w: Tensor, rounded: Tensor) -> Tensor:

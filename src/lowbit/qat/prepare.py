@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from lowbit.convert import matrix
 from lowbit.coverage import Coverage, Decision, cover
-from lowbit.errors import LowbitError, UsageError
+from lowbit.errors import UsageError, naming
 from lowbit.formats import StaticScale
 from lowbit.inplace import Result, quantize_with
-from lowbit.nn import STATIC
+from lowbit.nn import ACTIVATIONS, STATIC, RequantizedLinear
 from lowbit.qat.modules import (
     FakeQuantEmbedding,
     FakeQuantized,
@@ -120,10 +120,8 @@ def static_scales(model: nn.Module) -> dict[str, tuple[StaticScale, ...]]:
     for name, module in fake_quantized(model).items():
         if isinstance(module, FakeQuantLinear) and isinstance(module.input_quantizer, Range):
             ranges = filter(None, (module.input_quantizer, module.output_quantizer))
-            try:
+            with naming(name):
                 found[name] = tuple(each.static() for each in ranges)
-            except LowbitError as error:
-                raise type(error)(f"{name}: {error}") from None
     return found
 
 
@@ -150,10 +148,8 @@ def _stand_in(
     assert decision.weights is not None and decision.rule is not None
     scheme, weights = decision.rule.scheme, decision.weights
     assert scheme is not None
-    try:
+    with naming(decision.name):
         quantizer = owner or new(scheme, matrix(module, weights))
-    except LowbitError as error:
-        raise type(error)(f"{decision.name}: {error}") from None
     if weights.kind == "embedding":
         return FakeQuantEmbedding(module, weights, quantizer, options.start, owner is not None)
     width = scheme.granularity.width(weights.shape[1])
@@ -163,7 +159,8 @@ def _stand_in(
         **dict.fromkeys(STATIC, options.new_range),
     }
     inputs = kinds[decision.rule.activations]()
-    outputs = options.new_range() if decision.rule.activations == "requantized" else None
+    rounds_outputs = issubclass(ACTIVATIONS[decision.rule.activations][0], RequantizedLinear)
+    outputs = options.new_range() if rounds_outputs else None
     return FakeQuantLinear(
         module, weights, quantizer, options.start, owner is not None, inputs, outputs
     )

@@ -16,6 +16,7 @@ from lowbit.formats import FORMATS, AffineTensor, QTensor
 from lowbit.formats.affine import code_range, encode
 from lowbit.qat.estimators import clipped, learned_step, straight_through
 from lowbit.schemes import Scheme
+from lowbit.schemes.weight_range import check_finite
 
 
 class Straight(nn.Module):
@@ -62,6 +63,8 @@ class LearnedStep(Straight):
         self.scale_dtype = first.scale.dtype
 
     def stored(self, weight: Float[Tensor, "out in"]) -> AffineTensor:
+        # NaN would be cast to a code like any other.
+        check_finite(weight.detach().sum(dtype=torch.float64) + self.scale.detach().sum(), weight)
         # Steps are positive; training may push one across.
         scale = self.scale.detach().abs().clamp_min(torch.finfo(self.scale_dtype).tiny)
         return encode(

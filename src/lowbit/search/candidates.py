@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.convert import matrix
 from lowbit.coverage import Decision, cover
 from lowbit.errors import UsageError
 from lowbit.formats import QTensor
+from lowbit.progress import tracked
 from lowbit.recipe import KEEP, Recipe, Rule
 from lowbit.schemes import Scheme
 from lowbit.solvers import Solver
@@ -49,7 +49,7 @@ def candidates_of(
         decisions = cover(model, Recipe(own, name="search", strict=False)).quantized
         owners = [d for d in decisions if d.tied_to is None]
         label = f"quantizing ({scheme.name} {scheme.bits})"
-        for d in tqdm(owners, label, delay=2, disable=not progress):
+        for d in tracked(owners, label, "weight", progress):
             assert d.weights is not None
             weight = matrix(model.get_submodule(d.name), d.weights)
             q = solve_weight(Solver("nearest"), d, weight, None)

@@ -13,20 +13,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lowbit.accounting import footprint
 from lowbit.calibration import Calibration, batches_of
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.study import Metric
 from lowbit.evaluation.task import Subject, Task
+from lowbit.progress import tracked
 from lowbit.quantization import quantize
 from lowbit.schemes import Scheme
 from lowbit.search.budget import Budget
 from lowbit.search.candidates import Candidate, candidates_of, recipe_of
+from lowbit.search.costs import MEASURES, Costs
 from lowbit.search.knapsack import choose
 from lowbit.search.outcome import Choice, Found, Trial
-from lowbit.search.sensitivity import MEASURES, Costs
 from lowbit.solvers import Solver, load_solver
 
 # Bisections of the size; each makes and evaluates a model.
@@ -183,7 +183,7 @@ def _of_size(
         name: partial(space.fitting, own) for name, own in zip(measures, costs, strict=True)
     }
     ways["one scheme"] = partial(space.uniform, costs[0])
-    for name, way in tqdm(ways.items(), "recipes", delay=2, disable=not space.progress):
+    for name, way in tracked(ways.items(), "recipes", "way", space.progress):
         room = limit
         for _ in range(FITS):
             picked = way(room) if room >= space.smallest else None
@@ -201,7 +201,7 @@ def _of_quality(space: _Space, costs: Costs, max_drop: float) -> Iterator[Trial]
     """Bisection: sizes that keep the metric, ever smaller, and those between that do not."""
     low, high = space.smallest, space.float_bytes
     tried: dict[tuple[int, ...], Trial] = {}
-    for step in tqdm(range(STEPS), "recipes", delay=2, disable=not space.progress):
+    for step in tracked(range(STEPS), "recipes", "step", space.progress):
         limit = low if step == 0 else (low + high) // 2
         picked = space.fitting(costs, limit)
         if tuple(picked) not in tried:

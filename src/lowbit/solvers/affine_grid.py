@@ -16,8 +16,7 @@ from lowbit.errors import UsageError
 from lowbit.formats import AffineTensor, Granularity
 from lowbit.formats.affine import AffineLayout
 from lowbit.packing import pack
-from lowbit.schemes import Absmax, Scheme, ZeroPoint
-from lowbit.schemes.weight_range import weight_range
+from lowbit.schemes import Scheme
 
 SHARES = torch.linspace(1.0, 0.4, 13).tolist()
 NEIGHBOURS = (0, -1, 1)
@@ -36,10 +35,9 @@ class Codes:
     @classmethod
     def of(cls, scheme: Scheme, weight: Tensor) -> "Codes":
         """Raises UsageError for a scheme whose codes are not affine, and as the scheme does."""
-        if not isinstance(scheme, Absmax | ZeroPoint):
-            raise UsageError(f"this solver finds affine codes, and scheme {scheme.name} has others")
-        weight_range(weight, scheme.granularity)
         layout = scheme.quantize(weight).layout
+        if not isinstance(layout, AffineLayout):
+            raise UsageError(f"this solver finds affine codes, and scheme {scheme.name} has others")
         return cls(layout.bits, layout.zero_point, layout.granularity, layout.scale_dtype)
 
     @property

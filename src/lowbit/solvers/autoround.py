@@ -23,10 +23,10 @@ from itertools import cycle
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from lowbit.errors import UsageError, about
+from lowbit.errors import UsageError, naming
 from lowbit.formats import FORMATS, AffineTensor, QTensor
+from lowbit.progress import tracked
 from lowbit.qat.estimators import straight_through
 from lowbit.schemes import Scheme
 from lowbit.schemes.weight_range import weight_range
@@ -61,7 +61,7 @@ def solve_block(
     _check(iterations)
     roundings, nearest = {}, {}
     for name, weight in weights.items():
-        with about(f"{name}.weight"):
+        with naming(f"{name}.weight"):
             roundings[name] = Rounding(weight, Codes.of(schemes[name], weight))
             nearest[name] = schemes[name].quantize(weight)
     _descend(roundings, block.error, block.batches, iterations, progress)
@@ -180,7 +180,7 @@ def _descend(
 
     with torch.no_grad():
         look()
-        for t in tqdm(range(iterations), "rounding", leave=False, delay=2, disable=not progress):
+        for t in tracked(range(iterations), "rounding", "step", progress, leave=False):
             rate = (1 - t / iterations) / iterations
             gradients = _gradients(error, values, t % batches, learned)
             for p, gradient, (low, high) in zip(learned, gradients, cycle(LIMITS), strict=False):

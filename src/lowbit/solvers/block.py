@@ -34,7 +34,8 @@ class Block:
 
     def error(self, weights: Mapping[str, Float32[Tensor, "_out _in"]], index: int) -> Tensor:
         """The error on one batch with the given weights, by the names of their modules. A scalar,
-        through which gradients flow to the weights where they are asked for."""
+        through which gradients flow to the weights where they are asked for. A token that is not
+        finite in the float model is left out."""
         named = {}
         for d in self.stage.decisions:
             assert d.weights is not None
@@ -42,7 +43,8 @@ class Block:
             assert own is not None
             named[f"{d.name}.weight"] = oriented(weights[d.name], d.weights).to(own.dtype)
         found = self._read(self.playback.output(self.stage, index, named), index)
-        return (found - self._read(self.expected[index], index)).square().sum()
+        expected = self._read(self.expected[index], index)
+        return (found - expected)[expected.isfinite().all(1)].square().sum()
 
     def _read(self, output: Any, index: int) -> Float[Tensor, "tokens width"]:
         """What the next block reads, without padding."""

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lowbit.coverage import Decision
-from lowbit.errors import about
+from lowbit.errors import naming
 from lowbit.formats import QTensor
 from lowbit.solvers import Solver
 
@@ -13,5 +13,5 @@ def solve_weight(
 ) -> QTensor:
     """The stored form of a weight [out, in]. Raises with the module's name."""
     assert decision.rule is not None and decision.rule.scheme is not None
-    with about(f"{decision.name}.weight"):
+    with naming(f"{decision.name}.weight"):
         return solver.solve(weight, hessian, decision.rule.scheme)

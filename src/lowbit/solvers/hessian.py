@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from lowbit.errors import InputError
+
 # A pivot so much smaller than the largest is rounding noise of float32 sums.
 SINGULAR = 1e-7
 
@@ -58,9 +60,12 @@ def weight_error(
 def damp(hessian: Float[Tensor, "in in"], damping: float) -> Float64[Tensor, "in in"]:
     """H + damping · mean(diag H) · I, in float64; the identity where no input ever differed from 0.
 
-    Ten times as much, and so on, where that is still not positive definite.
+    Ten times as much, and so on, where that is still not positive definite. Raises InputError where
+    H is not finite.
     """
     hessian = hessian.double()
+    if not hessian.isfinite().all():
+        raise InputError("some activations are so large that their squares pass float32")
     mean = hessian.diagonal().mean()
     eye = torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
     if not mean > 0:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowbit.errors import InputError, UsageError
 from lowbit.formats import QTensor, layout_from_dict
-from lowbit.staging import staged_file
+from lowbit.staging import staged_file, writing
 
 
 @dataclass
@@ -110,7 +110,8 @@ class Journal:
             "remarks": solved.remarks,
         }
         floats = {name: x.detach().contiguous() for name, x in solved.floats.items()}
-        with staged_file(self._file(number)) as unfinished:
+        file = self._file(number)
+        with staged_file(file) as unfinished, writing(file):
             save_file(tensors | floats, unfinished, {"about": json.dumps(about)})
 
     def _file(self, number: int) -> Path:

@@ -12,15 +12,16 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.calibration import Calibration, batches_of
-from lowbit.convert import matrix, oriented
+from lowbit.convert import matrix
 from lowbit.coverage import Decision, cover
-from lowbit.formats import FORMATS, QTensor
+from lowbit.formats import FORMATS
 from lowbit.mode import evaluating
+from lowbit.progress import tracked
 from lowbit.recipe import Recipe
+from lowbit.rounded import put
 from lowbit.solvers import FindFactors, Solver
 from lowbit.solvers.block import Block
 from lowbit.solvers.decide import solve_weight
@@ -94,21 +95,20 @@ def _walk(
     stages = find_stages(model, owners, batches[0])
     playback, found = Playback(model, batches), Solved()
     reference = Playback(model, batches) if solver.method.solve_block else None
-    with tqdm(stages, f"solving ({solver.name})", delay=2, disable=not progress) as bar:
-        for number, stage in enumerate(bar):
-            if reference is not None:
-                reference.advance(stage)
-            solved = journal.read(number) if journal else None
-            if solved is None:
-                solved = _solve(playback, reference, stage, solver, progress)
-                if journal:
-                    journal.write(number, solved)
-            for name, values in solved.floats.items():
-                model.get_parameter(name).data = values
-            for d in stage.decisions:
-                put(model, d, solved.stored[d.name])
-            found.add(solved)
-            playback.advance(stage)
+    for number, stage in enumerate(tracked(stages, f"solving ({solver.name})", "stage", progress)):
+        if reference is not None:
+            reference.advance(stage)
+        solved = journal.read(number) if journal else None
+        if solved is None:
+            solved = _solve(playback, reference, stage, solver, progress)
+            if journal:
+                journal.write(number, solved)
+        for name, values in solved.floats.items():
+            model.get_parameter(name).data = values
+        for d in stage.decisions:
+            put(model, d, solved.stored[d.name])
+        found.add(solved)
+        playback.advance(stage)
     return found
 
 
@@ -204,12 +204,3 @@ def _hessian(d: Decision, seen: Observed, found: Solved, weight: Tensor) -> Tens
 
 def _met(inputs: Inputs | None) -> TypeGuard[Inputs]:
     return inputs is not None and inputs.tokens > 0
-
-
-def put(model: PreTrainedModel, d: Decision, q: QTensor) -> None:
-    """Let a float module compute with a stored weight. Those tied to it follow."""
-    assert d.weights is not None
-    weight = model.get_submodule(d.name)._parameters["weight"]
-    assert weight is not None
-    decoded = FORMATS[q.layout.format].decode(q, weight.dtype)
-    weight.data = oriented(decoded, d.weights)

@@ -38,6 +38,6 @@ def teach(material: Material) -> Lesson:
         model,
         material.tokenizer,
         some(examples, part.source),
-        padded(material.tokenizer, {}),
+        padded(material.tokenizer),
         Glue(material.data, task.name, "dev", max_length=material.max_length),
     )

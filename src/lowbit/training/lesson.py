@@ -105,19 +105,14 @@ def _set_attention_dropout(config: PreTrainedConfig, share: float) -> None:
             setattr(config, name, share)
 
 
-def padded(tokenizer: PreTrainedTokenizerBase, extra: dict[str, int]) -> Callable[..., Any]:
-    """Pads a list of examples to its longest. `extra`: name -> what labels are padded with, for
-    those that have one value a token."""
+def padded(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Example]], dict[str, Tensor]]:
+    """Pads a list of examples to its longest; labels have one length already."""
 
     def collate(examples: list[Example]) -> dict[str, Tensor]:
         known = [{k: v for k, v in e.items() if k in tokenizer.model_input_names} for e in examples]
         batch = dict(tokenizer.pad(known, padding=True, return_tensors="pt"))
-        length = batch["input_ids"].shape[1]
         for name in examples[0].keys() - batch.keys():
-            values = [example[name] for example in examples]
-            if name in extra:
-                values = [v + [extra[name]] * (length - len(v)) for v in values]
-            batch[name] = torch.tensor(values)
+            batch[name] = torch.tensor([example[name] for example in examples])
         return batch
 
     return collate

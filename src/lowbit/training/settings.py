@@ -5,9 +5,11 @@ from typing import Any
 
 from lowbit.errors import UsageError
 from lowbit.qat.prepare import QatOptions
-from lowbit.recipe import PRESETS, Recipe
+from lowbit.recipe import PRESETS, Recipe, load_recipe, names_a_folder
 from lowbit.training.bcq import Plan
 
+# What else training writes.
+OUTPUTS = ("checkpoints", "float", "texts", "training.json")
 SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant_with_warmup")
 
 
@@ -68,8 +70,14 @@ class Settings:
 
     @property
     def folder(self) -> str:
-        """Where the model that was trained towards is saved."""
-        return self.qat if self.plan is None else self.plan.recipe.name
+        """Where the model that was trained towards is saved. Raises UsageError for a recipe whose
+        name is no folder's, or that of another."""
+        name = self.qat if self.plan is None else self.plan.recipe.name
+        if name.endswith((".yaml", ".yml")):
+            name = load_recipe(name).name
+        if not names_a_folder(name) or name in OUTPUTS:
+            raise UsageError(f"the recipe's name {name!r} cannot name a folder beside the others")
+        return name
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "plan": None if self.plan is None else self.plan.to_dict()}

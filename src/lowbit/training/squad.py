@@ -33,7 +33,7 @@ def teach(material: Material) -> Lesson:
         load_with_head(AutoModelForQuestionAnswering, material),
         material.tokenizer,
         some(examples, material.data),
-        padded(material.tokenizer, {}),
+        padded(material.tokenizer),
         Squad(material.data, "dev", material.max_length, material.stride),
     )
 

@@ -34,7 +34,7 @@ from lowbit.training.lesson import Lesson, Material
 from lowbit.training.projections import Projections
 from lowbit.training.settings import Settings
 from lowbit.training.teachers import find_teacher
-from lowbit.training.trainer import LessonTrainer, arguments, checkpoints
+from lowbit.training.trainer import LessonTrainer, arguments, checkpoints, without_autocast
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def train(
     for unusable data, a loss that is not a number, or a disk that is full.
     """
     teach = find_teacher(task)
-    recipe = settings.recipe
+    recipe, _ = settings.recipe, settings.folder  # both say at once what cannot be
     done = (output / "training.json").exists()
     begun = checkpoints(output) if resume or not overwrite else []
     if (done or begun) and not (overwrite or resume):
@@ -114,7 +114,8 @@ def train(
     seconds = time.perf_counter() - start
     if not trainer.is_world_process_zero():
         return Outcome(trainer.state.global_step, seconds, {}, ())
-    outcome = finish(lesson, output, settings, trainer.state.global_step, seconds, progress)
+    with without_autocast(lesson.model):
+        outcome = finish(lesson, output, settings, trainer.state.global_step, seconds, progress)
     write_texts(lesson, outcome, output / "texts")
     told = {"settings": settings.to_dict(), "environment": describe(), **outcome.to_dict()}
     with staged_file(output / "training.json") as unfinished:

@@ -1,6 +1,8 @@
 """transformers' Trainer on a lesson: its arguments, its checkpoints, and what stops it."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,17 @@ def arguments(
     )
 
 
+@contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """The model computes in its own dtype, whatever accelerate put around `forward` to train it."""
+    wrapped = vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            vars(model)["forward"] = wrapped
+
+
 class Rows(Dataset[Example]):
     """Examples, as torch and Trainer want them."""
 
@@ -136,8 +149,8 @@ class LessonTrainer(Trainer):
         labels = inputs.get("labels")
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.teacher is not None:
-            if labels is None or "logits" not in outputs:
-                raise UsageError("this task has no labels whose tokens could be distilled")
+            if labels is None or "logits" not in outputs or outputs["logits"].shape[-1] == 1:
+                raise UsageError("this task has no classes or tokens that could be distilled")
             given = {name: value for name, value in inputs.items() if name != "labels"}
             with evaluating(self.teacher):
                 wanted = self.teacher.to(labels.device)(**given).logits
@@ -150,7 +163,8 @@ class LessonTrainer(Trainer):
 
     def _scores(self) -> dict[str, float]:
         subject = Subject("model", self.lesson.model, self.lesson.tokenizer)
-        found = self.lesson.score.measure(subject, progress=False)
+        with without_autocast(self.lesson.model):
+            found = self.lesson.score.measure(subject, progress=False)
         return {f"eval_{name}": metric.value for name, metric in found.metrics.items()}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

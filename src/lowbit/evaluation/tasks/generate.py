@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from tqdm.auto import tqdm
-
 from lowbit.data import text
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.generation import generate_sample
 from lowbit.evaluation.study import Measurement, Sample
 from lowbit.evaluation.task import Subject, Task
+from lowbit.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,7 @@ class Generate(Task):
                     subject.model, tokenizer, prompt, self.new_tokens, self.seed, self.top_k
                 ),
             )
-            for prompt in tqdm(
-                self._prompts, "generating", unit="prompt", delay=2, disable=not progress
-            )
+            for prompt in tracked(self._prompts, "generating", "prompt", progress)
         ]
         return Measurement(
             task=self.name,

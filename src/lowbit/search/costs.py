@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from lowbit.convert import matrix
 from lowbit.formats import FORMATS
 from lowbit.mode import evaluating
+from lowbit.progress import progress_bar, tracked
+from lowbit.rounded import rounded
 from lowbit.search.candidates import Candidate
 from lowbit.solvers.hessian import weight_error
 from lowbit.solvers.observe import linear_users, observe
 from lowbit.solvers.playback import Playback, playing
 from lowbit.solvers.stages import find_stages
-from lowbit.solvers.walk import put
 
 Costs = list[list[float]]
 Batches = Sequence[Mapping[str, Tensor]]
@@ -39,22 +39,16 @@ def by_divergence(
     runs = len(batches) * sum(c.stored is not None for options in candidates for c in options)
     with (
         evaluating(model),
-        tqdm(total=runs, desc="divergence of each choice", delay=2, disable=not progress) as bar,
+        progress_bar(runs, "divergence of each choice", "run", progress) as bar,
     ):
         for batch in batches:
             wanted = _output(model, batch)
             for own, options in zip(costs, candidates, strict=True):
-                weight = model.get_submodule(options[0].module)._parameters["weight"]
-                assert weight is not None
-                before = weight.data
-                try:
-                    for i, candidate in enumerate(options):
-                        if candidate.stored is not None:
-                            put(model, candidate.decision, candidate.stored)
+                for i, candidate in enumerate(options):
+                    if candidate.stored is not None:
+                        with rounded(model, [(candidate.decision, candidate.stored)]):
                             own[i] += _distance(wanted, _output(model, batch)) / len(batches)
-                            bar.update()
-                finally:
-                    weight.data = before
+                        bar.update()
     return costs
 
 
@@ -71,7 +65,7 @@ def by_hessian(
     with evaluating(model), playing(model):
         playback = Playback(model, [dict(batch) for batch in batches])
         stages = find_stages(model, decisions, playback.batches[0])
-        for stage in tqdm(stages, "inputs of each module", delay=2, disable=not progress):
+        for stage in tracked(stages, "inputs of each module", "stage", progress):
             seen = observe(playback, stage, linear_users(playback, stage.decisions))
             for d in stage.decisions:
                 inputs = seen.of(d.name)

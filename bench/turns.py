@@ -1,0 +1,52 @@
+"""Contenders take turns within every round, so that a busy machine slows all of them: the time of
+each is its median, and a ratio the median of the ratios within a round."""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+
+def parser(
+    description: str | None, result: Path, rounds: int, threads: int = 2
+) -> argparse.ArgumentParser:
+    """Options that every bench of speed has."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--threads", type=int, default=threads)
+    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--write", action="store_true", help=f"write {result.name}")
+    return made
+
+
+def ready(threads: int) -> None:
+    """The same numbers each time, no gradients, and so many threads."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[], object]], rounds: int, unmeasured: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round, after some in which they find their memory."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(unmeasured + rounds):
+        for name, run in runs.items():
+            spent = seconds(run)
+            if number >= unmeasured:
+                taken[name].append(spent)
+    return taken
+
+
+def times_faster(than: Sequence[float], taken: Sequence[float]) -> float:
+    """How many times `than` takes as long, round by round."""
+    return statistics.median(a / b for a, b in zip(than, taken, strict=True))
