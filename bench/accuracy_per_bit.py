@@ -16,6 +16,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -25,9 +26,9 @@ from torch import nn
 
 import lowbit
 from lowbit import Recipe, Rule, ZeroPoint
+from lowbit.calibration import texts
 from lowbit.convert import oriented
 from lowbit.coverage import cover
-from lowbit.data import calibration
 from lowbit.evaluation.divergence import divergence
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.formats import group
@@ -39,7 +40,16 @@ from lowbit.staging import staged_file
 SHARED = Path(__file__).parents[2] / "shared"
 CONTEXT = 256
 DIVERGENCE_BLOCKS = 50
-SOLVERS = ("gptq", "hqq", "awq", "nearest")
+# By the name of a row: a solver, and whether it reads the calibration text.
+SOLVERS: dict[str, tuple[str | dict[str, Any], bool]] = {
+    "gptq": ("gptq", True),
+    "autoround": ("autoround", True),
+    "gptq, rotated": ({"name": "gptq", "rotate": True}, True),
+    "nearest, rotated": ({"name": "nearest", "rotate": True}, True),
+    "hqq": ("hqq", False),
+    "awq": ("awq", True),
+    "nearest": ("nearest", False),
+}
 # Groups that fill the bits of llama.cpp's types at the same width.
 FILLED = {4: 48, 3: 56, 2: 40}
 PEERS = ("Q4_K", "Q3_K", "Q2_K", "IQ3_S", "Q4_0", "Q8_0")
@@ -75,7 +85,7 @@ class Bench:
     @cached_property
     def batches(self) -> list[dict[str, torch.Tensor]]:
         train = self.data / "train.txt"
-        material = calibration.read(train, self.model, self.tokenizer, self.samples, CONTEXT)
+        material = texts.read(train, self.model, self.tokenizer, self.samples, CONTEXT)
         return material.batches
 
     def measure(self, name: str, change: Callable[[nn.Module], float]) -> Row:
@@ -95,9 +105,11 @@ class Bench:
                 unfinished.write_text(json.dumps([asdict(row) for row in self.rows.values()]))
         return self.rows[name]
 
-    def solved(self, recipe: Recipe, solver: str) -> Callable[[nn.Module], float]:
+    def solved(self, recipe: Recipe, name: str) -> Callable[[nn.Module], float]:
+        solver, data = SOLVERS[name]
+
         def change(model: nn.Module) -> float:
-            needs = {"calibration": self.batches} if solver in ("gptq", "awq") else {}
+            needs = {"calibration": self.batches} if data else {}
             lowbit.quantize(model, recipe, solver=solver, **needs)
             return linear_bits(model)
 

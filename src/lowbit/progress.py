@@ -15,9 +15,11 @@ def progress_bar(total: int, what: str, unit: str, shown: bool) -> Any:
     return tqdm(total=total, desc=what, unit=unit, delay=2, disable=not shown)
 
 
-def tracked(items: Iterable[Item], what: str, unit: str, shown: bool) -> Iterable[Item]:
-    """The items, with such a bar over them."""
-    found: Iterable[Item] = tqdm(items, what, unit=unit, delay=2, disable=not shown)
+def tracked(
+    items: Iterable[Item], what: str, unit: str, shown: bool, leave: bool = True
+) -> Iterable[Item]:
+    """The items, with such a bar over them, which stays at the end unless it is one of many."""
+    found: Iterable[Item] = tqdm(items, what, unit=unit, delay=2, disable=not shown, leave=leave)
     return found
 
 

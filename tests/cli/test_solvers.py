@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from lowbit import dequantize
 from lowbit.loading import load_model
 from lowbit.solvers import walk
 from tests.models import make, output
@@ -60,14 +61,25 @@ def test_hqq_needs_no_text(lowbit, source, tmp_path):
     assert code == 0 and torch.isfinite(output(load_model(tmp_path / "out"))).all()
 
 
+def test_heads_are_rotated_where_that_is_asked_for(lowbit, source, text, tmp_path):
+    options = ["--recipe", "int8", "--calibration", text, "--length", 16, "-q"]
+    code, _, err = lowbit("quantize", source, "-o", tmp_path / "out", *options, "--rotate")
+    assert code == 0, err
+    found, expected = load_model(tmp_path / "out"), make("gpt2")
+    assert ((output(found) - output(expected)).norm() <= 0.05 * output(expected).norm()).item()
+    rotated, plain = (model.transformer.h[0].attn.c_proj for model in (found, expected))
+    away = dequantize(rotated.qweight) - plain.weight.t()
+    assert (away.norm() > 0.5 * plain.weight.norm()).item()
+
+
 def test_the_same_command_goes_on_after_a_kill(lowbit, source, text, tmp_path, monkeypatch):
     solve, calls = walk._solve, []
 
-    def killed(playback, stage, solver):
+    def killed(playback, reference, stage, *options):
         if calls == ["transformer.h.0"]:
             raise SystemExit(143)
         calls.append(stage.name)
-        return solve(playback, stage, solver)
+        return solve(playback, reference, stage, *options)
 
     options = ["--recipe", "int4", "--solver", "gptq", "--calibration", text, "--samples", 9]
     command = ["quantize", source, "-o", tmp_path / "out", *options, "-q"]

@@ -119,21 +119,29 @@ def test_padding_is_not_looked_at():
     assert ((results[0] - results[1]).norm() <= 0.05 * results[0].norm()).item()
 
 
-@pytest.mark.parametrize("name", ["gpt2", pytest.param("bart", marks=pytest.mark.slow)])
-def test_a_killed_walk_goes_on_to_the_same_result(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        ("gpt2", PLAIN),
+        pytest.param("bart", PLAIN, marks=pytest.mark.slow),
+        pytest.param("gpt2", {"name": "autoround", "iterations": 3}, marks=pytest.mark.slow),
+        pytest.param("gpt2", PLAIN | {"rotate": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_walk_goes_on_to_the_same_result(name, solver, tmp_path, monkeypatch):
     whole, stopped = make(name), make(name)
-    lowbit.quantize(whole, "int3-all", solver=PLAIN, calibration=IDS)
+    lowbit.quantize(whole, "int3-all", solver=solver, calibration=IDS)
     before = weights(stopped)
     solve, calls, first = walk._solve, [], STAGES[name][:2]
 
-    def killed(playback, stage, solver):
+    def killed(playback, reference, stage, *options):
         if calls == first:
             raise KeyboardInterrupt
         calls.append(stage.name)
-        return solve(playback, stage, solver)
+        return solve(playback, reference, stage, *options)
 
     monkeypatch.setattr(walk, "_solve", killed)
-    options = {"solver": PLAIN, "calibration": IDS, "work": tmp_path / "work"}
+    options = {"solver": solver, "calibration": IDS, "work": tmp_path / "work"}
     with pytest.raises(KeyboardInterrupt):
         lowbit.quantize(stopped, "int3-all", **options)
     assert same(before, weights(stopped))

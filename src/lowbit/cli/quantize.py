@@ -34,6 +34,9 @@ def quantize(
     correct_bias: Annotated[
         bool, typer.Option("--correct-bias", help="Take the mean error of a layer off its bias.")
     ] = False,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Rotate attention heads first, to spread outliers.")
+    ] = False,
     samples: Annotated[int, typer.Option(min=1, help="Windows or lines of that text.")] = 128,
     length: Annotated[
         int | None, typer.Option(help="Tokens of one; by default all positions, 512 at most.")
@@ -58,7 +61,7 @@ def quantize(
         "overwrite": overwrite,
         "max_shard_bytes": max_shard_size * MEGA,
         "progress": not (quiet or as_json),
-        "solver": Solver(solver, correct_bias=correct_bias),
+        "solver": Solver(solver, correct_bias=correct_bias, rotate=rotate),
     }
     if calibration is None:
         result = quantize_checkpoint(model, recipe, output, **shared)

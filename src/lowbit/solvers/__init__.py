@@ -2,7 +2,8 @@
 
     solve(weight [out, in], hessian [in, in], scheme, …options) -> the scheme's own stored form
 
-The hessian is the mean of x xᵀ over calibration tokens: symmetric, undamped.
+The hessian is the mean of x xᵀ over calibration tokens: symmetric, undamped. A solver that finds
+all weights of a block together has a function for that too.
 """
 
 import inspect
@@ -15,21 +16,25 @@ from torch import Tensor
 from lowbit.errors import UsageError
 from lowbit.formats import QTensor
 from lowbit.schemes import Scheme
-from lowbit.solvers import awq, binary_compensated, gptq, hqq, nearest, smoothquant
+from lowbit.solvers import autoround, awq, binary_compensated, gptq, hqq, nearest, smoothquant
 from lowbit.solvers.hessian import Inputs
 
 # (weights [out, in] that read the same x, what is known of x, their schemes) -> one per input
 FindFactors = Callable[[Sequence[Tensor], Inputs, Sequence[Scheme]], Tensor]
+# (weights [out, in] of a block by name, their schemes, the block, progress, …options) -> all stored
+SolveBlock = Callable[..., Mapping[str, QTensor]]
 
 
 @dataclass(frozen=True)
 class Method:
     """`solve`, and whether it needs a Hessian, which is None else. `factors` finds a scale per
-    input that is folded into the module before, first of all."""
+    input that is folded into the module before, first of all. `solve_block` takes the place of
+    `solve` in the blocks of stacks."""
 
     solve: Callable[..., QTensor]
     data: bool = False
     factors: FindFactors | None = None
+    solve_block: SolveBlock | None = None
 
 
 SOLVERS = {
@@ -37,6 +42,7 @@ SOLVERS = {
     "hqq": Method(hqq.solve),
     "gptq": Method(gptq.solve, data=True),
     "binary": Method(binary_compensated.solve, data=True),
+    "autoround": Method(autoround.solve, data=True, solve_block=autoround.solve_block),
     "awq": Method(nearest.solve, factors=awq.factors),
     "smoothquant": Method(nearest.solve, factors=smoothquant.factors),
 }
@@ -48,11 +54,13 @@ class Solver:
 
     correct_bias: move the bias of each layer by the mean error that its weight leaves,
     b + (W − Ŵ) · mean x (Nagel et al. 2019, "Data-Free Quantization", equation 16).
+    rotate: rotate what each attention head passes on, first of all (rotation.py).
     """
 
     name: str = "nearest"
     options: Mapping[str, Any] = field(default_factory=dict)
     correct_bias: bool = False
+    rotate: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in SOLVERS:
@@ -70,25 +78,28 @@ class Solver:
     @property
     def data(self) -> bool:
         """Whether it learns from data."""
-        return self.method.data or self.method.factors is not None or self.correct_bias
+        method = self.method
+        return method.data or method.factors is not None or self.correct_bias or self.rotate
 
     def solve(self, weight: Tensor, hessian: Tensor | None, scheme: Scheme) -> QTensor:
         """`weight` in the stored form of `scheme`."""
         return self.method.solve(weight, hessian, scheme, **self.options)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "correct_bias": self.correct_bias, **self.options}
+        own = {"name": self.name, "correct_bias": self.correct_bias, "rotate": self.rotate}
+        return {**own, **self.options}
 
 
 def load_solver(solver: str | Mapping[str, Any] | Solver) -> Solver:
     """A name, a mapping {"name": …, option: value, …}, or a Solver as it is. Raises UsageError.
 
-    "correct_bias" is an option of every solver.
+    "correct_bias" and "rotate" are options of every solver.
     """
     if isinstance(solver, Solver):
         return solver
     if isinstance(solver, str):
         return Solver(solver)
     options = dict(solver)
-    name, correct_bias = options.pop("name", None), options.pop("correct_bias", False)
-    return Solver(str(name), options, bool(correct_bias))
+    name = str(options.pop("name", None))
+    shared = {key: bool(options.pop(key, False)) for key in ("correct_bias", "rotate")}
+    return Solver(name, options, **shared)

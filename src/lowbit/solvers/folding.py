@@ -3,26 +3,23 @@
     y = W x = (W · diag(f)) (x / f)
 
 The module before divides what it computes by f: a norm its weight and bias, a linear layer the rows
-of its weight and its bias. Whether a module may do so for a layer depends on all that lies between
-them and on who else reads its result. That is not guessed but tried: with factors of 2 and 1/2 the
-block must compute what it did before.
+of its weight and its bias. Whether a module may do so for a layer is tried (trial.py), with factors
+of 2 and 1/2.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lowbit.convert import Weights, weights_of
 from lowbit.solvers.observe import Observed
 from lowbit.solvers.playback import Playback
 from lowbit.solvers.stages import Stage
+from lowbit.solvers.trial import Trial, parameter_names
 
-TOLERANCE = 1e-5
 TRIALS = 4
 
 
@@ -39,40 +36,36 @@ def fold(
     Returns the names of the parameters that changed, and the layers before which no module can
     take the factors.
     """
+    if stage.stack is None:
+        return set(), list(seen.reads)
     changed: set[str] = set()
     left: list[str] = []
-    order = _call_order(playback, stage) if stage.stack is not None else []
+    trial = Trial(playback, stage)
     for names in seen.shared():
         readers = [layers[name] for name in names]
-        maker = _maker(playback, stage, order, readers)
+        maker = _maker(trial, readers)
         if maker is None:
             left += names
             continue
         found = factors(names)
         _scale(maker, readers, found)
         seen.inputs[names[0]] = seen.inputs[names[0]].scaled(1 / found)
-        changed |= _parameters(playback.model, [maker, *readers])
+        changed |= parameter_names(playback.model, [maker, *readers])
     return changed, left
 
 
-def _maker(
-    playback: Playback, stage: Stage, order: list[nn.Module], readers: list[nn.Module]
-) -> nn.Module | None:
+def _maker(trial: Trial, readers: Sequence[nn.Module]) -> nn.Module | None:
     """The nearest module before the readers that can take factors for them, or None."""
-    if any(module not in order for module in readers):
+    if any(module not in trial.order for module in readers):
         return None
     width = _width(readers[0])
-    before = order[: min(order.index(module) for module in readers)]
+    signs = torch.randint(0, 2, (width,), generator=torch.Generator().manual_seed(width))
+    factors = torch.where(signs.bool(), 2.0, 0.5).to(_weight(readers[0]).device)
+    before = trial.order[: min(trial.order.index(module) for module in readers)]
     candidates = [m for m in reversed(before) if _makes(m) == width]
-    expected = None
     for maker in candidates[:TRIALS]:
-        expected = expected or _outputs(playback, stage)
-        signs = torch.randint(0, 2, (width,), generator=torch.Generator().manual_seed(width))
-        trial = torch.where(signs.bool(), 2.0, 0.5).to(_weight(readers[0]).device)
-        with _restored([maker, *readers]):
-            _scale(maker, readers, trial)
-            if _close(_outputs(playback, stage), expected):
-                return maker
+        if trial.holds([maker, *readers], partial(_scale, maker, readers, factors)):
+            return maker
     return None
 
 
@@ -114,56 +107,3 @@ def _by_rows(module: nn.Module) -> bool:
     """Whether the weight is a matrix stored as [out, in]."""
     kind = weights_of(module)
     return isinstance(kind, Weights) and not kind.transposed
-
-
-def _call_order(playback: Playback, stage: Stage) -> list[nn.Module]:
-    """The modules of the block that hold parameters, as they are first called."""
-    order: list[nn.Module] = []
-
-    def note(module: nn.Module, args: Any) -> None:
-        if module not in order:
-            order.append(module)
-
-    modules = [m for m in stage.module.modules() if m._parameters]
-    hooks = [m.register_forward_pre_hook(note) for m in modules]
-    try:
-        _outputs(playback, stage)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return order
-
-
-def _outputs(playback: Playback, stage: Stage) -> list[Tensor]:
-    """What the block computes from the first batch."""
-    found: list[Tensor] = []
-    playback.run(stage, lambda output: found.extend(_tensors(output)), batches=1)
-    return found
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    return (
-        x.float() for x in tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()
-    )
-
-
-def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    return all(
-        bool((a - b).norm() <= TOLERANCE * b.norm()) for a, b in zip(found, expected, strict=True)
-    )
-
-
-@contextmanager
-def _restored(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Whatever happens to the parameters of these modules inside is undone, bit for bit."""
-    before = {p: p.data for m in modules for p in m.parameters(recurse=False)}
-    try:
-        yield
-    finally:
-        for p, values in before.items():
-            p.data = values
-
-
-def _parameters(model: nn.Module, modules: Sequence[nn.Module]) -> set[str]:
-    own = {id(p) for m in modules for p in m.parameters(recurse=False)}
-    return {name for name, p in model.named_parameters() if id(p) in own}

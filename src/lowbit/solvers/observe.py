@@ -47,7 +47,7 @@ def observe(playback: Playback, stage: Stage, users: Mapping[str, nn.Module]) ->
             _, first = seen.setdefault(id(x), (x, name))
             if found.reads.setdefault(name, first) == name:
                 mine = found.inputs.setdefault(name, Inputs.none_yet(x.shape[-1], x.device))
-                mine.add(_tokens(x, playback.batches[playback.index]))
+                mine.add(tokens(x, playback.batches[playback.index]))
 
         return hook
 
@@ -73,7 +73,7 @@ def linear_users(playback: Playback, decisions: tuple[Decision, ...]) -> dict[st
     return users
 
 
-def _tokens(x: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+def tokens(x: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """[tokens, in], without padding where a mask of the batch tells which tokens are."""
     masks = [batch[name] for name in MASKS if name in batch and batch[name].shape == x.shape[:-1]]
     if masks:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
@@ -36,20 +37,24 @@ class Playback:
         self.outputs: dict[nn.ModuleList, list[Any]] = {}
         self.index = 0
 
-    def run(self, stage: Stage, each: Callable[[Any], None], batches: int | None = None) -> None:
-        """Give the stage's output for each batch (or the first few) to `each`.
+    def output(self, stage: Stage, index: int, weights: Mapping[str, Tensor] | None = None) -> Any:
+        """The stage's output for one batch, with other `weights` by the names of parameters.
 
         After a module outside all stacks, which may be called again later, the model runs to its
         end, and the output is the model's.
         """
+        self.index = index
         with self._answering(), _reporting(stage):
-            for index, batch in enumerate(self.batches[:batches]):
-                self.index = index
-                try:
-                    output = self.model(**batch)
-                except _Reached as reached:
-                    output = reached.output
-                each(output)
+            try:
+                inputs = dict(self.batches[index])
+                return functional_call(self.model, dict(weights or {}), kwargs=inputs)
+            except _Reached as reached:
+                return reached.output
+
+    def run(self, stage: Stage, each: Callable[[Any], None]) -> None:
+        """Give the stage's output for each batch to `each`."""
+        for index in range(len(self.batches)):
+            each(self.output(stage, index))
 
     def advance(self, stage: Stage) -> None:
         """The stage is finished: what comes later sees what it computes now."""

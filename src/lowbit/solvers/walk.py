@@ -1,13 +1,14 @@
 """The walk over a model: each stage is solved on what the stages before it, quantized, give it.
 
-For each stage: watch what its layers read, solve their weights, put the decoded weights in, and let
-the data through to the next. Activations stay float on the way, whatever the recipe makes of them
-later.
+For each stage: rotate its heads where that is asked for, watch what its layers read, solve their
+weights, put the decoded weights in, and let the data through to the next. Activations stay float on
+the way, whatever the recipe makes of them later.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +23,18 @@ from lowbit.progress import tracked
 from lowbit.recipe import Recipe
 from lowbit.rounded import put
 from lowbit.solvers import FindFactors, Solver
+from lowbit.solvers.block import Block
 from lowbit.solvers.decide import solve_weight
 from lowbit.solvers.folding import fold
-from lowbit.solvers.hessian import is_singular
+from lowbit.solvers.hessian import Inputs, is_singular
 from lowbit.solvers.journal import Journal, Solved, fingerprint
 from lowbit.solvers.observe import Observed, linear_users, observe
 from lowbit.solvers.playback import Playback, playing
+from lowbit.solvers.rotation import rotate
 from lowbit.solvers.stages import Stage, find_stages
 
 UNSEEN = "met by no token, and so solved without data"
+UNROTATED = "with no heads that could be rotated"
 UNFOLDED = "after no module that could take a scale per input, and so without one"
 SINGULAR = "with a singular Hessian, which was damped (more data helps)"
 
@@ -90,10 +94,13 @@ def _walk(
 ) -> Solved:
     stages = find_stages(model, owners, batches[0])
     playback, found = Playback(model, batches), Solved()
+    reference = Playback(model, batches) if solver.method.solve_block else None
     for number, stage in enumerate(tracked(stages, f"solving ({solver.name})", "stage", progress)):
+        if reference is not None:
+            reference.advance(stage)
         solved = journal.read(number) if journal else None
         if solved is None:
-            solved = _solve(playback, stage, solver)
+            solved = _solve(playback, reference, stage, solver, progress)
             if journal:
                 journal.write(number, solved)
         for name, values in solved.floats.items():
@@ -105,24 +112,51 @@ def _walk(
     return found
 
 
-def _solve(playback: Playback, stage: Stage, solver: Solver) -> Solved:
-    found = Solved()
+def _solve(
+    playback: Playback, reference: Playback | None, stage: Stage, solver: Solver, progress: bool
+) -> Solved:
+    found, model = Solved(), playback.model
     if not stage.decisions:
         return found
+    if solver.rotate and stage.stack is not None:
+        _rotate(playback, stage, found)
     users = linear_users(playback, stage.decisions)
     seen = observe(playback, stage, users)
     if solver.method.factors is not None:
         _fold(playback, stage, solver.method.factors, users, seen, found)
+    weights = {}
     for d in stage.decisions:
         assert d.weights is not None
-        weight = matrix(playback.model.get_submodule(d.name), d.weights).float()
-        hessian = _hessian(d, seen, found, weight)
-        found.stored[d.name] = q = solve_weight(solver, d, weight, hessian)
-        inputs, bias = seen.of(d.name), playback.model.get_submodule(d.name)._parameters.get("bias")
+        weights[d.name] = matrix(model.get_submodule(d.name), d.weights).float()
+        if d.weights.kind == "linear" and not _met(seen.of(d.name)):
+            found.remark(UNSEEN, d.name)
+    together = solver.method.solve_block
+    if together is not None and reference is not None and stage.stack is not None:
+        schemes = {d.name: d.rule.scheme for d in stage.decisions if d.rule is not None}
+        found.stored |= together(
+            weights, schemes, Block(playback, reference, stage), progress, **solver.options
+        )
+    else:
+        for d in stage.decisions:
+            needed = solver.method.data
+            hessian = _hessian(d, seen, found, weights[d.name]) if needed else None
+            found.stored[d.name] = solve_weight(solver, d, weights[d.name], hessian)
+    for d in stage.decisions:
+        inputs, bias = seen.of(d.name), model.get_submodule(d.name)._parameters.get("bias")
         if solver.correct_bias and bias is not None and inputs is not None:
-            left = weight - FORMATS[q.layout.format].decode(q)
+            q = found.stored[d.name]
+            left = weights[d.name] - FORMATS[q.layout.format].decode(q)
             found.floats[f"{d.name}.bias"] = (bias.data + left @ inputs.mean).to(bias.dtype)
     return found
+
+
+def _rotate(playback: Playback, stage: Stage, found: Solved) -> None:
+    """Rotate the heads of a block; float parameters change."""
+    changed = rotate(playback, stage)
+    for name in changed:
+        found.floats[name] = playback.model.get_parameter(name).data.clone()
+    if not changed:
+        found.remark(UNROTATED, stage.name)
 
 
 def _fold(
@@ -159,12 +193,14 @@ def _hessian(d: Decision, seen: Observed, found: Solved, weight: Tensor) -> Tens
     columns count alike; where a head is tied to it, what the head reads counts as much again."""
     inputs = seen.of(d.name)
     eye = torch.eye(weight.shape[1], device=weight.device)
-    if inputs is None or not inputs.tokens:
-        if d.weights is not None and d.weights.kind == "linear":
-            found.remark(UNSEEN, d.name)
+    if not _met(inputs):
         return eye
     if d.weights is not None and d.weights.kind == "embedding":
         return inputs.hessian / inputs.hessian.diagonal().mean() + eye
     if is_singular(inputs.hessian):
         found.remark(SINGULAR, d.name)
     return inputs.hessian
+
+
+def _met(inputs: Inputs | None) -> TypeGuard[Inputs]:
+    return inputs is not None and inputs.tokens > 0

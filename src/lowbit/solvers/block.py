@@ -1,0 +1,51 @@
+"""How far a block with other weights is from what it computes in the float model.
+
+    error = Σ over the tokens of a batch |y − ŷ|²,   y the output that the next block reads
+
+ŷ comes from what the quantized blocks before it compute, y from what they did in float: a block may
+make good what those before it have lost.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from lowbit.convert import oriented
+from lowbit.solvers.observe import tokens
+from lowbit.solvers.playback import Playback
+from lowbit.solvers.stages import Stage
+from lowbit.solvers.trial import floating
+
+
+class Block:
+    """The block of a stage. `playback` has come to it with the blocks before quantized; `reference`
+    has them and this one float, and is past it."""
+
+    def __init__(self, playback: Playback, reference: Playback, stage: Stage) -> None:
+        assert stage.stack is not None
+        self.playback, self.stage = playback, stage
+        self.expected = reference.outputs[stage.stack]
+
+    @property
+    def batches(self) -> int:
+        return len(self.playback.batches)
+
+    def error(self, weights: Mapping[str, Float32[Tensor, "_out _in"]], index: int) -> Tensor:
+        """The error on one batch with the given weights, by the names of their modules. A scalar,
+        through which gradients flow to the weights where they are asked for. A token that is not
+        finite in the float model is left out."""
+        named = {}
+        for d in self.stage.decisions:
+            assert d.weights is not None
+            own = self.playback.model.get_submodule(d.name)._parameters["weight"]
+            assert own is not None
+            named[f"{d.name}.weight"] = oriented(weights[d.name], d.weights).to(own.dtype)
+        found = self._read(self.playback.output(self.stage, index, named), index)
+        expected = self._read(self.expected[index], index)
+        return (found - expected)[expected.isfinite().all(1)].square().sum()
+
+    def _read(self, output: Any, index: int) -> Float[Tensor, "tokens width"]:
+        """What the next block reads, without padding."""
+        return tokens(next(floating(output)), self.playback.batches[index])
