@@ -13,7 +13,12 @@ ONLY = {
     "lowbit.nn": {"lowbit.nn", "lowbit.formats", "lowbit.kernels", "lowbit.errors"},
     "lowbit.formats": {"lowbit.formats", "lowbit.packing", "lowbit.errors"},
     "lowbit.data": {"lowbit.data", "lowbit.errors", "lowbit.extras"},
-    "lowbit.report": {"lowbit.report", "lowbit.evaluation.study", "lowbit.errors"},
+    "lowbit.report": {
+        "lowbit.report",
+        "lowbit.evaluation.study",
+        "lowbit.errors",
+        "lowbit.staging",
+    },
 }
 # folder -> what lies after it on the way from checkpoint to report
 NEVER = {

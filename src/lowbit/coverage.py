@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lowbit.convert import Weights, weights_of
 from lowbit.errors import InputError, UsageError
-from lowbit.nn import Packed
+from lowbit.nn import is_quantized
 from lowbit.recipe import KINDS, Recipe, Rule
 
 
@@ -111,9 +111,12 @@ class Coverage:
 
 
 def cover(model: PreTrainedModel, recipe: Recipe) -> Coverage:
-    """Decide for every module. Raises UsageError where a pattern matches nothing, where nothing
-    at all would be quantized, where a strict recipe cannot be met, or the model is quantized."""
-    if any(isinstance(module, Packed) for module in model.modules()):
+    """Decide for every module.
+
+    Raises UsageError where a pattern of names matches nothing, where nothing at all would be
+    quantized or a strict recipe cannot be met; InputError where the model is quantized.
+    """
+    if is_quantized(model):
         raise InputError("the model is already quantized with lowbit; quantize the float model")
     ties = tied_modules(model)
     heads = _head_names(model)

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lowbit.nn import Packed
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -23,5 +25,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def positions(model: PreTrainedModel) -> int | None:
-    """The longest sequence the model declares that it can take, or None where it declares none."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """The longest sequence the model declares that it can take, or None where it declares none.
+
+    RoBERTa and its kin count positions from the one after the padding's, and declare these too.
+    """
+    declared: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if declared is None:
+        return None
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings":
+            table = module.replaced if isinstance(module, Packed) else module
+            padding = getattr(table, "padding_idx", None)
+            return declared if padding is None else declared - padding - 1
+    return declared

@@ -10,9 +10,9 @@ are taken as [out, in], tensors of more dimensions as [out, rest], vectors as on
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lowbit.errors import InputError, UsageError
+from lowbit.errors import UsageError, naming
 from lowbit.formats import FORMATS, TENSOR, QTensor
-from lowbit.nn import Packed
+from lowbit.nn import is_quantized
 from lowbit.schemes import Absmax, Scheme, ZeroPoint
 
 NAMED: dict[str, Scheme] = {s.name: s for s in (Absmax(8, TENSOR), ZeroPoint(8, TENSOR))}
@@ -31,7 +31,7 @@ def simulate(model: nn.Module, scheme: str | Scheme) -> dict[str, float]:
         if scheme not in NAMED:
             raise UsageError(f"scheme {scheme!r} is unknown: use {', '.join(NAMED)}, or a Scheme")
         scheme = NAMED[scheme]
-    if any(isinstance(module, Packed) for module in model.modules()):
+    if is_quantized(model):
         raise UsageError("the model is already quantized with lowbit; simulate on the float model")
     transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
     stored = {
@@ -64,7 +64,5 @@ def _quantize(name: str, weight: Tensor, scheme: Scheme) -> QTensor:
             f"group size {size} is larger than the {weight.shape[1]} values in a row of {name}:"
             " every parameter is simulated, so use a smaller group, channel or tensor"
         )
-    try:
+    with naming(name):
         return scheme.quantize(weight)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error

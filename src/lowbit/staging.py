@@ -25,6 +25,14 @@ def check_output(output: Path, overwrite: bool, source: Path) -> None:
             raise UsageError(f"output {output} is no model folder, so it is not overwritten")
 
 
+def check_file(output: Path) -> None:
+    """Raises UsageError where the file `output` may not be written: asked before the work."""
+    if output.is_dir():
+        raise UsageError(f"output {output} would replace a folder")
+    if not output.parent.is_dir():
+        raise UsageError(f"output {output} has no folder to go into")
+
+
 @contextmanager
 def staged(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its place at the end, or is removed on any failure."""
@@ -62,7 +70,7 @@ def writing(output: Path) -> Iterator[None]:
 def staged_file(output: Path) -> Iterator[Path]:
     """A file beside `output` that takes its place at the end, or is removed on any failure."""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{output.name[:64]}.", dir=output.parent)
     except OSError as error:
         raise InputError(f"{output.parent} cannot be written: {error.strerror}") from error
     os.close(handle)

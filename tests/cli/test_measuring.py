@@ -137,3 +137,12 @@ def test_infer_writes_predictions_in_the_form_of_glue(lowbit, tmp_path):
     lines = (tmp_path / "RTE.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == 3
     assert all(line.split("\t")[1] in ("entailment", "not_entailment") for line in lines[1:])
+
+
+def test_infer_asks_for_its_folder_before_the_work(lowbit, tmp_path):
+    # No model either, which would be told next.
+    given = ("infer", tmp_path, "--task", "glue", "--name", "rte", "--data", tmp_path)
+    code, _, err = lowbit(*given, "-o", tmp_path / "absent" / "RTE.tsv")
+    assert code == 2 and "RTE.tsv has no folder to go into" in err
+    code, _, err = lowbit(*given, "-o", tmp_path)
+    assert code == 2 and "would replace a folder" in err

@@ -76,3 +76,11 @@ def test_a_mistake_gets_one_sentence_and_writes_nothing(
 def test_the_recipe_is_a_yaml_file(lowbit, arguments, tmp_path):
     code, _, err = lowbit(*arguments, "--max-bits", "5", "-o", tmp_path / "recipe.json")
     assert code == 2 and "a .yaml file" in err
+
+
+def test_a_folder_that_is_not_there_is_told_before_the_search(lowbit, arguments, tmp_path):
+    verb, _, *options = arguments
+    # No model either, which would be told next.
+    given = (verb, tmp_path, *options, "--max-bits", "5")
+    code, _, err = lowbit(*given, "-o", tmp_path / "absent" / "r.yaml")
+    assert code == 2 and "r.yaml has no folder to go into" in err

@@ -98,6 +98,8 @@ def test_the_same_command_goes_on_after_a_kill(lowbit, source, text, tmp_path, m
         (["--solver", "gptq"], 2, "solver gptq learns from data: give calibration data"),
         (["--solver", "magic"], 2, "solver 'magic' is unknown"),
         (["--calibration", "{text}"], 2, "learns from no data"),
+        (["--samples", "9"], 2, "--samples says how a text is read: give a --calibration"),
+        (["--length", "9"], 2, "--length says how a text is read: give a --calibration"),
         (["--solver", "gptq", "--calibration", "no.txt"], 1, "no.txt cannot be read"),
         (["--solver", "gptq", "--calibration", "{text}", "--length", "99"], 2, "outside 2 … 64"),
     ],

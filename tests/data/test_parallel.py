@@ -91,3 +91,12 @@ def test_a_dataset_of_the_hub_has_columns_in_their_order(monkeypatch, nested):
     assert parallel.read("owner/pairs", source_column=3, split="train").sources == ("un chien",)
     with pytest.raises(InputError, match="owner/pairs has 3 columns of text, and column 4 is need"):
         parallel.read("owner/pairs", target_column=4)
+
+
+def test_an_empty_cell_of_the_hub_shifts_no_column(monkeypatch):
+    rows = [{"id": 1, "de": "eins", "note": None, "en": "one"},
+            {"id": 2, "de": "zwei", "note": "x", "en": "two"}]  # fmt: skip
+    monkeypatch.setattr("lowbit.data.hub.load", lambda *_: rows)
+    assert parallel.read("owner/pairs", target_column=3).targets == ("one", "two")
+    with pytest.raises(InputError, match="owner/pairs, row 1: note is None and no text"):
+        parallel.read("owner/pairs")

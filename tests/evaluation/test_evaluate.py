@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 import lowbit
 from lowbit import InputError, UsageError
 from lowbit.evaluation.compare import compare
-from lowbit.evaluation.evaluate import Plan, evaluate
+from lowbit.evaluation.evaluate import Plan, evaluate, load_subject
 from lowbit.evaluation.latency import Shape
 from lowbit.evaluation.study import Measurement, Study
 from lowbit.evaluation.task import agreement
@@ -65,6 +66,17 @@ def test_what_a_model_cannot_do_is_told_before_any_work(tmp_path, plan):
     bert = save("bert", tmp_path / "bert")
     with pytest.raises(UsageError, match="perplexity needs a causal language model, not BertModel"):
         evaluate([bert], plan, progress=False)
+
+
+def test_a_stride_that_cannot_be_is_told_before_any_work(source):
+    plan = Plan((make_task("perplexity", text=TEXT, context=8, stride=9),))
+    with pytest.raises(UsageError, match="stride 9 is outside 1 … 8, the context"):
+        plan.check(load_subject(source))
+
+
+def test_a_model_beside_a_quantized_one_is_measured_like_any(quantized, plan):
+    study = evaluate([quantized, quantized], plan, progress=False)
+    assert [record.coverage for record in study.models] == [(), ()]
 
 
 def test_agreement_is_the_share_of_equal_predictions():
@@ -154,6 +166,42 @@ class TestCompare:
         )
         counts = [s.models[1].measurements[0].items for s in (before, after)]
         assert counts[1] > counts[0]
+
+    def test_a_record_is_of_every_file_that_was_read(self, source, tmp_path, monkeypatch):
+        import lowbit.evaluation.compare as module
+
+        model, texts = tmp_path / "model", tmp_path / "texts"
+        shutil.copytree(source, model)
+        texts.mkdir()
+        (texts / "a.txt").write_text(TEXT)
+        task = make_task("perplexity", data=str(texts), samples=0)
+        made, examine = [], module.examine
+        monkeypatch.setattr(module, "examine", lambda *a, **k: made.append(1) or examine(*a, **k))
+
+        def times():
+            compare(model, [], Plan((replace(task),), peak=False), tmp_path / "out", progress=False)
+            return len(made)
+
+        assert [times(), times()] == [1, 1]
+        for count, file in enumerate([texts / "a.txt", model / "tokenizer.json"], 2):
+            file.write_text(file.read_text() + " ")
+            assert [times(), times()] == [count, count]
+        config = model / "generation_config.json"
+        config.unlink()
+        assert times() == 4
+
+    @pytest.mark.parametrize(
+        ("recipe", "sentence"),
+        [("int8-static", "has static activations"), ("absent", r"pattern 'absent\.\*' matches no")],
+    )
+    def test_a_recipe_that_does_not_fit_is_told_before_the_work(
+        self, source, plan, tmp_path, monkeypatch, recipe, sentence
+    ):
+        monkeypatch.setattr("lowbit.evaluation.compare.examine", lambda *_, **__: pytest.fail("no"))
+        rules = (lowbit.Rule("absent.*", lowbit.Absmax(8)),)
+        wanted = lowbit.Recipe(rules, recipe) if recipe == "absent" else recipe
+        with pytest.raises(UsageError, match=sentence):
+            compare(source, ["int8", wanted], plan, tmp_path / "out", progress=False)
 
     def test_a_damaged_record_is_made_again(self, source, plan, tmp_path):
         out = tmp_path / "out"

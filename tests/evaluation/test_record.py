@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,26 @@ def test_reading_the_weights_leaves_the_model_as_it_was():
     lowbit.quantize(other, "int4", progress=False)
     with torch.no_grad():
         assert torch.equal(model(ids)[0], other(ids)[0])
+
+
+def test_what_was_made_from_a_quantized_model_has_no_coverage():
+    first, second = make("bert"), make("bert")
+    lowbit.quantize(first, "int8", progress=False)
+    lowbit.quantize(second, "int4", progress=False)
+    found = record(Subject("int4", second, None), None, Subject("int8", first, None))
+    assert found.coverage == () and found.recipe["name"] == "int4"
+
+
+@pytest.mark.parametrize("broken", [[math.nan, math.inf, -math.inf], [math.nan] * (128 * 512)])
+def test_weights_that_are_not_finite_lie_outside_of_the_histogram(broken):
+    model = make("gpt2")
+    weight = model.get_submodule("transformer.h.0.mlp.c_fc").weight
+    weight.data.flatten()[: len(broken)] = torch.tensor(broken)
+    seen = {m.name: m.histogram for m in record(Subject("m", model, None), None).modules}
+    histogram = seen["transformer.h.0.mlp.c_fc"]
+    assert math.isfinite(histogram.edge)
+    assert histogram.outside == (weight.abs() <= histogram.edge).logical_not().sum()
+    assert sum(histogram.counts) + histogram.outside == weight.numel()
 
 
 def test_pictures_are_left_out_where_nobody_wants_them():

@@ -5,6 +5,7 @@ import pytest
 
 from lowbit import InputError
 from lowbit.coverage import Fate
+from lowbit.evaluation.sensitivity import Price, Sensitivity
 from lowbit.evaluation.study import (
     Histogram,
     Measurement,
@@ -15,6 +16,9 @@ from lowbit.evaluation.study import (
     Study,
     Timing,
 )
+from lowbit.recipe import Recipe
+from lowbit.search.outcome import Found, Trial
+from lowbit.training.train import Outcome
 
 MEASUREMENT = Measurement(
     task="perplexity",
@@ -96,3 +100,17 @@ def test_what_is_no_study_is_refused(tmp_path, text, sentence):
     file.write_text(text)
     with pytest.raises(InputError, match=sentence):
         Study.load(file)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_whatever_is_told_as_json_is_json(value):
+    metric = Metric(value, "lower")
+    trial = Trial("way", Recipe((), "searched"), (), 1, 1.0, metric, value)
+    measurement = Measurement("t", "d", 1, "rows", {}, {"m": metric}, predictions=(value,))
+    for told in (
+        Found(trial, (trial,), "t", "m", metric, 1),
+        Sensitivity(value, (Price("kind", 1, 1, {"1": value}),)),
+        Outcome(1, 1.0, {"float": measurement}, ()),
+    ):
+        text = json.dumps(told.to_dict(), allow_nan=False)
+        assert str(value) in text

@@ -7,7 +7,7 @@ import typer
 
 from lowbit.evaluation.evaluate import load_subject
 from lowbit.evaluation.predict import predict
-from lowbit.staging import staged_file
+from lowbit.staging import check_file, staged_file
 
 
 def infer(
@@ -23,6 +23,7 @@ def infer(
 
     Example: `lowbit infer ./out/int8 --task glue --name mrpc --data-dir ./MRPC -o MRPC.tsv`
     """
+    check_file(output)
     lines = list(predict(task, load_subject(model), data, subset, split, not quiet))
     with staged_file(output) as unfinished:
         unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -43,7 +43,10 @@ class Measured:
     ] = None
     context: Annotated[int | None, typer.Option(help="Tokens in a window of the text.")] = None
     stride: Annotated[
-        int | None, typer.Option(help="Tokens between two windows, of a text or a SQuAD context.")
+        int | None,
+        typer.Option(
+            help="Of a text: tokens from one window to the next. Of SQuAD: tokens that two share."
+        ),
     ] = None
     max_length: Annotated[int | None, typer.Option(help="Tokens of one item, at most.")] = None
     max_new_tokens: Annotated[int | None, typer.Option(help="Tokens of a translation.")] = None

@@ -12,6 +12,7 @@ from rich.table import Table
 from lowbit.calibrated import quantize_calibrated
 from lowbit.cli.tables import before_after
 from lowbit.coverage import Coverage
+from lowbit.errors import UsageError
 from lowbit.solvers import SOLVERS, Solver
 from lowbit.stream import MAX_SHARD_BYTES, quantize_checkpoint
 
@@ -37,7 +38,9 @@ def quantize(
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Rotate attention heads first, to spread outliers.")
     ] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Windows or lines of that text.")] = 128,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Windows or lines of that text; by default 128.")
+    ] = None,
     length: Annotated[
         int | None, typer.Option(help="Tokens of one; by default all positions, 512 at most.")
     ] = None,
@@ -63,12 +66,14 @@ def quantize(
         "progress": not (quiet or as_json),
         "solver": Solver(solver, correct_bias=correct_bias, rotate=rotate),
     }
+    reading = {"samples": samples, "length": length}
+    given: dict[str, Any] = {name: value for name, value in reading.items() if value is not None}
     if calibration is None:
+        if given:
+            raise UsageError(f"--{next(iter(given))} says how a text is read: give a --calibration")
         result = quantize_checkpoint(model, recipe, output, **shared)
     else:
-        result = quantize_calibrated(
-            model, recipe, output, calibration, samples=samples, length=length, **shared
-        )
+        result = quantize_calibrated(model, recipe, output, calibration, **given, **shared)
     if as_json:
         print(json.dumps(result.to_dict()))
     elif not quiet:

@@ -21,7 +21,7 @@ from lowbit.search.costs import MEASURES
 from lowbit.search.outcome import Found
 from lowbit.search.search import search as search_recipe
 from lowbit.solvers import SOLVERS
-from lowbit.staging import staged_file
+from lowbit.staging import check_file, staged_file
 
 
 @measuring
@@ -65,6 +65,7 @@ def search(
     """
     if output.suffix not in (".yaml", ".yml"):
         raise UsageError(f"output {output} is a recipe, and so a .yaml file")
+    check_file(output)
     budget = Budget.parse(max_size, max_bits, max_drop)
     plan = measured.plan()
     if not plan.tasks:

@@ -7,7 +7,7 @@
 Empty lines and empty cells are sentences too, the empty ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,22 +69,29 @@ def _from_hub(data: str, source_column: int, target_column: int, split: str) -> 
         rows = hub.load(name, configuration or None, "validation" if split == "valid" else split)
     except InputError as error:
         raise InputError(f"there is no file {data}, and {error}") from error
-    cells = [_cells(row) for row in rows]
-    columns, most = len(cells[0]), max(source_column, target_column)
-    if columns < most:
+    # WMT's texts are one level down, by language.
+    pairs = [row.get("translation", row) for row in rows]
+    # A cell may be empty: a column is one of text if any of its cells is.
+    columns = [name for name in pairs[0] if any(isinstance(pair[name], str) for pair in pairs)]
+    most = max(source_column, target_column)
+    if len(columns) < most:
         raise InputError(
-            f"the hub's dataset {data} has {columns} columns of text, and column {most} is needed"
+            f"the hub's dataset {data} has {len(columns)} columns of text, and column {most} is"
+            " needed"
         )
     sources, targets = (
-        [row[column - 1] for row in cells] for column in (source_column, target_column)
+        _texts(pairs, columns[column - 1], data) for column in (source_column, target_column)
     )
-    return ParallelData(f"{data}, {split}", tuple(sources), tuple(targets))
+    return ParallelData(f"{data}, {split}", sources, targets)
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    """The texts of a row; WMT's are one level down, by language."""
-    pair = row.get("translation", row)
-    return [value for value in pair.values() if isinstance(value, str)]
+def _texts(pairs: Sequence[Mapping[str, Any]], column: str, data: str) -> tuple[str, ...]:
+    for number, pair in enumerate(pairs, 1):
+        if not isinstance(pair[column], str):
+            raise InputError(
+                f"the hub's dataset {data}, row {number}: {column} is {pair[column]!r} and no text"
+            )
+    return tuple(pair[column] for pair in pairs)
 
 
 def _from_tsv(file: Path, source_column: int, target_column: int) -> ParallelData:

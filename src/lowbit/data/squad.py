@@ -38,10 +38,19 @@ class SquadData:
     source: str
     questions: tuple[Question, ...]
 
+    def check_answers(self) -> None:
+        """Raises InputError where a question has none to learn from or be scored against."""
+        for question in self.questions:
+            if not question.answers:
+                raise InputError(
+                    f"{self.source}, question {question.id} has no answers; SQuAD 1.1 has at least"
+                    " one for each"
+                )
+
 
 def read(data: str | Path, split: str = "dev") -> SquadData:
     """All questions of a file, or of the file of a folder whose name starts with the split's
-    (dev-v1.1.json). Raises InputError."""
+    (dev-v1.1.json); those of a test set may have no answers. Raises InputError."""
     file = _file(Path(data), split)
     if file.is_file() and file.stat().st_size > MOST_BYTES:
         raise InputError(f"{file} has {file.stat().st_size} bytes; at most {MOST_BYTES} are read")
@@ -87,12 +96,9 @@ def _question(stored: Any, context: str, where: str) -> Question:
     identity = _member(stored, "id", str, where)
     where = f"{where} ({identity})"
     question = _member(stored, "question", str, where)
-    answers = tuple(
-        _answer(answer, context, where) for answer in _member(stored, "answers", list, where)
-    )
-    if not answers:
-        raise InputError(f"{where} has no answers; SQuAD 1.1 has at least one for each question")
-    return Question(identity, question, context, answers)
+    answers = _member(stored, "answers", list, where) if "answers" in stored else []
+    found = tuple(_answer(answer, context, where) for answer in answers)
+    return Question(identity, question, context, found)
 
 
 def _answer(stored: Any, context: str, where: str) -> Answer:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.checkpoint import find, weight_files
+from lowbit.coverage import check_static, cover
 from lowbit.environment import describe
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.evaluate import Plan, examine, load_subject
@@ -29,6 +30,7 @@ from lowbit.staging import staged_file
 from lowbit.stream import quantize_checkpoint
 
 FLOAT = "float"
+CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
 def compare(
@@ -43,8 +45,8 @@ def compare(
 
     plan: what to measure, or how to find that from the loaded float model.
 
-    Raises UsageError for recipes that are unknown or named alike, or a plan that does not fit the
-    model; InputError for a model, data or folder that cannot be read or written.
+    Raises UsageError for recipes that are unknown or named alike, or a recipe or plan that does not
+    fit the model; InputError for a model, data or folder that cannot be read or written.
     """
     chosen = [load_recipe(recipe) for recipe in recipes]
     source, folder = find(str(model)), Path(folder)
@@ -59,11 +61,13 @@ def compare(
     reference = load_subject(source)
     plan = plan if isinstance(plan, Plan) else plan(reference)
     plan.check(reference)
+    for recipe in chosen:
+        check_static(cover(reference.model, recipe))
     with progress_bar(1 + len(chosen), "comparing", "model", progress) as bar:
         bar.set_postfix_str(reference_name)
         first = _kept(
             folder / f"{FLOAT}.json",
-            _fingerprint(source, plan, None),
+            _fingerprint(source, reference, plan, None),
             plan,
             lambda: examine(reference, source, plan, progress=progress),
         )
@@ -71,7 +75,7 @@ def compare(
         records = [first]
         for recipe in chosen:
             bar.set_postfix_str(recipe.name)
-            mark = _fingerprint(source, plan, recipe)
+            mark = _fingerprint(source, reference, plan, recipe)
             made = partial(
                 _quantized, source, recipe, folder / recipe.name, plan, reference, first, progress
             )
@@ -123,14 +127,18 @@ def _recorded(file: Path, mark: str) -> ModelRecord | None:
         return None
 
 
-def _fingerprint(source: Path, plan: Plan, recipe: Recipe | None) -> str:
-    """Of the checkpoint's and the data's files (size and time), the plan, recipe and versions."""
-    files = weight_files(source) + [
-        Path(data)
-        for task in plan.tasks
-        for data in (getattr(task, name, None) for name in ("data", "target"))
-        if data is not None and Path(data).exists()
-    ]
+def _fingerprint(source: Path, reference: Subject, plan: Plan, recipe: Recipe | None) -> str:
+    """Of the checkpoint's, the tokenizer's and the data's files (size and time), the plan, recipe
+    and versions."""
+    names = {*CONFIGS, *getattr(reference.tokenizer, "vocab_files_names", {}).values()}
+    files = weight_files(source) + sorted(
+        file for file in map(source.joinpath, names) if file.exists()
+    )
+    for task in plan.tasks:
+        for data in (getattr(task, name, None) for name in ("data", "target")):
+            if data is not None and Path(data).exists():
+                # A file that is written anew in a folder leaves the folder's own time.
+                files += [Path(data), *sorted(Path(data).rglob("*"))]
     made_from: list[Any] = [
         describe(),
         repr(plan),

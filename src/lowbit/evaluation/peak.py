@@ -12,34 +12,42 @@ from pathlib import Path
 from lowbit.errors import InputError
 
 STATUS = Path("/proc/self/status")
+MARKS = Path("/proc/self/clear_refs")
 
 
 def peak_bytes(folder: str | Path) -> int | None:
     """Bytes; None where the system does not tell. Raises InputError where the process fails."""
     if not STATUS.is_file():
         return None
-    told = [sys.executable, "-m", __name__, str(folder)]
-    done = subprocess.run(told, capture_output=True, text=True)
+    # -P: nothing is imported from the current folder, which may be a model's.
+    command = [sys.executable, "-P", "-m", __name__, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason told"])[-1]
         raise InputError(f"{folder} could not be loaded and run in a process of its own: {last}")
-    return int(json.loads(done.stdout.splitlines()[-1]))
+    told: int | None = json.loads(done.stdout.splitlines()[-1])
+    return told
 
 
 def _kibibytes(field: str) -> int:
     for line in STATUS.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1])
-    raise InputError(f"{STATUS} does not tell {field}")
+    raise OSError(f"{STATUS} does not tell {field}")
 
 
 def _main(folder: str) -> None:
     from lowbit.inspection import run_once
     from lowbit.loading import load_model
 
-    before = _kibibytes("VmRSS")
-    # Importing may have peaked above what stays: 5 sets the mark back to what is resident now.
-    Path("/proc/self/clear_refs").write_text("5")
+    try:
+        before = _kibibytes("VmRSS")
+        # Importing may have peaked above what stays: 5 sets the mark back to what is resident now.
+        MARKS.write_text("5")
+    except OSError:
+        # Some containers hide these files, or forbid to write them.
+        print(json.dumps(None))
+        return
     run_once(load_model(folder))
     print(1024 * (_kibibytes("VmHWM") - before))
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 
 from lowbit.data import glue, squad_windows
-from lowbit.errors import UsageError
+from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.glue import Glue
 from lowbit.evaluation.tasks.squad import Squad
@@ -26,15 +26,26 @@ def _glue(subject: Subject, data: str, subset: str, split: str, progress: bool) 
     task = Glue(data, subset, split)
     task.check_model(subject)
     yield "index\tprediction"
-    for part in glue.read(subset, split, data):
-        labels = part.task.labels
-        for row, value in enumerate(task.predict(subject, part, progress).values):
-            yield f"{row}\t{labels[int(value)] if labels else f'{value:.3f}'}"
+    part, *more = glue.read(subset, split, data)
+    if more:
+        names = " or ".join(each.part for each in (part, *more))
+        raise UsageError(
+            f"GLUE {subset} has {1 + len(more)} files of the split {split}, each with predictions"
+            f" of its own: give the split {names}"
+        )
+    if part.cut_rows:
+        raise InputError(
+            f"{part.source} has {part.cut_rows} rows that are cut, and a prediction is told by its"
+            " row's number: mend or remove them"
+        )
+    labels = part.task.labels
+    for row, value in enumerate(task.predict(subject, part, progress).values):
+        yield f"{row}\t{labels[int(value)] if labels else f'{value:.3f}'}"
 
 
 def _squad(subject: Subject, data: str, subset: str, split: str, progress: bool) -> Iterator[str]:
     task = Squad(data, split)
-    task.check(subject)
+    task.check_model(subject)
     questions = task.items.questions
     windows = squad_windows.split(
         subject.needed_tokenizer(), questions, task.max_length, task.stride

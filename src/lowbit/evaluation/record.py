@@ -17,7 +17,7 @@ from lowbit.formats.granularity import row_blocks
 from lowbit.hub import LowbitConfig
 from lowbit.inspection import Inspection, inspect_model
 from lowbit.kernels.ops import dequantize
-from lowbit.nn import Packed
+from lowbit.nn import Packed, is_quantized
 
 BINS = 101  # odd, so that zero is in the middle of one
 # A histogram ends where all but this share of the float weights are inside.
@@ -44,7 +44,7 @@ def record(
     histograms = _histograms(model, reference.model if reference else model) if pictures else {}
     seen = inspect_model(model, folder)
     coverage: tuple[Fate, ...] = ()
-    if recipe is not None and reference is not None and type(reference.model) is type(model):
+    if recipe is not None and reference is not None and _is_origin(reference.model, model):
         coverage = tuple(cover(reference.model, recipe).fates())
     return ModelRecord(
         name=subject.name,
@@ -62,6 +62,11 @@ def record(
         coverage=coverage,
         modules=_modules(model, seen, histograms),
     )
+
+
+def _is_origin(reference: PreTrainedModel, model: PreTrainedModel) -> bool:
+    """Whether the one is a float model that the other can have been made from."""
+    return type(reference) is type(model) and not is_quantized(reference)
 
 
 def _modules(
@@ -116,7 +121,10 @@ def _weight(module: nn.Module) -> Float[Tensor, "out in"] | None:
 
 
 def _edge(weight: Float[Tensor, "out in"]) -> float:
-    sizes = weight.abs().flatten()
+    """Of the finite weights: a broken model has others too, which lie outside."""
+    sizes = weight[weight.isfinite()].abs()
+    if not len(sizes):
+        return 1.0
     inside = max(1, round((1 - OUTSIDE) * sizes.numel()))
     return sizes.kthvalue(inside).values.item() or 1.0
 

@@ -19,6 +19,7 @@ from lowbit.data import parallel, text
 from lowbit.errors import UsageError, naming
 from lowbit.evaluation.forced import forced
 from lowbit.evaluation.perplexity import perplexity
+from lowbit.evaluation.study import sayable
 from lowbit.evaluation.task import Subject
 from lowbit.formats import QTensor
 from lowbit.progress import progress_bar
@@ -47,7 +48,8 @@ class Sensitivity:
     prices: tuple[Price, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        told: dict[str, Any] = sayable(asdict(self))
+        return told
 
 
 def sensitivity(

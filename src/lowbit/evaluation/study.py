@@ -211,8 +211,8 @@ class Study:
         return self.models[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: a number that JSON cannot say (NaN, an infinity) is its name as text."""
-        return {"schema": SCHEMA, "version": VERSION, **_sayable(asdict(self))}
+        """Ready for JSON, as `sayable` makes it."""
+        return {"schema": SCHEMA, "version": VERSION, **sayable(asdict(self))}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
@@ -244,11 +244,12 @@ class Study:
         return cls.from_dict(stored)
 
 
-def _sayable(value: Any) -> Any:
+def sayable(value: Any) -> Any:
+    """Ready for JSON: a number that JSON cannot say (NaN, an infinity) is its name as text."""
     if isinstance(value, dict):
-        return {key: _sayable(item) for key, item in value.items()}
+        return {key: sayable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_sayable(item) for item in value]
+        return [sayable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

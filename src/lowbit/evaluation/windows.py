@@ -61,10 +61,7 @@ class Windows:
         stride: int | None = None,
     ) -> None:
         self.ids = ids
-        self.context = longest_context(model, context)
-        self.stride = self.context if stride is None else stride
-        if not 1 <= self.stride <= self.context:
-            raise UsageError(f"stride {self.stride} is outside 1 … {self.context}, the context")
+        self.context, self.stride = context_and_stride(model, context, stride)
         vocabulary = model.config.get_text_config().vocab_size
         _check_ids(ids, vocabulary)
         self.windows = list(_windows(len(ids), self.context, self.stride))
@@ -97,6 +94,17 @@ def longest_context(model: PreTrainedModel, context: int | None) -> int:
     if most is not None and context > most:
         raise UsageError(f"context {context} is longer than the model's {most} positions")
     return context
+
+
+def context_and_stride(
+    model: PreTrainedModel, context: int | None, stride: int | None
+) -> tuple[int, int]:
+    """The context and the stride. Raises UsageError for what cannot be."""
+    context = longest_context(model, context)
+    stride = context if stride is None else stride
+    if not 1 <= stride <= context:
+        raise UsageError(f"stride {stride} is outside 1 … {context}, the context")
+    return context, stride
 
 
 def _windows(length: int, context: int, stride: int) -> Iterator[Window]:

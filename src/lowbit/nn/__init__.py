@@ -3,7 +3,7 @@
 from lowbit.nn.activations import ACTIVATIONS, STATIC
 from lowbit.nn.embedding import QuantEmbedding
 from lowbit.nn.linear import QuantLinear
-from lowbit.nn.packed import Packed
+from lowbit.nn.packed import Packed, is_quantized
 from lowbit.nn.requantized import RequantizedLinear
 from lowbit.nn.shared_input import SharedInput
 
@@ -15,4 +15,5 @@ __all__ = [
     "QuantLinear",
     "RequantizedLinear",
     "SharedInput",
+    "is_quantized",
 ]

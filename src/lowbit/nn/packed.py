@@ -206,3 +206,8 @@ class Packed(nn.Module):
         owner = self if self.tied_to is None else self.tied_to
         part = "" if owner.planes_in_use is None else f", first {owner.planes_in_use} planes"
         return f"{layout.format} {layout.bits}-bit {layout.granularity}{part}"
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any module of it holds a stored weight."""
+    return any(isinstance(module, Packed) for module in model.modules())

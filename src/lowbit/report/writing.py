@@ -1,14 +1,13 @@
 """A report on the disk: the ending of a file's name decides its form, and it appears whole."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lowbit.errors import InputError, UsageError
+from lowbit.errors import UsageError
 from lowbit.evaluation.study import Study
 from lowbit.report.page import render_html, render_markdown
+from lowbit.staging import check_file, staged_file
 
 
 def check_paths(paths: Iterable[Path]) -> None:
@@ -16,10 +15,7 @@ def check_paths(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.suffix.lower() not in FORMS:
             raise UsageError(f"a report ends in {', '.join(FORMS)}, and {path} does not")
-        if path.is_dir():
-            raise UsageError(f"the report {path} would replace a folder")
-        if not path.parent.is_dir():
-            raise UsageError(f"the report {path} has no folder to go into")
+        check_file(path)
 
 
 def write(study: Study, paths: Iterable[Path]) -> None:
@@ -29,7 +25,8 @@ def write(study: Study, paths: Iterable[Path]) -> None:
     check_paths(paths)
     forms = {suffix: FORMS[suffix](study) for suffix in {path.suffix.lower() for path in paths}}
     for path in paths:
-        _replace(path, forms[path.suffix.lower()])
+        with staged_file(path) as unfinished:
+            unfinished.write_text(forms[path.suffix.lower()], encoding="utf-8", newline="\n")
 
 
 def _json(study: Study) -> str:
@@ -42,22 +39,3 @@ FORMS: dict[str, Callable[[Study], str]] = {
     ".md": render_markdown,
     ".json": _json,
 }
-
-
-def _replace(path: Path, text: str) -> None:
-    """Written beside and renamed in one step: the old file or the new one, never half of one."""
-    beside: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
-        beside = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)
-        beside.replace(path)
-    except OSError as error:
-        raise InputError(f"the report {path} cannot be written: {error.strerror}") from error
-    finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)

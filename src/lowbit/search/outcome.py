@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lowbit.evaluation.study import Metric
+from lowbit.evaluation.study import Metric, sayable
 from lowbit.recipe import Recipe
 from lowbit.schemes import Scheme
 
@@ -49,14 +49,17 @@ class Found:
     float_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "task": self.task,
-            "metric": self.metric,
-            "reference": self.reference.value,
-            "float_bytes": self.float_bytes,
-            "best": self.trials.index(self.best),
-            "trials": [_trial_dict(trial) for trial in self.trials],
-        }
+        told: dict[str, Any] = sayable(
+            {
+                "task": self.task,
+                "metric": self.metric,
+                "reference": self.reference.value,
+                "float_bytes": self.float_bytes,
+                "best": self.trials.index(self.best),
+                "trials": [_trial_dict(trial) for trial in self.trials],
+            }
+        )
+        return told
 
 
 def _trial_dict(trial: Trial) -> dict[str, Any]:

@@ -14,7 +14,9 @@ def teach(material: Material) -> Lesson:
     """data: a folder with train*.json and dev*.json. Raises UsageError, InputError."""
     if material.data is None:
         raise UsageError("task squad needs --data: a folder with train*.json and dev*.json")
-    questions = squad.read(material.data, "train").questions
+    train = squad.read(material.data, "train")
+    train.check_answers()
+    questions = train.questions
     windows = squad_windows.split(
         material.tokenizer, questions, material.max_length, material.stride
     )

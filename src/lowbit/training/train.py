@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, set_seed
 
 from lowbit.environment import describe
 from lowbit.errors import UsageError
-from lowbit.evaluation.study import Measurement
+from lowbit.evaluation.study import Measurement, sayable
 from lowbit.evaluation.task import Subject, agreement
 from lowbit.progress import without_transformers_bars
 from lowbit.qat.prepare import fake_quantized, finish_qat, prepare_qat
@@ -53,10 +53,7 @@ class Outcome:
             "seconds": self.seconds,
             "folders": [str(folder) for folder in self.folders],
             "notes": list(self.notes),
-            "measurements": {
-                name: {**asdict(m), "predictions": list(m.predictions)}
-                for name, m in self.measurements.items()
-            },
+            "measurements": {name: sayable(asdict(m)) for name, m in self.measurements.items()},
         }
 
 

@@ -14,7 +14,7 @@ from lowbit.evaluation.generation import generate_sample
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
-from lowbit.evaluation.windows import Windows, longest_context
+from lowbit.evaluation.windows import Windows, context_and_stride
 from lowbit.mode import positions
 
 PROMPT_TOKENS = 12
@@ -45,7 +45,7 @@ class Perplexity(Task):
         return self.text if self.text is not None else text.read(str(self.data)).text
 
     def check(self, subject: Subject) -> None:
-        longest_context(subject.model, self.context)
+        context_and_stride(subject.model, self.context, self.stride)
         subject.needed_tokenizer()
         if not self._text.strip():
             raise InputError("the text to predict is empty")

@@ -49,6 +49,11 @@ class Squad(Task):
         return squad.read(self.data, self.split)
 
     def check(self, subject: Subject) -> None:
+        self.check_model(subject)
+        self.items.check_answers()
+
+    def check_model(self, subject: Subject) -> None:
+        """Raises UsageError where the model cannot do the task, whether or not data has answers."""
         check_head(
             subject.model, MODEL_FOR_QUESTION_ANSWERING_MAPPING, "SQuAD", "question-answering"
         )
@@ -67,7 +72,6 @@ class Squad(Task):
         check_padding(tokenizer, self.batch_size)
         longest(subject.model, tokenizer, self.max_length)
         squad_windows.question_room(tokenizer, self.max_length, self.stride)
-        _ = self.items
 
     def measure(self, subject: Subject, progress: bool = True) -> Measurement:
         self.check(subject)
