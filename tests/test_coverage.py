@@ -4,13 +4,18 @@ import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel
+from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2TextScaledWordEmbedding
 
 import lowbit
 from lowbit import KEEP, Absmax, Recipe, Rule, UsageError, ZeroPoint
+from lowbit.convert import packed_like, weights_of
 from lowbit.coverage import cover
 from lowbit.formats import group
+from lowbit.qat.modules import FakeQuantEmbedding
 from lowbit.recipe import load_recipe
-from tests.models import MODELS, make
+from tests.models import MODELS, VOCABULARY, make
 
 
 def fates(name, recipe):
@@ -73,6 +78,31 @@ def test_subclasses_are_kept_unless_they_only_scale():
     positions = bart["model.encoder.embed_positions"]
     assert not positions.quantized and "BartLearnedPositionalEmbedding" in positions.reason
     assert not fates("marian", "int8-all")["model.encoder.embed_positions"].quantized
+
+
+def test_a_scaled_embedding_that_holds_more_than_its_weight_is_kept():
+    """It writes another parameter into the rows of one token."""
+    embedding = T5Gemma2TextScaledWordEmbedding(VOCABULARY, 128, 0)
+    model = make("bert")
+    model.embeddings.word_embeddings = embedding
+    kept = {d.name: d for d in cover(model, load_recipe("int8-all")).decisions}
+    kept = kept["embeddings.word_embeddings"]
+    assert not kept.quantized and "holds eoi_embedding beside its weight" in kept.reason
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_a_scale_is_rounded_where_the_float_module_rounds_it(rounds):
+    """√1152 is 33.94; in bfloat16, as Gemma has it, 34. BART multiplies by the number itself."""
+    kind = Gemma3TextScaledWordEmbedding if rounds else BartScaledWordEmbedding
+    module = kind(VOCABULARY, 1152, 0, embed_scale=1152**0.5).to(torch.bfloat16)
+    weights = weights_of(module)
+    q = Absmax(8).quantize(module.weight.detach())
+    packed = packed_like(module, weights, q.layout, "float", module.weight).hold(q)
+    module.weight = nn.Parameter(lowbit.dequantize(q, torch.bfloat16))
+    ids = torch.arange(VOCABULARY)
+    assert torch.equal(packed(ids), module(ids))
+    straight = FakeQuantEmbedding(module, weights, nn.Identity(), 0, False)
+    assert torch.equal(straight(ids), module(ids))
 
 
 def test_a_pattern_that_matches_nothing_raises():

@@ -1,6 +1,7 @@
 """Output folders appear whole or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,22 @@ def test_a_symbolic_link_to_the_source_is_seen_through(tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "float")
     with pytest.raises(UsageError, match="is or holds the model"):
         check_output(tmp_path / "out", overwrite=True, source=tmp_path / "float")
+
+
+def test_what_a_symbolic_link_points_to_is_replaced(tmp_path):
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    out = tmp_path / "out"
+    out.symlink_to(tmp_path / "disk" / "real")
+    with staged(out) as folder:
+        (folder / "new").write_text("new")
+    assert out.is_symlink() and (tmp_path / "disk" / "real" / "new").read_text() == "new"
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == ["real"]
+
+
+def test_the_current_folder_and_a_mount_point_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match="current folder"):
+        check_output(Path("."), overwrite=False, source=tmp_path / "float")
+    with pytest.raises(UsageError, match="mount point"):
+        check_output(Path("/proc"), overwrite=True, source=tmp_path / "float")

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MarianMTModel
 
 import lowbit
 from lowbit import InputError, UsageError, quantize_checkpoint
 from lowbit.hub import LowbitConfig
+from lowbit.loading import load_model
 from tests.models import MODELS, make, output
 
 
@@ -114,9 +115,13 @@ def test_companions_travel_and_weights_in_other_forms_do_not(tmp_path):
         "onnx/model.onnx",
         "modeling_custom.py",
         ".git/config",
+        "checkpoint-10/trainer_state.json",
+        "checkpoint-10/model.safetensors",
+        "int4/model.safetensors",
     ):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(name)
+    (source / "int4" / "config.json").write_text('{"model_type": "bert"}')
     (source / "README.md").write_text("---\nlicense: mit\n---\n# BERT\n")
     quantize_checkpoint(str(source), "int4", tmp_path / "out", progress=False)
     travelled = {
@@ -146,6 +151,27 @@ def test_the_dtype_of_what_stays_float_is_kept(tmp_path):
     assert loaded.model.embed_tokens.weight.dtype == loaded.dtype == torch.bfloat16
     assert torch.equal(loaded.model.embed_tokens.weight, model.model.embed_tokens.weight)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_stale_index_beside_one_file_is_passed_over(tmp_path):
+    """As transformers passes it over: the model was saved again, in one file."""
+    source = save(make("bert"), tmp_path / "float")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    quantize_checkpoint(str(source), "int8", tmp_path / "out", progress=False)
+    loaded, expected = load_model(tmp_path / "out"), make("bert")
+    lowbit.quantize(expected, "int8")
+    assert torch.equal(output(loaded), output(expected))
+
+
+def test_generation_settings_in_config_json_are_kept(tmp_path):
+    source = save(make("marian"), tmp_path / "float")
+    (source / "generation_config.json").unlink()
+    change(source, num_beams=6, bad_words_ids=[[7]], max_length=31)
+    expected = MarianMTModel.from_pretrained(source).generation_config
+    assert expected.num_beams == 6
+    quantize_checkpoint(str(source), "int8", tmp_path / "out", progress=False)
+    assert load_model(tmp_path / "out").generation_config == expected
 
 
 @pytest.fixture
@@ -234,18 +260,31 @@ def missing_shard(folder):
 
 
 def foreign_path(folder):
+    (folder / "model.safetensors").unlink()
     index = {"weight_map": {"a": "../../etc/passwd"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def bad_index(folder):
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text("[]")
 
 
-def quantized(folder):
+def change(folder, **keys):
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = LowbitConfig("int8").to_dict()
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config | keys))
+
+
+def quantized(folder):
+    change(folder, quantization_config=LowbitConfig("int8").to_dict())
+
+
+def redirected(folder):
+    change(folder, transformers_weights="adapter_model.bin")
+
+
+def quantization_in_a_word(folder):
+    change(folder, quantization_config="x")
 
 
 BROKEN = {
@@ -268,6 +307,8 @@ BROKEN = {
     missing_shard: "lacks 1 of 1 shards",
     foreign_path: "not a file beside it",
     bad_index: "not a valid index",
+    redirected: "adapter_model.bin",
+    quantization_in_a_word: "not a mapping",
     quantized: "already quantized",
 }
 

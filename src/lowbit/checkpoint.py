@@ -52,6 +52,13 @@ def read_config(folder: Path) -> PreTrainedConfig:
         stored = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
             raise ValueError("it is not a mapping")
+        if not isinstance(stored.get("quantization_config") or {}, dict):
+            raise ValueError("its quantization_config is not a mapping")
+        if "transformers_weights" in stored:
+            raise InputError(
+                f"{file} redirects to the weights {stored['transformers_weights']!r}"
+                f" (transformers_weights), but only {SINGLE} and {INDEX} are read"
+            )
         if "auto_map" in stored and stored.get("model_type") not in transformers.CONFIG_MAPPING:
             raise InputError(f"{folder} needs its own Python code, and remote code is never run")
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -75,8 +82,8 @@ def float_config(folder: Path) -> PreTrainedConfig:
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that config.json names, or the bare model where it names none."""
     for name in config.architectures or ():
-        found = getattr(transformers, name, None)
-        if found is not None:
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
             return found
     bare = transformers.MODEL_MAPPING.get(type(config), None)
     if bare is None:
@@ -100,7 +107,12 @@ def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises InputError for what cannot be read."""
+    """The safetensors files of a checkpoint, the same that transformers reads.
+
+    Raises InputError for what cannot be read.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
     index = folder / INDEX
     if index.is_file():
         try:
@@ -117,8 +129,6 @@ def weight_files(folder: Path) -> list[Path]:
         if absent:
             raise InputError(f"{folder} lacks {len(absent)} of {len(names)} shards: {absent[0]}")
         return [folder / name for name in names]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickles:
         raise InputError(

@@ -17,19 +17,22 @@ from lowbit.nn import ACTIVATIONS, Packed, QuantEmbedding, QuantLinear
 @dataclass(frozen=True)
 class Weights:
     """What a module does with its weight: its kind, shape [out, in], and whether it is stored
-    transposed. Embeddings may multiply their rows by `embed_scale`."""
+    transposed. Embeddings may multiply their rows by `embed_scale`, which those of Gemma first
+    round to the dtype of the rows."""
 
     kind: Literal["linear", "embedding"]
     shape: tuple[int, int]
     transposed: bool = False
     embed_scale: float | None = None
+    rounds_scale: bool = False
 
 
 def weights_of(module: nn.Module) -> Weights | str:
     """How the module uses its weight, or why it cannot be quantized.
 
     Exact types only: a subclass may do something else with the same weight, as BART's learned
-    positions do. The scaled word embeddings of many models are known to multiply, and no more.
+    positions do. The scaled word embeddings of many models are known to multiply, and no more
+    where they hold nothing but the weight.
     """
     kind = type(module)
     if isinstance(module, nn.Linear) and kind is nn.Linear:
@@ -38,11 +41,20 @@ def weights_of(module: nn.Module) -> Weights | str:
         return Weights("linear", (module.nf, module.nx), transposed=True)
     scaled = kind.__name__.endswith("ScaledWordEmbedding")
     if isinstance(module, nn.Embedding) and (kind is nn.Embedding or scaled):
+        others = [name for name, _ in module.named_parameters() if name != "weight"]
+        if others:
+            return f"{kind.__name__} holds {', '.join(others)} beside its weight"
         if module.max_norm is not None:
             return f"{kind.__name__} renormalizes its rows (max_norm {module.max_norm})"
-        scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
+        rounds = hasattr(module, "scalar_embed_scale")
+        scale = getattr(module, "scalar_embed_scale" if rounds else "embed_scale", None)
         shape = (module.num_embeddings, module.embedding_dim)
-        return Weights("embedding", shape, embed_scale=None if scale is None else float(scale))
+        return Weights(
+            "embedding",
+            shape,
+            embed_scale=None if scale is None else float(scale),
+            rounds_scale=rounds,
+        )
     return f"{kind.__name__} is not a kind of module that can be quantized"
 
 
@@ -73,7 +85,7 @@ def packed_like(
             layout, columns, rows, module._parameters["bias"], activations, weights.transposed
         )
     else:
-        packed = QuantEmbedding(layout, rows, columns, weights.embed_scale)
+        packed = QuantEmbedding(layout, rows, columns, weights.embed_scale, weights.rounds_scale)
     packed.stand_in_for(module, compute)
     # Not by train(), which static activations refuse: a skeleton is in training mode until loaded.
     packed.training = module.training

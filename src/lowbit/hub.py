@@ -7,7 +7,7 @@ recipe that made it, for people. `import lowbit` registers all this with transfo
 
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -248,7 +248,8 @@ class _QuantizeOnLoad(ConversionOps):
 def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> tuple[TiedKeys, ...]:
     """Put packed modules without data wherever the map says. Raises InputError for a map that
     does not describe this model; returns what `retie` needs."""
-    found = {name: resolve(model, name) for name in config.modules}
+    there = {name for name, _ in model.named_modules()}
+    found = {name: resolve(there, model.base_model_prefix, name) for name in config.modules}
     same_class = type(model).__name__ in (model.config.architectures or ())
     absent = [name for name, module in found.items() if module is None]
     if absent and (same_class or len(absent) == len(found)):
@@ -290,12 +291,12 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
     return ties
 
 
-def resolve(model: PreTrainedModel, name: str) -> str | None:
-    """The name that a stored module has in this model: a model with a head may be opened as its
-    base model and the other way round, which adds or takes the base model's prefix."""
-    prefix = f"{model.base_model_prefix}."
-    modules = dict(model.named_modules())
-    return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in modules), None)
+def resolve(there: Set[str], base_model_prefix: str, name: str) -> str | None:
+    """The name that a stored module has among the modules `there`: a model with a head may be
+    opened as its base model and the other way round, which adds or takes the base model's prefix.
+    """
+    prefix = f"{base_model_prefix}."
+    return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in there), None)
 
 
 def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Packed, str]]:

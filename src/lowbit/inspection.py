@@ -39,9 +39,9 @@ class Inspection:
     errors: dict[str, WeightError]
 
     @property
-    def kernels(self) -> dict[str, str]:
-        """Kernel -> why it was chosen."""
-        return {row.kernel: row.why for row in self.rows if row.kernel}
+    def kernels(self) -> tuple[tuple[str, str], ...]:
+        """(kernel, why it was chosen), each once, in the order of the model."""
+        return tuple(dict.fromkeys((row.kernel, row.why) for row in self.rows if row.kernel))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -97,9 +97,14 @@ def inspect_model(model: PreTrainedModel, folder: Path | None = None) -> Inspect
 
 
 def run_once(model: PreTrainedModel) -> None:
-    """One forward pass over a few tokens."""
+    """One forward pass over a few tokens. Raises InputError for a model that reads no tokens."""
+    if model.main_input_name != "input_ids":
+        raise InputError(f"{type(model).__name__} reads {model.main_input_name}, not tokens")
+    inputs = dict(model.dummy_inputs)
+    if model.config.is_encoder_decoder:
+        inputs.setdefault("decoder_input_ids", inputs["input_ids"])
     with torch.no_grad():
-        model(**model.dummy_inputs)
+        model(**inputs)
 
 
 def _row(model: PreTrainedModel, size: ModuleSize) -> Row:

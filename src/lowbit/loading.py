@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.checkpoint import find, model_class, read_config, weight_files
-from lowbit.errors import InputError, UsageError
+from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.progress import without_transformers_bars
 
 TOKENIZER_FILES = (
@@ -23,8 +24,31 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     folder = find(str(folder))
     config = read_config(folder)
     weight_files(folder)
-    with without_transformers_bars():
-        model = model_class(config).from_pretrained(folder, local_files_only=True)
+    try:
+        with without_transformers_bars():
+            model, info = model_class(config).from_pretrained(
+                folder,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except LowbitError:
+        raise
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{folder} cannot be loaded: {reason}") from error
+    # transformers alone would warn, and put random numbers there.
+    for name, stored, expected in sorted(info["mismatched_keys"]):
+        raise InputError(
+            f"{name} has the shape {list(stored)} in the checkpoint,"
+            f" {list(expected)} in the model that config.json describes"
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(
+            f"the checkpoint lacks {len(missing)} of the {len(model.state_dict())} tensors of"
+            f" {type(model).__name__}: {missing[0]}"
+        )
     return model.eval()
 
 
@@ -41,7 +65,9 @@ def load_tokenizer(
         return None
     try:
         options = {} if lower_case is None else {"do_lower_case": lower_case}
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **options
+        )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"the tokenizer of {folder} cannot be loaded: {reason}") from error

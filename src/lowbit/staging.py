@@ -14,8 +14,13 @@ from lowbit.errors import InputError, UsageError
 
 def check_output(output: Path, overwrite: bool, source: Path) -> None:
     """Raises UsageError where `output` may not be written."""
-    if output.resolve() == source.resolve() or output.resolve() in source.resolve().parents:
+    if source.resolve().is_relative_to(output.resolve()):
         raise UsageError(f"output {output} is or holds the model that is read")
+    # A folder takes the output's place by renaming, which neither of these can bear.
+    if Path.cwd().is_relative_to(output.resolve()):
+        raise UsageError(f"output {output} is or holds the current folder: name a folder in it")
+    if output.is_mount():
+        raise UsageError(f"output {output} is a mount point: name a folder in it")
     if output.exists() and not output.is_dir():
         raise UsageError(f"output {output} is a file")
     if output.is_dir() and any(output.iterdir()):
@@ -35,7 +40,11 @@ def check_file(output: Path) -> None:
 
 @contextmanager
 def staged(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place at the end, or is removed on any failure."""
+    """A folder beside `output` that takes its place at the end, or is removed on any failure.
+
+    Where `output` is a symbolic link, what it points to is replaced, and the link stays.
+    """
+    output = output.resolve()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))

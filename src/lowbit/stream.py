@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     ConversionOps,
@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 from transformers.modeling_utils import LoadStateDictConfig, str_to_torch_dtype
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from lowbit.accounting import footprint
 from lowbit.card import write_card
@@ -91,6 +92,11 @@ def quantize_checkpoint(
             quantized = LowbitConfig(recipe, sink.modules(), sink.errors)
             config.quantization_config = quantized
             config.save_pretrained(folder)
+            if float_model.can_generate() and not (source / GENERATION_CONFIG_NAME).is_file():
+                # Old checkpoints keep it in config.json, whose new form has no place for it.
+                GenerationConfig.from_pretrained(
+                    source, "config.json", local_files_only=True, _from_model_config=True
+                ).to_json_file(folder / GENERATION_CONFIG_NAME)
             copy_companions(source, folder)
             write_card(folder, source, config.architectures[0], quantized, coverage)
             build(float_model, quantized, dtype)
@@ -266,13 +272,21 @@ def _nbytes(tensor: Any) -> int:
 
 def copy_companions(source: Path, folder: Path) -> None:
     """Tokenizer, chat template, generation config, processor, and what sentence-transformers and
-    pipelines keep in subfolders; no weights of this model in any form, and no code."""
+    pipelines keep in subfolders; no weights of this model in any form, no code, and no models and
+    training checkpoints that lie in subfolders."""
+    models = {
+        file.parent
+        for file in source.rglob("*.json")
+        if file.name == "trainer_state.json"
+        or (file.name == "config.json" and b'"model_type"' in file.read_bytes())
+    } - {source}
     for file in sorted(source.rglob("*")):
         relative = file.relative_to(source)
         root = len(relative.parts) == 1
         if (
             not file.is_file()
             or any(part.startswith(".") for part in relative.parts)
+            or not models.isdisjoint(file.parents)
             or file.suffix in (*FOREIGN_SUFFIXES, ".py")
             or (root and (file.suffix == ".safetensors" or file.name in (INDEX, *WRITTEN)))
         ):

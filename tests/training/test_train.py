@@ -11,7 +11,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 import lowbit
 from lowbit import InputError, UsageError
@@ -21,12 +25,12 @@ from lowbit.loading import load_model, load_tokenizer
 from lowbit.qat.prepare import QatOptions
 from lowbit.recipe import PRESETS, Recipe
 from lowbit.training.bcq import Plan
-from lowbit.training.lesson import Material
+from lowbit.training.lesson import Material, load_with_head
 from lowbit.training.settings import Settings
 from lowbit.training.train import train
 from lowbit.training.trainer import LessonTrainer, checkpoints
 from tests.folders import save
-from tests.models import make
+from tests.models import BERT, make
 
 WORDS = ("good", "fine", "nice", "glad"), ("bad", "poor", "sad", "dull")
 
@@ -195,6 +199,20 @@ def test_scores_are_those_of_float32_though_training_was_in_bfloat16(source, tmp
     task = Glue(str(folder), "stsb", max_length=16)
     again = task.measure(Subject("float", load_model(tmp_path / "out/float"), tokenizer))
     assert found.measurements["float"].predictions == again.predictions
+
+
+def test_another_number_of_labels_makes_a_new_head_on_the_same_model(source, tmp_path):
+    three = BertForSequenceClassification(BertConfig(**BERT, num_labels=3))
+    three.save_pretrained(tmp_path)
+    start = Material(str(tmp_path), load_tokenizer(source), None)
+    two = load_with_head(AutoModelForSequenceClassification, start, num_labels=2)
+    assert two.classifier.weight.shape == (2, BERT["hidden_size"])
+    kept = three.bert.state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in two.bert.state_dict().items())
+    config = json.loads((tmp_path / "config.json").read_text()) | {"intermediate_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"bert.encoder.* has the shape \[192"):
+        load_with_head(AutoModelForSequenceClassification, start, num_labels=2)
 
 
 def test_a_quantized_model_is_not_trained(source, data, tmp_path):

@@ -29,7 +29,7 @@ def inspect(
     console = Console()
     if not quiet:
         console.print(module_table(inspection))
-        for kernel, why in inspection.kernels.items():
+        for kernel, why in inspection.kernels:
             console.print(f"{kernel}: {why}", soft_wrap=True)
     console.print(total_table(inspection))
 

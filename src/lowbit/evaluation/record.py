@@ -58,7 +58,7 @@ def record(
         resident_bytes=seen.footprint.resident_bytes,
         resident_after_forward_bytes=seen.resident_after_forward,
         peak_bytes=peak_bytes(folder) if peak and folder is not None else None,
-        kernels=tuple(f"{kernel}: {why}" for kernel, why in sorted(seen.kernels.items())),
+        kernels=tuple(f"{kernel}: {why}" for kernel, why in sorted(seen.kernels)),
         coverage=coverage,
         modules=_modules(model, seen, histograms),
     )

@@ -1,5 +1,6 @@
 """QuantEmbedding: nn.Embedding over a stored table [rows, columns]."""
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
@@ -7,6 +8,13 @@ from lowbit.formats import Layout
 from lowbit.kernels import embedding, ops
 from lowbit.kernels.selection import Kernel
 from lowbit.nn.packed import Packed
+
+
+def scaled(rows: Tensor, scale: float | None, rounds: bool) -> Tensor:
+    """Rows times the scale, which is rounded to their dtype first where `rounds` says so."""
+    if scale is None:
+        return rows
+    return rows * (torch.tensor(scale, dtype=rows.dtype, device=rows.device) if rounds else scale)
 
 
 class QuantEmbedding(Packed):
@@ -18,10 +26,11 @@ class QuantEmbedding(Packed):
         num_embeddings: int,
         embedding_dim: int,
         embed_scale: float | None = None,
+        rounds_scale: bool = False,
     ) -> None:
         super().__init__(layout, num_embeddings, embedding_dim, (num_embeddings, embedding_dim))
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.embed_scale = embed_scale
+        self.embed_scale, self.rounds_scale = embed_scale, rounds_scale
 
     def forward(self, ids: Tensor) -> Tensor:
         if has_torch_function_unary(ids):  # whoever watches calls sees one
@@ -32,7 +41,7 @@ class QuantEmbedding(Packed):
             rows = ops.embedding(ids, self.weight_in_use, dtype)
         else:
             rows = ops.embedding_prepacked(ids, packed, form, dtype)
-        return rows if self.embed_scale is None else rows * self.embed_scale
+        return scaled(rows, self.embed_scale, self.rounds_scale)
 
     def choose(self) -> tuple[Kernel, str]:
         """The kernel that serves this module here, and why."""

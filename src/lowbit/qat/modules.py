@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lowbit.convert import Weights, oriented
 from lowbit.kernels import ops
+from lowbit.nn.embedding import scaled
 from lowbit.qat.estimators import straight_through
 from lowbit.qat.ranges import Range
 from lowbit.qat.weights import Straight
@@ -118,5 +119,4 @@ class FakeQuantEmbedding(FakeQuantized):
     def forward(self, ids: Tensor) -> Tensor:
         table = self.weight_quantizer(self.weight) if self.active() else self.weight
         rows = F.embedding(ids, table, self.padding_idx)
-        scale = self.weights.embed_scale
-        return rows if scale is None else rows * scale
+        return scaled(rows, self.weights.embed_scale, self.weights.rounds_scale)

@@ -109,7 +109,7 @@ def _ratio(error: float | None) -> float:
 
 SIZES: tuple[tuple[str, str, Callable[[ModelRecord], int | None]], ...] = (
     ("stored tensors", "", lambda model: model.stored_bytes),
-    ("on disk", "all files of the folder", lambda model: model.disk_bytes),
+    ("on disk", "the safetensors files of the folder", lambda model: model.disk_bytes),
     ("in memory, loaded", "", lambda model: model.resident_bytes),
     ("in memory, after one forward pass", "", lambda model: model.resident_after_forward_bytes),
     ("peak", "of a process that loads it and runs it once", lambda model: model.peak_bytes),

@@ -75,8 +75,8 @@ class Teacher(Protocol):
 def load_with_head(head: Any, material: Material, **changes: Any) -> PreTrainedModel:
     """The checkpoint in the class that `head`, one of transformers' Auto classes, has for it.
 
-    What a head lacks is initialized at random. Raises InputError for what is no float checkpoint,
-    UsageError where the architecture has no such head.
+    What a head lacks, or has for another number of labels, is initialized at random. Raises
+    InputError for what is no float checkpoint, UsageError where the architecture has no such head.
     """
     if isinstance(material.model, Architecture):
         raise UsageError("this task starts from a model: only translation makes a new one")
@@ -93,9 +93,21 @@ def load_with_head(head: Any, material: Material, **changes: Any) -> PreTrainedM
         setattr(config, name, value)
     _set_attention_dropout(config, material.attention_dropout)
     with without_transformers_bars():
-        model: PreTrainedModel = head.from_pretrained(
-            folder, config=config, local_files_only=True, dtype=torch.float32
+        model: PreTrainedModel
+        model, info = head.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+    for name, stored, expected in sorted(info["mismatched_keys"]):
+        if name.startswith(f"{model.base_model_prefix}."):
+            raise InputError(
+                f"{name} has the shape {list(stored)} in the checkpoint,"
+                f" {list(expected)} in the model that config.json describes"
+            )
     return model
 
 
