@@ -56,7 +56,10 @@ def test_sorted_levels_ascend_and_each_is_the_value_of_its_code(problem):
 def test_the_exchanges_sort_every_order_the_levels_can_have(bits):
     generator = torch.Generator().manual_seed(bits)
     uniform = torch.rand(bits, 20000, generator=generator, dtype=torch.float64)
-    alpha = torch.cat([uniform, uniform**4, 1 + uniform / 20, (4 * uniform).floor()], 1)
+    # The last column: levels that are equal but for rounding.
+    alike = torch.full((bits, 1), 0.99998, dtype=torch.float64)
+    alike[-1] = 0.125
+    alpha = torch.cat([uniform, uniform**4, 1 + uniform / 20, (4 * uniform).floor(), alike], 1)
     found = Levels(alpha, torch.zeros(alpha.shape[1], dtype=torch.float64)).descending()
     values, _ = levels.sorted_levels(found)
     assert (values.diff(dim=0) >= 0).all()

@@ -118,7 +118,8 @@ def sorted_levels(
         wrong = values[i] > values[j]
         values[pair] = torch.where(wrong, values[pair].flip(0), values[pair])
         code[pair] = torch.where(wrong, code[pair].flip(0), code[pair])
-    return values, code
+    # Levels that only rounding sets apart may still descend, by their last digit.
+    return values.cummax(0).values, code
 
 
 def decoded(levels: Levels) -> Float32[Tensor, "N levels"]:
