@@ -39,7 +39,7 @@ def in_torch(dtype: torch.dtype) -> Attention:
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    return ops.attention(q, k, v, mask, SIZE**-0.5, causal)
+    return ops.attention(q, k, v, mask, SIZE**-0.5, causal, "amx")
 
 
 CONTENDERS: dict[str, Attention] = {

@@ -3,10 +3,11 @@
 //   s[k] = scale sum_d query[d] key[k][d] + mask[k]
 //   y    = sum_k w[k] value[k] / sum_k w[k]        with w[k] = exp(s[k] - max s)
 //
-// Queries (times scale), keys, values and w are rounded to bfloat16, subnormal numbers to zero;
-// products are exact and all sums and the denominator float32. Keys are taken in blocks of 256, sums
-// so far being scaled down where a later block holds a larger s. Each query's result depends on
-// nothing but its own row, so that any number of threads gives the same bits.
+// On amx queries (times scale), keys, values and w are rounded to bfloat16, subnormal numbers to
+// zero; products are exact and all sums and the denominator float32. The other paths are float32
+// throughout. Keys are taken in blocks of 256, sums so far being scaled down where a later block
+// holds a larger s. Each query's result depends on nothing but its own row, so that any number of
+// threads gives the same bits.
 //
 // A key that is forbidden has w = 0. A query for which all keys are, or for which there are none,
 // has y = 0, as in PyTorch. NaN in a query, a key or the mask makes y NaN wherever that key is not
@@ -14,6 +15,8 @@
 #pragma once
 
 #include <cstdint>
+
+#include "path.h"
 
 namespace lowbit {
 
@@ -51,9 +54,6 @@ struct Attention {
   bool causal;  // query i sees keys 0 … i only
 };
 
-// For processors with amx (cpu.h); std::invalid_argument on others.
-void attention(const Attention& op);
-
 // Some key heads with some of the queries that share each: blocks of 32, those of a head after those
 // of the head before it.
 struct AttentionTask {
@@ -62,8 +62,27 @@ struct AttentionTask {
   int64_t batch, first_key_head, last_key_head, first_block, last_block;
 };
 
+namespace scalar {
+void attention(const Attention& op);
+}
+namespace avx2 {
+void attention(const Attention& op);
+}
+namespace avx512 {
+void attention(const Attention& op);
+}
 namespace amx {
+void attention(const Attention& op);
 void attend(const Attention& op, const AttentionTask& task);
 }
+
+inline constexpr Path<void(const Attention&)> attention_paths[] = {
+    {"scalar", "", scalar::attention},
+#ifdef LOWBIT_X86
+    {"avx2", "avx2", avx2::attention},
+    {"avx512", "avx512", avx512::attention},
+    {"amx", "amx", amx::attention},
+#endif
+};
 
 }  // namespace lowbit

@@ -114,7 +114,6 @@ struct LinearPath {
   }
 };
 
-#ifdef LOWBIT_X86
 using Steps = std::array<int64_t, 4>;  // a tensor's strides, of which the last is 1
 
 lowbit::TokenRows token_rows(uintptr_t address, const Steps& steps) {
@@ -125,10 +124,10 @@ lowbit::TokenRows token_rows(uintptr_t address, const Steps& steps) {
 void attention(uintptr_t query, const Steps& query_steps, uintptr_t key, const Steps& key_steps,
                uintptr_t value, const Steps& value_steps, lowbit::MaskKind kind, uintptr_t mask,
                const Steps& mask_steps, uintptr_t y, const std::array<int64_t, 7>& sizes,
-               float scale, bool causal) {
+               float scale, bool causal, std::string_view path) {
   const int64_t item = kind == lowbit::MaskKind::additive ? sizeof(float) : 1;
   const auto [batch, heads, key_heads, queries, keys, size, value_size] = sizes;
-  lowbit::attention({token_rows(query, query_steps),
+  lowbit::find_path(lowbit::attention_paths, path)({token_rows(query, query_steps),
                      token_rows(key, key_steps),
                      token_rows(value, value_steps),
                      {kind, pointer<const uint8_t>(mask), mask_steps[0] * item,
@@ -144,7 +143,6 @@ void attention(uintptr_t query, const Steps& query_steps, uintptr_t key, const S
                      scale,
                      causal});
 }
-#endif
 
 }  // namespace
 
@@ -155,15 +153,13 @@ NB_MODULE(_native, m) {
   m.def("quantize_rows", &quantize_rows, "x"_a, "codes"_a, "scales"_a, "rows"_a, "cols"_a,
         "group_size"_a, "path"_a, without_gil);
 
-#ifdef LOWBIT_X86
   nb::enum_<lowbit::MaskKind>(m, "MaskKind")
       .value("none", lowbit::MaskKind::none)
       .value("boolean", lowbit::MaskKind::boolean)
       .value("additive", lowbit::MaskKind::additive);
   m.def("attention", &attention, "query"_a, "query_steps"_a, "key"_a, "key_steps"_a, "value"_a,
         "value_steps"_a, "kind"_a, "mask"_a, "mask_steps"_a, "y"_a, "sizes"_a, "scale"_a,
-        "causal"_a, without_gil);
-#endif
+        "causal"_a, "path"_a, without_gil);
 
   nb::class_<Lanes>(m, "Lanes")
       .def(

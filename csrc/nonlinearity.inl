@@ -9,15 +9,13 @@
 // 1/2 to 0. So small x lose nothing, infinities need no care, and u may end where u T(u) no longer
 // counts. Of both GELUs the eighth root of T is a polynomial in u, that of least maximal error
 // (scripts/gelu_polynomials). The error is at most 4e-7 max(|x|, 1) against exact arithmetic. NaN
-// stays NaN. Operations are rounded once each, a multiplication with the addition after it too, so
-// that all instruction sets give the same bits.
+// stays NaN. All instruction sets give the same bits.
 
+#include "exponential.inl"
 #include "linear.h"
 
 namespace lowbit::LOWBIT_ISA {
 namespace {
-
-using Number = Isa::Floats;  // as many as a vector holds
 
 Number positive_part(Number x) { return x < 0.0f ? Number{} : x; }
 
@@ -25,29 +23,6 @@ Number positive_part(Number x) { return x < 0.0f ? Number{} : x; }
 Number magnitude(Number x, float end) {
   const Number u = x < 0.0f ? -x : x;
   return u < end ? u : Number{} + end;
-}
-
-// Highest power first.
-template <int n>
-Number polynomial(const float (&coefficients)[n], Number x) {
-  Number sum = Number{} + coefficients[0];
-#pragma GCC unroll 16
-  for (int i = 1; i < n; ++i) sum = Isa::fma(sum, x, Number{} + coefficients[i]);
-  return sum;
-}
-
-// For 0 <= u < 87, to 1e-7 of itself: exp(-u) = 2^n exp(r), n an integer and |r| <= ln(2) / 2.
-Number exp_minus(Number u) {
-  static constexpr float powers[] = {0.0013836842f, 0.00837481578f, 0.0416682256f, 0.166664202f,
-                                     0.499999921f,  1.00000004f,    1.0f};
-  constexpr float round = 0x1.8p23f;  // leaves an integer in the low bits
-  constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
-  const Number shifted = Isa::fma(u, Number{} - 0x1.715476p0f, Number{} + round);
-  const Number n = shifted - round;
-  Number r = Isa::fma(n, Number{} - ln2_high, -u);
-  r = Isa::fma(n, Number{} - ln2_low, r);
-  const Isa::Words power = reinterpret_cast<Isa::Words>(shifted) << 23;
-  return reinterpret_cast<Number>(reinterpret_cast<Isa::Words>(polynomial(powers, r)) + power);
 }
 
 struct Relu {

@@ -1,4 +1,4 @@
-"""The attention "lowbit": near float32's where it computes in bfloat16, equal to it elsewhere."""
+"""Our own attention: near float32's where it computes in bfloat16, as good as it elsewhere."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import lowbit
-from lowbit.attention import LEAST_QUERIES, attention, choose
+from lowbit.attention import KERNELS, MANY_QUERIES, attention, choose, instead_of_sdpa
 from lowbit.kernels import native
 from lowbit.kernels.selection import VARIABLE
 from tests.models import VOCABULARY, make
@@ -69,14 +69,31 @@ def test_models_are_near_those_with_float32_attention(name, padded, long_models)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["gpt2", "llama-tied", "bart"])
-def test_one_token_at_a_time_is_as_in_float32(name):
+@pytest.mark.parametrize("attention", KERNELS)
+@pytest.mark.parametrize("name", ["gpt2", "llama-tied", "bart", "t5"])
+def test_one_token_at_a_time_is_as_in_float32(name, attention):
     model = make(name)
-    ids = torch.arange(3, 19).reshape(2, 8) % VOCABULARY
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    ids = torch.arange(3, 17).reshape(2, MANY_QUERIES - 1) % VOCABULARY
+    seen = torch.ones_like(ids)
+    seen[0, :3] = 0
+    options = {"attention_mask": seen, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
     wanted = model.generate(ids, **options)
-    model.set_attn_implementation("lowbit")
-    assert torch.equal(model.generate(ids, **options), wanted)
+    model.set_attn_implementation(attention)
+    found = model.generate(ids, **options)
+    assert torch.equal(found.sequences, wanted.sequences)
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(wanted.logits))
+
+
+def test_it_takes_the_place_of_transformers_default_only_and_for_a_while():
+    model = make("bart")
+    for own, meanwhile in (("sdpa", "lowbit_float32"), ("eager", "eager")):
+        model.set_attn_implementation(own)
+        with pytest.raises(OSError, match="on the way"), instead_of_sdpa(model, "lowbit_float32"):
+            assert model.config._attn_implementation == meanwhile
+            assert model.model.decoder.config._attn_implementation == meanwhile
+            raise OSError("on the way")
+        assert model.config._attn_implementation == own
 
 
 @torch.no_grad()
@@ -90,14 +107,14 @@ def test_a_model_quantized_in_place_takes_it_and_leaves_the_caller_alone():
     assert config._attn_implementation == "sdpa"
 
 
-def query(queries=LEAST_QUERIES, dtype=torch.float32, batch=1, heads=2, size=16):
+def query(queries=MANY_QUERIES, dtype=torch.float32, batch=1, heads=2, size=16):
     return torch.randn(batch, heads, queries, size, dtype=dtype)
 
 
 @has_tiles
 class TestChoice:
-    def why(self, *args):
-        kernel, why = choose(*args)
+    def why(self, *args, name="lowbit"):
+        kernel, why = choose(KERNELS[name], *args)
         return kernel.name, why
 
     @pytest.mark.parametrize(
@@ -115,7 +132,6 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("call", "reason"),
         [
-            ((query(LEAST_QUERIES - 1),) * 3, f"{LEAST_QUERIES - 1} queries are fewer"),
             ((query(dtype=torch.float16),) * 3, "query is torch.float16, not float32"),
             ((query(), query(), query(dtype=torch.float64)), "value is torch.float64"),
             ((query().to("meta"),) * 3, "on meta, not on the CPU"),
@@ -135,6 +151,12 @@ class TestChoice:
     def test_what_they_do_not_serve_is_float32_with_the_reason(self, call, reason):
         name, why = self.why(*call)
         assert name == "reference" and reason in why
+
+    def test_few_queries_are_served_in_float32(self):
+        few = (query(MANY_QUERIES - 1), query(20), query(20))
+        assert {self.why(*few, name=name)[0] for name in KERNELS} == {"avx512"}
+        name, why = self.why(query(), query(), query(), name="lowbit_float32")
+        assert name == "reference" and "8 queries are not fewer than 8" in why
 
     def test_it_can_be_forbidden(self, monkeypatch):
         monkeypatch.setenv(VARIABLE, "reference")
@@ -167,7 +189,7 @@ def test_a_call_means_what_it_means_to_transformers(mask, options, groups):
         torch.randn(2, 40, 4 // groups, 24, generator=generator).transpose(1, 2) for _ in range(2)
     )
     wanted, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
-    y, weights = attention(module, q, k, v, mask, **options)
+    y, weights = attention(module, q, k, v, mask, kernels=KERNELS["lowbit"], **options)
     assert weights is None and y.shape == wanted.shape and y.is_contiguous()
     assert relative(y, wanted) <= 0.006
 

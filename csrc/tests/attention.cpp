@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <vector>
 
-#include "cpu.h"
 #include "tests/check.h"
 #include "tests/random.h"
 #include "tests/walled.h"
@@ -89,9 +89,18 @@ double added(const Attention& op, int64_t b, int64_t h, int64_t q, int64_t k) {
   return 0;
 }
 
-// One query's result and how far it may be off: a score by 2^-7 of the sizes of its terms, a weight
-// by a factor accordingly, its share in all of them by the square; 1 % covers the rest.
-void check_query(const Attention& op, int64_t b, int64_t h, int64_t q) {
+struct Path {
+  const char* name;
+  double rounding, rest;
+};
+
+constexpr Path paths[] = {
+    {"scalar", 0x1p-16, 1e-5}, {"avx2", 0x1p-16, 1e-5}, {"avx512", 0x1p-16, 1e-5},
+    {"amx", 0x1p-7, 0.01}};
+
+// One query's result and how far it may be off: a score by the `rounding` of the sizes of its
+// terms, a weight by a factor accordingly, its share in all of them by the square; and the `rest`.
+void check_query(const Path& path, const Attention& op, int64_t b, int64_t h, int64_t q) {
   const int64_t key_head = h / (op.heads / op.key_heads);
   std::vector<double> scores;
   double top = -std::numeric_limits<double>::infinity(), doubt = 0;
@@ -109,7 +118,7 @@ void check_query(const Attention& op, int64_t b, int64_t h, int64_t q) {
   }
   double total = 0;
   for (double& score : scores) total += score = std::isinf(top) ? 0 : std::exp(score - top);
-  const double factor = 1.01 * std::exp(2 * doubt / 128) - 1;
+  const double factor = (1 + path.rest) * std::exp(2 * doubt * path.rounding) - 1;
   const float* y = op.y + ((b * op.queries + q) * op.heads + h) * op.value_size;
   for (int64_t d = 0; d < op.value_size; ++d) {
     double sum = 0, sizes = 0;
@@ -122,7 +131,7 @@ void check_query(const Attention& op, int64_t b, int64_t h, int64_t q) {
   }
 }
 
-void check_attention(int64_t most_tokens) {
+void check_attention(const Path& path, int64_t most_tokens) {
   const int64_t batch = 1 + below(2), key_heads = 1 + below(3), heads = key_heads * (1 + below(2));
   const int64_t queries = 1 + below(most_tokens), keys = below(most_tokens);
   const int64_t size = 1 + below(below(4) ? 40 : 130), value_size = 1 + below(below(4) ? 40 : 130);
@@ -137,7 +146,7 @@ void check_attention(int64_t most_tokens) {
   Walled y(numbers * static_cast<int64_t>(sizeof(float)));
   op.y = reinterpret_cast<float*>(y.data());
   std::fill(op.y, op.y + numbers, std::nanf(""));
-  lowbit::attention(op);
+  lowbit::find_path(lowbit::attention_paths, path.name)(op);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t h = 0; h < heads; ++h) {
       for (int64_t q = 0; q < queries; ++q) check_query(op, b, h, q);
@@ -148,16 +157,14 @@ void check_attention(int64_t most_tokens) {
 }  // namespace
 
 void test_attention() {
-  if (!lowbit::has_feature("amx")) {
-    bool refused = false;
+  for (const Path& path : paths) {
     try {
-      lowbit::attention({});
+      lowbit::find_path(lowbit::attention_paths, path.name);
     } catch (const std::invalid_argument&) {
-      refused = true;
+      std::printf("attention: %s cannot run here\n", path.name);
+      continue;
     }
-    CHECK(refused);
-    return;
+    for (int i = 0; i < 300; ++i) check_attention(path, 40);
+    for (int i = 0; i < 20; ++i) check_attention(path, 600);
   }
-  for (int i = 0; i < 300; ++i) check_attention(40);
-  for (int i = 0; i < 20; ++i) check_attention(600);
 }

@@ -13,8 +13,6 @@ int main() {
   test_quantize_rows();
   test_lanes();
   test_linear();
-#ifdef LOWBIT_X86
   test_attention();
-#endif
   return 0;
 }

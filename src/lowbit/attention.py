@@ -1,19 +1,24 @@
-"""Attention in bfloat16, registered with transformers as "lowbit".
+"""Attention by our own code, registered with transformers under two names.
 
     model.set_attn_implementation("lowbit")
+    model.set_attn_implementation("lowbit_float32")
 
-Scores, softmax and values of float32 models are computed in one call, from operands in bfloat16,
-where the processor has tiles for them; sums stay float32 (csrc/attention.h). The result of one
-attention is off by 0.3 % (relative Frobenius error on normal operands). Masks, caches and
-cross-attention are handled by transformers' own code around it. What it does not serve goes to that
-code in float32; `choose` says which, and why.
+Scores, softmax and values of float32 models are computed in one call (csrc/attention.h). The few
+queries of a decoding step are done in float32, many of them, by "lowbit" alone, from operands in
+bfloat16 where the processor has tiles for them: sums stay float32, and the result of one attention
+is off by 0.3 % (relative Frobenius error on normal operands). Masks, caches and cross-attention are
+handled by transformers' own code around it. What is not served goes to that code; `choose` says
+which, and why.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import (
     create_position_bias_mask,
     sdpa_attention_forward,
@@ -24,9 +29,8 @@ from lowbit.kernels import ops
 from lowbit.kernels.attention.native import MASKS
 from lowbit.kernels.selection import Kernel, never, select
 
-NAME = "lowbit"
-# Fewer queries are done sooner in float32: keys and values are converted at every call.
-LEAST_QUERIES = 8
+# Fewer are done sooner in float32, as tiles are filled anew at every call.
+MANY_QUERIES = 8
 # What only transformers' own code knows to handle, or to refuse.
 FOREIGN = ("cache", "softcap")
 
@@ -39,8 +43,9 @@ def unsupported(
     dropout: float = 0.0,
     options: dict[str, Any] | None = None,
 ) -> str | None:
-    """Why bfloat16 does not serve such a call, or None: query [batch, heads, queries, size], key
-    and value [batch, key heads, keys, size], mask [batch, heads, queries, keys] or broadcast."""
+    """Why our own code does not serve such a call, or None: query [batch, heads, queries, size],
+    key and value [batch, key heads, keys, size], mask [batch, heads, queries, keys] or broadcast.
+    """
     options = options or {}
     operands = {"query": query, "key": key, "value": value}
     for name, t in operands.items():
@@ -50,8 +55,6 @@ def unsupported(
             return f"the {name} is {t.dtype}, not float32"
         if t.numel() == 0:
             return f"the {name} {list(t.shape)} is empty"
-    if query.shape[2] < LEAST_QUERIES:
-        return f"{query.shape[2]} queries are fewer than {LEAST_QUERIES}"
     if not _fit(query, key, value):
         shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in operands.items())
         return f"{shapes} are not those of one attention"
@@ -74,12 +77,24 @@ def _fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return same and heads % key_heads == 0
 
 
-def _in_float32(module: nn.Module, *call: Any) -> tuple[Tensor, None]:
+def _unsupported_on_tiles(query: Tensor, *call: Any) -> str | None:
+    if query.shape[2] < MANY_QUERIES:
+        return f"{query.shape[2]} queries are fewer than {MANY_QUERIES}"
+    return unsupported(query, *call)
+
+
+def _unsupported_one_by_one(query: Tensor, *call: Any) -> str | None:
+    if query.shape[2] >= MANY_QUERIES:
+        return f"{query.shape[2]} queries are not fewer than {MANY_QUERIES}"
+    return unsupported(query, *call)
+
+
+def _of_transformers(module: nn.Module, *call: Any) -> tuple[Tensor, None]:
     *operands, options = call
     return sdpa_attention_forward(module, *operands, **options)
 
 
-def _in_bfloat16(
+def _own(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -87,28 +102,38 @@ def _in_bfloat16(
     mask: Tensor | None,
     dropout: float,
     options: dict[str, Any],
+    *,
+    path: str,
 ) -> tuple[Tensor, None]:
     causal = options.get("is_causal")
     if causal is None:
         causal = getattr(module, "is_causal", True)
-    causal = causal and mask is None
+    causal = causal and mask is None and query.shape[2] > 1
     bias = options.get("position_bias")
     if bias is not None:
         mask, causal = create_position_bias_mask(bias, mask, causal, query, key), False
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return ops.attention(query, key, value, mask, scale, causal), None
+    return ops.attention(query, key, value, mask, scale, causal, path), None
 
 
-KERNELS = (
-    Kernel("amx", _in_bfloat16, unsupported, isa="amx"),
-    Kernel("reference", _in_float32, never),
+_FLOAT32 = (
+    *(
+        Kernel(path, partial(_own, path=path), _unsupported_one_by_one, isa=path)
+        for path in ("avx512", "avx2", "scalar")
+    ),
+    Kernel("reference", _of_transformers, never),
 )
+_TILES = Kernel("amx", partial(_own, path="amx"), _unsupported_on_tiles, isa="amx")
+KERNELS: dict[str, tuple[Kernel, ...]] = {
+    "lowbit": (_TILES, *_FLOAT32),
+    "lowbit_float32": _FLOAT32,
+}
 
 
-def choose(*call: Any) -> tuple[Kernel, str]:
+def choose(kernels: Sequence[Kernel], *call: Any) -> tuple[Kernel, str]:
     """The kernel for a call with the arguments of `unsupported` here, and why."""
-    return select(KERNELS, *call)
+    return select(kernels, *call)
 
 
 def attention(
@@ -118,16 +143,31 @@ def attention(
     value: Tensor,
     attention_mask: Tensor | None,
     dropout: float = 0.0,
+    *,
+    kernels: Sequence[Kernel],
     **options: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: [batch, heads, tokens, size] -> [batch, tokens, heads, size]."""
     call = query, key, value, attention_mask, dropout, options
-    kernel, _ = choose(*call)
+    kernel, _ = choose(kernels, *call)
     y: tuple[Tensor, None] = kernel.run(module, *call)
     return y
 
 
+@contextmanager
+def instead_of_sdpa(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The attention `name` where the model has transformers' default, which is restored."""
+    own = model.config._attn_implementation
+    if own == "sdpa":
+        model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
+
+
 def register() -> None:
-    """Make transformers know the implementation and its masks, which are those of "sdpa"."""
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    """Make transformers know both names and their masks, which are those of "sdpa"."""
+    for name, kernels in KERNELS.items():
+        AttentionInterface.register(name, partial(attention, kernels=kernels))
+        AttentionMaskInterface.register(name, sdpa_mask)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from lowbit.attention import instead_of_sdpa
 from lowbit.decoding import generate
 from lowbit.errors import UsageError
 from lowbit.evaluation.batches import by_length, check_batch_size, longest
@@ -99,6 +100,7 @@ class Translator:
         search: Callable[..., Tensor] = generate
         with (
             evaluating(self.model),
+            instead_of_sdpa(self.model, "lowbit_float32"),
             progress_bar(len(texts), "translation", "sentence", progress) as bar,
         ):
             for batch in by_length(lengths, self.batch_size):

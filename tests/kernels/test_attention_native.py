@@ -1,6 +1,7 @@
-"""Attention in bfloat16 against float64, within what rounding its operands can do."""
+"""Attention on every path against float64, within what rounding its operands and sums can do."""
 
 import concurrent.futures
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,17 +11,41 @@ from hypothesis import strategies as st
 
 from lowbit.kernels import native, ops
 
-pytestmark = pytest.mark.skipif(bool(native.lacks("amx")), reason=native.lacks("amx") or "present")
 
-ROUNDING = 2.0**-8  # of bfloat16, relative
-EXPONENTIAL = 5e-5  # of csrc/attention_amx.cpp, relative
-FLOAT32 = 2.0**-20  # of float32 sums, with room for a few hundred terms
+@dataclass(frozen=True)
+class Errs:
+    """By how much, relative, of what is rounded: operands, exponentials and sums (of a few hundred
+    terms)."""
+
+    operands: float
+    exponential: float
+    sums: float
 
 
-def oracle(query, key, value, mask, scale, causal):
+FLOAT32 = Errs(0.0, 2e-7, 2.0**-17)
+PATHS = {
+    "scalar": FLOAT32,
+    "avx2": FLOAT32,
+    "avx512": FLOAT32,
+    # bfloat16, and csrc/attention_amx.cpp
+    "amx": Errs(2.0**-8, 5e-5, 2.0**-20),
+}
+
+
+LACKING = {path: native.lacks(path) for path in PATHS}
+pytestmark = pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.skipif(bool(why), reason=why or "present"))
+        for path, why in LACKING.items()
+    ],
+)
+
+
+def oracle(query, key, value, mask, scale, causal, errs):
     """In float64: the result [batch, queries, heads, value size], and how far it may be off.
 
-    A score errs by at most D = (2 ROUNDING + …) Σ |q k| scale, so a weight by a factor e^±D, and
+    A score errs by at most D = (2 operands + …) Σ |q k| scale, so a weight by a factor e^±D, and
     its quotient with the sum of all by e^±2D; rounding weights and values adds a factor each.
     """
     query, key, value = (t.double().numpy() for t in (query, key, value))
@@ -36,32 +61,33 @@ def oracle(query, key, value, mask, scale, causal):
     elif mask is not None:
         added = mask.double().numpy()
         scores = scores + added
-        sizes = sizes + np.where(np.isfinite(added), np.abs(added), 0) * FLOAT32
+        sizes = sizes + np.where(np.isfinite(added), np.abs(added), 0) * errs.sums
     scores = np.where(allowed, scores, -np.inf)
     top = scores.max(-1, keepdims=True, initial=-np.inf)
     weights = np.exp(scores - np.where(np.isinf(top), 0, top))
     total = weights.sum(-1, keepdims=True)
     weights /= np.where(total == 0, 1, total)
-    doubt = sizes.max(-1, keepdims=True, initial=0) * (2 * ROUNDING + ROUNDING**2 + FLOAT32)
+    rounding = 2 * errs.operands + errs.operands**2 + errs.sums
+    doubt = sizes.max(-1, keepdims=True, initial=0) * rounding
     factor = (
         np.exp(np.minimum(2 * doubt, 50))
-        * (1 + ROUNDING) ** 2
-        * (1 + EXPONENTIAL) ** 2
-        * (1 + FLOAT32)
+        * (1 + errs.operands) ** 2
+        * (1 + errs.exponential) ** 2
+        * (1 + errs.sums)
         - 1
     )
     bound = factor * (weights @ np.abs(value)) + 1e-30
     return (weights @ value).swapaxes(1, 2), bound.swapaxes(1, 2)
 
 
-def check(query, key, value, mask=None, causal=False):
+def check(path, query, key, value, mask=None, causal=False):
     scale = query.shape[-1] ** -0.5
     before = [t.clone() for t in (query, key, value)]
-    y = ops.attention(query, key, value, mask, scale, causal)
+    y = ops.attention(query, key, value, mask, scale, causal, path)
     assert y.dtype == torch.float32 and y.is_contiguous()
     for t, was in zip((query, key, value), before, strict=True):
         assert torch.equal(t, was)
-    wanted, bound = oracle(query, key, value, mask, scale, causal)
+    wanted, bound = oracle(query, key, value, mask, scale, causal, PATHS[path])
     assert y.shape == wanted.shape
     assert (np.abs(y.double().numpy() - wanted) <= bound).all()
     return y
@@ -81,9 +107,9 @@ def poison():
         torch.full((size,), torch.nan)
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(data=st.data())
-def test_every_shape_mask_and_stride_is_near_float64(data):
+def test_every_shape_mask_and_stride_is_near_float64(path, data):
     draw = data.draw
     count = st.one_of(st.integers(1, 40), st.integers(1, 200), st.integers(250, 530))
     batch, key_heads, shared = draw(st.tuples(*[st.integers(1, 3)] * 3))
@@ -107,30 +133,30 @@ def test_every_shape_mask_and_stride_is_near_float64(data):
     elif kind == "one for all keys":
         mask = torch.rand(*wide, 1, generator=generator) < 0.5
     poison()
-    check(query, key, value, mask, causal=draw(st.booleans()))
+    check(path, query, key, value, mask, causal=draw(st.booleans()))
 
 
 @pytest.mark.parametrize("size", [64, 80, 256])
-def test_one_attention_of_normal_operands_is_off_by_less_than_half_a_percent(size):
+def test_one_attention_of_normal_operands_is_off_by_less_than_half_a_percent(path, size):
     generator = torch.Generator().manual_seed(0)
     operands = [tokens(2, 3, 128, size, generator) for _ in range(3)]
-    y = check(*operands)
-    wanted, _ = oracle(*operands, None, size**-0.5, False)
+    y = check(path, *operands)
+    wanted, _ = oracle(*operands, None, size**-0.5, False, PATHS[path])
     assert np.linalg.norm(y.double().numpy() - wanted) <= 0.005 * np.linalg.norm(wanted)
 
 
-def test_scores_from_tiny_to_enormous():
+def test_scores_from_tiny_to_enormous(path):
     """Large ones find the largest alone, in a later block of keys than the first too."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (tokens(1, 2, 300, 32, generator) for _ in range(3))
     for scale in (0.0, 1e-30, 1e-3, 30.0, 1e4):
-        check(query * scale, key, value)
+        check(path, query * scale, key, value)
     key[:, :, -1] = query[:, :, 7] * 100
-    wanted = value[:, :, -1].bfloat16().float()
-    assert torch.equal(check(query, key, value)[:, 7], wanted)
+    wanted = value[:, :, -1].bfloat16().float() if path == "amx" else value[:, :, -1]
+    assert torch.equal(check(path, query, key, value)[:, 7], wanted)
 
 
-def test_any_number_of_threads_and_of_heads_gives_the_same_bits():
+def test_any_number_of_threads_and_of_heads_gives_the_same_bits(path):
     generator = torch.Generator().manual_seed(0)
     query = tokens(2, 12, 300, 64, generator)
     key, value = (tokens(2, 6, 300, 64, generator) for _ in range(2))
@@ -139,28 +165,28 @@ def test_any_number_of_threads_and_of_heads_gives_the_same_bits():
     try:
         for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
-            results.append(ops.attention(query, key, value, None, 0.125, True))
+            results.append(ops.attention(query, key, value, None, 0.125, True, path))
     finally:
         torch.set_num_threads(threads)
     for y in results[1:]:
         assert torch.equal(y, results[0])
-    alone = ops.attention(query[1:, 4:6], key[1:, 2:3], value[1:, 2:3], None, 0.125, True)
+    alone = ops.attention(query[1:, 4:6], key[1:, 2:3], value[1:, 2:3], None, 0.125, True, path)
     assert torch.equal(alone, results[0][1:, :, 4:6])
 
 
-def test_several_python_threads_call_at_once():
+def test_several_python_threads_call_at_once(path):
     def run(seed):
         generator = torch.Generator().manual_seed(seed)
         operands = [tokens(1, 4, 40 + seed, 48, generator) for _ in range(3)]
         for _ in range(5):
-            check(*operands, causal=bool(seed % 2))
+            check(path, *operands, causal=bool(seed % 2))
         return True
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert all(pool.map(run, range(8)))
 
 
-def test_a_query_that_sees_no_key_gets_zeros_as_in_torch():
+def test_a_query_that_sees_no_key_gets_zeros_as_in_torch(path):
     generator = torch.Generator().manual_seed(0)
     query, key, value = (tokens(1, 2, 70, 24, generator) for _ in range(3))
     boolean = torch.rand(1, 1, 70, 70, generator=generator) < 0.5
@@ -169,39 +195,39 @@ def test_a_query_that_sees_no_key_gets_zeros_as_in_torch():
     least = torch.zeros(1, 1, 70, 70)
     least[..., 5, :] = torch.finfo(torch.float32).min  # all alike: the mean of the values
     for mask in (boolean, additive, least):
-        y = check(query, key, value, mask)
+        y = check(path, query, key, value, mask)
         theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
         torch.testing.assert_close(y[:, 5], theirs[:, :, 5], rtol=0.005, atol=0.002)
         assert (y[:, 5] == 0).all() == (mask is not least)
 
 
-def test_what_is_not_a_number_shows_where_it_is_seen():
+def test_what_is_not_a_number_shows_where_it_is_seen(path):
     generator = torch.Generator().manual_seed(0)
     query, key, value = (tokens(1, 2, 90, 40, generator) for _ in range(3))
-    clean = ops.attention(query, key, value, None, 0.2, True)
+    clean = ops.attention(query, key, value, None, 0.2, True, path)
 
     for bad in (torch.nan, torch.inf):
         spoilt = query.clone()
         spoilt[0, 1, 50, 3] = bad
-        y = ops.attention(spoilt, key, value, None, 0.2, True)
+        y = ops.attention(spoilt, key, value, None, 0.2, True, path)
         assert y[0, 50, 1].isnan().all()
         y[0, 50, 1] = clean[0, 50, 1]
         assert torch.equal(y, clean)
 
     spoilt = key.clone()
     spoilt[0, 1, 50, 3] = torch.nan
-    y = ops.attention(query, spoilt, value, None, 0.2, True)
+    y = ops.attention(query, spoilt, value, None, 0.2, True, path)
     assert y[0, 50:, 1].isnan().all()  # earlier queries do not see it
     assert torch.equal(y[0, :50, 1], clean[0, :50, 1]) and torch.equal(y[0, :, 0], clean[0, :, 0])
 
     spoilt = value.clone()
     spoilt[0, 1, 50, 3] = torch.nan
-    y = ops.attention(query, key, spoilt, None, 0.2, True)
+    y = ops.attention(query, key, spoilt, None, 0.2, True, path)
     assert y[0, 50:, 1, 3].isnan().all() and not y[0, :, 0].isnan().any()
 
     mask = torch.zeros(1, 1, 90, 90)
     mask[..., 7, 8] = torch.nan
-    y = ops.attention(query, key, value, mask, 0.2, False)
+    y = ops.attention(query, key, value, mask, 0.2, False, path)
     assert y[0, 7].isnan().all() and y.isnan().sum() == y[0, 7].numel()
 
 
@@ -209,33 +235,33 @@ def test_what_is_not_a_number_shows_where_it_is_seen():
     ("shape", "keys", "value_size"),
     [((0, 2, 20, 8), 20, 8), ((2, 2, 0, 8), 5, 8), ((1, 2, 20, 8), 5, 0)],
 )
-def test_nothing_gives_nothing(shape, keys, value_size):
+def test_nothing_gives_nothing(path, shape, keys, value_size):
     query = torch.zeros(shape)
     key, value = torch.zeros(*shape[:2], keys, 8), torch.zeros(*shape[:2], keys, value_size)
-    y = ops.attention(query, key, value, None, 1.0, False)
+    y = ops.attention(query, key, value, None, 1.0, False, path)
     assert y.shape == (shape[0], shape[2], shape[1], value_size)
 
 
 @pytest.mark.parametrize(("size", "keys"), [(8, 0), (0, 20)])
-def test_no_keys_give_zeros_and_no_size_the_mean(size, keys):
+def test_no_keys_give_zeros_and_no_size_the_mean(path, size, keys):
     query, key = torch.randn(1, 2, 20, size), torch.randn(1, 2, keys, size)
     value = torch.randn(1, 2, keys, 5)
-    y = ops.attention(query, key, value, None, 1.0, False)
+    y = ops.attention(query, key, value, None, 1.0, False, path)
     wanted = value.mean(2) if keys else torch.zeros(1, 2, 5)
     torch.testing.assert_close(y, wanted[:, None].expand_as(y), rtol=0.01, atol=0.01)
 
 
-def test_values_that_do_not_lie_side_by_side_are_copied():
+def test_values_that_do_not_lie_side_by_side_are_copied(path):
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 3, 24, 50, generator=generator).mT for _ in range(3))
     mask = (torch.rand(2, 1, 50, 50, generator=generator) < 0.5).mT
-    check(query, key, value, mask)
+    check(path, query, key, value, mask)
 
 
-def test_the_operator_tells_the_truth_about_itself():
+def test_the_operator_tells_the_truth_about_itself(path):
     generator = torch.Generator().manual_seed(0)
     query, key, value = (tokens(2, 4, 20, 16, generator) for _ in range(3))
     mask = torch.rand(2, 1, 1, 20, generator=generator) < 0.5
     torch.library.opcheck(
-        torch.ops.lowbit.attention.default, (query, key, value, mask, 0.25, False)
+        torch.ops.lowbit.attention.default, (query, key, value, mask, 0.25, False, path)
     )

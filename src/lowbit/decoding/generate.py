@@ -15,6 +15,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
 
+from lowbit.attention import KERNELS
 from lowbit.decoding.cache import empty, layers
 from lowbit.decoding.greedy import greedy, serves
 from lowbit.decoding.step import State
@@ -39,7 +40,7 @@ UNSERVED = (
 SERVED = {"attention_mask", "decoder_attention_mask", "position_ids", "encoder_outputs"}
 SERVED |= {"past_key_values", "use_cache", "logits_to_keep"}
 # The masks of these are boolean.
-ATTENTION = ("sdpa", "lowbit")
+ATTENTION = ("sdpa", *KERNELS)
 
 
 def generate(model: PreTrainedModel, *args: Any, **settings: Any) -> Any:

@@ -28,7 +28,8 @@ def greedy(
     open_rows = set(range(len(ids)))
     while True:
         scores = processor(ids, logits[:, -1].to(torch.float32, copy=bool(processor)))
-        tokens = scores.argmax(-1, keepdim=True)
+        # torch.argmax takes twenty times as long.
+        tokens = torch.from_numpy(scores.numpy(force=True).argmax(-1, keepdims=True))
         found = tokens.flatten().tolist()
         if len(open_rows) < len(found):
             found = [token if row in open_rows else pad for row, token in enumerate(found)]

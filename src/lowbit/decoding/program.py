@@ -5,7 +5,7 @@ Every shape in a step is known, and with it most of its memory. So
 - results go to buffers that are there already, wherever torch can be told so; a view of such a
   buffer is made once, here, and costs nothing in a step;
 - quantized layers are calls of the native code with addresses that are known; layers that read the
-  same input are one call;
+  same input are one call; so is our own attention (attention.py);
 - calls that give what they are given (dropout, `contiguous`, `to`) are left out.
 
 What remains is one line per operation. Arithmetic is that of the model, operation by operation, so
@@ -21,7 +21,9 @@ from torch import Tensor
 from lowbit.decoding.cache import GrowingLayer, Position, append
 from lowbit.decoding.recording import Call, Recorded, leaves, mapped, tensors, varies
 from lowbit.errors import UsageError
-from lowbit.kernels.linear.native import in_place
+from lowbit.kernels import ops
+from lowbit.kernels.attention import native as attention
+from lowbit.kernels.linear import native as linear
 from lowbit.nn import QuantLinear
 
 # By the name of the call: the function that writes the same to `out`.
@@ -97,7 +99,7 @@ class _Writer:
             extended = f"layers[{self.layers[id(layer)]}].extended"
             self.emit(call, f"{extended}({self.text(keys)}, {self.text(values)})")
             return
-        shortcuts = [self.into_buffer]
+        shortcuts = [self.into_buffer, self.attended]
         if not any(isinstance(leaf, Position) for leaf in leaves((call.args, call.kwargs))):
             shortcuts += [self.same, self.view, self.quantized, self.postponed]
         if not any(shortcut(call) for shortcut in shortcuts):
@@ -160,7 +162,7 @@ class _Writer:
         ]
         ys = [torch.empty_like(other.result) for other in group]
         products, weights = zip(*(_prepacked(other) for other in group), strict=True)
-        run = self.constant(in_place(products, weights, ys))
+        run = self.constant(linear.in_place(products, weights, ys))
         self.lines.append(f"{run}({self.address(x)})")
         self.fixed.update((id(other.result), y) for other, y in zip(group, ys, strict=True))
         self.done |= {id(other) for other in group}
@@ -180,6 +182,18 @@ class _Writer:
         arguments = f"{self.arguments(call)}, out={self.constant(buffer)}"
         self.lines.append(f"{self.constant(into)}({arguments})")
         self.fixed[id(out)] = buffer
+        return True
+
+    def attended(self, call: Call) -> bool:
+        """Attention by our own code, which writes to memory that is there."""
+        out = call.result
+        if call.function is not ops.attention or id(out) not in self.steady:
+            return False
+        *operands, scale, causal, path = call.args
+        y = torch.empty_like(out)
+        run = self.constant(attention.in_place(y, scale, causal, path))
+        self.lines.append(f"{run}({', '.join(map(self.text, operands))})")
+        self.fixed[id(out)] = y
         return True
 
     def postponed(self, call: Call) -> bool:

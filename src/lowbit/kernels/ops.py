@@ -12,7 +12,7 @@
                                 int in_features, int planes, ScalarType dtype) -> Tensor
     lowbit::quantize_rows(Tensor x, int group_size) -> (Tensor, Tensor)
     lowbit::attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale,
-                      bool causal) -> Tensor
+                      bool causal, str path) -> Tensor
 
 `stored` are the tensors of a stored form in the order of its layout, and `layout` is that layout
 as a Python literal, so that one operator serves both formats and all bit widths; of a prepacked
@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from lowbit.formats import FORMATS, Layout, QTensor, StaticScale, layout_from_dict
 from lowbit.kernels import linear as _linear
@@ -270,27 +271,48 @@ def _(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("lowbit::attention", mutates_args=())
 def _attention_op(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool,
+    path: str,
 ) -> Tensor:
-    return _native_attention.attention(query, key, value, mask, scale, causal)
+    return _native_attention.attention(query, key, value, mask, scale, causal, path)
 
 
 @_attention_op.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool,
+    path: str,
 ) -> Tensor:
     batch, heads, queries, _size = query.shape
     return query.new_empty((batch, queries, heads, value.shape[-1]))
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool,
+    path: str,
 ) -> Tensor:
-    """softmax(query · keyᵀ · scale + mask) · value in bfloat16, without a gradient: [batch, heads,
-    tokens, size] -> [batch, tokens, heads, size] (see kernels/attention/native.py)."""
+    """softmax(query · keyᵀ · scale + mask) · value, without a gradient: [batch, heads, tokens,
+    size] -> [batch, tokens, heads, size] (see kernels/attention/native.py)."""
+    call = query, key, value, mask, scale, causal, path
+    if has_torch_function((query, key, value)):  # whoever watches calls sees one
+        return handle_torch_function(attention, (query, key, value), *call)
     if torch.compiler.is_compiling():
-        return _attention_op(query, key, value, mask, scale, causal)
-    return _native_attention.attention(query, key, value, mask, scale, causal)
+        return _attention_op(*call)
+    return _native_attention.attention(*call)
 
 
 def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:

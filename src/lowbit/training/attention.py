@@ -1,23 +1,19 @@
 """Which of transformers' attentions a model trains with."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from transformers import PreTrainedModel
 
+from lowbit.attention import instead_of_sdpa
 
-@contextmanager
-def trainable_attention(model: PreTrainedModel, bf16: bool) -> Iterator[None]:
+
+def trainable_attention(model: PreTrainedModel, bf16: bool) -> AbstractContextManager[None]:
     """Attention as separate products in bfloat16 on CPUs; the model's own is restored afterwards.
 
     The gradient of torch's fused one takes 7 times as long there as in float32, and makes
     bfloat16 slower than float32 altogether.
     """
-    own = model.config._attn_implementation
-    if bf16 and own == "sdpa" and not torch.cuda.is_available():
-        model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(own)
+    if bf16 and not torch.cuda.is_available():
+        return instead_of_sdpa(model, "eager")
+    return nullcontext()

@@ -1,14 +1,13 @@
-#include "attention.h"
+// Which tasks attention_amx.cpp is given, and in which order.
 
 #include <algorithm>
 #include <atomic>
 #include <new>
-#include <stdexcept>
 
-#include "cpu.h"
+#include "attention.h"
 #include "parallel.h"
 
-namespace lowbit {
+namespace lowbit::amx {
 namespace {
 
 // A task converts its keys and values for itself: so many blocks make that cheap.
@@ -37,9 +36,9 @@ struct Tasks {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
       const int64_t first_block = task % block_parts * blocks_per_task;
       const int64_t first_head = task / block_parts % head_parts * heads_per_task;
-      amx::attend(op, {task / block_parts / head_parts, first_head,
-                       std::min(op.key_heads, first_head + heads_per_task), first_block,
-                       std::min(blocks, first_block + blocks_per_task)});
+      attend(op, {task / block_parts / head_parts, first_head,
+                  std::min(op.key_heads, first_head + heads_per_task), first_block,
+                  std::min(blocks, first_block + blocks_per_task)});
     }
   }
 
@@ -54,9 +53,6 @@ struct Tasks {
 }  // namespace
 
 void attention(const Attention& op) {
-  if (!has_feature("amx")) {
-    throw std::invalid_argument("attention needs amx, which this processor lacks");
-  }
   const int64_t results = op.batch * op.heads * op.queries * op.value_size;
   if (results == 0 || op.keys == 0) {
     std::fill(op.y, op.y + results, 0.0f);
@@ -73,4 +69,4 @@ void attention(const Attention& op) {
   if (tasks.out_of_memory) throw std::bad_alloc();
 }
 
-}  // namespace lowbit
+}  // namespace lowbit::amx

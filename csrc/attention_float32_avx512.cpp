@@ -1,0 +1,35 @@
+#define LOWBIT_ISA avx512
+
+// gcc warns of its own intrinsics.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include <cstdint>
+
+namespace lowbit::avx512 {
+namespace {
+
+struct Isa {
+  using Words = uint32_t __attribute__((vector_size(64)));
+  using Floats = float __attribute__((vector_size(64)));
+
+  static __mmask16 first(int64_t n) {
+    return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
+  }
+
+  static Floats load(const float* x, int64_t n) { return _mm512_maskz_loadu_ps(first(n), x); }
+
+  static void store(float* y, Floats v, int64_t n) { _mm512_mask_storeu_ps(y, first(n), v); }
+
+  static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+
+  static float sum(Floats v) { return _mm512_reduce_add_ps(v); }
+};
+
+}  // namespace
+}  // namespace lowbit::avx512
+
+#include "attention_float32.inl"
