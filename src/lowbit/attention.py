@@ -157,13 +157,14 @@ def attention(
 @contextmanager
 def instead_of_sdpa(model: PreTrainedModel, name: str) -> Iterator[None]:
     """The attention `name` where the model has transformers' default, which is restored."""
-    own = model.config._attn_implementation
-    if own == "sdpa":
-        model.set_attn_implementation(name)
+    if model.config._attn_implementation != "sdpa":
+        yield
+        return
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
-        model.set_attn_implementation(own)
+        model.set_attn_implementation("sdpa")
 
 
 def register() -> None:
