@@ -149,7 +149,7 @@ void check_attention(const Path& path, int64_t most_tokens) {
   lowbit::find_path(lowbit::attention_paths, path.name)(op);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t h = 0; h < heads; ++h) {
-      for (int64_t q = 0; q < queries; ++q) check_query(op, b, h, q);
+      for (int64_t q = 0; q < queries; ++q) check_query(path, op, b, h, q);
     }
   }
 }
@@ -161,10 +161,11 @@ void test_attention() {
     try {
       lowbit::find_path(lowbit::attention_paths, path.name);
     } catch (const std::invalid_argument&) {
-      std::printf("attention: %s cannot run here\n", path.name);
+      std::printf("attention %s: cannot run here\n", path.name);
       continue;
     }
     for (int i = 0; i < 300; ++i) check_attention(path, 40);
     for (int i = 0; i < 20; ++i) check_attention(path, 600);
+    std::printf("attention %s: ok\n", path.name);
   }
 }
