@@ -46,6 +46,10 @@ class StackedLayout:
         return ", ".join(f"{rows} rows {layout}" for rows, layout in self.parts)
 
     @property
+    def rows(self) -> int:
+        return sum(rows for rows, _ in self.parts)
+
+    @property
     def bits(self) -> int:
         """Of the part that has most."""
         return max(layout.bits for _, layout in self.parts)
@@ -79,9 +83,10 @@ class StackedLayout:
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Name → (shape, dtype) of the stored tensors of a weight [out, in]. Raises InputError
         where the rows of the parts are not those of the weight."""
-        total = sum(rows for rows, _ in self.parts)
-        if total != out_features:
-            raise InputError(f"the parts of a stack hold {total} rows, the weight {out_features}")
+        if self.rows != out_features:
+            raise InputError(
+                f"the parts of a stack hold {self.rows} rows, the weight {out_features}"
+            )
         return {
             part_name(i, name): form
             for i, (rows, layout) in enumerate(self.parts)

@@ -30,7 +30,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit.formats import FORMATS, Layout, QTensor, StaticScale, layout_from_dict
+from lowbit.formats import (
+    FORMATS,
+    Layout,
+    QTensor,
+    StackedLayout,
+    StaticScale,
+    layout_from_dict,
+)
 from lowbit.kernels import linear as _linear
 from lowbit.kernels import quantize_rows as _quantize_rows
 from lowbit.kernels.attention import native as _native_attention
@@ -55,6 +62,13 @@ def _assemble(stored: Sequence[Tensor], layout: str, in_features: int) -> QTenso
     return parsed.assemble(dict(zip(parsed.names, stored, strict=True)), in_features)
 
 
+def _rows(stored: Sequence[Tensor], layout: str) -> int:
+    """Output rows: of a stack as its layout has it, else the second last dimension of codes
+    [out, …] and planes [bits, out, …]."""
+    parsed = _layout(layout)
+    return parsed.rows if isinstance(parsed, StackedLayout) else stored[0].shape[-2]
+
+
 @torch.library.custom_op("lowbit::dequantize", mutates_args=())
 def _dequantize_op(
     stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype
@@ -67,8 +81,7 @@ def _dequantize_op(
 
 @_dequantize_op.register_fake
 def _(stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype) -> Tensor:
-    rows, _ = _assemble(stored, layout, in_features).shape
-    return stored[0].new_empty((rows, in_features), dtype=dtype)
+    return stored[0].new_empty((_rows(stored, layout), in_features), dtype=dtype)
 
 
 # d out / d in of the nonlinearities, times the gradient of what comes out.
@@ -111,8 +124,7 @@ def _(
     input_scale: float,
     input_zero_point: int,
 ) -> Tensor:
-    rows, _ = _assemble(stored, layout, x.shape[-1]).shape
-    return x.new_empty((*x.shape[:-1], rows))
+    return x.new_empty((*x.shape[:-1], _rows(stored, layout)))
 
 
 def _save_for_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
