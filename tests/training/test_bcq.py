@@ -10,6 +10,7 @@ from lowbit.formats import CHANNEL, group
 from lowbit.qat.codes import Mode
 from lowbit.qat.projection import PARTS
 from lowbit.recipe import PRESETS
+from lowbit.schemes import Clustered
 from lowbit.training.bcq import PLANS, Plan, find_plan
 from lowbit.training.projections import Projections
 
@@ -137,3 +138,15 @@ def test_options_take_the_place_of_a_plans_own():
 def test_plans_that_cannot_be_are_wrong_use(name, options, message):
     with pytest.raises(UsageError, match=message):
         find_plan(name, options)
+
+
+def test_the_clustered_plan_is_the_mixed_one_but_for_the_embedding():
+    mixed, plan = PLANS["bcq-mixed"], PLANS["bcq-clustered"]
+    table, *others = plan.recipe.rules
+    assert (table.match, plan.recipe.name) == ("@embedding", "bcq-clustered")
+    assert table.scheme == Clustered(4, granularity=CHANNEL, offset=False)
+    assert others == [rule for rule in mixed.recipe.rules if rule.match != "@embedding"]
+    changed = find_plan("bcq-clustered", {"granularity": "group:32", "nested": True, "every": 7})
+    assert changed.every == 7
+    for rule in changed.recipe.rules:
+        assert rule.scheme.granularity == group(32) and rule.scheme.nested, rule.match

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 from torch import Tensor
 
@@ -40,10 +40,10 @@ def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
     for key, value in options.items():
         if key not in known:
             raise UsageError(f"scheme {name} has no option {key!r}: use {', '.join(known)}")
-        kind = known[key]
-        taken = (float, int) if kind is float else (kind,)
-        if isinstance(kind, type) and kind is not Granularity and type(value) not in taken:
-            raise UsageError(f"option {key} of scheme {name} takes {kind.__name__}, not {value!r}")
+        kinds = get_args(known[key]) or (known[key],)
+        if Granularity not in kinds and type(value) not in kinds:
+            takes = " or ".join(kind.__name__ for kind in kinds)
+            raise UsageError(f"option {key} of scheme {name} takes {takes}, not {value!r}")
     if "granularity" in options:
         options["granularity"] = Granularity.parse(options["granularity"])
     return SCHEMES[name](**options)

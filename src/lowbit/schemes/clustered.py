@@ -34,7 +34,7 @@ class Clustered:
     name: ClassVar[str] = "clustered"
     bits: int = 4
     clusters: int = 4
-    ratio: float = 1.0
+    ratio: float | int = 1
     granularity: Granularity = group(64)
     offset: bool = True
     solver: str = "alternating"
@@ -81,7 +81,7 @@ class Clustered:
         )
 
 
-def cluster_sizes(rows: int, clusters: int, ratio: float) -> list[int]:
+def cluster_sizes(rows: int, clusters: int, ratio: float | int) -> list[int]:
     """How many of `rows` each cluster has: in exact numbers, halves up. Raises UsageError for fewer
     rows than clusters."""
     if rows < clusters:
