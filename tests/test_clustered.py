@@ -56,8 +56,8 @@ def test_every_byte_of_a_clustered_table_is_counted():
     assert size.stored_bytes == planes * (128 // 8 + 2) and size.parameters == 200 * 128
     (row,) = [row for row in inspect_model(model).rows if row.size.name == "model.shared"]
     assert row.stored_as == (
-        "13 rows binary 4-bit channel, 27 rows binary 3-bit channel,"
-        " 53 rows binary 2-bit channel, 107 rows binary 1-bit channel"
+        "13 rows binary 4-bit, 27 rows binary 3-bit, 53 rows binary 2-bit,"
+        " 107 rows binary 1-bit channel"
     )
     assert row.kernel
 

@@ -43,7 +43,8 @@ class StackedLayout:
             raise InputError(f"the parts of a stack differ in granularity: {', '.join(found)}")
 
     def __str__(self) -> str:
-        return ", ".join(f"{rows} rows {layout}" for rows, layout in self.parts)
+        each = (f"{rows} rows {layout.format} {layout.bits}-bit" for rows, layout in self.parts)
+        return f"{', '.join(each)} {self.granularity}"
 
     @property
     def rows(self) -> int:
