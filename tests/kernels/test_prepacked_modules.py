@@ -333,12 +333,13 @@ COMPILE = """
 import torch
 from lowbit.formats import CHANNEL, group
 from lowbit.nn import QuantEmbedding, QuantLinear
-from lowbit.schemes import Absmax, Binary
+from lowbit.schemes import Absmax, Binary, Clustered
 
 torch.manual_seed(0)
 x, ids = torch.randn(3, 64, requires_grad=True), torch.tensor([[1, 39]])
 int8, bcq = Absmax(8, CHANNEL), Binary(2, group(32), solver="greedy")
-for scheme, kind in ((int8, "dynamic"), (bcq, "float")):
+stack = Clustered(4, granularity=CHANNEL, solver="greedy")
+for scheme, kind in ((int8, "dynamic"), (bcq, "float"), (stack, "dynamic")):
     q = scheme.quantize(torch.randn(40, 64))
     results, gradients, rows = [], [], []
     for prepacked in (False, True):
