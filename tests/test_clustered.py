@@ -2,10 +2,12 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import MarianMTModel
 
 import lowbit
 from lowbit.formats import CHANNEL, StackedTensor, group
@@ -16,11 +18,10 @@ from lowbit.recipe import Recipe, Rule, load_recipe
 from lowbit.schemes import Binary, Clustered
 from tests.models import make, output
 
-TABLE = Clustered(4, ratio=2.0, granularity=CHANNEL, offset=False)
-RECIPE = Recipe(
-    (Rule("@embedding", TABLE), Rule("@linear", Binary(3, group(64)), "dynamic")), "clustered"
-)
-TIED = ["gpt2", "llama-tied", "bart", "marian", "t5"]
+TABLE = Clustered(4, ratio=2.0, granularity=CHANNEL, offset=False, solver="greedy")
+LAYERS = Binary(3, group(64), solver="greedy")
+RECIPE = Recipe((Rule("@embedding", TABLE), Rule("@linear", LAYERS, "dynamic")), "clustered")
+QUICK, SLOW = ("gpt2", "marian", "llama-untied"), ("llama-tied", "bart", "t5", "distilbert")
 
 
 def quantized(name, recipe=RECIPE):
@@ -28,11 +29,24 @@ def quantized(name, recipe=RECIPE):
     return model, lowbit.quantize(model, recipe, progress=False)
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clustered")
+    quantized("marian")[0].save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
 def table_of(model):
     return model.get_input_embeddings()
 
 
-@pytest.mark.parametrize("name", [*TIED, "llama-untied", "distilbert"])
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
 def test_a_saved_model_is_loaded_bit_for_bit(name, tmp_path):
     model, result = quantized(name)
     expected = output(model)
@@ -43,7 +57,7 @@ def test_a_saved_model_is_loaded_bit_for_bit(name, tmp_path):
     assert isinstance(stored, StackedTensor) and [p.bits for p in stored.parts] == [4, 3, 2, 1]
     assert [part.shape[0] for part in stored.parts] == [13, 27, 53, 107]
     assert lowbit.footprint(loaded).stored_bytes == result.after.stored_bytes
-    if name in TIED:
+    if name not in ("llama-untied", "distilbert"):
         head = loaded.get_output_embeddings()
         assert head.tied_to is not None and head.qweight.layout == stored.layout
 
@@ -62,11 +76,10 @@ def test_every_byte_of_a_clustered_table_is_counted():
     assert row.kernel
 
 
-@pytest.mark.parametrize("name", ["marian", "gpt2"])
-def test_streaming_and_quantizing_while_loading_give_the_same(name, tmp_path):
-    model, result = quantized(name)
+def test_streaming_and_quantizing_while_loading_give_the_same(tmp_path):
+    model, _ = quantized("marian")
     expected = output(model)
-    make(name).save_pretrained(tmp_path / "float")
+    make("marian").save_pretrained(tmp_path / "float")
     lowbit.quantize_checkpoint(str(tmp_path / "float"), RECIPE, tmp_path / "stored", progress=False)
     streamed = type(model).from_pretrained(tmp_path / "stored")
     config = lowbit.LowbitConfig(RECIPE)
@@ -75,7 +88,6 @@ def test_streaming_and_quantizing_while_loading_give_the_same(name, tmp_path):
         assert torch.equal(output(other), expected)
         own = other.config.quantization_config.modules
         assert own == model.config.quantization_config.modules
-    assert result.errors[next(iter(result.errors))].relative_error > 0
 
 
 @pytest.mark.parametrize("name", ["marian", "gpt2"])
@@ -143,15 +155,15 @@ def test_planes_that_belong_together_are_refused():
 
 def test_solvers_take_clusters_or_say_that_they_do_not():
     ids = torch.arange(64).reshape(4, 16)
-    rules = (Rule("@embedding", TABLE), Rule("@linear", TABLE))
+    recipe = Recipe((Rule("*h.0.mlp.c_fc", TABLE),))
     model = make("gpt2")
-    lowbit.quantize(model, Recipe(rules), calibration=ids, solver="binary", progress=False)
-    layers = [m for n, m in model.named_modules() if n.endswith("c_fc")]
-    assert all(isinstance(layer.qweight, StackedTensor) for layer in layers)
+    lowbit.quantize(model, recipe, calibration=ids, solver="binary", progress=False)
+    stored = model.transformer.h[0].mlp.c_fc.qweight
+    assert isinstance(stored, StackedTensor) and stored.shape == (512, 128)
     for solver in ("gptq", "hqq", "autoround"):
         given = {} if solver == "hqq" else {"calibration": ids}
         with pytest.raises(lowbit.UsageError, match="scheme clustered has others"):
-            lowbit.quantize(make("gpt2"), Recipe(rules), solver=solver, progress=False, **given)
+            lowbit.quantize(make("gpt2"), recipe, solver=solver, progress=False, **given)
     with pytest.raises(lowbit.UsageError, match="1 rows are too few for 4 clusters"):
         lowbit.simulate(make("gpt2"), TABLE)
 
@@ -170,33 +182,26 @@ def test_solvers_take_clusters_or_say_that_they_do_not():
         ),
     ],
 )
-def test_a_foreign_map_of_parts_is_one_sentence(change, sentence, tmp_path):
-    model, _ = quantized("marian")
-    model.save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
+def test_a_foreign_map_of_parts_is_one_sentence(change, sentence, folder):
+    file = folder / "config.json"
     stored = json.loads(file.read_text())
     change(stored["quantization_config"]["modules"]["model.shared"]["parts"])
     file.write_text(json.dumps(stored))
     with pytest.raises(lowbit.InputError, match=sentence):
-        type(model).from_pretrained(tmp_path)
+        MarianMTModel.from_pretrained(folder)
 
 
-def test_tensors_of_a_part_that_are_missing_or_foreign_are_named(tmp_path):
-    recipe = Recipe((Rule("@embedding", TABLE),))
-    model, _ = quantized("marian", recipe)
-    model.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
+def test_tensors_of_a_part_that_are_missing_or_foreign_are_named(folder):
+    file, name = folder / "model.safetensors", "model.shared.part2_alpha_2"
     tensors = load_file(file)
-    part = tensors.pop("model.shared.part2_alpha_2")
+    part = tensors.pop(name)
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(
-        lowbit.InputError, match=r"lacks the stored tensor model.shared.part2_alpha_2"
-    ):
-        type(model).from_pretrained(tmp_path)
-    tensors["model.shared.part2_alpha_2"] = part.float()
+    with pytest.raises(lowbit.InputError, match=f"lacks the stored tensor {name}"):
+        MarianMTModel.from_pretrained(folder)
+    tensors[name] = part.float()
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(lowbit.InputError, match="part2_alpha_2 is torch.float32"):
-        type(model).from_pretrained(tmp_path)
+    with pytest.raises(lowbit.InputError, match=f"{name} is torch.float32"):
+        MarianMTModel.from_pretrained(folder)
 
 
 def test_zero_points_of_a_part_are_checked():

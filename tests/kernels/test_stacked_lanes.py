@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowbit.formats import FORMATS, StaticScale
+from lowbit.formats import FORMATS, StaticScale, affine, binary
 from lowbit.kernels import linear, native, ops
 from lowbit.kernels.linear.native import LinearProduct, in_place, kernels, together
 from lowbit.kernels.selection import VARIABLE
@@ -66,9 +66,16 @@ def test_float_activations_are_within_twice_the_error_of_torch(path, stack):
 def test_rows_of_a_table_are_those_of_numpy_and_no_others_are_decoded(stack, path, monkeypatch):
     q, wanted = stack.random(60, 96).q, torch.from_numpy(numpy_weight(stack, 60, 96))
     ids = torch.tensor([[59, 0, 19], [20, 20, 41]])
-    # A decoded table would be all rows at once.
-    monkeypatch.delattr("lowbit.formats.stacked.decode")
+    decoded = []
+    for module in (affine, binary):
+
+        def counting(q, dtype, decode=module.decode):
+            decoded.append(q.shape[0])
+            return decode(q, dtype)
+
+        monkeypatch.setattr(module, "decode", counting)
     assert torch.equal(ops.embedding(ids, q, torch.float32), wanted[ids])
+    assert sum(decoded) == ids.numel()
     if path != "reference":
         form = lanes_of(q.layout, 60, 96)
         rows = ops.embedding_prepacked(ids, form.pack(q), form, torch.float32)

@@ -2,8 +2,8 @@
 
     cluster i = 0 … c − 1    rows ∝ rⁱ, in b − i bits                    the most frequent first
 
-as an embedding of words has it (Chung et al. 2020, "Extremely low bit transformer quantization for
-on-device neural machine translation", section 3.1). With v rows, cluster i ends before row
+for embeddings of words (Chung et al. 2020, "Extremely low bit transformer quantization for
+on-device neural machine translation"). With v rows, cluster i ends before row
 ⌊v · (r⁰ + … + rⁱ) / (r⁰ + … + rᶜ⁻¹) + ½⌋, or as near as it can where every cluster has a row. The
 rows must be in that order already: nothing about it is stored.
 """

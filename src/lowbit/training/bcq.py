@@ -64,7 +64,7 @@ def everything(bits: Mapping[str, int], name: str, **options: Any) -> Recipe:
 
 
 def in_clusters(recipe: Recipe, scheme: Clustered) -> Recipe:
-    """The same, but for embeddings."""
+    """The same with embeddings in clusters by frequency."""
     others = (rule for rule in recipe.rules if rule.match != "@embedding")
     return replace(recipe, rules=(Rule("@embedding", scheme), *others))
 

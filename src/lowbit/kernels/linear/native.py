@@ -60,6 +60,7 @@ class LinearProduct:
             )
             for part in form.parts
         ]
+        self.parts = form.parts
         self._path = module.LinearPath(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -127,7 +128,7 @@ def together(
     x = first._ready(x)
     biases = [_float32(bias) for _, bias in weights]
     results = [
-        [x.new_empty(*shape[:-1], part.lanes.out_features) for part in product.form.parts]
+        [x.new_empty(*shape[:-1], part.lanes.out_features) for part in product.parts]
         for product in products
     ]
     layers, places = _layers_and_places(products, weights, biases, results)
@@ -149,7 +150,7 @@ def _layers_and_places(
     places: list[int] = []
     for product, (packed, _), bias, ys in zip(products, weights, biases, results, strict=True):
         layers += product._layers
-        for (_, start, row), y in zip(product.form.parts, ys, strict=True):
+        for (_, start, row), y in zip(product.parts, ys, strict=True):
             own = 0 if bias is None else bias.data_ptr() + row * bias.element_size()
             places += packed.data_ptr() + start, own, y.data_ptr()
     return layers, places
@@ -167,8 +168,8 @@ def in_place(
     results, joined = [], []
     for product, y in zip(products, ys, strict=True):
         parts = [y]
-        if len(product.form.parts) > 1:
-            sizes = [part.lanes.out_features for part in product.form.parts]
+        if len(product.parts) > 1:
+            sizes = [part.lanes.out_features for part in product.parts]
             parts = [y.new_empty(*y.shape[:-1], size) for size in sizes]
             joined.append((parts, y))
         results.append(parts)
