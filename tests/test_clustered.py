@@ -21,6 +21,7 @@ from tests.models import make, output
 TABLE = Clustered(4, ratio=2.0, granularity=CHANNEL, offset=False, solver="greedy")
 LAYERS = Binary(3, group(64), solver="greedy")
 RECIPE = Recipe((Rule("@embedding", TABLE), Rule("@linear", LAYERS, "dynamic")), "clustered")
+EVERYWHERE = Recipe((Rule("@embedding", TABLE), Rule("@linear", TABLE, "dynamic")))
 QUICK, SLOW = ("gpt2", "marian", "llama-untied"), ("llama-tied", "bart", "t5", "distilbert")
 
 
@@ -102,11 +103,29 @@ def test_the_float_model_and_a_copy_have_the_decoded_table(name):
     assert restored.get_output_embeddings().weight is table_of(restored).weight
 
 
-def test_generating_with_a_recorded_step_is_generating():
-    model, _ = quantized("gpt2")
-    ids = torch.tensor([[5, 6, 7], [9, 8, 150]])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_generating_with_recorded_steps_is_generating(rows):
+    """Layers that share their input too."""
+    model, _ = quantized("llama-tied", EVERYWHERE)
+    ids = torch.arange(5 * rows).reshape(rows, 5) + 3
     options = dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
     assert torch.equal(lowbit.generate(model, ids, **options), model.generate(ids, **options))
+
+
+def test_training_that_sees_the_stored_table_ends_in_it():
+    recipe = Recipe((Rule("@embedding", TABLE), Rule("@linear", TABLE)))
+    model = make("llama-tied")
+    lowbit.prepare_qat(model, recipe)
+    model.train()
+    ids = torch.arange(8)[None] * 20
+    model(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    expected = output(model.eval())
+    lowbit.finish_qat(model, progress=False)
+    assert isinstance(table_of(model).qweight, StackedTensor)
+    torch.testing.assert_close(output(model), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(lowbit.UsageError, match="lsq needs an affine scheme, not clustered"):
+        lowbit.prepare_qat(make("llama-tied"), recipe, lowbit.QatOptions(estimator="lsq"))
 
 
 def test_a_recipe_in_yaml_and_what_is_too_small_for_clusters(tmp_path):
