@@ -39,6 +39,8 @@ def test_sizes_follow_the_powers_of_the_ratio(rows, clusters, ratio):
     [
         (6000, 4, 1.0, [1500, 1500, 1500, 1500]),
         (6000, 4, 2.0, [400, 800, 1600, 3200]),
+        (6000, 4, 4.0, [71, 282, 1129, 4518]),
+        (6000, 4, 0.5, [3200, 1600, 800, 400]),
         (15, 4, 0.5, [8, 4, 2, 1]),
         (10, 4, 1.0, [3, 2, 3, 2]),  # ends at 2.5, 5, 7.5, halves up
         (5, 4, 64.0, [1, 1, 1, 2]),  # none is empty
@@ -48,6 +50,15 @@ def test_sizes_follow_the_powers_of_the_ratio(rows, clusters, ratio):
 )
 def test_sizes_of_some_tables(rows, clusters, ratio, sizes):
     assert cluster_sizes(rows, clusters, ratio) == sizes
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bits", "stored"),
+    [(0.5, 3.27, 3.54), (1, 2.5, 2.71), (2, 1.73, 1.88), (4, 1.32, 1.43)],
+)
+def test_bits_are_those_that_the_documentation_gives(ratio, bits, stored):
+    mean = np.dot(cluster_sizes(6000, 4, ratio), [4, 3, 2, 1]) / 6000
+    assert (round(mean, 2), round(mean * (1 + 16 / 192), 2)) == (bits, stored)
 
 
 @pytest.mark.parametrize("solver", ["greedy", "alternating"])
