@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowbit.errors import InputError, UsageError
@@ -42,6 +42,7 @@ def built(case):
     return stored, stack(stored)
 
 
+@settings(max_examples=20)
 @given(stacks(), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
 def test_decode_equals_numpy(case, dtype):
     parts, q = built(case)
@@ -50,6 +51,7 @@ def test_decode_equals_numpy(case, dtype):
     assert found.dtype == dtype and torch.equal(found, wanted.to(dtype))
 
 
+@settings(max_examples=20)
 @given(stacks(), st.data())
 def test_any_rows_decode_as_in_the_whole(case, data):
     _, q = built(case)
@@ -62,6 +64,7 @@ def test_any_rows_decode_as_in_the_whole(case, data):
         decode_rows(q, torch.tensor([q.shape[0]]))
 
 
+@settings(max_examples=20)
 @given(stacks())
 def test_the_layout_tells_every_tensor_and_comes_back_from_json(case):
     parts, q = built(case)
