@@ -50,7 +50,7 @@ def bare(layer: QuantLinear, x: torch.Tensor, y: torch.Tensor) -> Callable[[], o
     """The native function with addresses that are there already."""
     packed, product = layer.prepacked_product()
     assert packed is not None and product is not None and layer.bias is not None
-    run, weight, digits = product._path, product._layer, product._digits
+    run, weight, digits = product._path, product._layers[0], product._digits
     addresses = x.data_ptr(), packed.data_ptr(), layer.bias.data_ptr(), y.data_ptr()
     return lambda: run(weight, *addresses, 1, digits)
 

@@ -1,12 +1,21 @@
 """Random stored weights beside the plain numbers they hold, for what computes with stored forms."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from lowbit.formats import CHANNEL, TENSOR, AffineTensor, BinaryTensor, QTensor, group
+from lowbit.formats import (
+    CHANNEL,
+    TENSOR,
+    AffineTensor,
+    BinaryTensor,
+    QTensor,
+    StackedTensor,
+    group,
+)
 from lowbit.formats.granularity import Granularity
 from tests.oracles import packing
 
@@ -99,6 +108,61 @@ class Form:
         alphas = [rng.normal(0, 0.1, (*shape, p)).astype(self.dtype) for p in prefixes]
         offsets = [rng.normal(0, 0.1, shape).astype(self.dtype) for _ in prefixes]
         return binary(codes, alphas, offsets if self.shift else None, self.bits, self.granularity)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """As Form, of several, which share the rows alike; the last one has what is left."""
+
+    forms: tuple[Form, ...]
+    format = "stacked"
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.forms))
+
+    def parts(self, rows, columns, seed=0):
+        """One Stored for each form."""
+        each = rows // len(self.forms)
+        sizes = [each] * (len(self.forms) - 1)
+        sizes.append(rows - sum(sizes))
+        own = enumerate(zip(self.forms, sizes, strict=True))
+        return [form.random(size, columns, seed + i) for i, (form, size) in own]
+
+    def random(self, rows, columns, seed=0):
+        return SimpleNamespace(q=stack(self.parts(rows, columns, seed)))
+
+
+def stack(parts):
+    return StackedTensor(tuple(part.q for part in parts))
+
+
+def values(stored):
+    """The weight as NumPy has it, in float32: s · (q − z), or the offset, then plane 0, 1, …"""
+    columns = np.arange(stored.q.in_features) // stored.width
+    scale, zero = stored.scale.astype(np.float32), stored.zero_point.astype(np.float32)
+    if not stored.binary:
+        return scale[:, columns] * (stored.codes.astype(np.float32) - zero[:, columns])
+    total = np.zeros(stored.codes.shape, np.float32)
+    if stored.offset is not None:
+        total = stored.offset.astype(np.float32)[:, columns]
+    for i in range(scale.shape[2]):
+        sign = (stored.codes >> i & 1).astype(np.float32) * 2 - 1
+        total = total + sign * scale[:, columns, i]
+    return total
+
+
+# Binary codes in fewer and fewer planes; other formats and scales beside them.
+STACKS = [
+    Stack(tuple(Form("binary", bits, CHANNEL) for bits in (4, 3, 2, 1))),
+    Stack(tuple(Form("binary", bits, group(32), True, nested=True) for bits in (3, 2, 1))),
+    Stack(
+        (
+            Form("affine", 8, group(64), True),
+            Form("binary", 2, group(64), dtype=np.float32),
+            Form("affine", 4, group(64)),
+        )
+    ),
+]
 
 
 # Every number of bits and planes, every granularity, either dtype, with and without a shift. The

@@ -32,6 +32,8 @@ def test_there_are_pages_to_run():
         "evaluation.md",
         "affine.md",
         "binary.md",
+        "stacked.md",
+        "clustered.md",
         "absmax.md",
         "zero-point.md",
     } <= {page.name for page in PAGES}

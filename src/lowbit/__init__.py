@@ -7,7 +7,7 @@ from lowbit import attention
 from lowbit.accounting import Footprint, footprint
 from lowbit.decoding import generate
 from lowbit.errors import InputError, LowbitError, UsageError
-from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor
+from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor, StackedTensor
 from lowbit.hub import LowbitConfig, register
 from lowbit.inplace import Result
 from lowbit.kernels.ops import dequantize
@@ -15,7 +15,7 @@ from lowbit.planes import use_planes
 from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
 from lowbit.quantization import quantize
 from lowbit.recipe import KEEP, PRESETS, Recipe, Rule
-from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
+from lowbit.schemes import Absmax, Binary, Clustered, Scheme, ZeroPoint
 from lowbit.simulate import simulate
 from lowbit.stream import quantize_checkpoint
 
@@ -30,6 +30,7 @@ __all__ = [
     "AffineTensor",
     "Binary",
     "BinaryTensor",
+    "Clustered",
     "Footprint",
     "Granularity",
     "InputError",
@@ -41,6 +42,7 @@ __all__ = [
     "Result",
     "Rule",
     "Scheme",
+    "StackedTensor",
     "UsageError",
     "ZeroPoint",
     "dequantize",

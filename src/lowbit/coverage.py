@@ -14,6 +14,7 @@ from lowbit.convert import Weights, weights_of
 from lowbit.errors import InputError, UsageError
 from lowbit.nn import is_quantized
 from lowbit.recipe import KINDS, Recipe, Rule
+from lowbit.schemes import Clustered
 
 
 @dataclass(frozen=True)
@@ -244,9 +245,12 @@ def _misfit(rule: Rule | None, weights: Weights) -> str | None:
     """Why the scheme of this rule cannot hold a weight of this shape, or None."""
     if rule is None or rule.scheme is None:
         return None
+    rows, columns = weights.shape
     size = rule.scheme.granularity.group_size
-    if size is not None and size > weights.shape[1]:
-        return f"group size {size} is larger than the {weights.shape[1]} inputs"
+    if size is not None and size > columns:
+        return f"group size {size} is larger than the {columns} inputs"
+    if isinstance(rule.scheme, Clustered) and rule.scheme.clusters > rows:
+        return f"{rows} rows are too few for {rule.scheme.clusters} clusters"
     return None
 
 

@@ -35,6 +35,7 @@ from lowbit.convert import (
 from lowbit.coverage import Decision, check_static, cover
 from lowbit.errors import InputError, LowbitError, naming
 from lowbit.formats import Layout, layout_from_dict
+from lowbit.formats.stacked import zero_points
 from lowbit.fusion import fuse, unfuse
 from lowbit.nn import ACTIVATIONS, Packed
 from lowbit.recipe import Recipe, load_recipe
@@ -281,8 +282,9 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
             continue
         exact = any(pattern.search(name) for pattern in float32)
         compute = torch.empty(0, dtype=torch.float32 if exact else dtype, device="meta")
-        layout = layout_from_dict(entry)
-        model.set_submodule(name, packed_like(module, weights, layout, activations, compute))
+        with naming(stored_name):
+            packed = packed_like(module, weights, layout_from_dict(entry), activations, compute)
+        model.set_submodule(name, packed)
     for name, (weights, stored_source, activations) in tied.items():
         source = found.get(stored_source)
         if source is None or not isinstance(model.get_submodule(source), Packed):
@@ -328,8 +330,9 @@ def check_loaded(model: PreTrainedModel) -> None:
                 f" expected {dtype} {list(shape)}"
             )
         # The kernels hold q − z in a byte.
-        if stored == "zero_point" and tensor.numel():
-            largest, codes = int(tensor.max()), 1 << module.layout.bits
+        bits = zero_points(module.layout).get(stored)
+        if bits is not None and tensor.numel():
+            largest, codes = int(tensor.max()), 1 << bits
             if largest >= codes:
                 raise InputError(
                     f"stored tensor {name} holds {largest}, outside the codes 0 … {codes - 1}"

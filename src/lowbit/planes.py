@@ -3,7 +3,7 @@
 from torch import nn
 
 from lowbit.errors import UsageError
-from lowbit.formats import BinaryLayout
+from lowbit.formats import BinaryLayout, StackedLayout
 from lowbit.nn import Packed
 
 
@@ -20,16 +20,16 @@ def use_planes(model: nn.Module, planes: int) -> None:
         name: (module, module.layout)
         for name, module in model.named_modules()
         if isinstance(module, Packed) and module.tied_to is None
-        if isinstance(module.layout, BinaryLayout)
+        if isinstance(module.layout, BinaryLayout | StackedLayout) and module.layout.prefixes
     }
-    most = max((layout.bits for _, layout in binary.values()), default=0)
+    most = max((layout.prefixes[-1] for _, layout in binary.values()), default=0)
     if not 1 <= planes <= most:
         raise UsageError(f"{planes} planes were asked for; the weights of this model have {most}")
     for name, (_, layout) in binary.items():
-        if min(planes, layout.bits) not in layout.prefixes:
+        if min(planes, layout.prefixes[-1]) not in layout.prefixes:
             raise UsageError(
-                f"{name} is not nested: all of its {layout.bits} planes belong together,"
+                f"{name} is not nested: all of its {layout.prefixes[-1]} planes belong together,"
                 f" {planes} were asked for"
             )
     for module, layout in binary.values():
-        module.use_planes(min(planes, layout.bits))
+        module.use_planes(min(planes, layout.prefixes[-1]))

@@ -27,7 +27,7 @@ class WeightError:
         for rows in row_blocks(*q.shape):
             part = weight[rows].double()
             signal += part.square().sum().item()
-            noise += (part - form.decode(form.take_rows(q, rows))).square().sum().item()
+            noise += (part - form.decode_rows(q, rows)).square().sum().item()
         return cls(noise / max(1, weight.numel()), noise / signal if noise else 0.0)
 
     @classmethod

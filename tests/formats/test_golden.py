@@ -1,4 +1,4 @@
-"""The bytes of both formats, as committed in tests/golden: what they once were they stay."""
+"""The bytes of every format, as committed in tests/golden: what they once were they stay."""
 
 import json
 from pathlib import Path

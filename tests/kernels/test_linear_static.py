@@ -9,13 +9,14 @@ from lowbit.kernels import linear, native, ops
 from lowbit.kernels.linear import KERNELS, reference
 from lowbit.kernels.selection import VARIABLE
 from lowbit.nn import ACTIVATIONS, QuantLinear
-from tests.stored import Form
+from tests.stored import STACKS, Form
 
 FORMS_USED = [
     Form("affine", 8),
     Form("affine", 4, group(32)),
     Form("affine", 3, group(64)),
     Form("binary", 3, group(32)),
+    STACKS[1],
 ]
 STATIC = [StaticScale(0.03), StaticScale(0.02, -40), StaticScale(0.011, 127)]
 

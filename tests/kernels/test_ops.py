@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lowbit.formats import CHANNEL, TENSOR, group
 from lowbit.kernels import ops
 from lowbit.kernels.linear.reference import integer_matmul
-from lowbit.schemes import Absmax, Binary, ZeroPoint
+from lowbit.schemes import Absmax, Binary, Clustered, ZeroPoint
 
 SCHEMES = [
     Absmax(8, CHANNEL),
@@ -19,6 +19,7 @@ SCHEMES = [
     ZeroPoint(3, group(16)),
     Binary(2, group(16)),
     Binary(3, CHANNEL, offset=False),
+    Clustered(4, ratio=2.0, granularity=group(16)),
 ]
 
 

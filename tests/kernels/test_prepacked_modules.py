@@ -16,7 +16,7 @@ from lowbit.kernels import native, ops
 from lowbit.kernels.linear import reference
 from lowbit.kernels.selection import VARIABLE
 from lowbit.nn import QuantEmbedding, QuantLinear
-from tests.stored import FORMS, Form
+from tests.stored import FORMS, STACKS, Form
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 
@@ -26,6 +26,7 @@ SOME = [
     Form("affine", 4, group(64), shift=True),
     Form("affine", 3, TENSOR),
     Form("binary", 2, group(32), shift=True, nested=True),
+    STACKS[2],
 ]
 some_forms = pytest.mark.parametrize("form", SOME, ids=str)
 every_kind = pytest.mark.parametrize("kind", ["float", "dynamic"])
@@ -95,7 +96,7 @@ class TestLinear:
         m(x)
         assert torch.equal(ops.dequantize(m.qweight), ops.dequantize(q))
 
-    @some_forms
+    @pytest.mark.parametrize("form", SOME[:4], ids=str)
     def test_a_weight_without_rows_comes_back_too(self, form):
         m, q = linear(form, out_features=0)
         assert m(activations(3)).shape == (3, 0)
@@ -220,7 +221,7 @@ class TestLinear:
 
 
 class TestEmbedding:
-    @pytest.mark.parametrize("form", FORMS, ids=str)
+    @pytest.mark.parametrize("form", FORMS + STACKS, ids=str)
     def test_the_first_forward_prepacks_and_gives_the_rows_of_the_format(self, form):
         m, q = embedding(form, 500, 192)
         table, ids = FORMATS[form.format].decode(q, torch.float32), torch.tensor([[0, 499], [7, 7]])
@@ -256,8 +257,9 @@ class TestEmbedding:
         assert_stored(twin.state_dict(), q)
 
     @pytest.mark.parametrize("bad", [-1, 50])
-    def test_an_id_outside_the_table_raises_with_both_numbers(self, bad):
-        m, _ = embedding()
+    @pytest.mark.parametrize("form", [INT8, STACKS[0]], ids=str)
+    def test_an_id_outside_the_table_raises_with_both_numbers(self, form, bad):
+        m, _ = embedding(form)
         with pytest.raises(IndexError, match=rf"{bad} .*50 rows"):
             m(torch.tensor([0, bad]))
 
@@ -331,12 +333,13 @@ COMPILE = """
 import torch
 from lowbit.formats import CHANNEL, group
 from lowbit.nn import QuantEmbedding, QuantLinear
-from lowbit.schemes import Absmax, Binary
+from lowbit.schemes import Absmax, Binary, Clustered
 
 torch.manual_seed(0)
 x, ids = torch.randn(3, 64, requires_grad=True), torch.tensor([[1, 39]])
 int8, bcq = Absmax(8, CHANNEL), Binary(2, group(32), solver="greedy")
-for scheme, kind in ((int8, "dynamic"), (bcq, "float")):
+stack = Clustered(4, granularity=CHANNEL, solver="greedy")
+for scheme, kind in ((int8, "dynamic"), (bcq, "float"), (stack, "dynamic")):
     q = scheme.quantize(torch.randn(40, 64))
     results, gradients, rows = [], [], []
     for prepacked in (False, True):

@@ -11,11 +11,13 @@ from lowbit.qat.codes import Mode
 from lowbit.qat.prepare import fake_quantized, finish_qat
 from lowbit.qat.projection import PARTS, prepare_codes
 from lowbit.recipe import Recipe, Rule
-from lowbit.schemes import Binary
+from lowbit.schemes import Binary, Clustered
 from tests.models import make, output
 
 GREEDY = Binary(3, CHANNEL, offset=False, solver="greedy")
 RECIPE = Recipe((Rule("@embedding", GREEDY), Rule("@linear", GREEDY)), "greedy")
+CLUSTERS = Clustered(4, ratio=2.0, granularity=CHANNEL, offset=False, nested=True)
+CLUSTERED = Recipe((Rule("@embedding", CLUSTERS), Rule("@linear", GREEDY)), "clustered")
 
 
 def moved(model, seed=0):
@@ -27,10 +29,11 @@ def moved(model, seed=0):
 
 
 @pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("recipe", [RECIPE, CLUSTERED], ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize("name", ["marian", "gpt2"])  # tied four times; transposed
-def test_float_weights_and_stored_codes_are_the_same_model(name, mode):
+def test_float_weights_and_stored_codes_are_the_same_model(name, recipe, mode):
     model = make(name)
-    weights = prepare_codes(model, RECIPE)
+    weights = prepare_codes(model, recipe)
     moved(model)
     for weight in weights:
         weight.enter(mode)
@@ -46,7 +49,7 @@ def test_float_weights_and_stored_codes_are_the_same_model(name, mode):
     stored = {n: m.qweight for n, m in model.named_modules() if hasattr(m, "qweight")}
     assert stored.keys() == floats.keys()
     for module, q in stored.items():
-        assert torch.equal(FORMATS["binary"].decode(q), floats[module]), module
+        assert torch.equal(FORMATS[q.layout.format].decode(q), floats[module]), module
     torch.testing.assert_close(output(model), before, rtol=1e-4, atol=1e-4)
 
 
@@ -63,15 +66,16 @@ def test_weights_that_are_shared_are_held_once_and_belong_to_a_part():
     assert len(names) == len(weights)
 
 
-def test_projecting_is_what_quantizing_the_moved_weights_is():
+@pytest.mark.parametrize("recipe", [RECIPE, CLUSTERED], ids=lambda recipe: recipe.name)
+def test_projecting_is_what_quantizing_the_moved_weights_is(recipe):
     model, other = make("marian"), make("marian")
     moved(model), moved(other)
-    for weight in prepare_codes(model, RECIPE):
+    for weight in prepare_codes(model, recipe):
         weight.project()
-    lowbit.quantize(other, RECIPE)
+    lowbit.quantize(other, recipe)
     quantized = {n: m for n, m in other.named_modules() if hasattr(m, "qweight")}
     for name, module in fake_quantized(model).items():
-        wanted = FORMATS["binary"].decode(quantized[name].qweight)
+        wanted = lowbit.dequantize(quantized[name].qweight)
         assert torch.equal(matrix(module, module.weights), wanted), name
 
 

@@ -8,6 +8,7 @@ from lowbit.schemes import (
     SCHEMES,
     Absmax,
     Binary,
+    Clustered,
     Scheme,
     ZeroPoint,
     scheme_from_dict,
@@ -29,6 +30,14 @@ schemes = st.one_of(
         iterations=st.integers(0, 1000),
         nested=st.booleans(),
     ),
+    st.builds(
+        Clustered,
+        bits=st.just(4),
+        clusters=st.integers(1, 4),
+        ratio=st.integers(1, 64) | st.floats(1 / 64, 64),
+        granularity=rows,
+        nested=st.booleans(),
+    ),
 )
 
 
@@ -36,11 +45,16 @@ schemes = st.one_of(
 def test_a_scheme_comes_back_from_its_dict(scheme):
     stored = scheme_to_dict(scheme)
     assert scheme_from_dict(stored) == scheme
-    assert all(type(value) in (int, bool, str) for value in stored.values())
+    assert all(type(value) in (int, float, bool, str) for value in stored.values())
 
 
 def test_every_scheme_is_in_the_table_under_its_own_name():
-    assert SCHEMES == {"absmax": Absmax, "zero-point": ZeroPoint, "binary": Binary}
+    assert SCHEMES == {
+        "absmax": Absmax,
+        "zero-point": ZeroPoint,
+        "binary": Binary,
+        "clustered": Clustered,
+    }
     assert all(isinstance(scheme(), Scheme) for scheme in SCHEMES.values())
 
 
@@ -60,7 +74,7 @@ def test_options_left_out_have_their_defaults():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "scheme None is unknown: use absmax, zero-point, binary"),
+        ({}, "scheme None is unknown: use absmax, zero-point, binary, clustered"),
         ({"scheme": "ternary"}, "scheme 'ternary' is unknown"),
         ({"scheme": ["absmax"]}, "is unknown"),
         ({"scheme": "absmax", "bit": 8}, "has no option 'bit': use bits, granularity, range"),
@@ -75,6 +89,9 @@ def test_options_left_out_have_their_defaults():
         ({"scheme": "absmax", "granularity": 64}, "granularity '64' is unknown"),
         ({"scheme": "absmax", "granularity": None}, "granularity 'None' is unknown"),
         ({"scheme": "binary", "granularity": "tensor"}, "not per tensor"),
+        ({"scheme": "clustered", "granularity": "tensor"}, "not per tensor"),
+        ({"scheme": "clustered", "ratio": "2"}, "ratio of scheme clustered takes float or int"),
+        ({"scheme": "clustered", "ratio": True}, "takes float or int, not True"),
     ],
 )
 def test_what_a_scheme_does_not_know_is_a_usage_error(options, message):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lowbit.errors import InputError, UsageError
 from lowbit.formats import CHANNEL, group
 from lowbit.formats.binary import decode, prefix
-from lowbit.schemes import Binary, ZeroPoint
+from lowbit.schemes import Binary, Clustered, ZeroPoint
 from lowbit.schemes.levels import Levels
 from lowbit.solvers import binary_compensated
 from lowbit.solvers.binary_compensated import solve
@@ -45,6 +45,14 @@ def test_it_errs_less_than_nearest_codes_by_its_own_objective(scheme, rows, colu
     objective = torch.from_numpy(oracle.damped(hessian.numpy(), DAMPING))
     nearest = error_of(weight, scheme.quantize(weight), objective)
     assert error_of(weight, compensated, objective) <= 1.001 * nearest
+
+
+def test_clusters_are_solved_each_by_itself():
+    weight, hessian = correlated(9, 24, seed=0)
+    found = solve(weight, hessian, Clustered(3, 2, ratio=2, granularity=CHANNEL))
+    for part, rows, bits in zip(found.parts, weight.split([3, 6]), (3, 2), strict=True):
+        wanted = solve(rows, hessian, Binary(bits, CHANNEL))
+        assert part.layout == wanted.layout and torch.equal(decode(part), decode(wanted))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])

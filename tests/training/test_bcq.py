@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
+import lowbit
 from lowbit import UsageError
 from lowbit.formats import CHANNEL, group
 from lowbit.qat.codes import Mode
 from lowbit.qat.projection import PARTS
 from lowbit.recipe import PRESETS
+from lowbit.schemes import Clustered
+from lowbit.training.architecture import Architecture, new_model
 from lowbit.training.bcq import PLANS, Plan, find_plan
 from lowbit.training.projections import Projections
 
@@ -137,3 +140,35 @@ def test_options_take_the_place_of_a_plans_own():
 def test_plans_that_cannot_be_are_wrong_use(name, options, message):
     with pytest.raises(UsageError, match=message):
         find_plan(name, options)
+
+
+def test_the_clustered_plan_is_the_mixed_one_but_for_the_embedding():
+    mixed, plan = PLANS["bcq-mixed"], PLANS["bcq-clustered"]
+    table, *others = plan.recipe.rules
+    assert (table.match, plan.recipe.name) == ("@embedding", "bcq-clustered")
+    assert table.scheme == Clustered(4, granularity=CHANNEL, offset=False)
+    assert others == [rule for rule in mixed.recipe.rules if rule.match != "@embedding"]
+    changed = find_plan("bcq-clustered", {"granularity": "group:32", "nested": True, "every": 7})
+    assert changed.every == 7
+    for rule in changed.recipe.rules:
+        assert rule.scheme.granularity == group(32) and rule.scheme.nested, rule.match
+
+
+class Tokenizer:
+    model_max_length, pad_token_id, eos_token_id = 48, 0, 1
+
+    def __len__(self):
+        return 6000
+
+
+@pytest.mark.parametrize(
+    ("plan", "whole", "table"), [("bcq-mixed", 2.53, 3.25), ("bcq-clustered", 2.42, 2.71)]
+)
+def test_bits_per_weight_are_those_that_the_documentation_gives(plan, whole, table):
+    """6,000 words and a width of 192; how codes are found does not change their size."""
+    model = new_model(Architecture("marian", 4, 192, 768), Tokenizer())
+    recipe = find_plan(plan, {"solver": "greedy"}).recipe
+    size = lowbit.quantize(model, recipe, progress=False).after
+    (shared,) = [module for module in size.modules if module.name == "model.shared"]
+    assert round(size.parameters / 1e6, 1) == 5.3
+    assert (round(size.bits_per_weight, 2), round(shared.bits_per_weight, 2)) == (whole, table)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import lowbit  # noqa: F401  makes quantized folders loadable
+import lowbit
 from lowbit import InputError, UsageError
 from lowbit.evaluation.forced import forced
 from lowbit.formats import FORMATS
@@ -128,10 +128,29 @@ def test_words_are_reversed_in_three_bits(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_few_steps_towards_a_clustered_table(data, tmp_path):
+    plan = find_plan("bcq-clustered", {"every": 3, "frozen": 0.4})
+    settings = replace(QUICK, plan=plan, max_steps=8, evaluate_during_training=False)
+    outcome = train("translation", reversing.material(data), tmp_path, settings, progress=False)
+    assert value(outcome, "integer", "agreement") == 1
+    integer, dense = load_model(tmp_path / "bcq-clustered"), load_model(tmp_path / "float")
+    table = integer.model.shared.qweight
+    assert [(part.shape[0], part.bits) for part in table.parts] == [
+        (69, 4),
+        (68, 3),
+        (69, 2),
+        (68, 1),
+    ]
+    assert torch.equal(lowbit.dequantize(table), dense.model.shared.weight)
+    assert integer.lm_head.tied_to is integer.model.shared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["2", "bcq-clustered"])
 def test_resuming_towards_codes_gives_the_weights_of_a_training_that_was_not_stopped(
-    data, tmp_path
+    data, name, tmp_path
 ):
-    plan = find_plan("2", {"every": 4, "phases": True, "frozen": 0.3, "granularity": "channel"})
+    plan = find_plan(name, {"every": 4, "phases": True, "frozen": 0.3, "granularity": "channel"})
     settings = replace(
         QUICK, plan=plan, max_steps=20, save_steps=5, evaluate_during_training=False, distill=0.5
     )
@@ -142,7 +161,7 @@ def test_resuming_towards_codes_gives_the_weights_of_a_training_that_was_not_sto
     (checkpoints(stopped)[-1] / "trainer_state.json").unlink()
     assert checkpoints(stopped)[-1].name == "checkpoint-15"
     train("translation", reversing.material(data), stopped, settings, resume=True, progress=False)
-    for folder in ("float", "bcq2-all"):
+    for folder in ("float", plan.recipe.name):
         one, other = (load_file(run / folder / "model.safetensors") for run in (whole, stopped))
         assert one.keys() == other.keys()
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

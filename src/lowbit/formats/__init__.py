@@ -1,47 +1,33 @@
-"""The two stored forms. One file each: layout, frozen data, and the pure functions beside them."""
+"""The stored forms. One file each: layout, frozen data, and the pure functions beside them.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+Two stand by themselves; the third puts ranges of rows in these one above the other.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
-from lowbit.errors import InputError, LowbitError
-from lowbit.formats import affine, binary
+from lowbit.formats import stacked
 from lowbit.formats.affine import AffineLayout, AffineTensor
 from lowbit.formats.binary import BinaryLayout, BinaryTensor
 from lowbit.formats.granularity import CHANNEL, TENSOR, Granularity, group
+from lowbit.formats.stacked import StackedLayout, StackedTensor
 from lowbit.formats.static_scale import StaticScale, fake_quantize
+from lowbit.formats.table import PLAIN, Format, PlainLayout, PlainTensor, read_layout
 
-QTensor = AffineTensor | BinaryTensor
-Layout = AffineLayout | BinaryLayout
+QTensor = PlainTensor | StackedTensor
+Layout = PlainLayout | StackedLayout
 
-
-@dataclass(frozen=True)
-class Format:
-    """One stored form: its layout class and its pure functions."""
-
-    layout: type[Layout]
-    tensor: type[QTensor]
-    decode: Callable[..., Any]
-    take_rows: Callable[..., Any]
-
-
-FORMATS = {
-    "affine": Format(AffineLayout, AffineTensor, affine.decode, affine.take_rows),
-    "binary": Format(BinaryLayout, BinaryTensor, binary.decode, binary.take_rows),
+FORMATS = PLAIN | {
+    "stacked": Format(
+        StackedLayout, StackedTensor, stacked.decode, stacked.decode_rows, stacked.prefix
+    )
 }
 
 
 def layout_from_dict(stored: Mapping[str, Any]) -> Layout:
     """The inverse of `Layout.to_dict`. Raises InputError for a format or key it does not know."""
-    known = FORMATS.get(str(stored.get("format")))
-    if known is None:
-        raise InputError(f"format {stored.get('format')!r} is unknown: use {', '.join(FORMATS)}")
-    try:
-        return known.layout.from_dict(stored)
-    except LowbitError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"a stored layout is not complete or valid: {stored}") from error
+    layout: Layout = read_layout(stored, FORMATS)
+    return layout
 
 
 __all__ = [
@@ -55,7 +41,11 @@ __all__ = [
     "Format",
     "Granularity",
     "Layout",
+    "PlainLayout",
+    "PlainTensor",
     "QTensor",
+    "StackedLayout",
+    "StackedTensor",
     "StaticScale",
     "fake_quantize",
     "group",

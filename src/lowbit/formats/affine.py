@@ -51,6 +51,14 @@ class AffineLayout:
         """Whether codes are plain int8."""
         return self.bits == 8 and not self.zero_point
 
+    def __str__(self) -> str:
+        return f"{self.format} {self.bits}-bit {self.granularity}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the stored tensors, in order: that does not depend on the shape."""
+        return tuple(self.tensors(1, 1))
+
     def tensors(
         self, out_features: int, in_features: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -184,6 +192,13 @@ def decode(q: AffineTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor,
         w = q.granularity.split(centred_codes(part)) * part.scale[..., None].float()
         weight[rows] = w.flatten(1)[:, : q.in_features]
     return weight
+
+
+def decode_rows(
+    q: AffineTensor, rows: slice | Integer[Tensor, " n"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "_n in"]:
+    """The given output rows of the weight, which alone are decoded."""
+    return decode(take_rows(q, rows), dtype)
 
 
 def take_rows(q: AffineTensor, rows: slice | Integer[Tensor, " n"]) -> AffineTensor:

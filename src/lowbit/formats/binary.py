@@ -42,10 +42,18 @@ class BinaryLayout:
         if self.granularity.kind == "tensor":
             raise UsageError("the binary format has scales per channel or group, not per tensor")
 
+    def __str__(self) -> str:
+        return f"{self.format} {self.bits}-bit {self.granularity}"
+
     @property
     def prefixes(self) -> range:
         """The numbers of planes that have parameters of their own."""
         return range(1 if self.nested else self.bits, self.bits + 1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the stored tensors, in order: that does not depend on the shape."""
+        return tuple(self.tensors(1, 1))
 
     def tensors(
         self, out_features: int, in_features: int
@@ -175,6 +183,13 @@ def decode(q: BinaryTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor,
             total = total + q.granularity.split(plane) * alpha.t()[..., None]
         weight[rows] = total.flatten(1)[:, : q.in_features]
     return weight
+
+
+def decode_rows(
+    q: BinaryTensor, rows: slice | Integer[Tensor, " n"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "_n in"]:
+    """The given output rows of the weight, which alone are decoded."""
+    return decode(take_rows(q, rows), dtype)
 
 
 def take_rows(q: BinaryTensor, rows: slice | Integer[Tensor, " n"]) -> BinaryTensor:

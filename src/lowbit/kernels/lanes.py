@@ -13,14 +13,14 @@ Nothing is lost: `unpack` gives the stored tensors back bit for bit.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowbit.formats import Layout, QTensor
+from lowbit.formats import Layout, PlainLayout, PlainTensor, QTensor
 from lowbit.kernels import native
 
 PANEL_ROWS, BLOCK_INPUTS = 16, 32
@@ -46,6 +46,14 @@ def unsupported(layout: Layout, in_features: int, device: torch.device) -> str |
     return None
 
 
+class Part(NamedTuple):
+    """A range of the rows of a weight: its first byte, and its first row."""
+
+    lanes: "Lanes"
+    start: int
+    row: int
+
+
 @dataclass(frozen=True, eq=False)
 class Lanes:
     """Where everything lies for one layout and shape, which `unsupported` must not refuse.
@@ -54,7 +62,7 @@ class Lanes:
     for all. It moves nothing.
     """
 
-    layout: Layout
+    layout: PlainLayout
     out_features: int
     in_features: int
     planes: int | None = None
@@ -62,6 +70,11 @@ class Lanes:
     def __reduce__(self) -> tuple[Any, ...]:
         """Native objects cannot be copied; they are found again."""
         return Lanes, (self.layout, self.out_features, self.in_features, self.planes)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All of it is one."""
+        return (Part(self, 0, 0),)
 
     @cached_property
     def native(self) -> Any:
@@ -129,7 +142,7 @@ class Lanes:
             packed[place] = lanes.contiguous().flatten().view(torch.uint8)
         return packed
 
-    def unpack(self, packed: UInt8[Tensor, " bytes"]) -> QTensor:
+    def unpack(self, packed: UInt8[Tensor, " bytes"]) -> PlainTensor:
         """What `pack` was given, in memory of its own."""
         shape, dtype = self.stored[self.codes]
         tensors = {self.codes: torch.empty(shape, dtype=dtype, device="cpu")}

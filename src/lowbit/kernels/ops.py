@@ -15,7 +15,7 @@
                       bool causal, str path) -> Tensor
 
 `stored` are the tensors of a stored form in the order of its layout, and `layout` is that layout
-as a Python literal, so that one operator serves both formats and all bit widths; of a prepacked
+as a Python literal, so that one operator serves all formats and bit widths; of a prepacked
 binary weight the first `planes` are used, 0 for all (and for affine ones). Static activations have
 the scale `input_scale`, which is 0 for others. In eager
 inference modules skip the dispatcher, which costs more than a small product; tracing and autograd
@@ -31,14 +31,21 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from lowbit.formats import FORMATS, Layout, QTensor, StaticScale, layout_from_dict
+from lowbit.formats import (
+    FORMATS,
+    Layout,
+    QTensor,
+    StackedLayout,
+    StaticScale,
+    layout_from_dict,
+)
 from lowbit.kernels import linear as _linear
 from lowbit.kernels import quantize_rows as _quantize_rows
 from lowbit.kernels.attention import native as _native_attention
 from lowbit.kernels.embedding import native as _native_embedding
 from lowbit.kernels.embedding import reference as _reference_embedding
-from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear.native import LinearProduct
+from lowbit.kernels.stacked_lanes import Prepacked, lanes_of
 
 
 def layout_text(layout: Layout) -> str:
@@ -53,13 +60,14 @@ def _layout(text: str) -> Layout:
 
 def _assemble(stored: Sequence[Tensor], layout: str, in_features: int) -> QTensor:
     parsed = _layout(layout)
-    # The order of names does not depend on the shape.
-    return parsed.assemble(dict(zip(parsed.tensors(1, 1), stored, strict=True)), in_features)
+    return parsed.assemble(dict(zip(parsed.names, stored, strict=True)), in_features)
 
 
-def _rows(stored: Sequence[Tensor]) -> int:
-    """Output rows: the second last dimension of codes [out, …] and planes [bits, out, …]."""
-    return stored[0].shape[-2]
+def _rows(stored: Sequence[Tensor], layout: str) -> int:
+    """Output rows: of a stack as its layout has it, else the second last dimension of codes
+    [out, …] and planes [bits, out, …]."""
+    parsed = _layout(layout)
+    return parsed.rows if isinstance(parsed, StackedLayout) else stored[0].shape[-2]
 
 
 @torch.library.custom_op("lowbit::dequantize", mutates_args=())
@@ -74,7 +82,7 @@ def _dequantize_op(
 
 @_dequantize_op.register_fake
 def _(stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype) -> Tensor:
-    return stored[0].new_empty((_rows(stored), in_features), dtype=dtype)
+    return stored[0].new_empty((_rows(stored, layout), in_features), dtype=dtype)
 
 
 # d out / d in of the nonlinearities, times the gradient of what comes out.
@@ -117,7 +125,7 @@ def _(
     input_scale: float,
     input_zero_point: int,
 ) -> Tensor:
-    return x.new_empty((*x.shape[:-1], _rows(stored)))
+    return x.new_empty((*x.shape[:-1], _rows(stored, layout)))
 
 
 def _save_for_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -144,13 +152,13 @@ _linear_op.register_autograd(_linear_gradient, setup_context=_save_for_linear)
 
 
 @lru_cache(maxsize=4096)
-def _form(layout: str, out_features: int, in_features: int, planes: int) -> Lanes:
-    return Lanes(_layout(layout), out_features, in_features, planes or None)
+def _form(layout: str, out_features: int, in_features: int, planes: int) -> Prepacked:
+    return lanes_of(_layout(layout), out_features, in_features, planes or None)
 
 
 @lru_cache(maxsize=4096)
 def _product(
-    form: Lanes, activations: str, nonlinearity: str, path: str, input: StaticScale | None
+    form: Prepacked, activations: str, nonlinearity: str, path: str, input: StaticScale | None
 ) -> LinearProduct:
     return LinearProduct(form, activations, path, nonlinearity, input)
 
@@ -376,7 +384,7 @@ def embedding(ids: Tensor, q: QTensor, dtype: torch.dtype) -> Tensor:
     return _reference_embedding.embedding(ids, q, dtype)
 
 
-def embedding_prepacked(ids: Tensor, packed: Tensor, form: Lanes, dtype: torch.dtype) -> Tensor:
+def embedding_prepacked(ids: Tensor, packed: Tensor, form: Prepacked, dtype: torch.dtype) -> Tensor:
     """The same from a prepacked table."""
     if torch.compiler.is_compiling():
         layout = layout_text(form.layout)

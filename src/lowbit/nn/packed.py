@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.errors import UsageError
-from lowbit.formats import BinaryLayout, Layout, QTensor
-from lowbit.formats.binary import prefix
-from lowbit.kernels.lanes import Lanes
+from lowbit.formats import FORMATS, BinaryLayout, Layout, QTensor, StackedLayout
 from lowbit.kernels.selection import Kernel
+from lowbit.kernels.stacked_lanes import Prepacked, lanes_of
 
 # One module at a time changes its form: it takes less than a millisecond, and once.
 _CHANGING = threading.RLock()
@@ -37,7 +36,7 @@ class Packed(nn.Module):
     tied_to: "Packed | None"
     replaced: nn.Module
     lanes: Tensor | None
-    form: Lanes | None
+    form: Prepacked | None
 
     def __init__(
         self, layout: Layout, rows: int, columns: int, float_shape: tuple[int, int]
@@ -108,21 +107,25 @@ class Packed(nn.Module):
         """The stored weight, or the part of it that `use_planes` left in use."""
         owner = self if self.tied_to is None else self.tied_to
         q = self.qweight
-        return q if owner.planes_in_use is None else prefix(q, owner.planes_in_use)  # type: ignore[arg-type]
+        of = FORMATS[q.layout.format].prefix
+        if owner.planes_in_use is None or of is None:
+            return q
+        first: QTensor = of(q, owner.planes_in_use)
+        return first
 
     def use_planes(self, planes: int) -> None:
         """Compute with the first `planes` of a binary weight, all of which stay stored.
 
         Raises UsageError where there are no parameters for so many.
         """
-        assert isinstance(self.layout, BinaryLayout) and self.tied_to is None
+        assert isinstance(self.layout, BinaryLayout | StackedLayout) and self.tied_to is None
         if planes not in self.layout.prefixes:
             raise UsageError(
                 f"{planes} planes cannot be used: there are parameters for"
                 f" {', '.join(map(str, self.layout.prefixes))}"
             )
         with _CHANGING:
-            self.planes_in_use = None if planes == self.layout.bits else planes
+            self.planes_in_use = None if planes == self.layout.prefixes[-1] else planes
             if self.form is not None:
                 self.form = replace(self.form, planes=self.planes_in_use)
 
@@ -144,7 +147,7 @@ class Packed(nn.Module):
         """The same in a few words."""
         return self.choose()[1]
 
-    def prepacked(self) -> tuple[Tensor | None, Lanes | None]:
+    def prepacked(self) -> tuple[Tensor | None, Prepacked | None]:
         """The prepacked weight and its form, or nothing where the stored one is used."""
         owner = self if self.tied_to is None else self.tied_to
         lanes, form = owner.lanes, owner.form
@@ -152,13 +155,13 @@ class Packed(nn.Module):
             return owner._prepack()
         return lanes, form
 
-    def _prepack(self) -> tuple[Tensor | None, Lanes | None]:
+    def _prepack(self) -> tuple[Tensor | None, Prepacked | None]:
         # Not as inference tensors: gradients may be asked for later.
         with _CHANGING, torch.inference_mode(False):
             if not self.settled:
                 if self.rows and self.choose()[0].name != "reference":
                     q = self._assembled()
-                    self.form = Lanes(self.layout, self.rows, self.columns, self.planes_in_use)
+                    self.form = lanes_of(self.layout, self.rows, self.columns, self.planes_in_use)
                     self.lanes = self.form.pack(q)
                     for name, tensor in q.tensors().items():
                         setattr(self, name, tensor.to("meta"))
@@ -202,10 +205,9 @@ class Packed(nn.Module):
 
     def describe(self) -> str:
         """Format, bits and granularity in a few words."""
-        layout = self.layout
         owner = self if self.tied_to is None else self.tied_to
         part = "" if owner.planes_in_use is None else f", first {owner.planes_in_use} planes"
-        return f"{layout.format} {layout.bits}-bit {layout.granularity}{part}"
+        return f"{self.layout}{part}"
 
 
 def is_quantized(model: nn.Module) -> bool:

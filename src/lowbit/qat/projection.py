@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lowbit.convert import oriented
+from lowbit.qat.clustered_codes import ClusteredCodes, codes_for
 from lowbit.qat.codes import Codes, Mode
 from lowbit.qat.modules import FakeQuantized
 from lowbit.qat.prepare import fake_quantized, prepare_qat
@@ -33,7 +34,7 @@ class CodedWeight:
     name: str
     part: str
     module: FakeQuantized
-    codes: Codes
+    codes: Codes | ClusteredCodes
 
     def project(self) -> None:
         self._rewrite(self.codes.project)
@@ -67,12 +68,13 @@ class CodedWeight:
 def prepare_codes(model: PreTrainedModel, recipe: str | Path | Recipe) -> tuple[CodedWeight, ...]:
     """Put stand-ins in place; everything computes in float still. Raises as `prepare_qat` does,
     and UsageError for a scheme that is not binary."""
-    prepare_qat(model, recipe, quantizer=Codes)
+    prepare_qat(model, recipe, quantizer=codes_for)
     found = []
     for name, module in fake_quantized(model).items():
         if not module.tied:
-            assert isinstance(module.weight_quantizer, Codes)
-            found.append(CodedWeight(name, part_of(name, module), module, module.weight_quantizer))
+            codes = module.weight_quantizer
+            assert isinstance(codes, Codes | ClusteredCodes)
+            found.append(CodedWeight(name, part_of(name, module), module, codes))
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from lowbit.errors import UsageError
 from lowbit.formats import Granularity, QTensor
 from lowbit.schemes.absmax import Absmax
 from lowbit.schemes.binary import Binary
+from lowbit.schemes.clustered import Clustered
 from lowbit.schemes.zero_point import ZeroPoint
 
 
@@ -26,7 +27,7 @@ class Scheme(Protocol):
     def quantize(self, weight: Tensor) -> QTensor: ...
 
 
-SCHEMES: dict[str, type[Scheme]] = {s.name: s for s in (Absmax, ZeroPoint, Binary)}
+SCHEMES: dict[str, type[Scheme]] = {s.name: s for s in (Absmax, ZeroPoint, Binary, Clustered)}
 
 
 def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
@@ -39,9 +40,10 @@ def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
     for key, value in options.items():
         if key not in known:
             raise UsageError(f"scheme {name} has no option {key!r}: use {', '.join(known)}")
-        kind = known[key]
-        if isinstance(kind, type) and kind is not Granularity and type(value) is not kind:
-            raise UsageError(f"option {key} of scheme {name} takes {kind.__name__}, not {value!r}")
+        kinds = get_args(known[key]) or (known[key],)
+        if Granularity not in kinds and type(value) not in kinds:
+            takes = " or ".join(kind.__name__ for kind in kinds)
+            raise UsageError(f"option {key} of scheme {name} takes {takes}, not {value!r}")
     if "granularity" in options:
         options["granularity"] = Granularity.parse(options["granularity"])
     return SCHEMES[name](**options)
@@ -57,6 +59,7 @@ __all__ = [
     "SCHEMES",
     "Absmax",
     "Binary",
+    "Clustered",
     "Scheme",
     "ZeroPoint",
     "scheme_from_dict",

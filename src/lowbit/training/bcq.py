@@ -15,7 +15,7 @@ from lowbit.errors import UsageError
 from lowbit.formats import CHANNEL, Granularity
 from lowbit.qat.projection import PARTS
 from lowbit.recipe import PRESETS, Recipe, Rule, load_recipe
-from lowbit.schemes import Binary
+from lowbit.schemes import Binary, Clustered
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,12 @@ def everything(bits: Mapping[str, int], name: str, **options: Any) -> Recipe:
     return Recipe(tuple(rules), name)
 
 
+def in_clusters(recipe: Recipe, scheme: Clustered) -> Recipe:
+    """The same with embeddings in clusters by frequency."""
+    others = (rule for rule in recipe.rules if rule.match != "@embedding")
+    return replace(recipe, rules=(Rule("@embedding", scheme), *others))
+
+
 # Chung et al. 2020, section 4: of the decoder's self-attention, cross-attention and feed-forward
 # layers, then of the encoder's. Their embedding, 2.5 bits in clusters by frequency, has 3 here.
 CHUNG_2020 = {
@@ -76,7 +82,7 @@ CHUNG_2020 = {
 }
 # Fewer than 2.6 bits with scales, norms, biases and positions counted, at a width of 192.
 MIXED = CHUNG_2020 | {"*.encoder.*.self_attn.*": 2, "*.encoder.*.fc?": 2}
-PER_ROW = {"granularity": CHANNEL, "offset": False}
+PER_ROW: dict[str, Any] = {"granularity": CHANNEL, "offset": False}
 
 PLANS = {
     **{str(bits): Plan(PRESETS[f"bcq{bits}-all"]) for bits in (1, 2, 3, 4)},
@@ -90,12 +96,15 @@ PLANS = {
     ),
     "chung-2020": Plan(everything(CHUNG_2020, "chung-2020", **PER_ROW)),
     "bcq-mixed": Plan(everything(MIXED, "bcq-mixed", **PER_ROW)),
+    "bcq-clustered": Plan(
+        in_clusters(everything(MIXED, "bcq-clustered", **PER_ROW), Clustered(4, **PER_ROW))
+    ),
 }
 
 
 def find_plan(name: str, options: Mapping[str, Any]) -> Plan:
     """A plan by name, or that of a recipe; `options` that are not None take the place of its own,
-    those of a `Binary` scheme in all its rules. Raises UsageError."""
+    those of a scheme in all its rules. Raises UsageError."""
     plan = PLANS.get(name)
     if plan is None:
         if not name.endswith((".yaml", ".yml")) and name not in PRESETS:
@@ -114,7 +123,7 @@ def _changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     rules = []
     for rule in recipe.rules:
         scheme = rule.scheme
-        if scheme is not None and not isinstance(scheme, Binary):
+        if scheme is not None and not isinstance(scheme, Binary | Clustered):
             raise UsageError(f"rule {rule.match!r} of recipe {recipe.name} is not of binary codes")
         rules.append(rule if scheme is None else replace(rule, scheme=replace(scheme, **options)))
     return replace(recipe, rules=tuple(rules))

@@ -30,6 +30,7 @@ from lowbit.qat.prepare import fake_quantized, finish_qat, prepare_qat
 from lowbit.qat.projection import CodedWeight, prepare_codes
 from lowbit.staging import staged, staged_file, writing
 from lowbit.training.attention import trainable_attention
+from lowbit.training.frequencies import bits_read
 from lowbit.training.lesson import Lesson, Material
 from lowbit.training.projections import Projections
 from lowbit.training.settings import Settings
@@ -93,6 +94,7 @@ def train(
     weights: tuple[CodedWeight, ...] = ()
     if settings.plan is not None:
         weights = prepare_codes(lesson.model, settings.plan.recipe)
+        lesson = replace(lesson, notes=(*lesson.notes, *bits_read(lesson)))
     elif recipe is not None:
         prepare_qat(lesson.model, recipe, settings.options)
     trainer = LessonTrainer(

@@ -4,13 +4,13 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
-from lowbit.kernels.lanes import Lanes
+from lowbit.kernels.stacked_lanes import Prepacked
 
 
 def embedding(
     ids: Integer[Tensor, "*tokens"],
     packed: UInt8[Tensor, " bytes"],
-    form: Lanes,
+    form: Prepacked,
     dtype: torch.dtype,
 ) -> Float[Tensor, "*tokens in"]:
     """The decoded rows. Raises IndexError for an id outside the table."""

@@ -1,4 +1,4 @@
-"""Rows of a stored table, in PyTorch: gather the packed rows, then decode only those."""
+"""Rows of a stored table, in PyTorch: only the rows asked for are decoded."""
 
 import torch
 from jaxtyping import Float, Integer
@@ -16,6 +16,5 @@ def embedding(
         raise IndexError(
             f"token ids {int(rows.min())} … {int(rows.max())} leave a table of {q.shape[0]} rows"
         )
-    stored = FORMATS[q.layout.format]
-    decoded: Tensor = stored.decode(stored.take_rows(q, rows), dtype)
+    decoded: Tensor = FORMATS[q.layout.format].decode_rows(q, rows, dtype)
     return decoded.reshape(*ids.shape, q.in_features)

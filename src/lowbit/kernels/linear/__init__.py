@@ -5,10 +5,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lowbit.formats import Layout, QTensor, StaticScale
-from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear import native, reference
 from lowbit.kernels.linear.native import LinearProduct
 from lowbit.kernels.selection import Kernel, never, select
+from lowbit.kernels.stacked_lanes import Prepacked
 
 KERNELS = {
     "float": (*native.kernels("float"), Kernel("reference", reference.linear_float, never)),
@@ -41,7 +41,7 @@ def linear(
 
 
 def product(
-    form: Lanes,
+    form: Prepacked,
     activations: str,
     nonlinearity: str = "identity",
     input: StaticScale | None = None,

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lowbit.formats import QTensor, StaticScale
 from lowbit.kernels import lanes
-from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.native import module
 from lowbit.kernels.selection import Kernel
+from lowbit.kernels.stacked_lanes import Prepacked, lanes_of
 
 DIGITS = {"float": 4, "dynamic": 1, "static": 1}
 ROWS_AT_ONCE = 1024
@@ -35,7 +35,7 @@ class LinearProduct:
 
     def __init__(
         self,
-        form: Lanes,
+        form: Prepacked,
         activations: str,
         path: str,
         nonlinearity: str = "identity",
@@ -50,13 +50,17 @@ class LinearProduct:
         self.input_form = form.in_features, width, activations, path, input
         self._digits = DIGITS[activations]
         known = input or DYNAMIC
-        self._layer = module.Layer(
-            form.weight,
-            getattr(module.Nonlinearity, nonlinearity),
-            known.scale,
-            known.zero_point,
-            known.lowest,
-        )
+        self._layers = [
+            module.Layer(
+                part.lanes.weight,
+                getattr(module.Nonlinearity, nonlinearity),
+                known.scale,
+                known.zero_point,
+                known.lowest,
+            )
+            for part in form.parts
+        ]
+        self.parts = form.parts
         self._path = module.LinearPath(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -76,12 +80,14 @@ class LinearProduct:
         bias: Float[Tensor, " out"] | None,
     ) -> Float[Tensor, "*tokens out"]:
         """f(x · Wᵀ + bias) in x's dtype. Raises ValueError for an x that does not fit."""
+        if len(self._layers) > 1:
+            return together([self], x, [(packed, bias)])[0]
         shape, dtype = x.shape, x.dtype
         x, bias = self._ready(x), _float32(bias)
         # Sizes one by one: as a tuple that is the sum of two they take twice as long.
         y = x.new_empty(*shape[:-1], self.out_features)
         self._path(
-            self._layer,
+            self._layers[0],
             x.data_ptr(),
             packed.data_ptr(),
             0 if bias is None else bias.data_ptr(),
@@ -120,15 +126,34 @@ def together(
     """
     first, shape, dtype = products[0], x.shape, x.dtype
     x = first._ready(x)
-    places: list[int] = []  # of codes, bias and y of one after the other
     biases = [_float32(bias) for _, bias in weights]
-    ys = [x.new_empty(*shape[:-1], product.out_features) for product in products]
-    for (packed, _), bias, y in zip(weights, biases, ys, strict=True):
-        places += packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
-    layers = [product._layer for product in products]
+    results = [
+        [x.new_empty(*shape[:-1], part.lanes.out_features) for part in product.parts]
+        for product in products
+    ]
+    layers, places = _layers_and_places(products, weights, biases, results)
     rows = x.numel() // first.in_features
     first._path.together(layers, x.data_ptr(), places, rows, first._digits)
+    ys = [parts[0] if len(parts) == 1 else torch.cat(parts, -1) for parts in results]
     return ys if dtype is torch.float32 else [y.to(dtype) for y in ys]
+
+
+def _layers_and_places(
+    products: Sequence[LinearProduct],
+    weights: Sequence[tuple[UInt8[Tensor, " bytes"], Float[Tensor, " out"] | None]],
+    biases: Sequence[Float[Tensor, " out"] | None],
+    results: Sequence[Sequence[Float[Tensor, "*tokens _out"]]],
+) -> tuple[list[Any], list[int]]:
+    """All parts of all products as the native code takes them, and the addresses of codes, bias
+    and result of one after the other."""
+    layers: list[Any] = []
+    places: list[int] = []
+    for product, (packed, _), bias, ys in zip(products, weights, biases, results, strict=True):
+        layers += product._layers
+        for (_, start, row), y in zip(product.parts, ys, strict=True):
+            own = 0 if bias is None else bias.data_ptr() + row * bias.element_size()
+            places += packed.data_ptr() + start, own, y.data_ptr()
+    return layers, places
 
 
 def in_place(
@@ -140,16 +165,23 @@ def in_place(
     float32 tensors `ys`, and what is called takes nothing but the address of x, which must be
     contiguous float32 of as many tokens."""
     first, biases = products[0], [_float32(bias) for _, bias in weights]
-    layers = [product._layer for product in products]
-    places: list[int] = []
-    for (packed, _), bias, y in zip(weights, biases, ys, strict=True):
-        places += packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()
-    kept = weights, biases, ys  # whose memory is written to and read from
+    results, joined = [], []
+    for product, y in zip(products, ys, strict=True):
+        parts = [y]
+        if len(product.parts) > 1:
+            sizes = [part.lanes.out_features for part in product.parts]
+            parts = [y.new_empty(*y.shape[:-1], size) for size in sizes]
+            joined.append((parts, y))
+        results.append(parts)
+    layers, places = _layers_and_places(products, weights, biases, results)
+    kept = weights, biases, results  # whose memory is written to and read from
     rows, digits = ys[0].numel() // first.out_features, first._digits
     run = first._path.together
 
     def call(x: int, kept: object = kept) -> None:
         run(layers, x, places, rows, digits)
+        for parts, y in joined:
+            torch.cat(parts, -1, out=y)
 
     return call
 
@@ -165,7 +197,7 @@ def linear(
     path: str,
 ) -> Float[Tensor, "*tokens out"]:
     """The same from the stored form, which is prepacked for this one call."""
-    form = Lanes(q.layout, *q.shape)
+    form = lanes_of(q.layout, *q.shape)
     packed = form.pack(q)
     if input is not None:
         bias = shifted_bias(form, packed, bias, input)
@@ -173,7 +205,7 @@ def linear(
 
 
 def shifted_bias(
-    form: Lanes,
+    form: Prepacked,
     packed: UInt8[Tensor, " bytes"],
     bias: Float[Tensor, " out"] | None,
     input: StaticScale,

@@ -18,7 +18,14 @@ from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowbit.formats import FORMATS, AffineTensor, BinaryTensor, QTensor, StaticScale
+from lowbit.formats import (
+    FORMATS,
+    AffineTensor,
+    BinaryTensor,
+    QTensor,
+    StackedTensor,
+    StaticScale,
+)
 from lowbit.formats.affine import centred_codes
 from lowbit.formats.binary import signs
 from lowbit.kernels.quantize_rows import quantize_rows
@@ -131,4 +138,14 @@ def _binary_sum(
     return y
 
 
-_SUMS: dict[type, Callable[..., Tensor]] = {AffineTensor: _affine_sum, BinaryTensor: _binary_sum}
+def _stacked_sum(
+    codes: tuple[Tensor, ...], scales: Float32[Tensor, "m groups"], q: StackedTensor
+) -> Float32[Tensor, "m out"]:
+    return torch.cat([_SUMS[type(part)](codes, scales, part) for part in q.parts], 1)
+
+
+_SUMS: dict[type, Callable[..., Tensor]] = {
+    AffineTensor: _affine_sum,
+    BinaryTensor: _binary_sum,
+    StackedTensor: _stacked_sum,
+}

@@ -1,0 +1,83 @@
+"""A stored weight of several parts in the order that the native kernels read: that of each part
+(lanes.py), one after the other in one tensor of bytes, each from a cache line on.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer, UInt8
+from torch import Tensor
+
+from lowbit.formats import Layout, QTensor, StackedLayout, StackedTensor
+from lowbit.formats.stacked import among
+from lowbit.kernels.lanes import Lanes, Part
+
+CACHE_LINE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class StackedLanes:
+    """As Lanes: `planes` is how many of each part's are used, of fewer all."""
+
+    layout: StackedLayout
+    out_features: int
+    in_features: int
+    planes: int | None = None
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        parts, start, row = [], 0, 0
+        for rows, layout in self.layout.parts:
+            planes = None if self.planes is None else min(self.planes, layout.bits)
+            parts.append(Part(Lanes(layout, rows, self.in_features, planes), start, row))
+            start += -(-parts[-1].lanes.size // CACHE_LINE) * CACHE_LINE
+            row += rows
+        return tuple(parts)
+
+    def pack(self, q: QTensor) -> UInt8[Tensor, " bytes"]:
+        """Codes and parameters of `q`, which must have this layout and shape."""
+        assert isinstance(q, StackedTensor)
+        last = self.parts[-1]
+        packed = torch.zeros(last.start + last.lanes.size, dtype=torch.uint8, device="cpu")
+        for (lanes, start, _), part in zip(self.parts, q.parts, strict=True):
+            packed[start : start + lanes.size] = lanes.pack(part)
+        return packed
+
+    def unpack(self, packed: UInt8[Tensor, " bytes"]) -> StackedTensor:
+        """What `pack` was given, in memory of its own."""
+        return StackedTensor(tuple(lanes.unpack(packed[at:]) for lanes, at, _ in self.parts))
+
+    def decode(
+        self, packed: UInt8[Tensor, " bytes"], rows: Integer[Tensor, " n"], dtype: torch.dtype
+    ) -> Float[Tensor, "n in"]:
+        """Some rows of the weight. Raises IndexError for one that is not there, ValueError for
+        numbers of rows that are not on the CPU."""
+        if not rows.is_cpu:
+            raise ValueError(f"row numbers on {rows.device} do not fit a table on the CPU")
+        out = torch.empty(len(rows), self.in_features, dtype=dtype, device="cpu")
+        found = 0
+        for (lanes, start, _), (here, own) in zip(
+            self.parts, among(rows, self.layout), strict=True
+        ):
+            out[here] = lanes.decode(packed[start:], own, dtype)
+            found += len(here)
+        if found < len(rows):
+            outside = rows[(rows < 0) | (rows >= self.out_features)]
+            raise IndexError(
+                f"token id {int(outside[0])} leaves a table of {self.out_features} rows"
+            )
+        return out
+
+
+Prepacked = Lanes | StackedLanes
+
+
+def lanes_of(
+    layout: Layout, out_features: int, in_features: int, planes: int | None = None
+) -> Prepacked:
+    """Where everything lies for one layout and shape."""
+    kind: type[Any] = StackedLanes if isinstance(layout, StackedLayout) else Lanes
+    prepacked: Prepacked = kind(layout, out_features, in_features, planes)
+    return prepacked
