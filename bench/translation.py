@@ -29,11 +29,13 @@ from typing import Any
 import torch
 from ctranslate2_model import convert, load
 from machine import described, finish, result_page
+from transformers import PreTrainedModel
 
 import lowbit
 from lowbit.accounting import footprint, resident_bytes
 from lowbit.data import parallel
 from lowbit.data.parallel import ParallelData
+from lowbit.evaluation.batches import by_length
 from lowbit.evaluation.peak import peak_bytes
 from lowbit.evaluation.tasks.translation import corpus_scores
 from lowbit.loading import load_model, load_tokenizer
@@ -81,6 +83,7 @@ ARMS = {
     "float32, trained on": Arm(None),
     "reference schedule, distilled": Arm(CONTROL),
     "2 bits": Arm(find_plan("2", PER_ROW)),
+    "mixed, clustered embeddings": Arm(find_plan("bcq-clustered", {})),
 }
 # The codes of an arm, with activations that are rounded to 8 bits as they come.
 DYNAMIC = {f"{arm}, int8 activations": arm for arm in ("mixed", "3 bits")}
@@ -90,6 +93,8 @@ RECIPES = {
     "int8": "int8-all-dynamic",
     "int4": "int4-all-dynamic",
 }
+# The float32 model by transformers' own code, to which speeds are compared.
+GENERATE = "float32, transformers' generate"
 PEERS = {"CTranslate2 float32": "float32", "CTranslate2 int8": "int8"}
 
 
@@ -233,6 +238,8 @@ class Run:
         tokenizer, beams = load_tokenizer(self.float_folder), self.given.beams
         if arm in PEERS:
             return load(self.model_folder(arm), tokenizer, PEERS[arm], beams, self.given.max_length)
+        if arm == GENERATE:
+            return by_transformers(load_model(self.float_folder), tokenizer, beams)
         model = load_model(self.model_folder(arm))
 
         def translate(sentences: Sequence[str], batch: int) -> tuple[str, ...]:
@@ -300,9 +307,12 @@ class Run:
             yield f"Not trained yet: {'; '.join(absent)}.\n"
         if not done:
             return
-        scores, speeds = {arm: self.scored(arm) for arm in done}, self.speeds(done)
+        scores = {arm: self.scored(arm) for arm in done}
+        speeds = self.speeds([GENERATE, *done])
         base = scores[FLOAT]
-        yield f"BLEU {base['bleu'][1]}; chrF {base['chrf'][1]}.\n"
+        yield f"BLEU {base['bleu'][1]}; chrF {base['chrf'][1]}."
+        theirs = " and ".join(f"{speeds[GENERATE, b]:,.0f} at batch {b}" for b in BATCHES)
+        yield f"Tokens a second of {GENERATE}: {theirs}; × is beside these.\n"
         yield (
             "| | bits/weight | on disk, MiB | × smaller | in memory, × smaller | BLEU |"
             " change | chrF | peak memory, MiB |"
@@ -313,7 +323,7 @@ class Run:
             row, bleu = scores[arm], scores[arm]["bleu"][0]
             resident = base["resident"] / row["resident"] if "resident" in row else None
             rates = (
-                f" {speeds[arm, b]:,.0f} | {speeds[arm, b] / speeds[FLOAT, b]:.2f} |"
+                f" {speeds[arm, b]:,.0f} | {speeds[arm, b] / speeds[GENERATE, b]:.2f} |"
                 for b in BATCHES
             )
             yield (
@@ -322,6 +332,29 @@ class Run:
                 f" {bleu - base['bleu'][0]:+.2f} | {row['chrf'][0]:.2f} |"
                 f" {told(row['peak'] / MEBI if row.get('peak') else None)} |" + "".join(rates)
             )
+
+
+def by_transformers(
+    model: PreTrainedModel, tokenizer: Any, beams: int
+) -> Callable[[Sequence[str], int], tuple[str, ...]]:
+    """The batches of a `Translator`, each by `model.generate`."""
+    settings = {"num_beams": beams, "do_sample": False, "max_length": None}
+    settings["max_new_tokens"] = Translator(model, tokenizer, beams).new_tokens
+
+    def translate(sentences: Sequence[str], batch: int) -> tuple[str, ...]:
+        outputs = [""] * len(sentences)
+        lengths = [len(ids) for ids in tokenizer(list(sentences)).input_ids]
+        for rows in by_length(lengths, batch):
+            texts = [sentences[row] for row in rows]
+            inputs = tokenizer(texts, padding=True, return_tensors="pt")
+            names = ("input_ids", "attention_mask")
+            tokens = model.generate(**{name: inputs[name] for name in names}, **settings)
+            decoded = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            for row, text in zip(rows, decoded, strict=True):
+                outputs[row] = text
+        return tuple(outputs)
+
+    return translate
 
 
 def with_dynamic_activations(source: Path, folder: Path) -> None:
