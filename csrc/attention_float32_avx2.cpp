@@ -1,16 +1,10 @@
 #define LOWBIT_ISA avx2
-
-#include <immintrin.h>
-
-#include <cstdint>
+#include "isa_256.inl"
 
 namespace lowbit::avx2 {
 namespace {
 
-struct Isa {
-  using Words = uint32_t __attribute__((vector_size(32)));
-  using Floats = float __attribute__((vector_size(32)));
-
+struct Isa : Vectors256 {
   static __m256i first(int64_t n) {
     const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? static_cast<int>(n) : 8), lane);
@@ -21,8 +15,6 @@ struct Isa {
   }
 
   static void store(float* y, Floats v, int64_t n) { _mm256_maskstore_ps(y, first(n), v); }
-
-  static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 
   static float sum(Floats v) {
     __m128 four = _mm256_castps256_ps128(v) + _mm256_extractf128_ps(v, 1);

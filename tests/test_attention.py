@@ -8,9 +8,9 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import lowbit
-from lowbit.attention import KERNELS, MANY_QUERIES, attention, choose, instead_of_sdpa
+from lowbit.attention import KERNELS, MANY_QUERIES, attention, instead_of_sdpa
 from lowbit.kernels import native
-from lowbit.kernels.selection import VARIABLE
+from lowbit.kernels.selection import VARIABLE, select
 from tests.models import VOCABULARY, make
 
 has_tiles = pytest.mark.skipif(bool(native.lacks("amx")), reason=native.lacks("amx") or "present")
@@ -114,7 +114,7 @@ def query(queries=MANY_QUERIES, dtype=torch.float32, batch=1, heads=2, size=16):
 @has_tiles
 class TestChoice:
     def why(self, *args, name="lowbit"):
-        kernel, why = choose(KERNELS[name], *args)
+        kernel, why = select(KERNELS[name], *args)
         return kernel.name, why
 
     @pytest.mark.parametrize(

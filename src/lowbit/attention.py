@@ -7,8 +7,7 @@ Scores, softmax and values of float32 models are computed in one call (csrc/atte
 queries of a decoding step are done in float32, many of them, by "lowbit" alone, from operands in
 bfloat16 where the processor has tiles for them: sums stay float32, and the result of one attention
 is off by 0.3 % (relative Frobenius error on normal operands). Masks, caches and cross-attention are
-handled by transformers' own code around it. What is not served goes to that code; `choose` says
-which, and why.
+handled by transformers' own code around it. What is not served goes to that code.
 """
 
 from collections.abc import Iterator, Sequence
@@ -125,15 +124,11 @@ _FLOAT32 = (
     Kernel("reference", _of_transformers, never),
 )
 _TILES = Kernel("amx", partial(_own, path="amx"), _unsupported_on_tiles, isa="amx")
+# By name; each takes the arguments of `unsupported`.
 KERNELS: dict[str, tuple[Kernel, ...]] = {
     "lowbit": (_TILES, *_FLOAT32),
     "lowbit_float32": _FLOAT32,
 }
-
-
-def choose(kernels: Sequence[Kernel], *call: Any) -> tuple[Kernel, str]:
-    """The kernel for a call with the arguments of `unsupported` here, and why."""
-    return select(kernels, *call)
 
 
 def attention(
@@ -149,7 +144,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: [batch, heads, tokens, size] -> [batch, tokens, heads, size]."""
     call = query, key, value, attention_mask, dropout, options
-    kernel, _ = choose(kernels, *call)
+    kernel, _ = select(kernels, *call)
     y: tuple[Tensor, None] = kernel.run(module, *call)
     return y
 

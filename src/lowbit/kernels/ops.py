@@ -277,29 +277,17 @@ def _(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(scales, dtype=torch.float32)
 
 
-@torch.library.custom_op("lowbit::attention", mutates_args=())
-def _attention_op(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    causal: bool,
-    path: str,
-) -> Tensor:
-    return _native_attention.attention(query, key, value, mask, scale, causal, path)
+_attention_op = torch.library.custom_op(
+    "lowbit::attention",
+    _native_attention.attention,
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, bool causal,"
+    " str path) -> Tensor",
+)
 
 
 @_attention_op.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    causal: bool,
-    path: str,
-) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> Tensor:
     batch, heads, queries, _size = query.shape
     return query.new_empty((batch, queries, heads, value.shape[-1]))
 

@@ -10,6 +10,11 @@ from lowbit.kernels.native import module
 
 MASKS = {torch.bool: "boolean", torch.float32: "additive"}
 UNMASKED: tuple[int, ...] = (0, 0, 0, 0)
+_KINDS = {
+    dtype: getattr(module.MaskKind, name)
+    for dtype, name in ({None: "none"} | MASKS).items()
+    if module is not None
+}
 
 
 def attention(
@@ -39,17 +44,16 @@ def in_place(
     """The same for calls that follow each other: query, key, value and mask -> nothing, results
     being written to `y`."""
     assert module is not None
-    run, none = module.attention, module.MaskKind.none
-    kinds = {dtype: getattr(module.MaskKind, name) for dtype, name in MASKS.items()}
+    run = module.attention
     batch, queries, heads, value_size = y.shape
 
     def call(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
         query, key, value = _rows(query), _rows(key), _rows(value)
         _, key_heads, keys, size = key.shape
-        kind, at, steps = none, 0, UNMASKED
+        kind, at, steps = _KINDS[None], 0, UNMASKED
         if mask is not None:
             mask = _rows(mask if mask.shape[3] == keys else mask.expand(-1, -1, -1, keys))
-            kind, at = kinds[mask.dtype], mask.data_ptr()
+            kind, at = _KINDS[mask.dtype], mask.data_ptr()
             # What is there once is the same for all.
             steps = tuple(
                 0 if n == 1 else step for n, step in zip(mask.shape, mask.stride(), strict=True)
