@@ -48,6 +48,10 @@ SETTINGS = Settings(
 )
 # Of the steps of QAT; ranges are watched meanwhile. Jacob et al. 2018 start late too.
 FLOAT_SHARE = 0.75
+# Or the float run's steps first, then as many of QAT as above, by distillation from it alone:
+# without dropout, which the teacher has not either, and with small steps, as it is nearly there.
+DISTILLED = " distilled"
+DISTILLED_LEARNING_RATE = 1e-5
 EPOCHS = {"sst2": 1.0, "stsb": 2.0}
 SEEDS = {"rte": (1, 2, 3), "mrpc": (1, 2, 3), "cola": (1, 2, 3), "stsb": (1,), "sst2": (1,)}
 MAX_LENGTH = 128
@@ -60,17 +64,22 @@ ABSENT = ("mnli", "qqp", "qnli", "wnli")
 
 @dataclass(frozen=True)
 class Run:
-    """One model that is trained, and its folder."""
+    """One model that is trained, and its folder. arm: "none" for float; "int8", "int4": QAT from
+    the pretrained model; "int8 distilled": from the float model of the same seed."""
 
     task: str
     seed: int
-    qat: str
+    arm: str
     work: Path
     data: Path
 
     @cached_property
     def folder(self) -> Path:
-        return self.work / self.task / f"{self.qat}-{self.seed}"
+        return self.work / self.task / f"{self.arm}-{self.seed}"
+
+    @property
+    def qat(self) -> str:
+        return self.arm.removesuffix(DISTILLED)
 
     @property
     def finished(self) -> bool:
@@ -80,10 +89,23 @@ class Run:
         epochs = EPOCHS.get(self.task, SETTINGS.epochs)
         (rows,) = glue.read(self.task, "train", self.data)
         steps = math.ceil(len(rows.sentences) / SETTINGS.batch_size) * epochs
-        options = replace(SETTINGS.options, start=round(FLOAT_SHARE * steps))
-        settings = replace(SETTINGS, qat=self.qat, seed=self.seed, epochs=epochs, options=options)
-        tokenizer = load_tokenizer(MODEL)
-        material = Material(str(MODEL), tokenizer, str(self.data), self.task, MAX_LENGTH)
+        settings = replace(SETTINGS, qat=self.qat, seed=self.seed, epochs=epochs)
+        start, dropout = MODEL, None
+        if self.arm.endswith(DISTILLED):
+            start, dropout = replace(self, arm="none").folder / "float", 0.0
+            rate, epochs = DISTILLED_LEARNING_RATE, (1 - FLOAT_SHARE) * epochs
+            settings = replace(settings, learning_rate=rate, epochs=epochs, distill=1.0)
+        else:
+            options = replace(SETTINGS.options, start=round(FLOAT_SHARE * steps))
+            settings = replace(settings, options=options)
+        material = Material(
+            str(start),
+            load_tokenizer(MODEL),
+            str(self.data),
+            self.task,
+            MAX_LENGTH,
+            dropout=dropout,
+        )
         train("glue", material, self.folder, settings, resume=True)
         shutil.rmtree(self.folder / "checkpoints")
 
@@ -117,14 +139,17 @@ class Run:
 
 
 def planned(work: Path, data: Path) -> list[Run]:
-    """All float models, the integers of their first seeds, those of the others, and 4 bits."""
+    """All float models, then integers: the first seed of each task, the others, and 4 bits."""
     first = [(task, seeds[0]) for task, seeds in SEEDS.items()]
     others = [(task, seed) for task, seeds in SEEDS.items() for seed in seeds[1:]]
-    return [
-        Run(*of, qat, work, data)
-        for qat, those in (("none", first + others), ("int8", first + others), ("int4", first))
-        for of in those
-    ]
+    arms = {
+        "none": first + others,
+        "int8" + DISTILLED: first + others,
+        "int8": first + others,
+        "int4" + DISTILLED: first,
+        "int4": first,
+    }
+    return [Run(*of, arm, work, data) for arm, those in arms.items() for of in those]
 
 
 @dataclass(frozen=True)
@@ -173,8 +198,8 @@ class Compared:
 
 
 def compared(runs: list[Run]) -> Iterator[Compared]:
-    floats = {(run.task, run.seed): run for run in runs if run.finished and run.qat == "none"}
-    trained = [run for run in runs if run.finished and run.qat != "none"]
+    floats = {(run.task, run.seed): run for run in runs if run.finished and run.arm == "none"}
+    trained = [run for run in runs if run.finished and run.arm != "none"]
     for (task, seed), base in floats.items():
         (dev,) = glue.read(task, "dev", base.data)
         beside = task, seed
@@ -185,7 +210,7 @@ def compared(runs: list[Run]) -> Iterator[Compared]:
             if (run.task, run.seed) == beside:
                 integers, fake = run.predictions("integer"), run.predictions("fake-quantized")
                 same = None if known[0].dtype == float else float((integers == fake).mean())
-                name = f"QAT {run.qat}, integers"
+                name = f"QAT {run.arm}, integers"
                 yield Compared(*beside, name, *known, integers, same, run.told["seconds"])
 
 
@@ -230,7 +255,9 @@ def page(runs: list[Run]) -> Iterator[str]:
     yield "(scores in float32), float and QAT alike. `int8`: one scale a row of a weight, one a"
     yield "tensor of activations (least squared error), integers in the kernels. `int4`: 4-bit"
     yield "weights in groups of 64, 8-bit activations. Of QAT's steps the first"
-    yield f"{FLOAT_SHARE:.0%} are in float, while ranges are watched.\n"
+    yield f"{FLOAT_SHARE:.0%} are in float, while ranges are watched. `distilled`: the float run,"
+    yield f"then {1 - FLOAT_SHARE:.0%} as many steps of QAT without dropout, learning rate"
+    yield f"{DISTILLED_LEARNING_RATE:g}, the loss being the divergence from the float model.\n"
     yield described() + "\n"
     yield "## Relative change against float, mean over seeds\n"
     yield from summary(rows)
@@ -240,10 +267,10 @@ def page(runs: list[Run]) -> Iterator[str]:
     yield "| task | metric | seed | model | float | value | change | interval | same | training s |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     yield from (row.row() for row in rows)
-    if missing := [f"{run.task} {run.qat} seed {run.seed}" for run in runs if not run.finished]:
+    if missing := [f"{run.task} {run.arm} seed {run.seed}" for run in runs if not run.finished]:
         yield f"\nNot trained yet: {', '.join(missing)}."
     yield f"\nNo data at hand for {', '.join(ABSENT)}; `lowbit train --name` takes them alike."
-    timed = [run for run in runs if run.finished and run.qat == "int8"]
+    timed = [run for run in runs if run.finished and run.arm == "int8"]
     if timed:
         yield f"\n## Speed of the integer model ({timed[0].task})\n"
         yield from speed(timed[0])

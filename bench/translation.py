@@ -130,7 +130,7 @@ CORPORA = {
         "train.de",
         Pairs("train.en", "val.de", "val.en"),
         ("test_2016_flickr.de", "test_2016_flickr.en"),
-        epochs=6,
+        epochs=10,
         further=2.5,
     ),
     "spa-eng": Corpus(

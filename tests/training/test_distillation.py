@@ -15,3 +15,9 @@ def test_the_divergence_is_that_of_numpy_over_tokens_that_are_no_padding():
         total.append((p * np.log(p / q)).sum())
     np.testing.assert_allclose(divergence(logits, wanted, labels), np.mean(total), rtol=1e-5)
     assert divergence(logits, logits, labels).abs() <= 1e-6
+
+
+def test_of_a_regression_it_is_the_mean_squared_error():
+    logits, wanted = torch.tensor([[1.0], [4.0], [2.5]]), torch.tensor([[0.5], [4.0], [1.0]])
+    found = divergence(logits, wanted, torch.tensor([0.0, 3.0, -100.0]))
+    np.testing.assert_allclose(found, (0.25 + 0 + 2.25) / 3, rtol=1e-6)

@@ -170,6 +170,11 @@ def test_starting_again_leaves_no_old_checkpoint_to_resume_from(source, data, tm
         ("glue", Settings(plan=Plan(Recipe((), "float"))), "'float' cannot name a folder"),
         ("squad", QUICK, "holds 0 files"),
         ("language", QUICK, "train.txt"),
+        (
+            "glue",
+            replace(QUICK, distill=0.5),
+            "nothing to distill: 2 parameters .* classifier.bias",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(source, data, tmp_path, task, settings, sentence):
@@ -183,29 +188,68 @@ def test_the_folder_of_a_recipe_file_has_the_recipes_name(tmp_path):
     assert Settings(qat=str(file)).folder == "mine"
 
 
+def regression_data(folder, score):
+    """STS-B's layout; score: of a row's number."""
+    folder.mkdir()
+    rows = (
+        f"{i % 7}\tgood {WORDS[0][i % 4]}\t{WORDS[i % 2][i % 3]}\t{score(i):.1f}" for i in range(24)
+    )
+    text = "\n".join(["index\tsentence1\tsentence2\tscore", *rows]) + "\n"
+    for split in ("train", "dev"):
+        (folder / f"{split}.tsv").write_text(text)
+    return str(folder)
+
+
 def test_scores_are_those_of_float32_though_training_was_in_bfloat16(source, tmp_path):
     """Of a regression, whose predictions show every digit."""
-    folder = tmp_path / "STS-B"
-    folder.mkdir()
-    rows = [f"{i % 7}\tgood {WORDS[0][i % 4]}\t{WORDS[i % 2][i % 3]}\t{i % 5}.0" for i in range(24)]
-    for split in ("train", "dev"):
-        (folder / f"{split}.tsv").write_text(
-            "\n".join(["index\tsentence1\tsentence2\tscore", *rows]) + "\n"
-        )
+    data = regression_data(tmp_path / "STS-B", lambda row: row % 5)
     tokenizer = load_tokenizer(source)
-    lesson = Material(str(source), tokenizer, str(folder), "stsb", max_length=16)
+    lesson = Material(str(source), tokenizer, data, "stsb", max_length=16)
     settings = replace(QUICK, epochs=1, bf16=True)
     found = train("glue", lesson, tmp_path / "out", settings, progress=False)
-    task = Glue(str(folder), "stsb", max_length=16)
+    task = Glue(data, "stsb", max_length=16)
     again = task.measure(Subject("float", load_model(tmp_path / "out/float"), tokenizer))
     assert found.measurements["float"].predictions == again.predictions
+
+
+def test_what_is_distilled_comes_from_the_teacher_alone(source, data, tmp_path):
+    """With labels that say the contrary, of classes and of a regression."""
+    teacher = tmp_path / "teacher"
+    floats = train("glue", material(source, data), teacher, QUICK, progress=False)
+    turned = tmp_path / "SST-2"
+    turned.mkdir()
+    for split in ("train", "dev"):
+        lines = (data / f"{split}.tsv").read_text().splitlines()
+        told = [f"{line[:-1]}{1 - int(line[-1])}" for line in lines[1:]]
+        (turned / f"{split}.tsv").write_text("\n".join([lines[0], *told]) + "\n")
+    settings = replace(QUICK, qat="int8", epochs=1, distill=1.0)
+    lesson = material(teacher / "float", turned)
+    found = train("glue", lesson, tmp_path / "classes", settings, progress=False)
+    assert found.measurements["integer"].predictions == floats.measurements["float"].predictions
+
+    teacher = tmp_path / "scores"
+    known = regression_data(tmp_path / "known", lambda row: 4.0 * (row % 2))
+    settings = replace(QUICK, epochs=20)
+    lesson = Material(str(source), load_tokenizer(source), known, "stsb", max_length=16)
+    floats = train("glue", lesson, teacher, settings, progress=False)
+    wrong = regression_data(tmp_path / "wrong", lambda row: 5.0)
+    before = torch.tensor(floats.measurements["float"].predictions)
+    lesson = replace(lesson, model=str(teacher / "float"), data=wrong)
+    far = {}
+    for share in (0.0, 1.0):
+        settings = replace(QUICK, qat="int8", learning_rate=5e-4, epochs=10, distill=share)
+        found = train("glue", lesson, tmp_path / str(share), settings, progress=False)
+        after = torch.tensor(found.measurements["integer"].predictions)
+        far[share] = float((after - before).abs().max())
+    assert before.std() >= 1.5 and far[1.0] <= 0.5 and far[0.0] >= 2, far
 
 
 def test_another_number_of_labels_makes_a_new_head_on_the_same_model(source, tmp_path):
     three = BertForSequenceClassification(BertConfig(**BERT, num_labels=3))
     three.save_pretrained(tmp_path)
     start = Material(str(tmp_path), load_tokenizer(source), None)
-    two = load_with_head(AutoModelForSequenceClassification, start, num_labels=2)
+    two, new = load_with_head(AutoModelForSequenceClassification, start, num_labels=2)
+    assert new == ("classifier.bias", "classifier.weight")
     assert two.classifier.weight.shape == (2, BERT["hidden_size"])
     kept = three.bert.state_dict()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in two.bert.state_dict().items())
@@ -213,6 +257,21 @@ def test_another_number_of_labels_makes_a_new_head_on_the_same_model(source, tmp
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"bert.encoder.* has the shape \[192"):
         load_with_head(AutoModelForSequenceClassification, start, num_labels=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_attention"),
+    [("bert", "self.dropout"), ("gpt2", "attn_dropout"), ("distilbert", "attention.dropout")],
+)
+def test_dropout_is_the_one_asked_for(tmp_path, kind, of_attention):
+    save(kind, tmp_path)
+    start = Material(str(tmp_path), load_tokenizer(tmp_path), None, dropout=0.3)
+    model, _ = load_with_head(AutoModelForSequenceClassification, start)
+    found = {name: m.p for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
+    assert 0.3 in found.values()
+    assert found == {name: 0.0 if name.endswith(of_attention) else 0.3 for name in found}
+    with pytest.raises(UsageError, match="dropout 1.5 is outside"):
+        replace(start, dropout=1.5)
 
 
 def test_a_quantized_model_is_not_trained(source, data, tmp_path):

@@ -59,7 +59,6 @@ def train(
     width: Annotated[int, typer.Option(help="Of its embeddings and layers.")] = NEW.width,
     feed_forward: Annotated[int, typer.Option(help="Inside its layers.")] = NEW.feed_forward,
     heads: Annotated[int, typer.Option(help="Of its attention.")] = NEW.heads,
-    dropout: Annotated[float, typer.Option(help="In its layers, while training.")] = NEW.dropout,
     subset: Annotated[str | None, typer.Option("--name", help="The GLUE task: cola, …")] = None,
     qat: Annotated[
         str, typer.Option(help="none: float. int8, int4, int8-dynamic, …: towards these integers.")
@@ -115,6 +114,9 @@ def train(
         float | None, typer.Option(help=f"Spread over all labels. {OF_TASK_HELP}")
     ] = None,
     weight_decay: float = DEFAULT.weight_decay,
+    dropout: Annotated[
+        float | None, typer.Option(help="Else MODEL's own, and 0.1 in a new one.")
+    ] = None,
     attention_dropout: Annotated[
         float, typer.Option(help="0 makes a step on a CPU several times faster.")
     ] = 0.0,
@@ -145,14 +147,15 @@ def train(
     start: str | Architecture
     tokenizer: PreTrainedTokenizerBase | None
     if model is None:
-        start = Architecture(architecture, layers, width, feed_forward, heads, dropout)
+        in_layers = NEW.dropout if dropout is None else dropout
+        start = Architecture(architecture, layers, width, feed_forward, heads, in_layers)
         tokenizer = new_tokenizer(data, pairs, vocabulary, max_length)
     else:
         start, tokenizer = model, load_tokenizer(model, lower_case)
     if tokenizer is None:
         raise UsageError(f"{model} has no tokenizer")
     material = Material(
-        start, tokenizer, data, subset, max_length, stride, attention_dropout, pairs
+        start, tokenizer, data, subset, max_length, stride, attention_dropout, dropout, pairs
     )
     options = {
         "every": project_every,

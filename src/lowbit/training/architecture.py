@@ -70,7 +70,5 @@ def new_model(
         # As Marian has it: nothing is ever padded on the left of a target.
         decoder_start_token_id=tokenizer.pad_token_id,
     )
-    # Beside the embeddings times √width, a deviation of 1/√width is the usual one (Vaswani 2017).
-    config.init_std = sizes.width**-0.5
     model: PreTrainedModel = model_class(config)
     return model

@@ -19,7 +19,7 @@ def teach(material: Material) -> Lesson:
     if part.labels is None:
         raise InputError(f"{part.source} has no labels to learn")
     names = list(task.labels) or ["score"]
-    model = load_with_head(
+    model, new = load_with_head(
         AutoModelForSequenceClassification,
         material,
         num_labels=len(names),
@@ -40,4 +40,5 @@ def teach(material: Material) -> Lesson:
         some(examples, part.source),
         padded(material.tokenizer),
         Glue(material.data, task.name, "dev", max_length=material.max_length),
+        new=new,
     )

@@ -20,7 +20,7 @@ def teach(material: Material) -> Lesson:
     if material.data is None:
         raise UsageError("language modelling needs --data: a folder with train.txt and valid.txt")
     train, valid = (Path(material.data) / f"{split}.txt" for split in SPLITS)
-    model = load_with_head(AutoModelForCausalLM, material)
+    model, new = load_with_head(AutoModelForCausalLM, material)
     block = min(material.max_length, positions(model) or material.max_length)
     ids = material.tokenizer(text.read(train).text, verbose=False).input_ids
     blocks = torch.tensor(ids[: len(ids) // block * block]).view(-1, block)
@@ -34,6 +34,7 @@ def teach(material: Material) -> Lesson:
         [{"input_ids": row} for row in blocks],
         _stacked,
         Perplexity(str(valid), context=block, samples=0),
+        new=new,
     )
 
 

@@ -15,6 +15,18 @@ from lowbit.evaluation.task import Task
 from lowbit.progress import without_transformers_bars
 from lowbit.training.architecture import Architecture
 
+# As configurations of transformers name them.
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+DROPOUT = (
+    "hidden_dropout_prob",
+    "dropout",
+    "dropout_rate",
+    "activation_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "classifier_dropout",
+    "seq_classif_dropout",
+)
 Example = dict[str, Any]  # one row of the model's inputs and labels, as lists of ids
 
 
@@ -24,7 +36,8 @@ class Lesson:
     while it trains and in the end.
 
     best: the metric of which the highest makes the checkpoint that is kept; None: the last one is.
-    notes: what is to be said of the data. texts: what is written beside the outputs of `score`.
+    new: the parameters that start at random. notes: what is to be said of the data. texts: what is
+    written beside the outputs of `score`.
     """
 
     model: PreTrainedModel
@@ -33,6 +46,7 @@ class Lesson:
     collate: Callable[[list[Example]], dict[str, Tensor]]
     score: Task
     best: str | None = None
+    new: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -55,7 +69,10 @@ class Material:
 
     model: a folder or hub id, or the sizes of a new one; data: a file or folder in the task's
     layout; subset: GLUE's task. max_length: tokens of an example; stride: by how many SQuAD's
-    windows overlap. attention_dropout: of attention probabilities; others are the model's own.
+    windows overlap. attention_dropout: of attention probabilities; dropout: of what layers give,
+    None for the model's own. Both are in the config that is saved.
+
+    Raises UsageError for a dropout that is no share.
     """
 
     model: str | Architecture
@@ -65,18 +82,26 @@ class Material:
     max_length: int = 128
     stride: int = 128
     attention_dropout: float = 0.0
+    dropout: float | None = None
     pairs: Pairs = field(default_factory=Pairs)
+
+    def __post_init__(self) -> None:
+        for share in (self.attention_dropout, self.dropout):
+            if share is not None and not 0 <= share < 1:
+                raise UsageError(f"dropout {share} is outside 0 … 1")
 
 
 class Teacher(Protocol):
     def __call__(self, material: Material) -> Lesson: ...
 
 
-def load_with_head(head: Any, material: Material, **changes: Any) -> PreTrainedModel:
-    """The checkpoint in the class that `head`, one of transformers' Auto classes, has for it.
-
-    What a head lacks, or has for another number of labels, is initialized at random. Raises
-    InputError for what is no float checkpoint, UsageError where the architecture has no such head.
+def load_with_head(
+    head: Any, material: Material, **changes: Any
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The checkpoint in the class that `head`, one of transformers' Auto classes, has for it, and
+    the names of parameters that the checkpoint lacks, or has for another number of labels: these
+    are initialized at random. Raises InputError for what is no float checkpoint, UsageError where
+    the architecture has no such head.
     """
     if isinstance(material.model, Architecture):
         raise UsageError("this task starts from a model: only translation makes a new one")
@@ -91,7 +116,9 @@ def load_with_head(head: Any, material: Material, **changes: Any) -> PreTrainedM
         )
     for name, value in changes.items():
         setattr(config, name, value)
-    _set_attention_dropout(config, material.attention_dropout)
+    _set(config, ATTENTION_DROPOUT, material.attention_dropout)
+    if material.dropout is not None:
+        _set(config, DROPOUT, material.dropout)
     with without_transformers_bars():
         model: PreTrainedModel
         model, info = head.from_pretrained(
@@ -108,11 +135,12 @@ def load_with_head(head: Any, material: Material, **changes: Any) -> PreTrainedM
                 f"{name} has the shape {list(stored)} in the checkpoint,"
                 f" {list(expected)} in the model that config.json describes"
             )
-    return model
+    new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    return model, tuple(sorted(new))
 
 
-def _set_attention_dropout(config: PreTrainedConfig, share: float) -> None:
-    for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
+def _set(config: PreTrainedConfig, names: Sequence[str], share: float) -> None:
+    for name in names:
         if hasattr(config, name):
             setattr(config, name, share)
 

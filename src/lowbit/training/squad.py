@@ -31,12 +31,14 @@ def teach(material: Material) -> Lesson:
                 "end_positions": last,
             }
         )
+    model, new = load_with_head(AutoModelForQuestionAnswering, material)
     return Lesson(
-        load_with_head(AutoModelForQuestionAnswering, material),
+        model,
         material.tokenizer,
         some(examples, material.data),
         padded(material.tokenizer),
         Squad(material.data, "dev", material.max_length, material.stride),
+        new=new,
     )
 
 

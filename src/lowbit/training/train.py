@@ -90,6 +90,11 @@ def train(
     set_seed(settings.seed)
     lesson = teach(material)
     lesson.score.check(Subject("model", lesson.model, lesson.tokenizer))
+    if settings.distill and lesson.new:
+        raise UsageError(
+            f"there is nothing to distill: {len(lesson.new)} parameters of the model are new, such"
+            f" as {lesson.new[0]}; a model that was trained for the task can be distilled"
+        )
     teacher = deepcopy(lesson.model) if settings.distill else None
     weights: tuple[CodedWeight, ...] = ()
     if settings.plan is not None:

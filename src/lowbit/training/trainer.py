@@ -149,8 +149,8 @@ class LessonTrainer(Trainer):
         labels = inputs.get("labels")
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.teacher is not None:
-            if labels is None or "logits" not in outputs or outputs["logits"].shape[-1] == 1:
-                raise UsageError("this task has no classes or tokens that could be distilled")
+            if labels is None or "logits" not in outputs:
+                raise UsageError("this task has no logits that could be distilled")
             given = {name: value for name, value in inputs.items() if name != "labels"}
             with evaluating(self.teacher), self.accelerator.autocast():
                 wanted = self.teacher.to(labels.device)(**given).logits

@@ -52,8 +52,9 @@ def teach(material: Material) -> Lesson:
     )
     if isinstance(material.model, Architecture):
         model = new_model(material.model, material.tokenizer, material.attention_dropout)
+        new = tuple(name for name, _ in model.named_parameters())
     else:
-        model = load_with_head(AutoModelForSeq2SeqLM, material)
+        model, new = load_with_head(AutoModelForSeq2SeqLM, material)
     rows = encoded(material.tokenizer, train.sources, train.targets)
     both = zip(train.sources, train.targets, strict=True)
     empty = [not (source.strip() and target.strip()) for source, target in both]
@@ -69,6 +70,7 @@ def teach(material: Material) -> Lesson:
         DataCollatorForSeq2Seq(material.tokenizer, model=model),
         score,
         best=deciding_metric(score.pairs.targets),
+        new=new,
         notes=_left_out(len(rows), len(examples), sum(empty), material.max_length),
         texts={"sources": score.pairs.sources, "references": score.pairs.targets},
     )
