@@ -146,7 +146,6 @@ def planned(work: Path, data: Path) -> list[Run]:
         "none": first + others,
         "int8" + DISTILLED: first + others,
         "int8": first + others,
-        "int4" + DISTILLED: first,
         "int4": first,
     }
     return [Run(*of, arm, work, data) for arm, those in arms.items() for of in those]

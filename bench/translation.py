@@ -131,7 +131,7 @@ CORPORA = {
         Pairs("train.en", "val.de", "val.en"),
         ("test_2016_flickr.de", "test_2016_flickr.en"),
         epochs=10,
-        further=2.5,
+        further=2,
     ),
     "spa-eng": Corpus(
         "train.tsv",

@@ -15,6 +15,7 @@ from lowbit.cli.tables import MEBI
 from lowbit.cli.written import say_written
 from lowbit.demo import Settings, run
 from lowbit.evaluation.study import Study
+from lowbit.report.tables import kernels
 
 DEFAULTS = Settings()
 
@@ -53,8 +54,9 @@ def demo(
     console = Console()
     console.print(comparison_table(report.study))
     console.print(sample_table(report.study))
-    for kernel in sorted({kernel for model in report.study.models for kernel in model.kernels}):
-        console.print(f"kernel of the quantized layers: {kernel}", soft_wrap=True, highlight=False)
+    for model in report.study.models:
+        if used := ", ".join(f"{count} by {name}" for name, _, count in kernels(model)):
+            console.print(f"{model.name}, layers: {used}", soft_wrap=True, highlight=False)
     say_written(report.study, report.outputs)
     console.print(f"float model: {report.model}", soft_wrap=True, highlight=False)
 
