@@ -78,7 +78,7 @@ def row(run: Run) -> str:
     texts = Texts(dev.sentences, tokenizer, MAX_LENGTH)
     integer = load_model(run.folder / "int8")
     fake = fake_model(run, integer)
-    name = f"{run.task} {run.arm} {run.seed}"
+    name = f"{run.task} {run.seed}"
     integers = logits(integer, texts, f"{name} integers")
     single = logits(fake, texts, f"{name} fake-quantized")
     double = logits(fake.double(), texts, f"{name} float64")
@@ -98,8 +98,8 @@ def page(runs: list[Run]) -> Iterator[str]:
     yield "*integers*: the int8 kernels. *float64*: the same fake-quantized model, its products,"
     yield "attention and normalization in float64. *float*: the trained weights, not quantized.\n"
     yield described() + "\n"
-    yield "| task | seed | model | integers | same | float64 | same | float | same |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "| task | seed | integers | same | float64 | same | float | same |"
+    yield "|---|---|---|---|---|---|---|---|"
     yield from (row(run) for run in runs)
 
 
@@ -109,11 +109,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=SHARED)
     parser.add_argument("--write", action="store_true", help="write docs/results/qat-agreement.md")
     given = parser.parse_args()
-    runs = [
-        run
-        for run in planned(given.work, given.data)
-        if run.arm.startswith("int8") and run.finished
-    ]
+    runs = [run for run in planned(given.work, given.data) if run.arm == "int8" and run.finished]
     finish(list(page(runs)), result_page("qat-agreement.md"), given.write)
 
 
