@@ -2,10 +2,11 @@
 
     python bench/qat_agreement.py --work FOLDER [--data FOLDER] [--write]
 
-Takes the int8 models that bench/qat.py trained. The control is the fake-quantized model against
-itself, its float32 steps once in float64: what they differ by, no two implementations can be asked
-to stay under, unless they round alike to the last digit. A sum beside the boundary between two
-codes then becomes the one or the other, and each such step is amplified by the layers above.
+Takes the int8 model of each task's first seed, as bench/qat.py trained it. The control is the
+fake-quantized model against itself, its float32 steps once in float64: what they differ by, no two
+implementations can be asked to stay under, unless they round alike to the last digit. A sum beside
+the boundary between two codes then becomes the one or the other, and each such step is amplified by
+the layers above.
 """
 
 import argparse
@@ -109,7 +110,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=SHARED)
     parser.add_argument("--write", action="store_true", help="write docs/results/qat-agreement.md")
     given = parser.parse_args()
-    runs = [run for run in planned(given.work, given.data) if run.arm == "int8" and run.finished]
+    planned_first = reversed([run for run in planned(given.work, given.data) if run.arm == "int8"])
+    first = {run.task: run for run in planned_first}
+    runs = [run for run in first.values() if run.finished]
     finish(list(page(runs)), result_page("qat-agreement.md"), given.write)
 
 
