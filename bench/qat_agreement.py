@@ -85,11 +85,7 @@ def row(run: Run) -> str:
     double = logits(fake.double(), texts, f"{name} float64")
     unquantized = logits(load_model(run.folder / "float"), texts, f"{name} float")
     pairs = (integers, single), (double, single), (unquantized, single)
-    return (
-        f"| {run.task} | {run.seed} | {run.arm} | "
-        + " | ".join(differing(*pair) for pair in pairs)
-        + " |"
-    )
+    return f"| {run.task} | {run.seed} | " + " | ".join(differing(*pair) for pair in pairs) + " |"
 
 
 def page(runs: list[Run]) -> Iterator[str]:
