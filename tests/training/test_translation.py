@@ -88,7 +88,7 @@ def test_loss_and_accuracy_are_those_of_one_pair_at_a_time(data):
 def test_words_are_reversed_in_three_bits(tmp_path):
     """The whole way: float, then codes with straight-through gradients, frozen in the end."""
     data = reversing.write(tmp_path / "data", train=2000, valid=60, longest=5)
-    settings = replace(QUICK, max_steps=260, batch_size=64, evaluate_during_training=False)
+    settings = replace(QUICK, max_steps=600, batch_size=64, evaluate_during_training=False)
     floats = train(
         "translation", reversing.material(data), tmp_path / "a", settings, progress=False
     )
@@ -150,17 +150,18 @@ def test_a_few_steps_towards_a_clustered_table(data, tmp_path):
 def test_resuming_towards_codes_gives_the_weights_of_a_training_that_was_not_stopped(
     data, name, tmp_path
 ):
+    quiet = replace(QUICK, max_steps=20, evaluate_during_training=False)
+    train("translation", reversing.material(data), tmp_path / "start", quiet, progress=False)
+    material = reversing.material(data, str(tmp_path / "start" / "float"))
     plan = find_plan(name, {"every": 4, "phases": True, "frozen": 0.3, "granularity": "channel"})
-    settings = replace(
-        QUICK, plan=plan, max_steps=20, save_steps=5, evaluate_during_training=False, distill=0.5
-    )
+    settings = replace(quiet, plan=plan, save_steps=5, distill=0.5)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for output in (whole, stopped):
-        train("translation", reversing.material(data), output, settings, progress=False)
+        train("translation", material, output, settings, progress=False)
     (stopped / "training.json").unlink()
     (checkpoints(stopped)[-1] / "trainer_state.json").unlink()
     assert checkpoints(stopped)[-1].name == "checkpoint-15"
-    train("translation", reversing.material(data), stopped, settings, resume=True, progress=False)
+    train("translation", material, stopped, settings, resume=True, progress=False)
     for folder in ("float", plan.recipe.name):
         one, other = (load_file(run / folder / "model.safetensors") for run in (whole, stopped))
         assert one.keys() == other.keys()
