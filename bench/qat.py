@@ -65,7 +65,7 @@ ABSENT = ("mnli", "qqp", "qnli", "wnli")
 @dataclass(frozen=True)
 class Run:
     """One model that is trained, and its folder. arm: "none" for float; "int8", "int4": QAT from
-    the pretrained model; "int8 distilled": from the float model of the same seed."""
+    the pretrained model; "… distilled": from the float model of the same seed."""
 
     task: str
     seed: int
@@ -145,6 +145,7 @@ def planned(work: Path, data: Path) -> list[Run]:
     arms = {
         "none": first + others,
         "int8" + DISTILLED: first + others,
+        "int8-dynamic" + DISTILLED: first + others,
         "int8": first + others,
         "int4": first,
     }
@@ -252,8 +253,9 @@ def page(runs: list[Run]) -> Iterator[str]:
     yield f"{SETTINGS.epochs:g} epochs (SST-2 1, STS-B 2), batch {SETTINGS.batch_size}, learning"
     yield f"rate {SETTINGS.learning_rate:g}, {MAX_LENGTH} tokens, bfloat16 products in training"
     yield "(scores in float32), float and QAT alike. `int8`: one scale a row of a weight, one a"
-    yield "tensor of activations (least squared error), integers in the kernels. `int4`: 4-bit"
-    yield "weights in groups of 64, 8-bit activations. Of QAT's steps the first"
+    yield "tensor of activations (least squared error), integers in the kernels. `int8-dynamic`: one"
+    yield "a token, found as it comes. `int4`: 4-bit weights in groups of 64, 8-bit activations, one"
+    yield "scale a tensor. Of QAT's steps the first"
     yield f"{FLOAT_SHARE:.0%} are in float, while ranges are watched. `distilled`: the float run,"
     yield f"then {1 - FLOAT_SHARE:.0%} as many steps of QAT without dropout, learning rate"
     yield f"{DISTILLED_LEARNING_RATE:g}, the loss being the divergence from the float model.\n"
