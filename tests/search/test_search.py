@@ -12,7 +12,7 @@ from lowbit.evaluation.tasks import make_task
 from lowbit.formats import CHANNEL, group
 from lowbit.kernels.ops import dequantize
 from lowbit.search.budget import Budget
-from lowbit.search.candidates import candidates_of
+from lowbit.search.candidates import candidates_of, recipe_of
 from lowbit.search.costs import MEASURES
 from lowbit.search.search import search
 from lowbit.solvers import Solver
@@ -132,6 +132,35 @@ def test_solvers_and_binary_codes_may_be_chosen_from(subject, task):
     found = searched(subject, task, schemes, max_bits=2.7, solver=solver, measures=["hessian"])
     assert found.best.bits_per_weight <= 2.7
     assert {c.scheme for c in found.best.choices} <= {None, *schemes}
+
+
+def test_candidates_are_what_the_solver_makes_of_the_whole_model():
+    model, quantized, schemes = make("gpt2"), make("gpt2"), [ZeroPoint(2, group(64))]
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    solver = Solver("gptq")
+    candidates = candidates_of(model, schemes, ["@embedding", "@head"], False, solver, IDS)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]), name
+    recipe = recipe_of([options[1] for options in candidates])
+    quantize(quantized, recipe, progress=False, calibration=IDS, solver=solver)
+    assert len(candidates) == 8
+    for _, candidate in candidates:
+        module = quantized.get_submodule(candidate.module)
+        assert torch.equal(dequantize(candidate.stored), dequantize(module.qweight))
+    # AWQ scales parameters that all candidates share.
+    plain, moved = (
+        candidates_of(model, schemes, ["@embedding"], False, Solver(name), IDS)
+        for name in ("nearest", "awq")
+    )
+    for (_, one), (_, other) in zip(plain, moved, strict=True):
+        assert torch.equal(dequantize(one.stored), dequantize(other.stored))
+
+
+def test_a_solver_that_cannot_make_a_scheme_says_so_before_anything_is_evaluated(subject):
+    task = Scripted(0)
+    with pytest.raises(UsageError, match="affine codes, and scheme binary"):
+        searched(subject, task, [Binary(2, CHANNEL)], max_bits=4.0, solver="gptq")
+    assert task.seen == []
 
 
 @pytest.mark.parametrize("name", ["bert", "bart", "gpt2"])

@@ -1,10 +1,12 @@
 """What may become of each module: the weights to decide on, and the stored forms tried on them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from lowbit.calibration import Calibration
 from lowbit.convert import matrix
 from lowbit.coverage import Decision, cover
 from lowbit.errors import UsageError
@@ -14,6 +16,9 @@ from lowbit.recipe import KEEP, Recipe, Rule
 from lowbit.schemes import Scheme
 from lowbit.solvers import Solver
 from lowbit.solvers.decide import solve_weight
+from lowbit.solvers.walk import walked
+
+NEAREST = Solver()
 
 
 @dataclass(frozen=True)
@@ -31,32 +36,59 @@ class Candidate:
 
 
 def candidates_of(
-    model: PreTrainedModel, schemes: Sequence[Scheme], keep: Sequence[str], progress: bool = True
+    model: PreTrainedModel,
+    schemes: Sequence[Scheme],
+    keep: Sequence[str],
+    progress: bool = True,
+    solver: Solver = NEAREST,
+    calibration: Calibration = (),
 ) -> list[list[Candidate]]:
-    """For each weight, once for tied ones: every scheme that can hold it, by nearest rounding, and
-    float.
+    """For each weight, once for tied ones: every scheme that can hold it, and float.
 
-    keep: patterns of a recipe; what they match stays float and is not listed.
+    keep: patterns of a recipe; what they match stays float and is not listed. solver: that which
+    solves all weights by one scheme after the other; nearest rounding stands in for one that moves
+    scales or biases to other parameters, which all candidates share.
 
     Raises UsageError where there is no scheme, or nothing that one of them could hold.
     """
     if not schemes:
         raise UsageError("there is no scheme to choose from")
     kept = tuple(Rule(pattern, KEEP) for pattern in keep)
-    rules = [(*kept, Rule("@linear", s), Rule("@embedding", s)) for s in schemes]
     found: dict[str, list[Candidate]] = {}
-    for scheme, own in zip(schemes, rules, strict=True):
-        decisions = cover(model, Recipe(own, name="search", strict=False)).quantized
-        owners = [d for d in decisions if d.tied_to is None]
-        label = f"quantizing ({scheme.name} {scheme.bits})"
-        for d in tracked(owners, label, "weight", progress):
-            assert d.weights is not None
-            weight = matrix(model.get_submodule(d.name), d.weights)
-            q = solve_weight(Solver("nearest"), d, weight, None)
+    for scheme in schemes:
+        rules = (*kept, Rule("@linear", scheme), Rule("@embedding", scheme))
+        recipe = Recipe(rules, name=f"search ({scheme.name} {scheme.bits})", strict=False)
+        owners = [d for d in cover(model, recipe).quantized if d.tied_to is None]
+        stored = _stored(model, recipe, owners, solver, calibration, progress)
+        for d in owners:
+            q, first = stored[d.name], Candidate(d, None, None, _weight(model, d).nbytes)
             size = sum(tensor.nbytes for tensor in q.tensors().values())
-            first = Candidate(d, None, None, weight.nbytes)
             found.setdefault(d.name, [first]).append(Candidate(d, scheme, q, size))
     return list(found.values())
+
+
+def _stored(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    owners: Sequence[Decision],
+    solver: Solver,
+    calibration: Calibration,
+    progress: bool,
+) -> Mapping[str, QTensor]:
+    """The weights of `owners` by `recipe`. The model is as before at the end."""
+    if solver.moves:
+        solver = NEAREST
+    if solver.data:
+        with walked(model, recipe, solver, calibration, progress=progress) as solved:
+            return solved.stored
+    label = f"quantizing for {recipe.name}"
+    bar = tracked(owners, label, "weight", progress)
+    return {d.name: solve_weight(solver, d, _weight(model, d), None) for d in bar}
+
+
+def _weight(model: PreTrainedModel, decision: Decision) -> Tensor:
+    assert decision.weights is not None
+    return matrix(model.get_submodule(decision.name), decision.weights)
 
 
 def recipe_of(chosen: Sequence[Candidate]) -> Recipe:

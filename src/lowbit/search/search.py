@@ -31,7 +31,7 @@ from lowbit.solvers import Solver, load_solver
 
 # Bisections of the size; each makes and evaluates a model.
 STEPS = 6
-# Attempts to fit a size where a weight takes more than nearest rounding of it does.
+# Attempts to fit a size where a weight takes more than its candidate does.
 FITS = 3
 
 
@@ -103,7 +103,7 @@ class _Space:
         solver: Solver,
         progress: bool,
     ) -> "_Space":
-        candidates = candidates_of(subject.model, schemes, keep, progress)
+        candidates = candidates_of(subject.model, schemes, keep, progress, solver, batches)
         found = task.measure(subject, progress)
         name = found.main_metric
         if name is None:
@@ -219,7 +219,7 @@ def _of_quality(space: _Space, costs: Costs, max_drop: float) -> Iterator[Trial]
 def _best(trials: Sequence[Trial]) -> Trial:
     if not trials:
         raise InputError(
-            "no recipe that was made fits the budget: weights take more than nearest rounding's"
+            "no recipe that was made fits the budget: weights take more than their candidates do"
         )
     measured = [trial for trial in trials if math.isfinite(trial.drop)]
     if not measured:

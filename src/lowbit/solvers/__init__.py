@@ -76,10 +76,14 @@ class Solver:
         return SOLVERS[self.name]
 
     @property
+    def moves(self) -> bool:
+        """Whether other float parameters than the weights it solves change."""
+        return self.method.factors is not None or self.correct_bias or self.rotate
+
+    @property
     def data(self) -> bool:
         """Whether it learns from data."""
-        method = self.method
-        return method.data or method.factors is not None or self.correct_bias or self.rotate
+        return self.method.data or self.moves
 
     def solve(self, weight: Tensor, hessian: Tensor | None, scheme: Scheme) -> QTensor:
         """`weight` in the stored form of `scheme`."""
