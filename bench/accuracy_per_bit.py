@@ -31,10 +31,14 @@ from lowbit.convert import oriented
 from lowbit.coverage import cover
 from lowbit.evaluation.divergence import divergence
 from lowbit.evaluation.perplexity import perplexity
+from lowbit.evaluation.task import Subject
+from lowbit.evaluation.tasks.perplexity import Perplexity
 from lowbit.formats import group
 from lowbit.loading import load_model, load_tokenizer
 from lowbit.nn import Packed
 from lowbit.recipe import load_recipe
+from lowbit.search.budget import Budget
+from lowbit.search.search import search
 from lowbit.staging import staged_file
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -52,6 +56,8 @@ SOLVERS: dict[str, tuple[str | dict[str, Any], bool]] = {
 }
 # Groups that fill the bits of llama.cpp's types at the same width.
 FILLED = {4: 48, 3: 56, 2: 40}
+# Bits of linear layers that llama.cpp's Q2_K, Q3_K and Q4_K take, and of whole models.
+LIKE_PEERS, WHOLE = (2.625, 3.4375, 4.5), (3.5, 4.5)
 PEERS = ("Q4_K", "Q3_K", "Q2_K", "IQ3_S", "Q4_0", "Q8_0")
 
 
@@ -116,8 +122,29 @@ class Bench:
         return change
 
 
+    def searched(self, bits: float, whole: bool) -> Callable[[nn.Module], float]:
+        """Bits for each module so that they are `bits` on average: of the linear layers, or of the
+        whole model. Recipes are compared on the validation text."""
+        widths = range(round(bits) - 1, round(bits) + 3)
+        schemes = [ZeroPoint(width, group(64)) for width in widths if width > 1]
+        keep = () if whole else ("@embedding", "@head")
+        task = Perplexity(str(self.data / "valid.txt"), context=CONTEXT, samples=0)
+
+        def change(model: nn.Module) -> float:
+            weights = sum(d.parameters for d in cover(model, load_recipe("int4")).quantized)
+            left = lowbit.footprint(model).stored_bytes - 4 * weights
+            budget = Budget(max_bits=bits) if whole else Budget(int(left + bits * weights / 8))
+            subject = Subject("searched", model, self.tokenizer)
+            found = search(subject, budget, task, schemes, self.batches, keep, "gptq")
+            recipe = found.best.recipe
+            lowbit.quantize(model, recipe, calibration=self.batches, solver="gptq")
+            return linear_bits(model)
+
+        return change
+
+
 def linear_bits(model: nn.Module) -> float:
-    """Bits stored per weight of the quantized linear layers, everything counted."""
+    """Bits stored per weight of the quantized layers, everything counted."""
     packed = [m for m in model.modules() if isinstance(m, Packed)]
     stored = sum(t.nbytes for m in packed for t in m.qweight.tensors().values())
     return 8 * stored / sum(m.rows * m.columns for m in packed)
@@ -209,6 +236,10 @@ def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[nn.Module], floa
                     f"gptq, {bits} bits, groups of {size}",
                     bench.solved(in_groups(bits, size), solver),
                 )
+    for bits in LIKE_PEERS:
+        yield f"gptq, searched, {bits} bits", bench.searched(bits, whole=False)
+    for bits in WHOLE:
+        yield f"gptq, searched, table and head too, {bits} bits", bench.searched(bits, whole=True)
     for kind in PEERS:
         yield f"llama.cpp {kind}", peer(bench, kind)
     for kind in ("Q4_K", "Q3_K", "Q2_K"):
