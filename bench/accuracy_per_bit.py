@@ -78,9 +78,12 @@ class Bench:
         folder = models / "gpt2-wikitext2"
         self.model, self.tokenizer = load_model(folder), load_tokenizer(folder)
         self.data, self.blocks, self.samples = data / "wikitext-2", blocks, samples
-        self.keep = keep
-        kept = json.loads(keep.read_text()) if keep.exists() else []
-        self.rows = {row["name"]: Row(**row) for row in kept}
+        self.keep, self.settings = keep, {"blocks": blocks, "samples": samples}
+        kept = json.loads(keep.read_text()) if keep.exists() else {**self.settings, "rows": []}
+        rows = kept.pop("rows")
+        if kept != self.settings:
+            raise SystemExit(f"{keep} has rows of {kept}, not of {self.settings}: --keep another")
+        self.rows = {row["name"]: Row(**row) for row in rows}
 
     @cached_property
     def ids(self) -> torch.Tensor:
@@ -108,7 +111,8 @@ class Bench:
             self.rows[name] = Row(name, bits, value, found.kl, found.top1, seconds)
             self.keep.parent.mkdir(parents=True, exist_ok=True)
             with staged_file(self.keep) as unfinished:
-                unfinished.write_text(json.dumps([asdict(row) for row in self.rows.values()]))
+                rows = [asdict(row) for row in self.rows.values()]
+                unfinished.write_text(json.dumps({**self.settings, "rows": rows}))
         return self.rows[name]
 
     def solved(self, recipe: Recipe, name: str) -> Callable[[nn.Module], float]:
@@ -121,11 +125,10 @@ class Bench:
 
         return change
 
-
     def searched(self, bits: float, whole: bool) -> Callable[[nn.Module], float]:
         """Bits for each module so that they are `bits` on average: of the linear layers, or of the
         whole model. Recipes are compared on the validation text."""
-        widths = range(round(bits) - 1, round(bits) + 3)
+        widths = range(int(bits) - 1, int(bits) + 4)
         schemes = [ZeroPoint(width, group(64)) for width in widths if width > 1]
         keep = () if whole else ("@embedding", "@head")
         task = Perplexity(str(self.data / "valid.txt"), context=CONTEXT, samples=0)
@@ -289,7 +292,7 @@ def main() -> None:
     given = parser.parse_args()
     bench = Bench(given.models, given.data, given.blocks, given.samples, given.keep)
     for name, change in measurements(bench):
-        if given.only in name:
+        if given.only in name or name == "float32":
             print(bench.measure(name, change), flush=True)
     lines = list(page(bench, given.blocks, given.samples))
     finish(lines, result_page("accuracy-per-bit.md"), given.write)

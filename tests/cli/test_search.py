@@ -1,9 +1,11 @@
 """`lowbit search` as its user sees it."""
 
 import json
+import shlex
 
 import pytest
 
+from lowbit.evaluation.study import Study
 from lowbit.recipe import load_recipe
 from tests.folders import save
 
@@ -30,10 +32,34 @@ def test_the_recipe_is_written_said_and_taken_by_quantize(lowbit, arguments, sou
     assert code == 0, err
     for words in ("transformer.h.0.mlp.c_fc", "cost", "→", "divergence", "worse by", str(recipe)):
         assert words in out, words
+    assert f"lowbit quantize {source} --recipe {recipe} -o OUT" in out
     code, out, err = lowbit("quantize", source, "--recipe", recipe, "-o", out_folder, "--json")
     assert code == 0, err
     assert json.loads(out)["after"]["bits_per_weight"] <= 5
     assert {rule.scheme.bits for rule in load_recipe(recipe).rules if rule.scheme} == {2, 8}
+
+
+@pytest.mark.slow
+def test_the_command_that_is_told_makes_the_model_that_was_evaluated(
+    lowbit, arguments, source, tmp_path
+):
+    recipe = tmp_path / "a recipe.yaml"
+    given = (*arguments, "--max-bits", "5", "--solver", "gptq", "-o", recipe)
+    code, out, err = lowbit(*given)
+    assert code == 0, err
+    command = shlex.split(out[out.index("lowbit quantize") :])[1:-1]
+    assert lowbit(*command, tmp_path / "out")[0] == 0
+    code, told, err = lowbit(*given[:-1], tmp_path / "b.yaml", "--json")
+    found = json.loads(told)
+    text = source.parent / "text.txt"
+    code, out, err = lowbit(
+        "eval", tmp_path / "out", "--task", "perplexity", "--data", text, "--json"
+    )
+    assert code == 0, err
+    value = found["trials"][found["best"]]["value"]
+    assert Study.from_dict(json.loads(out)).models[0].measurements[0].metrics[
+        "perplexity"
+    ].value == pytest.approx(value, rel=1e-5)
 
 
 def test_json_is_one_object_and_quiet_is_nothing(lowbit, arguments, tmp_path):

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from lowbit.kernels.ops import dequantize
 from lowbit.search.budget import Budget
 from lowbit.search.candidates import candidates_of, recipe_of
 from lowbit.search.costs import MEASURES
-from lowbit.search.search import search
+from lowbit.search.search import _of_size, search
 from lowbit.solvers import Solver
 from tests.folders import byte_tokenizer
 from tests.models import VOCABULARY, make
@@ -154,6 +155,43 @@ def test_candidates_are_what_the_solver_makes_of_the_whole_model():
     )
     for (_, one), (_, other) in zip(plain, moved, strict=True):
         assert torch.equal(dequantize(one.stored), dequantize(other.stored))
+
+
+def test_padding_does_not_count_and_every_token_weighs_alike():
+    model = make("bert")
+    candidates = candidates_of(model, [ZeroPoint(2, group(64))], ["@embedding"], progress=False)
+    short, long = IDS[:1, :5], IDS[1:2, :30]
+    padded = torch.zeros(2, 30, dtype=torch.int64)
+    padded[0, :5], padded[1] = short[0], long[0]
+    mask = torch.tensor([[1] * 5 + [0] * 25, [1] * 30])
+    ways = [
+        [{"input_ids": padded, "attention_mask": mask}],
+        [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in (short, long)],
+    ]
+    one, other = (MEASURES["divergence"](model, candidates, way, False) for way in ways)
+    np.testing.assert_allclose(one, other, rtol=1e-4)
+    assert max(cost for costs in one for cost in costs) > 0
+
+
+def test_models_that_grow_when_they_are_made_are_chosen_again_with_less_room():
+    """Candidates of 10 … 90 bytes of which 40 more are made, for a budget of 100."""
+
+    class Space:
+        smallest, progress = 10, False
+
+        def fitting(self, costs, limit):
+            return [min(9, limit // 10)]
+
+        uniform = fitting
+
+        def size(self, picked):
+            return 10 * picked[0]
+
+        def tried(self, by, picked, costs):
+            return SimpleNamespace(by=by, stored_bytes=self.size(picked) + 40, picked=picked)
+
+    trials = list(_of_size(Space(), [None, None], ["a", "b"], 100))
+    assert [(trial.by, trial.picked) for trial in trials] == [("a", [6])]
 
 
 def test_a_solver_that_cannot_make_a_scheme_says_so_before_anything_is_evaluated(subject):

@@ -84,6 +84,12 @@ def test_nothing_is_scored_or_saved_that_is_not_the_codes():
     assert steps_of(log, "sync") == [3, 6] and steps_of(log, "project") == [4, 8]
 
 
+def test_an_epochs_end_that_was_scored_as_a_step_is_projected_all_the_same():
+    plan = Plan(RECIPE, every=0, frozen=0)
+    log, _ = run(plan, steps=10, epoch=5, scored={5, 8, 10})
+    assert steps_of(log, "sync") == [5, 8, 10] and steps_of(log, "project") == [5, 10]
+
+
 def test_the_control_arm_is_scored_before_and_after_each_projection():
     plan = PLANS["bcq-reference"]
     log, _ = run(plan, steps=10, epoch=5, scored_by_epoch=True)

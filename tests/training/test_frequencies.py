@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import torch
+
 from lowbit.formats import CHANNEL
 from lowbit.qat.projection import prepare_codes
 from lowbit.recipe import Recipe, Rule
@@ -33,4 +35,8 @@ def test_labels_that_are_no_tokens_and_other_tables_are_left_alone():
     scheme = Clustered(2, 2, granularity=CHANNEL)
     (note,) = said(scheme, [{"input_ids": [1, 150], "start_positions": 3, "labels": 1}], "gpt2")
     assert "2, 1 bits: 50.00, 50.00 %" in note
+    # Blocks of a text are tensors.
+    ids = torch.tensor([1, 2, 3, 150])
+    (note,) = said(scheme, [{"input_ids": ids, "labels": ids}], "gpt2")
+    assert "2, 1 bits: 75.00, 25.00 %" in note
     assert said(Binary(2, CHANNEL), [{"input_ids": [1, 150]}]) == ()

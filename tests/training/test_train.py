@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -91,7 +92,7 @@ def test_resuming_gives_the_weights_of_a_training_that_was_not_stopped(source, d
     settings = replace(
         QUICK,
         qat="int8",
-        epochs=1,
+        epochs=2,
         save_steps=4,
         evaluate_during_training=False,
         options=QatOptions(start=3),
@@ -99,17 +100,104 @@ def test_resuming_gives_the_weights_of_a_training_that_was_not_stopped(source, d
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for output in (whole, stopped):
         train("glue", material(source, data), output, settings, progress=False)
-    # As a kill after step 8 would have left it.
+    # As a kill after step 16 would have left it, in the second epoch.
     (stopped / "training.json").unlink()
     last = checkpoints(stopped)[-1]
-    assert last.name == "checkpoint-10"
+    assert last.name == "checkpoint-20"
     (last / "trainer_state.json").unlink()
-    assert checkpoints(stopped)[-1].name == "checkpoint-8"
+    assert checkpoints(stopped)[-1].name == "checkpoint-16"
     train("glue", material(source, data), stopped, settings, resume=True, progress=False)
+    assert_equal_models(whole, stopped)
+
+
+def assert_equal_models(whole, stopped):
     for folder in ("float", "int8"):
         one, other = (load_file(run / folder / "model.safetensors") for run in (whole, stopped))
         assert one.keys() == other.keys()
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_resuming_after_the_last_step_inside_an_epoch_trains_no_more(source, data, tmp_path):
+    settings = replace(
+        QUICK, qat="int8", max_steps=6, evaluate_during_training=False,
+        schedule="constant_with_warmup",
+    )  # fmt: skip
+    for output in (tmp_path / "whole", tmp_path / "stopped"):
+        train("glue", material(source, data), output, settings, progress=False)
+    (tmp_path / "stopped" / "training.json").unlink()
+    again = train(
+        "glue", material(source, data), tmp_path / "stopped", settings, resume=True, progress=False
+    )
+    assert again.steps == 6
+    assert_equal_models(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_going_on_is_refused_with_other_settings_and_without_a_checkpoint(source, data, tmp_path):
+    lesson, out = material(source, data), tmp_path / "out"
+    settings = replace(QUICK, max_steps=2, evaluate_during_training=False)
+    train("glue", lesson, out, settings, progress=False)
+    for other, words in (
+        (replace(settings, qat="int8"), "began with qat none and cannot go on with int8"),
+        (replace(settings, max_steps=3), "began with max_steps 2 and cannot go on with 3"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            train("glue", lesson, out, other, resume=True, progress=False)
+    # What there is stays until the new training can begin.
+    nowhere = replace(lesson, data=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError):
+        train("glue", nowhere, out, settings, overwrite=True, progress=False)
+    assert checkpoints(out) and (out / "training.json").exists()
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(UsageError, match="was finished and no checkpoint to go on from"):
+        train("glue", lesson, out, settings, resume=True, progress=False)
+
+
+def test_batches_that_make_one_step_weigh_like_one_batch(source, data, tmp_path):
+    """The share of distillation too."""
+    lesson = replace(material(source, data), dropout=0.0)
+    quiet = replace(QUICK, max_steps=10, evaluate_during_training=False)
+    train("glue", lesson, tmp_path / "teacher", quiet, progress=False)
+    lesson = replace(lesson, model=str(tmp_path / "teacher" / "float"))
+    logged = []
+    for size in (16, 4):
+        # Rounded, it is away from the teacher, so that both parts of the loss have gradients.
+        settings = replace(quiet, seed=4, qat="int4", distill=0.5)
+        settings = replace(settings, batch_size=size, accumulate=16 // size)
+        out = tmp_path / str(size)
+        train("glue", lesson, out, settings, progress=False)
+        state = json.loads((checkpoints(out)[-1] / "trainer_state.json").read_text())
+        (line,) = state["log_history"]
+        logged.append((line["step"], line["loss"], line["grad_norm"]))
+    assert logged[1] == pytest.approx(logged[0], rel=0.05)
+
+
+def test_rounding_that_never_began_is_said(source, data, tmp_path):
+    settings = replace(
+        QUICK, qat="int8", max_steps=2, evaluate_during_training=False,
+        options=QatOptions(start=2),
+    )  # fmt: skip
+    outcome = train("glue", material(source, data), tmp_path, settings, progress=False)
+    (note,) = outcome.notes
+    assert "never trained with rounding: it was to start after 2 passes, and there were 2" in note
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size 0 is less than 1"),
+        ({"accumulate": 0}, "accumulate 0 is less than 1"),
+        ({"learning_rate": -1.0}, "learning_rate -1.0 is less than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate nan is less than 0"),
+        ({"epochs": 0.0}, "0.0 epochs are none"),
+        ({"warmup": 1.0}, "warmup 1.0 is not a share from 0 to below 1"),
+        ({"label_smoothing": -0.1}, "label_smoothing -0.1 is not a share"),
+        ({"schedule": "luck"}, "schedule 'luck' is unknown"),
+        ({"distill": 1.5}, "1.5 of the loss is outside"),
+    ],
+)
+def test_settings_that_cannot_be(given, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        Settings(**given)
 
 
 def test_a_loss_that_is_no_number_stops_with_a_sentence(source, data, tmp_path):

@@ -182,6 +182,29 @@ def test_pairs_that_are_not_learned_from_are_told(data, tmp_path):
     )
 
 
+def test_pairs_longer_than_the_models_positions_are_left_out(data, tmp_path):
+    lesson = teach(reversing.material(data))
+    lesson.model.save_pretrained(tmp_path)
+    long = " ".join(["ba"] * 40)
+    (tmp_path / "train.tsv").write_text((data / "train.tsv").read_text() + f"{long}\tba\n")
+    material = reversing.material(data, str(tmp_path))
+    again = teach(
+        replace(
+            material,
+            data=str(tmp_path / "train.tsv"),
+            max_length=128,
+            pairs=Pairs(valid=str(data / "valid.tsv")),
+        )
+    )
+    assert again.notes == ("pairs left out of 401 for more than 16 tokens: 1",)
+
+
+def test_checkpoints_between_evaluations_are_refused_where_the_best_is_kept(data, tmp_path):
+    settings = replace(QUICK, eval_steps=10, save_steps=5)
+    with pytest.raises(UsageError, match="each 5 steps: this task keeps the best one"):
+        train("translation", reversing.material(data), tmp_path, settings, progress=False)
+
+
 def test_data_that_cannot_be_used(data, tmp_path):
     train_file, other = str(data / "train.tsv"), tmp_path / "short.txt"
     with pytest.raises(UsageError, match="translation needs --data"):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import load_subject
 from lowbit.evaluation.predict import predict
 from lowbit.staging import check_file, staged_file
@@ -17,6 +18,10 @@ def infer(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     subset: Annotated[str, typer.Option("--name", help="The GLUE task: cola, mrpc, …")] = "",
     split: Annotated[str, typer.Option(help="test, dev or train; labels are not needed.")] = "test",
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an input, as in training.")
+    ] = None,
+    stride: Annotated[int | None, typer.Option(help="Overlap of SQuAD's windows.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.")] = False,
 ) -> None:
     """Predict, in the form that GLUE (index and prediction) and SQuAD (JSON) take.
@@ -24,7 +29,11 @@ def infer(
     Example: `lowbit infer ./out/int8 --task glue --name mrpc --data-dir ./MRPC -o MRPC.tsv`
     """
     check_file(output)
-    lines = list(predict(task, load_subject(model), data, subset, split, not quiet))
+    given = {"max_length": max_length, "stride": stride}
+    lengths = {name: value for name, value in given.items() if value is not None}
+    if task != "squad" and stride is not None:
+        raise UsageError("--stride is of squad's windows: other tasks have none")
+    lines = list(predict(task, load_subject(model), data, subset, split, not quiet, **lengths))
     with staged_file(output) as unfinished:
         unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if not quiet:

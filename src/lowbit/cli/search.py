@@ -1,6 +1,7 @@
 """`lowbit search`."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from lowbit.search.budget import Budget
 from lowbit.search.costs import MEASURES
 from lowbit.search.outcome import Found
 from lowbit.search.search import search as search_recipe
-from lowbit.solvers import SOLVERS
+from lowbit.solvers import SOLVERS, load_solver
 from lowbit.staging import check_file, staged_file
 
 
@@ -93,9 +94,13 @@ def search(
         console.print(trial_table(found))
         for note in data.notes:
             console.print(f"note: {note}", soft_wrap=True, highlight=False)
-        solved = "" if solver == "nearest" else f" --solver {solver} --calibration {calibration}"
+        command = ["lowbit", "quantize", model, "--recipe", str(output)]
+        if load_solver(solver).data:
+            command += ["--calibration", calibration, "--samples", str(samples)]
+        if solver != "nearest":
+            command += ["--solver", solver]
         console.print(
-            f"written to {output}: lowbit quantize {model} --recipe {output}{solved} -o OUT",
+            f"written to {output}: {shlex.join(command)} -o OUT",
             soft_wrap=True,
             highlight=False,
         )

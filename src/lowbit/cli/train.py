@@ -1,7 +1,7 @@
 """`lowbit train`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,13 @@ from lowbit.qat.prepare import QatOptions
 from lowbit.training.architecture import KINDS, Architecture
 from lowbit.training.bcq import PLANS, find_plan
 from lowbit.training.lesson import Material, Pairs
-from lowbit.training.settings import OF_TASK, SCHEDULES, Settings
+from lowbit.training.settings import (
+    MAX_LENGTH,
+    MAX_LENGTH_OF_TASK,
+    OF_TASK,
+    SCHEDULES,
+    Settings,
+)
 from lowbit.training.teachers import TEACHERS
 
 if TYPE_CHECKING:
@@ -26,6 +32,9 @@ if TYPE_CHECKING:
 
 DEFAULT, NEW = Settings(), Architecture()
 OF_TASK_HELP = "The task's own by default."
+VOCABULARY = 6000
+# By the name in Python: the option as it is typed, and its value, None where it was not.
+Options = Mapping[str, tuple[str, Any]]
 
 
 def train(
@@ -51,29 +60,40 @@ def train(
     ] = None,
     source_column: Annotated[int, typer.Option(help="Of a TSV, counted from 1.")] = 1,
     target_column: Annotated[int | None, typer.Option(help="The other of the first two.")] = None,
-    vocabulary: Annotated[int, typer.Option(help="Subwords of a new translator.")] = 6000,
+    vocabulary: Annotated[
+        int | None, typer.Option(help=f"Subwords of a new translator; {VOCABULARY}.")
+    ] = None,
     architecture: Annotated[
-        str, typer.Option(help=f"Of a new translator: {', '.join(KINDS)}.")
-    ] = NEW.kind,
-    layers: Annotated[int, typer.Option(help="Of its encoder, and of its decoder.")] = NEW.layers,
-    width: Annotated[int, typer.Option(help="Of its embeddings and layers.")] = NEW.width,
-    feed_forward: Annotated[int, typer.Option(help="Inside its layers.")] = NEW.feed_forward,
-    heads: Annotated[int, typer.Option(help="Of its attention.")] = NEW.heads,
+        str | None, typer.Option(help=f"Of a new translator: {', '.join(KINDS)}.")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help=f"Of its encoder, and of its decoder; {NEW.layers}.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help=f"Of its embeddings and layers; {NEW.width}.")
+    ] = None,
+    feed_forward: Annotated[
+        int | None, typer.Option(help=f"Inside its layers; {NEW.feed_forward}.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(help=f"Of its attention; {NEW.heads}.")] = None,
     subset: Annotated[str | None, typer.Option("--name", help="The GLUE task: cola, …")] = None,
     qat: Annotated[
         str, typer.Option(help="none: float. int8, int4, int8-dynamic, …: towards these integers.")
     ] = DEFAULT.qat,
     estimator: Annotated[
-        str, typer.Option(help="Gradients through rounding: ste, clipped, lsq.")
-    ] = DEFAULT.options.estimator,
+        str | None, typer.Option(help="Gradients through rounding: ste (else), clipped, lsq.")
+    ] = None,
     ranges: Annotated[
-        str, typer.Option(help="Of static activations: ema, learned, minmax, percentile, mse.")
-    ] = DEFAULT.options.ranges,
+        str | None,
+        typer.Option(help="Of static activations: mse (else), ema, learned, minmax, percentile."),
+    ] = None,
     ema_decay: Annotated[float | None, typer.Option(help="Of ema ranges; 0.9999.")] = None,
     symmetric: Annotated[
-        bool, typer.Option("--symmetric", help="Static activations without a zero point.")
-    ] = False,
-    qat_start: Annotated[int, typer.Option(help="Training passes that stay float.")] = 0,
+        bool | None, typer.Option("--symmetric", help="Static activations without a zero point.")
+    ] = None,
+    qat_start: Annotated[
+        int | None, typer.Option(help="Training passes that stay float; 0.")
+    ] = None,
     bcq: Annotated[
         str | None,
         typer.Option(help=f"Towards binary codes: {', '.join(PLANS)}, or a recipe of such."),
@@ -104,7 +124,9 @@ def train(
     max_steps: Annotated[int, typer.Option(help="0: whole epochs.")] = DEFAULT.max_steps,
     batch_size: Annotated[int | None, typer.Option(help=OF_TASK_HELP)] = None,
     accumulate: Annotated[int, typer.Option(help="Batches of one step.")] = DEFAULT.accumulate,
-    max_length: Annotated[int, typer.Option(help="Tokens of an example.")] = 128,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help=f"Tokens of an example. {OF_TASK_HELP}")
+    ] = None,
     stride: Annotated[int, typer.Option(help="Overlap of SQuAD's windows.")] = 128,
     warmup: Annotated[float, typer.Option(help="Share of all steps.")] = DEFAULT.warmup,
     schedule: Annotated[
@@ -141,33 +163,53 @@ def train(
     from lowbit.training.train import train as run
     from lowbit.training.translation import new_tokenizer
 
+    most = max_length or MAX_LENGTH_OF_TASK.get(task, MAX_LENGTH)
     if model is None and task != "translation":
         raise UsageError(f"task {task} needs a model to start from")
     pairs = Pairs(target, valid, valid_target, source_column, target_column)
+    sizes = {
+        "kind": ("--architecture", architecture),
+        "layers": ("--layers", layers),
+        "width": ("--width", width),
+        "feed_forward": ("--feed-forward", feed_forward),
+        "heads": ("--heads", heads),
+    }
     start: str | Architecture
     tokenizer: PreTrainedTokenizerBase | None
     if model is None:
-        in_layers = NEW.dropout if dropout is None else dropout
-        start = Architecture(architecture, layers, width, feed_forward, heads, in_layers)
-        tokenizer = new_tokenizer(data, pairs, vocabulary, max_length)
+        start = Architecture(**_given(sizes | {"dropout": ("--dropout", dropout)}))
+        tokenizer = new_tokenizer(data, pairs, vocabulary or VOCABULARY, most)
     else:
+        _refuse(sizes, "is of a new translator: MODEL has its own")
+        _refuse({"": ("--vocabulary", vocabulary)}, "is of a new translator: MODEL has its own")
         start, tokenizer = model, load_tokenizer(model, lower_case)
     if tokenizer is None:
         raise UsageError(f"{model} has no tokenizer")
     material = Material(
-        start, tokenizer, data, subset, max_length, stride, attention_dropout, dropout, pairs
+        start, tokenizer, data, subset, most, stride, attention_dropout, dropout, pairs
     )
-    options = {
-        "every": project_every,
-        "solver": solver,
-        "granularity": groups,
-        "nested": nested,
-        "straight": straight,
-        "phases": phases,
-        "frozen": frozen,
+    of_codes = {
+        "every": ("--project-every", project_every),
+        "solver": ("--solver", solver),
+        "granularity": ("--groups", groups),
+        "nested": ("--nested", nested),
+        "straight": ("--straight", straight),
+        "phases": ("--phases", phases),
+        "frozen": ("--frozen", frozen),
     }
-    if bcq is None and (given := [name for name, value in options.items() if value is not None]):
-        raise UsageError(f"{given[0]} says how binary codes are trained: give a --bcq")
+    of_rounding = {
+        "estimator": ("--estimator", estimator),
+        "ranges": ("--ranges", ranges),
+        "symmetric": ("--symmetric", symmetric),
+        "start": ("--qat-start", qat_start),
+    }
+    if bcq is None:
+        _refuse(of_codes, "says how binary codes are trained: give a --bcq")
+    if qat == "none":
+        _refuse(of_rounding, "says how integers are trained towards: give a --qat")
+    if ranges != "ema":
+        _refuse({"": ("--ema-decay", ema_decay)}, "is of --ranges ema")
+    decay = {} if ema_decay is None else {"decay": ema_decay}
     own: dict[str, Any] = {
         "learning_rate": learning_rate,
         "epochs": epochs,
@@ -178,15 +220,9 @@ def train(
     settings = replace(
         OF_TASK.get(task, DEFAULT),
         qat=qat,
-        plan=None if bcq is None else find_plan(bcq, options),
+        plan=None if bcq is None else find_plan(bcq, _given(of_codes)),
         distill=distill,
-        options=QatOptions(
-            estimator,
-            ranges,
-            {} if ema_decay is None else {"decay": ema_decay},
-            symmetric,
-            qat_start,
-        ),
+        options=QatOptions(**_given(of_rounding), range_options=decay),
         max_steps=max_steps,
         accumulate=accumulate,
         warmup=warmup,
@@ -210,6 +246,18 @@ def train(
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         for folder in outcome.folders:
             console.print(f"written to {folder}", soft_wrap=True, highlight=False)
+
+
+def _given(options: Options) -> dict[str, Any]:
+    """What was typed, by the names that Python has for it."""
+    return {name: value for name, (_, value) in options.items() if value is not None}
+
+
+def _refuse(options: Options, why: str) -> None:
+    """Raises UsageError for the first that was typed."""
+    for flag, value in options.values():
+        if value is not None:
+            raise UsageError(f"{flag} {why}")
 
 
 def outcome_table(outcome: "Outcome") -> Table:

@@ -11,19 +11,33 @@ from lowbit.evaluation.tasks.squad import Squad
 
 
 def predict(
-    task: str, subject: Subject, data: str, subset: str, split: str, progress: bool = True
+    task: str,
+    subject: Subject,
+    data: str,
+    subset: str,
+    split: str,
+    progress: bool = True,
+    **lengths: int,
 ) -> Iterator[str]:
     """The lines of a file of predictions: GLUE's index and label, SQuAD's JSON by question.
 
+    lengths: `max_length`, and of SQuAD's windows `stride`; the task's own by default.
     Raises UsageError for another task or a model that is none for it, InputError for unusable data.
     """
     if task not in PREDICTORS:
         raise UsageError(f"there is no task {task!r} to predict; there are {', '.join(PREDICTORS)}")
-    return PREDICTORS[task](subject, data, subset, split, progress)
+    return PREDICTORS[task](subject, data, subset, split, progress, **lengths)
 
 
-def _glue(subject: Subject, data: str, subset: str, split: str, progress: bool) -> Iterator[str]:
-    task = Glue(data, subset, split)
+def _glue(
+    subject: Subject,
+    data: str,
+    subset: str,
+    split: str,
+    progress: bool,
+    max_length: int | None = None,
+) -> Iterator[str]:
+    task = Glue(data, subset, split, max_length=max_length)
     task.check_model(subject)
     yield "index\tprediction"
     part, *more = glue.read(subset, split, data)
@@ -43,8 +57,10 @@ def _glue(subject: Subject, data: str, subset: str, split: str, progress: bool) 
         yield f"{row}\t{labels[int(value)] if labels else f'{value:.3f}'}"
 
 
-def _squad(subject: Subject, data: str, subset: str, split: str, progress: bool) -> Iterator[str]:
-    task = Squad(data, split)
+def _squad(
+    subject: Subject, data: str, subset: str, split: str, progress: bool, **lengths: int
+) -> Iterator[str]:
+    task = Squad(data, split, **lengths)
     task.check_model(subject)
     questions = task.items.questions
     windows = squad_windows.split(

@@ -39,7 +39,8 @@ class QatOptions:
     "mse"; `range_options` are theirs, such as {"decay": 0.999}.
     symmetric: static activations around 0, else with a zero point, which gives what follows a
     GELU or ReLU twice as many codes.
-    start: so many training passes stay in float, and only ranges are watched.
+    start: so many training passes through a layer stay in float, and only ranges are watched. A
+    layer that several blocks share, as in ALBERT, is passed once for each of them.
 
     Raises UsageError for an unknown name or option.
     """

@@ -49,8 +49,8 @@ def search(
     """The recipe of `schemes` and float that meets the budget best, by an evaluation on `task`.
 
     calibration: token ids [samples, length] or model inputs, for the sensitivities and the solver.
-    keep: patterns of modules that stay float. measures: of sensitivity, by name. The model is as
-    before at the end.
+    keep: patterns of modules that stay float. measures: of sensitivity, by name; for a budget of
+    quality the first counts. The model is as before at the end.
 
     Raises UsageError for options that cannot be; InputError for a budget that no recipe meets, with
     the smallest that one would.
@@ -64,9 +64,8 @@ def search(
     limit = budget.bytes_of(footprint(subject.model).parameters)
     if limit is not None:
         space.check_size(limit)
-    costs = [
-        MEASURES[name](subject.model, space.candidates, batches, progress) for name in measures
-    ]
+    used = measures if limit is not None else measures[:1]
+    costs = [MEASURES[name](subject.model, space.candidates, batches, progress) for name in used]
     if limit is not None:
         trials = list(_of_size(space, costs, measures, limit))
         best = _best(trials)
@@ -123,6 +122,10 @@ class _Space:
     def smallest(self) -> int:
         return self.others + sum(min(options) for options in self.sizes)
 
+    def size(self, picked: Sequence[int]) -> int:
+        """Bytes of the model with these options, as its candidates are."""
+        return self.others + sum(own[i] for own, i in zip(self.sizes, picked, strict=True))
+
     def check_size(self, limit: int) -> None:
         """Raises UsageError where float fits, InputError where no recipe does."""
         if limit >= self.float_bytes:
@@ -150,9 +153,8 @@ class _Space:
             own = [
                 next((i for i, c in enumerate(o) if c.scheme == scheme), 0) for o in self.candidates
             ]
-            size = sum(sizes[i] for sizes, i in zip(self.sizes, own, strict=True))
             cost = sum(cost[i] for cost, i in zip(costs, own, strict=True))
-            if self.others + size <= limit and (best is None or cost < best[0]):
+            if self.size(own) <= limit and (best is None or cost < best[0]):
                 best = cost, own
         return None if best is None else best[1]
 
@@ -178,7 +180,7 @@ def _of_size(
     space: _Space, costs: Sequence[Costs], measures: Sequence[str], limit: int
 ) -> Iterator[Trial]:
     """Trials whose models, as made, fit."""
-    seen: list[list[int]] = []
+    made: dict[tuple[int, ...], int] = {}
     ways: dict[str, Callable[[int], list[int] | None]] = {
         name: partial(space.fitting, own) for name, own in zip(measures, costs, strict=True)
     }
@@ -187,14 +189,17 @@ def _of_size(
         room = limit
         for _ in range(FITS):
             picked = way(room) if room >= space.smallest else None
-            if picked is None or picked in seen:
+            if picked is None:
                 break
-            seen.append(picked)
-            trial = space.tried(name, picked, costs[0])
-            if trial.stored_bytes <= limit:
-                yield trial
+            if tuple(picked) not in made:
+                trial = space.tried(name, picked, costs[0])
+                made[tuple(picked)] = trial.stored_bytes
+                if trial.stored_bytes <= limit:
+                    yield trial
+            too_much = made[tuple(picked)] - limit
+            if too_much <= 0:
                 break
-            room -= trial.stored_bytes - limit
+            room = space.size(picked) - too_much
 
 
 def _of_quality(space: _Space, costs: Costs, max_drop: float) -> Iterator[Trial]:

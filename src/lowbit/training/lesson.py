@@ -72,7 +72,7 @@ class Material:
     windows overlap. attention_dropout: of attention probabilities; dropout: of what layers give,
     None for the model's own. Both are in the config that is saved.
 
-    Raises UsageError for a dropout that is no share.
+    Raises UsageError for a dropout that is no share, and a length below 1.
     """
 
     model: str | Architecture
@@ -89,6 +89,8 @@ class Material:
         for share in (self.attention_dropout, self.dropout):
             if share is not None and not 0 <= share < 1:
                 raise UsageError(f"dropout {share} is outside 0 … 1")
+        if self.max_length < 1:
+            raise UsageError(f"examples of at most {self.max_length} tokens are none")
 
 
 class Teacher(Protocol):

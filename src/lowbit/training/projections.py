@@ -22,13 +22,13 @@ class Projections(TrainerCallback):
     ) -> None:
         self.weights, self.plan, self.score_before = weights, plan, score_before
         self.begun: set[str] = set()
-        self.done = 0  # the step after which everything was in order last
+        self.synced = self.projected = 0  # the last step after which they were
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # What a checkpoint holds was in order when it was saved.
-        self.done = state.global_step
+        self.synced = self.projected = state.global_step
         self._begin(state, resuming=state.global_step > 0)
 
     def on_step_end(
@@ -54,7 +54,8 @@ class Projections(TrainerCallback):
 
     def _act(self, due: bool, state: TrainerState, control: TrainerControl) -> None:
         looked_at = control.should_evaluate or control.should_save
-        acts = (due or looked_at) and state.global_step != self.done
+        last = self.projected if due else self.synced
+        acts = (due or looked_at) and state.global_step != last
         if acts and self.plan.score_before and control.should_evaluate:
             self.score_before()
         self._begin(state)
@@ -63,7 +64,9 @@ class Projections(TrainerCallback):
         for weight in self.weights:
             if weight.part in self.begun and weight.codes.mode is not Mode.FROZEN:
                 (weight.project if due else weight.sync)()
-        self.done = state.global_step
+        self.synced = state.global_step
+        if due:
+            self.projected = state.global_step
 
     def _begin(self, state: TrainerState, resuming: bool = False) -> None:
         """Let parts whose time has come begin, and codes freeze."""

@@ -24,7 +24,7 @@ class Settings:
     checkpoint is kept, one is saved at each evaluation. plan: towards binary codes, in place of
     `qat`. distill: the share of the loss that is the divergence from the model as it started.
 
-    Raises UsageError for a schedule that is unknown.
+    Raises UsageError for a schedule that is unknown and numbers that cannot be.
     """
 
     qat: str = "none"
@@ -49,6 +49,17 @@ class Settings:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UsageError(f"schedule {self.schedule!r} is unknown: use {', '.join(SCHEDULES)}")
+        for name in ("batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)} is less than 1")
+        for name in ("max_steps", "eval_steps", "save_steps", "weight_decay", "learning_rate"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} {getattr(self, name)} is less than 0")
+        if not self.epochs > 0:
+            raise UsageError(f"{self.epochs} epochs are none")
+        for name in ("warmup", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)} is not a share from 0 to below 1")
         if not 0 <= self.distill <= 1:
             raise UsageError(f"a share of {self.distill} of the loss is outside 0 … 1")
         if self.plan is not None and self.qat != "none":
@@ -82,6 +93,9 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "plan": None if self.plan is None else self.plan.to_dict()}
 
+
+# Tokens of an example. A window of SQuAD has a question too, and overlaps with the next one.
+MAX_LENGTH, MAX_LENGTH_OF_TASK = 128, {"squad": 384}
 
 # What suits a task better than the settings of fine-tuning: a translator starts from nothing.
 OF_TASK = {

@@ -1,7 +1,8 @@
 """Training: transformers' Trainer around a lesson, in float or towards integers.
 
 OUT/
-    checkpoints/    Trainer's own: model, optimizer, scheduler, random state
+    checkpoints/    Trainer's own: model, optimizer, scheduler, random state; and the settings
+                    that all of them were trained with
     float/          the trained model in float32, for further training
     int8/           the integer model (named as the recipe was asked for), for inference; of a plan
                     for binary codes it is the same model as float/
@@ -12,6 +13,7 @@ OUT/
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,10 +39,13 @@ from lowbit.training.settings import Settings
 from lowbit.training.teachers import find_teacher
 from lowbit.training.trainer import LessonTrainer, arguments, checkpoints, without_autocast
 
+SETTINGS_FILE = Path("checkpoints") / "settings.json"
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training gave: measurements by model ("float", "fake-quantized", "integer")."""
+    """What training gave: measurements by model ("float", "fake-quantized", "integer"). seconds: of
+    training, since it was last resumed."""
 
     steps: int
     seconds: float
@@ -71,8 +76,9 @@ def train(
 
     resume: go on from the last checkpoint in `output`, if there is one.
 
-    Raises UsageError for settings that are unknown or an output that is there already, InputError
-    for unusable data, a loss that is not a number, or a disk that is full.
+    Raises UsageError for settings that are unknown, an output that is there already, or going on
+    with other settings than the checkpoint's; InputError for unusable data, a loss that is not a
+    number, or a disk that is full.
     """
     teach = find_teacher(task)
     recipe, _ = settings.recipe, settings.folder  # both say at once what cannot be
@@ -83,9 +89,13 @@ def train(
             f"{output} holds a training that was {'finished' if done else 'begun'} before:"
             " --resume goes on with it, --overwrite starts again"
         )
-    if overwrite and not resume:
-        # Else a later --resume could take one of these for its own.
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    if done and not begun and not overwrite:
+        raise UsageError(
+            f"{output} holds a training that was finished and no checkpoint to go on from:"
+            " --overwrite starts again"
+        )
+    if begun:
+        check_settings(output, settings)
     # Seeded before the model is made: a new head is random.
     set_seed(settings.seed)
     lesson = teach(material)
@@ -107,6 +117,8 @@ def train(
     )
     if settings.plan is not None:
         trainer.add_callback(Projections(weights, settings.plan, trainer.score_before))
+    if not begun and trainer.is_world_process_zero():
+        clear(output, settings)
     start = time.perf_counter()
     # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
     torch.set_flush_denormal(True)
@@ -127,6 +139,31 @@ def train(
     return outcome
 
 
+def clear(output: Path, settings: Settings) -> None:
+    """Take away what an earlier training left, which a later --resume could take for its own, and
+    note with what settings this one begins."""
+    (output / "training.json").unlink(missing_ok=True)
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    with writing(output):
+        (output / "checkpoints").mkdir(parents=True)
+    with staged_file(output / SETTINGS_FILE) as unfinished:
+        unfinished.write_text(json.dumps(settings.to_dict(), indent=1), encoding="utf-8")
+
+
+def check_settings(output: Path, settings: Settings) -> None:
+    """Raises UsageError where the training in `output` began with others."""
+    file = output / SETTINGS_FILE
+    if not file.exists():
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    for name, value in json.loads(json.dumps(settings.to_dict())).items():
+        if before.get(name) != value:
+            raise UsageError(
+                f"the training in {output} began with {name} {before.get(name)} and cannot go on"
+                f" with {value}: --overwrite starts again"
+            )
+
+
 def finish(
     lesson: Lesson, output: Path, settings: Settings, steps: int, seconds: float, progress: bool
 ) -> Outcome:
@@ -141,6 +178,7 @@ def finish(
         measurements = {"float": score("float")}
         save(model, tokenizer, folders[0])
         return Outcome(steps, seconds, measurements, tuple(folders), lesson.notes)
+    notes = (*lesson.notes, *never_rounded(model))
     measurements = {"fake-quantized": score("fake-quantized")}
     save(model, tokenizer, folders[0], state_dict=trained_state(model))
     finish_qat(model, progress)
@@ -149,7 +187,18 @@ def finish(
     alike = agreement(integer, measurements["fake-quantized"])
     measurements["integer"] = replace(integer, metrics={**integer.metrics, **alike})
     save(model, tokenizer, folders[1])
-    return Outcome(steps, seconds, measurements, tuple(folders), lesson.notes)
+    return Outcome(steps, seconds, measurements, tuple(folders), notes)
+
+
+def never_rounded(model: PreTrainedModel) -> Iterator[str]:
+    """What is said of layers that training left in float to its end."""
+    layers = fake_quantized(model).values()
+    late = [layer for layer in layers if layer.start and int(layer.steps) <= layer.start]
+    if late:
+        yield (
+            f"{len(late)} of {len(layers)} layers were never trained with rounding: it was to start"
+            f" after {late[0].start} passes, and there were {int(late[0].steps)}"
+        )
 
 
 def write_texts(lesson: Lesson, outcome: Outcome, folder: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Subject
@@ -44,6 +45,11 @@ def arguments(
         return "steps" if steps else "epoch"
 
     keeps_best = best is not None and settings.evaluate_during_training
+    if keeps_best and settings.save_steps not in (0, settings.eval_steps):
+        raise UsageError(
+            f"a checkpoint each {settings.save_steps} steps: this task keeps the best one, and so"
+            " saves one at each evaluation; say how often with eval_steps"
+        )
     save_steps = settings.eval_steps if keeps_best else settings.save_steps
     return TrainingArguments(
         output_dir=str(output / "checkpoints"),
@@ -72,7 +78,6 @@ def arguments(
         bf16=settings.bf16,
         use_cpu=not torch.cuda.is_available(),
         remove_unused_columns=False,
-        train_sampling_strategy="group_by_length",
         dataloader_pin_memory=False,
     )
 
@@ -102,6 +107,19 @@ class Rows(Dataset[Example]):
         return row
 
 
+class ByLength(LengthGroupedSampler):
+    """Groups examples of like lengths; the order depends on the seed and the epoch alone, so that a
+    training that is resumed inside an epoch goes on in the order in which that one began."""
+
+    def __init__(self, batch_size: int, examples: Dataset[Example], seed: int) -> None:
+        super().__init__(batch_size, examples, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + (self.epoch << 32))
+        return iter(super().__iter__())
+
+
 class LessonTrainer(Trainer):
     """Trainer that scores with the lesson's task, and stops where the loss is no number.
 
@@ -124,6 +142,22 @@ class LessonTrainer(Trainer):
             eval_dataset=Rows(()),  # the task reads its own
             processing_class=lesson.tokenizer,
         )
+        # Else Trainer takes it that models divide the loss by the items of all batches of a step,
+        # which classifiers do not: their gradients would be as many times too large.
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> ByLength:
+        at_once = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        self.order = ByLength(at_once, self.train_dataset, self.args.seed)
+        return self.order
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """One epoch; nothing where a checkpoint holds the last step, inside an epoch, already."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        self.order.epoch = kwargs["epoch"]
+        super()._run_epoch(**kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(model, *args, **kwargs)

@@ -12,6 +12,7 @@ from lowbit.evaluation.forced import encoded, forced
 from lowbit.evaluation.study import Measurement, Metric
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.translation import Translation, deciding_metric
+from lowbit.mode import positions
 from lowbit.training.architecture import Architecture, new_model
 from lowbit.training.lesson import Lesson, Material, Pairs, load_with_head, some
 from lowbit.training.subwords import train_tokenizer
@@ -55,13 +56,14 @@ def teach(material: Material) -> Lesson:
         new = tuple(name for name, _ in model.named_parameters())
     else:
         model, new = load_with_head(AutoModelForSeq2SeqLM, material)
+    longest = min(material.max_length, positions(model) or material.max_length)
     rows = encoded(material.tokenizer, train.sources, train.targets)
     both = zip(train.sources, train.targets, strict=True)
     empty = [not (source.strip() and target.strip()) for source, target in both]
     examples = [
         row
         for row, is_empty in zip(rows, empty, strict=True)
-        if not is_empty and max(len(row["input_ids"]), len(row["labels"])) <= material.max_length
+        if not is_empty and max(len(row["input_ids"]), len(row["labels"])) <= longest
     ]
     return Lesson(
         model,
@@ -71,7 +73,7 @@ def teach(material: Material) -> Lesson:
         score,
         best=deciding_metric(score.pairs.targets),
         new=new,
-        notes=_left_out(len(rows), len(examples), sum(empty), material.max_length),
+        notes=_left_out(len(rows), len(examples), sum(empty), longest),
         texts={"sources": score.pairs.sources, "references": score.pairs.targets},
     )
 
