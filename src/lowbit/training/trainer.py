@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Subject
 from lowbit.mode import evaluating
 from lowbit.staging import writing
+from lowbit.training.by_length import ByLength
 from lowbit.training.distillation import divergence
 from lowbit.training.lesson import Example, Lesson
 from lowbit.training.settings import Settings
@@ -107,19 +107,6 @@ class Rows(Dataset[Example]):
         return row
 
 
-class ByLength(LengthGroupedSampler):
-    """Groups examples of like lengths; the order depends on the seed and the epoch alone, so that a
-    training that is resumed inside an epoch goes on in the order in which that one began."""
-
-    def __init__(self, batch_size: int, examples: Dataset[Example], seed: int) -> None:
-        super().__init__(batch_size, examples, generator=torch.Generator())
-        self.seed, self.epoch = seed, 0
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + (self.epoch << 32))
-        return iter(super().__iter__())
-
-
 class LessonTrainer(Trainer):
     """Trainer that scores with the lesson's task, and stops where the loss is no number.
 
@@ -148,7 +135,8 @@ class LessonTrainer(Trainer):
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> ByLength:
         at_once = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        self.order = ByLength(at_once, self.train_dataset, self.args.seed)
+        lengths = [len(example["input_ids"]) for example in self.lesson.examples]
+        self.order = ByLength(lengths, at_once, self.args.seed)
         return self.order
 
     def _run_epoch(self, **kwargs: Any) -> None:
