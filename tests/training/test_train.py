@@ -317,7 +317,7 @@ def test_what_is_distilled_comes_from_the_teacher_alone(source, data, tmp_path):
 
     teacher = tmp_path / "scores"
     known = regression_data(tmp_path / "known", lambda row: 4.0 * (row % 2))
-    settings = replace(QUICK, epochs=20)
+    settings = replace(QUICK, epochs=40)
     lesson = Material(str(source), load_tokenizer(source), known, "stsb", max_length=16)
     floats = train("glue", lesson, teacher, settings, progress=False)
     wrong = regression_data(tmp_path / "wrong", lambda row: 5.0)
