@@ -234,12 +234,12 @@ class Run:
 
     def translator(self, arm: str) -> Callable[[Sequence[str], int], tuple[str, ...]]:
         """From sentences and the size of a batch to their translations."""
-        self.make(arm)
         tokenizer, beams = load_tokenizer(self.float_folder), self.given.beams
-        if arm in PEERS:
-            return load(self.model_folder(arm), tokenizer, PEERS[arm], beams, self.given.max_length)
         if arm == GENERATE:
             return by_transformers(load_model(self.float_folder), tokenizer, beams)
+        self.make(arm)
+        if arm in PEERS:
+            return load(self.model_folder(arm), tokenizer, PEERS[arm], beams, self.given.max_length)
         model = load_model(self.model_folder(arm))
 
         def translate(sentences: Sequence[str], batch: int) -> tuple[str, ...]:
