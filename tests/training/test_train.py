@@ -186,8 +186,9 @@ def test_rounding_that_never_began_is_said(source, data, tmp_path):
     [
         ({"batch_size": 0}, "batch_size 0 is less than 1"),
         ({"accumulate": 0}, "accumulate 0 is less than 1"),
-        ({"learning_rate": -1.0}, "learning_rate -1.0 is less than 0"),
-        ({"learning_rate": float("nan")}, "learning_rate nan is less than 0"),
+        ({"learning_rate": -1.0}, "learning_rate -1.0 is no number from 0 on"),
+        ({"learning_rate": float("nan")}, "learning_rate nan is no number from 0 on"),
+        ({"seed": -1}, "seed -1 is no number from 0 on"),
         ({"epochs": 0.0}, "0.0 epochs are none"),
         ({"warmup": 1.0}, "warmup 1.0 is not a share from 0 to below 1"),
         ({"label_smoothing": -0.1}, "label_smoothing -0.1 is not a share"),

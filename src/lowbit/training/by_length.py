@@ -1,9 +1,9 @@
 """The order of examples: batches of like lengths, so that little is padded, in random order.
 
 Among so many batches of examples, drawn at random, the longest make one batch, the next longest
-another one, and so on. Trainer's own sampler gives batches in that order, too: then the examples
-that a model learns from grow shorter for fifty steps, and long again, and a translator learned half
-as fast (docs/LOG.md).
+another one, and so on. Trainer's own sampler gives the batches in that order, too: what a model
+learns from grows shorter for fifty steps, is long again, and a translator of short sentences
+learned nothing so (docs/LOG.md).
 """
 
 from collections.abc import Iterator, Sequence

@@ -52,9 +52,10 @@ class Settings:
         for name in ("batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)} is less than 1")
-        for name in ("max_steps", "eval_steps", "save_steps", "weight_decay", "learning_rate"):
+        steps = "max_steps", "eval_steps", "save_steps"
+        for name in (*steps, "weight_decay", "learning_rate", "seed"):
             if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} {getattr(self, name)} is less than 0")
+                raise UsageError(f"{name} {getattr(self, name)} is no number from 0 on")
         if not self.epochs > 0:
             raise UsageError(f"{self.epochs} epochs are none")
         for name in ("warmup", "label_smoothing"):
