@@ -264,8 +264,8 @@ def page(runs: list[Run]) -> Iterator[str]:
     yield from summary(rows)
     yield "\n## Every seed\n"
     yield "Values times 100. interval: 95 %, paired bootstrap over the dev set. same: rows on which"
-    yield "the fake-quantized and the integer model predict the same. Training seconds: on one thread"
-    yield "of a machine that did other work too, since the run was last resumed.\n"
+    yield "the fake-quantized and the integer model predict the same. Training seconds: on one"
+    yield "thread of a machine that did other work too, since the run was last resumed.\n"
     yield "| task | metric | seed | model | float | value | change | interval | same | training s |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     yield from (row.row() for row in rows)
