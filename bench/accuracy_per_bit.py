@@ -3,8 +3,8 @@
     python bench/accuracy_per_bit.py [--data FOLDER] [--models FOLDER] [--only TEXT] [--write]
 
 A language model of 8.5 million parameters trained on WikiText-2, its linear layers quantized and
-its table kept in float. Rows that are measured are kept (--keep FILE), so that an interrupted run
-goes on, and another can add to it; --write makes the page of all that are there.
+its table kept in float. Rows that are measured are kept (--keep FILE, beside the page), so that an
+interrupted run goes on, and another can add to it; --write makes the page of all that are there.
 """
 
 import argparse
@@ -47,6 +47,7 @@ DIVERGENCE_BLOCKS = 50
 # By the name of a row: a solver, and whether it reads the calibration text.
 SOLVERS: dict[str, tuple[str | dict[str, Any], bool]] = {
     "gptq": ("gptq", True),
+    "gptq, tuned": ({"name": "gptq", "tune": 4}, True),
     "autoround": ("autoround", True),
     "gptq, rotated": ({"name": "gptq", "rotate": True}, True),
     "nearest, rotated": ({"name": "nearest", "rotate": True}, True),
@@ -56,6 +57,7 @@ SOLVERS: dict[str, tuple[str | dict[str, Any], bool]] = {
 }
 # Groups that fill the bits of llama.cpp's types at the same width.
 FILLED = {4: 48, 3: 56, 2: 40}
+FILLING = ("gptq", "gptq, tuned")
 # Bits of linear layers that llama.cpp's Q2_K, Q3_K and Q4_K take, and of whole models.
 LIKE_PEERS, WHOLE = (2.625, 3.4375, 4.5), (3.5, 4.5)
 PEERS = ("Q4_K", "Q3_K", "Q2_K", "IQ3_S", "Q4_0", "Q8_0")
@@ -228,15 +230,15 @@ def ggml_quantize(
 
 def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[nn.Module], float]]]:
     """What there is to measure, the most telling first."""
+    yield "float32", lambda model: 32.0
     for solver in SOLVERS:
         for bits in (3, 2, 4):
             recipe = load_recipe(f"int{bits}")
             yield f"{solver}, {bits} bits, groups of 64", bench.solved(recipe, solver)
-        if solver == "gptq":
-            yield "float32", lambda model: 32.0
+        if solver in FILLING:
             for bits, size in FILLED.items():
                 yield (
-                    f"gptq, {bits} bits, groups of {size}",
+                    f"{solver}, {bits} bits, groups of {size}",
                     bench.solved(in_groups(bits, size), solver),
                 )
     for bits in LIKE_PEERS:
@@ -286,7 +288,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=600)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--only", default="", help="rows whose name holds this text")
-    keep = Path(__file__).parent.parent / "build" / "accuracy-per-bit.json"
+    keep = result_page("accuracy-per-bit.json")
     parser.add_argument("--keep", type=Path, default=keep, help="where rows are kept")
     parser.add_argument("--write", action="store_true", help="write docs/results/")
     given = parser.parse_args()

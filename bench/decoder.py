@@ -1,31 +1,34 @@
-"""Decoding a 1.04-billion-parameter Llama shape, one sequence: lowbit beside llama.cpp.
+"""Decoding one sequence, a 1.04-billion-parameter Llama and GPT-2: lowbit beside llama.cpp.
 
     pip install ".[bench]"
-    python bench/decoder.py [--threads 2] [--rounds 5] [--write]
+    python bench/decoder.py [--threads 2] [--rounds 5] [--only llama] [--write]
 
 Random weights, everything quantized (head and tied embedding too). llama.cpp's files are made by
 its own quantizer from a float16 file of the same shape. *Products*: all linear layers of one token,
-one after the other. *Model*: tokens per second of `generate` (transformers) and of llama_decode.
-Contenders take turns within every round.
+one after the other. *Model*: tokens per second of `lowbit.generate`, of transformers' `generate`
+and of llama_decode. Contenders take turns within every round.
 """
 
 import copy
-import ctypes
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from machine import described, finish, result_page
 from torch import nn
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
-from turns import parser, ready, seconds
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+from turns import parser, ready, take_turns
 
 import lowbit
 from lowbit.formats import group
@@ -44,8 +47,12 @@ SHAPE = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
-CONFIG = LlamaConfig(**SHAPE)
-PEERS = ("Q4_0", "Q3_K_M", "Q2_K")
+MODELS: dict[str, tuple[str, Callable[[], PreTrainedModel]]] = {
+    "llama": ("A Llama of 1.04 billion parameters", lambda: LlamaForCausalLM(LlamaConfig(**SHAPE))),
+    "gpt2": ("GPT-2 of 124 million", lambda: GPT2LMHeadModel(GPT2Config())),
+}
+# By bits, llama.cpp's type of as many.
+PEERS = {4: "Q4_0", 3: "Q3_K_M", 2: "Q2_K"}
 SCHEMES: dict[str, Scheme] = {
     "int4": ZeroPoint(4, group(64)),
     "int3": ZeroPoint(3, group(64)),
@@ -55,19 +62,15 @@ SCHEMES: dict[str, Scheme] = {
     "bcq2": Binary(2, group(64), solver="greedy"),
 }
 NEW_TOKENS = 24
+FLOAT = "float32"
 
 
-def quantized(model: LlamaForCausalLM, scheme: Scheme) -> LlamaForCausalLM:
+def quantized(model: PreTrainedModel, scheme: Scheme, activations: str) -> PreTrainedModel:
     model = copy.deepcopy(model)
-    recipe = Recipe((Rule("@embedding", scheme), Rule("@linear", scheme)))
+    kinds = "@embedding", "@linear"
+    recipe = Recipe(tuple(Rule(kind, scheme, activations) for kind in kinds))
     lowbit.quantize(model, recipe, progress=False)
     return model.eval()
-
-
-def set_activations(model: nn.Module, activations: str) -> None:
-    for module in model.modules():
-        if isinstance(module, QuantLinear):
-            module.activations, module.product = activations, None
 
 
 def products(model: nn.Module) -> Callable[[], None]:
@@ -82,160 +85,84 @@ def products(model: nn.Module) -> Callable[[], None]:
     return run
 
 
-def generate(model: LlamaForCausalLM) -> Callable[[], None]:
+def generation(generate: Callable[..., object], model: PreTrainedModel) -> Callable[[], object]:
     prompt = torch.arange(8)[None]
     options = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS, "pad_token_id": 0}
-
-    def run() -> None:
-        model.generate(prompt, do_sample=False, **options)
-
-    return run
+    return lambda: generate(model, prompt, do_sample=False, **options)
 
 
-def write_gguf(path: Path) -> None:
-    """A random model of the same shape in float16."""
-    import gguf
+def rates(name: str, threads: int, rounds: int) -> dict[str, float]:
+    """Tokens per second: medians over rounds."""
+    from llama_cpp_model import decoders
 
-    c = CONFIG
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(c.max_position_embeddings)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_block_count(c.num_hidden_layers)
-    writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_dimension_count(c.hidden_size // c.num_attention_heads)
-    writer.add_vocab_size(c.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    random = np.random.default_rng(0)
-    key_value = c.hidden_size * c.num_key_value_heads // c.num_attention_heads
-
-    def add(name: str, *shape: int) -> None:
-        if len(shape) == 1:
-            writer.add_tensor(name, np.ones(shape, np.float32))
-        else:
-            values = random.standard_normal(shape, np.float32) * 0.02
-            writer.add_tensor(name, values.astype(np.float16))
-
-    add("token_embd.weight", c.vocab_size, c.hidden_size)
-    add("output_norm.weight", c.hidden_size)
-    for i in range(c.num_hidden_layers):
-        add(f"blk.{i}.attn_norm.weight", c.hidden_size)
-        add(f"blk.{i}.ffn_norm.weight", c.hidden_size)
-        add(f"blk.{i}.attn_q.weight", c.hidden_size, c.hidden_size)
-        add(f"blk.{i}.attn_k.weight", key_value, c.hidden_size)
-        add(f"blk.{i}.attn_v.weight", key_value, c.hidden_size)
-        add(f"blk.{i}.attn_output.weight", c.hidden_size, c.hidden_size)
-        add(f"blk.{i}.ffn_gate.weight", c.intermediate_size, c.hidden_size)
-        add(f"blk.{i}.ffn_up.weight", c.intermediate_size, c.hidden_size)
-        add(f"blk.{i}.ffn_down.weight", c.hidden_size, c.intermediate_size)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    torch.manual_seed(0)
+    float_model = MODELS[name][1]().eval()
+    transformers_generate = type(float_model).generate
+    runs: dict[str, Callable[[], object]] = {}
+    one_token = set()
+    with tempfile.TemporaryDirectory() as folder:
+        config, types = float_model.config, tuple(PEERS.values())
+        peers = decoders(config, types, NEW_TOKENS, Path(folder), threads)
+        runs |= {f"llama.cpp {kind}": run for kind, run in peers.items()}
+        runs[f"generate {FLOAT}"] = generation(transformers_generate, float_model)
+        for key, scheme in tqdm(SCHEMES.items(), desc=name):
+            for activations, suffix in (("dynamic", "-all-dynamic"), ("float", "-all")):
+                model = quantized(float_model, scheme, activations)
+                runs[f"generate {key}{suffix}"] = generation(transformers_generate, model)
+                runs[f"lowbit {key}{suffix}"] = generation(lowbit.generate, model)
+                runs[f"products {key}{suffix}"] = products(model)
+                one_token.add(f"products {key}{suffix}")
+        taken = take_turns(runs, rounds)
+    return {
+        run: (1 if run in one_token else NEW_TOKENS) / statistics.median(seconds)
+        for run, seconds in taken.items()
+    }
 
 
-def llama_cpp(folder: Path, threads: int) -> dict[str, Callable[[], None]]:
-    """By type of file, NEW_TOKENS single-token calls of llama_decode."""
-    import llama_cpp
-
-    llama_cpp.llama_backend_init()
-    silent = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
-    source = folder / "f16.gguf"
-    write_gguf(source)
-    runs = {}
-    for name in PEERS:
-        target = folder / f"{name}.gguf"
-        options = llama_cpp.llama_model_quantize_default_params()
-        options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
-        options.nthread = threads
-        failed = llama_cpp.llama_model_quantize(
-            str(source).encode(), str(target).encode(), ctypes.byref(options)
-        )
-        assert not failed, name
-        model = llama_cpp.llama_model_load_from_file(
-            str(target).encode(), llama_cpp.llama_model_default_params()
-        )
-        asked = llama_cpp.llama_context_default_params()
-        asked.n_ctx, asked.n_threads, asked.n_threads_batch = 512, threads, threads
-        context = llama_cpp.llama_init_from_model(model, asked)
-
-        def run(context: ctypes.c_void_p = context, kept: object = (model, silent)) -> None:
-            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-            token = (llama_cpp.llama_token * 1)(5)
-            for _ in range(NEW_TOKENS):
-                assert llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(token, 1)) == 0
-
-        runs[name] = run
-        print(f"{name}: {target.stat().st_size / 2**20:.0f} MiB", flush=True)
-    source.unlink()
-    return runs
-
-
-def table(threads: int, rounds: int) -> list[str]:
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        peers = llama_cpp(folder, threads)
-        torch.manual_seed(0)
-        float_model = LlamaForCausalLM(CONFIG)
-        models = {name: quantized(float_model, s) for name, s in tqdm(SCHEMES.items())}
-        del float_model
-        times: dict[str, list[float]] = {}
-        for i in range(rounds + 1):
-            for name, run in peers.items():
-                times.setdefault(f"llama.cpp {name}", []).append(seconds(run) / NEW_TOKENS)
-            for name, model in models.items():
-                for activations in ("dynamic", "float"):
-                    set_activations(model, activations)
-                    key = name + "-all" + "-dynamic" * (activations == "dynamic")
-                    product = products(model)
-                    product()
-                    times.setdefault(f"products {key}", []).append(seconds(product))
-                    if activations == "dynamic" or i < 3:
-                        whole = seconds(generate(model)) / NEW_TOKENS
-                        times.setdefault(f"lowbit {key}", []).append(whole)
-            if i == 0:
-                times.clear()
-            print(f"round {i}", flush=True)
-    rates = {name: 1 / statistics.median(taken) for name, taken in times.items()}
-    lines = ["| | tokens/s | products alone, tokens/s | model / peer | products / peer |"]
-    lines.append("|---|---|---|---|---|")
-    for peer in PEERS:
-        lines.append(f"| llama.cpp {peer} | {rates[f'llama.cpp {peer}']:.1f} | | 1 | |")
-    against = {"4": "Q4_0", "3": "Q3_K_M", "2": "Q2_K"}
-    for name, scheme in SCHEMES.items():
-        peer = rates[f"llama.cpp {against[str(scheme.bits)]}"]
-        for key in (f"{name}-all-dynamic", f"{name}-all"):
-            model, product = rates[f"lowbit {key}"], rates[f"products {key}"]
+def table(name: str, threads: int, rounds: int) -> list[str]:
+    found = rates(name, threads, rounds)
+    lines = [
+        "",
+        f"## {MODELS[name][0]}",
+        "",
+        "| | tokens/s | by transformers' `generate` | products alone, tokens/s | outside products |"
+        " tokens/s / peer's | products / peer |",
+        "|---" * 7 + "|",
+        f"| {FLOAT} | | {found[f'generate {FLOAT}']:.1f} | | | | |",
+    ]
+    lines += [
+        f"| llama.cpp {p} | {found[f'llama.cpp {p}']:.1f} | | | | 1 | |" for p in PEERS.values()
+    ]
+    for scheme, of_scheme in SCHEMES.items():
+        peer = found[f"llama.cpp {PEERS[of_scheme.bits]}"]
+        for key in (f"{scheme}-all-dynamic", f"{scheme}-all"):
+            model, product = found[f"lowbit {key}"], found[f"products {key}"]
             lines.append(
-                f"| lowbit {key} | {model:.1f} | {product:.1f} | {model / peer:.2f}×"
-                f" | {product / peer:.2f}× |"
+                f"| lowbit {key} | {model:.1f} | {found[f'generate {key}']:.1f} | {product:.1f} |"
+                f" {1 - model / product:.0%} | {model / peer:.2f}× | {product / peer:.2f}× |"
             )
     return lines
 
 
 def main() -> None:
-    options = parser(__doc__, RESULT, rounds=5).parse_args()
+    asked = parser(__doc__, RESULT, rounds=5)
+    asked.add_argument("--only", choices=MODELS, action="append")
+    options = asked.parse_args()
     ready(options.threads)
     import llama_cpp
 
-    finish(
-        [
-            "# Decoding a 1.04-billion-parameter Llama shape, batch 1",
-            "",
-            f"`python bench/decoder.py`, {time.strftime('%Y-%m-%d')}. {described()} transformers"
-            f" {transformers.__version__}, llama.cpp as built by llama-cpp-python"
-            f" {llama_cpp.__version__}; median of {options.rounds} rounds. Each recipe against the"
-            " llama.cpp type of as many bits.",
-            "",
-            *table(options.threads, options.rounds),
-        ],
-        RESULT,
-        options.write,
-    )
+    lines = [
+        "# Decoding one sequence",
+        "",
+        f"`python bench/decoder.py`, {time.strftime('%Y-%m-%d')}. {described()} transformers"
+        f" {transformers.__version__}, llama.cpp as built by llama-cpp-python"
+        f" {llama_cpp.__version__}; median of {options.rounds} rounds. Each recipe against the"
+        " llama.cpp type of as many bits. Models of lowbit by `lowbit.generate`, which gives the"
+        " ids of `generate`; both read a prompt of 8 tokens within their time.",
+    ]
+    for name in options.only or MODELS:
+        lines += table(name, options.threads, options.rounds)
+    finish(lines, RESULT, options.write)
 
 
 if __name__ == "__main__":

@@ -139,15 +139,15 @@ class Run:
 
 
 def planned(work: Path, data: Path) -> list[Run]:
-    """All float models, then integers: the first seed of each task, the others, and 4 bits."""
+    """All float models, then arm by arm: the first seed of each task, then the others."""
     first = [(task, seeds[0]) for task, seeds in SEEDS.items()]
     others = [(task, seed) for task, seeds in SEEDS.items() for seed in seeds[1:]]
     arms = {
         "none": first + others,
-        "int8" + DISTILLED: first + others,
         "int8-dynamic" + DISTILLED: first + others,
-        "int8": first + others,
+        "int8" + DISTILLED: first + others,
         "int4": first,
+        "int8": first + others,
     }
     return [Run(*of, arm, work, data) for arm, those in arms.items() for of in those]
 

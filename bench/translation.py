@@ -110,7 +110,6 @@ class Corpus:
     further: float
     arms: tuple[str, ...] = tuple(ARMS)
     eval_steps: int = 0
-    note: str = ""
 
     def under(self, folder: Path) -> "Corpus":
         def at(name: str | None) -> str | None:
@@ -133,7 +132,6 @@ CORPORA = {
         ("test_2016_flickr.de", "test_2016_flickr.en"),
         epochs=10,
         further=2,
-        note=" Trained while batches still came in the order of their lengths (docs/LOG.md).",
     ),
     "spa-eng": Corpus(
         "train.tsv",
@@ -304,10 +302,7 @@ class Run:
         yield f"\n## {self.name}, seed {self.seed}: {len(self.test.sources):,} sentences\n"
         every = self.corpus.eval_steps
         yield f"{self.corpus.epochs:g} epochs in float, then {self.corpus.further:g} of each model"
-        yield (
-            f"that is trained on; scored after each {f'{every} steps' if every else 'epoch'}."
-            f"{self.corpus.note}\n"
-        )
+        yield f"that is trained on; scored after each {f'{every} steps' if every else 'epoch'}.\n"
         if absent := [arm for arm in arms if arm not in done]:
             yield f"Not trained yet: {'; '.join(absent)}.\n"
         if not done:

@@ -38,6 +38,10 @@ def quantize(
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Rotate attention heads first, to spread outliers.")
     ] = False,
+    tune: Annotated[
+        int,
+        typer.Option(min=0, help="Passes over the text that tune all scales together, at the end."),
+    ] = 0,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Windows or lines of that text; by default 128.")
     ] = None,
@@ -64,7 +68,7 @@ def quantize(
         "overwrite": overwrite,
         "max_shard_bytes": max_shard_size * MEGA,
         "progress": not (quiet or as_json),
-        "solver": Solver(solver, correct_bias=correct_bias, rotate=rotate),
+        "solver": Solver(solver, correct_bias=correct_bias, rotate=rotate, tune=tune),
     }
     reading = {"samples": samples, "length": length}
     given: dict[str, Any] = {name: value for name, value in reading.items() if value is not None}

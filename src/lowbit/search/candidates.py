@@ -1,7 +1,7 @@
 """What may become of each module: the weights to decide on, and the stored forms tried on them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -75,9 +75,9 @@ def _stored(
     calibration: Calibration,
     progress: bool,
 ) -> Mapping[str, QTensor]:
-    """The weights of `owners` by `recipe`. The model is as before at the end."""
-    if solver.moves:
-        solver = NEAREST
+    """The weights of `owners` by `recipe`, their scales not tuned, which is for all of a model. The
+    model is as before at the end."""
+    solver = NEAREST if solver.moves else replace(solver, tune=0)
     if solver.data:
         with walked(model, recipe, solver, calibration, progress=progress) as solved:
             return solved.stored

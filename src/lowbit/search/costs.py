@@ -1,17 +1,14 @@
 """What it costs to store one module otherwise, everything else staying float.
 
-*divergence*: how far the model's predictions move: the mean KL divergence per token in nats where
-    the model has logits, else the squared error of its output relative to the output. Padding does
-    not count.
+*divergence*: how far the model's predictions move (solvers/outputs.py): the mean KL divergence per
+    token in nats where it has logits, else the squared error of its output relative to the output.
 *hessian*: how far the module's own output moves: tr(E H Eᵀ) / tr(W H Wᵀ), E = W − Ŵ. One pass over
     the data for all modules and schemes, but blind to what the rest of the model makes of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,7 +19,8 @@ from lowbit.progress import progress_bar, tracked
 from lowbit.rounded import rounded
 from lowbit.search.candidates import Candidate
 from lowbit.solvers.hessian import weight_error
-from lowbit.solvers.observe import linear_users, observe, tokens
+from lowbit.solvers.observe import linear_users, observe
+from lowbit.solvers.outputs import output
 from lowbit.solvers.playback import Playback, playing
 from lowbit.solvers.stages import find_stages
 
@@ -45,14 +43,15 @@ def by_divergence(
         progress_bar(runs, "divergence of each choice", "run", progress) as bar,
     ):
         for batch in batches:
-            wanted, distance = _output(model, batch)
+            wanted, distance = output(model, batch)
             whole += distance.whole(wanted)
             for own, options in zip(costs, candidates, strict=True):
                 for i, candidate in enumerate(options):
                     if candidate.stored is not None:
                         with rounded(model, [(candidate.decision, candidate.stored)]):
-                            found, _ = _output(model, batch)
-                        own[i] += distance.part(wanted, found)
+                            found, _ = output(model, batch)
+                        # float32 terms cancel to about 1e-7 of a nat, on either side of 0.
+                        own[i] += max(0.0, distance.part(wanted, found).item())
                         bar.update()
     return [[cost / max(whole, torch.finfo().tiny) for cost in own] for own in costs]
 
@@ -90,38 +89,6 @@ def _relative(model: PreTrainedModel, candidate: Candidate, hessian: Tensor | No
     error = weight_error(weight - FORMATS[q.layout.format].decode(q), hessian).sum()
     return float(error / weight_error(weight, hessian).sum().clamp_min(torch.finfo().tiny))
 
-
-def _output(
-    model: PreTrainedModel, batch: Mapping[str, Tensor]
-) -> tuple[Float32[Tensor, "tokens values"], "_Distance"]:
-    """The first output without padding, and how far another one is from it."""
-    out = model(**batch)
-    logits = getattr(out, "logits", None)
-    first: Tensor = out[0] if logits is None else logits
-    is_classes = logits is not None and first.shape[-1] > 1
-    return tokens(first.float(), batch), _DIVERGENCE if is_classes else _SQUARES
-
-
-@dataclass(frozen=True)
-class _Distance:
-    """Of batches it is the sum of `part` over the sum of `whole`."""
-
-    part: Callable[[Tensor, Tensor], float]
-    whole: Callable[[Tensor], float]
-
-
-def _kl(wanted: Float32[Tensor, "tokens n"], found: Float32[Tensor, "tokens n"]) -> float:
-    log_p, log_q = wanted.log_softmax(-1), found.log_softmax(-1)
-    # float32 terms cancel to about 1e-7 of a nat, on either side of 0.
-    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum()))
-
-
-def _square(x: Float32[Tensor, "tokens n"]) -> float:
-    return float(x.double().square().sum())
-
-
-_DIVERGENCE = _Distance(_kl, len)
-_SQUARES = _Distance(lambda wanted, found: _square(wanted - found), _square)
 
 Measure = Callable[[PreTrainedModel, Sequence[Sequence[Candidate]], Batches, bool], Costs]
 MEASURES: dict[str, Measure] = {"divergence": by_divergence, "hessian": by_hessian}

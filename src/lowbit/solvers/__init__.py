@@ -55,12 +55,14 @@ class Solver:
     correct_bias: move the bias of each layer by the mean error that its weight leaves,
     b + (W − Ŵ) · mean x (Nagel et al. 2019, "Data-Free Quantization", equation 16).
     rotate: rotate what each attention head passes on, first of all (rotation.py).
+    tune: passes over the data in which all scales are tuned together, last of all (tuning.py).
     """
 
     name: str = "nearest"
     options: Mapping[str, Any] = field(default_factory=dict)
     correct_bias: bool = False
     rotate: bool = False
+    tune: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in SOLVERS:
@@ -70,6 +72,8 @@ class Solver:
             if option not in known:
                 has = f"use {', '.join(known)}" if known else "it has none"
                 raise UsageError(f"solver {self.name} has no option {option!r}: {has}")
+        if self.tune < 0:
+            raise UsageError(f"tune {self.tune} is negative: it counts passes over the data")
 
     @property
     def method(self) -> Method:
@@ -83,7 +87,7 @@ class Solver:
     @property
     def data(self) -> bool:
         """Whether it learns from data."""
-        return self.method.data or self.moves
+        return self.method.data or self.moves or self.tune > 0
 
     def solve(self, weight: Tensor, hessian: Tensor | None, scheme: Scheme) -> QTensor:
         """`weight` in the stored form of `scheme`."""
@@ -91,13 +95,13 @@ class Solver:
 
     def to_dict(self) -> dict[str, Any]:
         own = {"name": self.name, "correct_bias": self.correct_bias, "rotate": self.rotate}
-        return {**own, **self.options}
+        return {**own, "tune": self.tune, **self.options}
 
 
 def load_solver(solver: str | Mapping[str, Any] | Solver) -> Solver:
     """A name, a mapping {"name": …, option: value, …}, or a Solver as it is. Raises UsageError.
 
-    "correct_bias" and "rotate" are options of every solver.
+    "correct_bias", "rotate" and "tune" are options of every solver.
     """
     if isinstance(solver, Solver):
         return solver
@@ -106,4 +110,4 @@ def load_solver(solver: str | Mapping[str, Any] | Solver) -> Solver:
     options = dict(solver)
     name = str(options.pop("name", None))
     shared = {key: bool(options.pop(key, False)) for key in ("correct_bias", "rotate")}
-    return Solver(name, options, **shared)
+    return Solver(name, options, tune=int(options.pop("tune", 0)), **shared)

@@ -24,11 +24,13 @@ from lowbit.staging import staged_file, writing
 @dataclass
 class Solved:
     """Stored weights by module, float parameters that changed by their names, and what is to be
-    said: a kind of remark -> the modules it is about."""
+    said: a kind of remark -> the modules it is about. tuned: how far predictions were from the
+    float model's before and after tuning, where there was one."""
 
     stored: dict[str, QTensor] = field(default_factory=dict)
     floats: dict[str, Tensor] = field(default_factory=dict)
     remarks: dict[str, list[str]] = field(default_factory=dict)
+    tuned: tuple[float, float] | None = None
 
     def remark(self, kind: str, module: str) -> None:
         self.remarks.setdefault(kind, []).append(module)
@@ -40,12 +42,19 @@ class Solved:
             self.remarks.setdefault(kind, []).extend(modules)
 
     def notes(self) -> tuple[str, ...]:
-        """The remarks as sentences."""
-        return tuple(
+        """What is to be said, as sentences."""
+        said = [
             f"{len(modules)} {'layer' if len(modules) == 1 else 'layers'} {kind}: {modules[0]}"
             + (", …" if len(modules) > 1 else "")
             for kind, modules in self.remarks.items()
-        )
+        ]
+        if self.tuned is not None:
+            before, after = self.tuned
+            said.append(
+                f"tuned: predictions on the calibration data are {after:.3g} away from the float"
+                f" model's, {before:.3g} before"
+            )
+        return tuple(said)
 
 
 class Journal:

@@ -1,8 +1,9 @@
 """The walk over a model: each stage is solved on what the stages before it, quantized, give it.
 
 For each stage: rotate its heads where that is asked for, watch what its layers read, solve their
-weights, put the decoded weights in, and let the data through to the next. Activations stay float on
-the way, whatever the recipe makes of them later.
+weights, put the decoded weights in, and let the data through to the next. At the end all scales are
+tuned together where that is asked for. Activations stay float on the way, whatever the recipe makes
+of them later.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from lowbit.solvers.observe import Observed, linear_users, observe
 from lowbit.solvers.playback import Playback, playing
 from lowbit.solvers.rotation import rotate
 from lowbit.solvers.stages import Stage, find_stages
+from lowbit.solvers.tuning import tune
 
 UNSEEN = "met by no token, and so solved without data"
 UNROTATED = "with no heads that could be rotated"
@@ -73,6 +75,11 @@ def walked(
             )
         with evaluating(model), playing(model):
             found = _walk(model, owners, solver, batches, journal, progress)
+            if solver.tune and owners:
+                found.stored, *distances = tune(
+                    model, owners, found.stored, before, batches, solver.tune, progress
+                )
+                found.tuned = distances[0], distances[1]
         for name, p in model.named_parameters():
             p.data = before[name]
         for name, values in found.floats.items():

@@ -1,0 +1,121 @@
+"""A random Llama or GPT-2 shape as llama.cpp runs it, in the types of its own quantizer."""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
+
+CONTEXT = 512
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+
+def llama_tensors(c: LlamaConfig) -> Shapes:
+    key_value = c.hidden_size * c.num_key_value_heads // c.num_attention_heads
+    yield "output_norm.weight", (c.hidden_size,)
+    for i in range(c.num_hidden_layers):
+        yield f"blk.{i}.attn_norm.weight", (c.hidden_size,)
+        yield f"blk.{i}.attn_q.weight", (c.hidden_size, c.hidden_size)
+        yield f"blk.{i}.attn_k.weight", (key_value, c.hidden_size)
+        yield f"blk.{i}.attn_v.weight", (key_value, c.hidden_size)
+        yield f"blk.{i}.attn_output.weight", (c.hidden_size, c.hidden_size)
+        yield f"blk.{i}.ffn_norm.weight", (c.hidden_size,)
+        yield f"blk.{i}.ffn_gate.weight", (c.intermediate_size, c.hidden_size)
+        yield f"blk.{i}.ffn_up.weight", (c.intermediate_size, c.hidden_size)
+        yield f"blk.{i}.ffn_down.weight", (c.hidden_size, c.intermediate_size)
+
+
+def gpt2_tensors(c: GPT2Config) -> Shapes:
+    width = c.hidden_size
+    matrices = {
+        "attn_qkv": (3 * width, width),
+        "attn_output": (width, width),
+        "ffn_up": (4 * width, width),
+        "ffn_down": (width, 4 * width),
+    }
+    yield "position_embd.weight", (c.max_position_embeddings, width)
+    norms = ["output_norm"]
+    for i in range(c.num_hidden_layers):
+        norms += [f"blk.{i}.attn_norm", f"blk.{i}.ffn_norm"]
+        for name, shape in matrices.items():
+            yield f"blk.{i}.{name}.weight", shape
+            yield f"blk.{i}.{name}.bias", shape[:1]
+    for name in norms:
+        yield f"{name}.weight", (width,)
+        yield f"{name}.bias", (width,)
+
+
+def write_float16(config: PreTrainedConfig, path: Path) -> None:
+    """A random model of that shape, its head tied to its embedding."""
+    writer = gguf.GGUFWriter(path, config.model_type)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    if isinstance(config, LlamaConfig):
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(1e-6)
+        writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+        tensors = llama_tensors(config)
+    else:
+        assert isinstance(config, GPT2Config)
+        writer.add_feed_forward_length(4 * config.hidden_size)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        tensors = gpt2_tensors(config)
+    random = np.random.default_rng(0)
+    table = "token_embd.weight", (config.vocab_size, config.hidden_size)
+    for name, shape in (table, *tensors):
+        if len(shape) == 1:
+            writer.add_tensor(name, np.full(shape, name.endswith("norm.weight"), np.float32))
+        else:
+            values = random.standard_normal(shape, np.float32) * 0.02
+            writer.add_tensor(name, values.astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def decoders(
+    config: PreTrainedConfig, types: tuple[str, ...], tokens: int, folder: Path, threads: int
+) -> dict[str, Callable[[], None]]:
+    """By type of file, as many single-token calls of llama_decode from an empty cache."""
+    llama_cpp.llama_backend_init()
+    silent = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    source = folder / "f16.gguf"
+    write_float16(config, source)
+    runs = {}
+    for name in types:
+        target = folder / f"{name}.gguf"
+        options = llama_cpp.llama_model_quantize_default_params()
+        options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
+        options.nthread = threads
+        failed = llama_cpp.llama_model_quantize(
+            str(source).encode(), str(target).encode(), ctypes.byref(options)
+        )
+        assert not failed, name
+        model = llama_cpp.llama_model_load_from_file(
+            str(target).encode(), llama_cpp.llama_model_default_params()
+        )
+        asked = llama_cpp.llama_context_default_params()
+        asked.n_ctx, asked.n_threads, asked.n_threads_batch = CONTEXT, threads, threads
+        context = llama_cpp.llama_init_from_model(model, asked)
+
+        def run(context: ctypes.c_void_p = context, kept: object = (model, silent)) -> None:
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+            token = (llama_cpp.llama_token * 1)(5)
+            for _ in range(tokens):
+                assert llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(token, 1)) == 0
+
+        runs[name] = run
+        print(f"{name}: {target.stat().st_size / 2**20:.0f} MiB", flush=True)
+    source.unlink()
+    return runs

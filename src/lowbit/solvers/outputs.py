@@ -1,0 +1,51 @@
+"""What a model says about a batch, and how far other weights move that.
+
+*divergence*: where the model has logits of classes, the KL divergence in nats of its predictions
+    from the float model's, summed over tokens;
+*squares*: else, of its first output, the squared error.
+
+Padding does not count.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float32
+from torch import Tensor
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from lowbit.solvers.observe import tokens
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Of batches it is the sum of `part`, a float64 scalar through which gradients flow, over the
+    sum of `whole`."""
+
+    part: Callable[[Tensor, Tensor], Tensor]
+    whole: Callable[[Tensor], float]
+
+
+def output(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
+) -> tuple[Float32[Tensor, "tokens values"], Distance]:
+    """What it says, with other `weights` by the names of parameters, and how to compare that."""
+    out = functional_call(model, dict(weights or {}), kwargs=dict(batch))
+    logits = getattr(out, "logits", None)
+    first: Tensor = out[0] if logits is None else logits
+    is_classes = logits is not None and first.shape[-1] > 1
+    return tokens(first.float(), batch), DIVERGENCE if is_classes else SQUARES
+
+
+def _divergence(wanted: Float32[Tensor, "tokens n"], found: Float32[Tensor, "tokens n"]) -> Tensor:
+    log_p, log_q = wanted.log_softmax(-1), found.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).double().sum()
+
+
+def _squares(x: Float32[Tensor, "tokens n"]) -> Tensor:
+    return x.double().square().sum()
+
+
+DIVERGENCE = Distance(_divergence, len)
+SQUARES = Distance(lambda wanted, found: _squares(wanted - found), lambda x: float(_squares(x)))
