@@ -12,14 +12,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from machine import described, finish, result_page
+from machine import described, finish, speed_page
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from turns import parser, ready, take_turns, times_faster
 
 from lowbit.kernels import ops
 
-RESULT = result_page("attention.md")
+RESULT = speed_page("attention")
 HEADS, SIZE = 12, 64
 SHAPES = ((1, 128), (8, 128), (1, 512))  # batch, tokens
 KINDS = ("", "padding", "causal")

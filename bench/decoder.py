@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from machine import described, finish, result_page
+from machine import described, finish, speed_page
 from torch import nn
 from tqdm import tqdm
 from transformers import (
@@ -36,7 +36,7 @@ from lowbit.nn import QuantLinear
 from lowbit.recipe import Recipe, Rule
 from lowbit.schemes import Binary, Scheme, ZeroPoint
 
-RESULT = result_page("decoder.md")
+RESULT = speed_page("decoder")
 SHAPE = {
     "vocab_size": 32_000,
     "hidden_size": 2048,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from decoder import SHAPE
-from machine import described, finish, result_page
+from machine import described, finish, speed_page
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -35,7 +35,7 @@ import lowbit
 from lowbit.kernels.linear.native import in_place
 from lowbit.nn import QuantLinear
 
-RESULT = result_page("decoding.md")
+RESULT = speed_page("decoding")
 PROMPT, NEW_TOKENS = 16, 20
 MARIAN = MarianConfig(
     vocab_size=8000,

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 from engines import Encoder, of_torch, onnx_runtime_int8, openvino, torch_bfloat16, torch_dynamic
-from machine import described, finish, result_page
+from machine import described, finish, speed_page
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from turns import parser, ready, seconds, take_turns, times_faster
@@ -31,7 +31,7 @@ from lowbit.kernels.linear import KERNELS
 from lowbit.kernels.selection import VARIABLE
 from lowbit.nn import QuantLinear
 
-RESULT = result_page("encoder.md")
+RESULT = speed_page("encoder")
 SIZES = ((1, 128), (8, 128))
 OTHER_RECIPES = ("int8-static", "int8", "int4-dynamic", "int4", "bcq3-dynamic")
 

@@ -7,6 +7,10 @@ from pathlib import Path
 import torch
 
 from lowbit.environment import processor
+from lowbit.kernels import native
+
+# What products run on, best first.
+INSTRUCTION_SETS = ("amx", "avx512vnni", "avxvnni", "avx2")
 
 
 def commit() -> str:
@@ -33,6 +37,13 @@ def described() -> str:
 def result_page(name: str) -> Path:
     """Where a bench keeps its result."""
     return Path(__file__).parent.parent / "docs" / "results" / name
+
+
+def speed_page(name: str) -> Path:
+    """The same for times, each best instruction set by itself: NAME.md where there are AMX tiles,
+    else NAME-avx512vnni.md and so on."""
+    best = next((isa for isa in INSTRUCTION_SETS if isa in native.features()), "scalar")
+    return result_page(f"{name}.md" if best == "amx" else f"{name}-{best}.md")
 
 
 def finish(lines: Sequence[str], page: Path, write: bool) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from machine import described, finish, result_page
+from machine import described, finish, speed_page
 from torch import nn
 from transformers import BertConfig, BertModel
 from turns import parser, ready, seconds, take_turns, times_faster
@@ -25,7 +25,7 @@ from lowbit.formats import CHANNEL, group
 from lowbit.nn import Packed, QuantLinear
 from lowbit.schemes import Absmax, Scheme, ZeroPoint
 
-RESULT = result_page("overhead.md")
+RESULT = speed_page("overhead")
 BATCH = 100  # calls per measurement
 SCHEMES: dict[str, tuple[Scheme, str]] = {
     "int8-dynamic": (Absmax(8, CHANNEL), "dynamic"),

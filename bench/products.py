@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from machine import described, finish, result_page
+from machine import described, finish, speed_page
 from turns import take_turns
 
 from lowbit.formats import CHANNEL, QTensor, group
@@ -22,7 +22,7 @@ from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear import product
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
 
-RESULT = result_page("products.md")
+RESULT = speed_page("products")
 STREAMED = 512 << 20  # bytes
 FEW, MANY = (8192, 2048), (3072, 768)
 ROWS = 1024

@@ -272,7 +272,7 @@ def page(runs: list[Run]) -> Iterator[str]:
     if missing := [f"{run.task} {run.arm} seed {run.seed}" for run in runs if not run.finished]:
         yield f"\nNot trained yet: {', '.join(missing)}."
     yield f"\nNo data at hand for {', '.join(ABSENT)}; `lowbit train --name` takes them alike."
-    timed = [run for run in runs if run.finished and run.arm == "int8"]
+    timed = [run for run in runs if run.finished and run.qat == "int8"]
     if timed:
         yield f"\n## Speed of the integer model ({timed[0].task})\n"
         yield from speed(timed[0])
