@@ -98,22 +98,25 @@ def decoders(
         options = llama_cpp.llama_model_quantize_default_params()
         options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
         options.nthread = threads
-        failed = llama_cpp.llama_model_quantize(
+        if llama_cpp.llama_model_quantize(
             str(source).encode(), str(target).encode(), ctypes.byref(options)
-        )
-        assert not failed, name
+        ):
+            raise RuntimeError(f"llama.cpp could not write {name}")
         model = llama_cpp.llama_model_load_from_file(
             str(target).encode(), llama_cpp.llama_model_default_params()
         )
         asked = llama_cpp.llama_context_default_params()
         asked.n_ctx, asked.n_threads, asked.n_threads_batch = CONTEXT, threads, threads
         context = llama_cpp.llama_init_from_model(model, asked)
+        if not context:
+            raise RuntimeError(f"llama.cpp could not load {name}")
 
         def run(context: ctypes.c_void_p = context, kept: object = (model, silent)) -> None:
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
             token = (llama_cpp.llama_token * 1)(5)
             for _ in range(tokens):
-                assert llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(token, 1)) == 0
+                if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(token, 1)):
+                    raise RuntimeError("llama.cpp could not decode")
 
         runs[name] = run
         print(f"{name}: {target.stat().st_size / 2**20:.0f} MiB", flush=True)

@@ -136,6 +136,8 @@ class Translator:
         config.update(
             do_sample=False,
             num_beams=self.beams,
+            num_return_sequences=1,
+            return_dict_in_generate=False,
             max_new_tokens=self.new_tokens,
             max_length=None,
             use_cache=True,

@@ -49,12 +49,20 @@ def test_an_encoder_reads_lines(file):
 
 
 def test_an_encoder_decoder_reads_pairs_where_lines_hold_them(file):
-    found = texts.read(file("a b\tc d\ne"), make("bart"), TOKENIZER, samples=2)
+    found = texts.read(file("a b c\tc d\ne"), make("bart"), TOKENIZER, samples=2)
     (batch,) = found.batches
-    assert batch["input_ids"].tolist() == [[2, 4, 5, 3], [2, 8, 3, 0]]
+    assert batch["input_ids"].tolist() == [[2, 4, 5, 6, 3], [2, 8, 3, 0, 0]]
     # The decoder starts with 0 and reads what it has predicted so far.
     assert batch["decoder_input_ids"].tolist() == [[0, 2, 6, 7], [0, 2, 8, 3]]
     assert batch["decoder_attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+
+
+def test_the_masks_of_both_sides_never_have_one_shape(file):
+    found = texts.read(file("a b\tc d\ne\tf"), make("bart"), TOKENIZER, samples=2)
+    (batch,) = found.batches
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch["decoder_attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
+    assert batch["decoder_input_ids"].shape == (2, 5)
 
 
 @pytest.mark.parametrize(

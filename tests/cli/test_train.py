@@ -36,6 +36,12 @@ def test_an_option_that_would_do_nothing_is_refused(lowbit, source, tmp_path, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_new_translator_has_no_tokenizer_whose_case_could_be_changed(lowbit, tmp_path):
+    given = ("train", "--task", "translation", "--data", tmp_path / "a.tsv", "-o", tmp_path / "out")
+    code, _, err = lowbit(*given, "--lower-case")
+    assert code == 2 and "--lower-case is of MODEL's tokenizer" in err
+
+
 def test_squad_trains_with_its_own_length_and_is_inferred_with_the_same(lowbit, source, tmp_path):
     for split in ("train", "dev"):
         stored = {"data": [{"paragraphs": [paragraph(n) for n in range(8)]}]}

@@ -62,6 +62,10 @@ def test_json_has_the_source_beside_the_output(lowbit, source, given):
     assert sources == ["ba bo da", "", "la na ka lo", LONG]
     translator = Translator(load_model(source), load_tokenizer(source), 3, 5)
     assert tuple(line["output"] for line in told) == translator(sources).outputs
+    # What a model's own configuration asks of `generate` besides changes nothing.
+    translator.model.generation_config.num_return_sequences = 3
+    translator.model.generation_config.return_dict_in_generate = True
+    assert tuple(line["output"] for line in told) == translator(sources).outputs
 
 
 def test_bytes_that_are_no_text_are_told_by_line(lowbit, source, given):

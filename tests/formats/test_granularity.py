@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowbit.errors import UsageError
-from lowbit.formats.granularity import CHANNEL, TENSOR, Granularity, group, row_blocks
+from lowbit.formats.granularity import (
+    CHANNEL,
+    TENSOR,
+    Granularity,
+    by_row_blocks,
+    group,
+    row_blocks,
+)
 from tests.oracles.granularity import units
 
 
@@ -56,6 +63,23 @@ def test_split_is_a_view_where_groups_divide_the_row():
     x = torch.randn(3, 8)
     assert group(4).split(x).data_ptr() == x.data_ptr()
     assert CHANNEL.split(x).shape == TENSOR.split(x).shape == (3, 1, 8)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 3), (700, 300), (5, 1 << 16)])
+def test_a_weight_by_row_blocks_is_the_same_with_gradients(rows, columns):
+    scale = torch.arange(1.0, rows + 1, requires_grad=True)
+    values = torch.arange(float(rows * columns)).reshape(rows, columns) + 1
+
+    def of(block):
+        return values[block] * scale[block, None]
+
+    found, plain = (
+        by_row_blocks((rows, columns), torch.float32, scale.device, of, gradients)
+        for gradients in (True, False)
+    )
+    assert torch.equal(found, plain) and torch.equal(found, values * scale[:, None])
+    found.sum().backward()
+    assert torch.equal(scale.grad, values.sum(1))
 
 
 @given(st.integers(0, 3000), st.sampled_from([1, 100, 1 << 17, 1 << 20]))

@@ -135,6 +135,12 @@ def test_a_learned_range_starts_from_what_was_seen_and_has_the_gradient_of_lsq()
     assert found.scale.grad.item() == pytest.approx(expected, rel=1e-3)
     found.watch(torch.tensor([-100.0, 100.0]))
     assert found.static().scale == pytest.approx(0.01, rel=1e-6)
+    # Training may push it across zero: the same range, and a gradient that knows.
+    with torch.no_grad():
+        found.scale.neg_()
+    found.scale.grad = None
+    found(x).sum().backward()
+    assert found.scale.grad.item() == pytest.approx(-expected, rel=1e-3)
 
 
 def test_what_is_not_finite_is_left_out():

@@ -110,6 +110,18 @@ def test_what_a_diverged_training_left_is_not_stored(broken):
         quantizer.stored(weight)
 
 
+def test_a_step_that_crossed_zero_is_pushed_the_other_way():
+    weight, scheme = some_weight(), Absmax(4)
+    gradients = []
+    for sign in (1, -1):
+        quantizer = ESTIMATORS["lsq"](scheme, weight)
+        with torch.no_grad():
+            quantizer.scale *= 0.6 * sign
+        sent_back(quantizer, weight)
+        gradients.append(quantizer.scale.grad.clone())
+    assert torch.equal(gradients[0], -gradients[1]) and gradients[0].abs().min() > 0
+
+
 def test_a_step_that_training_pushed_to_zero_still_stores():
     weight = some_weight()
     quantizer = ESTIMATORS["lsq"](Absmax(8), weight)

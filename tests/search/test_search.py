@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertForQuestionAnswering
 
 from lowbit import Binary, ZeroPoint, footprint, quantize
 from lowbit.errors import InputError, UsageError
@@ -18,7 +19,7 @@ from lowbit.search.costs import MEASURES
 from lowbit.search.search import _of_size, search
 from lowbit.solvers import Solver
 from tests.folders import byte_tokenizer
-from tests.models import VOCABULARY, make
+from tests.models import BERT, VOCABULARY, make
 
 SCHEMES = [ZeroPoint(bits, group(64)) for bits in (2, 4, 8)]
 IDS = torch.arange(4 * 32).reshape(4, 32) * 7 % VOCABULARY
@@ -173,6 +174,36 @@ def test_padding_does_not_count_and_every_token_weighs_alike():
     assert max(cost for costs in one for cost in costs) > 0
 
 
+def test_a_choice_that_breaks_the_model_does_not_look_free():
+    model = make("gpt2")
+    candidates = candidates_of(model, [ZeroPoint(2, group(64))], [], progress=False)
+    candidates[0][1].stored.scale.fill_(math.nan)
+    costs = MEASURES["divergence"](model, candidates, [{"input_ids": IDS}], False)
+    assert math.isnan(costs[0][1]) and costs[0][0] == 0
+    assert all(math.isfinite(cost) for own in costs[1:] for cost in own)
+
+
+def test_both_ends_of_answers_count():
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering(BertConfig(**BERT)).eval()
+    candidates = candidates_of(model, [ZeroPoint(2, group(64))], ["@embedding"], progress=False)
+    mask = (torch.arange(32) < torch.tensor([[32], [9], [20], [5]])).long()
+    batch = {"input_ids": IDS, "attention_mask": mask}
+    (costs,) = MEASURES["divergence"](model, candidates[-1:], [batch], False)
+    (_, candidate) = candidates[-1]
+    assert candidate.module == "qa_outputs"
+    with torch.no_grad():
+        before = model(**batch)
+        model.qa_outputs.weight.data = dequantize(candidate.stored)
+        after = model(**batch)
+    parts = []
+    for name in ("start_logits", "end_logits"):
+        one, other = (out[name][mask.bool()].double().numpy() for out in (before, after))
+        parts.append((((one - other) ** 2).sum(), (one**2).sum()))
+    expected = sum(part for part, _ in parts) / sum(whole for _, whole in parts)
+    assert costs[1] == pytest.approx(expected, rel=1e-4) and costs[1] > 0
+
+
 def test_models_that_grow_when_they_are_made_are_chosen_again_with_less_room():
     """Candidates of 10 … 90 bytes of which 40 more are made, for a budget of 100."""
 
@@ -260,8 +291,9 @@ def test_budgets_are_read_from_text(size, bits, drop, wanted):
         (("20", None, None), "size '20' is not a number with a unit"),
         (("MB", None, None), "size 'MB'"),
         ((None, None, "1 percent"), "drop '1 percent'"),
-        ((None, -1.0, None), "a positive number, not -1.0"),
-        ((None, math.nan, None), "a positive number, not nan"),
+        ((None, -1.0, None), "a number from 0 on, not -1.0"),
+        ((None, math.nan, None), "a number from 0 on, not nan"),
+        ((None, math.inf, None), "a number from 0 on, not inf"),
     ],
 )
 def test_a_budget_that_is_none_gets_one_sentence(given, message):

@@ -1,5 +1,7 @@
 """AutoRound: never worse than nearest rounding, and the very steps of the paper."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from lowbit.coverage import cover
 from lowbit.formats import CHANNEL, TENSOR, group
 from lowbit.nn import Packed
 from lowbit.recipe import load_recipe
-from lowbit.solvers import autoround
+from lowbit.solvers import SOLVERS, autoround
 from lowbit.solvers.block import Block
 from lowbit.solvers.playback import Playback, playing
 from lowbit.solvers.stages import find_stages
@@ -141,6 +143,24 @@ def test_every_architecture_is_solved_whole(name, recipe):
     packed = {n for n, m in model.named_modules() if isinstance(m, Packed)}
     assert {d.name for d in result.coverage.quantized} == packed
     assert ((output(model) - expected).norm() <= 0.5 * expected.norm()).item()
+
+
+def test_blocks_are_compared_with_the_float_model_embedding_and_all(monkeypatch):
+    """Oracle: the hidden states of a float copy."""
+    expected = {}
+
+    def spy(weights, schemes, block, progress, **options):
+        expected[block.stage.name] = block.expected[0]
+        return {name: schemes[name].quantize(w) for name, w in weights.items()}
+
+    method = replace(SOLVERS["autoround"], solve_block=spy)
+    monkeypatch.setitem(SOLVERS, "autoround", method)
+    lowbit.quantize(make("gpt2"), "int2-all", solver="autoround", calibration=IDS)
+    with torch.no_grad():
+        states = make("gpt2")(IDS[:8], output_hidden_states=True).hidden_states
+    found = expected["transformer.h.0"]
+    found = found if isinstance(found, torch.Tensor) else found[0]
+    assert ((found - states[1]).norm() <= 1e-5 * states[1].norm()).item()
 
 
 def block_error(batch, name="bert"):

@@ -146,8 +146,17 @@ def test_the_float_model_is_as_it_was_if_tuning_fails(monkeypatch):
     assert not any(isinstance(module, Packed) for module in model.modules())
 
 
+def test_no_gradient_stays_behind():
+    model = sharp("gpt2")
+    lowbit.quantize(model, "int4", solver={"name": "nearest", "tune": 1}, calibration=IDS)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_bad_input():
     with pytest.raises(UsageError, match="tune -1 is negative"):
         Solver(tune=-1)
+    for wrong in ({"tune": 0.9}, {"tune": "2"}, {"rotate": "false"}):
+        with pytest.raises(UsageError, match="of a solver is .*, not of type"):
+            load_solver({"name": "nearest"} | wrong)
     with pytest.raises(UsageError, match="learns from data: give calibration data"):
         lowbit.quantize(make("gpt2"), "int4", solver={"name": "nearest", "tune": 1})

@@ -10,7 +10,7 @@ from lowbit.data import squad, squad_windows
 from lowbit.loading import load_tokenizer
 from lowbit.training.lesson import Material
 from lowbit.training.settings import Settings
-from lowbit.training.squad import answer_tokens
+from lowbit.training.squad import answer_tokens, collated
 from lowbit.training.train import train
 from tests import real
 from tests.models import make
@@ -72,6 +72,27 @@ def test_answers_of_real_paragraphs_map_to_tokens_and_back():
             assert answer.text in questions[owner].context[start:end]
             found.add(owner)
     assert len(found) >= 0.95 * len(questions)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_answers_stay_at_their_tokens_when_a_batch_is_padded(data, side):
+    tokenizer = words(*VOCABULARY)
+    tokenizer.padding_side = side
+    windows = squad_windows.split(tokenizer, squad.read(data, "train").questions, 14, 3)
+    examples = [
+        {**{key: values[row] for key, values in windows.inputs.items()}, "start_positions": 4,
+         "end_positions": 6}
+        for row in range(8)
+    ]  # fmt: skip
+    for cut, example in enumerate(examples):
+        for key in windows.inputs:
+            example[key] = example[key][: 14 - cut % 4]
+    batch = collated(tokenizer)(examples)
+    assert len({len(example["input_ids"]) for example in examples}) > 1
+    for example, ids, first, last in zip(
+        examples, batch["input_ids"], batch["start_positions"], batch["end_positions"], strict=True
+    ):
+        assert ids[first : last + 1].tolist() == example["input_ids"][4:7]
 
 
 def material(source, data):

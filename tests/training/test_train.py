@@ -142,6 +142,13 @@ def test_going_on_is_refused_with_other_settings_and_without_a_checkpoint(source
     ):
         with pytest.raises(UsageError, match=words):
             train("glue", lesson, out, other, resume=True, progress=False)
+    for other, words in (
+        (replace(lesson, max_length=8), "began with max_length 16 and cannot go on with 8"),
+        (replace(lesson, subset="cola"), "began with subset sst2 and cannot go on with cola"),
+        (replace(lesson, data=str(tmp_path)), "began with data .*SST-2 and cannot go on"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            train("glue", other, out, settings, resume=True, progress=False)
     # What there is stays until the new training can begin.
     nowhere = replace(lesson, data=str(tmp_path / "nowhere"))
     with pytest.raises(InputError):
@@ -150,6 +157,31 @@ def test_going_on_is_refused_with_other_settings_and_without_a_checkpoint(source
     shutil.rmtree(out / "checkpoints")
     with pytest.raises(UsageError, match="was finished and no checkpoint to go on from"):
         train("glue", lesson, out, settings, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("name", ["texts", "float", "checkpoints", "int8"])
+def test_what_no_training_wrote_is_never_replaced(source, data, tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").write_text("years of work")
+    settings = replace(QUICK, qat="int8", max_steps=1, evaluate_during_training=False)
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(UsageError, match=f"{name} is there already, and no training says"):
+            train("glue", material(source, data), tmp_path, settings, progress=False, **options)
+    assert (tmp_path / name / "mine.txt").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_label_smoothing_of_a_regression_is_refused(source, data, tmp_path):
+    folder = tmp_path / "STS-B"
+    folder.mkdir()
+    for split in ("train", "dev"):
+        lines = ["sentence1\tsentence2\tscore", "a b\tb c\t2.5", "a\tc\t1.0"]
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    lesson = replace(material(source, folder), subset="stsb")
+    settings = replace(QUICK, label_smoothing=0.1)
+    with pytest.raises(UsageError, match=r"label smoothing 0.1 spreads over classes"):
+        train("glue", lesson, tmp_path / "out", settings, progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_batches_that_make_one_step_weigh_like_one_batch(source, data, tmp_path):
@@ -243,6 +275,7 @@ def test_starting_again_leaves_no_old_checkpoint_to_resume_from(source, data, tm
     old = tmp_path / "checkpoints" / "checkpoint-900"
     old.mkdir(parents=True)
     (old / "trainer_state.json").write_text("{}")
+    (old.parent / "settings.json").write_text("{}")
     with pytest.raises(UsageError, match="begun before"):
         train("glue", material(source, data), tmp_path, QUICK, progress=False)
     settings = replace(QUICK, max_steps=1, evaluate_during_training=False)

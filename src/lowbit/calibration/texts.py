@@ -101,7 +101,12 @@ def _lines(
         return dict(tokenizer(list(lines), **options))
     pairs = [line.partition("\t") for line in lines]
     sources = dict(tokenizer([source for source, _, _ in pairs], **options))
-    targets = tokenizer(text_target=[target or source for source, _, target in pairs], **options)
+    texts = [target or source for source, _, target in pairs]
+    targets = tokenizer(text_target=texts, **options)
+    if targets["input_ids"].shape == sources["input_ids"].shape and options["padding"]:
+        # Of masks of different shapes it is clear whose tokens they are about.
+        options |= {"padding": "max_length", "max_length": targets["input_ids"].shape[1] + 1}
+        targets = tokenizer(text_target=texts, **options)
     return sources | {
         "decoder_input_ids": decoder_inputs(targets["input_ids"], model),
         "decoder_attention_mask": targets["attention_mask"],

@@ -177,8 +177,12 @@ def train(
     start: str | Architecture
     tokenizer: PreTrainedTokenizerBase | None
     if model is None:
+        _refuse(
+            {"": ("--lower-case", lower_case)}, "is of MODEL's tokenizer: a new one keeps cases"
+        )
         start = Architecture(**_given(sizes | {"dropout": ("--dropout", dropout)}))
-        tokenizer = new_tokenizer(data, pairs, vocabulary or VOCABULARY, most)
+        words = VOCABULARY if vocabulary is None else vocabulary
+        tokenizer = new_tokenizer(data, pairs, words, most)
     else:
         _refuse(sizes, "is of a new translator: MODEL has its own")
         _refuse({"": ("--vocabulary", vocabulary)}, "is of a new translator: MODEL has its own")

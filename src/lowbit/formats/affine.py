@@ -18,7 +18,7 @@ from jaxtyping import Float, Int8, Integer, UInt8
 from torch import Tensor
 
 from lowbit.errors import UsageError
-from lowbit.formats.granularity import Granularity, row_blocks
+from lowbit.formats.granularity import Granularity, by_row_blocks, row_blocks
 from lowbit.packing import pack, packed_width, unpack
 
 MIN_BITS, MAX_BITS = 2, 8
@@ -186,12 +186,13 @@ def centred_codes(q: AffineTensor) -> Float[Tensor, "out in"]:
 
 def decode(q: AffineTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
     """s · (q − z), computed in float32."""
-    weight = torch.empty(q.shape, dtype=dtype, device=q.codes.device)
-    for rows in row_blocks(*q.shape):
+
+    def values(rows: slice) -> Tensor:
         part = take_rows(q, rows)
         w = q.granularity.split(centred_codes(part)) * part.scale[..., None].float()
-        weight[rows] = w.flatten(1)[:, : q.in_features]
-    return weight
+        return w.flatten(1)[:, : q.in_features]
+
+    return by_row_blocks(q.shape, dtype, q.codes.device, values, q.scale.requires_grad)
 
 
 def decode_rows(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowbit.errors import UsageError
 from lowbit.formats.affine import SCALE_DTYPES, entry
-from lowbit.formats.granularity import Granularity, row_blocks
+from lowbit.formats.granularity import Granularity, by_row_blocks
 from lowbit.packing import packed_width, unpack
 
 MAX_PLANES = 4
@@ -172,8 +172,8 @@ def signs(q: BinaryTensor) -> Float[Tensor, "bits out in"]:
 
 def decode(q: BinaryTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
     """Σᵢ αᵢ bᵢ + o, computed in float32: the offset first, then plane 0, 1, …"""
-    weight = torch.empty(q.shape, dtype=dtype, device=q.planes.device)
-    for rows in row_blocks(*q.shape):
+
+    def values(rows: slice) -> Tensor:
         part = take_rows(q, rows)
         groups = part.alpha.shape[0]
         total = torch.zeros(part.shape[0], groups, 1, device=q.planes.device)
@@ -181,8 +181,9 @@ def decode(q: BinaryTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor,
             total = part.offset.float().t()[..., None]
         for plane, alpha in zip(signs(part), part.alpha.float().unbind(1), strict=True):
             total = total + q.granularity.split(plane) * alpha.t()[..., None]
-        weight[rows] = total.flatten(1)[:, : q.in_features]
-    return weight
+        return total.flatten(1)[:, : q.in_features]
+
+    return by_row_blocks(q.shape, dtype, q.planes.device, values, q.alpha.requires_grad)
 
 
 def decode_rows(

@@ -4,11 +4,11 @@ Written "tensor", "channel" or "group:64" in recipes, YAML and config.json. Ever
 tensor is [rows, groups]; per tensor it is [1, 1]. The last group of a row may be shorter.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lowbit.errors import UsageError
@@ -78,6 +78,24 @@ CHANNEL = Granularity("channel")
 def group(size: int) -> Granularity:
     """Groups of `size` consecutive inputs of a row."""
     return Granularity("group", size)
+
+
+def by_row_blocks(
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    values: Callable[[slice], Tensor],
+    gradients: bool,
+) -> Float[Tensor, "rows columns"]:
+    """A weight from the `values` of its rows, some at a time. gradients: they are to flow through
+    it. Writing into a part of a tensor would copy all of its gradient for each part then."""
+    blocks = row_blocks(*shape)
+    if gradients and torch.is_grad_enabled():
+        return torch.cat([values(rows).to(dtype) for rows in blocks])
+    weight = torch.empty(shape, dtype=dtype, device=device)
+    for rows in blocks:
+        weight[rows] = values(rows)
+    return weight
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:

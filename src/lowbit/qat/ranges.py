@@ -228,7 +228,7 @@ class Learned(Ema):
             low = scale * (static.lowest - static.zero_point)
             high = scale * (127 - static.zero_point)
             rounded, _ = fake_quantize(x, static)
-        return learned_step(x, self.scale, rounded, scale, low, high, 127)
+        return learned_step(x, self.scale.abs(), rounded, scale, low, high, 127)
 
 
 RANGES: dict[str, type[Range]] = {

@@ -81,7 +81,7 @@ class LearnedStep(Straight):
         split = q.granularity.split
         result = learned_step(
             split(weight),
-            self.scale[..., None],
+            self.scale.abs()[..., None],  # as the steps are; its gradient knows the sign
             split(_decoded(q, weight)),
             q.scale[..., None].float(),
             low[..., None],

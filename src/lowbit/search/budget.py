@@ -28,8 +28,8 @@ class Budget:
         given = [value for value in asdict(self).values() if value is not None]
         if len(given) != 1:
             raise UsageError(f"a search takes one budget, of size, bits or drop, not {len(given)}")
-        if not given[0] >= 0:
-            raise UsageError(f"a budget is a positive number, not {given[0]}")
+        if not 0 <= given[0] < float("inf"):
+            raise UsageError(f"a budget is a number from 0 on, not {given[0]}")
 
     def bytes_of(self, parameters: int) -> int | None:
         """The bytes that a model with so many parameters may take; None for a drop."""

@@ -51,7 +51,7 @@ def by_divergence(
                         with rounded(model, [(candidate.decision, candidate.stored)]):
                             found, _ = output(model, batch)
                         # float32 terms cancel to about 1e-7 of a nat, on either side of 0.
-                        own[i] += max(0.0, distance.part(wanted, found).item())
+                        own[i] += distance.part(wanted, found).clamp(min=0).item()
                         bar.update()
     return [[cost / max(whole, torch.finfo().tiny) for cost in own] for own in costs]
 
@@ -64,7 +64,8 @@ def by_hessian(
 ) -> Costs:
     """The relative error of each module's output. What meets no token, and the rows of an
     embedding, which are read as they are, count all inputs alike."""
-    hessians: dict[str, Tensor] = {}
+    costs: dict[str, list[float]] = {}
+    by_module = {options[0].module: options for options in candidates}
     decisions = [options[0].decision for options in candidates]
     with evaluating(model), playing(model):
         playback = Playback(model, [dict(batch) for batch in batches])
@@ -73,10 +74,10 @@ def by_hessian(
             seen = observe(playback, stage, linear_users(playback, stage.decisions))
             for d in stage.decisions:
                 inputs = seen.of(d.name)
-                if inputs is not None and inputs.tokens:
-                    hessians[d.name] = inputs.hessian
+                hessian = inputs.hessian if inputs is not None and inputs.tokens else None
+                costs[d.name] = [_relative(model, c, hessian) for c in by_module[d.name]]
             playback.advance(stage)
-    return [[_relative(model, c, hessians.get(c.module)) for c in own] for own in candidates]
+    return [costs[options[0].module] for options in candidates]
 
 
 def _relative(model: PreTrainedModel, candidate: Candidate, hessian: Tensor | None) -> float:
@@ -85,7 +86,8 @@ def _relative(model: PreTrainedModel, candidate: Candidate, hessian: Tensor | No
         return 0.0
     assert candidate.decision.weights is not None
     weight = matrix(model.get_submodule(candidate.module), candidate.decision.weights).float()
-    hessian = torch.eye(weight.shape[1]) if hessian is None else hessian
+    if hessian is None:
+        hessian = torch.eye(weight.shape[1], device=weight.device)
     error = weight_error(weight - FORMATS[q.layout.format].decode(q), hessian).sum()
     return float(error / weight_error(weight, hessian).sum().clamp_min(torch.finfo().tiny))
 

@@ -9,7 +9,7 @@ all weights of a block together has a function for that too.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from lowbit.schemes import Scheme
 from lowbit.solvers import autoround, awq, binary_compensated, gptq, hqq, nearest, smoothquant
 from lowbit.solvers.hessian import Inputs
 
+Value = TypeVar("Value")
 # (weights [out, in] that read the same x, what is known of x, their schemes) -> one per input
 FindFactors = Callable[[Sequence[Tensor], Inputs, Sequence[Scheme]], Tensor]
 # (weights [out, in] of a block by name, their schemes, the block, progress, …options) -> all stored
@@ -109,5 +110,12 @@ def load_solver(solver: str | Mapping[str, Any] | Solver) -> Solver:
         return Solver(solver)
     options = dict(solver)
     name = str(options.pop("name", None))
-    shared = {key: bool(options.pop(key, False)) for key in ("correct_bias", "rotate")}
-    return Solver(name, options, tune=int(options.pop("tune", 0)), **shared)
+    shared = {key: _of(bool, key, options.pop(key, False)) for key in ("correct_bias", "rotate")}
+    return Solver(name, options, tune=_of(int, "tune", options.pop("tune", 0)), **shared)
+
+
+def _of(kind: type[Value], name: str, value: Any) -> Value:
+    """`value`, which must be of this type: "false", say, is not False."""
+    if type(value) is not kind:
+        raise UsageError(f"{name} of a solver is {value!r}, not of type {kind.__name__}")
+    return value

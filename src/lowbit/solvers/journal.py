@@ -58,10 +58,11 @@ class Solved:
 
 
 class Journal:
-    """The folder `work`. Raises UsageError where it belongs to another run."""
+    """The folder `work`; what is read from it is on `device`. Raises UsageError where it belongs to
+    another run."""
 
-    def __init__(self, work: Path, run: Mapping[str, Any]) -> None:
-        self.work = work
+    def __init__(self, work: Path, run: Mapping[str, Any], device: torch.device) -> None:
+        self.work, self.device = work, device
         try:
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -90,7 +91,7 @@ class Journal:
         if not file.exists():
             return None
         try:
-            with safe_open(file, framework="pt") as opened:
+            with safe_open(file, framework="pt", device=str(self.device)) as opened:
                 about = json.loads(opened.metadata()["about"])
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             stored = {

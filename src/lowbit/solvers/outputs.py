@@ -2,7 +2,8 @@
 
 *divergence*: where the model has logits of classes, the KL divergence in nats of its predictions
     from the float model's, summed over tokens;
-*squares*: else, of its first output, the squared error.
+*squares*: else the squared error of its first output, or, of a model that answers questions, of the
+    logits of where answers start and end.
 
 Padding does not count.
 """
@@ -10,6 +11,7 @@ Padding does not count.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float32
 from torch import Tensor
 from torch.func import functional_call
@@ -33,9 +35,15 @@ def output(
     """What it says, with other `weights` by the names of parameters, and how to compare that."""
     out = functional_call(model, dict(weights or {}), kwargs=dict(batch))
     logits = getattr(out, "logits", None)
-    first: Tensor = out[0] if logits is None else logits
+    first: Tensor
+    if hasattr(out, "start_logits"):
+        first = torch.stack([out.start_logits, out.end_logits], -1)
+    else:
+        first = out[0] if logits is None else logits
     is_classes = logits is not None and first.shape[-1] > 1
-    return tokens(first.float(), batch), DIVERGENCE if is_classes else SQUARES
+    # What an encoder–decoder says are its decoder's tokens.
+    decoder = {name: mask for name, mask in batch.items() if name == "decoder_attention_mask"}
+    return tokens(first.float(), decoder or batch), DIVERGENCE if is_classes else SQUARES
 
 
 def _divergence(wanted: Float32[Tensor, "tokens n"], found: Float32[Tensor, "tokens n"]) -> Tensor:

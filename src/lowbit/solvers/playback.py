@@ -29,16 +29,22 @@ class _Reached(BaseException):
 
 
 class Playback:
-    """`model` on `batches`, stage by stage."""
+    """`model` on `batches`, stage by stage; with `weights`, by the names of parameters, in place of
+    its own."""
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
-        self.model, self.batches = model, batches
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batches: Sequence[Batch],
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.model, self.batches, self.weights = model, batches, dict(weights or {})
         self.finished: list[Stage] = []
         self.outputs: dict[nn.ModuleList, list[Any]] = {}
         self.index = 0
 
     def output(self, stage: Stage, index: int, weights: Mapping[str, Tensor] | None = None) -> Any:
-        """The stage's output for one batch, with other `weights` by the names of parameters.
+        """The stage's output for one batch, with `weights` besides.
 
         After a module outside all stacks, which may be called again later, the model runs to its
         end, and the output is the model's.
@@ -47,7 +53,8 @@ class Playback:
         with self._answering(), _reporting(stage):
             try:
                 inputs = dict(self.batches[index])
-                return functional_call(self.model, dict(weights or {}), kwargs=inputs)
+                together = {**self.weights, **(weights or {})}
+                return functional_call(self.model, together, kwargs=inputs)
             except _Reached as reached:
                 return reached.output
 

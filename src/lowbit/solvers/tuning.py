@@ -102,7 +102,8 @@ def tune(
     """The stored weights with their scales tuned in so many passes over the batches, and the mean
     distance from the float model before and after. The model stays as it is."""
     tuning = Tuning(model, owners, stored, before)
-    adam = torch.optim.Adam(tuning.changes, lr=RATE, betas=BETAS)
+    changes = tuning.changes
+    adam = torch.optim.Adam(changes, lr=RATE, betas=BETAS)
     steps = passes * len(batches)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     with progress_bar(steps + 2 * len(batches), "tuning scales", "batch", progress) as bar:
@@ -121,12 +122,15 @@ def tune(
             for batch in batches:
                 with torch.enable_grad():
                     part, whole = tuning.distance(batch)
-                    (part / max(whole, torch.finfo().tiny)).backward()
+                    loss = part / max(whole, torch.finfo().tiny)
+                    # Of these alone: other parameters of the model want gradients too.
+                    gradients = torch.autograd.grad(loss, changes, allow_unused=True)
+                for change, gradient in zip(changes, gradients, strict=True):
+                    change.grad = gradient
                 adam.step()
-                adam.zero_grad()
                 falling.step()
                 with torch.no_grad():
-                    for change in tuning.changes:
+                    for change in changes:
                         change.clamp_(*LIMITS)
                 bar.update()
         end = mean()

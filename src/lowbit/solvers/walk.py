@@ -72,9 +72,10 @@ def walked(
                     "weights": fingerprint(list(before.values())),
                     "calibration data": fingerprint(data),
                 },
+                model.device,
             )
         with evaluating(model), playing(model):
-            found = _walk(model, owners, solver, batches, journal, progress)
+            found = _walk(model, before, owners, solver, batches, journal, progress)
             if solver.tune and owners:
                 found.stored, *distances = tune(
                     model, owners, found.stored, before, batches, solver.tune, progress
@@ -93,6 +94,7 @@ def walked(
 
 def _walk(
     model: PreTrainedModel,
+    before: Mapping[str, Tensor],
     owners: Sequence[Decision],
     solver: Solver,
     batches: list[dict[str, Tensor]],
@@ -101,7 +103,7 @@ def _walk(
 ) -> Solved:
     stages = find_stages(model, owners, batches[0])
     playback, found = Playback(model, batches), Solved()
-    reference = Playback(model, batches) if solver.method.solve_block else None
+    reference = Playback(model, batches, before) if solver.method.solve_block else None
     for number, stage in enumerate(tracked(stages, f"solving ({solver.name})", "stage", progress)):
         if reference is not None:
             reference.advance(stage)

@@ -1,7 +1,7 @@
 """What is learned from: a model for the task, its training examples, and how it is scored."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,6 +91,21 @@ class Material:
                 raise UsageError(f"dropout {share} is outside 0 … 1")
         if self.max_length < 1:
             raise UsageError(f"examples of at most {self.max_length} tokens are none")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the tokenizer, which comes with the model, or from the data; files by their full
+        path."""
+        names = [name for name in self.__dataclass_fields__ if name != "tokenizer"]
+        found = {name: getattr(self, name) for name in names}
+        found["model"] = _located(self.model) if isinstance(self.model, str) else asdict(self.model)
+        found["data"] = self.data and _located(self.data)
+        found["pairs"] = asdict(self.pairs)
+        return found
+
+
+def _located(name: str) -> str:
+    """The full path, of what is a path."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 class Teacher(Protocol):

@@ -1,7 +1,11 @@
 """SQuAD: the first and the last token of the answer, or [CLS] twice where a window has none
 (Devlin et al. 2019, section 4.2)."""
 
-from transformers import AutoModelForQuestionAnswering
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from lowbit.data import squad, squad_windows
 from lowbit.data.squad_windows import Windows
@@ -36,10 +40,28 @@ def teach(material: Material) -> Lesson:
         model,
         material.tokenizer,
         some(examples, material.data),
-        padded(material.tokenizer),
+        collated(material.tokenizer),
         Squad(material.data, "dev", material.max_length, material.stride),
         new=new,
     )
+
+
+def collated(
+    tokenizer: PreTrainedTokenizerBase,
+) -> Callable[[list[Example]], dict[str, Tensor]]:
+    """Pads examples; where padding comes first, the tokens of answers come later."""
+    pad = padded(tokenizer)
+
+    def collate(examples: list[Example]) -> dict[str, Tensor]:
+        batch = pad(examples)
+        if tokenizer.padding_side == "left":
+            longest = batch["input_ids"].shape[1]
+            padding = torch.tensor([longest - len(example["input_ids"]) for example in examples])
+            for name in ("start_positions", "end_positions"):
+                batch[name] = batch[name] + padding
+        return batch
+
+    return collate
 
 
 def answer_tokens(windows: Windows, row: int, start: int, end: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Training: transformers' Trainer around a lesson, in float or towards integers.
 
 OUT/
-    checkpoints/    Trainer's own: model, optimizer, scheduler, random state; and the settings
-                    that all of them were trained with
+    checkpoints/    Trainer's own: model, optimizer, scheduler, random state; and what was asked
+                    for, all of them alike
     float/          the trained model in float32, for further training
     int8/           the integer model (named as the recipe was asked for), for inference; of a plan
                     for binary codes it is the same model as float/
@@ -11,9 +11,8 @@ OUT/
 """
 
 import json
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from lowbit.training.attention import trainable_attention
 from lowbit.training.frequencies import bits_read
 from lowbit.training.lesson import Lesson, Material
 from lowbit.training.projections import Projections
-from lowbit.training.settings import Settings
+from lowbit.training.settings import OUTPUTS, Settings
 from lowbit.training.teachers import find_teacher
 from lowbit.training.trainer import LessonTrainer, arguments, checkpoints, without_autocast
 
@@ -77,12 +76,19 @@ def train(
     resume: go on from the last checkpoint in `output`, if there is one.
 
     Raises UsageError for settings that are unknown, an output that is there already, or going on
-    with other settings than the checkpoint's; InputError for unusable data, a loss that is not a
+    otherwise than the checkpoint's training began, or what a training would replace but no training
+    wrote; InputError for unusable data, a loss that is not a
     number, or a disk that is full.
     """
     teach = find_teacher(task)
-    recipe, _ = settings.recipe, settings.folder  # both say at once what cannot be
+    recipe, folder = settings.recipe, settings.folder  # both say at once what cannot be
     done = (output / "training.json").exists()
+    there = [name for name in (*OUTPUTS, folder) if (output / name).exists()]
+    if there and not done and not (output / SETTINGS_FILE).exists():
+        raise UsageError(
+            f"{output / there[0]} is there already, and no training says that it wrote it: choose"
+            " another output"
+        )
     begun = checkpoints(output) if resume or not overwrite else []
     if (done or begun) and not (overwrite or resume):
         raise UsageError(
@@ -94,8 +100,9 @@ def train(
             f"{output} holds a training that was finished and no checkpoint to go on from:"
             " --overwrite starts again"
         )
+    asked = {"task": task, **material.to_dict(), **settings.to_dict()}
     if begun:
-        check_settings(output, settings)
+        check_settings(output, asked)
     # Seeded before the model is made: a new head is random.
     set_seed(settings.seed)
     lesson = teach(material)
@@ -104,6 +111,12 @@ def train(
         raise UsageError(
             f"there is nothing to distill: {len(lesson.new)} parameters of the model are new, such"
             f" as {lesson.new[0]}; a model that was trained for the task can be distilled"
+        )
+    labels = lesson.examples[0].get("labels")
+    if settings.label_smoothing and (labels is None or isinstance(labels, float)):
+        raise UsageError(
+            f"label smoothing {settings.label_smoothing} spreads over classes, of which this task"
+            " has none"
         )
     teacher = deepcopy(lesson.model) if settings.distill else None
     weights: tuple[CodedWeight, ...] = ()
@@ -118,7 +131,7 @@ def train(
     if settings.plan is not None:
         trainer.add_callback(Projections(weights, settings.plan, trainer.score_before))
     if not begun and trainer.is_world_process_zero():
-        clear(output, settings)
+        begin(output, asked)
     start = time.perf_counter()
     # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
     torch.set_flush_denormal(True)
@@ -139,24 +152,23 @@ def train(
     return outcome
 
 
-def clear(output: Path, settings: Settings) -> None:
-    """Take away what an earlier training left, which a later --resume could take for its own, and
-    note with what settings this one begins."""
+def begin(output: Path, asked: Mapping[str, Any]) -> None:
+    """Note what is trained and how, in place of the checkpoints of an earlier training, which a
+    later --resume could take for its own."""
+    file = output / SETTINGS_FILE
+    with staged(file.parent) as unfinished, writing(output):
+        (unfinished / file.name).write_text(json.dumps(asked, indent=1), encoding="utf-8")
+    # Only now: until here another process would take what is there for a stranger's.
     (output / "training.json").unlink(missing_ok=True)
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    with writing(output):
-        (output / "checkpoints").mkdir(parents=True)
-    with staged_file(output / SETTINGS_FILE) as unfinished:
-        unfinished.write_text(json.dumps(settings.to_dict(), indent=1), encoding="utf-8")
 
 
-def check_settings(output: Path, settings: Settings) -> None:
-    """Raises UsageError where the training in `output` began with others."""
+def check_settings(output: Path, asked: Mapping[str, Any]) -> None:
+    """Raises UsageError where the training in `output` began otherwise."""
     file = output / SETTINGS_FILE
     if not file.exists():
         return
     before = json.loads(file.read_text(encoding="utf-8"))
-    for name, value in json.loads(json.dumps(settings.to_dict())).items():
+    for name, value in json.loads(json.dumps(asked)).items():
         if before.get(name) != value:
             raise UsageError(
                 f"the training in {output} began with {name} {before.get(name)} and cannot go on"
