@@ -52,7 +52,8 @@ def linear_float(
 ) -> Float[Tensor, "*tokens out"]:
     """Float activations: exact products with the decoded weight, in x's dtype."""
     weight = FORMATS[q.layout.format].decode(q, x.dtype)
-    y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    # A BLAS may add in another order where x is a transposed view: the same values, the same sums.
+    y = F.linear(x.contiguous(), weight, None if bias is None else bias.to(x.dtype))
     return NONLINEARITIES[nonlinearity](y)
 
 
