@@ -277,8 +277,9 @@ def page(bench: Bench, blocks: int, samples: int) -> Iterator[str]:
             f" {row.seconds:.0f} |"
         )
     yield ""
-    yield "Rows of llama.cpp are its own quantizer's, of the same matrices. What is not listed has"
-    yield "not been measured yet."
+    if any(name.startswith("llama.cpp") for name in bench.rows):
+        yield "Rows of llama.cpp are its own quantizer's, of the same matrices."
+    yield "What is not listed has not been measured yet."
 
 
 def main() -> None:

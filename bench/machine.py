@@ -1,5 +1,6 @@
 """What a result has to say about the machine and the code it was measured with."""
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +28,12 @@ def commit() -> str:
 
 
 def described() -> str:
-    """One line: processor, threads, commit and torch."""
+    """One line: processor, threads and how they wait, if that is set; commit and torch."""
+    # Passive threads sleep between operations: waking one takes longer than a small operation.
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    waiting = f" (OMP_WAIT_POLICY={policy})" if policy else ""
     return (
-        f"Processor: {processor()}, {torch.get_num_threads()} threads; lowbit {commit()},"
+        f"Processor: {processor()}, {torch.get_num_threads()} threads{waiting}; lowbit {commit()},"
         f" torch {torch.__version__}."
     )
 

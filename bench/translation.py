@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from ctranslate2_model import convert, load
 from machine import described, finish, result_page
+from sacrebleu.metrics import BLEU
+from sacrebleu.significance import PairedTest
 from transformers import PreTrainedModel
 
 import lowbit
@@ -51,6 +53,7 @@ from lowbit.translator import Translator
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "translation"
 BATCHES = (1, 16)
 SPEED_SENTENCES, ROUNDS = 100, 3
+RESAMPLES = 1000
 MEBI = 1 << 20
 POLL_SECONDS = 20
 SETTINGS = replace(OF_TASK["translation"], schedule="cosine", bf16=True)
@@ -262,6 +265,17 @@ class Run:
         scores: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return scores
 
+    def chances(self, arms: Sequence[str]) -> dict[str, float | None]:
+        """How likely so large a change of BLEU from the first one's would be by chance: a paired
+        bootstrap over the sentences (Koehn 2004), as sacrebleu has it."""
+        outputs = [
+            (arm, (self.folder / arm / "test.txt").read_text(encoding="utf-8").split("\n")[:-1])
+            for arm in arms
+        ]
+        test = PairedTest(outputs, {"BLEU": BLEU()}, [list(self.test.targets)], "bs", RESAMPLES)
+        _, found = test()
+        return {arm: result.p_value for arm, result in zip(arms, found["BLEU"], strict=True)}
+
     def sizes(self, arm: str) -> dict[str, float | None]:
         """resident: what tensors take once the model has translated."""
         folder = self.model_folder(arm)
@@ -308,6 +322,7 @@ class Run:
         if not done:
             return
         scores = {arm: self.scored(arm) for arm in done}
+        chances = self.chances(done)
         speeds = self.speeds([GENERATE, *done])
         base = scores[FLOAT]
         yield f"BLEU {base['bleu'][1]}; chrF {base['chrf'][1]}."
@@ -315,10 +330,10 @@ class Run:
         yield f"Tokens a second of {GENERATE}: {theirs}; × is beside these.\n"
         yield (
             "| | bits/weight | on disk, MiB | × smaller | in memory, × smaller | BLEU |"
-            " change | chrF | peak memory, MiB |"
+            " change | p | chrF | peak memory, MiB |"
             + "".join(f" tokens/s, batch {b} | × |" for b in BATCHES)
         )
-        yield "|---" * (9 + 2 * len(BATCHES)) + "|"
+        yield "|---" * (10 + 2 * len(BATCHES)) + "|"
         for arm in done:
             row, bleu = scores[arm], scores[arm]["bleu"][0]
             resident = base["resident"] / row["resident"] if "resident" in row else None
@@ -329,7 +344,7 @@ class Run:
             yield (
                 f"| {arm} | {told(row.get('bits'))} | {told(row['disk'] / MEBI)} |"
                 f" {told(base['disk'] / row['disk'])} | {told(resident)} | {bleu:.2f} |"
-                f" {bleu - base['bleu'][0]:+.2f} | {row['chrf'][0]:.2f} |"
+                f" {bleu - base['bleu'][0]:+.2f} | {told(chances[arm])} | {row['chrf'][0]:.2f} |"
                 f" {told(row['peak'] / MEBI if row.get('peak') else None)} |" + "".join(rates)
             )
 
@@ -417,7 +432,8 @@ def page(runs: Sequence[Run], given: argparse.Namespace) -> Iterator[str]:
         "projected when it is scored, from labels alone. `float32, trained on` has as many steps",
         "more, without codes. Sizes count everything: codes, scales, norms, biases, positions. In",
         "memory: the tensors of a model that has translated. Peak memory is that of a fresh",
-        f"process that loads the model and runs it once. Search with {given.beams} beam(s).",
+        "process that loads the model and runs it once. p: how likely so large a change of BLEU",
+        f"is by chance, by a paired bootstrap. Search with {given.beams} beam(s).",
         described(),
     )
     for run in runs:

@@ -54,7 +54,7 @@ def quantize(
     static = any(rule.is_static for rule in recipe.rules)
     if calibration is None:
         if chosen.data:
-            raise UsageError(f"solver {chosen.name} learns from data: give calibration data")
+            raise UsageError(f"{chosen.learner} learns from data: give calibration data")
         return quantize_with(model, recipe, without_data, {}, progress)
     if not static and not chosen.data:
         raise UsageError(

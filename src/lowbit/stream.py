@@ -72,7 +72,7 @@ def quantize_checkpoint(
     """
     recipe, solver = load_recipe(recipe), load_solver(solver)
     if solver.data:
-        raise UsageError(f"solver {solver.name} learns from data: give calibration data")
+        raise UsageError(f"{solver.learner} learns from data: give calibration data")
     source, output = find(model), Path(output)
     config = float_config(source)
     check_output(output, overwrite, source)

@@ -56,6 +56,19 @@ def test_eval_json_is_a_study(lowbit, source, quantized, text):
     assert study.models[1].measurements[0].metrics["KL divergence"].value > 0
 
 
+def test_the_seed_is_that_of_the_samples(lowbit, source):
+    def sample(seed):
+        options = ("--task", "generate", "--text", "a text", "--new-tokens", "8", "--json")
+        code, out, err = lowbit("eval", source, *options, "--seed", seed)
+        assert code == 0, err
+        (measurement,) = Study.from_dict(json.loads(out)).models[0].measurements
+        assert measurement.settings["seed"] == seed
+        return measurement.samples[0].output
+
+    assert sample(7) == sample(7)
+    assert len({sample(seed) for seed in range(4)}) > 1
+
+
 def test_report_writes_every_form_that_is_asked_for(
     lowbit,
     source,

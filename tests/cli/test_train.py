@@ -27,6 +27,8 @@ def source(tmp_path_factory):
         (["--width", "64"], "--width is of a new translator: MODEL has its own"),
         (["--vocabulary", "64"], "--vocabulary is of a new translator: MODEL has its own"),
         (["--batch-size", "0"], "batch_size 0 is less than 1"),
+        (["--name", "mrpc"], "--name is of --task glue, not of squad"),
+        (["--source-column", "2"], "--source-column is of --task translation, not of squad"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(lowbit, source, tmp_path, more, sentence):

@@ -34,7 +34,7 @@ class Measured:
     subset: Annotated[
         str | None, typer.Option("--name", "--subset", help="The GLUE task: cola, mrpc, …")
     ] = None
-    split: Annotated[str | None, typer.Option(help="Of GLUE's folders: dev, train.")] = None
+    split: Annotated[str | None, typer.Option(help="Which part of the data, as its files are named: dev, train, test.")] = None
     target: Annotated[
         str | None, typer.Option(help="The lines to be translated into; --data has the source.")
     ] = None
@@ -71,6 +71,9 @@ class Measured:
         }
         if self.task is None and (given := [k for k, v in options.items() if v is not None]):
             raise UsageError(f"--{given[0]} says how to score: give a --task")
+        kind = TASKS.get(self.task or "")
+        if kind is not None and "seed" in {field.name for field in fields(kind)}:  # type: ignore[arg-type]
+            options["seed"] = self.seed
         tasks = () if self.task is None else (make_task(self.task, **options),)
         return Plan(tasks, self._shapes(model), pictures, seed=self.seed)
 

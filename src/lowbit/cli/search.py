@@ -71,6 +71,8 @@ def search(
     plan = measured.plan()
     if not plan.tasks:
         raise UsageError("a search needs a --task to evaluate recipes on")
+    if measured.shapes is not None:
+        raise UsageError("--shapes says what to time: a search times nothing")
     subject = load_subject(model)
     data = texts.read(calibration, subject.model, subject.needed_tokenizer(), samples)
     found = search_recipe(

@@ -58,7 +58,9 @@ def train(
     valid_target: Annotated[
         str | None, typer.Option(help="The lines that --valid is into.")
     ] = None,
-    source_column: Annotated[int, typer.Option(help="Of a TSV, counted from 1.")] = 1,
+    source_column: Annotated[
+        int | None, typer.Option(help="Of a TSV, counted from 1; the first.")
+    ] = None,
     target_column: Annotated[int | None, typer.Option(help="The other of the first two.")] = None,
     vocabulary: Annotated[
         int | None, typer.Option(help=f"Subwords of a new translator; {VOCABULARY}.")
@@ -127,7 +129,7 @@ def train(
     max_length: Annotated[
         int | None, typer.Option(min=1, help=f"Tokens of an example. {OF_TASK_HELP}")
     ] = None,
-    stride: Annotated[int, typer.Option(help="Overlap of SQuAD's windows.")] = 128,
+    stride: Annotated[int | None, typer.Option(help="Overlap of SQuAD's windows; 128.")] = None,
     warmup: Annotated[float, typer.Option(help="Share of all steps.")] = DEFAULT.warmup,
     schedule: Annotated[
         str | None, typer.Option(help=f"After it: {', '.join(SCHEDULES)}. {OF_TASK_HELP}")
@@ -135,7 +137,9 @@ def train(
     label_smoothing: Annotated[
         float | None, typer.Option(help=f"Spread over all labels. {OF_TASK_HELP}")
     ] = None,
-    weight_decay: float = DEFAULT.weight_decay,
+    weight_decay: Annotated[
+        float, typer.Option(help="Of AdamW; norms and biases have none.")
+    ] = DEFAULT.weight_decay,
     dropout: Annotated[
         float | None, typer.Option(help="Else MODEL's own, and 0.1 in a new one.")
     ] = None,
@@ -145,11 +149,15 @@ def train(
     lower_case: Annotated[
         bool | None, typer.Option("--lower-case/--keep-case", help="Else as the tokenizer does.")
     ] = None,
-    evaluate_during_training: Annotated[bool, typer.Option("--evaluate/--no-evaluate")] = True,
+    evaluate_during_training: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Score while training; keep the best.")
+    ] = True,
     eval_steps: Annotated[int, typer.Option(help="0: once an epoch.")] = DEFAULT.eval_steps,
     save_steps: Annotated[int, typer.Option(help="0: once an epoch.")] = DEFAULT.save_steps,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it can.")] = False,
-    seed: int = DEFAULT.seed,
+    seed: Annotated[
+        int, typer.Option(help="Of new weights, dropout and the order of examples.")
+    ] = DEFAULT.seed,
     resume: Annotated[bool, typer.Option("--resume", help="From the last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -166,7 +174,21 @@ def train(
     most = max_length or MAX_LENGTH_OF_TASK.get(task, MAX_LENGTH)
     if model is None and task != "translation":
         raise UsageError(f"task {task} needs a model to start from")
-    pairs = Pairs(target, valid, valid_target, source_column, target_column)
+    of_task: dict[str, dict[str, tuple[str, Any]]] = {
+        "glue": {"subset": ("--name", subset)},
+        "squad": {"stride": ("--stride", stride)},
+        "translation": {
+            "target": ("--target", target),
+            "valid": ("--valid", valid),
+            "valid_target": ("--valid-target", valid_target),
+            "source_column": ("--source-column", source_column),
+            "target_column": ("--target-column", target_column),
+        },
+    }
+    for other, options in of_task.items():
+        if other != task:
+            _refuse(options, f"is of --task {other}, not of {task}")
+    pairs = Pairs(**_given(of_task["translation"]))
     sizes = {
         "kind": ("--architecture", architecture),
         "layers": ("--layers", layers),
@@ -190,7 +212,14 @@ def train(
     if tokenizer is None:
         raise UsageError(f"{model} has no tokenizer")
     material = Material(
-        start, tokenizer, data, subset, most, stride, attention_dropout, dropout, pairs
+        start,
+        tokenizer,
+        data,
+        max_length=most,
+        attention_dropout=attention_dropout,
+        dropout=dropout,
+        pairs=pairs,
+        **_given(of_task["glue"] | of_task["squad"]),
     )
     of_codes = {
         "every": ("--project-every", project_every),

@@ -90,6 +90,14 @@ class Solver:
         """Whether it learns from data."""
         return self.method.data or self.moves or self.tune > 0
 
+    @property
+    def learner(self) -> str:
+        """What of it learns from data, in words."""
+        if self.method.data:
+            return f"solver {self.name}"
+        asked = {"correct_bias": self.correct_bias, "rotate": self.rotate, "tune": self.tune > 0}
+        return next((option for option, is_asked in asked.items() if is_asked), self.name)
+
     def solve(self, weight: Tensor, hessian: Tensor | None, scheme: Scheme) -> QTensor:
         """`weight` in the stored form of `scheme`."""
         return self.method.solve(weight, hessian, scheme, **self.options)
