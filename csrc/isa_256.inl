@@ -11,7 +11,12 @@ struct Vectors256 {
   using Words = uint32_t __attribute__((vector_size(32)));
   using Ints = int32_t __attribute__((vector_size(32)));
   using Floats = float __attribute__((vector_size(32)));
-  static constexpr int max_rows = 4, unroll = 8;
+  static constexpr int max_rows = 4, max_vectors = 1, unroll = 8;
+
+  template <int times>
+  static const int8_t* four(const int8_t* at) {
+    return at;
+  }
 
   static Floats widen(const uint16_t* half) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));

@@ -6,14 +6,17 @@
 //     using Ints = …;      // of int32_t, as long
 //     using Floats = …;    // of float, as long
 //     static constexpr int max_rows;              // of a register block: 4 or 8
+//     static constexpr int max_vectors;           // of codes that one load of activations serves
 //     static constexpr int unroll;                // steps: 8 makes shifts constants
 //     static constexpr int64_t bytes_per_input;   // of an activation in this path's arrangement
 //     static constexpr int64_t macs_per_ns;       // as in Product
 //     // Puts the codes of one row, n inputs from k on, n a multiple of 32, at `row`.
 //     static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k);
 //     static int32_t sum(const int8_t* piece, int64_t n);  // n a multiple of 32
-//     // acc + the products of four unsigned codes a lane with the four activations at `four`.
-//     static Ints dot(Ints acc, Words codes, const int8_t* four);
+//     // The four activations at `at`, as `dot` takes them that many times.
+//     template <int times> static … four(const int8_t* at);
+//     // acc + the products of four unsigned codes a lane with four activations.
+//     static Ints dot(Ints acc, Words codes, … four);
 //     static Floats widen(const uint16_t* half);  // float16, as many as there are lanes
 //     static Floats fma(Floats a, Floats b, Floats c);  // a b + c, rounded once
 //   };
@@ -148,41 +151,69 @@ struct Binary {
   };
 };
 
-// acc = the panel's sum of all groups for R rows of codes from `row` on.
-template <class Codes, int R>
-void sum_panel(const Linear& op, const Activations& a, int64_t row, int64_t panel,
-               Floats (&acc)[R][parts]) {
+// Of so many terms or panels, how many are taken together.
+constexpr int together(int count) {
+  for (int n = Isa::max_vectors; n > 1; --n) {
+    if (count % n == 0) return n;
+  }
+  return 1;
+}
+
+// acc = the sums of all groups of P panels for R rows of codes from `row` on.
+template <class Codes, int P, int R>
+void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t panel,
+                Floats (&acc)[P][R][parts]) {
+  constexpr int terms = Codes::terms, at_once = together(terms);
   const Lanes& form = op.form;
-  const int64_t groups = form.groups(), block_bytes = form.block_bytes();
+  const int64_t groups = form.groups();
+  const int64_t block_bytes = form.block_bytes(), panel_bytes = form.panel_bytes();
   const int64_t row_bytes = a.padded_inputs * Isa::bytes_per_input;
-  const uint8_t* block = op.codes + panel * form.panel_bytes();
+  const uint8_t* block = op.codes + panel * panel_bytes;
   const int8_t* x = a.codes + row * row_bytes;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t blocks = Lanes::blocks_of(form.group_inputs(g));
-    Ints sum[Codes::terms][R][parts] = {};
+    Ints sum[terms][P][R][parts] = {};
     for (int64_t b = 0; b < blocks; ++b, block += block_bytes) {
-      for (int i = 0; i < Codes::terms; ++i) {
+      for (int first = 0; first < terms; first += at_once) {
 #pragma GCC unroll Isa::unroll
         for (int s = 0; s < block_steps; ++s) {
-          Words codes[parts];
-          for (int p = 0; p < parts; ++p) {
-            codes[p] = codes_of_step<Codes::bits>(block + i * Codes::term_bytes, s, p);
+          Words codes[at_once][P][parts];
+          for (int i = 0; i < at_once; ++i) {
+            for (int q = 0; q < P; ++q) {
+              const uint8_t* at = block + (first + i) * Codes::term_bytes + q * panel_bytes;
+              for (int p = 0; p < parts; ++p) {
+                codes[i][q][p] = codes_of_step<Codes::bits>(at, s, p);
+              }
+            }
           }
           for (int r = 0; r < R; ++r) {
-            const int8_t* four = x + r * row_bytes + s * step_inputs * Isa::bytes_per_input;
-            for (int p = 0; p < parts; ++p) sum[i][r][p] = Isa::dot(sum[i][r][p], codes[p], four);
+            const int8_t* at = x + r * row_bytes + s * step_inputs * Isa::bytes_per_input;
+            const auto four = Isa::template four<at_once * P>(at);
+            for (int i = 0; i < at_once; ++i) {
+              for (int q = 0; q < P; ++q) {
+                for (int p = 0; p < parts; ++p) {
+                  Ints& total = sum[first + i][q][r][p];
+                  total = Isa::dot(total, codes[i][q][p], four);
+                }
+              }
+            }
           }
         }
       }
       x += block_inputs * Isa::bytes_per_input;
     }
-    for (int p = 0; p < parts; ++p) {
-      const typename Codes::template Parameters<false> group(op, panel * groups + g, p);
-      for (int r = 0; r < R; ++r) {
-        Words sums[Codes::terms];
-        for (int i = 0; i < Codes::terms; ++i) sums[i] = reinterpret_cast<Words>(sum[i][r][p]);
-        const int64_t at = (row + r) * groups + g;
-        acc[r][p] += group.value(sums, a.scales[at], a.sums[at]);
+#pragma GCC unroll 4
+    for (int q = 0; q < P; ++q) {
+#pragma GCC unroll 4
+      for (int p = 0; p < parts; ++p) {
+        const typename Codes::template Parameters<false> group(op, (panel + q) * groups + g, p);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          Words sums[terms];
+          for (int i = 0; i < terms; ++i) sums[i] = reinterpret_cast<Words>(sum[i][q][r][p]);
+          const int64_t at = (row + r) * groups + g;
+          acc[q][r][p] += group.value(sums, a.scales[at], a.sums[at]);
+        }
       }
     }
   }
@@ -206,36 +237,48 @@ void sum_panel(const Linear& op, const Activations& a, int64_t row, int64_t pane
   for (int64_t i = 0; i < n; ++i) y[i] = sum[i];
 }
 
-template <class Codes, int R>
+template <class Codes, int P, int R>
 void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t last,
                    int64_t panel) {
-  Floats acc[R][parts] = {};
-  sum_panel<Codes, R>(op, a, row, panel, acc);
+  Floats acc[P][R][parts] = {};
+  sum_panels<Codes, P, R>(op, a, row, panel, acc);
   for (int r = 0; r < R && row + r < last; r += op.digits) {
-    finish(op, acc[r], (row + r) / op.digits, panel);
+    for (int q = 0; q < P; ++q) finish(op, acc[q][r], (row + r) / op.digits, panel + q);
   }
 }
 
 // Rows of activations in blocks of max_rows, and what is left in the smallest block that holds it:
 // its further rows are scratch. A token's digits are never parted.
+template <class Codes, int P>
+void multiply_blocks(const Linear& op, const Activations& a, int64_t first, int64_t last,
+                     int64_t panel) {
+  for (int64_t row = first; row < last; row += Isa::max_rows) {
+    const int64_t n = last - row;
+    if (n <= 1) {
+      multiply_rows<Codes, P, 1>(op, a, row, last, panel);
+    } else if (n <= 2) {
+      multiply_rows<Codes, P, 2>(op, a, row, last, panel);
+    } else if (n <= 4 || Isa::max_rows == 4) {
+      multiply_rows<Codes, P, 4>(op, a, row, last, panel);
+    } else {
+      multiply_rows<Codes, P, Isa::max_rows>(op, a, row, last, panel);
+    }
+  }
+}
+
+// A few rows wait for the weights, which come faster one panel after the other.
 template <class Codes>
 void multiply(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
               int64_t first_panel, int64_t last_panel) {
-  const int64_t last = last_row * op.digits;
-  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    for (int64_t row = first_row * op.digits; row < last; row += Isa::max_rows) {
-      const int64_t n = last - row;
-      if (n <= 1) {
-        multiply_rows<Codes, 1>(op, a, row, last, panel);
-      } else if (n <= 2) {
-        multiply_rows<Codes, 2>(op, a, row, last, panel);
-      } else if (n <= 4 || Isa::max_rows == 4) {
-        multiply_rows<Codes, 4>(op, a, row, last, panel);
-      } else {
-        multiply_rows<Codes, Isa::max_rows>(op, a, row, last, panel);
-      }
+  constexpr int panels = Codes::terms == 1 ? Isa::max_vectors : 1;
+  const int64_t first = first_row * op.digits, last = last_row * op.digits;
+  int64_t panel = first_panel;
+  if (last - first > 4) {
+    for (; panel + panels <= last_panel; panel += panels) {
+      multiply_blocks<Codes, panels>(op, a, first, last, panel);
     }
   }
+  for (; panel < last_panel; ++panel) multiply_blocks<Codes, 1>(op, a, first, last, panel);
 }
 
 // The power of two that makes |x| < 2^30 of it, and its inverse.
@@ -314,7 +357,7 @@ struct RowByRow {
 };
 
 template <class Codes>
-constexpr Product product{Isa::max_rows,        1,
+constexpr Product product{Isa::max_rows,        Isa::max_vectors,
                           block_inputs,         Isa::bytes_per_input,
                           Isa::macs_per_ns,     quantize<RowByRow, block_inputs>,
                           multiply<Codes>};

@@ -10,7 +10,7 @@ struct Isa {
   using Words = uint32_t __attribute__((vector_size(16)));
   using Ints = int32_t __attribute__((vector_size(16)));
   using Floats = float __attribute__((vector_size(16)));
-  static constexpr int max_rows = 4, unroll = 1;
+  static constexpr int max_rows = 4, max_vectors = 1, unroll = 1;
   static constexpr int64_t bytes_per_input = 1, macs_per_ns = 4;
 
   static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
@@ -21,6 +21,11 @@ struct Isa {
     int32_t total = 0;
     for (int64_t i = 0; i < n; ++i) total += piece[i];
     return total;
+  }
+
+  template <int times>
+  static const int8_t* four(const int8_t* at) {
+    return at;
   }
 
   static Ints dot(Ints acc, Words codes, const int8_t* four) {
