@@ -55,6 +55,12 @@ SOLVERS: dict[str, tuple[str | dict[str, Any], bool]] = {
     "awq": ("awq", True),
     "nearest": ("nearest", False),
 }
+# Of binary codes: alternating least squares by itself, and compensated from data.
+BINARY_SOLVERS: dict[str, tuple[str | dict[str, Any], bool]] = {
+    "binary codes": ("nearest", False),
+    "binary codes, compensated": ("binary", True),
+    "binary codes, compensated, tuned": ({"name": "binary", "tune": 4}, True),
+}
 # Groups that fill the bits of llama.cpp's types at the same width.
 FILLED = {4: 48, 3: 56, 2: 40}
 FILLING = ("gptq", "gptq, tuned")
@@ -118,7 +124,7 @@ class Bench:
         return self.rows[name]
 
     def solved(self, recipe: Recipe, name: str) -> Callable[[nn.Module], float]:
-        solver, data = SOLVERS[name]
+        solver, data = (SOLVERS | BINARY_SOLVERS)[name]
 
         def change(model: nn.Module) -> float:
             needs = {"calibration": self.batches} if data else {}
@@ -174,6 +180,28 @@ def peer(bench: Bench, kind: str, importance: bool = False) -> Callable[[nn.Modu
             weight.data = oriented(decoded, decision.weights)
             stored += packed.nbytes
             weights += matrix.size
+        return 8 * stored / weights
+
+    return change
+
+
+def normal_float(nested: bool) -> Callable[[nn.Module], float]:
+    """NF4 by bitsandbytes (Dettmers et al. 2023); nested: scales in 8 bits."""
+
+    def change(model: nn.Module) -> float:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # the peer itself
+
+        stored = weights = 0
+        for decision in cover(model, load_recipe("int4")).quantized:
+            weight = model.get_submodule(decision.name).weight
+            matrix = oriented(weight.detach(), decision.weights).contiguous()
+            packed, state = quantize_4bit(
+                matrix, blocksize=64, quant_type="nf4", compress_statistics=nested
+            )
+            weight.data = oriented(dequantize_4bit(packed, state), decision.weights)
+            scales = [state.absmax] + ([state.state2.absmax] if nested else [])
+            stored += sum(tensor.nbytes for tensor in (packed, *scales))
+            weights += matrix.numel()
         return 8 * stored / weights
 
     return change
@@ -241,12 +269,19 @@ def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[nn.Module], floa
                     f"{solver}, {bits} bits, groups of {size}",
                     bench.solved(in_groups(bits, size), solver),
                 )
+    for solver in BINARY_SOLVERS:
+        for bits in (3, 2):
+            recipe = load_recipe(f"bcq{bits}")
+            yield f"{solver}, {bits} bits, groups of 64", bench.solved(recipe, solver)
     for bits in LIKE_PEERS:
         yield f"gptq, searched, {bits} bits", bench.searched(bits, whole=False)
     for bits in WHOLE:
         yield f"gptq, searched, table and head too, {bits} bits", bench.searched(bits, whole=True)
     for kind in PEERS:
         yield f"llama.cpp {kind}", peer(bench, kind)
+    for nested in (False, True):
+        name = "bitsandbytes NF4" + (", nested scales" if nested else "")
+        yield name, normal_float(nested)
     for kind in ("Q4_K", "Q3_K", "Q2_K"):
         yield f"llama.cpp {kind}, importance matrix", peer(bench, kind, importance=True)
 

