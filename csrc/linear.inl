@@ -227,22 +227,32 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
   }
 }
 
-// y of one token and panel from the sums of its digits: smallest first, then the bias. Adding a
-// bias of zero also makes -0 the 0 that a sum from zero would have been.
-[[gnu::noinline]] void finish(const Linear& op, const Floats* digits, int64_t m, int64_t panel) {
+// y of up to R tokens and P panels from sums[panel][token][digit][part], panels panel_stride apart:
+// the smallest digit first, then the bias. Adding a bias of zero also makes -0 the 0 that a sum from
+// zero would have been. A nonlinearity is applied to all of them together, as each value waits for
+// the steps of its polynomial.
+template <int P, int R>
+[[gnu::noinline]] void finish(const Linear& op, const Floats* sums, int64_t panel_stride, int64_t m,
+                              int64_t tokens, int64_t panel) {
+  constexpr int64_t width = P * panel_rows;
   const int64_t first = panel * panel_rows, left = op.form.outputs - first;
-  const int64_t n = left < panel_rows ? left : panel_rows;
-  alignas(64) float sum[panel_rows], bias[panel_rows] = {};
+  const int64_t n = left < width ? left : width;
+  alignas(64) float y[R * width], bias[width] = {};
   for (int64_t i = 0; op.bias && i < n; ++i) bias[i] = op.bias[first + i];
-  for (int p = 0; p < parts; ++p) {
-    Floats total = digits[p];
-    for (int d = 1; d < op.digits; ++d) total += digits[d * parts + p];
-    total += load<Floats>(bias + p * lanes);
-    __builtin_memcpy(sum + p * lanes, &total, sizeof total);
+  for (int64_t t = 0; t < tokens; ++t, sums += op.digits * parts) {
+    for (int i = 0; i < P * parts; ++i) {
+      const Floats* digit = sums + i / parts * panel_stride + i % parts;
+      Floats total = *digit;
+      for (int d = 1; d < op.digits; ++d) total += digit[d * parts];
+      total += load<Floats>(bias + i * lanes);
+      __builtin_memcpy(y + t * width + i * lanes, &total, sizeof total);
+    }
   }
-  apply(op.nonlinearity, sum, 1, panel_rows, panel_rows);
-  float* y = op.y + m * op.form.outputs + first;
-  for (int64_t i = 0; i < n; ++i) y[i] = sum[i];
+  apply(op.nonlinearity, y, tokens, width, width);
+  float* to = op.y + m * op.form.outputs + first;
+  for (int64_t t = 0; t < tokens; ++t, to += op.form.outputs) {
+    __builtin_memcpy(to, y + t * width, n * sizeof(float));
+  }
 }
 
 template <class Codes, int P, int R>
@@ -250,9 +260,8 @@ void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t 
                    int64_t panel) {
   Floats acc[P][R][parts] = {};
   sum_panels<Codes, P, R>(op, a, row, panel, acc);
-  for (int r = 0; r < R && row + r < last; r += op.digits) {
-    for (int q = 0; q < P; ++q) finish(op, acc[q][r], (row + r) / op.digits, panel + q);
-  }
+  const int64_t rows = last - row < R ? last - row : R;
+  finish<P, R>(op, acc[0][0], R * parts, row / op.digits, rows / op.digits, panel);
 }
 
 // Rows of activations in blocks of max_rows, and what is left in the smallest block that holds it:

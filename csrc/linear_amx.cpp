@@ -165,11 +165,7 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
       };
       each_value<Codes, P>(op, a, sums[0], row, rows, panel, g, put);
       if (g < groups - 1) continue;
-      for (int p = 0; p < P; ++p) {
-        for (int64_t r = 0; r < rows; r += op.digits) {
-          finish(op, to + p * acc_stride + r, (row + r) / op.digits, panel + p);
-        }
-      }
+      finish<P, block_rows>(op, to, acc_stride, row / op.digits, rows / op.digits, panel);
     }
     codes += blocks * form.block_bytes();
     x += tiles * tile_rows * tile_inputs;
