@@ -66,10 +66,11 @@ CONTROL, THREE_BITS = find_plan("bcq-reference", {}), find_plan("3", PER_ROW)
 @dataclass(frozen=True)
 class Arm:
     """Trained on from the float model: towards a plan, or in float. distill: the share of the loss
-    that is the divergence from the model that it started from."""
+    that is the divergence from the model that it started from. times: as long as other arms."""
 
     plan: Plan | None
     distill: float = DISTILL
+    times: int = 1
 
     @property
     def folder(self) -> str:
@@ -79,17 +80,23 @@ class Arm:
 
 # The control arm is the reference's own schedule, which learns from labels alone. That it loses
 # for want of distillation, or others win by longer training, is seen from two arms more.
+MIXED, LONGER = find_plan("bcq-mixed", {}), 3
 ARMS = {
     "reference schedule, 3 bits": Arm(CONTROL, distill=0.0),
-    "mixed": Arm(find_plan("bcq-mixed", {})),
+    "mixed": Arm(MIXED),
     "3 bits": Arm(THREE_BITS),
+    "mixed, longer": Arm(MIXED, times=LONGER),
+    "3 bits, longer": Arm(THREE_BITS, times=LONGER),
     "float32, trained on": Arm(None),
     "reference schedule, distilled": Arm(CONTROL),
     "2 bits": Arm(find_plan("2", PER_ROW)),
     "mixed, clustered embeddings": Arm(find_plan("bcq-clustered", {})),
 }
 # The codes of an arm, with activations that are rounded to 8 bits as they come.
-DYNAMIC = {f"{arm}, int8 activations": arm for arm in ("mixed", "3 bits")}
+DYNAMIC = {
+    f"{arm}, int8 activations": arm
+    for arm in ("mixed", "3 bits", "mixed, longer", "3 bits, longer")
+}
 # What is made of the float model without training.
 RECIPES = {
     "3 bits, no training": THREE_BITS.recipe,
@@ -207,7 +214,7 @@ class Run:
             tokenizer = load_tokenizer(self.float_folder)
             settings = replace(
                 settings,
-                epochs=corpus.further,
+                epochs=corpus.further * ARMS[arm].times,
                 learning_rate=FURTHER_LEARNING_RATE,
                 plan=ARMS[arm].plan,
                 distill=ARMS[arm].distill,
@@ -430,10 +437,11 @@ def page(runs: Sequence[Run], given: argparse.Namespace) -> Iterator[str]:
         "written by `bench/translation.py`. What is trained on learns by half from the float",
         "model's tokens (distillation), but for the reference schedule: that is greedy, per row,",
         "projected when it is scored, from labels alone. `float32, trained on` has as many steps",
-        "more, without codes. Sizes count everything: codes, scales, norms, biases, positions. In",
-        "memory: the tensors of a model that has translated. Peak memory is that of a fresh",
-        "process that loads the model and runs it once. p: how likely so large a change of BLEU",
-        f"is by chance, by a paired bootstrap. Search with {given.beams} beam(s).",
+        f"more, without codes. `longer`: {LONGER} times as many. Sizes count everything: codes,",
+        "scales, norms, biases, positions. In memory: the tensors of a model that has translated.",
+        "Peak memory is that of a fresh process that loads the model and runs it once. p: how",
+        "likely so large a change of BLEU is by chance, by a paired bootstrap. Search with",
+        f"{given.beams} beam(s).",
         described(),
     )
     for run in runs:

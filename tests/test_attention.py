@@ -63,9 +63,8 @@ def test_models_are_near_those_with_float32_attention(name, padded, long_models)
     model.set_attn_implementation("lowbit")
     y = model(**given)[0]
     error = relative(y, wanted)
-    assert error <= 0.01
-    # Elsewhere than on tiles it is float32's own.
-    assert (error > 0) == (native.lacks("amx") is None)
+    # Elsewhere than on tiles it is float32, in another order.
+    assert error <= (0.01 if native.lacks("amx") is None else 1e-5)
 
 
 @torch.no_grad()
@@ -109,6 +108,18 @@ def test_a_model_quantized_in_place_takes_it_and_leaves_the_caller_alone():
 
 def query(queries=MANY_QUERIES, dtype=torch.float32, batch=1, heads=2, size=16):
     return torch.randn(batch, heads, queries, size, dtype=dtype)
+
+
+def test_many_queries_are_left_to_torch_by_scalar_code_alone(monkeypatch):
+    many, few = (query(),) * 3, (query(MANY_QUERIES - 1), query(20), query(20))
+    monkeypatch.setenv(VARIABLE, "scalar")
+    name, why = select(KERNELS["lowbit_float32"], *many)
+    assert name.name == "reference" and "8 queries are not fewer than 8" in why
+    if native.module is not None:
+        assert select(KERNELS["lowbit_float32"], *few)[0].name == "scalar"
+    monkeypatch.setenv(VARIABLE, "avx2")
+    if native.lacks("avx2") is None:
+        assert select(KERNELS["lowbit_float32"], *many)[0].name == "avx2"
 
 
 @has_tiles
@@ -155,8 +166,7 @@ class TestChoice:
     def test_few_queries_are_served_in_float32(self):
         few = (query(MANY_QUERIES - 1), query(20), query(20))
         assert {self.why(*few, name=name)[0] for name in KERNELS} == {"avx512"}
-        name, why = self.why(query(), query(), query(), name="lowbit_float32")
-        assert name == "reference" and "8 queries are not fewer than 8" in why
+        assert self.why(query(), query(), query(), name="lowbit_float32")[0] == "avx512"
 
     def test_it_can_be_forbidden(self, monkeypatch):
         monkeypatch.setenv(VARIABLE, "reference")

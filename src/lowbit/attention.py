@@ -3,11 +3,11 @@
     model.set_attn_implementation("lowbit")
     model.set_attn_implementation("lowbit_float32")
 
-Scores, softmax and values of float32 models are computed in one call (csrc/attention.h). The few
-queries of a decoding step are done in float32, many of them, by "lowbit" alone, from operands in
-bfloat16 where the processor has tiles for them: sums stay float32, and the result of one attention
-is off by 0.3 % (relative Frobenius error on normal operands). Masks, caches and cross-attention are
-handled by transformers' own code around it. What is not served goes to that code.
+Scores, softmax and values of float32 models are computed in one call (csrc/attention.h), in float32.
+Where the processor has tiles, "lowbit" computes many queries from operands in bfloat16: sums stay
+float32, and the result of one attention is off by 0.3 % (relative Frobenius error on normal
+operands). Masks, caches and cross-attention are handled by transformers' own code around it. What is
+not served goes to that code.
 """
 
 from collections.abc import Iterator, Sequence
@@ -82,9 +82,9 @@ def _unsupported_on_tiles(query: Tensor, *call: Any) -> str | None:
     return unsupported(query, *call)
 
 
-def _unsupported_one_by_one(query: Tensor, *call: Any) -> str | None:
+def _unsupported_in_scalar_code(query: Tensor, *call: Any) -> str | None:
     if query.shape[2] >= MANY_QUERIES:
-        return f"{query.shape[2]} queries are not fewer than {MANY_QUERIES}"
+        return f"{query.shape[2]} queries are not fewer than {MANY_QUERIES}: torch is faster"
     return unsupported(query, *call)
 
 
@@ -118,8 +118,12 @@ def _own(
 
 _FLOAT32 = (
     *(
-        Kernel(path, partial(_own, path=path), _unsupported_one_by_one, isa=path)
-        for path in ("avx512", "avx2", "scalar")
+        Kernel(path, partial(_own, path=path), refuses, isa=path)
+        for path, refuses in (
+            ("avx512", unsupported),
+            ("avx2", unsupported),
+            ("scalar", _unsupported_in_scalar_code),
+        )
     ),
     Kernel("reference", _of_transformers, never),
 )
