@@ -61,8 +61,9 @@ BINARY_SOLVERS: dict[str, tuple[str | dict[str, Any], bool]] = {
     "binary codes, compensated": ("binary", True),
     "binary codes, compensated, tuned": ({"name": "binary", "tune": 4}, True),
 }
-# Groups that fill the bits of llama.cpp's types at the same width.
-FILLED = {4: 48, 3: 56, 2: 40}
+# Groups that come nearest to the bits of llama.cpp's types at the same width, from below: where
+# rows have 256 inputs, one group more in 3 bits is more than Q3_K has.
+FILLED = {4: 52, 2: 43}
 FILLING = ("gptq", "gptq, tuned")
 # Bits of linear layers that llama.cpp's Q2_K, Q3_K and Q4_K take, and of whole models.
 LIKE_PEERS, WHOLE = (2.625, 3.4375, 4.5), (3.5, 4.5)

@@ -3,11 +3,11 @@
     model.set_attn_implementation("lowbit")
     model.set_attn_implementation("lowbit_float32")
 
-Scores, softmax and values of float32 models are computed in one call (csrc/attention.h), in float32.
-Where the processor has tiles, "lowbit" computes many queries from operands in bfloat16: sums stay
-float32, and the result of one attention is off by 0.3 % (relative Frobenius error on normal
-operands). Masks, caches and cross-attention are handled by transformers' own code around it. What is
-not served goes to that code.
+Scores, softmax and values of float32 models are computed in one call (csrc/attention.h), in
+float32. Where the processor has tiles, "lowbit" computes many queries from operands in bfloat16:
+sums stay float32, and the result of one attention is off by 0.3 % (relative Frobenius error on
+normal operands). Masks, caches and cross-attention are handled by transformers' own code around it.
+What is not served goes to that code.
 """
 
 from collections.abc import Iterator, Sequence

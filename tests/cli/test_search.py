@@ -85,6 +85,7 @@ def test_json_is_one_object_and_quiet_is_nothing(lowbit, arguments, tmp_path):
         (["--max-size", "20"], 2, "not a number with a unit"),
         (["--max-bits", "4", "--schemes", "int9"], 2, "'int9' is unknown"),
         (["--max-bits", "4", "--sensitivity", "luck"], 2, "'luck' is unknown"),
+        (["--max-bits", "4", "--shapes", "1x8"], 2, "a search times nothing"),
         (["--max-bits", "4", "--solver", "luck"], 2, "'luck' is unknown"),
         (["--max-bits", "4", "--keep", "*.nothing"], 2, "matches no module"),
         (["--max-bits", "4", "--calibration", "nowhere.txt"], 1, "nowhere.txt"),

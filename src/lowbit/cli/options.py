@@ -34,7 +34,10 @@ class Measured:
     subset: Annotated[
         str | None, typer.Option("--name", "--subset", help="The GLUE task: cola, mrpc, …")
     ] = None
-    split: Annotated[str | None, typer.Option(help="Which part of the data, as its files are named: dev, train, test.")] = None
+    split: Annotated[
+        str | None,
+        typer.Option(help="Which part of the data, as its files are named: dev, train, test."),
+    ] = None
     target: Annotated[
         str | None, typer.Option(help="The lines to be translated into; --data has the source.")
     ] = None
