@@ -249,7 +249,8 @@ class Run:
             return by_transformers(load_model(self.float_folder), tokenizer, beams)
         self.make(arm)
         if arm in PEERS:
-            return load(self.model_folder(arm), tokenizer, PEERS[arm], beams, self.given.max_length)
+            folder, most = self.model_folder(arm), self.given.max_length
+            return load(folder, self.float_folder, PEERS[arm], beams, most)
         model = load_model(self.model_folder(arm))
 
         def translate(sentences: Sequence[str], batch: int) -> tuple[str, ...]:
@@ -281,7 +282,11 @@ class Run:
         ]
         test = PairedTest(outputs, {"BLEU": BLEU()}, [list(self.test.targets)], "bs", RESAMPLES)
         _, found = test()
-        return {arm: result.p_value for arm, result in zip(arms, found["BLEU"], strict=True)}
+        first = outputs[0][1]
+        return {
+            arm: None if own == first else result.p_value
+            for (arm, own), result in zip(outputs, found["BLEU"], strict=True)
+        }
 
     def sizes(self, arm: str) -> dict[str, float | None]:
         """resident: what tensors take once the model has translated."""
