@@ -3,8 +3,8 @@
     pip install ".[bench]"
     python bench/encoder.py [--threads 2] [--rounds 15] [--paths amx,avx512] [--write]
 
-Random weights. One pass of ours, with attention in bfloat16, is taken apart by module. Engines that
-are not installed are named as left out.
+Random weights. One pass of ours, with its own attention, is taken apart by module. Engines with
+threads of their own run in processes of their own; what is not installed is left out, by name.
 """
 
 import copy
@@ -19,7 +19,15 @@ from pathlib import Path
 
 import torch
 import transformers
-from engines import Encoder, of_torch, onnx_runtime_int8, openvino, torch_bfloat16, torch_dynamic
+from engines import (
+    Apart,
+    Encoder,
+    of_torch,
+    onnx_runtime_int8,
+    openvino,
+    torch_bfloat16,
+    torch_dynamic,
+)
 from machine import described, finish, speed_page
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
@@ -56,17 +64,16 @@ def peers(
     model: BertModel, example: Tensor, folder: Path, threads: int
 ) -> tuple[dict[str, Encoder], list[str]]:
     """The engines that are installed, and what became of the others."""
+    of_openvino = partial(Apart, threads, openvino, model, example, threads)
     makers: dict[str, Callable[[], Encoder]] = {
         "torch bfloat16": lambda: torch_bfloat16(copy.deepcopy(model)),
         "torch quantize_dynamic": lambda: torch_dynamic(model),
-        "ONNX Runtime int8 dynamic": lambda: onnx_runtime_int8(model, example, folder, threads),
-        "OpenVINO bfloat16": lambda: openvino(model, example, threads, "bf16", False),
-        "OpenVINO static int8, rest float32": lambda: openvino(
-            model, example, threads, "f32", True
+        "ONNX Runtime int8 dynamic": lambda: Apart(
+            threads, onnx_runtime_int8, model, example, folder, threads
         ),
-        "OpenVINO static int8, rest bfloat16": lambda: openvino(
-            model, example, threads, "bf16", True
-        ),
+        "OpenVINO bfloat16": lambda: of_openvino("bf16", False),
+        "OpenVINO static int8, rest float32": lambda: of_openvino("f32", True),
+        "OpenVINO static int8, rest bfloat16": lambda: of_openvino("bf16", True),
     }
     found, absent = {}, []
     for name, make in makers.items():
@@ -84,7 +91,11 @@ def relative_error(y: Tensor, reference: Tensor) -> float:
 def measure(contenders: dict[str, Encoder], ids: Tensor, rounds: int) -> list[str]:
     """Table rows: milliseconds, ratio to the first contender, error of the last hidden state."""
     hidden = {name: run(ids) for name, run in contenders.items()}
-    taken = take_turns({name: partial(run, ids) for name, run in contenders.items()}, rounds, 0)
+    turns = {
+        name: partial(run.timed if isinstance(run, Apart) else run, ids)
+        for name, run in contenders.items()
+    }
+    taken = take_turns(turns, rounds, 0)
     first = next(iter(contenders))
     rows = []
     for name, times in taken.items():
@@ -146,7 +157,7 @@ def main() -> None:
     model = BertModel(BertConfig()).eval()
     paths = options.paths.split(",")
     own = {f"lowbit int8-dynamic, {path}": quantized(model, "int8-dynamic", path) for path in paths}
-    best = f"lowbit int8-dynamic, {paths[0]}, attention in bfloat16"
+    best = f"lowbit int8-dynamic, {paths[0]}, its own attention"
     own = {best: quantized(model, "int8-dynamic", paths[0], "lowbit"), **own}
     for recipe in OTHER_RECIPES:
         own[f"lowbit {recipe}, {paths[0]}"] = quantized(model, recipe, paths[0])
@@ -163,6 +174,9 @@ def main() -> None:
             contenders = {"torch float32": of_torch(model), **others}
             contenders |= {name: of_torch(m) for name, m in own.items()}
             table = measure(contenders, ids, options.rounds)
+            for run in contenders.values():
+                if isinstance(run, Apart):
+                    run.close()
         lines += [
             "",
             f"## {batch} × {tokens} tokens",
