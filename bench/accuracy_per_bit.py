@@ -270,6 +270,10 @@ def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[nn.Module], floa
                     f"{solver}, {bits} bits, groups of {size}",
                     bench.solved(in_groups(bits, size), solver),
                 )
+    for solver in FILLING:
+        for bits in (4, 3):
+            recipe = load_recipe(f"int{bits}-all")
+            yield f"{solver}, table and head too, {bits} bits", bench.solved(recipe, solver)
     for solver in BINARY_SOLVERS:
         for bits in (3, 2):
             recipe = load_recipe(f"bcq{bits}")
