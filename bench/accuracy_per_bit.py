@@ -162,26 +162,36 @@ def linear_bits(model: nn.Module) -> float:
     return 8 * stored / sum(m.rows * m.columns for m in packed)
 
 
+Stored = Callable[[str, torch.Tensor], tuple[torch.Tensor, int]]
+
+
+def replaced(model: nn.Module, stored: Stored) -> float:
+    """Put what `stored` makes of each matrix in its place, as it is decoded; the bits of a weight,
+    from the bytes that it takes."""
+    size = weights = 0
+    for decision in cover(model, load_recipe("int4")).quantized:
+        weight = model.get_submodule(decision.name).weight
+        matrix = oriented(weight.detach(), decision.weights).contiguous()
+        decoded, taken = stored(decision.name, matrix)
+        weight.data = oriented(decoded, decision.weights)
+        size += taken
+        weights += matrix.numel()
+    return 8 * size / weights
+
+
 def peer(bench: Bench, kind: str, importance: bool = False) -> Callable[[nn.Module], float]:
     """A type of llama.cpp, by its own quantizer; with an importance matrix, mean x² of each input
     of the float model on the same calibration text."""
+    quantized = getattr(gguf.GGMLQuantizationType, kind)
 
     def change(model: nn.Module) -> float:
-        quantized = getattr(gguf.GGMLQuantizationType, kind)
-        decisions = cover(model, load_recipe("int4")).quantized
-        squares = mean_squares(model, [d.name for d in decisions], bench.batches)
-        stored = weights = 0
-        for decision in decisions:
-            weight = model.get_submodule(decision.name).weight
-            matrix = oriented(weight.detach(), decision.weights).numpy()
-            packed = ggml_quantize(
-                matrix, quantized, squares[decision.name] if importance else None
-            )
-            decoded = torch.from_numpy(gguf.quants.dequantize(packed, quantized))
-            weight.data = oriented(decoded, decision.weights)
-            stored += packed.nbytes
-            weights += matrix.size
-        return 8 * stored / weights
+        squares = mean_squares(model, bench.batches) if importance else {}
+
+        def stored(name: str, matrix: torch.Tensor) -> tuple[torch.Tensor, int]:
+            packed = ggml_quantize(matrix.numpy(), quantized, squares.get(name))
+            return torch.from_numpy(gguf.quants.dequantize(packed, quantized)), packed.nbytes
+
+        return replaced(model, stored)
 
     return change
 
@@ -189,30 +199,22 @@ def peer(bench: Bench, kind: str, importance: bool = False) -> Callable[[nn.Modu
 def normal_float(nested: bool) -> Callable[[nn.Module], float]:
     """NF4 by bitsandbytes (Dettmers et al. 2023); nested: scales in 8 bits."""
 
-    def change(model: nn.Module) -> float:
+    def stored(name: str, matrix: torch.Tensor) -> tuple[torch.Tensor, int]:
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # the peer itself
 
-        stored = weights = 0
-        for decision in cover(model, load_recipe("int4")).quantized:
-            weight = model.get_submodule(decision.name).weight
-            matrix = oriented(weight.detach(), decision.weights).contiguous()
-            packed, state = quantize_4bit(
-                matrix, blocksize=64, quant_type="nf4", compress_statistics=nested
-            )
-            weight.data = oriented(dequantize_4bit(packed, state), decision.weights)
-            scales = [state.absmax] + ([state.state2.absmax] if nested else [])
-            stored += sum(tensor.nbytes for tensor in (packed, *scales))
-            weights += matrix.numel()
-        return 8 * stored / weights
+        packed, state = quantize_4bit(
+            matrix, blocksize=64, quant_type="nf4", compress_statistics=nested
+        )
+        scales = [state.absmax] + ([state.state2.absmax] if nested else [])
+        return dequantize_4bit(packed, state), sum(t.nbytes for t in (packed, *scales))
 
-    return change
+    return lambda model: replaced(model, stored)
 
 
 @torch.no_grad()
-def mean_squares(
-    model: nn.Module, names: list[str], batches: list[dict[str, torch.Tensor]]
-) -> dict[str, np.ndarray]:
-    """Mean x² of every input of these layers."""
+def mean_squares(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
+    """Mean x² of every input of the linear layers."""
+    names = [decision.name for decision in cover(model, load_recipe("int4")).quantized]
     found = {name: 0.0 for name in names}
 
     def hook(name: str) -> Callable[..., None]:

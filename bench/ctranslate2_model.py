@@ -1,9 +1,6 @@
 """A Marian or BART folder as a CTranslate2 model, and its translations."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -27,37 +24,15 @@ def convert(source: Path, folder: Path, kind: str) -> None:
     spec.save(str(folder))
 
 
-Translate = Callable[[Sequence[str], int], tuple[str, ...]]
-
-
-def load(folder: Path, tokenizer: Path, kind: str, beams: int, max_length: int) -> Translate:
-    """From sentences and the size of a batch to their translations, by a process of its own: in
-    this one CTranslate2's threads would go on waiting beside torch's, and take half the speed of
-    whatever has its turn next."""
-    process = ProcessPoolExecutor(1, get_context("spawn"))
-    model = folder, tokenizer, kind, beams, max_length, torch.get_num_threads()
-
-    def translate(sentences: Sequence[str], batch: int) -> tuple[str, ...]:
-        return process.submit(_translated, model, tuple(sentences), batch).result()
-
-    return translate
-
-
-def _translated(
-    model: tuple[Path, Path, str, int, int, int], sentences: Sequence[str], batch: int
-) -> tuple[str, ...]:
-    return _loaded(*model)(sentences, batch)
-
-
-@lru_cache
-def _loaded(
-    folder: Path, tokenizer_folder: Path, kind: str, beams: int, max_length: int, threads: int
-) -> Translate:
+def load(
+    folder: Path, tokenizer_folder: Path, kind: str, beams: int, max_length: int
+) -> Callable[[Sequence[str], int], tuple[str, ...]]:
+    """From sentences and the size of a batch to their translations."""
     import ctranslate2
 
     tokenizer = load_tokenizer(tokenizer_folder)
     translator = ctranslate2.Translator(
-        str(folder), device="cpu", compute_type=kind, intra_threads=threads
+        str(folder), device="cpu", compute_type=kind, intra_threads=torch.get_num_threads()
     )
 
     def translate(sentences: Sequence[str], batch: int) -> tuple[str, ...]:

@@ -19,15 +19,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from engines import (
-    Apart,
-    Encoder,
-    of_torch,
-    onnx_runtime_int8,
-    openvino,
-    torch_bfloat16,
-    torch_dynamic,
-)
+from apart import Apart
+from engines import Encoder, of_torch, onnx_runtime_int8, openvino, torch_bfloat16, torch_dynamic
 from machine import described, finish, speed_page
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
@@ -174,9 +167,6 @@ def main() -> None:
             contenders = {"torch float32": of_torch(model), **others}
             contenders |= {name: of_torch(m) for name, m in own.items()}
             table = measure(contenders, ids, options.rounds)
-            for run in contenders.values():
-                if isinstance(run, Apart):
-                    run.close()
         lines += [
             "",
             f"## {batch} × {tokens} tokens",

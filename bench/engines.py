@@ -6,54 +6,15 @@ They come with `pip install ".[bench]"`.
 import logging
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import BertModel
-from turns import Seconds, ready, seconds
 
 Encoder = Callable[[Tensor], Tensor]
 CALIBRATION_BATCHES = 8
-
-
-class Apart:
-    """An encoder in a process of its own: its threads would go on waiting beside torch's, and take
-    up to half the speed of whatever has its turn next."""
-
-    def __init__(self, threads: int, make: Callable[..., Encoder], *arguments: Any) -> None:
-        self._process = ProcessPoolExecutor(1, get_context("spawn"))
-        self._process.submit(_prepare, threads, make, arguments).result()
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        return self._process.submit(_run, ids).result()
-
-    def timed(self, ids: Tensor) -> Seconds:
-        return self._process.submit(_timed, ids).result()
-
-    def close(self) -> None:
-        self._process.shutdown()
-
-
-_made: list[Encoder] = []  # in such a process
-
-
-def _prepare(threads: int, make: Callable[..., Encoder], arguments: tuple[Any, ...]) -> None:
-    ready(threads)
-    _made.append(make(*arguments))
-
-
-def _run(ids: Tensor) -> Tensor:
-    return _made[0](ids)
-
-
-def _timed(ids: Tensor) -> Seconds:
-    return Seconds(seconds(partial(_made[0], ids)))
 
 
 def of_torch(model: nn.Module) -> Encoder:

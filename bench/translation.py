@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from apart import Apart
 from ctranslate2_model import convert, load
 from machine import described, finish, result_page
 from sacrebleu.metrics import BLEU
@@ -250,7 +251,8 @@ class Run:
         self.make(arm)
         if arm in PEERS:
             folder, most = self.model_folder(arm), self.given.max_length
-            return load(folder, self.float_folder, PEERS[arm], beams, most)
+            threads = torch.get_num_threads()
+            return Apart(threads, load, folder, self.float_folder, PEERS[arm], beams, most)
         model = load_model(self.model_folder(arm))
 
         def translate(sentences: Sequence[str], batch: int) -> tuple[str, ...]:

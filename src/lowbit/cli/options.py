@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import Plan
 from lowbit.evaluation.latency import Shape, default_shapes
-from lowbit.evaluation.tasks import TASKS, make_task
+from lowbit.evaluation.task import Task
+from lowbit.evaluation.tasks import TASKS, make_task, options_of
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ class Measured:
         }
         if self.task is None and (given := [k for k, v in options.items() if v is not None]):
             raise UsageError(f"--{given[0]} says how to score: give a --task")
-        kind = TASKS.get(self.task or "")
-        if kind is not None and "seed" in {field.name for field in fields(kind)}:  # type: ignore[arg-type]
-            options["seed"] = self.seed
-        tasks = () if self.task is None else (make_task(self.task, **options),)
+        tasks: tuple[Task, ...] = ()
+        if self.task is not None:
+            seed = {"seed": self.seed} if "seed" in options_of(self.task) else {}
+            tasks = (make_task(self.task, **options, **seed),)
         return Plan(tasks, self._shapes(model), pictures, seed=self.seed)
 
     def _shapes(self, model: PreTrainedModel | None) -> tuple[Shape, ...]:

@@ -174,7 +174,7 @@ def train(
     most = max_length or MAX_LENGTH_OF_TASK.get(task, MAX_LENGTH)
     if model is None and task != "translation":
         raise UsageError(f"task {task} needs a model to start from")
-    of_task: dict[str, dict[str, tuple[str, Any]]] = {
+    by_task: dict[str, Options] = {
         "glue": {"subset": ("--name", subset)},
         "squad": {"stride": ("--stride", stride)},
         "translation": {
@@ -185,10 +185,10 @@ def train(
             "target_column": ("--target-column", target_column),
         },
     }
-    for other, options in of_task.items():
+    for other, options in by_task.items():
         if other != task:
             _refuse(options, f"is of --task {other}, not of {task}")
-    pairs = Pairs(**_given(of_task["translation"]))
+    pairs = Pairs(**_given(by_task["translation"]))
     sizes = {
         "kind": ("--architecture", architecture),
         "layers": ("--layers", layers),
@@ -219,7 +219,8 @@ def train(
         attention_dropout=attention_dropout,
         dropout=dropout,
         pairs=pairs,
-        **_given(of_task["glue"] | of_task["squad"]),
+        **_given(by_task["glue"]),
+        **_given(by_task["squad"]),
     )
     of_codes = {
         "every": ("--project-every", project_every),

@@ -93,10 +93,8 @@ class Solver:
     @property
     def learner(self) -> str:
         """What of it learns from data, in words."""
-        if self.method.data:
-            return f"solver {self.name}"
-        asked = {"correct_bias": self.correct_bias, "rotate": self.rotate, "tune": self.tune > 0}
-        return next((option for option, is_asked in asked.items() if is_asked), self.name)
+        asked = [name for name in ("correct_bias", "rotate", "tune") if getattr(self, name)]
+        return f"solver {self.name}" if self.method.data or not asked else asked[0]
 
     def solve(self, weight: Tensor, hessian: Tensor | None, scheme: Scheme) -> QTensor:
         """`weight` in the stored form of `scheme`."""

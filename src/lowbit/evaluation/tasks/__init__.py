@@ -1,6 +1,6 @@
 """The tasks by name, and how options become one."""
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from lowbit.errors import UsageError
@@ -17,17 +17,21 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
+def options_of(name: str) -> dict[str, Field[Any]]:
+    """What a task can be told, by name. Raises UsageError for a name that is none."""
+    if name not in TASKS:
+        raise UsageError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
+    return {field.name: field for field in fields(TASKS[name])}  # type: ignore[arg-type]
+
+
 def make_task(name: str, **options: Any) -> Task:
     """The task of that name; options that are None were not given.
 
     Raises UsageError for a name that is none, an option that the task does not have, or one that
     it needs and was not given.
     """
-    if name not in TASKS:
-        raise UsageError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
-    kind = TASKS[name]
+    known = options_of(name)
     given = {key: value for key, value in options.items() if value is not None}
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     if foreign := sorted(given.keys() - known.keys()):
         raise UsageError(
             f"task {name} has no option {foreign[0]!r}; it has {', '.join(sorted(known))}"
@@ -37,4 +41,4 @@ def make_task(name: str, **options: Any) -> Task:
     needed = {key for key, field in known.items() if field.default is MISSING}
     if absent := sorted(needed - given.keys() - optional):
         raise UsageError(f"task {name} needs the option {absent[0]!r}")
-    return kind(**{**dict.fromkeys(needed & optional), **given})
+    return TASKS[name](**{**dict.fromkeys(needed & optional), **given})
