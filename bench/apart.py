@@ -1,6 +1,7 @@
 """Something that is measured in a process of its own: an engine's threads would go on waiting
 beside torch's, and take up to half the speed of whatever has its turn next."""
 
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -17,24 +18,34 @@ class Apart:
 
     def __init__(self, threads: int, make: Callable[..., Any], *arguments: Any) -> None:
         self._process = ProcessPoolExecutor(1, get_context("spawn"))
-        self._process.submit(_prepare, threads, make, arguments).result()
+        self._ask(_prepare, threads, make, *arguments)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._process.submit(_run, arguments).result()
+        return self._ask(_run, *arguments)
 
     def timed(self, *arguments: Any) -> Seconds:
         """How long the call takes there."""
-        return self._process.submit(_timed, arguments).result()
+        return self._ask(_timed, *arguments)
+
+    def _ask(self, what: Callable[..., Any], *arguments: Any) -> Any:
+        # Pickled here: the executor would do it in a thread of its own, where copying a tensor
+        # starts OpenMP threads that stay. With more of them than processors libgomp no longer
+        # waits awake, and small models of this process would take a quarter longer ever after.
+        return self._process.submit(_answer, what, pickle.dumps(arguments)).result()
 
 
-def _prepare(threads: int, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _answer(what: Callable[..., Any], arguments: bytes) -> Any:
+    return what(*pickle.loads(arguments))
+
+
+def _prepare(threads: int, make: Callable[..., Any], *arguments: Any) -> None:
     ready(threads)
     _made.append(make(*arguments))
 
 
-def _run(arguments: tuple[Any, ...]) -> Any:
+def _run(*arguments: Any) -> Any:
     return _made[0](*arguments)
 
 
-def _timed(arguments: tuple[Any, ...]) -> Seconds:
+def _timed(*arguments: Any) -> Seconds:
     return Seconds(seconds(partial(_made[0], *arguments)))

@@ -164,10 +164,11 @@ constexpr int together(int count) {
   return 1;
 }
 
-// acc = the sums of all groups of P panels for R rows of codes from `row` on.
+// to = the sums of all groups of P panels for R rows of codes from `row` on.
 template <class Codes, int P, int R>
 void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t panel,
-                Floats (&acc)[P][R][parts]) {
+                Floats (&to)[P][R][parts]) {
+  Floats acc[P][R][parts] = {};
   constexpr int terms = Codes::terms, at_once = together(terms);
   const Lanes& form = op.form;
   const int64_t groups = form.groups();
@@ -225,6 +226,7 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
       }
     }
   }
+  __builtin_memcpy(to, acc, sizeof acc);
 }
 
 // y of up to R tokens and P panels from sums[panel][token][digit][part], panels panel_stride apart:
@@ -237,31 +239,45 @@ template <int P, int R>
   constexpr int64_t width = P * panel_rows;
   const int64_t first = panel * panel_rows, left = op.form.outputs - first;
   const int64_t n = left < width ? left : width;
-  alignas(64) float y[R * width], bias[width] = {};
-  for (int64_t i = 0; op.bias && i < n; ++i) bias[i] = op.bias[first + i];
+  alignas(64) float y[R * width], own_bias[width] = {};
+  const float* bias = op.bias + first;
+  if (!op.bias || n < width) {
+    for (int64_t i = 0; op.bias && i < n; ++i) own_bias[i] = bias[i];
+    bias = own_bias;
+  }
+  const bool in_place = n == width && op.nonlinearity == Nonlinearity::identity;
+  float* to = op.y + m * op.form.outputs + first;
+  float* at = in_place ? to : y;
+  const int64_t stride = in_place ? op.form.outputs : width;
   for (int64_t t = 0; t < tokens; ++t, sums += op.digits * parts) {
     for (int i = 0; i < P * parts; ++i) {
       const Floats* digit = sums + i / parts * panel_stride + i % parts;
       Floats total = *digit;
       for (int d = 1; d < op.digits; ++d) total += digit[d * parts];
       total += load<Floats>(bias + i * lanes);
-      __builtin_memcpy(y + t * width + i * lanes, &total, sizeof total);
+      __builtin_memcpy(at + t * stride + i * lanes, &total, sizeof total);
     }
   }
+  if (in_place) return;
   apply(op.nonlinearity, y, tokens, width, width);
-  float* to = op.y + m * op.form.outputs + first;
   for (int64_t t = 0; t < tokens; ++t, to += op.form.outputs) {
     __builtin_memcpy(to, y + t * width, n * sizeof(float));
   }
 }
 
+// What is written at the end is asked for beforehand, so that no store waits for its line.
 template <class Codes, int P, int R>
 void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t last,
                    int64_t panel) {
-  Floats acc[P][R][parts] = {};
-  sum_panels<Codes, P, R>(op, a, row, panel, acc);
   const int64_t rows = last - row < R ? last - row : R;
-  finish<P, R>(op, acc[0][0], R * parts, row / op.digits, rows / op.digits, panel);
+  const int64_t m = row / op.digits, tokens = rows / op.digits;
+  const float* y = op.y + m * op.form.outputs + panel * panel_rows;
+  for (int64_t t = 0; t < tokens; ++t, y += op.form.outputs) {
+    for (int i = 0; i < P * parts; ++i) __builtin_prefetch(y + i * lanes, 1);
+  }
+  Floats sums[P][R][parts];
+  sum_panels<Codes, P, R>(op, a, row, panel, sums);
+  finish<P, R>(op, sums[0][0], R * parts, m, tokens, panel);
 }
 
 // Rows of activations in blocks of max_rows, and what is left in the smallest block that holds it:
