@@ -93,6 +93,7 @@ class Bench:
         if kept != self.settings:
             raise SystemExit(f"{keep} has rows of {kept}, not of {self.settings}: --keep another")
         self.rows = {row["name"]: Row(**row) for row in rows}
+        self.found: dict[tuple[float, bool], Recipe] = {}  # by bits, and whether of everything
 
     @cached_property
     def ids(self) -> torch.Tensor:
@@ -134,25 +135,29 @@ class Bench:
 
         return change
 
-    def searched(self, bits: float, whole: bool) -> Callable[[nn.Module], float]:
+    def searched(self, bits: float, whole: bool, name: str) -> Callable[[nn.Module], float]:
         """Bits for each module so that they are `bits` on average: of the linear layers, or of the
-        whole model. Recipes are compared on the validation text."""
+        whole model."""
+
+        def change(model: nn.Module) -> float:
+            if (bits, whole) not in self.found:
+                self.found[bits, whole] = self.search(bits, whole)
+            return self.solved(self.found[bits, whole], name)(model)
+
+        return change
+
+    def search(self, bits: float, whole: bool) -> Recipe:
+        """The recipe is solved by GPTQ in the search, and judged on the validation text."""
+        model = deepcopy(self.model)
         widths = range(int(bits) - 1, int(bits) + 4)
         schemes = [ZeroPoint(width, group(64)) for width in widths if width > 1]
         keep = () if whole else ("@embedding", "@head")
         task = Perplexity(str(self.data / "valid.txt"), context=CONTEXT, samples=0)
-
-        def change(model: nn.Module) -> float:
-            weights = sum(d.parameters for d in cover(model, load_recipe("int4")).quantized)
-            left = lowbit.footprint(model).stored_bytes - 4 * weights
-            budget = Budget(max_bits=bits) if whole else Budget(int(left + bits * weights / 8))
-            subject = Subject("searched", model, self.tokenizer)
-            found = search(subject, budget, task, schemes, self.batches, keep, "gptq")
-            recipe = found.best.recipe
-            lowbit.quantize(model, recipe, calibration=self.batches, solver="gptq")
-            return linear_bits(model)
-
-        return change
+        weights = sum(d.parameters for d in cover(model, load_recipe("int4")).quantized)
+        left = lowbit.footprint(model).stored_bytes - 4 * weights
+        budget = Budget(max_bits=bits) if whole else Budget(int(left + bits * weights / 8))
+        subject = Subject("searched", model, self.tokenizer)
+        return search(subject, budget, task, schemes, self.batches, keep, "gptq").best.recipe
 
 
 def linear_bits(model: nn.Module) -> float:
@@ -281,9 +286,14 @@ def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[nn.Module], floa
             recipe = load_recipe(f"bcq{bits}")
             yield f"{solver}, {bits} bits, groups of 64", bench.solved(recipe, solver)
     for bits in LIKE_PEERS:
-        yield f"gptq, searched, {bits} bits", bench.searched(bits, whole=False)
+        for solver in FILLING:
+            yield f"{solver}, searched, {bits} bits", bench.searched(bits, False, solver)
     for bits in WHOLE:
-        yield f"gptq, searched, table and head too, {bits} bits", bench.searched(bits, whole=True)
+        for solver in FILLING:
+            yield (
+                f"{solver}, searched, table and head too, {bits} bits",
+                bench.searched(bits, True, solver),
+            )
     for kind in PEERS:
         yield f"llama.cpp {kind}", peer(bench, kind)
     for nested in (False, True):

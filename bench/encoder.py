@@ -163,6 +163,7 @@ def main() -> None:
     ]
     for batch, tokens in SIZES:
         ids = torch.randint(0, 30_000, (batch, tokens))
+        parts = taken_apart(own[best], ids, options.rounds)
         with tempfile.TemporaryDirectory() as folder:
             others, absent = peers(model, ids, Path(folder), options.threads)
             contenders = {"torch float32": of_torch(model), **others}
@@ -181,7 +182,7 @@ def main() -> None:
             "",
             "| | ms | share |",
             "|---|---|---|",
-            *taken_apart(own[best], ids, options.rounds),
+            *parts,
         ]
     finish(lines, RESULT, options.write)
 
