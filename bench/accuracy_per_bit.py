@@ -49,6 +49,7 @@ SOLVERS: dict[str, tuple[str | dict[str, Any], bool]] = {
     "gptq": ("gptq", True),
     "gptq, tuned": ({"name": "gptq", "tune": 4}, True),
     "autoround": ("autoround", True),
+    "autoround, tuned": ({"name": "autoround", "tune": 4}, True),
     "gptq, rotated": ({"name": "gptq", "rotate": True}, True),
     "nearest, rotated": ({"name": "nearest", "rotate": True}, True),
     "hqq": ("hqq", False),

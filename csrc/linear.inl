@@ -239,12 +239,9 @@ template <int P, int R>
   constexpr int64_t width = P * panel_rows;
   const int64_t first = panel * panel_rows, left = op.form.outputs - first;
   const int64_t n = left < width ? left : width;
-  alignas(64) float y[R * width], own_bias[width] = {};
-  const float* bias = op.bias + first;
-  if (!op.bias || n < width) {
-    for (int64_t i = 0; op.bias && i < n; ++i) own_bias[i] = bias[i];
-    bias = own_bias;
-  }
+  alignas(64) float y[R * width], padded_bias[width] = {};
+  for (int64_t i = 0; op.bias && n < width && i < n; ++i) padded_bias[i] = op.bias[first + i];
+  const float* bias = op.bias && n == width ? op.bias + first : padded_bias;
   const bool in_place = n == width && op.nonlinearity == Nonlinearity::identity;
   float* to = op.y + m * op.form.outputs + first;
   float* at = in_place ? to : y;
