@@ -318,8 +318,8 @@ def page(bench: Bench, blocks: int, samples: int) -> Iterator[str]:
     yield "test tokens; KL divergence from the float model and agreement on the first"
     yield f"{DIVERGENCE_BLOCKS}. Bits count scales and zero points. Solvers that learn from data"
     yield f"saw {samples} windows of {CONTEXT} tokens of the training text. Seconds are of solving,"
-    yield "on a machine that did other work too; a recipe is searched for once, by GPTQ, and the time"
-    yield "is in that row. Written by `bench/accuracy_per_bit.py`."
+    yield "on a machine that did other work too; a recipe is searched for once, by GPTQ, and the"
+    yield "time is in that row. Written by `bench/accuracy_per_bit.py`."
     yield described()
     yield ""
     yield "| | bits/weight | perplexity | change | KL divergence | same first token | seconds |"
