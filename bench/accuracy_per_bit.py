@@ -185,13 +185,15 @@ def replaced(model: nn.Module, stored: Stored) -> float:
     return 8 * size / weights
 
 
-def peer(bench: Bench, kind: str, importance: bool = False) -> Callable[[nn.Module], float]:
-    """A type of llama.cpp, by its own quantizer; with an importance matrix, mean x² of each input
-    of the float model on the same calibration text."""
+def peer(
+    kind: str, batches: Callable[[], list[dict[str, torch.Tensor]]] | None = None
+) -> Callable[[nn.Module], float]:
+    """A type of llama.cpp, by its own quantizer; with batches, by an importance matrix: mean x² of
+    each input of the float model on them."""
     quantized = getattr(gguf.GGMLQuantizationType, kind)
 
     def change(model: nn.Module) -> float:
-        squares = mean_squares(model, bench.batches) if importance else {}
+        squares = mean_squares(model, batches()) if batches is not None else {}
 
         def stored(name: str, matrix: torch.Tensor) -> tuple[torch.Tensor, int]:
             packed = ggml_quantize(matrix.numpy(), quantized, squares.get(name))
@@ -296,12 +298,12 @@ def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[nn.Module], floa
                 bench.searched(bits, True, solver),
             )
     for kind in PEERS:
-        yield f"llama.cpp {kind}", peer(bench, kind)
+        yield f"llama.cpp {kind}", peer(kind)
     for nested in (False, True):
         name = "bitsandbytes NF4" + (", nested scales" if nested else "")
         yield name, normal_float(nested)
     for kind in ("Q4_K", "Q3_K", "Q2_K"):
-        yield f"llama.cpp {kind}, importance matrix", peer(bench, kind, importance=True)
+        yield f"llama.cpp {kind}, importance matrix", peer(kind, lambda: bench.batches)
 
 
 def in_groups(bits: int, size: int) -> Recipe:

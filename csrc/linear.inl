@@ -12,7 +12,6 @@
 //     static constexpr int64_t macs_per_ns;       // as in Product
 //     // Puts the codes of one row, n inputs from k on, n a multiple of 32, at `row`.
 //     static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k);
-//     static int32_t sum(const int8_t* piece, int64_t n);  // n a multiple of 32
 //     // The four activations at `at`, as `dot` takes them that many times.
 //     template <int times> static … four(const int8_t* at);
 //     // acc + the products of four unsigned codes a lane with four activations.
@@ -319,8 +318,10 @@ GroupScale fixed_point_scale(const float* x, int64_t n) {
   return {float_of((exponent - 29) << 23), float_of((283 - exponent) << 23)};
 }
 
-// The four digits of x * inv rounded to an integer, least significant first, -128 … 127 each.
-void encode_digits(const float* x, int64_t n, float inv, int8_t* const (&digits)[4]) {
+// The four digits of x * inv rounded to an integer, least significant first, -128 … 127 each; adds
+// them to `sums`.
+void encode_digits(const float* x, int64_t n, float inv, int8_t* const (&digits)[4],
+                   int32_t (&sums)[4]) {
   for (int64_t i = 0; i < n; ++i) {
     const float v = inv == 0.0f ? 0.0f : x[i] * inv;
     int32_t whole = static_cast<int32_t>(v);
@@ -329,6 +330,7 @@ void encode_digits(const float* x, int64_t n, float inv, int8_t* const (&digits)
     for (int d = 0; d < 4; ++d) {
       const auto digit = static_cast<int8_t>(whole);
       digits[d][i] = digit;
+      sums[d] += digit;
       whole = (whole - digit) >> 8;
     }
   }
@@ -356,15 +358,14 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
         const int64_t n = end - k < piece_size ? end - k : piece_size;
         const int64_t real = inputs - k < n ? inputs - k : n;
         if (fixed) {
-          encode_digits(x + k, real, s.inv, digits);
+          encode_digits(x + k, real, s.inv, digits, sums);
         } else if (is_static) {
-          encode_static(x + k, piece[0], real, s.inv, op.input);
+          sums[0] += encode_static(x + k, piece[0], real, s.inv, op.input);
         } else {
-          encode(x + k, piece[0], real, s.inv);
+          sums[0] += encode(x + k, piece[0], real, s.inv);
         }
         for (int d = 0; d < op.digits; ++d) {
           for (int64_t i = real; i < n; ++i) piece[d][i] = 0;
-          sums[d] += Isa::sum(piece[d], n);
           Arrange::place(a, piece[d], n, m * op.digits + d, to + k);
         }
       }

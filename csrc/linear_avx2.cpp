@@ -24,12 +24,6 @@ struct Isa : Vectors256 {
     }
   }
 
-  static int32_t sum(const int8_t* piece, int64_t n) {
-    int32_t total = 0;
-    for (int64_t i = 0; i < n; ++i) total += piece[i];
-    return total;
-  }
-
   static __m256i broadcast(const int8_t* pair) {
     int32_t both;
     __builtin_memcpy(&both, pair, sizeof both);

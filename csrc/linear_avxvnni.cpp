@@ -12,18 +12,6 @@ struct Isa : Vectors256 {
     __builtin_memcpy(row + k, piece, n);
   }
 
-  static int32_t sum(const int8_t* piece, int64_t n) {
-    __m256i sums{};
-    for (int64_t i = 0; i < n; i += 32) {
-      const auto codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(piece + i));
-      sums = _mm256_dpbusd_avx_epi32(sums, _mm256_set1_epi8(1), codes);
-    }
-    const Ints lanes = reinterpret_cast<Ints>(sums);
-    int32_t total = 0;
-    for (int i = 0; i < 8; ++i) total += lanes[i];
-    return total;
-  }
-
   // dpbusd adds four exact products to 32 bits and does not saturate.
   static Ints dot(Ints acc, Words codes, const int8_t* four) {
     int32_t x;

@@ -17,12 +17,6 @@ struct Isa {
     __builtin_memcpy(row + k, piece, n);
   }
 
-  static int32_t sum(const int8_t* piece, int64_t n) {
-    int32_t total = 0;
-    for (int64_t i = 0; i < n; ++i) total += piece[i];
-    return total;
-  }
-
   template <int times>
   static const int8_t* four(const int8_t* at) {
     return at;

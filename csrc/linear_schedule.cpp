@@ -18,6 +18,7 @@ constexpr int64_t max_chunks = 16;        // at once: bounds the scratch
 constexpr int64_t values_per_quantize = 16384;
 constexpr int64_t bytes_per_task = 1 << 16;  // of weights times rows: a task outlasts its start
 constexpr int64_t ns_per_thread = 8000;      // less than this is done sooner by one thread alone
+constexpr int64_t first_bytes = 4096;        // asked for ahead of all work
 constexpr int64_t weight_bytes_per_ns = 20;  // one core, from the outer caches
 
 void pause() {
@@ -60,33 +61,56 @@ struct Tasks {
   const Activations& a;
   const int64_t chunk_rows, rows_per_quantize, multiplies;  // the last for all layers together
   const int64_t quantizes = divided(chunk_rows, rows_per_quantize);  // per chunk
-  const int64_t count = divided(layers[0].op.rows, chunk_rows) * (quantizes + multiplies);
-  std::atomic<int64_t> next = 0;
+  const int64_t chunks = divided(layers[0].op.rows, chunk_rows);
   std::atomic<bool> out_of_memory = false;
-  std::atomic<int64_t> quantized[max_chunks] = {};
+  std::atomic<int64_t> next[max_chunks] = {}, quantized[max_chunks] = {};  // of its quantizes
+  std::vector<std::atomic<bool>> taken = std::vector<std::atomic<bool>>(chunks * multiplies);
 
-  void take_until_done() {
-    const Layer& any = layers[0];
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-      const int64_t chunk = task / (quantizes + multiplies), part = task % (quantizes + multiplies);
+  // `share` is where in all products this thread begins, 0 … 1.
+  void take_until_done(double share) {
+    const auto start = static_cast<int64_t>(static_cast<double>(multiplies) * share);
+    if (multiplies > 0) ask_for_weights(start);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const Layer& any = layers[0];
       const int64_t first = chunk * chunk_rows, last = std::min(any.op.rows, first + chunk_rows);
-      if (part < quantizes) {
-        const int64_t from = first + part * rows_per_quantize;
+      for (int64_t part; (part = next[chunk].fetch_add(1, std::memory_order_relaxed)) < quantizes;) {
+        const int64_t from = std::min(last, first + part * rows_per_quantize);
         any.product->quantize(any.op, a, from, std::min(last, from + rows_per_quantize));
         quantized[chunk].fetch_add(1, std::memory_order_release);
-      } else {
-        wait_for(quantized[chunk]);
-        multiply(part - quantizes, first, last);
+      }
+      wait_for(quantized[chunk]);
+      for (int64_t i = start; i < start + multiplies; ++i) {
+        const int64_t number = i % multiplies;
+        std::atomic<bool>& it = taken[chunk * multiplies + number];
+        if (it.load(std::memory_order_relaxed) || it.exchange(true, std::memory_order_relaxed)) {
+          continue;
+        }
+        multiply(number, first, last);
       }
     }
   }
 
+  // While another thread quantizes, the first of the weights can come.
+  void ask_for_weights(int64_t number) const {
+    const Layer& layer = layer_of(number);
+    const Lanes& form = layer.op.form;
+    const int64_t from = number * layer.panels_per_multiply * form.panel_bytes();
+    const int64_t bytes = std::min(form.panels() * form.panel_bytes() - from, first_bytes);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(layer.op.codes + from + at);
+  }
+
   void multiply(int64_t number, int64_t first, int64_t last) const {
+    const Layer& layer = layer_of(number);
+    const int64_t panel = number * layer.panels_per_multiply;
+    layer.product->multiply(layer.op, a, first, last, panel,
+                            std::min(layer.op.form.panels(), panel + layer.panels_per_multiply));
+  }
+
+  // The layer that has this product, whose number within the layer is left.
+  const Layer& layer_of(int64_t& number) const {
     const Layer* layer = layers.data();
     for (; number >= layer->multiplies; ++layer) number -= layer->multiplies;
-    const int64_t panel = number * layer->panels_per_multiply;
-    layer->product->multiply(layer->op, a, first, last, panel,
-                             std::min(layer->op.form.panels(), panel + layer->panels_per_multiply));
+    return *layer;
   }
 
   void wait_for(const std::atomic<int64_t>& done) const {
@@ -116,9 +140,9 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
     ns += layer.ns();
   }
   Tasks tasks{layers, a, chunk_rows, rows_per_quantize, multiplies};
-  parallel_for(0, ns + 1, ns_per_thread, [&](int64_t, int64_t) {
+  parallel_for(0, ns + 1, ns_per_thread, [&](int64_t first, int64_t) {
     try {
-      tasks.take_until_done();
+      tasks.take_until_done(static_cast<double>(first) / static_cast<double>(ns + 1));
     } catch (const std::bad_alloc&) {  // from task_scratch; no exception may leave this function
       tasks.out_of_memory = true;
     }

@@ -44,16 +44,23 @@ GroupScale group_scale(const float* x, int64_t n) {
   return {a / 127.0f, 127.0f / a};
 }
 
-// Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low bits, which are
-// zero in the constant. |x * inv| is at most 127 * (1 + 2^-22), so no code needs clamping.
-void encode(const float* x, int8_t* codes, int64_t n, float inv) {
+// Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low bits.
+constexpr float rounding = 0x1.8p23f;
+constexpr int32_t rounding_bits = 0x4b400000;
+
+// Returns the sum of the codes. |x * inv| is at most 127 * (1 + 2^-22), so none needs clamping.
+int32_t encode(const float* x, int8_t* codes, int64_t n, float inv) {
+  int32_t sum = 0;
   if (inv == 0.0f) {
     for (int64_t i = 0; i < n; ++i) codes[i] = 0;
-    return;
+    return sum;
   }
   for (int64_t i = 0; i < n; ++i) {
-    codes[i] = static_cast<int8_t>(bits_of(x[i] * inv + 0x1.8p23f));
+    const int32_t code = bits_of(x[i] * inv + rounding) - rounding_bits;
+    codes[i] = static_cast<int8_t>(code);
+    sum += code;
   }
+  return sum;
 }
 
 // The scale of a group whose activations are static: NaN still stays visible.
@@ -62,12 +69,15 @@ GroupScale static_group_scale(const float* x, int64_t n, float scale) {
   return {scale, 1.0f / scale};
 }
 
-// Clamped as floats, to integers, so that what is far out does not wrap around.
+// The same with a static scale. Clamped as floats, to integers, so that what is far out does not wrap
+// around.
 template <class StaticScale>
-void encode_static(const float* x, int8_t* codes, int64_t n, float inv, const StaticScale& input) {
+int32_t encode_static(const float* x, int8_t* codes, int64_t n, float inv,
+                      const StaticScale& input) {
+  int32_t sum = 0;
   if (inv == 0.0f) {
     for (int64_t i = 0; i < n; ++i) codes[i] = 0;
-    return;
+    return sum;
   }
   const int zero = input.zero_point;
   const auto low = static_cast<float>(input.lowest - zero), high = static_cast<float>(127 - zero);
@@ -75,8 +85,11 @@ void encode_static(const float* x, int8_t* codes, int64_t n, float inv, const St
     float v = x[i] * inv;
     v = v < low ? low : v;
     v = v > high ? high : v;
-    codes[i] = static_cast<int8_t>(bits_of(v + 0x1.8p23f) + zero);
+    const int32_t code = bits_of(v + rounding) - rounding_bits + zero;
+    codes[i] = static_cast<int8_t>(code);
+    sum += code;
   }
+  return sum;
 }
 
 }  // namespace
