@@ -18,7 +18,7 @@ namespace lowbit::LOWBIT_ISA {
 namespace {
 
 constexpr int64_t lanes = sizeof(Number) / sizeof(float), block_keys = 256, most_columns = 4;
-constexpr int64_t ns_per_thread = 8000;  // less than this is done sooner by one thread alone
+constexpr int64_t ns_per_thread = 3000;  // less than this is done sooner by one thread alone
 constexpr float minus_infinity = -__builtin_inff();
 
 // (x + 0 would be an addition: it makes 0 of -0.)
@@ -36,6 +36,13 @@ float dot(const float* a, const float* b, int64_t n) {
     sum = Isa::fma(Isa::load(a + i, n - i), Isa::load(b + i, n - i), sum);
   }
   return Isa::sum(sum);
+}
+
+constexpr int64_t keys_ahead = 16;
+
+void ask_for(const float* x, int64_t n) {
+  constexpr int64_t line = 64 / sizeof(float);
+  for (int64_t i = 0; i < n; i += line) __builtin_prefetch(x + i);
 }
 
 // What is added to the score of a key.
@@ -88,6 +95,15 @@ float kept_of(float before, float largest) {
   return before == largest ? 1.0f : before == minus_infinity ? 0.0f : fall[0];
 }
 
+// The first keys of a head. In a step of decoding all keys and values come from far: the weights of
+// all layers have passed since they were read.
+void ask_for_keys(const Attention& op, int64_t batch, int64_t head) {
+  const int64_t key_head = head / (op.heads / op.key_heads);
+  for (int64_t k = 0; k < keys_ahead && k < op.keys; ++k) {
+    ask_for(op.key.at(batch, key_head, k), op.size);
+  }
+}
+
 void attend(const Attention& op, int64_t batch, int64_t head, int64_t query) {
   const int64_t key_head = head / (op.heads / op.key_heads);
   const int64_t keys = op.causal && query + 1 < op.keys ? query + 1 : op.keys;
@@ -103,6 +119,10 @@ void attend(const Attention& op, int64_t batch, int64_t head, int64_t query) {
     const float before = largest;
     int64_t k = 0;
     for (; k < there; ++k) {
+      if (first + k + keys_ahead < keys) {
+        ask_for(op.key.at(batch, key_head, first + k + keys_ahead), op.size);
+      }
+      ask_for(op.value.at(batch, key_head, first + k), op.value_size);
       const float score = dot(q, op.key.at(batch, key_head, first + k), op.size) * op.scale;
       scores[k] = score + added(op.mask.kind, mask, first + k);
       largest = scores[k] > largest ? scores[k] : largest;
@@ -309,6 +329,7 @@ void attention(const Attention& op) {
   const int64_t grain = ns < ns_per_thread ? ns_per_thread / ns : 1;
   parallel_for(0, op.batch * op.queries * op.heads, grain, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
+      if (i + 1 < last) ask_for_keys(op, (i + 1) / op.heads / op.queries, (i + 1) % op.heads);
       attend(op, i / op.heads / op.queries, i % op.heads, i / op.heads % op.queries);
     }
   });

@@ -120,29 +120,57 @@ lowbit::TokenRows token_rows(uintptr_t address, const Steps& steps) {
   return {pointer<const float>(address), steps[0], steps[1], steps[2]};
 }
 
-// `sizes`: batch, heads, key heads, queries, keys, size, value size.
-void attention(uintptr_t query, const Steps& query_steps, uintptr_t key, const Steps& key_steps,
-               uintptr_t value, const Steps& value_steps, lowbit::MaskKind kind, uintptr_t mask,
-               const Steps& mask_steps, uintptr_t y, const std::array<int64_t, 7>& sizes,
-               float scale, bool causal, std::string_view path) {
+lowbit::Mask mask_at(lowbit::MaskKind kind, uintptr_t address, const Steps& steps) {
   const int64_t item = kind == lowbit::MaskKind::additive ? sizeof(float) : 1;
-  const auto [batch, heads, key_heads, queries, keys, size, value_size] = sizes;
-  lowbit::find_path(lowbit::attention_paths, path)({token_rows(query, query_steps),
-                     token_rows(key, key_steps),
-                     token_rows(value, value_steps),
-                     {kind, pointer<const uint8_t>(mask), mask_steps[0] * item,
-                      mask_steps[1] * item, mask_steps[2] * item},
-                     pointer<float>(y),
-                     batch,
-                     heads,
-                     key_heads,
-                     queries,
-                     keys,
-                     size,
-                     value_size,
-                     scale,
-                     causal});
+  return {kind, pointer<const uint8_t>(address), steps[0] * item, steps[1] * item, steps[2] * item};
 }
+
+// Attention by a path, for calls that differ in where tensors are and in how many keys there are.
+// `sizes`: batch, heads, key heads, queries, size, value size.
+struct AttentionPath {
+  void (*run)(const lowbit::Attention&);
+  lowbit::Attention op;
+
+  AttentionPath(std::string_view path, const std::array<int64_t, 6>& sizes, float scale, bool causal)
+      : run(lowbit::find_path(lowbit::attention_paths, path)) {
+    const auto [batch, heads, key_heads, queries, size, value_size] = sizes;
+    op = {{}, {}, {}, {}, nullptr, batch, heads, key_heads, queries, 0, size, value_size,
+          scale, causal};
+  }
+
+  void operator()(uintptr_t query, const Steps& query_steps, uintptr_t key, const Steps& key_steps,
+                  uintptr_t value, const Steps& value_steps, int64_t keys, lowbit::MaskKind kind,
+                  uintptr_t mask, const Steps& mask_steps, uintptr_t y) const {
+    lowbit::Attention call = op;
+    call.query = token_rows(query, query_steps);
+    call.key = token_rows(key, key_steps);
+    call.value = token_rows(value, value_steps);
+    call.keys = keys;
+    call.mask = mask_at(kind, mask, mask_steps);
+    call.y = pointer<float>(y);
+    run(call);
+  }
+
+  // Keys and values are of `tokens` more, and go behind the `filled` that are held, with room for
+  // `room`; queries attend to all of them.
+  void append(uintptr_t query, const Steps& query_steps, uintptr_t key, const Steps& key_steps,
+              uintptr_t value, const Steps& value_steps, int64_t tokens, uintptr_t held_keys,
+              uintptr_t held_values, int64_t room, int64_t filled, lowbit::MaskKind kind,
+              uintptr_t mask, const Steps& mask_steps, uintptr_t y) const {
+    const lowbit::HeldTokens keys{pointer<float>(held_keys), room, op.size};
+    const lowbit::HeldTokens values{pointer<float>(held_values), room, op.value_size};
+    keys.append(token_rows(key, key_steps), op.batch, op.key_heads, filled, tokens);
+    values.append(token_rows(value, value_steps), op.batch, op.key_heads, filled, tokens);
+    lowbit::Attention call = op;
+    call.query = token_rows(query, query_steps);
+    call.key = keys.rows(op.key_heads);
+    call.value = values.rows(op.key_heads);
+    call.keys = filled + tokens;
+    call.mask = mask_at(kind, mask, mask_steps);
+    call.y = pointer<float>(y);
+    run(call);
+  }
+};
 
 }  // namespace
 
@@ -157,9 +185,15 @@ NB_MODULE(_native, m) {
       .value("none", lowbit::MaskKind::none)
       .value("boolean", lowbit::MaskKind::boolean)
       .value("additive", lowbit::MaskKind::additive);
-  m.def("attention", &attention, "query"_a, "query_steps"_a, "key"_a, "key_steps"_a, "value"_a,
-        "value_steps"_a, "kind"_a, "mask"_a, "mask_steps"_a, "y"_a, "sizes"_a, "scale"_a,
-        "causal"_a, "path"_a, without_gil);
+  nb::class_<AttentionPath>(m, "AttentionPath")
+      .def(nb::init<std::string_view, const std::array<int64_t, 6>&, float, bool>(), "path"_a,
+           "sizes"_a, "scale"_a, "causal"_a)
+      .def("__call__", &AttentionPath::operator(), "query"_a, "query_steps"_a, "key"_a,
+           "key_steps"_a, "value"_a, "value_steps"_a, "keys"_a, "kind"_a, "mask"_a, "mask_steps"_a,
+           "y"_a, without_gil)
+      .def("append", &AttentionPath::append, "query"_a, "query_steps"_a, "key"_a, "key_steps"_a,
+           "value"_a, "value_steps"_a, "tokens"_a, "held_keys"_a, "held_values"_a, "room"_a,
+           "filled"_a, "kind"_a, "mask"_a, "mask_steps"_a, "y"_a, without_gil);
 
   nb::class_<Lanes>(m, "Lanes")
       .def(

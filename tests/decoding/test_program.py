@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lowbit.decoding.cache import Position
+from lowbit.decoding.cache import ROOM, GrowingLayer, Position, append
 from lowbit.decoding.program import program
 from lowbit.decoding.recording import Recording, recorded
 from lowbit.errors import UsageError
 from lowbit.formats import CHANNEL
+from lowbit.kernels import native, ops
 from lowbit.nn import QuantLinear
 from lowbit.schemes import Absmax
 
@@ -92,6 +93,32 @@ def test_a_position_is_asked_for_in_every_step():
     for position in range(6, 9):
         given = inputs(position)
         assert torch.equal(step([], position, **given), function(**given, position=position))
+
+
+@pytest.mark.skipif(bool(native.lacks("scalar")), reason=native.lacks("scalar") or "present")
+@pytest.mark.parametrize("read_elsewhere", [False, True])
+def test_a_cache_that_attention_reads_grows_with_every_step(read_elsewhere):
+    def split(t):
+        return t.view(ROWS, 1, 3, 4).transpose(1, 2)
+
+    def function(layer, x, y):
+        keys, values = append(layer, split(y * 2), split(y))
+        seen = ops.attention(split(x), keys, values, None, 0.5, False, "scalar")
+        return seen + keys.sum() if read_elsewhere else seen
+
+    layer, plain = GrowingLayer(), GrowingLayer()
+    start = torch.randn(2, ROWS, 3, ROOM - 4, 4, generator=torch.Generator().manual_seed(0))
+    for each in (layer, plain):
+        each.extended(*start)
+    recordings = []
+    for seed in (1, 2):
+        recordings.append(recording(lambda x, y: function(layer, x, y), seed))
+        function(plain, **inputs(seed))
+    step = program(*recordings, [layer])
+    for seed in range(3, 9):
+        given = inputs(seed)
+        assert torch.equal(step([layer], seed, **given), function(plain, **given))
+        assert layer.length == plain.length == ROOM - 4 + seed
 
 
 def test_layers_of_the_same_input_and_of_others_give_their_own_bits():

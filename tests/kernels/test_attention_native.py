@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowbit.kernels import native, ops
+from lowbit.kernels.attention import native as native_attention
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,36 @@ def test_every_shape_mask_and_stride_is_near_float64(path, data):
         mask = torch.rand(*wide, 1, generator=generator) < 0.5
     poison()
     check(path, query, key, value, mask, causal=draw(st.booleans()))
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_appending_to_held_keys_and_values_is_attention_to_all(path, data):
+    draw = data.draw
+    batch, key_heads, shared = draw(st.tuples(*[st.integers(1, 3)] * 3))
+    held, new, spare = draw(st.integers(0, 300)), draw(st.integers(1, 5)), draw(st.integers(0, 9))
+    size, value_size = draw(st.integers(1, 128)), draw(st.integers(1, 128))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**30)))
+    query = tokens(batch, key_heads * shared, new, size, generator)
+    mask = draw(st.sampled_from([None, torch.bool, torch.float32]))
+    if mask is not None:
+        wide = (1, 1, new, draw(st.sampled_from([1, held + new])))
+        mask = (torch.rand(wide, generator=generator) * 3).to(mask)
+    full, grown, more = [], [], []
+    for each in (size, value_size):
+        all_of_it = tokens(batch, key_heads, held + new, each, generator)
+        full.append(all_of_it)
+        more.append(all_of_it[:, :, held:])
+        room = torch.full((batch, key_heads, held + new + spare, each), torch.nan)
+        room[:, :, :held] = all_of_it[:, :, :held]
+        grown.append(room)
+    y = torch.full((batch, new, key_heads * shared, value_size), torch.nan)
+    call = native_attention.appending(y, query, *more, size**-0.5, False, path)
+    call(query.data_ptr(), *(t.data_ptr() for t in more), *grown, held, mask)
+    for room, wanted in zip(grown, full, strict=True):
+        assert torch.equal(room[:, :, : held + new], wanted)
+        assert room[:, :, held + new :].isnan().all()
+    assert torch.equal(y, ops.attention(query, *full, mask, size**-0.5, False, path))
 
 
 @pytest.mark.parametrize("size", [64, 80, 256])

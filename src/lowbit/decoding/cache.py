@@ -4,6 +4,7 @@ transformers' own cache copies everything at every token. Here a step writes one
 values behind the others; attention reads a view of what is filled.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float, Integer
@@ -44,18 +45,37 @@ class GrowingLayer(DynamicLayer):
         self, keys: Float[Tensor, "batch heads n size"], values: Float[Tensor, "batch heads n size"]
     ) -> tuple[Tensor, Tensor]:
         """All keys and values, those of the new tokens last."""
-        start, new = self.length, keys.shape[2]
-        self.length = length = start + new
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
             self._keys, self._values = keys[:, :, :0], values[:, :, :0]
-        if length > self._keys.shape[2]:
-            room = max(2 * length, ROOM)
-            self._keys = _wider(self._keys, start, room)
-            self._values = _wider(self._values, start, room)
+        new = keys.shape[2]
+        start = self._make_room(new)
         self._keys.narrow(2, start, new).copy_(keys)
         self._values.narrow(2, start, new).copy_(values)
-        return self._keys.narrow(2, 0, length), self._values.narrow(2, 0, length)
+        return self._keys.narrow(2, 0, self.length), self._values.narrow(2, 0, self.length)
+
+    def attended(
+        self,
+        appending: Callable[[int, int, int, Tensor, Tensor, int, Tensor | None], None],
+        new: int,
+        query: int,
+        keys: int,
+        values: int,
+        mask: Tensor | None,
+    ) -> None:
+        """`extended` by `new` tokens, and attention to all, in one call of native code: where query,
+        keys and values are. There are keys and values already."""
+        start = self._make_room(new)
+        appending(query, keys, values, self._keys, self._values, start, mask)
+
+    def _make_room(self, new: int) -> int:
+        """Counts `new` tokens more; where they begin."""
+        start, self.length = self.length, self.length + new
+        if self.length > self._keys.shape[2]:
+            room = max(2 * self.length, ROOM)
+            self._keys = _wider(self._keys, start, room)
+            self._values = _wider(self._values, start, room)
+        return start
 
 
 def _wider(held: Tensor, filled: int, room: int) -> Tensor:

@@ -26,18 +26,23 @@ def greedy(
     most = criteria.max_length
     ends = {end for criterion in criteria for end in _ends(criterion)}
     open_rows = set(range(len(ids)))
+    new: list[Tensor] = []  # behind `ids`, which grow with every token only for those who look
     while True:
-        scores = processor(ids, logits[:, -1].to(torch.float32, copy=bool(processor)))
+        scores = logits[:, -1].to(torch.float32, copy=bool(processor))
+        if processor:
+            scores = processor(ids, scores)
         # torch.argmax takes twenty times as long.
         tokens = torch.from_numpy(scores.numpy(force=True).argmax(-1, keepdims=True))
         found = tokens.flatten().tolist()
         if len(open_rows) < len(found):
             found = [token if row in open_rows else pad for row, token in enumerate(found)]
             tokens = torch.tensor(found)[:, None]
-        ids = torch.cat([ids, tokens], 1)
+        new.append(tokens)
         open_rows -= {row for row, token in enumerate(found) if token in ends}
-        if not open_rows or (most is not None and ids.shape[1] >= most):
-            return ids
+        if not open_rows or (most is not None and ids.shape[1] + len(new) >= most):
+            return torch.cat([ids, *new], 1)
+        if processor:
+            ids, new = torch.cat([ids, *new], 1), []
         logits = step(tokens)
 
 

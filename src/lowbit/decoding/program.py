@@ -17,14 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lowbit.decoding.cache import GrowingLayer, Position, append
 from lowbit.decoding.recording import Call, Recorded, leaves, mapped, tensors, varies
 from lowbit.errors import UsageError
 from lowbit.kernels import ops
 from lowbit.kernels.attention import native as attention
+from lowbit.kernels.embedding import native as embedding
+from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear import native as linear
-from lowbit.nn import QuantLinear
+from lowbit.nn import QuantEmbedding, QuantLinear
 
 # By the name of the call: the function that writes the same to `out`.
 INTO: dict[str, Callable[..., Any]] = {
@@ -41,6 +44,8 @@ INTO: dict[str, Callable[..., Any]] = {
     "sub": torch.sub,
     "__sub__": torch.sub,
 }
+# By a function in Python: the one that it calls with the same arguments.
+DIRECT: dict[Callable[..., Any], Callable[..., Any]] = {functional.layer_norm: torch.layer_norm}
 Program = Callable[..., Tensor]
 
 
@@ -70,6 +75,7 @@ class _Writer:
         self.fixed: dict[int, Tensor] = {}
         self.views: dict[int, tuple[Call, Tensor]] = {}
         self.aliases: dict[int, Tensor] = {}
+        self.appended: dict[int, Call] = {}  # by ids of keys that only attention reads
         self.done: set[int] = set()  # ids of calls that an earlier line has made
         # Shapes that do not change from step to step.
         self.steady = {
@@ -95,15 +101,18 @@ class _Writer:
 
     def write(self, call: Call) -> None:
         if call.function is append:
+            if self.attended_only(call):
+                return
             layer, keys, values = call.args
             extended = f"layers[{self.layers[id(layer)]}].extended"
             self.emit(call, f"{extended}({self.text(keys)}, {self.text(values)})")
             return
-        shortcuts = [self.into_buffer, self.attended]
+        shortcuts = [self.into_buffer, self.attended, self.looked_up]
         if not any(isinstance(leaf, Position) for leaf in leaves((call.args, call.kwargs))):
             shortcuts += [self.same, self.view, self.quantized, self.postponed]
         if not any(shortcut(call) for shortcut in shortcuts):
-            self.emit(call, f"{self.constant(call.function)}({self.arguments(call)})")
+            function = DIRECT.get(call.function, call.function)
+            self.emit(call, f"{self.constant(function)}({self.arguments(call)})")
 
     def emit(self, call: Call, expression: str) -> None:
         outputs = call.outputs
@@ -168,6 +177,24 @@ class _Writer:
         self.done |= {id(other) for other in group}
         return True
 
+    def looked_up(self, call: Call) -> bool:
+        """Rows of a table of one part, by native code."""
+        if call.function is not QuantEmbedding.forward or id(call.result) not in self.steady:
+            return False
+        layer, ids = call.args
+        packed, form = layer.prepacked()
+        if not isinstance(form, Lanes) or layer.rounds_scale:
+            return False
+        if ids.dtype is not torch.int64 or call.result.dtype is not torch.float32:
+            return False
+        y = torch.empty_like(call.result, memory_format=torch.contiguous_format)
+        rows = self.constant(embedding.in_place(packed, form, y))
+        self.lines.append(f"{rows}({self.text(ids)})")
+        if layer.embed_scale is not None:
+            self.lines.append(f"{self.constant(y)}.mul_({layer.embed_scale!r})")
+        self.fixed[id(call.result)] = y
+        return True
+
     def into_buffer(self, call: Call) -> bool:
         """A function that can write to memory that is there."""
         out, into = call.result, INTO.get(call.name)
@@ -190,10 +217,42 @@ class _Writer:
         if call.function is not ops.attention or id(out) not in self.steady:
             return False
         *operands, scale, causal, path = call.args
+        query, key, value, mask = operands
         y = torch.empty_like(out)
-        run = self.constant(attention.in_place(y, scale, causal, path))
-        self.lines.append(f"{run}({', '.join(map(self.text, operands))})")
+        if id(key) in self.appended:
+            layer, key, value = self.appended[id(key)].args
+            run = self.constant(attention.appending(y, query, key, value, scale, causal, path))
+            places = ", ".join(map(self.address, (query, key, value)))
+            attended = f"layers[{self.layers[id(layer)]}].attended"
+            self.lines.append(f"{attended}({run}, {key.shape[2]}, {places}, {self.text(mask)})")
+        else:
+            run = self.constant(attention.in_place(y, query, key, scale, causal, path))
+            self.lines.append(f"{run}({', '.join(map(self.text, operands))})")
         self.fixed[id(out)] = y
+        return True
+
+    def attended_only(self, appended: Call) -> bool:
+        """New tokens' keys and values of which nothing is asked but our own attention, to which the
+        line is left that appends them."""
+        keys, values = appended.outputs
+        readers = [
+            call
+            for call in self.recorded.calls
+            if any(read is keys or read is values for read in call.inputs)
+        ]
+        if len(readers) != 1 or readers[0].function is not ops.attention or not self.pure:
+            return False
+        reader = readers[0]
+        query, key, value, *_ = reader.args
+        rows = (self.original(t) for t in (query, *appended.args[1:]))
+        if (
+            id(reader.result) not in self.steady
+            or key is not keys
+            or value is not values
+            or not all(id(t) in self.steady and t.stride(-1) == 1 for t in rows)
+        ):
+            return False
+        self.appended[id(keys)] = appended
         return True
 
     def postponed(self, call: Call) -> bool:

@@ -1,6 +1,7 @@
 """Attention by csrc/attention.h: in float32, or on tiles with operands in bfloat16."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float32, Shaped
@@ -9,12 +10,12 @@ from torch import Tensor
 from lowbit.kernels.native import module
 
 MASKS = {torch.bool: "boolean", torch.float32: "additive"}
-UNMASKED: tuple[int, ...] = (0, 0, 0, 0)
 _KINDS = {
     dtype: getattr(module.MaskKind, name)
     for dtype, name in ({None: "none"} | MASKS).items()
     if module is not None
 }
+UNMASKED = _KINDS.get(None), 0, (0, 0, 0, 0)
 
 
 def attention(
@@ -34,30 +35,27 @@ def attention(
     """
     batch, heads, queries, _ = query.shape
     y = query.new_empty((batch, queries, heads, value.shape[3]))
-    in_place(y, scale, causal, path)(query, key, value, mask)
+    in_place(y, query, key, scale, causal, path)(query, key, value, mask)
     return y
 
 
 def in_place(
-    y: Float32[Tensor, "batch queries heads value_size"], scale: float, causal: bool, path: str
+    y: Float32[Tensor, "batch queries heads value_size"],
+    query: Float32[Tensor, "batch heads queries size"],
+    key: Float32[Tensor, "batch key_heads keys size"],
+    scale: float,
+    causal: bool,
+    path: str,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], None]:
     """The same for calls that follow each other: query, key, value and mask -> nothing, results
-    being written to `y`."""
-    assert module is not None
-    run = module.attention
-    batch, queries, heads, value_size = y.shape
+    being written to `y`. Of `query` and `key` only what they have in common with those of the calls
+    is read: all but how many keys there are."""
+    run = _path(y, query, key, scale, causal, path)
 
     def call(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
         query, key, value = _rows(query), _rows(key), _rows(value)
-        _, key_heads, keys, size = key.shape
-        kind, at, steps = _KINDS[None], 0, UNMASKED
-        if mask is not None:
-            mask = _rows(mask if mask.shape[3] == keys else mask.expand(-1, -1, -1, keys))
-            kind, at = _KINDS[mask.dtype], mask.data_ptr()
-            # What is there once is the same for all.
-            steps = tuple(
-                0 if n == 1 else step for n, step in zip(mask.shape, mask.stride(), strict=True)
-            )
+        keys = key.shape[2]
+        mask = _over(mask, keys)
         run(
             query.data_ptr(),
             query.stride(),
@@ -65,17 +63,79 @@ def in_place(
             key.stride(),
             value.data_ptr(),
             value.stride(),
-            kind,
-            at,
-            steps,
+            keys,
+            *_mask(mask),
             y.data_ptr(),
-            (batch, heads, key_heads, queries, keys, size, value_size),
-            scale,
-            causal,
-            path,
         )
 
     return call
+
+
+def appending(
+    y: Float32[Tensor, "batch queries heads value_size"],
+    query: Float32[Tensor, "batch heads queries size"],
+    key: Float32[Tensor, "batch key_heads new size"],
+    value: Float32[Tensor, "batch key_heads new value_size"],
+    scale: float,
+    causal: bool,
+    path: str,
+) -> Callable[[int, int, int, Tensor, Tensor, int, Tensor | None], None]:
+    """The same where `key` and `value` are those of new tokens, which go behind held ones: the
+    addresses of query, key and value, the held keys and values [batch, key_heads, room, …], how many
+    of them are filled, and a mask -> nothing. Tensors at the addresses are as those given here, with
+    the numbers of their last dimension side by side."""
+    run = _path(y, query, key, scale, causal, path).append
+    steps, key_steps, value_steps = query.stride(), key.stride(), value.stride()
+    new = key.shape[2]
+
+    def call(
+        query: int,
+        key: int,
+        value: int,
+        held_keys: Tensor,
+        held_values: Tensor,
+        filled: int,
+        mask: Tensor | None,
+    ) -> None:
+        mask = _over(mask, filled + new)
+        run(
+            query,
+            steps,
+            key,
+            key_steps,
+            value,
+            value_steps,
+            new,
+            held_keys.data_ptr(),
+            held_values.data_ptr(),
+            held_keys.shape[2],
+            filled,
+            *_mask(mask),
+            y.data_ptr(),
+        )
+
+    return call
+
+
+def _path(y: Tensor, query: Tensor, key: Tensor, scale: float, causal: bool, path: str) -> Any:
+    assert module is not None
+    batch, queries, heads, value_size = y.shape
+    sizes = (batch, heads, key.shape[1], queries, query.shape[3], value_size)
+    return module.AttentionPath(path, sizes, scale, causal)
+
+
+def _over(mask: Tensor | None, keys: int) -> Tensor | None:
+    """The mask with a number for every key."""
+    return None if mask is None else _rows(mask.expand(-1, -1, -1, keys))
+
+
+def _mask(mask: Tensor | None) -> tuple[Any, int, tuple[int, ...]]:
+    """Its kind, its address and its steps."""
+    if mask is None:
+        return UNMASKED
+    # What is there once is the same for all.
+    steps = tuple(0 if n == 1 else step for n, step in zip(mask.shape, mask.stride(), strict=True))
+    return _KINDS[mask.dtype], mask.data_ptr(), steps
 
 
 def _rows(t: Tensor) -> Tensor:
