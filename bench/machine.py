@@ -57,10 +57,10 @@ def described() -> str:
     # Passive threads sleep between operations: waking one takes longer than a small operation.
     policy = os.environ.get("OMP_WAIT_POLICY")
     waiting = f" (OMP_WAIT_POLICY={policy})" if policy else ""
-    return (
-        f"Processor: {processor()}, {torch.get_num_threads()} threads that do {together():.1f} times"
-        f" one's work{waiting}; lowbit {commit()}, torch {torch.__version__}."
+    threads = (
+        f"{torch.get_num_threads()} threads that do {together():.1f} times one's work{waiting}"
     )
+    return f"Processor: {processor()}, {threads}; lowbit {commit()}, torch {torch.__version__}."
 
 
 def result_page(name: str) -> Path:

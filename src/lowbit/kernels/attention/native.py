@@ -80,10 +80,11 @@ def appending(
     causal: bool,
     path: str,
 ) -> Callable[[int, int, int, Tensor, Tensor, int, Tensor | None], None]:
-    """The same where `key` and `value` are those of new tokens, which go behind held ones: the
-    addresses of query, key and value, the held keys and values [batch, key_heads, room, …], how many
-    of them are filled, and a mask -> nothing. Tensors at the addresses are as those given here, with
-    the numbers of their last dimension side by side."""
+    """The same where `key` and `value` are those of new tokens, which go behind held ones.
+
+    The addresses of query, key and value, the held keys and values [batch, key_heads, room, …], how
+    many of them are filled, and a mask -> nothing. What is at the addresses is as the tensors given
+    here, which have the numbers of their last dimension side by side."""
     run = _path(y, query, key, scale, causal, path).append
     steps, key_steps, value_steps = query.stride(), key.stride(), value.stride()
     new = key.shape[2]
