@@ -7,8 +7,11 @@
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "attention.h"
 #include "cpu.h"
+#include "elementwise.h"
 #include "lanes.h"
 #include "linear.h"
 #include "parallel.h"
@@ -114,7 +117,7 @@ struct LinearPath {
   }
 };
 
-using Steps = std::array<int64_t, 4>;  // a tensor's strides, of which the last is 1
+using Steps = std::array<int64_t, 4>;  // a tensor's strides
 
 lowbit::TokenRows token_rows(uintptr_t address, const Steps& steps) {
   return {pointer<const float>(address), steps[0], steps[1], steps[2]};
@@ -172,6 +175,26 @@ struct AttentionPath {
   }
 };
 
+// Operations in the order in which they are given.
+struct ElementwiseSequence {
+  std::vector<lowbit::Elementwise> ops;
+
+  void add(lowbit::ElementwiseOp op, const Steps& sizes, uintptr_t y, const Steps& y_steps,
+           uintptr_t a, const Steps& a_steps, uintptr_t b, const Steps& b_steps) {
+    lowbit::Elementwise one{op, pointer<float>(y), pointer<const float>(a),
+                            pointer<const float>(b), {}, {}, {}, {}};
+    std::copy(sizes.begin(), sizes.end(), one.sizes);
+    std::copy(y_steps.begin(), y_steps.end(), one.y_steps);
+    std::copy(a_steps.begin(), a_steps.end(), one.a_steps);
+    std::copy(b_steps.begin(), b_steps.end(), one.b_steps);
+    ops.push_back(one);
+  }
+
+  void operator()() const {
+    for (const lowbit::Elementwise& op : ops) lowbit::elementwise(op);
+  }
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -194,6 +217,18 @@ NB_MODULE(_native, m) {
       .def("append", &AttentionPath::append, "query"_a, "query_steps"_a, "key"_a, "key_steps"_a,
            "value"_a, "value_steps"_a, "tokens"_a, "held_keys"_a, "held_values"_a, "room"_a,
            "filled"_a, "kind"_a, "mask"_a, "mask_steps"_a, "y"_a, without_gil);
+
+  nb::enum_<lowbit::ElementwiseOp>(m, "ElementwiseOp")
+      .value("add", lowbit::ElementwiseOp::add)
+      .value("multiply", lowbit::ElementwiseOp::multiply)
+      .value("negate", lowbit::ElementwiseOp::negate)
+      .value("copy", lowbit::ElementwiseOp::copy)
+      .value("inverse_root", lowbit::ElementwiseOp::inverse_root);
+  nb::class_<ElementwiseSequence>(m, "ElementwiseSequence")
+      .def(nb::init<>())
+      .def("add", &ElementwiseSequence::add, "op"_a, "sizes"_a, "y"_a, "y_steps"_a, "a"_a,
+           "a_steps"_a, "b"_a, "b_steps"_a)
+      .def("__call__", &ElementwiseSequence::operator(), without_gil);
 
   nb::class_<Lanes>(m, "Lanes")
       .def(

@@ -15,3 +15,4 @@ void test_quantize_rows();
 void test_lanes();
 void test_linear();
 void test_attention();
+void test_elementwise();

@@ -14,5 +14,6 @@ int main() {
   test_lanes();
   test_linear();
   test_attention();
+  test_elementwise();
   return 0;
 }

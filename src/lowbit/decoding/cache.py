@@ -63,8 +63,8 @@ class GrowingLayer(DynamicLayer):
         values: int,
         mask: Tensor | None,
     ) -> None:
-        """`extended` by `new` tokens and attention to all, in one call of native code; query, keys and
-        values are addresses. The layer holds some already."""
+        """`extended` by `new` tokens and attention to all, in one call of native code that takes
+        addresses of query, keys and values. The layer holds some already."""
         start = self._make_room(new)
         appending(query, keys, values, self._keys, self._values, start, mask)
 

@@ -6,6 +6,8 @@ Every shape in a step is known, and with it most of its memory. So
   buffer is made once, here, and costs nothing in a step;
 - quantized layers are calls of the native code with addresses that are known; layers that read the
   same input are one call; so is our own attention (attention.py);
+- arithmetic on a few thousand numbers, one operation after the other, is one call of native code
+  (kernels/elementwise.py);
 - calls that give what they are given (dropout, `contiguous`, `to`) are left out.
 
 What remains is one line per operation. Arithmetic is that of the model, operation by operation, so
@@ -22,8 +24,9 @@ from torch.nn import functional
 from lowbit.decoding.cache import GrowingLayer, Position, append
 from lowbit.decoding.recording import Call, Recorded, leaves, mapped, tensors, varies
 from lowbit.errors import UsageError
-from lowbit.kernels import ops
+from lowbit.kernels import elementwise, ops
 from lowbit.kernels.attention import native as attention
+from lowbit.kernels.elementwise import Operation
 from lowbit.kernels.embedding import native as embedding
 from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear import native as linear
@@ -68,6 +71,7 @@ class _Writer:
         self.recorded = later
         self.layers = {id(layer): i for i, layer in enumerate(layers)}
         self.lines: list[str] = []
+        self.small: list[Operation] = []  # that are to be one line
         self.known: dict[str, Any] = {}  # what the program's constants are
         self.names: dict[int, str] = {}  # of tensors that are there in a step only
         # By id of a recorded tensor: what stands for it in every step; the call that makes it a
@@ -92,7 +96,8 @@ class _Writer:
         for call in recorded.calls:
             if varies(call, recorded.varying) and id(call) not in self.done:
                 self.write(call)
-        body = "\n    ".join([*self.lines, f"return {self.text(recorded.output)}"])
+        self.line(f"return {self.text(recorded.output)}")
+        body = "\n    ".join(self.lines)
         header = ", ".join(["layers", "position", *recorded.inputs])
         source = f"def step({header}):\n    {body}\n"
         exec(compile(source, "<recorded step>", "exec"), self.known)
@@ -114,15 +119,23 @@ class _Writer:
             function = DIRECT.get(call.function, call.function)
             self.emit(call, f"{self.constant(function)}({self.arguments(call)})")
 
+    def line(self, text: str) -> None:
+        """Appends it, behind what has come before."""
+        if self.small:
+            run = self.constant(elementwise.sequence(self.small))
+            self.small = []
+            self.lines.append(f"{run}()")
+        self.lines.append(text)
+
     def emit(self, call: Call, expression: str) -> None:
         outputs = call.outputs
         if call.written is not None or not outputs:
-            self.lines.append(expression)
+            self.line(expression)
             return
         for out in outputs:
             self.names.setdefault(id(out), f"t{len(self.names)}")
         target = mapped(lambda leaf: self.names.get(id(leaf), "_"), call.result)
-        self.lines.append(f"{_target(target)} = {expression}")
+        self.line(f"{_target(target)} = {expression}")
 
     def same(self, call: Call) -> bool:
         """A call that gives one of its inputs, or the same memory in the same shape."""
@@ -172,7 +185,7 @@ class _Writer:
         ys = [torch.empty_like(other.result) for other in group]
         products, weights = zip(*(_prepacked(other) for other in group), strict=True)
         run = self.constant(linear.in_place(products, weights, ys))
-        self.lines.append(f"{run}({self.address(x)})")
+        self.line(f"{run}({self.address(x)})")
         self.fixed.update((id(other.result), y) for other, y in zip(group, ys, strict=True))
         self.done |= {id(other) for other in group}
         return True
@@ -189,9 +202,9 @@ class _Writer:
             return False
         y = torch.empty_like(call.result, memory_format=torch.contiguous_format)
         rows = self.constant(embedding.in_place(packed, form, y))
-        self.lines.append(f"{rows}({self.text(ids)})")
+        self.line(f"{rows}({self.text(ids)})")
         if layer.embed_scale is not None:
-            self.lines.append(f"{self.constant(y)}.mul_({layer.embed_scale!r})")
+            self.line(f"{self.constant(y)}.mul_({layer.embed_scale!r})")
         self.fixed[id(call.result)] = y
         return True
 
@@ -206,10 +219,24 @@ class _Writer:
         ):
             return False
         buffer = torch.empty_like(out)
-        arguments = f"{self.arguments(call)}, out={self.constant(buffer)}"
-        self.lines.append(f"{self.constant(into)}({arguments})")
         self.fixed[id(out)] = buffer
+        small = self.small_operations(call, into, buffer)
+        if small:
+            self.small += small
+            return True
+        arguments = f"{self.arguments(call)}, out={self.constant(buffer)}"
+        self.line(f"{self.constant(into)}({arguments})")
         return True
+
+    def small_operations(
+        self, call: Call, into: Callable[..., Any], buffer: Tensor
+    ) -> list[Operation]:
+        """What native code can do of it, where all operands are fixed."""
+        if any(self.is_variable(leaf) for leaf in leaves((call.args, call.kwargs))):
+            return []
+        return elementwise.operations(
+            into, self.standing(call.args), self.standing(dict(call.kwargs)), buffer
+        )
 
     def attended(self, call: Call) -> bool:
         """Attention by our own code, which writes to memory that is there."""
@@ -224,10 +251,10 @@ class _Writer:
             run = self.constant(attention.appending(y, query, key, value, scale, causal, path))
             places = ", ".join(map(self.address, (query, key, value)))
             attended = f"layers[{self.layers[id(layer)]}].attended"
-            self.lines.append(f"{attended}({run}, {key.shape[2]}, {places}, {self.text(mask)})")
+            self.line(f"{attended}({run}, {key.shape[2]}, {places}, {self.text(mask)})")
         else:
             run = self.constant(attention.in_place(y, query, key, scale, causal, path))
-            self.lines.append(f"{run}({', '.join(map(self.text, operands))})")
+            self.line(f"{run}({', '.join(map(self.text, operands))})")
         self.fixed[id(out)] = y
         return True
 

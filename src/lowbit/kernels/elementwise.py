@@ -1,0 +1,116 @@
+"""Small elementwise operations, one after the other in one call of csrc/elementwise.h, with the
+bits that torch's own give."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit.kernels.native import module
+
+# torch takes several threads for more numbers.
+MOST_NUMBERS = 32768
+DIMENSIONS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """y = op(a, b), float32 and broadcast; op as csrc/elementwise.h names it."""
+
+    op: str
+    y: Tensor
+    a: Tensor
+    b: Tensor
+
+
+def operations(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], y: Tensor
+) -> list[Operation]:
+    """What has the effect of function(*args, **kwargs, out=y); nothing where native code does not
+    serve it."""
+    if module is None or y.numel() > MOST_NUMBERS:
+        return []
+    made = _cat(*args, **kwargs, y=y) if function is torch.cat else _one(function, args, kwargs, y)
+    served = all(_served(t) for each in made for t in (each.y, each.a, each.b))
+    return made if served and all(_steps(each) for each in made) else []
+
+
+def sequence(operations: Sequence[Operation]) -> Callable[[], None]:
+    """One after the other, when called. The tensors are kept."""
+    assert module is not None
+    run = module.ElementwiseSequence()
+    for each in operations:
+        steps = _steps(each)
+        assert steps is not None
+        sizes, *of = steps
+        places: list[Any] = []
+        for t, own in zip((each.y, each.a, each.b), of, strict=True):
+            places += t.data_ptr(), own
+        run.add(getattr(module.ElementwiseOp, each.op), sizes, *places)
+
+    def call(kept: object = tuple(operations)) -> None:
+        run()
+
+    return call
+
+
+def _cat(tensors: Sequence[Tensor], dim: int = 0, *, y: Tensor) -> list[Operation]:
+    copies, start = [], 0
+    for t in tensors:
+        part = y.narrow(dim, start, t.shape[dim])
+        copies.append(Operation("copy", part, t, t))
+        start += t.shape[dim]
+    return copies
+
+
+def _one(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], y: Tensor
+) -> list[Operation]:
+    numbers = [_number(arg) for arg in args]
+    if kwargs or any(number is None for number in numbers):
+        return []
+    match function, numbers:
+        case torch.add, [Tensor() as a, Tensor() as b]:
+            return [Operation("add", y, a, b)]
+        case torch.mul, [Tensor() as a, Tensor() as b]:
+            return [Operation("multiply", y, a, b)]
+        case torch.pow, [Tensor() as a, Tensor()] if args[1] == 2:
+            return [Operation("multiply", y, a, a)]
+        case torch.neg, [Tensor() as a]:
+            return [Operation("negate", y, a, a)]
+        case torch.rsqrt, [Tensor() as a]:
+            return [Operation("inverse_root", y, a, a)]
+    return []
+
+
+def _number(arg: Any) -> Tensor | None:
+    """An operand: a tensor, or a number as torch takes it beside float32."""
+    if isinstance(arg, Tensor):
+        return arg
+    return torch.tensor(float(arg)) if type(arg) in (int, float) else None
+
+
+def _served(t: Tensor) -> bool:
+    return t.is_cpu and t.dtype is torch.float32
+
+
+def _steps(each: Operation) -> list[list[int]] | None:
+    """Sizes, and the steps of y, a and b through memory, over DIMENSIONS dimensions; None where
+    more are needed."""
+    shape = each.y.shape
+    operands = (each.y, each.a.expand(shape), each.b.expand(shape))
+    kept: list[tuple[int, ...]] = []  # a size and three steps
+    for size, *steps in zip(shape, *(t.stride() for t in operands), strict=True):
+        if size == 1:
+            continue
+        if kept and [size * own for own in steps] == list(kept[-1][1:]):
+            # One dimension with the one before.
+            kept[-1] = kept[-1][0] * size, *steps
+        else:
+            kept.append((size, *steps))
+    if len(kept) > DIMENSIONS:
+        return None
+    padded = [(1, 0, 0, 0)] * (DIMENSIONS - len(kept)) + kept
+    return [list(column) for column in zip(*padded, strict=True)]
