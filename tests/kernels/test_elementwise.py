@@ -68,6 +68,9 @@ def test_joined_tensors_are_copied(data, shape):
         own[dim] = size
         parts.append(numbers(own, size))
     run(torch.cat, (parts, dim), torch.cat(parts, dim))
+    y = torch.empty_like(torch.cat(parts, dim))
+    elementwise.sequence(elementwise.operations(torch.cat, (parts,), {"dim": dim}, y))()
+    np.testing.assert_array_equal(y.numpy(), torch.cat(parts, dim).numpy())
 
 
 def test_operations_follow_each_other():
@@ -97,3 +100,6 @@ def test_what_is_not_served_is_left_to_torch():
     ):
         assert elementwise.operations(function, args, {}, y) == []
     assert elementwise.operations(torch.add, (x, x), {"alpha": 2}, x.clone()) == []
+    assert elementwise.operations(torch.cat, ([x, x],), {"axis": 1}, torch.empty(4, 8)) == []
+    # A tensor [0] beside others is torch's way to say nothing.
+    assert elementwise.operations(torch.cat, ([torch.empty(0), x],), {}, x.clone()) == []

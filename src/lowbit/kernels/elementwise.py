@@ -32,7 +32,7 @@ def operations(
     serve it."""
     if module is None or y.numel() > MOST_NUMBERS:
         return []
-    made = _cat(*args, **kwargs, y=y) if function is torch.cat else _one(function, args, kwargs, y)
+    made = (_joined if function is torch.cat else _one)(function, args, kwargs, y)
     served = all(_served(t) for each in made for t in (each.y, each.a, each.b))
     return made if served and all(_steps(each) for each in made) else []
 
@@ -56,8 +56,13 @@ def sequence(operations: Sequence[Operation]) -> Callable[[], None]:
     return call
 
 
-def _cat(tensors: Sequence[Tensor], dim: int = 0, *, y: Tensor) -> list[Operation]:
-    copies, start = [], 0
+def _joined(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], y: Tensor
+) -> list[Operation]:
+    if not args or kwargs.keys() - {"dim"} or any(t.dim() != y.dim() for t in args[0]):
+        return []
+    tensors, *dims = *args, *kwargs.values()
+    dim, start, copies = dims[0] if dims else 0, 0, []
     for t in tensors:
         part = y.narrow(dim, start, t.shape[dim])
         copies.append(Operation("copy", part, t, t))
