@@ -225,6 +225,46 @@ def normal_float(nested: bool) -> Callable[[nn.Module], float]:
     return lambda model: replaced(model, stored)
 
 
+def hqq_package(bits: int) -> Callable[[nn.Module], float]:
+    """HQQ by its authors (Badri and Shaji 2023), scales and zero points in float16."""
+
+    def stored(name: str, matrix: torch.Tensor) -> tuple[torch.Tensor, int]:
+        from hqq.core.quantize import Quantizer  # the peer itself
+
+        packed, form = Quantizer.quantize(
+            matrix, nbits=bits, group_size=64, axis=1, device="cpu", compute_dtype=torch.float16
+        )
+        form |= {name: form[name].half() for name in ("scale", "zero")}
+        decoded = Quantizer.dequantize(packed, form).float()
+        return decoded, sum(t.nbytes for t in (packed, form["scale"], form["zero"]))
+
+    return lambda model: replaced(model, stored)
+
+
+def torchao(bits: int) -> Callable[[nn.Module], float]:
+    """torchao's integers with zero points. It holds codes in bytes: counted is what they would take
+    packed."""
+
+    def stored(name: str, matrix: torch.Tensor) -> tuple[torch.Tensor, int]:
+        from torchao.quantization import IntxWeightOnlyConfig, MappingType, quantize_
+        from torchao.quantization.granularity import PerGroup
+
+        layer = nn.Linear(*reversed(matrix.shape), bias=False)
+        layer.weight.data = matrix.clone()
+        config = IntxWeightOnlyConfig(
+            weight_dtype=getattr(torch, f"int{bits}"),
+            granularity=PerGroup(64),
+            mapping_type=MappingType.ASYMMETRIC,
+            scale_dtype=torch.float16,
+        )
+        quantize_(layer, config)
+        weight = layer.weight
+        parameters = weight.scale.nbytes + weight.zero_point.nbytes
+        return weight.dequantize().float(), bits * matrix.numel() // 8 + parameters
+
+    return lambda model: replaced(model, stored)
+
+
 @torch.no_grad()
 def mean_squares(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
     """Mean x² of every input of the linear layers."""
@@ -308,6 +348,9 @@ def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[nn.Module], floa
     for nested in (False, True):
         name = "bitsandbytes NF4" + (", nested scales" if nested else "")
         yield name, normal_float(nested)
+    for name, by in (("HQQ's own package", hqq_package), ("torchao", torchao)):
+        for bits in (4, 3, 2):
+            yield f"{name}, {bits} bits, groups of 64", by(bits)
     for kind in ("Q4_K", "Q3_K", "Q2_K"):
         yield f"llama.cpp {kind}, importance matrix", peer(kind, lambda: bench.batches)
 
