@@ -1,9 +1,10 @@
-"""Attention by itself: ours in bfloat16 beside PyTorch's in float32 and in bfloat16.
+"""Attention by itself: ours beside PyTorch's in float32 and in bfloat16.
 
     python bench/attention.py [--threads 2] [--rounds 100] [--write]
 
 12 heads of 64, float32 in and out, laid out as transformers does: [batch, tokens, heads · size]
-before and after. *Padding* forbids a fifth of the keys of each sequence by a boolean mask.
+before and after; ours computes in bfloat16 where there are tiles. *Padding* forbids a fifth of the
+keys of each sequence by a boolean mask.
 """
 
 import statistics
@@ -17,12 +18,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from turns import parser, ready, take_turns, times_faster
 
-from lowbit.kernels import ops
+from lowbit.kernels import native, ops
 
 RESULT = speed_page("attention")
 HEADS, SIZE = 12, 64
 SHAPES = ((1, 128), (8, 128), (1, 512))  # batch, tokens
 KINDS = ("", "padding", "causal")
+PATH = next(path for path in ("amx", "avx512", "avx2", "scalar") if not native.lacks(path))
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
@@ -39,7 +41,7 @@ def in_torch(dtype: torch.dtype) -> Attention:
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    return ops.attention(q, k, v, mask, SIZE**-0.5, causal, "amx")
+    return ops.attention(q, k, v, mask, SIZE**-0.5, causal, PATH)
 
 
 CONTENDERS: dict[str, Attention] = {
@@ -67,7 +69,7 @@ def measure(batch: int, tokens: int, kind: str, rounds: int) -> str:
     cells += [f"{statistics.median(times) * 1e3:.2f}" for times in taken.values()]
     for other in ("torch float32", "torch bfloat16"):
         cells.append(f"{times_faster(taken[other], taken['lowbit']):.2f}")
-    return f"| {' | '.join(cells)} | {error:.4f} |"
+    return f"| {' | '.join(cells)} | {error:.1e} |"
 
 
 def main() -> None:
@@ -77,7 +79,8 @@ def main() -> None:
         "# Attention by itself",
         "",
         f"`python bench/attention.py`, {time.strftime('%Y-%m-%d')}. {described()} {HEADS} heads of"
-        f" {SIZE}, float32 in and out; medians of {options.rounds} rounds, in milliseconds.",
+        f" {SIZE}, float32 in and out, on {PATH}; medians of {options.rounds} rounds, in"
+        " milliseconds.",
         "",
         f"| batch × tokens | {' | '.join(CONTENDERS)} | × float32 | × bfloat16 | relative error |",
         "|---|---|---|---|---|---|---|",
