@@ -14,7 +14,6 @@
 // forbidden. NaN or infinity in a value may show where its key is forbidden too: 0 times it is NaN.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "path.h"
@@ -53,27 +52,6 @@ struct Attention {
   int64_t queries, keys, size, value_size;
   float scale;
   bool causal;  // query i sees keys 0 … i only
-};
-
-// What is held of a sequence: [batch][head][room][size], of which the first tokens are filled.
-struct HeldTokens {
-  float* data;
-  int64_t room, size;
-
-  TokenRows rows(int64_t heads) const { return {data, heads * room * size, room * size, size}; }
-
-  // Writes `tokens` more behind `filled`.
-  void append(const TokenRows& more, int64_t batch, int64_t heads, int64_t filled,
-              int64_t tokens) const {
-    float* to = data + filled * size;
-    for (int64_t b = 0; b < batch; ++b) {
-      for (int64_t h = 0; h < heads; ++h, to += room * size) {
-        for (int64_t t = 0; t < tokens; ++t) {
-          std::copy_n(more.at(b, h, t), size, to + t * size);
-        }
-      }
-    }
-  }
 };
 
 // Some key heads with some of the queries that share each: blocks of 32, those of a head after those

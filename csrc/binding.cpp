@@ -12,6 +12,7 @@
 #include "attention.h"
 #include "cpu.h"
 #include "elementwise.h"
+#include "held_tokens.h"
 #include "lanes.h"
 #include "linear.h"
 #include "parallel.h"
