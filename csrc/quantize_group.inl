@@ -63,8 +63,9 @@ int32_t encode(const float* x, int8_t* codes, int64_t n, float inv) {
   return sum;
 }
 
-// The scale of a group whose activations are static: NaN still stays visible.
-GroupScale static_group_scale(const float* x, int64_t n, float scale) {
+// The scale of a group whose activations are static, which only products have: NaN still stays
+// visible.
+[[maybe_unused]] GroupScale static_group_scale(const float* x, int64_t n, float scale) {
   if (largest_magnitude(x, n) >= infinity_bits) return {__builtin_nanf(""), 0.0f};
   return {scale, 1.0f / scale};
 }
