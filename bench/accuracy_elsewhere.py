@@ -191,7 +191,7 @@ def main() -> None:
         "# Accuracy per bit elsewhere",
         "",
         "Linear layers in fewer bits, all else float; bits count scales and zero points. Seconds",
-        "are of solving, on a machine that did other work too. Written by",
+        "are of solving, on a machine that did other work too and at times let this wait. Written by",
         "`bench/accuracy_elsewhere.py`.",
         described(),
         *matrices(given.data / "gpt2-attention" / "weights.safetensors"),
