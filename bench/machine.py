@@ -57,10 +57,12 @@ def described() -> str:
     # Passive threads sleep between operations: waking one takes longer than a small operation.
     policy = os.environ.get("OMP_WAIT_POLICY")
     waiting = f" (OMP_WAIT_POLICY={policy})" if policy else ""
+    count = torch.get_num_threads()
     threads = (
-        f"{torch.get_num_threads()} threads that do {together():.1f} times one's work{waiting}"
+        "1 thread" if count == 1 else f"{count} threads that do {together():.1f} times one's work"
     )
-    return f"Processor: {processor()}, {threads}; lowbit {commit()}, torch {torch.__version__}."
+    code = f"lowbit {commit()}, torch {torch.__version__}"
+    return f"Processor: {processor()}, {threads}{waiting}; {code}."
 
 
 def result_page(name: str) -> Path:
