@@ -90,6 +90,8 @@ def test_what_is_not_served_is_left_to_torch():
         (torch.add, (x.double(), x.double()), x.double()),
         (torch.add, (x, torch.arange(4)), x.clone()),
         (torch.pow, (x, 3), x.clone()),
+        (torch.pow, (x, torch.full((4,), 2.0)), x.clone()),
+        (torch.pow, (2, x), x.clone()),
         (torch.tanh, (x,), x.clone()),
         (torch.add, (torch.randn(40_000), 1.0), torch.empty(40_000)),
         (

@@ -81,7 +81,7 @@ def _one(
             return [Operation("add", y, a, b)]
         case torch.mul, [Tensor() as a, Tensor() as b]:
             return [Operation("multiply", y, a, b)]
-        case torch.pow, [Tensor() as a, Tensor()] if args[1] == 2:
+        case torch.pow, [Tensor() as a, _] if not isinstance(args[1], Tensor) and args[1] == 2:
             return [Operation("multiply", y, a, a)]
         case torch.neg, [Tensor() as a]:
             return [Operation("negate", y, a, a)]
