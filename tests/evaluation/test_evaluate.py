@@ -101,7 +101,7 @@ def test_tasks_refuse_names_and_options_that_are_not_theirs():
 @pytest.mark.parametrize("task", ["perplexity", "generate"])
 def test_a_text_or_a_file_but_not_both(source, task):
     for options in ({}, {"data": "a", "text": "b"}):
-        with pytest.raises(UsageError, match="either data or text, not both"):
+        with pytest.raises(UsageError, match="give data or text, one of them"):
             evaluate([source], Plan((make_task(task, **options),)), progress=False)
 
 

@@ -70,6 +70,14 @@ def test_a_budget_that_none_can_meet_names_the_smallest(subject, task):
     assert searched(subject, task, max_bytes=smallest).best.stored_bytes == smallest
 
 
+def test_a_budget_is_refused_before_anything_is_evaluated(subject, task, monkeypatch):
+    monkeypatch.setattr(type(task), "measure", lambda *_: pytest.fail("evaluated"))
+    with pytest.raises(InputError, match="smallest possible here"):
+        searched(subject, task, max_bytes=1)
+    with pytest.raises(UsageError, match="holds the float model"):
+        searched(subject, task, max_bytes=10**12)
+
+
 def test_modules_that_are_kept_stay_float(subject, task):
     found = searched(subject, task, max_bits=20.0, keep=["transformer.wte", "*.c_proj"])
     assert not any("c_proj" in c.module or "wte" in c.module for c in found.best.choices)

@@ -161,6 +161,18 @@ def test_another_run_does_not_take_over_the_work_of_one(tmp_path):
         lowbit.quantize(make("gpt2"), "int2", solver=PLAIN, calibration=IDS, work=tmp_path / "mine")
 
 
+def test_a_run_that_finished_nothing_leaves_nothing_and_hinders_no_other(tmp_path):
+    work = tmp_path / "work"
+    with pytest.raises(UsageError, match="is for binary codes"):
+        lowbit.quantize(make("gpt2"), "int3", solver="binary", calibration=IDS, work=work)
+    assert not work.exists()
+    work.mkdir()
+    (work / "run.json").write_text('{"recipe": "of a run killed before its first stage"}')
+    lowbit.quantize(make("gpt2"), "int3", solver=PLAIN, calibration=IDS, work=work)
+    with pytest.raises(UsageError, match="with other recipe: finish that run, or remove"):
+        lowbit.quantize(make("gpt2"), "int2", solver=PLAIN, calibration=IDS, work=work)
+
+
 def test_a_broken_file_of_unfinished_work_gets_one_sentence(tmp_path):
     work = tmp_path / "work"
     lowbit.quantize(make("gpt2"), "int3", solver=PLAIN, calibration=IDS, work=work)

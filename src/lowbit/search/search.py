@@ -14,7 +14,7 @@ from functools import partial
 
 from torch import Tensor
 
-from lowbit.accounting import footprint
+from lowbit.accounting import Footprint, footprint
 from lowbit.calibration import Calibration, batches_of
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.study import Metric
@@ -60,10 +60,9 @@ def search(
         given = repr(unknown[0]) if measures else "none"
         raise UsageError(f"sensitivity {given} is unknown: use {', '.join(MEASURES)}")
     batches = batches_of(calibration, subject.model)
-    space = _Space.of(subject, task, schemes, batches, keep, load_solver(solver), progress)
     limit = budget.bytes_of(footprint(subject.model).parameters)
-    if limit is not None:
-        space.check_size(limit)
+    solver = load_solver(solver)
+    space = _Space.of(subject, task, schemes, batches, keep, solver, limit, progress)
     used = measures if limit is not None else measures[:1]
     costs = [MEASURES[name](subject.model, space.candidates, batches, progress) for name in used]
     if limit is not None:
@@ -78,7 +77,8 @@ def search(
 
 @dataclass(frozen=True)
 class _Space:
-    """All that trials share. `others` are the bytes of what is not decided on."""
+    """All that trials share. `others` are the bytes of what is not decided on, `smallest` those of
+    the whole in the smallest options."""
 
     subject: Subject
     task: Task
@@ -87,6 +87,7 @@ class _Space:
     candidates: list[list[Candidate]]
     float_bytes: int
     others: int
+    smallest: int
     metric: str
     reference: Metric
     progress: bool
@@ -100,17 +101,22 @@ class _Space:
         batches: list[dict[str, Tensor]],
         keep: Sequence[str],
         solver: Solver,
+        limit: int | None,
         progress: bool,
     ) -> "_Space":
+        """Raises as _check_size, before the float model is evaluated, which may take long."""
         candidates = candidates_of(subject.model, schemes, keep, progress, solver, batches)
+        whole = footprint(subject.model)
+        others = whole.stored_bytes - sum(options[0].stored_bytes for options in candidates)
+        smallest = others + sum(min(c.stored_bytes for c in options) for options in candidates)
+        if limit is not None:
+            _check_size(limit, smallest, whole)
         found = task.measure(subject, progress)
         name = found.main_metric
         if name is None:
             raise UsageError(f"task {task.name} has no metric to decide by")
-        whole = footprint(subject.model).stored_bytes
-        decided = sum(options[0].stored_bytes for options in candidates)
         return cls(
-            subject, task, solver, batches, candidates, whole, whole - decided, name,
+            subject, task, solver, batches, candidates, whole.stored_bytes, others, smallest, name,
             found.metrics[name], progress,
         )  # fmt: skip
 
@@ -118,28 +124,9 @@ class _Space:
     def sizes(self) -> list[list[int]]:
         return [[c.stored_bytes for c in options] for options in self.candidates]
 
-    @property
-    def smallest(self) -> int:
-        return self.others + sum(min(options) for options in self.sizes)
-
     def size(self, picked: Sequence[int]) -> int:
         """Bytes of the model with these options, as its candidates are."""
         return self.others + sum(own[i] for own, i in zip(self.sizes, picked, strict=True))
-
-    def check_size(self, limit: int) -> None:
-        """Raises UsageError where float fits, InputError where no recipe does."""
-        if limit >= self.float_bytes:
-            raise UsageError(
-                f"the budget of {limit:,} bytes holds the float model, which takes"
-                f" {self.float_bytes:,}: there is nothing to quantize"
-            )
-        if limit < self.smallest:
-            parameters = footprint(self.subject.model).parameters
-            raise InputError(
-                f"the budget of {limit:,} bytes ({8 * limit / parameters:.2f} bits per weight)"
-                f" cannot be met: the smallest possible here is {self.smallest:,} bytes"
-                f" ({8 * self.smallest / parameters:.2f} bits per weight)"
-            )
 
     def fitting(self, costs: Costs, limit: int) -> list[int]:
         """The options of least total cost in so many bytes."""
@@ -174,6 +161,21 @@ class _Space:
         )
         drop = _drop(self.reference, metric)
         return Trial(by, recipe, choices, stored.stored_bytes, stored.bits_per_weight, metric, drop)
+
+
+def _check_size(limit: int, smallest: int, whole: Footprint) -> None:
+    """Raises UsageError where float fits, InputError where no recipe does."""
+    if limit >= whole.stored_bytes:
+        raise UsageError(
+            f"the budget of {limit:,} bytes holds the float model, which takes"
+            f" {whole.stored_bytes:,}: there is nothing to quantize"
+        )
+    if limit < smallest:
+        raise InputError(
+            f"the budget of {limit:,} bytes ({8 * limit / whole.parameters:.2f} bits per weight)"
+            f" cannot be met: the smallest possible here is {smallest:,} bytes"
+            f" ({8 * smallest / whole.parameters:.2f} bits per weight)"
+        )
 
 
 def _of_size(

@@ -6,6 +6,7 @@ file for each finished stage: its stored weights and changed float parameters.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,16 +75,22 @@ class Journal:
             except ValueError:
                 before = {}
             other = [key for key, value in run.items() if before.get(key) != value]
-            if other:
+            if not other:
+                return
+            if self._finished():
                 raise UsageError(
                     f"{work} holds the unfinished work of a run with other {', '.join(other)}:"
                     " finish that run, or remove the folder"
                 )
         elif any(work.iterdir()):
             raise UsageError(f"{work} is not empty and holds no unfinished work")
-        else:
-            with staged_file(file) as unfinished:
-                unfinished.write_text(json.dumps(run), encoding="utf-8")
+        with staged_file(file) as unfinished:
+            unfinished.write_text(json.dumps(run), encoding="utf-8")
+
+    def drop_if_unused(self) -> None:
+        """Remove the folder where no stage was finished: it holds nothing to go on from."""
+        if not self._finished():
+            shutil.rmtree(self.work, ignore_errors=True)
 
     def read(self, number: int) -> Solved | None:
         """What was found for a stage, or None. Raises InputError for a broken file."""
@@ -123,6 +130,9 @@ class Journal:
         file = self._file(number)
         with staged_file(file) as unfinished, writing(file):
             save_file(tensors | floats, unfinished, {"about": json.dumps(about)})
+
+    def _finished(self) -> bool:
+        return any(self.work.glob("*.safetensors"))
 
     def _file(self, number: int) -> Path:
         return self.work / f"{number:04}.safetensors"

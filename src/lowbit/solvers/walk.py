@@ -60,8 +60,8 @@ def walked(
     batches = batches_of(calibration, model)
     owners = [d for d in cover(model, recipe).quantized if d.tied_to is None]
     before = {name: p.data for name, p in model.named_parameters()}
+    journal = None
     try:
-        journal = None
         if work is not None:
             data = [batch[name] for batch in batches for name in sorted(batch)]
             journal = Journal(
@@ -89,6 +89,8 @@ def walked(
     except BaseException:
         for name, p in model.named_parameters():
             p.data = before[name]
+        if journal is not None:
+            journal.drop_if_unused()
         raise
 
 
