@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 import yaml
 
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, naming
 from lowbit.formats import group
 from lowbit.nn import ACTIVATIONS, STATIC
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint, scheme_from_dict, scheme_to_dict
@@ -125,9 +125,10 @@ class Recipe:
         except OSError as error:
             raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            detail = str(error).replace("\n", " ")
+            detail = " ".join(str(error).split())
             raise UsageError(f"recipe {path} is not valid YAML: {detail}") from error
-        return cls.from_dict(stored)
+        with naming(f"recipe {path}"):
+            return cls.from_dict(stored)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
