@@ -1,5 +1,7 @@
 """The walk: every architecture, what blocks see, and going on after a kill."""
 
+import json
+
 import pytest
 import torch
 
@@ -167,7 +169,12 @@ def test_a_run_that_finished_nothing_leaves_nothing_and_hinders_no_other(tmp_pat
         lowbit.quantize(make("gpt2"), "int3", solver="binary", calibration=IDS, work=work)
     assert not work.exists()
     work.mkdir()
-    (work / "run.json").write_text('{"recipe": "of a run killed before its first stage"}')
+    for foreign in ('{"title": "of somebody else"}', "[1]", "half a"):
+        (work / "run.json").write_text(foreign)
+        with pytest.raises(UsageError, match="with other recipe"):
+            lowbit.quantize(make("gpt2"), "int3", solver=PLAIN, calibration=IDS, work=work)
+    killed = dict.fromkeys(("recipe", "solver", "weights", "calibration data"), "before a stage")
+    (work / "run.json").write_text(json.dumps(killed))
     lowbit.quantize(make("gpt2"), "int3", solver=PLAIN, calibration=IDS, work=work)
     with pytest.raises(UsageError, match="with other recipe: finish that run, or remove"):
         lowbit.quantize(make("gpt2"), "int2", solver=PLAIN, calibration=IDS, work=work)

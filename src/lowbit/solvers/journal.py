@@ -73,11 +73,12 @@ class Journal:
             try:
                 before = json.loads(file.read_text(encoding="utf-8"))
             except ValueError:
-                before = {}
+                before = None
+            before = before if isinstance(before, dict) else {}
             other = [key for key, value in run.items() if before.get(key) != value]
             if not other:
                 return
-            if self._finished():
+            if self._used() or before.keys() != run.keys():
                 raise UsageError(
                     f"{work} holds the unfinished work of a run with other {', '.join(other)}:"
                     " finish that run, or remove the folder"
@@ -89,7 +90,7 @@ class Journal:
 
     def drop_if_unused(self) -> None:
         """Remove the folder where no stage was finished: it holds nothing to go on from."""
-        if not self._finished():
+        if not self._used():
             shutil.rmtree(self.work, ignore_errors=True)
 
     def read(self, number: int) -> Solved | None:
@@ -131,8 +132,9 @@ class Journal:
         with staged_file(file) as unfinished, writing(file):
             save_file(tensors | floats, unfinished, {"about": json.dumps(about)})
 
-    def _finished(self) -> bool:
-        return any(self.work.glob("*.safetensors"))
+    def _used(self) -> bool:
+        """Whether anything but run.json is there: a finished stage, or what is not ours."""
+        return any(file.name != "run.json" for file in self.work.iterdir())
 
     def _file(self, number: int) -> Path:
         return self.work / f"{number:04}.safetensors"
