@@ -25,6 +25,7 @@ NAMES = [
     "UsageError",
     "ZeroPoint",
     "dequantize",
+    "explain",
     "finish_qat",
     "footprint",
     "generate",

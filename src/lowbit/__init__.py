@@ -10,6 +10,7 @@ from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor, StackedTensor
 from lowbit.hub import LowbitConfig, register
 from lowbit.inplace import Result
+from lowbit.inspect import explain
 from lowbit.kernels.ops import dequantize
 from lowbit.planes import use_planes
 from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
@@ -46,6 +47,7 @@ __all__ = [
     "UsageError",
     "ZeroPoint",
     "dequantize",
+    "explain",
     "finish_qat",
     "footprint",
     "generate",
