@@ -5,42 +5,46 @@ prompt, masks, logits processors, search, stopping. Only the model's forward pas
 token is another (step.py), so that the ids are those of `model.generate`.
 """
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from torch import Tensor, nn
+from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.generation import GenerationMode
+from transformers.modeling_outputs import ModelOutput
 
 from lowbit.attention import KERNELS
+from lowbit.decoding import adapters
+from lowbit.decoding.adapters import CACHE, SEARCHES
 from lowbit.decoding.cache import empty, layers
 from lowbit.decoding.greedy import greedy, serves
 from lowbit.decoding.step import State
 from lowbit.decoding.steps import borrowed
 from lowbit.errors import UsageError
 
-SEARCHES = {
-    GenerationMode.GREEDY_SEARCH: "_sample",
-    GenerationMode.SAMPLE: "_sample",
-    GenerationMode.BEAM_SEARCH: "_beam_search",
-    GenerationMode.BEAM_SAMPLE: "_beam_search",
-}
 UNSERVED = (
     "assistant_model",
+    "cache",
     "cache_implementation",
     "custom_generate",
     "past_key_values",
     "streamer",
     "synced_gpus",
 )
+# What tells a model how to compute, and nothing about the tokens.
+SWITCHES = {"use_cache", "return_dict", "logits_to_keep"}
 # What a step can be given, or needs no more.
 SERVED = {"attention_mask", "decoder_attention_mask", "position_ids", "encoder_outputs"}
-SERVED |= {"past_key_values", "use_cache", "logits_to_keep"}
+SERVED |= {CACHE} | SWITCHES
 # The masks of these are boolean.
 ATTENTION = ("sdpa", *KERNELS)
+# Models of which transformers' own cache was seen to hold all keys and values. Theirs is not made
+# again: it takes several copies of the config.
+_PLAIN: WeakSet[nn.Module] = WeakSet()
 
 
 def generate(model: PreTrainedModel, *args: Any, **settings: Any) -> Any:
@@ -53,8 +57,8 @@ def generate(model: PreTrainedModel, *args: Any, **settings: Any) -> Any:
     Raises UsageError for what it does not serve; `model.generate` does then.
     """
     _check(model, settings)
-    kept = empty(model.config.is_encoder_decoder)
-    return model.generate(*args, custom_generate=_search, past_key_values=kept, **settings)
+    kept = {CACHE: empty(model.config.is_encoder_decoder)} if model in _PLAIN else {}
+    return model.generate(*args, custom_generate=_search, **kept, **settings)
 
 
 def _check(model: PreTrainedModel, settings: dict[str, Any]) -> None:
@@ -68,9 +72,9 @@ def _check(model: PreTrainedModel, settings: dict[str, Any]) -> None:
             raise _unserved(f"cache_implementation is {config.cache_implementation}")
     if model.device.type != "cpu":
         raise _unserved(f"the model is on {model.device}, not on the CPU")
-    if model.config._attn_implementation not in ATTENTION:
+    if adapters.attention(model) not in ATTENTION:
         raise _unserved(
-            f"the model's attention is {model.config._attn_implementation}, not one of"
+            f"the model's attention is {adapters.attention(model)}, not one of"
             f" {', '.join(ATTENTION)}"
         )
     for name, module in model.named_modules():
@@ -104,6 +108,10 @@ def _search(
     unknown = {name for name, value in model_kwargs.items() if value is not None} - SERVED
     if unknown:
         raise _unserved(f"the model is given {', '.join(sorted(unknown))}")
+    if model not in _PLAIN:
+        _check_cache(model_kwargs.get(CACHE))
+        _PLAIN.add(model)
+        model_kwargs[CACHE] = empty(model.config.is_encoder_decoder)
     with ExitStack() as stack:
         stepping = _Stepping(model, stack)
         plain = (
@@ -111,14 +119,13 @@ def _search(
         )
         if plain and serves(stopping_criteria):
             output = stepping._prefill(input_ids, generation_config, model_kwargs)
-            pad = generation_config._pad_token_tensor
             return greedy(
                 input_ids,
                 output.logits,
                 stepping.logits,
                 logits_processor,
                 stopping_criteria,
-                pad=0 if pad is None else int(pad),
+                pad=adapters.padding_token(generation_config),
             )
         search = getattr(type(model), SEARCHES[mode])
         return search(
@@ -131,12 +138,36 @@ def _search(
         )
 
 
-def _check_layers(model: PreTrainedModel) -> None:
+def _check_cache(own: Cache | None) -> None:
     """Some models forget tokens that are far away, or keep something else than keys and values."""
-    wanted = DynamicCache(config=model.config).layers
-    other = {type(layer).__name__ for layer in wanted if type(layer) is not DynamicLayer}
-    if other:
+    if own is None:
+        raise _unserved("transformers makes no cache for the model, which may keep one of its own")
+    if other := adapters.unusual(own):
         raise _unserved(f"the model's cache has layers of {', '.join(sorted(other))}")
+
+
+def _check_filled(state: State) -> None:
+    lengths = {layer.length for layer in state.layers}
+    if len(lengths) != 1 or 0 in lengths:
+        raise _unserved("the model does not put the keys and values of all layers into its cache")
+
+
+def _check_inputs(own: Mapping[str, Any], state: State, ids: Tensor) -> None:
+    """A model may want something else for its next token than a step gives."""
+    ours = state.arguments(ids)
+    for name in (own.keys() | ours.keys()) - SWITCHES:
+        if not _equal(own.get(name), ours.get(name)):
+            raise _unserved(f"the model makes {name} of its own for every token")
+
+
+def _equal(own: Any, ours: Any) -> bool:
+    if isinstance(own, ModelOutput) and isinstance(ours, ModelOutput):
+        return own[0] is ours[0]
+    if isinstance(own, Tensor) and own.dim() == 2 and (ours is None or ours.dim() == 4):
+        own = _mask(own)
+    if isinstance(own, Tensor) and isinstance(ours, Tensor):
+        return torch.equal(own, ours)
+    return own is ours
 
 
 class _Stepping:
@@ -156,11 +187,15 @@ class _Stepping:
         **kwargs: Any,
     ) -> Any:
         """The prompt's pass is the model's."""
-        output = self.model._prefill(input_ids, config, model_kwargs, **kwargs)
+        output = adapters.prefilled(self.model, input_ids, config, model_kwargs, **kwargs)
+        ids = input_ids[:, -1:]
         self.state = _state(model_kwargs)
-        self.step = self.stack.enter_context(borrowed(self.model, input_ids[:, -1:], self.state))
+        _check_filled(self.state)
+        self.step = self.stack.enter_context(borrowed(self.model, ids, self.state))
         if self.step.is_new:
-            _check_layers(self.model)
+            longer = torch.cat([input_ids, ids], 1)
+            wanted = adapters.next_inputs(self.model, longer, output, model_kwargs)
+            _check_inputs(wanted, self.state.after(ids), ids)
         return output
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Tensor]:
@@ -176,25 +211,20 @@ class _Stepping:
 
     def logits(self, ids: Tensor) -> Tensor:
         """[batch, 1, vocabulary] for the token after `ids` [batch, 1]."""
-        state = self.state
-        if state.positions is not None:
-            state.positions = state.positions + 1
-        if state.mask is not None:
-            seen = state.mask.new_ones(len(ids), 1, 1, 1)
-            state.mask = torch.cat([state.mask, seen], 3)
-        return self.step(self.model, ids, state)
+        self.state = self.state.after(ids)
+        return self.step(self.model, ids, self.state)
 
 
 def _state(model_kwargs: dict[str, Any]) -> State:
     """After the prompt."""
-    cache = model_kwargs["past_key_values"]
+    cache = model_kwargs[CACHE]
     positions = model_kwargs.get("position_ids")
     encoded = model_kwargs.get("encoder_outputs")
     own = "attention_mask" if encoded is None else "decoder_attention_mask"
     return State(
         cache,
         *layers(cache),
-        positions=None if positions is None else positions[:, -1:],
+        positions=None if positions is None else positions[..., -1:],
         mask=_mask(model_kwargs.get(own)),
         encoded=None if encoded is None else encoded[0],
         encoder_mask=None if encoded is None else _mask(model_kwargs.get("attention_mask")),

@@ -1,15 +1,17 @@
 """One token through a decoder: by the model itself twice, then by what it was seen to do."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
+from lowbit.decoding.adapters import CACHE
 from lowbit.decoding.cache import GrowingLayer
 from lowbit.decoding.program import Program, program
 from lowbit.decoding.recording import Recorded, Recording, recorded
@@ -27,6 +29,15 @@ class State:
     encoded: Float[Tensor, "batch source size"] | None
     encoder_mask: Bool[Tensor, "batch 1 1 source"] | None
 
+    def after(self, ids: Integer[Tensor, "batch 1"]) -> "State":
+        """The state with which a model reads `ids`: one token further, in the same cache."""
+        positions, mask = self.positions, self.mask
+        if positions is not None:
+            positions = positions + 1
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(ids), 1, 1, 1)], 3)
+        return replace(self, positions=positions, mask=mask)
+
     def inputs(self, ids: Tensor) -> dict[str, Tensor]:
         """The ids and all tensors among these, by name."""
         named = {
@@ -42,7 +53,7 @@ class State:
 
     def arguments(self, ids: Tensor) -> Mapping[str, Any]:
         """The same as the model's forward takes it."""
-        common = {"past_key_values": self.cache, "use_cache": True, "return_dict": True}
+        common = {CACHE: self.cache, "use_cache": True, "return_dict": True}
         if self.encoded is not None:
             return common | {
                 "decoder_input_ids": ids,

@@ -1,0 +1,85 @@
+"""What decoding touches of transformers' insides, which another version may name otherwise.
+
+Each entry tells the versions in which it was seen; tests/decoding/test_adapters.py tells which of
+them no longer holds.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.generation import GenerationMixin, GenerationMode
+
+# The argument of `generate`, of models and of searches that holds keys and values:
+# `past_key_values` in 5.23; `cache` in 5.24, where the old name warns.
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+)
+
+# Methods of a model's class that take what `generate` gives to a callable `custom_generate`. Of
+# the model they use `_prefill`, `prepare_inputs_for_generation`, a call and
+# `_update_model_kwargs_for_generation`. 5.23, 5.24.
+SEARCHES = {
+    GenerationMode.GREEDY_SEARCH: "_sample",
+    GenerationMode.SAMPLE: "_sample",
+    GenerationMode.BEAM_SEARCH: "_beam_search",
+    GenerationMode.BEAM_SAMPLE: "_beam_search",
+}
+
+
+def attention(model: PreTrainedModel) -> str:
+    """The name of the model's attention: `_attn_implementation` of its config in 5.23, 5.24."""
+    name: str = model.config._attn_implementation
+    return name
+
+
+def padding_token(config: GenerationConfig) -> int:
+    """What stands behind rows that have ended: `_pad_token_tensor`, made by `generate`, in 5.23,
+    5.24."""
+    token: Tensor | None = config._pad_token_tensor
+    return 0 if token is None else int(token)
+
+
+def prefilled(
+    model: PreTrainedModel,
+    ids: Tensor,
+    config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+    **kwargs: Any,
+) -> Any:
+    """The model's output for the prompt: `_prefill` in 5.23, 5.24."""
+    return model._prefill(ids, config, model_kwargs, **kwargs)
+
+
+def next_inputs(
+    model: PreTrainedModel, ids: Tensor, output: Any, model_kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the model's forward would be given for the last of `ids`, after `output` for those
+    before: `_update_model_kwargs_for_generation` and `prepare_inputs_for_generation` with
+    `next_sequence_length` in 5.23, 5.24."""
+    updated = model._update_model_kwargs_for_generation(
+        output, dict(model_kwargs), is_encoder_decoder=model.config.is_encoder_decoder
+    )
+    inputs: dict[str, Any] = model.prepare_inputs_for_generation(
+        ids, next_sequence_length=1, **updated
+    )
+    return inputs
+
+
+def unusual(cache: Cache) -> set[str]:
+    """What an empty cache holds beside all keys and values of every layer: names of classes.
+
+    A DynamicCache without layers makes `layer_class_to_replicate` of each; an EncoderDecoderCache
+    has one for a decoder's own tokens and one for an encoder's. 5.23, 5.24.
+    """
+    if type(cache) is EncoderDecoderCache:
+        return unusual(cache.self_attention_cache) | unusual(cache.cross_attention_cache)
+    if type(cache) is not DynamicCache:
+        return {type(cache).__name__}
+    kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
+    return {kind.__name__ for kind in kinds - {DynamicLayer}}
