@@ -19,7 +19,9 @@ from lowbit.recipe import KEEP, PRESETS, Recipe, Rule
 from lowbit.schemes import Absmax, Binary, Clustered, Scheme, ZeroPoint
 from lowbit.simulate import simulate
 from lowbit.stream import quantize_checkpoint
+from lowbit.versions import warn_of_untested
 
+warn_of_untested()
 register()
 attention.register()
 

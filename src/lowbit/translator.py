@@ -12,6 +12,7 @@ from lowbit.attention import instead_of_sdpa
 from lowbit.decoding import generate
 from lowbit.errors import UsageError
 from lowbit.evaluation.batches import by_length, check_batch_size, longest
+from lowbit.fallbacks import note
 from lowbit.mode import evaluating, positions
 from lowbit.progress import progress_bar
 
@@ -109,10 +110,11 @@ class Translator:
                 inputs = self._encode([texts[index] for index in batch], **limits)
                 try:
                     tokens = search(self.model, **inputs, generation_config=config)
-                except UsageError:
+                except UsageError as error:
                     if search is not generate:
                         raise
-                    # A step that cannot be recorded: slower from now on, but the same tokens.
+                    # The same tokens from now on, but slower.
+                    note(self.model, f"The translator decodes by model.generate: {error}.")
                     search = type(self.model).generate
                     tokens = search(self.model, **inputs, generation_config=config)
                 decoded = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
