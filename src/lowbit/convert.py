@@ -117,14 +117,17 @@ def swap_tied(
     model.set_submodule(name, packed.tie(owner))
 
 
-def restore(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Put the float modules back, in place, with decoded weights; tied weights are shared again."""
+def restore(model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
+    """Put the float modules back, in place, with decoded weights; tied weights are shared again.
+
+    dtype: that of the weights; by default what each module computes in.
+    """
     packed = {name: module for name, module in model.named_modules() if isinstance(module, Packed)}
     # Owners first: those tied to them take over the same parameter.
     for name, module in sorted(packed.items(), key=lambda item: item[1].tied_to is not None):
         float_module = module.replaced
         if module.tied_to is None:
-            weight = ops.dequantize(module.weight_in_use, dtype)
+            weight = ops.dequantize(module.weight_in_use, dtype or module.compute_dtype.dtype)
             transposed = isinstance(module, QuantLinear) and module.transposed
             weight = weight.t().contiguous() if transposed else weight
             float_module.weight = nn.Parameter(weight)
@@ -132,6 +135,8 @@ def restore(model: PreTrainedModel, dtype: torch.dtype) -> None:
             float_module.weight = module.tied_to.replaced.weight
         if isinstance(module, QuantLinear):
             float_module.register_parameter("bias", module._parameters["bias"])
+        # The packed module may have moved since it took this one's place.
+        float_module.to(module.compute_dtype.device)
         model.set_submodule(name, float_module.train(module.training))
 
 

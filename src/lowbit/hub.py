@@ -9,6 +9,7 @@ import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping, Set
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ from lowbit.convert import (
     weights_of,
 )
 from lowbit.coverage import Decision, check_static, cover
-from lowbit.errors import InputError, LowbitError, naming
+from lowbit.errors import InputError, LowbitError, UsageError, naming
 from lowbit.formats import Layout, layout_from_dict
 from lowbit.formats.stacked import zero_points
 from lowbit.fusion import fuse, unfuse
+from lowbit.guard import guard_patterns, guards
 from lowbit.nn import ACTIVATIONS, Packed
 from lowbit.recipe import Recipe, load_recipe
 from lowbit.weight_error import WeightError
@@ -115,7 +117,20 @@ def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, .
     model.is_quantized = True
     model.quantization_method = METHOD
     model.config.quantization_config = config
+    model.resize_token_embeddings = partial(resize_token_embeddings, model)
     _assign_is_quantized(model)
+
+
+def resize_token_embeddings(model: PreTrainedModel, *args: Any, **kwargs: Any) -> nn.Module:
+    """transformers' own. Raises UsageError, and changes nothing, where the rows are quantized."""
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, m in model.named_modules() if isinstance(m, Packed) and m in tables]
+    if names:
+        raise UsageError(
+            f"{names[0]} is quantized, so it cannot be resized: dequantize() the model,"
+            " resize it, and quantize it again"
+        )
+    return type(model).resize_token_embeddings(model, *args, **kwargs)
 
 
 class LowbitQuantizer(HfQuantizer):
@@ -137,6 +152,7 @@ class LowbitQuantizer(HfQuantizer):
         self, model: PreTrainedModel, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> None:
         if self.pre_quantized:
+            ignore(model, guard_patterns(model.base_model_prefix, self.quantization_config.modules))
             self.ties = build(model, self.quantization_config, dtype or model.dtype)
             self.stored_names = frozenset(name for name, _, _ in stored_buffers(model))
             return
@@ -151,10 +167,7 @@ class LowbitQuantizer(HfQuantizer):
             module = model.get_submodule(decision.name)
             del module.weight
             vars(module)["_is_hf_initialized"] = module._parameters.get("bias") is None
-        model._keys_to_ignore_on_load_unexpected = {
-            *(model._keys_to_ignore_on_load_unexpected or ()),
-            *(rf"^{re.escape(d.name)}\.weight$" for d in self.tied),
-        }
+        ignore(model, {rf"^{re.escape(d.name)}\.weight$" for d in self.tied})
 
     def quantize_loaded(self, model: PreTrainedModel, name: str, weight: Tensor) -> None:
         """Quantize the weight `name`, which has just been read, and put it into the model."""
@@ -169,6 +182,8 @@ class LowbitQuantizer(HfQuantizer):
         self.quantization_config.errors[decision.name] = WeightError.of(matrix, q)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        fill_replaced(model)
+        model.resize_token_embeddings = partial(resize_token_embeddings, model)
         if self.pre_quantized:
             check_loaded(model)
             fuse(model)
@@ -202,22 +217,51 @@ class LowbitQuantizer(HfQuantizer):
             return None
         return super().get_new_dtype(converter, param, dtype)
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    def dequantize(
+        self, model: PreTrainedModel, dtype: torch.dtype | None = None
+    ) -> PreTrainedModel:
+        """The float model again, in place, with the decoded weights, all of it in `dtype`.
+
+        By default each weight has the dtype that its module computes in.
+        """
         unfuse(model)
         restore(model, dtype)
         retie(model, self.ties)
+        vars(model).pop("resize_token_embeddings", None)
+        self.remove_quantization_config(model)
+        if dtype is not None:
+            model.to(dtype)
+        model.config.dtype = model.dtype
         return model
+
+    def get_state_dict_and_metadata(
+        self, model: PreTrainedModel
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What `save_pretrained` writes."""
+        return model.state_dict() | guards(model, self.quantization_config.modules), {}
 
     def is_serializable(self) -> bool:
         return True
 
     @property
     def is_trainable(self) -> bool:
-        return False
+        """What is float trains (norms, biases, kept layers, adapters); codes never change."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Without adapters too: transformers' Trainer asks before it only predicts."""
+        return True
 
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def ignore(model: PreTrainedModel, patterns: Set[str]) -> None:
+    """Tensors of these names are no surprise in a checkpoint."""
+    known = model._keys_to_ignore_on_load_unexpected or ()
+    model._keys_to_ignore_on_load_unexpected = {*known, *patterns}
 
 
 class _QuantizeOnLoad(ConversionOps):
@@ -248,7 +292,11 @@ class _QuantizeOnLoad(ConversionOps):
 
 def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> tuple[TiedKeys, ...]:
     """Put packed modules without data wherever the map says. Raises InputError for a map that
-    does not describe this model; returns what `retie` needs."""
+    does not describe this model; returns what `retie` needs.
+
+    The map is left with what this model has, under the names it has here: a model with another
+    head lacks some of what is stored.
+    """
     there = {name for name, _ in model.named_modules()}
     found = {name: resolve(there, model.base_model_prefix, name) for name in config.modules}
     same_class = type(model).__name__ in (model.config.architectures or ())
@@ -290,6 +338,16 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
         if source is None or not isinstance(model.get_submodule(source), Packed):
             raise InputError(f"config.json ties {name} to {stored_source}, which is not stored")
         swap_tied(model, name, weights, source, activations)
+    config.modules = {
+        name: entry | ({"tied_to": found[entry["tied_to"]]} if "tied_to" in entry else {})
+        for stored_name, entry in config.modules.items()
+        if (name := found[stored_name]) is not None
+    }
+    config.errors = {
+        name: error
+        for stored_name, error in config.errors.items()
+        if (name := found.get(stored_name)) is not None
+    }
     return ties
 
 
@@ -307,6 +365,31 @@ def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Packed, str]]:
         if isinstance(module, Packed):
             for stored in module.saved():
                 yield f"{name}.{stored}", module, stored
+
+
+def fill_replaced(model: PreTrainedModel) -> None:
+    """Compute the buffers that no checkpoint holds of the float modules which packed ones stand in
+    for: those were built without data, and transformers fills only what it sees in the model."""
+    for name, module in model.named_modules():
+        if not isinstance(module, Packed):
+            continue
+        buffers = module.replaced._buffers
+        empty = {own: b for own, b in buffers.items() if b is not None and b.is_meta}
+        for own, buffer in empty.items():
+            buffers[own] = torch.empty_like(buffer, device=module.compute_dtype.device)
+        if empty:
+            _innermost(model, name)._init_weights(module.replaced)
+
+
+def _innermost(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The transformers model that the module `name` belongs to: it knows how it is initialized."""
+    while (name := name.rpartition(".")[0]) and not isinstance(
+        model.get_submodule(name), PreTrainedModel
+    ):
+        pass
+    inner = model.get_submodule(name)
+    assert isinstance(inner, PreTrainedModel)
+    return inner
 
 
 def check_loaded(model: PreTrainedModel) -> None:

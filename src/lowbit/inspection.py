@@ -1,6 +1,6 @@
 """What a quantized checkpoint holds, and what it takes in memory when it runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from lowbit.accounting import Footprint, ModuleSize, footprint, resident_bytes
-from lowbit.checkpoint import find, read_config
+from lowbit.checkpoint import find, open_tensors, read_config, weight_files
 from lowbit.errors import InputError
+from lowbit.guard import ADVICE
 from lowbit.hub import METHOD, LowbitConfig
 from lowbit.loading import load_model
 from lowbit.nn import Packed, QuantEmbedding, QuantLinear
@@ -31,12 +32,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Inspection:
-    """`errors` are those recorded when the weights were quantized."""
+    """`errors` are those recorded when the weights were quantized; `guarded`: whether a program
+    without lowbit fails to load the folder, instead of computing with wrong weights."""
 
     rows: tuple[Row, ...]
     footprint: Footprint
     resident_after_forward: int
     errors: dict[str, WeightError]
+    guarded: bool = False
 
     @property
     def kernels(self) -> tuple[tuple[str, str], ...]:
@@ -47,6 +50,7 @@ class Inspection:
         return {
             **self.footprint.to_dict(),
             "resident_bytes_after_forward": self.resident_after_forward,
+            "guarded": self.guarded,
             "modules": [
                 {
                     "name": row.size.name,
@@ -75,7 +79,9 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
     stored = getattr(config, "quantization_config", None)
     if stored is None or dict(stored).get("quant_method") != METHOD:
         raise InputError(f"{folder} was not quantized with lowbit")
-    return inspect_model(load_model(folder), folder)
+    with open_tensors(weight_files(folder)) as tensors:
+        guarded = ADVICE in tensors
+    return replace(inspect_model(load_model(folder), folder), guarded=guarded)
 
 
 def inspect_model(model: PreTrainedModel, folder: Path | None = None) -> Inspection:

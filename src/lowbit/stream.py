@@ -5,12 +5,14 @@ tensors hold here too; every tensor it has ready goes to the writer instead of i
 """
 
 import math
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel
@@ -30,6 +32,7 @@ from lowbit.card import write_card
 from lowbit.checkpoint import (
     FOREIGN_SUFFIXES,
     INDEX,
+    SINGLE,
     find,
     float_config,
     open_tensors,
@@ -39,6 +42,7 @@ from lowbit.checkpoint import (
 from lowbit.convert import oriented
 from lowbit.coverage import Coverage, check_static, cover
 from lowbit.errors import InputError, UsageError
+from lowbit.guard import guards
 from lowbit.hub import LowbitConfig, LowbitQuantizer, build, module_entry
 from lowbit.inplace import Result
 from lowbit.progress import without_transformers_bars
@@ -50,6 +54,8 @@ from lowbit.staging import check_output, staged
 from lowbit.weight_error import WeightError
 
 MAX_SHARD_BYTES = 500 * 10**6
+# How older sentence-transformers keep the weights of a module in its subfolder.
+PICKLED = "pytorch_model.bin"
 # Root files that are written anew.
 WRITTEN = ("config.json", "README.md")
 
@@ -88,8 +94,10 @@ def quantize_checkpoint(
         with staged(output) as folder:
             sink = _Sink(float_model, coverage, solver, ShardWriter(folder, max_shard_bytes))
             unused = _read_all(float_model, tensors, sink, progress)
-            sink.writer.close()
             quantized = LowbitConfig(recipe, sink.modules(), sink.errors)
+            for name, empty in guards(float_model, quantized.modules).items():
+                sink.writer.add(name, empty)
+            sink.writer.close()
             config.quantization_config = quantized
             config.save_pretrained(folder)
             if float_model.can_generate() and not (source / GENERATION_CONFIG_NAME).is_file():
@@ -273,7 +281,11 @@ def _nbytes(tensor: Any) -> int:
 def copy_companions(source: Path, folder: Path) -> None:
     """Tokenizer, chat template, generation config, processor, and what sentence-transformers and
     pipelines keep in subfolders; no weights of this model in any form, no code, and no models and
-    training checkpoints that lie in subfolders."""
+    training checkpoints that lie in subfolders.
+
+    Weights that a subfolder with a config holds as a pickle of plain tensors become safetensors.
+    Raises InputError for any other pickle there, and for one of more than MAX_SHARD_BYTES.
+    """
     models = {
         file.parent
         for file in source.rglob("*.json")
@@ -287,9 +299,35 @@ def copy_companions(source: Path, folder: Path) -> None:
             not file.is_file()
             or any(part.startswith(".") for part in relative.parts)
             or not models.isdisjoint(file.parents)
-            or file.suffix in (*FOREIGN_SUFFIXES, ".py")
             or (root and (file.suffix == ".safetensors" or file.name in (INDEX, *WRITTEN)))
         ):
             continue
-        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, folder / relative)
+        copied = folder / relative
+        if file.suffix not in (*FOREIGN_SUFFIXES, ".py"):
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copied)
+        elif not root and file.name == PICKLED and _stands_alone(file):
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            save_file(_plain_tensors(file), copied.with_name(SINGLE), metadata={"format": "pt"})
+
+
+def _stands_alone(pickled: Path) -> bool:
+    """Whether a module of sentence-transformers has its weights here and nowhere else."""
+    return pickled.with_name("config.json").is_file() and not pickled.with_name(SINGLE).exists()
+
+
+def _plain_tensors(file: Path) -> dict[str, Tensor]:
+    """A pickle of tensors by name, read without running any code. Raises InputError."""
+    size = file.stat().st_size
+    if size > MAX_SHARD_BYTES:
+        raise InputError(
+            f"{file} is a pickle of {size:,} bytes, of which at most {MAX_SHARD_BYTES:,} are read;"
+            f" save it as {SINGLE}"
+        )
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        raise InputError(
+            f"{file} is not a pickle of plain tensors; where you trust it, save it as {SINGLE}"
+        ) from error

@@ -16,6 +16,7 @@ from lowbit.cli.infer import infer
 from lowbit.cli.inspect import inspect
 from lowbit.cli.quantize import quantize
 from lowbit.cli.report import report
+from lowbit.cli.run import run
 from lowbit.cli.search import search
 from lowbit.cli.sensitivity import sensitivity
 from lowbit.cli.train import train
@@ -42,9 +43,12 @@ VERBS = (
     infer,
     translate,
     demo,
+    run,
 )
+# What follows the program's name is the program's.
+VERBATIM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 for verb in VERBS:
-    app.command()(verb)
+    app.command(context_settings=VERBATIM if verb is run else None)(verb)
 
 
 class Interrupted(SystemExit):

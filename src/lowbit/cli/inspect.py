@@ -32,6 +32,12 @@ def inspect(
         for kernel, why in inspection.kernels:
             console.print(f"{kernel}: {why}", soft_wrap=True)
     console.print(total_table(inspection))
+    if not inspection.guarded:
+        console.print(
+            "A program that does not import lowbit loads wrong weights from this folder, which was"
+            " written before lowbit prevented that: load it and save it again.",
+            soft_wrap=True,
+        )
 
 
 def module_table(inspection: Inspection) -> Table:

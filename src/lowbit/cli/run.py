@@ -1,0 +1,42 @@
+"""`lowbit run`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.errors import UsageError
+
+STARTUP = Path(__file__).parent / "startup"
+
+
+def run(
+    program: Annotated[
+        list[str], typer.Argument(help="A program and its arguments.", metavar="PROGRAM")
+    ],
+) -> None:
+    """Run a Python program as it is, with lowbit imported: it can load quantized models then.
+
+    Its exit code and signals are its own. Processes that it starts are served too.
+
+    Example: `lowbit run -- python script.py ./bert-base-int4`
+
+    Example: `lowbit run -- lm_eval --model hf --model_args pretrained=./gpt2-int4 --tasks lambada`
+    """
+    try:
+        os.execvpe(program[0], program, environment(os.environ))
+    except FileNotFoundError:
+        raise UsageError(f"there is no program {program[0]}") from None
+    except (PermissionError, OSError) as error:
+        raise UsageError(
+            f"{program[0]} is no program ({error.strerror}); a script is run by"
+            f" lowbit run -- python {program[0]}"
+        ) from None
+
+
+def environment(before: Mapping[str, str]) -> dict[str, str]:
+    """The same, in which every Python imports startup/sitecustomize.py first."""
+    path = [str(STARTUP), *filter(None, [before.get("PYTHONPATH")])]
+    return {**before, "PYTHONPATH": os.pathsep.join(path)}
