@@ -2,9 +2,10 @@
 
     python bench/overhead.py [--threads 2] [--rounds 300] [--write]
 
-*Eager*: 1 × 64 inputs, 64 outputs, where the product itself takes next to nothing. *Loading*: the
-linear layers of BERT-base. *Beside torch*: a torch operation alone, and the same between two of
-ours; a second pool of threads, spinning while it waits, would slow it.
+*Eager*: 1 × 64 inputs, 64 outputs, where the product itself takes next to nothing. *Habits*: what
+sentence-transformers, pipelines and accelerate call before every batch, on a model that is where
+it shall be. *Loading*: the linear layers of BERT-base. *Beside torch*: a torch operation alone, and
+the same between two of ours; a second pool of threads, spinning while it waits, would slow it.
 """
 
 import copy
@@ -73,6 +74,46 @@ def eager(rounds: int) -> list[str]:
     return ["| | module, µs | kernel alone, µs | over it, µs |", "|---|---|---|---|", *rows]
 
 
+HABITS: dict[str, Callable[[nn.Module], object]] = {
+    '.to("cpu")': lambda model: model.to("cpu"),
+    ".to(dtype)": lambda model: model.to(torch.float32),
+    ".eval()": lambda model: model.eval(),
+    ".requires_grad_(False)": lambda model: model.requires_grad_(False),
+    ".tie_weights()": lambda model: model.tie_weights(),
+}
+
+
+def habits(rounds: int) -> list[str]:
+    plain = BertModel(BertConfig()).eval()
+    ours = copy.deepcopy(plain)
+    lowbit.quantize(ours, "int8-dynamic", progress=False)
+    ids = torch.zeros(1, 12, dtype=torch.long)
+    rows = []
+    for name, habit in HABITS.items():
+        runs: dict[str, Callable[[], object]] = {}
+        for kind, model in (("float32", plain), ("int8-dynamic", ours)):
+
+            def call(model: nn.Module = model) -> None:
+                model(ids)
+
+            def after(model: nn.Module = model, habit: Callable[..., object] = habit) -> None:
+                habit(model)
+                model(ids)
+
+            runs |= {f"{kind} alone": call, f"{kind} after": after}
+        taken = take_turns(runs, rounds)
+        more = [
+            statistics.median(
+                b - a for a, b in zip(taken[f"{kind} alone"], taken[f"{kind} after"], strict=True)
+            )
+            for kind in ("float32", "int8-dynamic")
+        ]
+        alone = statistics.median(taken["int8-dynamic alone"])
+        rows.append(f"| `{name}` | {more[0] * 1e3:.2f} | {more[1] * 1e3:.2f} | {alone * 1e3:.1f} |")
+    head = "| before a call | float32, ms more | int8-dynamic, ms more | its call alone, ms |"
+    return [head, "|---|---|---|---|", *rows]
+
+
 def loading() -> list[str]:
     rows = []
     model = BertModel(BertConfig()).eval()
@@ -135,6 +176,10 @@ def main() -> None:
         "## An eager call on 1 × 64 inputs",
         "",
         *eager(options.rounds),
+        "",
+        "## Habits: BERT-base, 12 tokens",
+        "",
+        *habits(max(10, options.rounds // 10)),
         "",
         "## Loading BERT-base",
         "",

@@ -8,6 +8,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "attention.h"
 #include "cpu.h"
@@ -202,6 +203,12 @@ NB_MODULE(_native, m) {
   const nb::call_guard<nb::gil_scoped_release> without_gil;
   m.def("features", &lowbit::cpu_features);
   m.def("on_torch_threads", &lowbit::on_torch_threads);
+  m.def(
+      "same_bytes",
+      [](uintptr_t a, uintptr_t b, size_t size) {
+        return std::memcmp(pointer<const void>(a), pointer<const void>(b), size) == 0;
+      },
+      "a"_a, "b"_a, "size"_a, without_gil);
   m.def("quantize_rows", &quantize_rows, "x"_a, "codes"_a, "scales"_a, "rows"_a, "cols"_a,
         "group_size"_a, "path"_a, without_gil);
 

@@ -56,6 +56,65 @@ def counts(model):
     return applied, len(groups(model))
 
 
+class TestAppliedBefore:
+    """The layer applies the function only as long as nobody would notice."""
+
+    def block(self):
+        model = quantized("bert", "int8")
+        return model, model.encoder.layer[0].intermediate
+
+    @pytest.mark.parametrize("kind", [nn.ReLU, nn.Tanh, nn.Identity])
+    def test_another_function_put_in_its_place_is_applied_alone(self, kind):
+        model, block = self.block()
+        twin = copy.deepcopy(model).dequantize()
+        kept = block.intermediate_act_fn  # somebody still holds the old one
+        block.intermediate_act_fn = kind()
+        twin.encoder.layer[0].intermediate.intermediate_act_fn = kind()
+        y, wanted = output(model), output(twin)
+        assert ((y - wanted).abs() <= 1e-4 * wanted.abs().max()).all()
+        block.intermediate_act_fn = kept
+        assert torch.equal(output(model), output(self.block()[0]))
+
+    @pytest.mark.parametrize("hooked", ["layer", "function", "before", "after"])
+    def test_hooks_see_what_they_see_in_the_float_model(self, hooked):
+        model, block = self.block()
+        twin = copy.deepcopy(model).dequantize()
+        plain = output(model)
+        seen = []
+
+        def listen(block, applied):
+            act = block.intermediate_act_fn
+            listeners = {
+                "layer": (block.dense.register_forward_hook, lambda m, a, y: seen.append(y)),
+                "function": (
+                    (act.function if applied else act).register_forward_hook,
+                    lambda m, a, y: seen.append(a[0]),
+                ),
+                "before": (act.register_forward_pre_hook, lambda m, a: seen.append(a[0])),
+                "after": (act.register_forward_hook, lambda m, a, y: seen.append(a[0])),
+            }
+            register, hook = listeners[hooked]
+            return register(hook)
+
+        handle = listen(block, True)
+        listen(twin.encoder.layer[0].intermediate, False)
+        y = output(model)
+        output(twin)
+        ours, wanted = seen
+        assert (ours < -0.5).any()  # as no output of a GELU is
+        assert ((ours - wanted).abs() <= 1e-4 * wanted.abs().max()).all()
+        assert ((y - plain).abs() <= 1e-5 * plain.abs().max()).all()
+        handle.remove()
+        assert torch.equal(output(model), plain)
+
+    def test_a_copy_of_the_model_minds_its_own_function(self):
+        model, block = self.block()
+        twin = copy.deepcopy(model)
+        twin.encoder.layer[0].intermediate.intermediate_act_fn = nn.ReLU()
+        assert block.dense.nonlinearity_now() == "gelu"
+        assert twin.encoder.layer[0].intermediate.dense.nonlinearity_now() == "identity"
+
+
 class TestModels:
     @every_model
     def test_quantizing_and_loading_fuse(self, name, tmp_path):

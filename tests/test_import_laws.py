@@ -10,7 +10,13 @@ SOURCE = Path(__file__).parents[1] / "src"
 # folder or module -> the only parts of lowbit that it may import (itself included)
 ONLY = {
     "lowbit.schemes": {"lowbit.schemes", "lowbit.formats", "lowbit.packing", "lowbit.errors"},
-    "lowbit.nn": {"lowbit.nn", "lowbit.formats", "lowbit.kernels", "lowbit.errors"},
+    "lowbit.nn": {
+        "lowbit.nn",
+        "lowbit.formats",
+        "lowbit.kernels",
+        "lowbit.errors",
+        "lowbit.fallbacks",
+    },
     "lowbit.formats": {"lowbit.formats", "lowbit.packing", "lowbit.errors"},
     "lowbit.data": {"lowbit.data", "lowbit.errors", "lowbit.extras"},
     "lowbit.report": {

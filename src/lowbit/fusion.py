@@ -52,14 +52,39 @@ SHARED = (
 
 
 class AppliedBefore(nn.Module):
-    """Stands where a function was that the layer before it now applies."""
+    """Stands in `block` where `function` was, which the layer before it now applies.
 
-    def __init__(self, function: nn.Module) -> None:
+    The layer leaves it to this module again if somebody puts another function here, or has hooks
+    that would see what lies between the two.
+    """
+
+    block: nn.Module
+    layer: QuantLinear
+
+    def __init__(self, block: nn.Module, name: str, layer: QuantLinear) -> None:
         super().__init__()
-        self.function = function
+        function = block.get_submodule(name)
+        self.name, self.function = name, function
+        # Registered nowhere: they hold this module, not the other way round.
+        object.__setattr__(self, "block", block)
+        object.__setattr__(self, "layer", layer)
+        self.train(function.training)
+
+    def in_force(self) -> bool:
+        """Whether the layer applies the function."""
+        return self.block._modules.get(self.name) is self and not (
+            self.layer._forward_hooks
+            or self._forward_pre_hooks
+            or self._forward_hooks
+            or self.function._forward_pre_hooks
+            or self.function._forward_hooks
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x
+        if self.in_force():
+            return x
+        y: Tensor = self.function(x)
+        return y
 
 
 def fuse(model: nn.Module) -> None:
@@ -74,8 +99,9 @@ def fuse(model: nn.Module) -> None:
             layer = layers.get(layer_before(kind, name) or "")
             # Outputs are rounded before what follows.
             if layer is not None and not isinstance(layer, RequantizedLinear):
-                layer.set_nonlinearity(FUNCTIONS[type(function)])
-                setattr(block, name, AppliedBefore(function).train(function.training))
+                applied = AppliedBefore(block, name, layer)
+                setattr(block, name, applied)
+                layer.set_nonlinearity(FUNCTIONS[type(function)], applied.in_force)
         for names in SHARED:
             members = tuple(layers[name] for name in names if name in layers)
             if len(members) == len(names) and all(m.shared is None for m in members):

@@ -186,6 +186,9 @@ class LowbitQuantizer(HfQuantizer):
         model.resize_token_embeddings = partial(resize_token_embeddings, model)
         if self.pre_quantized:
             check_loaded(model)
+            for module in model.modules():
+                if isinstance(module, Packed):
+                    module.follow_stored()
             fuse(model)
             return
         if self.failure is not None:

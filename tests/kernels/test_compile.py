@@ -52,6 +52,23 @@ with torch.no_grad():
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), expected)
+
+class Reads(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return x.to(self.layer.weight.dtype) @ self.layer.weight.T
+
+for prepacked in (False, True):
+    q = Absmax(8, CHANNEL).quantize(torch.randn(24, 40))
+    layer = QuantLinear(q.layout, 40, 24, None, "dynamic").hold(q)
+    if prepacked:
+        layer(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(Reads(layer), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), x @ ops.dequantize(q).T)
 print("compiled")
 """
 

@@ -6,9 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowbit.formats import CHANNEL, TENSOR, group
-from lowbit.kernels import ops
-from lowbit.kernels.linear.reference import integer_matmul
+from lowbit.errors import InputError
+from lowbit.formats import CHANNEL, TENSOR, StaticScale, group
+from lowbit.kernels import native, ops
+from lowbit.kernels.linear.reference import integer_matmul, linear_dynamic, linear_static
+from lowbit.kernels.stacked_lanes import lanes_of
+from lowbit.nn import QuantEmbedding, QuantLinear
 from lowbit.schemes import Absmax, Binary, Clustered, ZeroPoint
 
 SCHEMES = [
@@ -92,7 +95,7 @@ def test_integer_sums_are_exact(m, n, k, extreme, seed):
     a = np.full((m, k), 127) if extreme else rng.integers(-127, 128, (m, k))
     b = np.full((n, k), -255) if extreme else rng.integers(-255, 256, (n, k))
     ours = integer_matmul(torch.from_numpy(a).float(), torch.from_numpy(b).float())
-    assert ours.dtype == torch.int32
+    assert ours.dtype == torch.int64
     assert np.array_equal(ours.numpy(), a @ b.T)
 
 
@@ -143,3 +146,114 @@ def test_embedding_rows_are_rows_of_the_decoded_table(scheme):
 def test_an_id_outside_the_table_raises(bad):
     with pytest.raises(IndexError, match=f"{bad}"):
         ops.embedding(torch.tensor([0, bad]), stored(Absmax(8, CHANNEL)), torch.float32)
+
+
+def wrong_calls():
+    """(operator, arguments) of which each has one thing wrong."""
+    q = stored(SCHEMES[4])
+    tensors, layout = arguments(q)
+    codes, scale, zero = tensors
+    x, bias, ids = torch.randn(5, 40), torch.randn(24), torch.tensor([0, 23])
+    how = layout, "float", "identity", 0.0, 0
+    for bad in (
+        [codes, scale],
+        [codes.int(), scale, zero],
+        [codes, scale.double(), zero],
+        [codes[:, :-1], scale, zero],
+        [codes, scale[:-1], zero],
+        [codes, scale, zero.to(torch.int8)],
+    ):
+        yield "dequantize", (bad, layout, 40, torch.float32)
+        yield "embedding", (ids, bad, layout, 40, torch.float32)
+        yield "linear", (x, bad, None, *how)
+    for bad in (torch.randn(5, 30), torch.randn(()), torch.ones(5, 40, dtype=torch.int32)):
+        yield "linear", (bad, tensors, None, *how)
+    for bad in (bias[:-1], bias[None], bias.long(), torch.randn(())):
+        yield "linear", (x, tensors, bad, *how)
+    yield "linear", (x, tensors, bias, layout, "nothing", "identity", 0.0, 0)
+    yield "linear", (x, tensors, bias, layout, "float", "nothing", 0.0, 0)
+    yield "embedding", (torch.tensor([24]), tensors, layout, 40, torch.float32)
+    yield "embedding", (torch.tensor([-1]), tensors, layout, 40, torch.float32)
+    yield "quantize_rows", (x, 0)
+    yield "quantize_rows", (x, -3)
+    yield "quantize_rows", (torch.randn(40), 8)
+
+
+@pytest.mark.parametrize("number", range(len(list(wrong_calls()))))
+def test_an_operator_called_with_what_does_not_fit_raises(number):
+    name, call = list(wrong_calls())[number]
+    with pytest.raises((ValueError, IndexError, KeyError, RuntimeError, InputError)):
+        getattr(torch.ops.lowbit, name)(*call)
+
+
+def wrong_prepacked_calls():
+    q = stored(SCHEMES[4])
+    form = lanes_of(q.layout, 24, 40)
+    packed, layout = form.pack(q), ops.layout_text(q.layout)
+    x, ids = torch.randn(5, 40), torch.tensor([0, 23])
+    rest = "dynamic", "identity", "scalar", 0.0, 0
+    for bad in (packed[:-1], packed.int(), packed[None], packed.repeat(2)[::2]):
+        yield "linear_prepacked", (x, bad, None, layout, 24, 0, *rest)
+        yield "embedding_prepacked", (ids, bad, layout, 24, 40, 0, torch.float32)
+    for rows, planes in ((0, 0), (-1, 0), (25, 0), (24, 1), (24, -1)):
+        yield "linear_prepacked", (x, packed, None, layout, rows, planes, *rest)
+        yield "embedding_prepacked", (ids, packed, layout, rows, 40, planes, torch.float32)
+    for bias in (torch.randn(23), torch.randn(1, 24), torch.ones(24, dtype=torch.int8)):
+        yield "linear_prepacked", (x, packed, bias, layout, 24, 0, *rest)
+    yield "linear_prepacked", (x[:, :0], packed, None, layout, 24, 0, *rest)
+    yield "linear_prepacked", (x, packed, None, layout, 24, 0, "dynamic", "identity", "vax", 0.0, 0)
+    yield "linear_prepacked", (x, packed, None, layout, 24, 0, "float", "vax", "scalar", 0.0, 0)
+    yield "embedding_prepacked", (torch.tensor([24]), packed, layout, 24, 40, 0, torch.float32)
+
+
+@pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
+def test_an_operator_on_packed_bytes_called_with_what_does_not_fit_raises():
+    calls = list(wrong_prepacked_calls())
+    assert len(calls) > 20
+    for name, call in calls:
+        with pytest.raises((ValueError, IndexError, KeyError, AttributeError, RuntimeError)):
+            getattr(torch.ops.lowbit, name)(*call)
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+@pytest.mark.parametrize("scheme", [Absmax(8, CHANNEL), Binary(1, CHANNEL)], ids=str)
+def test_sums_of_more_codes_than_int32_holds_are_right(scheme, activations):
+    columns = 140_000
+    q = scheme.quantize(torch.ones(2, columns))
+    known = StaticScale(1 / 127, 0) if activations == "static" else None
+    y = ops.linear(torch.ones(1, columns), q, None, activations, "identity", known)
+    assert ((y.double() - columns).abs() <= 1e-3 * columns).all()
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_a_default_dtype_changes_nothing(scheme, default):
+    q, x, ids = stored(scheme), torch.randn(3, 40), torch.tensor([1, 5])
+    static = StaticScale(0.02, 3)
+
+    def all_of_it():
+        layer = QuantLinear(q.layout, 40, 24, None, "dynamic").hold(q)
+        table = QuantEmbedding(q.layout, 24, 40).hold(q)
+        tracked = x.clone().requires_grad_()
+        layer(tracked).sum().backward()
+        return [
+            ops.linear(x, q, None, "float"),
+            ops.linear(x, q, None, "dynamic", "gelu"),
+            ops.linear(x, q, None, "static", "identity", static),
+            linear_static(x, q, None, "identity", static),
+            linear_dynamic(x, q, None),
+            layer(x),
+            table(ids),
+            layer.weight + 0,
+            tracked.grad,
+        ]
+
+    wanted = all_of_it()
+    torch.set_default_dtype(default)
+    try:
+        got = all_of_it()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert torch.equal(ours, theirs)

@@ -94,7 +94,7 @@ def _number(arg: Any) -> Tensor | None:
     """An operand: a tensor, or a number as torch takes it beside float32."""
     if isinstance(arg, Tensor):
         return arg
-    return torch.tensor(float(arg)) if type(arg) in (int, float) else None
+    return torch.tensor(float(arg), dtype=torch.float32) if type(arg) in (int, float) else None
 
 
 def _served(t: Tensor) -> bool:

@@ -174,7 +174,7 @@ class Lanes:
         if not rows.is_cpu:
             raise ValueError(f"row numbers on {rows.device} do not fit a table on the CPU")
         rows = rows.to(torch.int64).contiguous()
-        out = torch.empty(len(rows), self.in_features, device="cpu")
+        out = torch.empty(len(rows), self.in_features, dtype=torch.float32, device="cpu")
         self.weight.decode(packed.data_ptr(), rows.data_ptr(), len(rows), out.data_ptr())
         return out if dtype is torch.float32 else out.to(dtype)
 

@@ -42,8 +42,10 @@ from lowbit.formats import (
 from lowbit.kernels import linear as _linear
 from lowbit.kernels import quantize_rows as _quantize_rows
 from lowbit.kernels.attention import native as _native_attention
+from lowbit.kernels.checks import check_bias, check_float, check_packed, check_stored
 from lowbit.kernels.embedding import native as _native_embedding
 from lowbit.kernels.embedding import reference as _reference_embedding
+from lowbit.kernels.lanes import unsupported
 from lowbit.kernels.linear.native import LinearProduct
 from lowbit.kernels.stacked_lanes import Prepacked, lanes_of
 
@@ -60,7 +62,9 @@ def _layout(text: str) -> Layout:
 
 def _assemble(stored: Sequence[Tensor], layout: str, in_features: int) -> QTensor:
     parsed = _layout(layout)
-    return parsed.assemble(dict(zip(parsed.names, stored, strict=True)), in_features)
+    named = dict(zip(parsed.names, stored, strict=True))
+    check_stored(named, parsed.tensors(_rows(stored, layout), in_features))
+    return parsed.assemble(named, in_features)
 
 
 def _rows(stored: Sequence[Tensor], layout: str) -> int:
@@ -105,7 +109,9 @@ def _linear_op(
     input_scale: float,
     input_zero_point: int,
 ) -> Tensor:
+    check_float("x", x)
     q = _assemble(stored, layout, x.shape[-1])
+    check_bias(bias, q.shape[0], x.device)
     known = _static(input_scale, input_zero_point)
     return _linear.linear(x, q, bias, activations, nonlinearity, known)
 
@@ -153,7 +159,16 @@ _linear_op.register_autograd(_linear_gradient, setup_context=_save_for_linear)
 
 @lru_cache(maxsize=4096)
 def _form(layout: str, out_features: int, in_features: int, planes: int) -> Prepacked:
-    return lanes_of(_layout(layout), out_features, in_features, planes or None)
+    """Raises ValueError for a shape or a number of planes that cannot be prepacked."""
+    parsed = _layout(layout)
+    refusal = unsupported(parsed, in_features, torch.device("cpu"))
+    if planes and planes not in getattr(parsed, "prefixes", ()):
+        refusal = f"there are no parameters for {planes} planes"
+    if out_features < 1:
+        refusal = f"a weight of {out_features} rows"
+    if refusal:
+        raise ValueError(f"such a weight cannot be prepacked: {refusal}")
+    return lanes_of(parsed, out_features, in_features, planes or None)
 
 
 @lru_cache(maxsize=4096)
@@ -177,7 +192,10 @@ def _linear_prepacked_op(
     input_scale: float,
     input_zero_point: int,
 ) -> Tensor:
+    check_float("x", x)
     form = _form(layout, out_features, x.shape[-1], planes)
+    check_packed(packed, form)
+    check_bias(bias, out_features, x.device)
     known = _static(input_scale, input_zero_point)
     return _product(form, activations, nonlinearity, path, known)(x, packed, bias)
 
@@ -249,6 +267,7 @@ def _embedding_prepacked_op(
     dtype: torch.dtype,
 ) -> Tensor:
     form = _form(layout, num_embeddings, in_features, planes)
+    check_packed(packed, form)
     return _native_embedding.embedding(ids, packed, form, dtype)
 
 
@@ -306,7 +325,7 @@ def attention(
     call = query, key, value, mask, scale, causal, path
     if has_torch_function((query, key, value)):  # whoever watches calls sees one
         return handle_torch_function(attention, (query, key, value), *call)
-    if torch.compiler.is_compiling():
+    if traced():
         return _attention_op(*call)
     return _native_attention.attention(*call)
 
@@ -356,16 +375,25 @@ def linear_prepacked(
     return product(x, packed, bias)
 
 
+# Found here once: they are asked at every call.
+_compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
+
+
 def dispatched(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether the call must be seen by autograd or a compiler."""
+    """Whether the call must be seen by autograd, a compiler or a tracer."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
-    return torch.compiler.is_compiling()
+    return _compiling() or _tracing() is not None
+
+
+def traced() -> bool:
+    """Whether what is called now is written down, to be called again with other numbers."""
+    return _compiling() or _tracing() is not None
 
 
 def embedding(ids: Tensor, q: QTensor, dtype: torch.dtype) -> Tensor:
     """Rows of q -> [*ids, in]. Raises IndexError for an id outside the table."""
-    if torch.compiler.is_compiling():
+    if traced():
         return _embedding_op(
             ids, list(q.tensors().values()), layout_text(q.layout), q.in_features, dtype
         )
@@ -374,7 +402,7 @@ def embedding(ids: Tensor, q: QTensor, dtype: torch.dtype) -> Tensor:
 
 def embedding_prepacked(ids: Tensor, packed: Tensor, form: Prepacked, dtype: torch.dtype) -> Tensor:
     """The same from a prepacked table."""
-    if torch.compiler.is_compiling():
+    if traced():
         layout = layout_text(form.layout)
         return _embedding_prepacked_op(
             ids, packed, layout, form.out_features, form.in_features, form.planes or 0, dtype

@@ -36,11 +36,15 @@ class StackedLanes:
             row += rows
         return tuple(parts)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all."""
+        return self.parts[-1].start + self.parts[-1].lanes.size
+
     def pack(self, q: QTensor) -> UInt8[Tensor, " bytes"]:
         """Codes and parameters of `q`, which must have this layout and shape."""
         assert isinstance(q, StackedTensor)
-        last = self.parts[-1]
-        packed = torch.zeros(last.start + last.lanes.size, dtype=torch.uint8, device="cpu")
+        packed = torch.zeros(self.size, dtype=torch.uint8, device="cpu")
         for (lanes, start, _), part in zip(self.parts, q.parts, strict=True):
             packed[start : start + lanes.size] = lanes.pack(part)
         return packed

@@ -1,5 +1,6 @@
 """QuantLinear: nn.Linear, or transformers' Conv1D, over a stored weight [out, in]."""
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -20,7 +21,7 @@ class QuantLinear(Packed):
     "static" for int8 with one scale, which is stored beside the weight.
 
     `transposed` says that the float module stored its weight [in, out], as Conv1D does.
-    `nonlinearity`, if it is not "identity", is applied to y (fusion.py).
+    `nonlinearity`, if it is not "identity", is applied to y as long as `in_force` (fusion.py).
     """
 
     product: LinearProduct | None
@@ -42,7 +43,8 @@ class QuantLinear(Packed):
         super().__init__(layout, out_features, in_features, shape)
         self.in_features, self.out_features = in_features, out_features
         self.activations, self.transposed = activations, transposed
-        self.product, self.nonlinearity, self.shared = None, "identity", None
+        self.product, self.shared = None, None
+        self.set_nonlinearity("identity")
         self.register_parameter("bias", bias)
         self.input: StaticScale | None = None
         self.shifted_bias: Tensor | None = None
@@ -57,17 +59,24 @@ class QuantLinear(Packed):
             if y is not None:
                 return y
         packed, product = self.prepacked_product()
+        bias = self._parameters["bias"]  # as `self.bias`, without the detour through __getattr__
         if packed is None or product is None:
-            bias = self._parameters["bias"]
             return ops.linear(
                 x,
                 self.weight_in_use,
                 bias,
                 self.activations,
-                self.nonlinearity,
+                self.nonlinearity_now(),
                 self.static_input(),
             )
-        return ops.linear_prepacked(x, packed, self.product_bias(), product)
+        if self.shifted_bias is not None:
+            bias = self.shifted_bias
+        return ops.linear_prepacked(x, packed, bias, product)
+
+    def decoded(self) -> Tensor:
+        """The float weight as the float module stored it."""
+        weight = super().decoded()
+        return weight.t().contiguous() if self.transposed else weight
 
     def own_stored(self) -> dict[str, torch.dtype]:
         """What is stored beside the weight: one number each."""
@@ -102,6 +111,13 @@ class QuantLinear(Packed):
         super()._load_from_state_dict(*args)
         self.forget()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.compute_dtype.dtype
+        super()._apply(fn, recurse)
+        if self.compute_dtype.dtype != before:  # the bias is another
+            self.forget()
+        return self
+
     def train(self, mode: bool = True) -> Self:
         if mode and self.activations == "static":
             raise UsageError(
@@ -109,16 +125,26 @@ class QuantLinear(Packed):
             )
         return super().train(mode)
 
-    def set_nonlinearity(self, name: str) -> None:
-        """What to apply to y from now on: a name in csrc/nonlinearity.inl, or "identity"."""
-        self.nonlinearity, self.product = name, None
+    def set_nonlinearity(self, name: str, in_force: Callable[[], bool] | None = None) -> None:
+        """What to apply to y from now on: a name in csrc/nonlinearity.inl, or "identity".
+
+        in_force: asked at every call whether to apply it.
+        """
+        self.nonlinearity, self.in_force, self.product = name, in_force, None
+
+    def nonlinearity_now(self) -> str:
+        """What this call applies to y."""
+        return self.nonlinearity if self.in_force is None or self.in_force() else "identity"
 
     def prepacked_product(self) -> tuple[Tensor | None, LinearProduct | None]:
         """The prepacked weight and its product, or nothing where the stored one is used."""
         packed, form = self.prepacked()
         product = self.product
-        if form is not None and (product is None or product.form is not form):
-            product = linear.product(form, self.activations, self.nonlinearity, self.static_input())
+        wanted = self.nonlinearity if self.in_force is None else self.nonlinearity_now()
+        if form is not None and (
+            product is None or product.form is not form or product.nonlinearity != wanted
+        ):
+            product = linear.product(form, self.activations, wanted, self.static_input())
             static = None if product is None else product.input
             if packed is not None and static is not None and static.zero_point:
                 bias = self._parameters["bias"]
@@ -128,7 +154,6 @@ class QuantLinear(Packed):
 
     def product_bias(self) -> Tensor | None:
         """The bias as the product takes it: what a static zero point adds is off it already."""
-        # As `self.bias`, without the detour through __getattr__.
         return self._parameters["bias"] if self.shifted_bias is None else self.shifted_bias
 
     def choose(self) -> tuple[Kernel, str]:

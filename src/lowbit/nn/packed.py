@@ -11,9 +11,11 @@ asks for the stored weight (state_dict, `.to()`, `qweight`) gets it back bit for
 forward pass prepacks again. There is never a second copy.
 """
 
+import inspect
 import threading
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -21,9 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.errors import UsageError
+from lowbit.fallbacks import note
 from lowbit.formats import FORMATS, BinaryLayout, Layout, QTensor, StackedLayout
+from lowbit.kernels import ops
 from lowbit.kernels.selection import Kernel
 from lowbit.kernels.stacked_lanes import Prepacked, lanes_of
+from lowbit.nn.decoded_weight import DecodedWeight
 
 # One module at a time changes its form: it takes less than a millisecond, and once.
 _CHANGING = threading.RLock()
@@ -32,7 +37,7 @@ _CHANGING = threading.RLock()
 class Packed(nn.Module):
     """Holds a stored weight [rows, columns]; `float_shape` is that of the weight it replaced."""
 
-    compute_dtype: Tensor
+    compute_dtype: nn.Parameter
     tied_to: "Packed | None"
     replaced: nn.Module
     lanes: Tensor | None
@@ -54,8 +59,9 @@ class Packed(nn.Module):
         self.planes_in_use: int | None = None
         for name, (shape, dtype) in layout.tensors(rows, columns).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
-        # Follows `.to(dtype)` as a float weight would; empty, and saved nowhere.
-        self.register_buffer("compute_dtype", torch.empty(0), persistent=False)
+        # Follows `.to(dtype)` as a float weight would. Empty and saved nowhere, but a parameter, so
+        # that code which asks the first one for its dtype and device finds the right ones.
+        self.compute_dtype = _empty_parameter(torch.float32, torch.device("cpu"))
 
     def hold(self, q: QTensor) -> Self:
         """Take over the tensors of q, which must have this module's layout and shape."""
@@ -77,11 +83,19 @@ class Packed(nn.Module):
 
     def stand_in_for(self, module: nn.Module, compute: Tensor) -> None:
         """Remember the float module, without its data, for the way back; compute like `compute`."""
-        self.compute_dtype = compute.new_empty(0)
+        device = "cpu" if compute.is_meta else compute.device
+        self.compute_dtype = _empty_parameter(compute.dtype, torch.device(device))
         module.weight = nn.Parameter(
             torch.empty(self.float_shape, dtype=compute.dtype, device="meta")
         )
         object.__setattr__(self, "replaced", module)
+
+    def follow_stored(self) -> None:
+        """Compute on the device where the stored tensors are: a loader puts them there itself."""
+        owner = self if self.tied_to is None else self.tied_to
+        device = owner._buffers[owner.layout.names[0]].device  # type: ignore[union-attr]
+        if device != self.compute_dtype.device:
+            self.compute_dtype = _empty_parameter(self.compute_dtype.dtype, device)
 
     def own_stored(self) -> dict[str, torch.dtype]:
         """Names and dtypes of what is stored beside the weight: one number each."""
@@ -134,10 +148,25 @@ class Packed(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """No data: shape, dtype and device of a float weight, for code that only asks for those."""
-        weight = torch.empty(self.float_shape, dtype=self.compute_dtype.dtype, device="meta")
-        weight._is_hf_initialized = True  # type: ignore[attr-defined]
-        return weight
+        """The float weight, which is decoded when its numbers are asked for (decoded_weight.py)."""
+        if torch.compiler.is_compiling():
+            return self.decoded()
+        like = torch.empty(self.float_shape, dtype=self.compute_dtype.dtype, device="meta")
+        return DecodedWeight(like, self.compute_dtype.device, self._decoded_for_a_reader)
+
+    def decoded(self) -> Tensor:
+        """The float weight [rows, columns] in the dtype of computation; packed bytes stay."""
+        owner = self if self.tied_to is None else self.tied_to
+        dtype = self.compute_dtype.dtype
+        lanes, form = owner.lanes, owner.form
+        if lanes is None or form is None:
+            return ops.dequantize(self.weight_in_use, dtype)
+        return ops.embedding_prepacked(torch.arange(self.rows), lanes, form, dtype)
+
+    def _decoded_for_a_reader(self) -> Tensor:
+        note(self, "Code reads the weight itself, which is decoded for it.", warn=False)
+        with torch.no_grad():
+            return self.decoded()
 
     @abstractmethod
     def choose(self) -> tuple[Kernel, str]:
@@ -157,7 +186,7 @@ class Packed(nn.Module):
 
     def _prepack(self) -> tuple[Tensor | None, Prepacked | None]:
         # Not as inference tensors: gradients may be asked for later.
-        with _CHANGING, torch.inference_mode(False):
+        with _CHANGING, torch.inference_mode(False), _untraced():
             if not self.settled:
                 if self.rows and self.choose()[0].name != "reference":
                     q = self._assembled()
@@ -170,7 +199,7 @@ class Packed(nn.Module):
 
     def restore_stored(self) -> None:
         """Put the stored tensors back where they were prepacked."""
-        with _CHANGING, torch.inference_mode(False):
+        with _CHANGING, torch.inference_mode(False), _untraced():
             if self.lanes is not None:
                 assert self.form is not None
                 for name, tensor in self.form.unpack(self.lanes).tensors().items():
@@ -178,36 +207,101 @@ class Packed(nn.Module):
                 self.lanes, self.form = None, None
                 self.settled = False
 
-    def _save_to_state_dict(self, *args: Any) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         with _CHANGING:
             self.restore_stored()
-            super()._save_to_state_dict(*args)
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[f"{prefix}compute_dtype"]
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        *others: Any,
+    ) -> None:
         with _CHANGING:
             self.restore_stored()
-            super()._load_from_state_dict(*args)
+            super()._load_from_state_dict(
+                state_dict, prefix, local_metadata, strict, missing_keys, *others
+            )
+        if strict:
+            missing_keys.remove(f"{prefix}compute_dtype")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Stored tensors follow a change of device but never one of dtype."""
-        self.restore_stored()
-        stored = {id(self._buffers[name]) for name in self.saved()}
+        """Stored tensors follow a change of device but never one of dtype.
 
-        def apply(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if id(tensor) in stored and moved.dtype != tensor.dtype:
-                return tensor.to(moved.device)
-            return moved
+        A prepacked weight stays so unless it leaves the CPU: libraries move a model to where it is
+        before every batch.
+        """
+        with _CHANGING:
+            if self.lanes is not None and fn(self.lanes.new_empty(0)).device != self.lanes.device:
+                self.restore_stored()
+            before = self.compute_dtype.device
+            names = self.saved() if self.lanes is None else self.own_stored()
+            stored = {id(self._buffers[name]) for name in names}
+            empty = {id(self._buffers[name]) for name in self.saved().keys() - names.keys()}
 
-        super()._apply(apply, recurse)
-        self.settled = False  # another device may have other kernels
+            def apply(tensor: Tensor) -> Tensor:
+                if id(tensor) in empty:
+                    return tensor
+                moved = fn(tensor)
+                if id(tensor) in stored and moved.dtype != tensor.dtype:
+                    return tensor.to(moved.device)
+                return moved
+
+            super()._apply(apply, recurse)
+            if self.lanes is not None:
+                moved = fn(self.lanes)
+                self.lanes = moved if moved.dtype == self.lanes.dtype else self.lanes
+            elif self.compute_dtype.device != before:
+                self.settled = False  # another device may have other kernels
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        """What code asks of the float module is answered from it: `padding_idx`, say."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            replaced = self.__dict__.get("replaced")
+            if name.startswith("_") or replaced is None:
+                raise
+            value = getattr(replaced, name, None)
+            # Its methods would work on a weight without data.
+            if value is None and name not in vars(replaced) or inspect.ismethod(value):
+                raise
+            return value
 
     def describe(self) -> str:
         """Format, bits and granularity in a few words."""
         owner = self if self.tied_to is None else self.tied_to
         part = "" if owner.planes_in_use is None else f", first {owner.planes_in_use} planes"
         return f"{self.layout}{part}"
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """torch.jit.trace takes what is made here for a constant, as it is for all calls to come."""
+    state: Any = torch._C._get_tracing_state()
+    if state is None:
+        yield
+        return
+    change: Callable[[Any], None] = torch._C._set_tracing_state  # type: ignore[attr-defined]
+    change(None)
+    try:
+        yield
+    finally:
+        change(state)
+
+
+def _empty_parameter(dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    made = nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
+    made._is_hf_initialized = True  # type: ignore[attr-defined]
+    return made
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -1,31 +1,77 @@
 """Linear layers that read the same input, as Q, K and V of an attention do: one call computes all.
 
 The layer that comes first computes the others too, from activations that are quantized once, and
-keeps their results until they are asked for *the same tensor*. Everything stays as it was: modules,
-weights, and every bit of the results. Where the others are then asked for something else (a
-cross-attention reads K and V from elsewhere), nothing is wrong but work is lost, so that it is not
-tried again.
+keeps their results until they are asked for *the same tensor with the same content*. Everything
+stays as it was: modules, weights, and every bit of the results. If the others are then asked for
+something else (a cross-attention reads K and V from elsewhere), nothing is wrong but work is lost,
+so that it is not tried again.
+
+A tensor counts the writes to it. One made in inference mode does not: a copy of a small one tells,
+and for a large one, whose copy would cost more than sharing gains, each layer computes by itself.
 """
 
 import threading
+from ctypes import memmove
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lowbit.kernels import ops
+from lowbit.kernels import native, ops
 from lowbit.kernels.linear.native import LinearProduct, together
 
 if TYPE_CHECKING:
     from lowbit.nn.linear import QuantLinear
 
 
+MOST_COPIED = 1 << 20  # bytes of a tensor
+
+
+class _Copy(threading.local):
+    """The content of one inference tensor. A thread has one copy, of the tensor that was last."""
+
+    buffer = torch.empty(0, dtype=torch.uint8)
+    of: "_Pending | None" = None
+
+    def take(self, x: Tensor, of: "_Pending") -> bool:
+        """Whether x was copied; a large one is not."""
+        if x.nbytes > MOST_COPIED or not x.is_contiguous() or not x.is_cpu:
+            return False
+        if len(self.buffer) < x.nbytes:
+            with torch.inference_mode(False):
+                self.buffer = torch.empty(x.nbytes, dtype=torch.uint8)
+        memmove(self.buffer.data_ptr(), x.data_ptr(), x.nbytes)
+        self.of = of
+        return True
+
+    def equals(self, x: Tensor, of: "_Pending") -> bool:
+        if self.of is not of:
+            return False
+        assert native.module is not None
+        same: bool = native.module.same_bytes(self.buffer.data_ptr(), x.data_ptr(), x.nbytes)
+        return same
+
+
+_COPY = _Copy()
+
+
 class _Pending(threading.local):
     """What one thread has computed ahead, and from what."""
 
     x: Tensor | None = None
-    version = 0
+    version: int | None = None  # None: the copy tells
     results: dict[int, Tensor] = {}  # by place in the group
+
+    def watch(self, x: Tensor) -> bool:
+        """Whether later writes to x will be seen."""
+        self.version = None if x.is_inference() else x._version
+        return self.version is not None or _COPY.take(x, self)
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether x is what the results were computed from."""
+        if x is not self.x:
+            return False
+        return x._version == self.version if self.version is not None else _COPY.equals(x, self)
 
 
 class SharedInput:
@@ -50,7 +96,7 @@ class SharedInput:
         if member is self.members[0]:
             return self._compute(x)
         pending = self._pending
-        if pending.x is not x or pending.version != _version(x):
+        if not pending.holds(x):
             return None
         place = next(i for i, other in enumerate(self.members) if other is member)
         y = pending.results.pop(place, None)
@@ -63,11 +109,11 @@ class SharedInput:
         self.pays = pending.x is None  # else the last results were left behind
         pending.x, pending.results = None, {}
         ready = self._ready(x) if self.pays else None
-        if ready is None:
+        if ready is None or not pending.watch(x):
             return None
         products, weights = ready
         first, *others = together(products, x, weights)
-        pending.x, pending.version = x, _version(x)
+        pending.x = x
         pending.results = dict(enumerate(others, 1))
         return first
 
@@ -88,8 +134,3 @@ class SharedInput:
             weights.append((packed, bias))
         alike = all(product.input_form == products[0].input_form for product in products)
         return (products, weights) if alike else None
-
-
-def _version(x: Tensor) -> int:
-    """Grows when x is written to; inference tensors do not count."""
-    return 0 if x.is_inference() else x._version

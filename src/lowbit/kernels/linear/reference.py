@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,11 +57,11 @@ def linear_float(
     return NONLINEARITIES[nonlinearity](y)
 
 
-def integer_matmul(a: Float32[Tensor, "m k"], b: Float32[Tensor, "n k"]) -> Int32[Tensor, "m n"]:
-    """a · bᵀ for integers stored as float32, |a| ≤ 255 and |b| ≤ 255: exact int32 sums."""
-    total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
+def integer_matmul(a: Float32[Tensor, "m k"], b: Float32[Tensor, "n k"]) -> Int64[Tensor, "m n"]:
+    """a · bᵀ for integers stored as float32, |a| ≤ 255 and |b| ≤ 255: exact sums."""
+    total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int64, device=a.device)
     for left, right in zip(a.split(EXACT_TERMS, 1), b.split(EXACT_TERMS, 1), strict=True):
-        total += (left @ right.T).to(torch.int32)
+        total += (left @ right.T).to(torch.int64)
     return total
 
 
@@ -101,20 +101,21 @@ def quantize_static(
     x: Float32[Tensor, "m in"], width: int, input: StaticScale
 ) -> tuple[Float32[Tensor, "m in"], Float32[Tensor, "m groups"]]:
     """Codes as floats, and a scale per row and group, NaN where a value in it is not finite."""
-    inv = torch.ones(()) / torch.tensor(input.scale)  # a float32 division
+    scale = torch.tensor(input.scale, dtype=torch.float32, device=x.device)
+    inv = torch.ones_like(scale) / scale  # a float32 division
     low, high = input.lowest - input.zero_point, 127 - input.zero_point
     codes = (x * inv.item()).clamp(low, high).round() + input.zero_point
     finite = [part.isfinite().all(1) for part in x.split(width, 1)]
     usable = torch.stack(finite, 1)
     spread = usable.repeat_interleave(width, 1)[:, : x.shape[1]]
-    scales = torch.where(usable, input.scale, torch.nan).float()
+    scales = torch.where(usable, scale, torch.nan)
     return torch.where(spread, codes, 0.0), scales
 
 
 def _affine_sum(
     codes: tuple[Tensor, ...], scales: Float32[Tensor, "m groups"], q: AffineTensor
 ) -> Float32[Tensor, "m out"]:
-    y = torch.zeros(len(scales), q.shape[0], device=scales.device)
+    y = torch.zeros(len(scales), q.shape[0], dtype=torch.float32, device=scales.device)
     width = q.granularity.width(q.in_features)
     weight = centred_codes(q).split(width, 1)
     for g, (a, b) in enumerate(zip(codes, weight, strict=True)):
@@ -125,7 +126,7 @@ def _affine_sum(
 def _binary_sum(
     codes: tuple[Tensor, ...], scales: Float32[Tensor, "m groups"], q: BinaryTensor
 ) -> Float32[Tensor, "m out"]:
-    y = torch.zeros(len(scales), q.shape[0], device=scales.device)
+    y = torch.zeros(len(scales), q.shape[0], dtype=torch.float32, device=scales.device)
     width = q.granularity.width(q.in_features)
     planes = signs(q).split(width, 2)
     alpha = q.alpha.float()
@@ -134,7 +135,8 @@ def _binary_sum(
         for i, b in enumerate(plane):
             group += integer_matmul(a, b).float() * alpha[g, i]
         if q.offset is not None:
-            group += a.sum(1, keepdim=True) * q.offset[g].float()
+            # Of more than 132,104 codes a float32 sum need not be exact.
+            group += a.sum(1, keepdim=True, dtype=torch.float64).float() * q.offset[g].float()
         y += group * scales[:, g, None]
     return y
 

@@ -1,0 +1,135 @@
+"""The float weight of a quantized module, for code that reads `layer.weight`.
+
+Shape, dtype and device are known, and so are those of its views. The numbers are decoded when an
+operation needs them, once for each time that `.weight` is read; the module keeps its packed bytes.
+Writing is refused, because it could not reach the stored codes.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any, Self
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+from lowbit.errors import UsageError
+
+
+class DecodedWeight(Tensor):
+    """A tensor with the shape, strides and dtype of `like`, on `device`; its numbers come from
+    `decode`, which is called once at most."""
+
+    decode: Callable[[], Tensor]
+    known: Tensor | None
+
+    @staticmethod
+    def __new__(cls, like: Tensor, device: torch.device, decode: Callable[[], Tensor]) -> Self:
+        made: Self = torch.Tensor._make_wrapper_subclass(
+            cls,
+            like.shape,
+            strides=like.stride(),
+            storage_offset=like.storage_offset(),
+            dtype=like.dtype,
+            device=device,
+        )
+        made.decode, made.known = decode, None
+        made._is_hf_initialized = True  # type: ignore[attr-defined]  # so transformers leaves it
+        return made
+
+    def numbers(self) -> Tensor:
+        """The same as an ordinary tensor."""
+        if self.known is None:
+            self.known = self.decode()
+        return self.known
+
+    def numpy(self, *, force: bool = False) -> "numpy.ndarray[Any, Any]":
+        """A copy that cannot be written to."""
+        array = self.numbers().numpy(force=force).copy()
+        array.setflags(write=False)
+        return array
+
+    def tolist(self) -> Any:
+        return self.numbers().tolist()
+
+    def data_ptr(self) -> int:
+        return self.numbers().data_ptr()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        if requires_grad:
+            raise _no_writing("requires_grad_")
+        return self
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"DecodedWeight({list(self.shape)}, {self.dtype}, {self.device})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.numbers().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return self.numbers().clone()
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        call = args, dict(kwargs or {})
+        if is_view(func):
+            return cls._view(func, call)
+        _refuse_writes(func, *call)
+        args, kwargs = tree_map_only(DecodedWeight, DecodedWeight.numbers, call)
+        return func(*args, **kwargs)
+
+    @classmethod
+    def _view(cls, func: Any, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+        """A view decodes as late as the whole, and refuses writes too."""
+        (weight,) = {id(leaf): leaf for leaf in tree_leaves(call) if isinstance(leaf, cls)}.values()
+        args, kwargs = tree_map_only(cls, _without_numbers, call)
+        views, structure = tree_flatten(func(*args, **kwargs))
+
+        def decode(place: int) -> Tensor:
+            args, kwargs = tree_map_only(cls, cls.numbers, call)
+            view: Tensor = tree_leaves(func(*args, **kwargs))[place]
+            return view
+
+        made = [cls(view, weight.device, partial(decode, i)) for i, view in enumerate(views)]
+        return tree_unflatten(made, structure)
+
+
+def _without_numbers(weight: Tensor) -> Tensor:
+    made = torch.empty_strided((1,), (1,), dtype=weight.dtype, device="meta")
+    return made.as_strided(weight.shape, weight.stride(), 0)
+
+
+@lru_cache(maxsize=1024)
+def is_view(func: Any) -> bool:
+    """Whether what `func` returns shares memory with an argument that it leaves as it is."""
+    aliases = [a.alias_info for a in func._schema.arguments if a.alias_info is not None]
+    return bool(aliases) and not any(alias.is_write for alias in aliases)
+
+
+def _refuse_writes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raises UsageError if `func` would write to a decoded weight."""
+    schema = func._schema
+    if not schema.is_mutable:
+        return
+    for place, argument in enumerate(schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        if any(isinstance(leaf, DecodedWeight) for leaf in tree_leaves(value)):
+            raise _no_writing(schema.name.removeprefix("aten::"))
+
+
+def _no_writing(name: str) -> UsageError:
+    return UsageError(
+        f"the weight of a quantized layer cannot be changed ({name}): its codes would not follow;"
+        " change the float model, or call dequantize() first"
+    )

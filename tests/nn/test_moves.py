@@ -1,0 +1,135 @@
+"""A move that moves nothing keeps the prepacked weight; one that moves something stays right."""
+
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import lowbit
+from lowbit.formats import CHANNEL, StaticScale, group
+from lowbit.kernels import native, ops
+from lowbit.nn import Packed, QuantLinear
+from lowbit.schemes import Absmax, ZeroPoint
+from tests.models import make, output
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
+
+NOTHING_MOVES = {
+    "to the same device": lambda m: m.to("cpu"),
+    "to the same device and dtype": lambda m: m.to("cpu", torch.float32),
+    "to itself as accelerate does": lambda m: m.to(torch.device("cpu"), non_blocking=True),
+    "cpu": lambda m: m.cpu(),
+    "eval": lambda m: m.eval(),
+    "train(False)": lambda m: m.train(False),
+    "float": lambda m: nn.Module.float(m),
+    "requires_grad_": lambda m: m.requires_grad_(False),
+    "share_memory": lambda m: m.share_memory(),
+    "tie_weights": lambda m: m.tie_weights(),
+}
+
+
+def packed(model):
+    return [m for m in model.modules() if isinstance(m, Packed) and m.tied_to is None]
+
+
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "int4-all", "bcq2"])
+@pytest.mark.parametrize("move", NOTHING_MOVES)
+def test_the_prepacked_weight_stays(move, recipe):
+    model = make("bert")
+    lowbit.quantize(model, recipe, progress=False)
+    expected = output(model)
+    before = [m.lanes for m in packed(model)]
+    assert before and all(lanes is not None for lanes in before)
+    NOTHING_MOVES[move](model)
+    assert all(m.lanes is lanes for m, lanes in zip(packed(model), before, strict=True))
+    assert torch.equal(output(model), expected)
+
+
+def linear(scheme=None, kind="dynamic"):
+    torch.manual_seed(0)
+    q = (scheme or ZeroPoint(4, group(32))).quantize(torch.randn(24, 64))
+    return QuantLinear(q.layout, 64, 24, nn.Parameter(torch.randn(24)), kind).hold(q), q
+
+
+def test_a_change_of_dtype_keeps_it_and_the_stored_weight():
+    layer, q = linear()
+    x = torch.randn(3, 64)
+    y, lanes = layer(x), layer.lanes
+    half = layer.to(torch.bfloat16)(x.bfloat16())
+    assert layer.lanes is lanes and half.dtype == torch.bfloat16
+    assert layer.bias.dtype == torch.bfloat16
+    assert ((half.float() - y).abs() <= 0.02 * y.abs().max()).all()
+    for name, tensor in q.tensors().items():
+        assert torch.equal(layer.state_dict()[name], tensor)
+
+
+def test_a_shifted_bias_follows_a_change_of_dtype():
+    layer, q = linear(Absmax(8, CHANNEL), "static")
+    layer.eval().set_static(StaticScale(0.02, 5))
+    x = torch.randn(3, 64)
+    layer(x)
+    layer.to(torch.bfloat16)
+    fresh, _ = linear(Absmax(8, CHANNEL), "static")
+    fresh.eval().set_static(StaticScale(0.02, 5))
+    fresh.to(torch.bfloat16)
+    assert torch.equal(layer(x), fresh(x))
+
+
+def test_to_empty_gives_memory_that_loading_fills():
+    layer, q = linear()
+    x = torch.randn(3, 64)
+    y = layer(x)
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    layer(x)
+    layer.to_empty(device="cpu")
+    layer.load_state_dict(state)
+    assert torch.equal(layer(x), y)
+
+
+def test_a_move_to_meta_leaves_no_bytes():
+    layer, _ = linear()
+    layer(torch.randn(3, 64))
+    layer.to("meta")
+    assert layer.lanes is None
+    assert all(buffer.is_meta for buffer in layer.buffers())
+    assert layer.weight.device.type == "meta"
+
+
+def test_tensors_beside_the_weight_move_while_it_stays_prepacked():
+    layer, _ = linear(Absmax(8, CHANNEL), "static")
+    layer.eval().set_static(StaticScale(0.02, 5))
+    layer(torch.randn(3, 64))
+    layer.to(torch.float64)
+    assert layer.lanes is not None and layer.bias.dtype == torch.float64
+    assert layer.input_scale.dtype == torch.float32 and layer.input_zero_point.dtype == torch.int8
+
+
+def test_moving_while_another_thread_computes_changes_nothing():
+    model = make("bert")
+    lowbit.quantize(model, "int8-dynamic", progress=False)
+    expected, wrong, done = output(model), [], threading.Event()
+
+    def compute():
+        while not done.is_set():
+            if not torch.equal(output(model), expected):
+                wrong.append(1)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    for _ in range(50):
+        model.to("cpu")
+        model.eval()
+    done.set()
+    thread.join()
+    assert not wrong
+
+
+def test_a_moved_layer_is_pickled_like_any_other():
+    layer, q = linear()
+    x = torch.randn(3, 64)
+    y = layer.to("cpu")(x)
+    again = pickle.loads(pickle.dumps(layer))
+    assert torch.equal(again(x), y)
+    assert torch.equal(ops.dequantize(again.qweight), ops.dequantize(q))
