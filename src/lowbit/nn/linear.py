@@ -59,7 +59,9 @@ class QuantLinear(Packed):
             if y is not None:
                 return y
         packed, product = self.prepacked_product()
-        bias = self._parameters["bias"]  # as `self.bias`, without the detour through __getattr__
+        bias: Tensor | None = self._parameters[
+            "bias"
+        ]  # as `self.bias`, without the detour through __getattr__
         if packed is None or product is None:
             return ops.linear(
                 x,
