@@ -85,6 +85,16 @@ def test_the_name_of_the_attention_is_the_one_that_was_set():
         assert adapters.attention(model) == name, f"{VERSION}: another place for the attention"
 
 
+def test_hooks_that_transformers_leaves_behind_are_told_from_those_of_people():
+    model = make("llama-tied")
+    model(IDS, output_hidden_states=True)
+    hooked = [m for m in model.modules() if m._forward_hooks]
+    assert hooked, f"{VERSION}: hidden states are no longer collected by hooks that stay"
+    assert not any(map(adapters.has_hooks, hooked)), f"{VERSION}: its hooks come from elsewhere"
+    hooked[0].register_forward_hook(lambda *_: None)
+    assert adapters.has_hooks(hooked[0])
+
+
 def test_the_prompt_is_read_into_the_cache_and_the_next_token_prepared():
     model, cache = make("gpt2"), DynamicCache()
     mask = torch.tensor([[0, 1, 1]])

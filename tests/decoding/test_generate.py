@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    JambaConfig,
+    JambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 import lowbit
 from lowbit.attention import KERNELS
@@ -169,6 +173,12 @@ def test_a_model_that_changed_is_recorded_again():
     same(model, batch(model), **GREEDY)
 
 
+def test_a_model_that_once_gave_its_hidden_states_is_served():
+    model = quantized("llama-tied", "int8-dynamic")
+    model(**batch(model), output_hidden_states=True)
+    same(model, batch(model), **GREEDY)
+
+
 def test_threads_do_not_share_memory():
     model = quantized("gpt2", "int8-dynamic")
     prompts = torch.randint(3, VOCABULARY, (6, 1, 4), generator=torch.Generator().manual_seed(2))
@@ -190,6 +200,61 @@ def sliding():
             sliding_window=4,
         )
     ).eval()
+
+
+def hybrid():
+    return JambaForCausalLM(
+        JambaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_experts=1,
+            num_experts_per_tok=1,
+            use_mamba_kernels=False,
+        )
+    ).eval()
+
+
+def altered(name, **methods):
+    """A model whose class has some methods of its own."""
+    model = make(name)
+    model.__class__ = type("Altered", (type(model),), methods)
+    return model
+
+
+def searching():
+    return altered("gpt2", _sample=lambda self, ids, **_: ids)
+
+
+def caching():
+    return altered("gpt2", _supports_default_dynamic_cache=classmethod(lambda cls: False))
+
+
+def counting():
+    """It has an opinion of its own about the position of a token."""
+
+    def prepared(self, ids, **kwargs):
+        inputs = super(type(self), self).prepare_inputs_for_generation(ids, **kwargs)
+        return inputs | {"position_ids": torch.tensor([[ids.shape[1] - 2]])}
+
+    return altered("gpt2", prepare_inputs_for_generation=prepared)
+
+
+def forgetting():
+    """It computes without the cache that it is given."""
+
+    def forward(self, *args, **kwargs):
+        kwargs["use_cache"] = False
+        for name in ("cache", "past_key_values"):
+            kwargs.pop(name, None)
+        return super(type(self), self).forward(*args, **kwargs)
+
+    return altered("gpt2", forward=forward)
 
 
 def eager():
@@ -218,6 +283,11 @@ def watched():
         (watched, {}, "transformer.h.0 has forward hooks"),
         (eager, {}, "attention is eager"),
         (sliding, {}, "layers of DynamicSlidingWindowLayer"),
+        (hybrid, {}, "layers of LinearAttentionLayer"),
+        (searching, {}, "Altered has a greedy_search of its own"),
+        (caching, {}, "makes no cache for the model"),
+        (counting, {}, "makes position_ids of its own"),
+        (forgetting, {}, "keys and values of all layers"),
         (lambda: make("t5"), {}, "changes with the number of tokens"),
         (lambda: fake_quantized("int4"), {}, "makes a weight from another"),
         (lambda: fake_quantized("int8-dynamic"), {}, "makes a weight from another"),
@@ -237,6 +307,46 @@ def watched():
 def test_what_is_not_served_is_refused(build, settings, sentence):
     with pytest.raises(UsageError, match=sentence):
         lowbit.generate(build(), torch.tensor([[5, 6, 7, 8]]), **GREEDY | settings)
+
+
+@pytest.mark.parametrize(
+    ("build", "reads"),
+    [(sliding, 0), (hybrid, 0), (searching, 0), (caching, 0), (counting, 1), (forgetting, 1)],
+)
+def test_a_model_is_refused_before_the_first_token(build, reads):
+    model, calls = build(), []
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: calls.append(args) or forward(*args, **kwargs)
+    with pytest.raises(UsageError):
+        lowbit.generate(model, torch.tensor([[5, 6, 7, 8]]), **GREEDY)
+    assert len(calls) == reads  # of the prompt
+
+
+def test_what_an_encoder_gives_beside_hidden_states_is_refused():
+    model = make("bart")
+    ids = batch(model)["input_ids"]
+    encoded = model.get_encoder()(ids)
+    settings = {"input_ids": ids, "encoder_outputs": encoded} | GREEDY
+    assert torch.equal(lowbit.generate(model, **settings), model.generate(**settings))
+    encoded["more"] = torch.ones(3)
+    with pytest.raises(UsageError, match="the model's encoder gives last_hidden_state, more"):
+        lowbit.generate(model, **settings)
+
+
+def test_a_decoder_reads_its_encoder_s_kind_of_output():
+    @dataclass
+    class Output(BaseModelOutput):
+        more: torch.Tensor | None = None
+
+    def forward(self, *args, encoder_outputs=None, **kwargs):
+        assert encoder_outputs.more is None
+        return super(type(self), self).forward(*args, encoder_outputs=encoder_outputs, **kwargs)
+
+    model = altered("bart", forward=forward)
+    ids = batch(model)["input_ids"]
+    encoded = Output(**model.get_encoder()(ids))
+    settings = {"input_ids": ids, "encoder_outputs": encoded} | GREEDY
+    assert torch.equal(lowbit.generate(model, **settings), model.generate(**settings))
 
 
 @pytest.mark.slow

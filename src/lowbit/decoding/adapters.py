@@ -8,10 +8,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMixin, GenerationMode
+from transformers.utils import output_capturing
 
 # The argument of `generate`, of models and of searches that holds keys and values:
 # `past_key_values` in 5.23; `cache` in 5.24, where the old name warns.
@@ -32,10 +33,23 @@ SEARCHES = {
 }
 
 
+def searches_otherwise(model: PreTrainedModel, mode: GenerationMode) -> bool:
+    """Whether the model's class has put another search in the place of transformers'."""
+    name = SEARCHES[mode]
+    return getattr(type(model), name) is not getattr(GenerationMixin, name)
+
+
 def attention(model: PreTrainedModel) -> str:
     """The name of the model's attention: `_attn_implementation` of its config in 5.23, 5.24."""
     name: str = model.config._attn_implementation
     return name
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether forward hooks do something. Those do not that transformers leaves behind when a
+    model has once given its hidden states: of `utils.output_capturing` in 5.23, 5.24."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(getattr(hook, "__module__", None) != output_capturing.__name__ for hook in hooks)
 
 
 def padding_token(config: GenerationConfig) -> int:

@@ -92,17 +92,28 @@ def append(layer: GrowingLayer, keys: Tensor, values: Tensor) -> tuple[Tensor, T
     return layer.extended(keys, values)
 
 
-class _DecoderCache(EncoderDecoderCache):
-    """Beams of one sentence read the same source, so that only their own tokens move with them."""
+class GrowingCache(Cache):
+    """Such a layer for each of a decoder."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=GrowingLayer)
+
+
+class DecoderCache(EncoderDecoderCache):
+    """The same beside keys and values of an encoder's output, which are kept as they come.
+
+    Beams of one sentence read the same source, so that only their own tokens move with them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(GrowingCache(), DynamicCache())
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
-def empty(encoder_decoder: bool) -> Cache:
-    """A cache that grows; keys and values of an encoder's output are kept as they come."""
-    own = Cache(layer_class_to_replicate=GrowingLayer)
-    return _DecoderCache(own, DynamicCache()) if encoder_decoder else own
+def empty(encoder_decoder: bool) -> GrowingCache | DecoderCache:
+    return DecoderCache() if encoder_decoder else GrowingCache()
 
 
 def layers(cache: Cache) -> tuple[list[GrowingLayer], list[DynamicLayer]]:

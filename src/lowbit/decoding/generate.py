@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.generation import GenerationMode
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
 from lowbit.attention import KERNELS
 from lowbit.decoding import adapters
 from lowbit.decoding.adapters import CACHE, SEARCHES
-from lowbit.decoding.cache import empty, layers
+from lowbit.decoding.cache import DecoderCache, GrowingCache, empty, layers
 from lowbit.decoding.greedy import greedy, serves
 from lowbit.decoding.step import State
 from lowbit.decoding.steps import borrowed
@@ -82,7 +82,7 @@ def _check(model: PreTrainedModel, settings: dict[str, Any]) -> None:
     for name, module in model.named_modules():
         if module.training:
             raise _unserved(f"{name or 'the model'} is in training mode (model.eval() ends it)")
-        if module._forward_hooks or module._forward_pre_hooks:
+        if adapters.has_hooks(module):
             raise _unserved(f"{name or 'the model'} has forward hooks, which would not be called")
 
 
@@ -102,6 +102,8 @@ def _search(
     mode = generation_config.get_generation_mode()
     if mode not in SEARCHES:
         raise _unserved(f"the search is {mode.value}")
+    if adapters.searches_otherwise(model, mode):
+        raise _unserved(f"{type(model).__name__} has a {mode.value} of its own")
     for name in ("output_attentions", "output_hidden_states", "prefill_chunk_size"):
         if getattr(generation_config, name):
             raise _unserved(f"{name} is asked for")
@@ -109,10 +111,11 @@ def _search(
         raise _unserved("use_cache is False")
     if unknown := {name for name, value in model_kwargs.items() if _given(value)} - SERVED:
         raise _unserved(f"the model is given {', '.join(sorted(unknown))}")
-    if more := set(model_kwargs.get("encoder_outputs") or ()) - ENCODED:
-        raise _unserved(f"the model's encoder gives {', '.join(sorted(more))} too")
-    if model not in _PLAIN:
-        _check_cache(model_kwargs.get(CACHE))
+    encoded = model_kwargs.get("encoder_outputs")
+    if isinstance(encoded, ModelOutput) and not {"last_hidden_state"} <= encoded.keys() <= ENCODED:
+        raise _unserved(f"the model's encoder gives {', '.join(encoded)}")
+    if not isinstance(own := model_kwargs.get(CACHE), (GrowingCache, DecoderCache)):
+        _check_cache(own)
         _PLAIN.add(model)
         model_kwargs[CACHE] = empty(model.config.is_encoder_decoder)
     with ExitStack() as stack:
@@ -159,24 +162,24 @@ def _check_inputs(own: Mapping[str, Any], state: State, ids: Tensor) -> None:
     """A model may want something else for its next token than a step gives."""
     ours = state.arguments(ids)
     for name in (own.keys() | ours.keys()) - SWITCHES:
-        mine, theirs = ours.get(name), own.get(name)
-        if (_given(mine) or _given(theirs)) and not _equal(theirs, mine):
+        theirs, mine = own.get(name), ours.get(name)
+        if name.endswith("attention_mask") and isinstance(theirs, Tensor) and theirs.dim() == 2:
+            theirs = _mask(theirs)
+        if (_given(theirs) or _given(mine)) and not _equal(theirs, mine):
             raise _unserved(f"the model makes {name} of its own for every token")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, ModelOutput) and isinstance(b, ModelOutput):
+        return a[0] is b[0]
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return a is b
 
 
 def _given(value: Any) -> bool:
     """Whether an argument says something: in 5.24, texts without pictures bring an empty dict."""
     return not (value is None or (isinstance(value, dict) and not value))
-
-
-def _equal(own: Any, ours: Any) -> bool:
-    if isinstance(own, ModelOutput) and isinstance(ours, ModelOutput):
-        return own[0] is ours[0]
-    if isinstance(own, Tensor) and own.dim() == 2 and (ours is None or ours.dim() == 4):
-        own = _mask(own)
-    if isinstance(own, Tensor) and isinstance(ours, Tensor):
-        return torch.equal(own, ours)
-    return own is ours
 
 
 class _Stepping:
@@ -236,6 +239,7 @@ def _state(model_kwargs: dict[str, Any]) -> State:
         positions=None if positions is None else positions[..., -1:],
         mask=_mask(model_kwargs.get(own)),
         encoded=None if encoded is None else encoded[0],
+        encoded_as=type(encoded) if isinstance(encoded, ModelOutput) else BaseModelOutput,
         encoder_mask=None if encoded is None else _mask(model_kwargs.get("attention_mask")),
     )
 

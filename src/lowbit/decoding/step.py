@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
 from lowbit.decoding.adapters import CACHE
 from lowbit.decoding.cache import GrowingLayer
@@ -28,6 +28,7 @@ class State:
     mask: Bool[Tensor, "batch 1 1 tokens"] | None
     encoded: Float[Tensor, "batch source size"] | None
     encoder_mask: Bool[Tensor, "batch 1 1 source"] | None
+    encoded_as: type[ModelOutput] = BaseModelOutput  # as the encoder gives it
 
     def after(self, ids: Integer[Tensor, "batch 1"]) -> "State":
         """The state with which a model reads `ids`: one token further, in the same cache."""
@@ -58,7 +59,7 @@ class State:
             return common | {
                 "decoder_input_ids": ids,
                 "decoder_attention_mask": self.mask,
-                "encoder_outputs": BaseModelOutput(last_hidden_state=self.encoded),
+                "encoder_outputs": self.encoded_as(last_hidden_state=self.encoded),
                 "attention_mask": self.encoder_mask,
             }
         positions = {} if self.positions is None else {"position_ids": self.positions}
