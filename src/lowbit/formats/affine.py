@@ -19,10 +19,10 @@ from torch import Tensor
 
 from lowbit.errors import UsageError
 from lowbit.formats.granularity import Granularity, by_row_blocks, row_blocks
+from lowbit.formats.scales import SCALE_DTYPES
 from lowbit.packing import pack, packed_width, unpack
 
 MIN_BITS, MAX_BITS = 2, 8
-SCALE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 def entry(stored: Mapping[str, Any], key: str, kind: type) -> Any:

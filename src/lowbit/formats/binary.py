@@ -18,8 +18,9 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from lowbit.errors import UsageError
-from lowbit.formats.affine import SCALE_DTYPES, entry
+from lowbit.formats.affine import entry
 from lowbit.formats.granularity import Granularity, by_row_blocks
+from lowbit.formats.scales import SCALE_DTYPES
 from lowbit.packing import packed_width, unpack
 
 MAX_PLANES = 4
@@ -176,7 +177,7 @@ def decode(q: BinaryTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor,
     def values(rows: slice) -> Tensor:
         part = take_rows(q, rows)
         groups = part.alpha.shape[0]
-        total = torch.zeros(part.shape[0], groups, 1, device=q.planes.device)
+        total = part.alpha.new_zeros((part.shape[0], groups, 1), dtype=torch.float32)
         if part.offset is not None:
             total = part.offset.float().t()[..., None]
         for plane, alpha in zip(signs(part), part.alpha.float().unbind(1), strict=True):

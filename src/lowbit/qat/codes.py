@@ -77,7 +77,7 @@ class Codes(Straight):
         largest = [alphas[-1].abs().amax(1).flatten()]
         others = [*alphas[:-1], *(offsets or ())]
         largest += [other.abs().clamp(min=1).flatten() for other in others]
-        dtype = stored_dtype(torch.cat(largest))
+        dtype = stored_dtype(torch.cat(largest), self.scheme.scale_dtype)
         return BinaryTensor(
             planes=self.planes,
             alphas=tuple(alpha.to(dtype) for alpha in alphas),

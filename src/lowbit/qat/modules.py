@@ -12,6 +12,7 @@ from lowbit.convert import Weights, oriented
 from lowbit.kernels import ops
 from lowbit.nn.embedding import scaled
 from lowbit.qat.estimators import straight_through
+from lowbit.qat.passes import Pass, Passes, recomputing, trains
 from lowbit.qat.ranges import Range
 from lowbit.qat.weights import Straight
 
@@ -59,6 +60,7 @@ class FakeQuantized(nn.Module):
         else:
             self.weight_quantizer = quantizer
         self.tied = tied
+        self.passes = Passes()
         self.watching = False  # whether to compute in float, and watch, in evaluation too
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -66,10 +68,31 @@ class FakeQuantized(nn.Module):
         """The float weight [out, in], with its gradient."""
         return oriented(self.weight, self.weights)
 
-    def active(self) -> bool:
-        """Whether this pass is to be fake-quantized; counts the passes of training."""
-        if self.training and torch.is_grad_enabled():
+    def moves(self) -> bool:
+        """Whether what is computed depends on the passes before."""
+        return self.start > 0
+
+    def enter(self, x: Tensor) -> Pass:
+        """The pass that begins with the input x; counts the passes of training."""
+        if self.training and recomputing():
+            known = self.passes.repeated(x) if self.moves() else None
+            return known or Pass(self._active(), counts=False)
+        trained = self.training and trains()
+        if trained:
             self.steps += 1
+        now = Pass(self._active())
+        if trained and self.moves():
+            self.passes.remember(x, now)
+        return now
+
+    def restored(self) -> nn.Module:
+        """The float module, with the parameters that were computed with here."""
+        (module,) = self.replaced
+        for name, parameter in self._parameters.items():
+            module.register_parameter(name, parameter)
+        return module.train(self.training)
+
+    def _active(self) -> bool:
         return not self.watching and (int(self.steps) > self.start or self.start == 0)
 
 
@@ -92,19 +115,26 @@ class FakeQuantLinear(FakeQuantized):
         self.input_quantizer, self.output_quantizer = inputs, outputs
         self.in_features, self.out_features = weights.shape[1], weights.shape[0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        active, weight = self.active(), self.matrix()
-        x = self._rounded(self.input_quantizer, x, active)
-        if active:
-            weight = self.weight_quantizer(weight)
-        return self._rounded(self.output_quantizer, F.linear(x, weight, self.bias), active)
+    def moves(self) -> bool:
+        return super().moves() or isinstance(self.input_quantizer, Range)
 
-    def _rounded(self, quantizer: Range | TokenRange | None, x: Tensor, active: bool) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        now, weight = self.enter(x), self.matrix()
+        x = self._rounded(self.input_quantizer, x, now)
+        if now.active:
+            weight = self.weight_quantizer(weight)
+        return self._rounded(self.output_quantizer, F.linear(x, weight, self.bias), now)
+
+    def _rounded(self, quantizer: Range | TokenRange | None, x: Tensor, now: Pass) -> Tensor:
         if quantizer is None:
             return x
-        if self.training or self.watching:
+        if now.counts and (self.training or self.watching):
             quantizer.watch(x)
-        return quantizer(x) if active else x
+        if not now.active:
+            return x
+        if isinstance(quantizer, Range):
+            return quantizer(x, now.scale_of(quantizer))
+        return quantizer(x)
 
 
 class FakeQuantEmbedding(FakeQuantized):
@@ -117,6 +147,7 @@ class FakeQuantEmbedding(FakeQuantized):
         self.padding_idx: int | None = getattr(module, "padding_idx", None)
 
     def forward(self, ids: Tensor) -> Tensor:
-        table = self.weight_quantizer(self.weight) if self.active() else self.weight
+        active = self.enter(ids).active
+        table = self.weight_quantizer(self.weight) if active else self.weight
         rows = F.embedding(ids, table, self.padding_idx)
         return scaled(rows, self.weights.embed_scale, self.weights.rounds_scale)

@@ -89,7 +89,7 @@ def prepare_qat(
         modules[d.name] = _stand_in(model.get_submodule(d.name), d, options, quantizer, owner)
     for name, module in modules.items():
         model.set_submodule(name, module.train(model.training))
-    model.lowbit_recipe = recipe
+    model.lowbit_recipe, model.lowbit_prepared = recipe, tuple(modules)
     return coverage
 
 
@@ -97,11 +97,15 @@ def finish_qat(model: PreTrainedModel, progress: bool = True) -> Result:
     """Replace every stand-in by the stored form of what it computed with; in place.
 
     The model is in evaluation mode afterwards. Raises UsageError for a model that was not
-    prepared, or whose static ranges saw no data.
+    prepared, whose static ranges saw no data, or in which a prepared module was replaced.
     """
     stand_ins = fake_quantized(model)
     if not stand_ins:
         raise UsageError("the model was not prepared for quantization-aware training")
+    if lost := [name for name in model.lowbit_prepared if name not in stand_ins]:
+        raise UsageError(
+            f"{lost[0]} was replaced or removed after prepare_qat: change modules before it"
+        )
     model.eval()
     static = static_scales(model)
     recipe: Recipe = model.lowbit_recipe
@@ -128,10 +132,11 @@ def static_scales(model: nn.Module) -> dict[str, tuple[StaticScale, ...]]:
 
 
 def restore_float(model: PreTrainedModel) -> None:
-    """Put the float modules back, with the weights as they are trained now; in place."""
+    """Put the float modules back, with the parameters that were computed with; in place."""
     for name, module in fake_quantized(model).items():
-        model.set_submodule(name, module.replaced[0].train(module.training))
-    vars(model).pop("lowbit_recipe", None)
+        model.set_submodule(name, module.restored())
+    for name in ("lowbit_recipe", "lowbit_prepared"):
+        vars(model).pop(name, None)
 
 
 def fake_quantized(model: nn.Module) -> dict[str, FakeQuantized]:

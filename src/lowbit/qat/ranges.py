@@ -26,7 +26,7 @@ from lowbit.qat.estimators import clipped, learned_step
 
 LEVELS = 255
 BINS = 2048  # of the histogram that percentile and mse look at
-COUNTED = 1 << 16  # values of a batch, at least half of them
+COUNTED = 1 << 16  # values of a batch, so that it takes no time: at least half of them
 CANDIDATES = 100  # ends of the range that mse tries
 
 
@@ -46,8 +46,8 @@ class Range(nn.Module):
             raise UsageError(f"range {type(self).__name__} has no option {next(iter(options))!r}")
         self.symmetric = symmetric
         self._found: tuple[tuple[int, float, float], StaticScale] | None = None
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("low", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("high", torch.zeros((), dtype=torch.float32))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
@@ -82,9 +82,10 @@ class Range(nn.Module):
             self._found = seen, scale_of(*self.interval(), self.symmetric)
         return self._found[1]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, static: StaticScale | None = None) -> Tensor:
+        """x, rounded; static: as this range was in an earlier pass."""
         with torch.no_grad():
-            rounded, inside = fake_quantize(x, self.static())
+            rounded, inside = fake_quantize(x, static or self.static())
         return clipped(x, rounded, inside)
 
 
@@ -131,7 +132,7 @@ class _Histogram(Range):
     def __init__(self, symmetric: bool = False, **options: Any) -> None:
         super().__init__(symmetric, **options)
         self.register_buffer("counts", torch.zeros(BINS, dtype=torch.float64))
-        self.register_buffer("edge", torch.zeros(()))
+        self.register_buffer("edge", torch.zeros((), dtype=torch.float32))
 
     def _take(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         self.low.copy_(torch.minimum(self.low, low))
@@ -147,16 +148,16 @@ class _Histogram(Range):
             self.edge.mul_(2)
         if self.edge:
             edge = self.edge.item()
-            self.counts += torch.histc(_sample(x), BINS, -edge, edge).double()
+            self.counts += torch.histc(sample(x, COUNTED), BINS, -edge, edge).double()
 
     def _centers(self) -> Tensor:
         edge = self.edge.item()
         return (torch.arange(BINS, dtype=torch.float64) + 0.5) * (2 * edge / BINS) - edge
 
 
-def _sample(x: Tensor) -> Tensor:
-    """So many values that counting them takes no time, from all features alike."""
-    step = max(1, x.numel() // COUNTED)
+def sample(x: Tensor, enough: int) -> Tensor:
+    """At least half of `enough` values, from all features alike; all of them if they are few."""
+    step = max(1, x.numel() // enough)
     while math.gcd(step, x.shape[-1] if x.ndim else 1) > 1:
         step += 1
     return x.flatten()[::step]
@@ -191,11 +192,11 @@ class LeastSquares(_Histogram):
         tried = [scale_of(low * part, high * part, self.symmetric) for part in parts]
         # All at once, a row each: `fake_quantize` of one after the other takes ten times as long.
         scale, zero, lowest = (
-            torch.tensor(column)[:, None]
+            torch.tensor(column, dtype=torch.float32)[:, None]
             for column in zip(*((s.scale, s.zero_point, s.lowest) for s in tried), strict=True)
         )
         centers = self._centers().float()
-        codes = (centers / scale).round_().add_(zero).clamp_(lowest, torch.tensor(127))
+        codes = (centers / scale).round_().add_(zero).clamp_(lowest, lowest.new_tensor(127))
         errors = codes.sub_(zero).mul_(scale).sub_(centers).square_().double() @ self.counts.cpu()
         best = parts[int(errors.argmin())]
         return low * best, high * best
@@ -206,7 +207,7 @@ class Learned(Ema):
 
     def __init__(self, symmetric: bool = False, decay: float = 0.9999, **options: Any) -> None:
         super().__init__(symmetric, decay, **options)
-        self.scale = nn.Parameter(torch.zeros(()))
+        self.scale = nn.Parameter(torch.zeros((), dtype=torch.float32))
 
     def static(self) -> StaticScale:
         first = super().static()
@@ -221,10 +222,10 @@ class Learned(Ema):
         if not self.scale:
             super().watch(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        static = self.static()
+    def forward(self, x: Tensor, static: StaticScale | None = None) -> Tensor:
+        static = static or self.static()
         with torch.no_grad():
-            scale = torch.tensor(static.scale, device=x.device)
+            scale = torch.tensor(static.scale, dtype=torch.float32, device=x.device)
             low = scale * (static.lowest - static.zero_point)
             high = scale * (127 - static.zero_point)
             rounded, _ = fake_quantize(x, static)

@@ -27,6 +27,10 @@ class Scheme(Protocol):
     def quantize(self, weight: Tensor) -> QTensor: ...
 
 
+# Options that came later: they are written only if they are not at their default, so that older
+# releases read what they can hold.
+LATER = ("scale_dtype",)
+
 SCHEMES: dict[str, type[Scheme]] = {s.name: s for s in (Absmax, ZeroPoint, Binary, Clustered)}
 
 
@@ -50,8 +54,13 @@ def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
 
 
 def scheme_to_dict(scheme: Scheme) -> dict[str, Any]:
-    """The inverse of `scheme_from_dict`: plain values, every option written out."""
-    options = {f.name: getattr(scheme, f.name) for f in fields(scheme)}  # type: ignore[arg-type]
+    """The inverse of `scheme_from_dict`: plain values, every option written out but for those of
+    LATER at their default."""
+    options = {
+        f.name: getattr(scheme, f.name)
+        for f in fields(scheme)  # type: ignore[arg-type]
+        if f.name not in LATER or getattr(scheme, f.name) != f.default
+    }
     return {"scheme": scheme.name} | options | {"granularity": str(scheme.granularity)}
 
 

@@ -15,21 +15,26 @@ from torch import Tensor
 from lowbit.errors import UsageError
 from lowbit.formats import CHANNEL, AffineLayout, AffineTensor, Granularity
 from lowbit.formats.affine import encode
-from lowbit.formats.scales import safe_scale
-from lowbit.schemes.weight_range import weight_range
+from lowbit.formats.scales import check_scale_dtype, safe_scale
+from lowbit.schemes.weight_range import step_of, weight_range
 
 
 @dataclass(frozen=True)
 class Absmax:
-    """Symmetric quantization at 2 … 8 bits. Raises UsageError for options out of range."""
+    """Symmetric quantization at 2 … 8 bits. Raises UsageError for options out of range.
+
+    scale_dtype: "float16", or "float32" for the codes that float32 arithmetic finds.
+    """
 
     name: ClassVar[str] = "absmax"
     bits: int = 8
     granularity: Granularity = CHANNEL
     range: str = "absmax"
+    scale_dtype: str = "float16"
 
     def __post_init__(self) -> None:
         AffineLayout(self.bits, self.granularity, zero_point=False)
+        check_scale_dtype(self.scale_dtype)
         if self.range not in ("absmax", "minmax"):
             raise UsageError(f"range {self.range!r} is unknown: use absmax or minmax")
 
@@ -41,8 +46,8 @@ class Absmax:
         low, high = weight_range(weight, self.granularity)
         half = 1 << (self.bits - 1)
         if self.range == "minmax":
-            # Divided first: high − low overflows float32 where both are near its limits.
-            scale, lowest = high / (2 * half - 1) - low / (2 * half - 1), -half
+            scale, lowest = step_of(low, high, 2 * half - 1, self.scale_dtype), -half
         else:
             scale, lowest = torch.maximum(-low, high) / (half - 1), 1 - half
-        return encode(weight, safe_scale(scale), None, self.bits, self.granularity, lowest)
+        scale = safe_scale(scale, self.scale_dtype)
+        return encode(weight, scale, None, self.bits, self.granularity, lowest)

@@ -19,7 +19,7 @@ from torch import Tensor
 from lowbit.errors import UsageError
 from lowbit.formats import BinaryLayout, BinaryTensor, Granularity, group
 from lowbit.formats.granularity import row_blocks
-from lowbit.formats.scales import stored_dtype
+from lowbit.formats.scales import check_scale_dtype, stored_dtype
 from lowbit.packing import pack, packed_width
 from lowbit.schemes import levels
 from lowbit.schemes.levels import Levels, SortedGroups
@@ -32,7 +32,10 @@ WEIGHTS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Binary:
-    """Binary codes of 1 … 4 planes. Raises UsageError for options out of range."""
+    """Binary codes of 1 … 4 planes. Raises UsageError for options out of range.
+
+    scale_dtype: of α and o, "float16" or "float32".
+    """
 
     name: ClassVar[str] = "binary"
     bits: int = 3
@@ -41,9 +44,11 @@ class Binary:
     solver: str = "alternating"
     iterations: int = 15
     nested: bool = False
+    scale_dtype: str = "float16"
 
     def __post_init__(self) -> None:
         BinaryLayout(self.bits, self.granularity, self.offset, self.nested)
+        check_scale_dtype(self.scale_dtype)
         if self.solver not in SOLVERS:
             raise UsageError(f"solver {self.solver!r} is unknown: use {', '.join(SOLVERS)}")
         if not 0 <= self.iterations <= 1000:
@@ -59,7 +64,8 @@ class Binary:
         check_finite(weight.sum(dtype=torch.float64), weight)
         parts = whole_and_last(weight, self.granularity)
         found = [self._levels(part.flatten(0, 1)) for part in parts]
-        dtype = stored_dtype(torch.cat([self._magnitudes(weight, f) for f in found]))
+        magnitudes = torch.cat([self._magnitudes(weight, f) for f in found])
+        dtype = stored_dtype(magnitudes, self.scale_dtype)
         coded = [self._coded(part, f, dtype) for part, f in zip(parts, found, strict=True)]
         codes, part_alphas, part_offsets = zip(*coded, strict=True)
         offsets = tuple(torch.cat(o) for o in zip(*part_offsets, strict=True))

@@ -40,6 +40,7 @@ class Clustered:
     solver: str = "alternating"
     iterations: int = 15
     nested: bool = False
+    scale_dtype: str = "float16"
 
     def __post_init__(self) -> None:
         self.of_cluster(0)
@@ -60,6 +61,7 @@ class Clustered:
             self.solver,
             self.iterations,
             self.nested,
+            self.scale_dtype,
         )
 
     def quantize(self, weight: Tensor) -> StackedTensor:

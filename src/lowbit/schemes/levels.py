@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 # Candidate steps of the best uniform grid, as shares of the step that spans the whole range.
-GRID_SHARES = torch.linspace(0.3, 1.0, 10).tolist()
+GRID_SHARES = torch.linspace(0.3, 1.0, 10, dtype=torch.float32).tolist()
 # Keeps the normal equations solvable where a cell pattern makes two planes the same.
 RIDGE = 1e-9
 # With α₁ ≥ α₂ ≥ … ≥ 0 the levels ascend in the order of their signs, plane 0 first, but for
@@ -226,7 +226,7 @@ def uniform_levels(groups: SortedGroups, bits: int, with_offset: bool) -> Levels
     widest = (high - low) / steps
     unit = torch.where(widest > 0, widest, 1.0)
     position = ((groups.values - middle[:, None]) / unit[:, None]).float()
-    centre = torch.tensor(steps / 2, device=position.device)
+    centre = position.new_tensor(steps / 2)
     least = torch.full_like(position[:, 0], torch.inf)
     best = torch.zeros_like(least)
     for share in GRID_SHARES:

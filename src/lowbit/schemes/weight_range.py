@@ -35,7 +35,7 @@ def weight_range(
     """(min(w, 0), max(w, 0)) of each unit. Raises InputError where a weight is not finite."""
     check_weight(weight, granularity)
     if weight.numel() == 0:
-        zeros = torch.zeros(granularity.parameter_shape(*weight.shape), device=weight.device)
+        zeros = weight.new_zeros(granularity.parameter_shape(*weight.shape), dtype=torch.float32)
         return zeros, zeros.clone()
     groups = granularity.split(weight)
     # Three times as fast as one torch.aminmax, which is not vectorized along rows.
@@ -44,3 +44,19 @@ def weight_range(
         low, high = low.amin().reshape(1, 1), high.amax().reshape(1, 1)
     check_finite(torch.stack([low, high]), weight)
     return low.clamp(max=0.0), high.clamp(min=0.0)
+
+
+def step_of(
+    low: Float32[Tensor, "units groups"],
+    high: Float32[Tensor, "units groups"],
+    steps: int,
+    scale_dtype: str,
+) -> Float32[Tensor, "units groups"]:
+    """(max − min) / steps."""
+    # Divided first: high − low overflows float32 where both are near its limits.
+    divided = high / steps - low / steps
+    if scale_dtype == "float16":
+        return divided
+    # As others compute it, to the last bit, which float16 would round away.
+    whole = (high - low) / steps
+    return torch.where(whole.isfinite(), whole, divided)

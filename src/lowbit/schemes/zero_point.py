@@ -13,20 +13,25 @@ from torch import Tensor
 
 from lowbit.formats import CHANNEL, AffineLayout, AffineTensor, Granularity
 from lowbit.formats.affine import encode
-from lowbit.formats.scales import safe_scale
-from lowbit.schemes.weight_range import weight_range
+from lowbit.formats.scales import check_scale_dtype, safe_scale
+from lowbit.schemes.weight_range import step_of, weight_range
 
 
 @dataclass(frozen=True)
 class ZeroPoint:
-    """Asymmetric quantization at 2 … 8 bits. Raises UsageError for options out of range."""
+    """Asymmetric quantization at 2 … 8 bits. Raises UsageError for options out of range.
+
+    scale_dtype: "float16", or "float32" for the codes that float32 arithmetic finds.
+    """
 
     name: ClassVar[str] = "zero-point"
     bits: int = 8
     granularity: Granularity = CHANNEL
+    scale_dtype: str = "float16"
 
     def __post_init__(self) -> None:
         AffineLayout(self.bits, self.granularity, zero_point=True)
+        check_scale_dtype(self.scale_dtype)
 
     def quantize(self, weight: Tensor) -> AffineTensor:
         """A float weight [out, in] of any dtype in the affine format.
@@ -35,7 +40,7 @@ class ZeroPoint:
         """
         low, high = weight_range(weight, self.granularity)
         levels = (1 << self.bits) - 1
-        # Divided first: high − low overflows float32 where both are near its limits.
-        scale = safe_scale(high / levels - low / levels)
+        step = step_of(low, high, levels, self.scale_dtype)
+        scale = safe_scale(step, self.scale_dtype)
         zero_point = (-low / scale.float()).round_().clamp_(0, levels).to(torch.uint8)
         return encode(weight, scale, zero_point, self.bits, self.granularity)

@@ -53,7 +53,7 @@ def by_divergence(
                         # float32 terms cancel to about 1e-7 of a nat, on either side of 0.
                         own[i] += distance.part(wanted, found).clamp(min=0).item()
                         bar.update()
-    return [[cost / max(whole, torch.finfo().tiny) for cost in own] for own in costs]
+    return [[cost / max(whole, torch.finfo(torch.float32).tiny) for cost in own] for own in costs]
 
 
 def by_hessian(
@@ -87,9 +87,10 @@ def _relative(model: PreTrainedModel, candidate: Candidate, hessian: Tensor | No
     assert candidate.decision.weights is not None
     weight = matrix(model.get_submodule(candidate.module), candidate.decision.weights).float()
     if hessian is None:
-        hessian = torch.eye(weight.shape[1], device=weight.device)
+        hessian = torch.eye(weight.shape[1], dtype=torch.float32, device=weight.device)
     error = weight_error(weight - FORMATS[q.layout.format].decode(q), hessian).sum()
-    return float(error / weight_error(weight, hessian).sum().clamp_min(torch.finfo().tiny))
+    whole = weight_error(weight, hessian).sum()
+    return float(error / whole.clamp_min(torch.finfo(torch.float32).tiny))
 
 
 Measure = Callable[[PreTrainedModel, Sequence[Sequence[Candidate]], Batches, bool], Costs]

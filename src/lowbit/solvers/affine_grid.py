@@ -18,7 +18,7 @@ from lowbit.formats.affine import AffineLayout
 from lowbit.packing import pack
 from lowbit.schemes import Scheme
 
-SHARES = torch.linspace(1.0, 0.4, 13).tolist()
+SHARES = torch.linspace(1.0, 0.4, 13, dtype=torch.float32).tolist()
 NEIGHBOURS = (0, -1, 1)
 ITERATIONS = 3
 

@@ -29,8 +29,8 @@ class Inputs:
 
     @classmethod
     def none_yet(cls, width: int, device: torch.device) -> "Inputs":
-        none = torch.zeros(width, device=device)
-        return cls(torch.zeros(width, width, device=device), none, none.clone())
+        none = torch.zeros(width, dtype=torch.float32, device=device)
+        return cls(none.new_zeros(width, width), none, none.clone())
 
     def add(self, x: Float[Tensor, "tokens in"]) -> None:
         """Take more tokens into account. A token that is not finite is left out."""

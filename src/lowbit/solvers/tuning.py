@@ -115,14 +115,14 @@ def tune(
                     own, count = tuning.distance(batch)
                     part, whole = part + own.item(), whole + count
                     bar.update()
-            return part / max(whole, torch.finfo().tiny)
+            return part / max(whole, torch.finfo(torch.float32).tiny)
 
         start = mean()
         for _ in range(passes):
             for batch in batches:
                 with torch.enable_grad():
                     part, whole = tuning.distance(batch)
-                    loss = part / max(whole, torch.finfo().tiny)
+                    loss = part / max(whole, torch.finfo(torch.float32).tiny)
                     # Of these alone: other parameters of the model want gradients too.
                     gradients = torch.autograd.grad(loss, changes, allow_unused=True)
                 for change, gradient in zip(changes, gradients, strict=True):

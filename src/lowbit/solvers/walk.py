@@ -203,7 +203,7 @@ def _hessian(d: Decision, seen: Observed, found: Solved, weight: Tensor) -> Tens
     """What a weight is solved with. An embedding's rows are read as they are, so that all of its
     columns count alike; where a head is tied to it, what the head reads counts as much again."""
     inputs = seen.of(d.name)
-    eye = torch.eye(weight.shape[1], device=weight.device)
+    eye = torch.eye(weight.shape[1], dtype=torch.float32, device=weight.device)
     if not _met(inputs):
         return eye
     if d.weights is not None and d.weights.kind == "embedding":

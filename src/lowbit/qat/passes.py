@@ -1,0 +1,86 @@
+"""Which pass a recomputation repeats.
+
+Gradient checkpointing runs parts of a model twice: once forward, and once more in the backward pass
+for what gradients need. The second time has to compute what the first did, although ranges and
+counts have moved on since: further micro-batches may have come in between. A pass is known again by
+the values that it is given, which are the same bit for bit.
+"""
+
+import sys
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import StaticScale
+from lowbit.qat.ranges import Range, sample
+
+# Passes of one layer that a backward pass may still come to: micro-batches, times the blocks that
+# share the layer.
+REMEMBERED = 512
+COMPARED = 1 << 14  # values of an input, at least half of them
+APPLY = torch.autograd.Function.apply.__func__.__code__
+
+
+@dataclass(eq=False)
+class Pass:
+    """One pass through a layer. active: whether it is fake-quantized. counts: whether it moves
+    ranges and counts, which a recomputation does not. scales: what its ranges were."""
+
+    active: bool
+    counts: bool = True
+    scales: dict[Range, StaticScale] = field(default_factory=dict)
+
+    def scale_of(self, found: Range) -> StaticScale:
+        if found not in self.scales:
+            self.scales[found] = found.static()
+        return self.scales[found]
+
+
+class Passes:
+    """The last training passes of one layer. A copy of the layer has run none."""
+
+    def __init__(self) -> None:
+        self._known: deque[tuple[int, Pass]] = deque(maxlen=REMEMBERED)
+
+    def __reduce__(self) -> tuple[type["Passes"], tuple[()]]:
+        return Passes, ()
+
+    def remember(self, x: Tensor, now: Pass) -> None:
+        self._known.append((_key(x), now))
+
+    def repeated(self, x: Tensor) -> Pass | None:
+        """The pass that a recomputation with this input repeats: of those with equal inputs the
+        last one that was not repeated yet, as gradients come to the last one first."""
+        key = _key(x)
+        equal = [known for of, known in reversed(self._known) if of == key]
+        found = next((known for known in equal if known.counts), equal[0] if equal else None)
+        if found is not None:
+            found.counts = False
+        return found
+
+
+def recomputing() -> bool:
+    """Whether a backward pass is what runs."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def trains() -> bool:
+    """Whether gradients will be asked for: also where a custom function, such as checkpointing of
+    the reentrant kind, computes without a graph because it will compute once more."""
+    return torch.is_grad_enabled() or _in_custom_function()
+
+
+def _in_custom_function() -> bool:
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is APPLY:
+            return True
+    return False
+
+
+def _key(x: Tensor) -> int:
+    values = sample(x.detach(), COMPARED).contiguous().view(torch.uint8)
+    return hash((x.shape, values.cpu().numpy().tobytes()))
