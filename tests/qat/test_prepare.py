@@ -1,5 +1,8 @@
 """A model on its way to integers: the same parameters, and in the end the same outputs."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +84,77 @@ def test_parameters_keep_their_names_identity_and_ties(name):
         n: type(m) for n, m in model.named_modules()
     }
     assert all(dict(model.named_parameters())[n] is p for n, p in before.items())
+
+
+def assigned(model, other):
+    """As by a library that puts new parameters in place: those of another model."""
+    model.load_state_dict({k: v.clone() for k, v in other.state_dict().items()}, assign=True)
+
+
+def emptied(model, other):
+    model.to_empty(device="cpu").load_state_dict(other.state_dict())
+
+
+def set_anew(model, other):
+    for name, module in other.named_modules():
+        if isinstance(module, FakeQuantLinear | FakeQuantEmbedding):
+            for key, value in module._parameters.items():
+                new = None if value is None else nn.Parameter(value.detach().clone())
+                setattr(model.get_submodule(name), key, new)
+
+
+@pytest.mark.parametrize("change", [assigned, emptied, set_anew])
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("recipe", ["int8-all", "bcq2"])
+def test_replaced_parameters_are_those_that_are_stored(recipe, tie, change):
+    model, other = make("gpt2"), make("gpt2", seed=1)
+    for each in (model, other):
+        prepare_qat(each, recipe)
+    change(model, other)
+    if tie:
+        model.tie_weights()
+    expected = output(model.eval())
+    finish_qat(model, progress=False)
+    assert (output(model) - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_of_a_prepared_model_finishes_alone(copied):
+    model = make("gpt2")
+    prepare_qat(model, "int4-all-static", QatOptions("lsq"))
+    trained(model)
+    other, expected = copied(model), output(model)
+    trained(model, rate=1e-1)
+    finish_qat(other, progress=False)
+    found = output(other)
+    assert ((found - expected).norm() <= 1e-2 * expected.norm()).item()
+
+
+def test_a_cast_leaves_ranges_as_they_were_found():
+    model = make("bert")
+    prepare_qat(model, "int8-static")
+    trained(model)
+    found = {k: v.clone() for k, v in model.state_dict().items() if "input_quantizer" in k}
+    model.to(torch.bfloat16)
+    state = model.state_dict()
+    assert found and all(torch.equal(state[k], v) for k, v in found.items())
+    finish_qat(model, progress=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.set_input_embeddings(nn.Embedding(200, 128)),
+        lambda model: model.set_submodule("transformer.wte", nn.Identity()),
+        lambda model: model.transformer.h.pop(1),
+    ],
+)
+def test_a_module_that_was_replaced_or_removed_is_named(change):
+    model = make("gpt2")
+    prepare_qat(model, "int8-all")
+    change(model)
+    with pytest.raises(UsageError, match="was replaced or removed after prepare_qat"):
+        finish_qat(model, progress=False)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -3,12 +3,15 @@
 Gradient checkpointing runs parts of a model twice: once forward, and once more in the backward pass
 for what gradients need. The second time has to compute what the first did, although ranges and
 counts have moved on since: further micro-batches may have come in between. A pass is known again by
-the values that it is given, which are the same bit for bit.
+the values that it is given, which are the same bit for bit. Some inputs are those of every pass,
+such as the ids of positions: there the passes that were repeated just before tell which one it is.
 """
 
 import sys
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import count
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,17 +23,19 @@ from lowbit.qat.ranges import Range, sample
 # share the layer.
 REMEMBERED = 512
 COMPARED = 1 << 14  # values of an input, at least half of them
-APPLY = torch.autograd.Function.apply.__func__.__code__
+APPLY = torch.autograd.Function.apply.__code__
 
 
 @dataclass(eq=False)
 class Pass:
     """One pass through a layer. active: whether it is fake-quantized. counts: whether it moves
-    ranges and counts, which a recomputation does not. scales: what its ranges were."""
+    ranges and counts, which a recomputation does not. scales: what its ranges were. order: its
+    place among the passes through all layers."""
 
     active: bool
     counts: bool = True
     scales: dict[Range, StaticScale] = field(default_factory=dict)
+    order: int = field(default_factory=count().__next__)
 
     def scale_of(self, found: Range) -> StaticScale:
         if found not in self.scales:
@@ -40,6 +45,10 @@ class Pass:
 
 class Passes:
     """The last training passes of one layer. A copy of the layer has run none."""
+
+    # Of what was recomputed last, in whatever layer: a model is recomputed in parts, each of them
+    # in order.
+    last_order: ClassVar[int] = 0
 
     def __init__(self) -> None:
         self._known: deque[tuple[int, Pass]] = deque(maxlen=REMEMBERED)
@@ -51,13 +60,13 @@ class Passes:
         self._known.append((_key(x), now))
 
     def repeated(self, x: Tensor) -> Pass | None:
-        """The pass that a recomputation with this input repeats: of those with equal inputs the
-        last one that was not repeated yet, as gradients come to the last one first."""
+        """The pass that a recomputation with this input repeats, which does not count."""
         key = _key(x)
-        equal = [known for of, known in reversed(self._known) if of == key]
-        found = next((known for known in equal if known.counts), equal[0] if equal else None)
-        if found is not None:
-            found.counts = False
+        equal = [known for of, known in self._known if of == key]
+        if not equal:
+            return None
+        found = min(equal, key=lambda p: (not p.counts, abs(p.order - Passes.last_order)))
+        found.counts, Passes.last_order = False, found.order
         return found
 
 

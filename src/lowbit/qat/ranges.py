@@ -15,7 +15,8 @@ The range always includes 0. How it is found:
 
 import math
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,16 @@ class Range(nn.Module):
                 low, high = x.aminmax()
             self.seen += 1
             self._take(x, low.clamp(max=0), high.clamp(min=0))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What was found follows a change of device but never one of dtype."""
+
+        def apply(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(apply, recurse)
+        return self
 
     @abstractmethod
     def _take(self, x: Tensor, low: Tensor, high: Tensor) -> None:

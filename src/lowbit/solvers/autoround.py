@@ -139,7 +139,7 @@ class Rounding:
     def _codes(self) -> tuple[Tensor, Tensor, Tensor]:
         """As `stored`, but the codes in groups [out, groups, width]."""
         (v, alpha, beta), levels = self.learned, self.codes.levels
-        # Divided first, as the schemes do: the start has their scale to the last bit.
+        # Divided first, as the schemes do: the start has their scale to the last bit of float16.
         exact = self.high * alpha / levels - self.low * beta / levels
         scale = straight_through(exact, self.codes.stored(exact).float())
         zero = torch.full_like(scale, self.codes.middle)
