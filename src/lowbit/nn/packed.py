@@ -238,6 +238,8 @@ class Packed(nn.Module):
         A prepacked weight stays so unless it leaves the CPU: libraries move a model to where it is
         before every batch.
         """
+        if self._stays(fn):
+            return self
         with _CHANGING:
             if self.lanes is not None and fn(self.lanes.new_empty(0)).device != self.lanes.device:
                 self.restore_stored()
@@ -261,6 +263,13 @@ class Packed(nn.Module):
             elif self.compute_dtype.device != before:
                 self.settled = False  # another device may have other kernels
         return self
+
+    def _stays(self, fn: Callable[[Tensor], Tensor]) -> bool:
+        """Whether fn leaves everything as it is."""
+        held = [*self._parameters.values(), *self._buffers.values()]
+        if self.lanes is not None:
+            held = [self.lanes, *(t for t in held if t is not None and not t.is_meta)]
+        return all(t is None or (t.grad is None and fn(t) is t) for t in held)
 
     def __getattr__(self, name: str) -> Any:
         """What code asks of the float module is answered from it: `padding_idx`, say."""
