@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.modeling_utils import str_to_torch_dtype
 
 from lowbit.errors import InputError
 
@@ -138,6 +139,16 @@ def weight_files(folder: Path) -> list[Path]:
     raise InputError(f"{folder} has config.json but no weights (no {SINGLE} and no {INDEX})")
 
 
+class _Empty:
+    """A slice without elements, which safetensors opens but does not read."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.get_shape, self.get_dtype = tensor.get_shape, tensor.get_dtype
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        return torch.empty(self.get_shape(), dtype=str_to_torch_dtype[self.get_dtype()])
+
+
 @contextmanager
 def open_tensors(files: list[Path]) -> Iterator[dict[str, Any]]:
     """Name -> a slice that reads its tensor when it is asked for it. Raises InputError."""
@@ -153,7 +164,8 @@ def open_tensors(files: list[Path]) -> Iterator[dict[str, Any]]:
             for name in opened.keys():  # noqa: SIM118  not a mapping
                 if name in tensors:
                     raise InputError(f"{file} repeats the tensor {name} of another shard")
-                tensors[name] = opened.get_slice(name)
+                tensor = opened.get_slice(name)
+                tensors[name] = tensor if all(tensor.get_shape()) else _Empty(tensor)
         if not tensors:
             raise InputError(f"{files[0]} holds no tensors")
         yield tensors

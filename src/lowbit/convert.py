@@ -160,7 +160,8 @@ def untie(model: PreTrainedModel, targets: set[str]) -> tuple[TiedKeys, ...]:
         if not isinstance(module, PreTrainedModel):
             continue
         prefix = f"{name}." if name else ""
-        expanded: dict[str, str] = module.all_tied_weights_keys
+        # A model inside may have been built without it.
+        expanded: dict[str, str] = getattr(module, "all_tied_weights_keys", {})
         before.append(TiedKeys(name, module.__dict__.get("_tied_weights_keys"), expanded))
         own = module.get_expanded_tied_weights_keys(all_submodels=False)
         module._tied_weights_keys = {k: v for k, v in own.items() if prefix + k not in gone}

@@ -13,15 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, apply_converters
 
 ADVICE = "__run_import_lowbit_before_loading__"
 
 
-def guards(model: PreTrainedModel, modules: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
-    """The empty tensors for a checkpoint of `model`, which stores `modules`.
+def guards(base_model_prefix: str, modules: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """The empty tensors for a checkpoint that stores `modules`.
 
     One in each part of the model (embeddings, encoder, decoder, …), for a checkpoint may be opened
     as the model of one part.
@@ -29,8 +26,8 @@ def guards(model: PreTrainedModel, modules: Mapping[str, Mapping[str, Any]]) -> 
     parts: dict[str, str] = {}
     # In alphabetical order, as config.json has them: saving again writes the same.
     for name, entry in sorted(modules.items()):
-        own = name.removeprefix(f"{model.base_model_prefix}.")
-        if "tied_to" not in entry and not _converted(model, f"{name}.weight"):
+        own = name.removeprefix(f"{base_model_prefix}.")
+        if "tied_to" not in entry:
             parts.setdefault(own.partition(".")[0], f"{name}.weight")
     return {name: torch.empty(0) for name in (ADVICE, *parts.values())}
 
@@ -40,14 +37,3 @@ def guard_patterns(base_model_prefix: str, modules: Iterable[str]) -> set[str]:
     prefix = f"{base_model_prefix}."
     names = "|".join(sorted({re.escape(name.removeprefix(prefix)) for name in modules}))
     return {f"^{ADVICE}$", rf"^({re.escape(prefix)})?({names})\.weight$"}
-
-
-def _converted(model: PreTrainedModel, name: str) -> bool:
-    """Whether transformers merges or splits this weight on its way to or from a file."""
-    both = [
-        direction
-        for entry in get_model_conversion_mapping(model, add_legacy=False)
-        if isinstance(entry, WeightConverter)
-        for direction in (entry, entry.reverse_transform())
-    ]
-    return any(apply_converters(name, [converter])[1] is not None for converter in both)

@@ -7,7 +7,7 @@ recipe that made it, for people. `import lowbit` registers all this with transfo
 
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.core_model_loading import ConversionOps
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    ConversionOps,
+    PrefixChange,
+    WeightConverter,
+    WeightTransform,
+)
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.quantizers.base import _assign_is_quantized
@@ -45,6 +51,8 @@ from lowbit.weight_error import WeightError
 
 METHOD = "lowbit"
 FORMAT_VERSION = 1
+# Bytes: where torch's own allocations lie.
+ALIGNMENT = 64
 
 
 class LowbitConfig(QuantizationConfigMixin):
@@ -117,6 +125,7 @@ def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, .
     model.is_quantized = True
     model.quantization_method = METHOD
     model.config.quantization_config = config
+    align(model)
     model.resize_token_embeddings = partial(resize_token_embeddings, model)
     _assign_is_quantized(model)
 
@@ -145,6 +154,8 @@ class LowbitQuantizer(HfQuantizer):
         self.stored_names: frozenset[str] = frozenset()
         # Weight name -> what to do with it, while a float checkpoint is loaded.
         self.pending: dict[str, Decision] = {}
+        # Those, and what a checkpoint holds in one tensor with one of them.
+        self.claimed: frozenset[str] = frozenset()
         self.tied: tuple[Decision, ...] = ()
         self.failure: LowbitError | None = None
 
@@ -160,6 +171,7 @@ class LowbitQuantizer(HfQuantizer):
         check_static(coverage)
         decisions = coverage.quantized
         self.pending = {f"{d.name}.weight": d for d in decisions if not d.tied_to}
+        self.claimed = frozenset(self.pending) | _merged_with(model, set(self.pending))
         self.tied = tuple(d for d in decisions if d.tied_to)
         self.ties = untie(model, {d.name for d in self.tied})
         for decision in self.tied:
@@ -182,6 +194,7 @@ class LowbitQuantizer(HfQuantizer):
         self.quantization_config.errors[decision.name] = WeightError.of(matrix, q)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        align(model)
         fill_replaced(model)
         model.resize_token_embeddings = partial(resize_token_embeddings, model)
         if self.pre_quantized:
@@ -207,10 +220,18 @@ class LowbitQuantizer(HfQuantizer):
     def param_needs_quantization(
         self, model: PreTrainedModel, param_name: str, **kwargs: Any
     ) -> bool:
-        return param_name in self.pending
+        return param_name in self.claimed
 
     def get_quantize_ops(self) -> ConversionOps:
         return _QuantizeOnLoad(self)
+
+    def update_weight_conversions(self, weight_conversions: list[Any], *_: Any) -> list[Any]:
+        """All but those that rename what is stored, as of a parameter that has become a module."""
+        return [
+            entry
+            for entry in weight_conversions
+            if self.stored_names.issuperset(map(_renaming(entry), self.stored_names))
+        ]
 
     def get_new_dtype(
         self, converter: Any, param: Any, dtype: torch.dtype | None
@@ -240,8 +261,10 @@ class LowbitQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What `save_pretrained` writes."""
-        return model.state_dict() | guards(model, self.quantization_config.modules), {}
+        """What `save_pretrained` writes, under the names that the model has."""
+        keep_apart(model)
+        modules = self.quantization_config.modules
+        return model.state_dict() | guards(model.base_model_prefix, modules), {}
 
     def is_serializable(self) -> bool:
         return True
@@ -268,7 +291,7 @@ def ignore(model: PreTrainedModel, patterns: Set[str]) -> None:
 
 
 class _QuantizeOnLoad(ConversionOps):
-    """Takes each float weight as it is read; nothing is returned for transformers to set."""
+    """Takes each float weight as it is read; the others are left for transformers to set."""
 
     def __init__(self, quantizer: LowbitQuantizer) -> None:
         self.quantizer = quantizer
@@ -276,21 +299,72 @@ class _QuantizeOnLoad(ConversionOps):
     def convert(
         self,
         input_dict: dict[str, Any],
-        full_layer_name: str = "",
         model: Any = None,
         missing_keys: set[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        (value,) = input_dict.values()
-        weight = value[0] if isinstance(value, list) else value
-        try:
-            self.quantizer.quantize_loaded(model, full_layer_name, weight)
-        except LowbitError as error:
-            # The loader would bury it in a report; it is raised when loading is over.
-            self.quantizer.failure = self.quantizer.failure or error
-        if missing_keys is not None:
-            missing_keys.discard(full_layer_name)
-        return {}
+        kept = {}
+        for name, value in input_dict.items():
+            if name not in self.quantizer.pending:
+                kept[name] = value
+                continue
+            weight = value[0] if isinstance(value, list) else value
+            try:
+                self.quantizer.quantize_loaded(model, name, weight)
+            except LowbitError as error:
+                # The loader would bury it in a report; it is raised when loading is over.
+                self.quantizer.failure = self.quantizer.failure or error
+            if missing_keys is not None:
+                missing_keys.discard(name)
+        return kept
+
+
+def _renaming(entry: WeightTransform) -> Callable[[str], str]:
+    """How it renames a tensor when it is loaded; the entry itself does not notice."""
+    trial = deepcopy(entry)
+    return lambda name: trial.rename_source_key(name)[0]
+
+
+def _merged_with(model: PreTrainedModel, names: Set[str]) -> Set[str]:
+    """The tensors of `model` that checkpoints hold in one with some of `names`, as Q, K and V."""
+    reverse = [
+        entry.reverse_transform()
+        for entry in get_model_conversion_mapping(model)
+        if isinstance(entry, WeightConverter)
+    ]
+    found: set[str] = set()
+    for converter in reverse:
+        merged: dict[str, set[str]] = {}
+        for name in model.state_dict():
+            stored, pattern = converter.rename_source_key(name)
+            if pattern is not None:
+                merged.setdefault(stored, set()).add(name)
+        found |= {name for group in merged.values() if group & names for name in group}
+    return found
+
+
+def keep_apart(model: PreTrainedModel) -> None:
+    """Let transformers save packed weights as they are: some models' checkpoints hold float weights
+    of several modules in one tensor, into which it would merge codes too."""
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is None:  # then it would look for them itself, all but changes of a prefix
+        conversions = [
+            entry
+            for entry in get_model_conversion_mapping(model, add_legacy=False)
+            if not isinstance(entry, PrefixChange)
+        ]
+    names = [
+        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Packed)
+    ]
+    model._weight_conversions = [
+        entry
+        for entry in conversions
+        if not isinstance(entry, WeightConverter)
+        or all(
+            entry.reverse_transform().rename_source_key(f"{name}.weight")[1] is None
+            for name in packed
+        )
+    ]
 
 
 def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> tuple[TiedKeys, ...]:
@@ -368,6 +442,15 @@ def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Packed, str]]:
         if isinstance(module, Packed):
             for stored in module.saved():
                 yield f"{name}.{stored}", module, stored
+
+
+def align(model: PreTrainedModel) -> None:
+    """Put float tensors where torch itself would. A mapped file has them anywhere, and there
+    torch's convolutions and products differ in the last bit."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        on_cpu = tensor.device.type == "cpu"
+        if on_cpu and tensor.is_floating_point() and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def fill_replaced(model: PreTrainedModel) -> None:

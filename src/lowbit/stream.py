@@ -95,7 +95,7 @@ def quantize_checkpoint(
             sink = _Sink(float_model, coverage, solver, ShardWriter(folder, max_shard_bytes))
             unused = _read_all(float_model, tensors, sink, progress)
             quantized = LowbitConfig(recipe, sink.modules(), sink.errors)
-            for name, empty in guards(float_model, quantized.modules).items():
+            for name, empty in guards(float_model.base_model_prefix, quantized.modules).items():
                 sink.writer.add(name, empty)
             sink.writer.close()
             config.quantization_config = quantized
