@@ -353,9 +353,7 @@ def keep_apart(model: PreTrainedModel) -> None:
             for entry in get_model_conversion_mapping(model, add_legacy=False)
             if not isinstance(entry, PrefixChange)
         ]
-    names = [
-        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Packed)
-    ]
+    packed = [name for name, module in model.named_modules() if isinstance(module, Packed)]
     model._weight_conversions = [
         entry
         for entry in conversions
