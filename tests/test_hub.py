@@ -4,15 +4,21 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BertForSequenceClassification,
     BertModel,
     GPT2LMHeadModel,
+    NomicBertConfig,
+    NomicBertModel,
+    Trainer,
+    TrainingArguments,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -275,3 +281,81 @@ def test_registering_twice_changes_nothing():
 
     register()
     register()
+
+
+def test_dequantizing_gives_weights_in_the_dtype_that_is_computed_in(tmp_path):
+    model = make("t5")
+    lowbit.quantize(model, "int8-all")
+    loaded = type(model).from_pretrained(saved(model, tmp_path), dtype=torch.float16)
+    restored = copy.deepcopy(loaded).dequantize()
+    kept = restored.encoder.block[0].layer[1].DenseReluDense
+    assert (kept.wo.weight.dtype, kept.wi.weight.dtype) == (torch.float32, torch.float16)
+    assert {p.dtype for p in loaded.dequantize(torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert loaded.config.dtype == torch.bfloat16
+
+
+def test_saving_before_dequantizing_changes_nothing(tmp_path):
+    model = make("gpt2")
+    lowbit.quantize(model, "int4")
+    expected = output(copy.deepcopy(model).dequantize())
+    saved(model, tmp_path)
+    assert torch.equal(output(model.dequantize()), expected)
+
+
+def test_what_another_head_lacks_is_no_longer_listed_when_it_is_saved(tmp_path):
+    model = make("llama-untied")
+    model.config.pad_token_id = 0
+    lowbit.quantize(model, "int4-all")
+    classifier = AutoModelForSequenceClassification.from_pretrained(saved(model, tmp_path / "lm"))
+    folder = saved(classifier, tmp_path / "classifier")
+    listed = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert "lm_head" not in listed["modules"] and "lm_head" not in listed["errors"]
+    packed = {name for name, module in model.named_modules() if isinstance(module, Packed)}
+    assert set(listed["modules"]) == packed - {"lm_head"}
+    again = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert torch.equal(output(again), output(classifier))
+
+
+def test_trainer_predicts_and_trains_what_is_float(tmp_path):
+    model = make("bert-classifier")
+    lowbit.quantize(model, "int4")
+    ids = torch.arange(3, 35).reshape(2, 16)
+    data = [{"input_ids": row, "labels": torch.tensor(0)} for row in ids]
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, num_train_epochs=1)
+    trainer = Trainer(model, arguments, train_dataset=data)
+    with torch.no_grad():
+        expected = model(ids).logits.numpy()
+    assert np.array_equal(trainer.predict(data).predictions, expected)
+    stored = {n: t.clone() for n, t in model.state_dict().items() if n.endswith("codes")}
+    bias = model.bert.encoder.layer[0].output.dense.bias.clone()
+    trainer.train()
+    assert stored and all(torch.equal(model.state_dict()[n], t) for n, t in stored.items())
+    assert not torch.equal(model.bert.encoder.layer[0].output.dense.bias, bias)
+
+
+MERGED = NomicBertConfig(
+    vocab_size=200, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96
+)
+
+
+@pytest.mark.parametrize("match", ["@linear", "*.q_proj", "*.v_proj"])
+def test_weights_that_float_checkpoints_hold_in_one_tensor_are_stored_apart(match, tmp_path):
+    torch.manual_seed(0)
+    model = NomicBertModel(MERGED).eval()
+    saved(model, tmp_path / "float")
+    merged = load_file(tmp_path / "float" / "model.safetensors")
+    assert not [name for name in merged if "q_proj" in name]
+    recipe = lowbit.Recipe((lowbit.Rule(match, lowbit.Absmax(8)),), name="some")
+    options = {"quantization_config": lowbit.LowbitConfig(recipe)}
+    on_load = NomicBertModel.from_pretrained(tmp_path / "float", **options)
+    lowbit.quantize(model, recipe)
+    lowbit.quantize_checkpoint(tmp_path / "float", recipe, tmp_path / "streamed")
+    expected = output(model)
+    assert torch.equal(output(on_load), expected)
+    for folder in (saved(model, tmp_path / "in place"), saved(on_load, tmp_path / "on load")):
+        assert torch.equal(output(NomicBertModel.from_pretrained(folder)), expected)
+    assert torch.equal(output(NomicBertModel.from_pretrained(tmp_path / "streamed")), expected)
+    # Float again, it is saved as any float model.
+    saved(model.dequantize(), tmp_path / "float again")
+    again = load_file(tmp_path / "float again" / "model.safetensors")
+    assert again.keys() == merged.keys()

@@ -161,7 +161,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule()
     def move(self) -> None:
-        self.model = self.model.to("cpu").to(torch.float64).float().eval()
+        self.model = self.model.to("cpu").to(torch.float64).to(torch.float32)
 
     @rule()
     def tie_weights(self) -> None:
