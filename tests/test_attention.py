@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
+import transformers as tf
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import lowbit
 from lowbit.attention import KERNELS, MANY_QUERIES, attention, instead_of_sdpa
+from lowbit.fallbacks import SlowPathWarning
 from lowbit.kernels import native
 from lowbit.kernels.selection import VARIABLE, select
 from tests.models import VOCABULARY, make
@@ -147,7 +149,7 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("call", "reason"),
         [
-            ((query(dtype=torch.float16),) * 3, "query is torch.float16, not float32"),
+            ((query(dtype=torch.float64),) * 3, "query is torch.float64, not float32"),
             ((query(), query(), query(dtype=torch.float64)), "value is torch.float64"),
             ((query().to("meta"),) * 3, "on meta, not on the CPU"),
             ((query(), query(0), query(0)), "key [1, 2, 0, 16] is empty"),
@@ -206,6 +208,177 @@ def test_a_call_means_what_it_means_to_transformers(mask, options, groups):
     y, weights = attention(module, q, k, v, mask, kernels=KERNELS["lowbit"], **options)
     assert weights is None and y.shape == wanted.shape and y.is_contiguous()
     assert relative(y, wanted) <= 0.006
+
+
+DECODER = {
+    "vocab_size": 203,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 96,
+    "initializer_range": 0.3,
+    "sliding_window": 8,
+}
+SEQ2SEQ = {
+    "vocab_size": 203,
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "max_position_embeddings": 64,
+    "init_std": 0.3,
+}
+BEYOND = {
+    "sinks": lambda: tf.GptOssForCausalLM(
+        tf.GptOssConfig(num_local_experts=4, num_experts_per_tok=2, **DECODER)
+    ),
+    "soft cap": lambda: tf.Gemma2ForCausalLM(
+        tf.Gemma2Config(attn_logit_softcapping=2.0, query_pre_attn_scalar=16, **DECODER)
+    ),
+    "blocks, and a decoder that does not say it is causal": lambda: (
+        tf.PegasusXForConditionalGeneration(
+            tf.PegasusXConfig(block_size=8, num_global_tokens=4, **SEQ2SEQ)
+        )
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("beyond", BEYOND)
+def test_attention_that_is_more_than_sdpa_is_that_of_eager_and_told(beyond, padded):
+    torch.manual_seed(0)
+    model = BEYOND[beyond]().eval()
+    for module in model.modules():
+        if hasattr(module, "sinks"):
+            module.sinks.copy_(torch.randn_like(module.sinks))
+    given = inputs(model, padded)
+    given = {name: t[:, :33] for name, t in given.items()}
+    if padded:
+        given["attention_mask"][1, 25:] = 0
+    model.set_attn_implementation("eager")
+    wanted = model(**given)[0]
+    model.set_attn_implementation("lowbit")
+    with pytest.warns(SlowPathWarning, match="own eager function"):
+        y = model(**given)[0]
+    assert relative(y, wanted) <= 1e-5
+    model.set_attn_implementation("lowbit_float32")
+    assert torch.equal(model(**given)[0], y)
+
+
+@torch.no_grad()
+def test_attention_weights_that_are_asked_for_are_given():
+    model = make("llama-tied")
+    ids = torch.arange(3, 23).reshape(2, 10)
+    model.set_attn_implementation("eager")
+    wanted = model(ids, output_attentions=True).attentions
+    model.set_attn_implementation("lowbit")
+    found = model(ids, output_attentions=True).attentions
+    assert len(found) == len(wanted) > 0
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def stranger(module, query, key, value, attention_mask, scaling=None, tilt=None, **options):
+    return options.get("lean"), attention_mask
+
+
+class Stranger(torch.nn.Module):
+    """An attention whose file says that "sdpa" computes it, and whose eager function reads options
+    that no one has heard of."""
+
+    is_causal = True
+
+    def forward(self, *call, **options):
+        return eager_attention_forward(self, *call, **options)
+
+
+eager_attention_forward = stranger
+
+
+class StrangerModel(tf.PreTrainedModel):
+    config_class = tf.BertConfig
+    _supports_sdpa = True
+
+
+@pytest.mark.parametrize(
+    ("options", "own"),
+    [
+        ({"scaling": 0.5}, True),
+        ({"tilt": None, "lean": None}, True),
+        ({"use_cache": True}, True),  # means nothing to it
+        ({"tilt": 1.0}, False),
+        ({"lean": 1.0}, False),
+    ],
+)
+def test_options_that_only_the_eager_function_reads_are_left_to_it(options, own):
+    q = query()
+    if own:
+        y, _ = attention(Stranger(), q, q, q, None, kernels=KERNELS["lowbit_float32"], **options)
+        assert y.shape == (1, MANY_QUERIES, 2, 16)
+        return
+    with pytest.warns(SlowPathWarning, match="is asked for"):
+        lean, mask = attention(
+            Stranger(), q, q, q, None, kernels=KERNELS["lowbit_float32"], **options
+        )
+    assert lean == options.get("lean")
+    lowest = torch.finfo(torch.float32).min
+    wanted = torch.full((MANY_QUERIES, MANY_QUERIES), lowest).triu(1)
+    assert torch.equal(mask, wanted[None, None])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("queries", [1, 5, 40])
+@pytest.mark.parametrize("mask", [None, "boolean", "additive"])
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 8), (torch.float16, 11)])
+def test_halves_are_off_by_one_rounding(dtype, bits, mask, queries):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, queries, 24, generator=generator).to(dtype)
+    k, v = (torch.randn(2, 2, 40, 24, generator=generator).to(dtype) for _ in range(2))
+    given = None
+    if mask == "boolean":
+        given = torch.rand(2, 1, queries, 40, generator=generator) < 0.5
+    elif mask == "additive":
+        given = torch.randn(2, 1, queries, 40, generator=generator).to(dtype)
+    scores = (q.double() @ k.double().repeat_interleave(2, 1).mT) * 24**-0.5
+    if mask == "boolean":
+        scores = scores.masked_fill(~given, -torch.inf)
+    elif mask == "additive":
+        scores = scores + given.double()
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    oracle = weights / weights.sum(-1, keepdim=True) @ v.double().repeat_interleave(2, 1)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    y, _ = attention(module, q, k, v, given, kernels=KERNELS["lowbit_float32"], is_causal=False)
+    assert y.dtype is dtype
+    wanted = oracle.transpose(1, 2)
+    # Half a unit of the last place, and the error of sums in float32.
+    assert ((y.double() - wanted).abs() <= 2.0**-bits * wanted.abs() + 2e-6).all()
+    # The other code would round the weights too.
+    chosen, _ = select(KERNELS["lowbit_float32"], q, k, v, given)
+    assert native.module is None or queries >= MANY_QUERIES or chosen.name != "reference"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["bert", "llama-tied", "bart"])
+def test_quantized_models_in_bfloat16_are_near_their_float32_twins(name):
+    model = make(name)
+    lowbit.quantize(model, "int8-dynamic", progress=False)
+    given = inputs(model, False)
+    given = {key: t[:, :12] for key, t in given.items()}
+    wanted = model(**given)[0]
+    half = make(name).bfloat16()
+    lowbit.quantize(half, "int8-dynamic", progress=False)
+    for implementation in ("sdpa", *KERNELS):
+        half.set_attn_implementation(implementation)
+        y = half(**given)[0]
+        assert y.dtype is torch.bfloat16
+        assert relative(y.float(), wanted) <= 0.06
 
 
 # In a process of its own: the shape checks that tests put around functions cannot be traced.

@@ -6,13 +6,21 @@
 Scores, softmax and values of float32 models are computed in one call (csrc/attention.h), in
 float32. Where the processor has tiles, "lowbit" computes many queries from operands in bfloat16:
 sums stay float32, and the result of one attention is off by 0.3 % (relative Frobenius error on
-normal operands). Masks, caches and cross-attention are handled by transformers' own code around it.
-What is not served goes to that code.
+normal operands). Queries, keys and values in bfloat16 or
+float16 are converted to float32, and the result is rounded back once. Masks, caches and
+cross-attention are handled by transformers' own code around it.
+
+Ours computes what "sdpa" computes. Attention that is more than that, with sinks, a soft cap, or in
+a model for which transformers refuses "sdpa", is computed by the model's own eager function, with
+the mask that such a function expects (`lowbit.explain` says so). Other calls that are not served,
+such as training, go to transformers' "sdpa".
 """
 
-from collections.abc import Iterator, Sequence
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,16 +30,21 @@ from transformers.integrations.sdpa_attention import (
     create_position_bias_mask,
     sdpa_attention_forward,
 )
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
+from lowbit import fallbacks
 from lowbit.kernels import ops
 from lowbit.kernels.attention.native import MASKS
 from lowbit.kernels.selection import Kernel, never, select
 
 # Fewer are done sooner in float32, as tiles are filled anew at every call.
 MANY_QUERIES = 8
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What only transformers' own code knows to handle, or to refuse.
 FOREIGN = ("cache", "softcap")
+# The options that `_own` reads. Others must have no meaning to the model's eager function.
+OPTIONS = ("scaling", "is_causal", "position_bias")
+EAGER = "eager_attention_forward"
 
 
 def unsupported(
@@ -50,14 +63,15 @@ def unsupported(
     for name, t in operands.items():
         if not t.is_cpu:
             return f"the {name} is on {t.device}, not on the CPU"
-        if t.dtype is not torch.float32:
-            return f"the {name} is {t.dtype}, not float32"
+        if t.dtype not in DTYPES:
+            return f"the {name} is {t.dtype}, not float32, bfloat16 or float16"
         if t.numel() == 0:
             return f"the {name} {list(t.shape)} is empty"
     if not _fit(query, key, value):
         shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in operands.items())
         return f"{shapes} are not those of one attention"
-    if mask is not None and (mask.dtype not in MASKS or mask.dim() != 4 or not mask.is_cpu):
+    known = (*MASKS, *DTYPES)
+    if mask is not None and (mask.dtype not in known or mask.dim() != 4 or not mask.is_cpu):
         return f"a mask {list(mask.shape)} of {mask.dtype} on {mask.device} is not served"
     if dropout:
         return f"dropout {dropout} belongs to training"
@@ -113,7 +127,10 @@ def _own(
         mask, causal = create_position_bias_mask(bias, mask, causal, query, key), False
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return ops.attention(query, key, value, mask, scale, causal, path), None
+    if mask is not None and mask.dtype not in MASKS:
+        mask = mask.float()
+    y = ops.attention(query.float(), key.float(), value.float(), mask, scale, causal, path)
+    return y.to(query.dtype), None
 
 
 _FLOAT32 = (
@@ -135,6 +152,91 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
 }
 
 
+@cache
+def _eager(kind: Any) -> Callable[..., Any] | None:
+    """What transformers calls for "eager" in modules of this class, or None if none is found."""
+    forward = inspect.unwrap(kind.forward)
+    known: dict[str, Any] = getattr(forward, "__globals__", {})
+    names = getattr(getattr(forward, "__code__", None), "co_names", ())
+    used = [name for name in names if name.endswith(EAGER) and name in known]
+    found: Callable[..., Any] | None = known.get(used[0] if used else EAGER)
+    return found
+
+
+@cache
+def _read_by(eager: Callable[..., Any]) -> frozenset[str]:
+    """Names of the options that an eager function reads: its parameters, and its strings, as in
+    kwargs.get("softcap")."""
+    code = inspect.unwrap(eager).__code__
+    parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return frozenset((*parameters, *(c for c in code.co_consts if isinstance(c, str))))
+
+
+@cache
+def _supports_sdpa(file: str) -> bool:
+    """Whether transformers accepts "sdpa" for the models that a Python module defines."""
+    models: list[type[PreTrainedModel]] = [
+        kind
+        for kind in vars(sys.modules.get(file, object)).values()
+        if isinstance(kind, type) and issubclass(kind, PreTrainedModel) and kind.__module__ == file
+    ]
+    return bool(models) and all(kind._supports_sdpa for kind in models)
+
+
+def _beyond(module: nn.Module, options: dict[str, Any]) -> str | None:
+    """Why "sdpa" is not what this module computes, or None. The rule is one of permission: an
+    option is served if we read it or the module's eager function does not."""
+    kind: Any = type(module)
+    eager = _eager(kind)
+    if eager is None:
+        return None
+    if not _supports_sdpa(kind.__module__):
+        return 'transformers does not support "sdpa" for it'
+    read = _read_by(eager)
+    for name, given in options.items():
+        if given is not None and name not in OPTIONS and name in read:
+            return f"{name} is asked for"
+    return "attention weights are asked for" if options.get("output_attentions") else None
+
+
+def _by_eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """The model's own eager function, with the additive mask that it expects."""
+    causal = options.get("is_causal")
+    if causal is None:
+        causal = getattr(module, "is_causal", False)
+    (queries, keys), lowest = (query.shape[2], key.shape[2]), torch.finfo(query.dtype).min
+    # Where "sdpa" may be causal by itself, its mask is None (see `_mask`).
+    if mask is None and causal and queries > 1 and _supports_sdpa(type(module).__module__):
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril()
+    if mask is not None and mask.dtype is torch.bool:
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
+            ~mask, lowest
+        )
+    kind: Any = type(module)
+    eager = _eager(kind)
+    assert eager is not None
+    y: tuple[Tensor, Tensor | None] = eager(
+        module, query, key, value, mask, dropout=dropout, **options
+    )
+    return y
+
+
+def _mask(*args: Any, config: Any = None, **options: Any) -> Tensor | None:
+    """The mask of "sdpa" for models that support it, else that of "eager"."""
+    file = type(config).__module__.replace("configuration_", "modeling_")
+    make = sdpa_mask if _supports_sdpa(file) else eager_mask
+    mask: Tensor | None = make(*args, config=config, **options)
+    return mask
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -145,11 +247,20 @@ def attention(
     *,
     kernels: Sequence[Kernel],
     **options: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """As transformers calls it: [batch, heads, tokens, size] -> [batch, tokens, heads, size]."""
     call = query, key, value, attention_mask, dropout, options
+    beyond = _beyond(module, options)
+    if beyond is not None:
+        if not torch.compiler.is_compiling():
+            fallbacks.note(
+                module,
+                f"The attention of {type(module).__name__} is computed by the model's own eager"
+                f" function: {beyond}.",
+            )
+        return _by_eager(module, *call)
     kernel, _ = select(kernels, *call)
-    y: tuple[Tensor, None] = kernel.run(module, *call)
+    y: tuple[Tensor, Tensor | None] = kernel.run(module, *call)
     return y
 
 
@@ -167,7 +278,7 @@ def instead_of_sdpa(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def register() -> None:
-    """Make transformers know both names and their masks, which are those of "sdpa"."""
+    """Make transformers know both names and their masks."""
     for name, kernels in KERNELS.items():
         AttentionInterface.register(name, partial(attention, kernels=kernels))
-        AttentionMaskInterface.register(name, sdpa_mask)
+        AttentionMaskInterface.register(name, _mask)
