@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, MarianMTModel
+from transformers import (
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MarianMTModel,
+)
 
 import lowbit
 from lowbit import InputError, UsageError, quantize_checkpoint
@@ -455,3 +461,61 @@ def test_an_interrupted_run_leaves_nothing(number, tmp_path):
     assert run.returncode in (130, 143)
     assert "Traceback" not in stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["float"]
+
+
+def with_dense(source: Path, weights: object, name: str = "pytorch_model.bin") -> Path:
+    """A folder of sentence-transformers, whose Dense module is kept as older ones keep it."""
+    save(make("bert"), source)
+    (source / "2_Dense").mkdir()
+    (source / "2_Dense" / "config.json").write_text('{"in_features": 4, "out_features": 2}')
+    torch.save(weights, source / "2_Dense" / name)
+    return source
+
+
+def test_a_pickle_of_plain_tensors_in_a_subfolder_becomes_safetensors(tmp_path):
+    weights = {"linear.weight": torch.randn(2, 4), "linear.bias": torch.randn(4, 2).T[:, 0]}
+    source = with_dense(tmp_path / "float", weights)
+    quantize_checkpoint(source, "int8", tmp_path / "out", progress=False)
+    assert sorted(f.name for f in (tmp_path / "out" / "2_Dense").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    stored = load_file(tmp_path / "out" / "2_Dense" / "model.safetensors")
+    assert stored.keys() == weights.keys()
+    assert all(torch.equal(stored[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("weights", [{"linear.weight": Path("a")}, {"epoch": 3}, [1]])
+def test_another_pickle_in_a_subfolder_is_one_sentence_and_nothing_is_written(weights, tmp_path):
+    source = with_dense(tmp_path / "float", weights)
+    with pytest.raises(InputError, match="not a pickle of plain tensors") as raised:
+        quantize_checkpoint(source, "int8", tmp_path / "out", progress=False)
+    assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()
+
+
+def test_a_pickle_that_is_too_large_is_one_sentence(tmp_path, monkeypatch):
+    source = with_dense(tmp_path / "float", {"linear.weight": torch.zeros(64, 64)})
+    monkeypatch.setattr("lowbit.stream.MAX_SHARD_BYTES", 1000)
+    with pytest.raises(InputError, match="at most 1,000 are read"):
+        quantize_checkpoint(source, "int8", tmp_path / "out", max_shard_bytes=10**9, progress=False)
+
+
+def test_a_tensor_without_elements_is_read_and_written(tmp_path):
+    """Some models have tables of no rows, such as register tokens."""
+    config = DINOv3ViTConfig(
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=96,
+        image_size=32,
+        num_register_tokens=0,
+    )
+    model = DINOv3ViTModel(config).eval()
+    assert 0 in [parameter.numel() for parameter in model.parameters()]
+    save(model, tmp_path / "float")
+    quantize_checkpoint(tmp_path / "float", "int8", tmp_path / "out", progress=False)
+    lowbit.quantize(model, "int8")
+    pixels = torch.randn(1, 3, 32, 32)
+    loaded = DINOv3ViTModel.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels)[0], model(pixels)[0])
