@@ -138,11 +138,14 @@ def test_a_quantized_model_is_not_quantized_again():
 
 
 def test_modules_that_share_a_weight_share_its_fate():
-    class Renamed(nn.Linear):
-        """A subclass, so not one of the kinds that can be quantized."""
+    class Rectified(nn.Linear):
+        """A subclass that does something else, so not of a kind that can be quantized."""
+
+        def forward(self, x):
+            return super().forward(x).relu()
 
     model = make("gpt2")
-    head = Renamed(128, 200, bias=False)
+    head = Rectified(128, 200, bias=False)
     head.weight = model.transformer.wte.weight
     model.lm_head = head
     decisions = {d.name: d for d in cover(model, load_recipe("int8-all")).decisions}

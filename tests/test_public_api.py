@@ -29,9 +29,12 @@ NAMES = [
     "finish_qat",
     "footprint",
     "generate",
+    "load",
     "prepare_qat",
     "quantize",
     "quantize_checkpoint",
+    "restore_float",
+    "save",
     "simulate",
     "use_planes",
 ]

@@ -5,6 +5,7 @@ Importing it lets transformers load what it saved.
 
 from lowbit import attention
 from lowbit.accounting import Footprint, footprint
+from lowbit.attached import restore_float
 from lowbit.decoding import generate
 from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor, StackedTensor
@@ -16,6 +17,7 @@ from lowbit.planes import use_planes
 from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
 from lowbit.quantization import quantize
 from lowbit.recipe import KEEP, PRESETS, Recipe, Rule
+from lowbit.saving import load, save
 from lowbit.schemes import Absmax, Binary, Clustered, Scheme, ZeroPoint
 from lowbit.simulate import simulate
 from lowbit.stream import quantize_checkpoint
@@ -53,9 +55,12 @@ __all__ = [
     "finish_qat",
     "footprint",
     "generate",
+    "load",
     "prepare_qat",
     "quantize",
     "quantize_checkpoint",
+    "restore_float",
+    "save",
     "simulate",
     "use_planes",
 ]

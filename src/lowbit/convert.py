@@ -1,5 +1,6 @@
 """Swapping modules: float -> packed and back, one module at a time, and the ties between them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from lowbit.formats import Layout, QTensor
 from lowbit.kernels import ops
 from lowbit.nn import ACTIVATIONS, Packed, QuantEmbedding, QuantLinear
+from lowbit.probe import Kind, differs, factor_of
 
 
 @dataclass(frozen=True)
@@ -27,35 +29,45 @@ class Weights:
     rounds_scale: bool = False
 
 
+LINEAR = (
+    Kind(nn.Linear, "out_features", "in_features"),
+    Kind(Conv1D, "nf", "nx", transposed=True),
+)
+EMBEDDING = Kind(nn.Embedding, "num_embeddings", "embedding_dim")
+LAYERS = tuple(kind.base for kind in (*LINEAR, EMBEDDING))
+
+
 def weights_of(module: nn.Module) -> Weights | str:
     """How the module uses its weight, or why it cannot be quantized.
 
-    Exact types only: a subclass may do something else with the same weight, as BART's learned
-    positions do. The scaled word embeddings of many models are known to multiply, and no more
-    where they hold nothing but the weight.
+    A subclass counts if it computes the same (probe.py): BART's learned positions do not. Scaled
+    embeddings multiply, and no more if they hold nothing but the weight. No data is needed.
     """
-    kind = type(module)
-    if isinstance(module, nn.Linear) and kind is nn.Linear:
-        return Weights("linear", (module.out_features, module.in_features))
-    if isinstance(module, Conv1D) and kind is Conv1D:
-        return Weights("linear", (module.nf, module.nx), transposed=True)
-    scaled = kind.__name__.endswith("ScaledWordEmbedding")
-    if isinstance(module, nn.Embedding) and (kind is nn.Embedding or scaled):
-        others = [name for name, _ in module.named_parameters() if name != "weight"]
-        if others:
-            return f"{kind.__name__} holds {', '.join(others)} beside its weight"
-        if module.max_norm is not None:
-            return f"{kind.__name__} renormalizes its rows (max_norm {module.max_norm})"
-        rounds = hasattr(module, "scalar_embed_scale")
-        scale = getattr(module, "scalar_embed_scale" if rounds else "embed_scale", None)
-        shape = (module.num_embeddings, module.embedding_dim)
-        return Weights(
-            "embedding",
-            shape,
-            embed_scale=None if scale is None else float(scale),
-            rounds_scale=rounds,
-        )
-    return f"{kind.__name__} is not a kind of module that can be quantized"
+    name = type(module).__name__
+    kind = next((k for k in (*LINEAR, EMBEDDING) if isinstance(module, k.base)), None)
+    weight = module._parameters.get("weight")
+    if kind is None or weight is None:
+        return f"{name} is not a kind of module that can be quantized"
+    others = [n for n, _ in module.named_parameters() if n not in ("weight", "bias")]
+    if others:
+        return f"{name} holds {', '.join(others)} beside its weight"
+    if not weight.is_floating_point():
+        return f"{name} has a weight of {weight.dtype}"
+    if weight.shape != (kind.shape(module)[::-1] if kind.transposed else kind.shape(module)):
+        return f"{name} has a weight of the shape {list(weight.shape)}"
+    if kind is not EMBEDDING:
+        reason = differs(module, kind)
+        if reason is not None:
+            return f"{name} {reason}"
+        return Weights("linear", kind.shape(module), kind.transposed)
+    max_norm: object = module.max_norm
+    if max_norm is not None:
+        return f"{name} renormalizes its rows (max_norm {max_norm})"
+    factor = factor_of(module, kind)
+    if isinstance(factor, str):
+        return f"{name} {factor}"
+    scale, rounds = factor
+    return Weights("embedding", kind.shape(module), False, None if scale == 1 else scale, rounds)
 
 
 def matrix(module: nn.Module, weights: Weights) -> Float[Tensor, "out in"]:
@@ -87,13 +99,23 @@ def packed_like(
     else:
         packed = QuantEmbedding(layout, rows, columns, weights.embed_scale, weights.rounds_scale)
     packed.stand_in_for(module, compute)
+    hand_over_hooks(module, packed)
     # Not by train(), which static activations refuse: a skeleton is in training mode until loaded.
     packed.training = module.training
     return packed
 
 
+_HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
+
+
+def hand_over_hooks(module: nn.Module, successor: nn.Module) -> None:
+    """Let `successor` have the hooks of `module`, the same objects: handles still remove them."""
+    for name in _HOOKS:
+        vars(successor)[name] = vars(module)[name]
+
+
 def swap(
-    model: PreTrainedModel,
+    model: nn.Module,
     name: str,
     weights: Weights,
     q: QTensor,
@@ -106,9 +128,7 @@ def swap(
     model.set_submodule(name, packed.hold(q))
 
 
-def swap_tied(
-    model: PreTrainedModel, name: str, weights: Weights, source: str, activations: str
-) -> None:
+def swap_tied(model: nn.Module, name: str, weights: Weights, source: str, activations: str) -> None:
     """Let the float module `name` use the stored weight of `source`, which is packed already."""
     owner = model.get_submodule(source)
     assert isinstance(owner, Packed)
@@ -117,27 +137,32 @@ def swap_tied(
     model.set_submodule(name, packed.tie(owner))
 
 
-def restore(model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
+def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Put the float modules back, in place, with decoded weights; tied weights are shared again.
 
     dtype: that of the weights; by default what each module computes in.
     """
     packed = {name: module for name, module in model.named_modules() if isinstance(module, Packed)}
-    # Owners first: those tied to them take over the same parameter.
-    for name, module in sorted(packed.items(), key=lambda item: item[1].tied_to is not None):
+    decoded = {
+        module: nn.Parameter(_float_weight(module, dtype or module.compute_dtype.dtype))
+        for module in packed.values()
+        if module.tied_to is None
+    }
+    for name, module in packed.items():
         float_module = module.replaced
-        if module.tied_to is None:
-            weight = ops.dequantize(module.weight_in_use, dtype or module.compute_dtype.dtype)
-            transposed = isinstance(module, QuantLinear) and module.transposed
-            weight = weight.t().contiguous() if transposed else weight
-            float_module.weight = nn.Parameter(weight)
-        else:
-            float_module.weight = module.tied_to.replaced.weight
+        float_module.weight = decoded[module.tied_to or module]
         if isinstance(module, QuantLinear):
             float_module.register_parameter("bias", module._parameters["bias"])
         # The packed module may have moved since it took this one's place.
         float_module.to(module.compute_dtype.device)
+        hand_over_hooks(module, float_module)
         model.set_submodule(name, float_module.train(module.training))
+
+
+def _float_weight(module: Packed, dtype: torch.dtype) -> Tensor:
+    weight = ops.dequantize(module.weight_in_use, dtype)
+    transposed = isinstance(module, QuantLinear) and module.transposed
+    return weight.t().contiguous() if transposed else weight
 
 
 @dataclass(frozen=True)
@@ -149,7 +174,7 @@ class TiedKeys:
     expanded: dict[str, str]
 
 
-def untie(model: PreTrainedModel, targets: set[str]) -> tuple[TiedKeys, ...]:
+def untie(model: nn.Module, targets: set[str]) -> tuple[TiedKeys, ...]:
     """Tell transformers that these modules, still float, will have no weight to tie any more.
 
     Other ties, such as that of BERT's decoder bias, stay. Returns what `retie` needs.
@@ -169,7 +194,7 @@ def untie(model: PreTrainedModel, targets: set[str]) -> tuple[TiedKeys, ...]:
     return tuple(before)
 
 
-def retie(model: PreTrainedModel, before: tuple[TiedKeys, ...]) -> None:
+def retie(model: nn.Module, before: tuple[TiedKeys, ...]) -> None:
     """The inverse of `untie`."""
     for keys in before:
         module = model.get_submodule(keys.name)
@@ -178,3 +203,20 @@ def retie(model: PreTrainedModel, before: tuple[TiedKeys, ...]) -> None:
         module.__dict__.pop("_tied_weights_keys", None)
         if keys.own is not None:
             module._tied_weights_keys = keys.own
+
+
+def named_places(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The name of every place where a module stands, in the order of `named_modules`. One that
+    stands in several places has several names, but what is inside it is named once."""
+    seen: set[nn.Module] = set()
+    pending = [(name, module)]
+    while pending:
+        name, module = pending.pop()
+        yield name, module
+        if module not in seen:
+            seen.add(module)
+            prefix = f"{name}." if name else ""
+            children = [
+                (prefix + key, child) for key, child in module._modules.items() if child is not None
+            ]
+            pending += reversed(children)

@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lowbit.convert import Weights, weights_of
+from lowbit.convert import LAYERS, Weights, named_places, weights_of
 from lowbit.errors import InputError, UsageError
+from lowbit.foreign import check_parameters, check_plain
 from lowbit.nn import is_quantized
 from lowbit.recipe import KINDS, Recipe, Rule
 from lowbit.schemes import Clustered
@@ -111,32 +112,42 @@ class Coverage:
         }
 
 
-def cover(model: PreTrainedModel, recipe: Recipe) -> Coverage:
-    """Decide for every module.
+def cover(model: nn.Module, recipe: Recipe) -> Coverage:
+    """Decide for every place where a module stands. A module in several places is tied to itself.
 
-    Raises UsageError where a pattern of names matches nothing, where nothing at all would be
-    quantized or a strict recipe cannot be met; InputError where the model is quantized.
+    Raises UsageError for a pattern of names that matches nothing, a recipe that would quantize
+    nothing or is strict and cannot be met, and a model that is itself a layer; InputError for a
+    model that is quantized already, has adapters, or computes a weight that is to be quantized.
     """
     if is_quantized(model):
         raise InputError("the model is already quantized with lowbit; quantize the float model")
+    check_plain(model)
+    if isinstance(weights_of(model), Weights):
+        raise UsageError(
+            f"a {type(model).__name__} is replaced in the module that holds it:"
+            " quantize that one, or nn.Sequential(layer)"
+        )
     ties = tied_modules(model)
     heads = _head_names(model)
     decisions = []
     vectors = 0
     unmatched = {rule.match for rule in recipe.rules if rule.match not in KINDS}
     seen: set[int] = set()
-    for name, module in model.named_modules():
+    for name, module in named_places(model):
         own = {n: p for n, p in module.named_parameters(recurse=False) if id(p) not in seen}
         tied = name in ties
         if not tied:
             seen.update(map(id, own.values()))
         vectors += sum(p.numel() for p in own.values() if p.ndim < 2)
         matrices = {n: p for n, p in module.named_parameters(recurse=False) if p.ndim >= 2}
-        if not matrices:
+        if isinstance(module, LAYERS):
+            _check_computed(name, module, name in heads, recipe)
+        elif not matrices:
             continue
         kinds = _kinds(module, name in heads)
         unmatched -= {rule.match for rule in recipe.rules if rule.matches(name, kinds)}
-        decisions.append(_decide(name, module, matrices, kinds, ties.get(name), recipe))
+        if matrices:
+            decisions.append(_decide(name, module, matrices, kinds, ties.get(name), recipe))
     if unmatched:
         raise UsageError(
             f"pattern {sorted(unmatched)[0]!r} matches no module with weights"
@@ -154,6 +165,14 @@ def cover(model: PreTrainedModel, recipe: Recipe) -> Coverage:
     return coverage
 
 
+def _check_computed(name: str, module: nn.Module, head: bool, recipe: Recipe) -> None:
+    """Raises InputError if `recipe` would quantize a layer whose weight is computed from others."""
+    kind = "@embedding" if isinstance(module, nn.Embedding) else "@linear"
+    rule = recipe.rule_for(name, frozenset([kind, "@head"] if head else [kind]))
+    if rule is not None and rule.scheme is not None:
+        check_parameters(name, module)
+
+
 def check_static(coverage: Coverage, known: Collection[str] = ()) -> None:
     """Raises UsageError where activations are static and their scale is not `known`."""
     for d in coverage.quantized:
@@ -164,20 +183,21 @@ def check_static(coverage: Coverage, known: Collection[str] = ()) -> None:
             )
 
 
-def tied_modules(model: PreTrainedModel) -> dict[str, str]:
-    """Target -> source for every module whose weight is another module's weight.
+def tied_modules(model: nn.Module) -> dict[str, str]:
+    """Target -> source for every place whose weight is that of another place.
 
     What is shared counts, not what is declared; but a model on the meta device that is about to
     be loaded is not tied yet, and there the declaration is all there is.
     """
     declared = {
-        target.removesuffix(".weight"): source.removesuffix(".weight")
-        for target, source in model.all_tied_weights_keys.items()
+        prefix + target.removesuffix(".weight"): prefix + source.removesuffix(".weight")
+        for prefix, inner in transformers_inside(model)
+        for target, source in getattr(inner, "all_tied_weights_keys", {}).items()
         if target.endswith(".weight")
     }
     weights = {
         name: weight
-        for name, module in model.named_modules()
+        for name, module in named_places(model)
         if (weight := module._parameters.get("weight")) is not None
     }
     sources = set(declared.values())
@@ -193,13 +213,28 @@ def tied_modules(model: PreTrainedModel) -> dict[str, str]:
     return ties
 
 
-def _head_names(model: PreTrainedModel) -> set[str]:
-    """Output embeddings, and every module outside the base model where there is one inside."""
-    output = model.get_output_embeddings()
-    heads = {name for name, module in model.named_modules() if module is output}
-    if model.base_model is not model:
-        prefix = model.base_model_prefix
-        heads |= {n for n, _ in model.named_modules() if n.partition(".")[0] != prefix}
+def transformers_inside(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
+    """The transformers models in it that are in no other one, each with the prefix of its names: of
+    such a model itself, itself and ""."""
+    found: list[tuple[str, PreTrainedModel]] = []
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        inside = any(prefix.startswith(outer) for outer, _ in found)
+        if isinstance(module, PreTrainedModel) and not inside:
+            found.append((prefix, module))
+    return found
+
+
+def _head_names(model: nn.Module) -> set[str]:
+    """Of each transformers model: output embeddings, and every module outside the base model if
+    there is one inside. Other modules have no heads but those that a recipe names."""
+    heads = set()
+    for prefix, inner in transformers_inside(model):
+        output = inner.get_output_embeddings()
+        heads |= {prefix + name for name, module in named_places(inner) if module is output}
+        if inner.base_model is not inner:
+            base = inner.base_model_prefix
+            heads |= {prefix + n for n, _ in named_places(inner) if n.partition(".")[0] != base}
     return heads
 
 
@@ -246,6 +281,8 @@ def _misfit(rule: Rule | None, weights: Weights) -> str | None:
     if rule is None or rule.scheme is None:
         return None
     rows, columns = weights.shape
+    if not columns:
+        return "it has no inputs"
     size = rule.scheme.granularity.group_size
     if size is not None and size > columns:
         return f"group size {size} is larger than the {columns} inputs"

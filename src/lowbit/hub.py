@@ -30,6 +30,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowbit.convert import (
     TiedKeys,
+    Weights,
     oriented,
     packed_like,
     restore,
@@ -45,8 +46,9 @@ from lowbit.formats import Layout, layout_from_dict
 from lowbit.formats.stacked import zero_points
 from lowbit.fusion import fuse, unfuse
 from lowbit.guard import guard_patterns, guards
-from lowbit.nn import ACTIVATIONS, Packed
+from lowbit.nn import ACTIVATIONS, Packed, QuantEmbedding
 from lowbit.recipe import Recipe, load_recipe
+from lowbit.unchanged import unchanged_on_error
 from lowbit.weight_error import WeightError
 
 METHOD = "lowbit"
@@ -248,9 +250,10 @@ class LowbitQuantizer(HfQuantizer):
 
         By default each weight has the dtype that its module computes in.
         """
-        unfuse(model)
-        restore(model, dtype)
-        retie(model, self.ties)
+        with unchanged_on_error(model):
+            unfuse(model)
+            restore(model, dtype)
+            retie(model, self.ties)
         vars(model).pop("resize_token_embeddings", None)
         self.remove_quantization_config(model)
         if dtype is not None:
@@ -463,6 +466,11 @@ def fill_replaced(model: PreTrainedModel) -> None:
             buffers[own] = torch.empty_like(buffer, device=module.compute_dtype.device)
         if empty:
             _innermost(model, name)._init_weights(module.replaced)
+        if isinstance(module, QuantEmbedding):
+            # The scale of its rows may lie in such a buffer.
+            weights = weights_of(module.replaced)
+            assert isinstance(weights, Weights)
+            module.embed_scale, module.rounds_scale = weights.embed_scale, weights.rounds_scale
 
 
 def _innermost(model: PreTrainedModel, name: str) -> PreTrainedModel:

@@ -4,18 +4,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from lowbit.accounting import Footprint, footprint
-from lowbit.convert import matrix, swap, swap_tied, untie
+from lowbit.attached import attach
+from lowbit.convert import TiedKeys, matrix, swap, swap_tied, untie
 from lowbit.coverage import Coverage, Decision, check_static, cover
+from lowbit.errors import InputError
 from lowbit.formats import QTensor, StaticScale
 from lowbit.fusion import fuse
-from lowbit.hub import LowbitConfig, attach, module_entry
+from lowbit.hub import LowbitConfig, module_entry
 from lowbit.nn import QuantLinear
 from lowbit.progress import tracked
 from lowbit.recipe import Recipe
+from lowbit.unchanged import unchanged_on_error
 from lowbit.weight_error import WeightError
 
 
@@ -48,7 +50,7 @@ class Result:
 
 
 def quantize_with(
-    model: PreTrainedModel,
+    model: nn.Module,
     recipe: Recipe,
     solve: Callable[[Decision, Tensor], QTensor],
     static: Mapping[str, tuple[StaticScale, ...]],
@@ -57,11 +59,11 @@ def quantize_with(
     """Quantize `model` in place, with the stored form of each weight [out, in] from `solve`.
 
     static: the scale of each module whose activations are static, and of its outputs where they are
-    requantized. The model is changed only after
-    all its weights are quantized. Raises as `lowbit.quantize` does.
+    requantized. If anything raises, the model is what it was. Raises as `lowbit.quantize` does.
     """
     coverage = cover(model, recipe)
     check_static(coverage, static)
+    check_data(model, coverage)
     before = footprint(model)
     stored: dict[str, QTensor] = {}
     errors: dict[str, WeightError] = {}
@@ -71,6 +73,30 @@ def quantize_with(
         weight = matrix(model.get_submodule(d.name), d.weights)
         stored[d.name] = solve(d, weight)
         errors[d.name] = WeightError.of(weight, stored[d.name])
+    with unchanged_on_error(model):
+        modules, ties = _swap_all(model, coverage, stored, static)
+        attach(model, LowbitConfig(recipe, modules, errors), ties)
+        fuse(model)
+        return Result(recipe, coverage, before, footprint(model), errors)
+
+
+def check_data(model: nn.Module, coverage: Coverage) -> None:
+    """Raises InputError for a weight that is to be quantized and is on the meta device."""
+    for d in coverage.quantized:
+        weight = model.get_submodule(d.name)._parameters["weight"]
+        if weight is not None and weight.is_meta:
+            raise InputError(
+                f"{d.name}.weight is on the meta device and holds no data: load the weights first"
+            )
+
+
+def _swap_all(
+    model: nn.Module,
+    coverage: Coverage,
+    stored: dict[str, QTensor],
+    static: Mapping[str, tuple[StaticScale, ...]],
+) -> tuple[dict[str, dict[str, Any]], tuple[TiedKeys, ...]]:
+    """Put packed modules everywhere. Returns the map for config.json, and what `retie` needs."""
     tied = [d for d in coverage.quantized if d.tied_to is not None]
     ties = untie(model, {d.name for d in tied})
     modules = {}
@@ -90,6 +116,4 @@ def quantize_with(
         module = model.get_submodule(name)
         assert isinstance(module, QuantLinear)
         module.set_static(*scales)
-    attach(model, LowbitConfig(recipe, modules, errors), ties)
-    fuse(model)
-    return Result(recipe, coverage, before, footprint(model), errors)
+    return modules, ties

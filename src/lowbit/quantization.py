@@ -1,12 +1,11 @@
-"""The main job: quantize a transformers model in place, with data where its recipe needs any."""
+"""The main job: quantize a model in place, with data where its recipe needs any."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from lowbit.calibration import Calibration, batches_of
 from lowbit.coverage import Decision
@@ -22,7 +21,7 @@ from lowbit.solvers.walk import walked
 
 
 def quantize(
-    model: PreTrainedModel,
+    model: nn.Module,
     recipe: str | Path | Recipe | Mapping[str, Any],
     progress: bool = True,
     calibration: Calibration | None = None,
@@ -30,22 +29,24 @@ def quantize(
     solver: str | Mapping[str, Any] | Solver = "nearest",
     work: str | Path | None = None,
 ) -> Result:
-    """Quantize `model` in place; it stays a transformers model.
+    """Quantize `model` in place: a transformers model, which stays one, or any other module.
 
     recipe: a preset ("int4", "int8-dynamic", …), a `Recipe`, a mapping, or a YAML path.
     progress: show a bar if it takes more than two seconds.
     calibration: what static activations are seen on and solvers learn from: token ids
-    [samples, length], or any iterable of model inputs. options: how ranges of static activations
-    are found; the least squared error by default.
+    [samples, length] for a transformers model, or any iterable of mappings of model inputs.
+    options: how ranges of static activations are found; the least squared error by default.
     solver: how codes are chosen: "nearest", "gptq", … (lowbit.solvers), or a mapping with its name
     and options. work: a folder where a solver keeps what is finished, to go on from after a kill.
 
     Raises UsageError for an unknown recipe or solver, a pattern that matches nothing, or static
     activations or a solver without the calibration it needs; InputError for a weight that is not
-    finite. The model is changed only after all its weights are quantized.
+    finite. Raises InputError also for a model that is quantized already, that has adapters, or in
+    which a weight is computed from others (pruned, parametrized). If anything raises, the model is
+    what it was.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise UsageError(f"a transformers PreTrainedModel is needed, not {type(model).__name__}")
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"a torch.nn.Module is needed, not {type(model).__name__}")
     recipe, chosen = load_recipe(recipe), load_solver(solver)
 
     def without_data(decision: Decision, weight: Tensor) -> QTensor:

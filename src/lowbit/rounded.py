@@ -4,14 +4,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from lowbit.convert import oriented
 from lowbit.coverage import Decision
 from lowbit.formats import FORMATS, QTensor
 
 
-def put(model: PreTrainedModel, d: Decision, q: QTensor) -> None:
+def put(model: nn.Module, d: Decision, q: QTensor) -> None:
     """Let a float module compute with a stored weight. Those tied to it follow."""
     assert d.weights is not None
     weight = parameter_of(model, d)
@@ -19,9 +18,7 @@ def put(model: PreTrainedModel, d: Decision, q: QTensor) -> None:
 
 
 @contextmanager
-def rounded(
-    model: PreTrainedModel, stored: Iterable[tuple[Decision, QTensor]]
-) -> Iterator[PreTrainedModel]:
+def rounded(model: nn.Module, stored: Iterable[tuple[Decision, QTensor]]) -> Iterator[nn.Module]:
     """The model with some of its weights as they are stored; floats again afterwards."""
     before = []
     try:
@@ -35,7 +32,7 @@ def rounded(
             weight.data = values
 
 
-def parameter_of(model: PreTrainedModel, d: Decision) -> nn.Parameter:
+def parameter_of(model: nn.Module, d: Decision) -> nn.Parameter:
     weight = model.get_submodule(d.name)._parameters["weight"]
     assert weight is not None
     return weight

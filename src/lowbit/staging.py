@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from lowbit.errors import InputError, UsageError
 
 
-def check_output(output: Path, overwrite: bool, source: Path) -> None:
-    """Raises UsageError where `output` may not be written."""
-    if source.resolve().is_relative_to(output.resolve()):
+def check_output(output: Path, overwrite: bool, source: Path | None) -> None:
+    """Raises UsageError if `output` may not be written. `source` is what is read meanwhile."""
+    if source is not None and source.resolve().is_relative_to(output.resolve()):
         raise UsageError(f"output {output} is or holds the model that is read")
     # A folder takes the output's place by renaming, which neither of these can bear.
     if Path.cwd().is_relative_to(output.resolve()):

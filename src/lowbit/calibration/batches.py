@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Integer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lowbit.errors import InputError, UsageError
@@ -14,20 +14,32 @@ SAMPLES_AT_ONCE = 8
 Calibration = Integer[Tensor, "samples length"] | Iterable[Mapping[str, Tensor]]
 
 
-def batches_of(calibration: Calibration, model: PreTrainedModel) -> list[dict[str, Tensor]]:
+def batches_of(calibration: Calibration, model: nn.Module) -> list[dict[str, Tensor]]:
     """The model inputs of each batch, on the model's device.
 
     An encoder–decoder that gets token ids alone reads them on both sides, the decoder one token
-    later. Raises UsageError for a tensor that holds no token ids, InputError for no data.
+    later. Raises UsageError for a tensor that holds no token ids, and for any tensor if this is no
+    transformers model; InputError for no data.
     """
     if isinstance(calibration, Tensor):
+        if not isinstance(model, PreTrainedModel):
+            raise UsageError(
+                f"token ids calibrate a transformers model; {type(model).__name__} needs batches"
+                " that are mappings from the names of its inputs to tensors"
+            )
         _check(calibration, model.config.get_text_config().vocab_size)
         batches = [_inputs(ids, model) for ids in calibration.split(SAMPLES_AT_ONCE)]
     else:
         batches = [dict(batch) for batch in calibration]
     if not batches or not all(len(x) for batch in batches for x in batch.values()):
         raise InputError("the calibration data holds no batch, or one without samples")
-    return [{name: x.to(model.device) for name, x in batch.items()} for batch in batches]
+    device = device_of(model)
+    return [{name: x.to(device) for name, x in batch.items()} for batch in batches]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of its first parameter."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _inputs(ids: Integer[Tensor, "samples length"], model: PreTrainedModel) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Static activations without training: the float model runs over some data, and is watched."""
 
-from transformers import PreTrainedModel
+from torch import nn
 
 from lowbit.calibration import Calibration, batches_of
 from lowbit.errors import UsageError
@@ -13,7 +13,7 @@ from lowbit.recipe import Recipe
 
 
 def calibrate(
-    model: PreTrainedModel,
+    model: nn.Module,
     recipe: Recipe,
     calibration: Calibration,
     options: QatOptions | None = None,

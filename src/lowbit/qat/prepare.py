@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
-from lowbit.convert import matrix
+from lowbit.convert import hand_over_hooks, matrix
 from lowbit.coverage import Coverage, Decision, cover
 from lowbit.errors import UsageError, naming
 from lowbit.formats import StaticScale
@@ -28,6 +27,7 @@ from lowbit.qat.modules import (
 from lowbit.qat.ranges import RANGES, Range
 from lowbit.qat.weights import ESTIMATORS, Straight, WeightQuantizer
 from lowbit.recipe import Recipe, load_recipe
+from lowbit.unchanged import unchanged_on_error
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class QatOptions:
 
 
 def prepare_qat(
-    model: PreTrainedModel,
+    model: nn.Module,
     recipe: str | Path | Recipe | Mapping[str, Any],
     options: QatOptions | None = None,
     quantizer: WeightQuantizer | None = None,
@@ -87,36 +87,40 @@ def prepare_qat(
     for d in sorted(coverage.quantized, key=lambda d: d.tied_to is not None):
         owner = None if d.tied_to is None else modules[d.tied_to].weight_quantizer
         modules[d.name] = _stand_in(model.get_submodule(d.name), d, options, quantizer, owner)
-    for name, module in modules.items():
-        model.set_submodule(name, module.train(model.training))
-    model.lowbit_recipe, model.lowbit_prepared = recipe, tuple(modules)
+    with unchanged_on_error(model):
+        for name, module in modules.items():
+            hand_over_hooks(model.get_submodule(name), module)
+            model.set_submodule(name, module.train(model.training))
+        vars(model).update(lowbit_recipe=recipe, lowbit_prepared=tuple(modules))
     return coverage
 
 
-def finish_qat(model: PreTrainedModel, progress: bool = True) -> Result:
+def finish_qat(model: nn.Module, progress: bool = True) -> Result:
     """Replace every stand-in by the stored form of what it computed with; in place.
 
     The model is in evaluation mode afterwards. Raises UsageError for a model that was not
-    prepared, whose static ranges saw no data, or in which a prepared module was replaced.
+    prepared, whose static ranges saw no data, or in which a prepared module was replaced. If
+    anything raises, the model is what it was.
     """
     stand_ins = fake_quantized(model)
     if not stand_ins:
         raise UsageError("the model was not prepared for quantization-aware training")
-    if lost := [name for name in model.lowbit_prepared if name not in stand_ins]:
+    if lost := [name for name in vars(model)["lowbit_prepared"] if name not in stand_ins]:
         raise UsageError(
             f"{lost[0]} was replaced or removed after prepare_qat: change modules before it"
         )
-    model.eval()
-    static = static_scales(model)
-    recipe: Recipe = model.lowbit_recipe
-    restore_float(model)
-    return quantize_with(
-        model,
-        recipe,
-        lambda decision, weight: stand_ins[decision.name].weight_quantizer.stored(weight),
-        static,
-        progress,
-    )
+    with unchanged_on_error(model):
+        model.eval()
+        static = static_scales(model)
+        recipe: Recipe = vars(model)["lowbit_recipe"]
+        restore_float(model)
+        return quantize_with(
+            model,
+            recipe,
+            lambda decision, weight: stand_ins[decision.name].weight_quantizer.stored(weight),
+            static,
+            progress,
+        )
 
 
 def static_scales(model: nn.Module) -> dict[str, tuple[StaticScale, ...]]:
@@ -131,10 +135,12 @@ def static_scales(model: nn.Module) -> dict[str, tuple[StaticScale, ...]]:
     return found
 
 
-def restore_float(model: PreTrainedModel) -> None:
+def restore_float(model: nn.Module) -> None:
     """Put the float modules back, with the parameters that were computed with; in place."""
     for name, module in fake_quantized(model).items():
-        model.set_submodule(name, module.restored())
+        float_module = module.restored()
+        hand_over_hooks(module, float_module)
+        model.set_submodule(name, float_module)
     for name in ("lowbit_recipe", "lowbit_prepared"):
         vars(model).pop(name, None)
 

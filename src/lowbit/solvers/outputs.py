@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float32
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import PreTrainedModel
 
 from lowbit.solvers.observe import tokens
 
@@ -30,7 +29,7 @@ class Distance:
 
 
 def output(
-    model: PreTrainedModel, batch: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
+    model: nn.Module, batch: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
 ) -> tuple[Float32[Tensor, "tokens values"], Distance]:
     """What it says, with other `weights` by the names of parameters, and how to compare that."""
     out = functional_call(model, dict(weights or {}), kwargs=dict(batch))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
-from transformers import PreTrainedModel
 
 from lowbit.solvers.stages import Stage
 
@@ -34,7 +33,7 @@ class Playback:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         batches: Sequence[Batch],
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -109,9 +108,9 @@ def _reporting(stage: Stage) -> Iterator[None]:
 
 
 @contextmanager
-def playing(model: PreTrainedModel) -> Iterator[None]:
+def playing(model: nn.Module) -> Iterator[None]:
     """No key–value cache inside: finished blocks would leave theirs empty."""
-    config = model.config
+    config: Any = getattr(model, "config", None)
     before = getattr(config, "use_cache", None)
     if before is not None:
         config.use_cache = False

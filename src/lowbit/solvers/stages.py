@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lowbit.coverage import Decision
 
@@ -26,7 +25,7 @@ class Stage:
 
 
 def find_stages(
-    model: PreTrainedModel, owners: Sequence[Decision], inputs: Mapping[str, Tensor]
+    model: nn.Module, owners: Sequence[Decision], inputs: Mapping[str, Tensor]
 ) -> list[Stage]:
     """All stages; every owner of a weight is in exactly one. Runs the model once, on `inputs`.
 
@@ -48,7 +47,7 @@ def find_stages(
     return sorted(stages, key=lambda s: min(first[m] for m in _users(model, s)))
 
 
-def _users(model: PreTrainedModel, stage: Stage) -> list[nn.Module]:
+def _users(model: nn.Module, stage: Stage) -> list[nn.Module]:
     """The modules whose call needs the stage: its own, and those that share a single weight."""
     if stage.stack is not None:
         return [stage.module]
@@ -57,7 +56,7 @@ def _users(model: PreTrainedModel, stage: Stage) -> list[nn.Module]:
 
 
 def _calls(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor]
+    model: nn.Module, inputs: Mapping[str, Tensor]
 ) -> tuple[Mapping[nn.Module, float], Counter[nn.Module]]:
     """When each module is first called (infinity: never), and how often."""
     calls: Counter[nn.Module] = Counter()

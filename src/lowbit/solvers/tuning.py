@@ -15,8 +15,7 @@ Sources: Chen et al. 2024, "EfficientQAT", section 3.3, for scales trained end t
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from lowbit.convert import oriented
 from lowbit.coverage import Decision
@@ -61,7 +60,7 @@ class Tuning:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         owners: Sequence[Decision],
         stored: Mapping[str, QTensor],
         before: Mapping[str, Tensor],
@@ -91,7 +90,7 @@ class Tuning:
 
 
 def tune(
-    model: PreTrainedModel,
+    model: nn.Module,
     owners: Sequence[Decision],
     stored: Mapping[str, QTensor],
     before: Mapping[str, Tensor],

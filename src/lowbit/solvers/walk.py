@@ -13,9 +13,8 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from lowbit.calibration import Calibration, batches_of
+from lowbit.calibration import Calibration, batches_of, device_of
 from lowbit.convert import matrix
 from lowbit.coverage import Decision, cover
 from lowbit.formats import FORMATS
@@ -43,7 +42,7 @@ SINGULAR = "with a singular Hessian, which was damped (more data helps)"
 
 @contextmanager
 def walked(
-    model: PreTrainedModel,
+    model: nn.Module,
     recipe: Recipe,
     solver: Solver,
     calibration: Calibration,
@@ -72,7 +71,7 @@ def walked(
                     "weights": fingerprint(list(before.values())),
                     "calibration data": fingerprint(data),
                 },
-                model.device,
+                device_of(model),
             )
         with evaluating(model), playing(model):
             found = _walk(model, before, owners, solver, batches, journal, progress)
@@ -95,7 +94,7 @@ def walked(
 
 
 def _walk(
-    model: PreTrainedModel,
+    model: nn.Module,
     before: Mapping[str, Tensor],
     owners: Sequence[Decision],
     solver: Solver,
