@@ -25,6 +25,7 @@ RECIPES = ("int8-all", "int8-zeropoint-all", "int4-all", "bcq3-all")
 PROMPT = "Return a new"
 NEW_TOKENS = 40
 SHAPE = Shape(1, 16, NEW_TOKENS)
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _compare(base: Trained, seed: int, progress: bool) -> tuple[ModelRecord, ...
         Perplexity(held_out, samples=0),
         Generate(text=PROMPT, new_tokens=NEW_TOKENS, seed=seed),
     )
-    plan = Plan(tasks, (SHAPE,), pictures=True, peak=False, seed=seed)
+    plan = Plan(tasks, (SHAPE,), pictures=True, peak=False, seed=seed, rounds=ROUNDS)
     reference = Subject("float32", base.model, base.tokenizer)
     with progress_bar(1 + len(RECIPES), "comparing", "model", progress) as bar:
         records = [examine(reference, base.folder, plan, progress=False)]

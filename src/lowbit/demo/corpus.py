@@ -1,7 +1,7 @@
 """A text that every Python carries: the documentation of its own standard library.
 
 A document is the docstrings of one source file, or one topic of the built-in help. Files are
-parsed, never imported. No docstring comes twice, and every 20th file is held out.
+parsed, never imported. No docstring comes twice, and every 60th file is held out.
 """
 
 import ast
@@ -14,7 +14,7 @@ from pathlib import Path
 from lowbit.errors import InputError
 from lowbit.progress import tracked
 
-HELD_OUT = 20
+HELD_OUT = 60
 TESTS = {"test", "tests", "idle_test"}
 TOPICS = "pydoc_data/topics.py"
 # Less than this does not train a language model, however small.

@@ -9,7 +9,7 @@ import torch
 from lowbit.checkpoint import find
 from lowbit.environment import describe
 from lowbit.errors import UsageError
-from lowbit.evaluation.latency import Shape, time_beside
+from lowbit.evaluation.latency import ROUNDS, Shape, time_beside
 from lowbit.evaluation.record import record
 from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject, Task
@@ -20,8 +20,8 @@ from lowbit.loading import load_model, load_tokenizer
 class Plan:
     """What is asked of every model.
 
-    shapes: what is timed; nothing where it is empty. pictures: whether weights are counted into
-    histograms, which a report draws. peak: whether a process of its own tells each model's peak.
+    shapes: what is timed, in so many `rounds`; nothing where it is empty. pictures: whether weights
+    are counted into histograms, which a report draws. peak: whether a process of its own tells each model's peak.
     """
 
     tasks: tuple[Task, ...] = ()
@@ -29,6 +29,7 @@ class Plan:
     pictures: bool = False
     peak: bool = True
     seed: int = 0
+    rounds: int = ROUNDS
 
     def check(self, subject: Subject) -> None:
         """Raises UsageError for what the model cannot do, InputError for unusable data."""
@@ -100,7 +101,7 @@ def examine(
             else:
                 measurements.append(task.measure_beside(subject, reference, before[task], progress))
     other = None if reference is None else reference.model
-    timings = time_beside(subject.model, other, plan.shapes, progress=progress)
+    timings = time_beside(subject.model, other, plan.shapes, plan.rounds, progress)
     return replace(seen, measurements=tuple(measurements), timings=timings)
 
 
