@@ -21,7 +21,8 @@ class Plan:
     """What is asked of every model.
 
     shapes: what is timed, in so many `rounds`; nothing where it is empty. pictures: whether weights
-    are counted into histograms, which a report draws. peak: whether a process of its own tells each model's peak.
+    are counted into histograms, which a report draws. peak: whether a process of its own tells each
+    model's peak.
     """
 
     tasks: tuple[Task, ...] = ()
