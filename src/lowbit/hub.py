@@ -228,11 +228,13 @@ class LowbitQuantizer(HfQuantizer):
         return _QuantizeOnLoad(self)
 
     def update_weight_conversions(self, weight_conversions: list[Any], *_: Any) -> list[Any]:
-        """All but those that rename what is stored, as of a parameter that has become a module."""
+        """All but those that rename what is stored, as of a parameter that has become a module, so
+        that saving would not take it back."""
+        lost = {name for name in self.stored_names if not _comes_back(weight_conversions, name)}
         return [
             entry
             for entry in weight_conversions
-            if self.stored_names.issuperset(map(_renaming(entry), self.stored_names))
+            if self.stored_names.issuperset(map(_renaming(entry), lost))
         ]
 
     def get_new_dtype(
@@ -254,7 +256,8 @@ class LowbitQuantizer(HfQuantizer):
             unfuse(model)
             restore(model, dtype)
             retie(model, self.ties)
-        vars(model).pop("resize_token_embeddings", None)
+        for own in ("resize_token_embeddings", "_weight_conversions"):
+            vars(model).pop(own, None)
         self.remove_quantization_config(model)
         if dtype is not None:
             model.to(dtype)
@@ -326,6 +329,17 @@ def _renaming(entry: WeightTransform) -> Callable[[str], str]:
     """How it renames a tensor when it is loaded; the entry itself does not notice."""
     trial = deepcopy(entry)
     return lambda name: trial.rename_source_key(name)[0]
+
+
+def _comes_back(conversions: list[WeightTransform], name: str) -> bool:
+    """Whether a tensor that is renamed as it is saved has its name again when it is loaded."""
+    renamings = [entry for entry in conversions if not isinstance(entry, WeightConverter)]
+    renamed = name
+    for entry in reversed(renamings):
+        renamed = entry.reverse_transform().rename_source_key(renamed)[0]
+    for entry in renamings:
+        renamed = _renaming(entry)(renamed)
+    return renamed == name
 
 
 def _merged_with(model: PreTrainedModel, names: Set[str]) -> Set[str]:
