@@ -227,10 +227,13 @@ class LowbitQuantizer(HfQuantizer):
     def get_quantize_ops(self) -> ConversionOps:
         return _QuantizeOnLoad(self)
 
-    def update_weight_conversions(self, weight_conversions: list[Any], *_: Any) -> list[Any]:
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
         """All but those that rename what is stored, as of a parameter that has become a module, so
         that saving would not take it back."""
-        lost = {name for name in self.stored_names if not _comes_back(weight_conversions, name)}
+        if not self.stored_names:
+            return weight_conversions
+        saving = get_model_conversion_mapping(model, add_legacy=False)
+        lost = {n for n in self.stored_names if not _comes_back(saving, weight_conversions, n)}
         return [
             entry
             for entry in weight_conversions
@@ -331,14 +334,15 @@ def _renaming(entry: WeightTransform) -> Callable[[str], str]:
     return lambda name: trial.rename_source_key(name)[0]
 
 
-def _comes_back(conversions: list[WeightTransform], name: str) -> bool:
+def _comes_back(saving: list[WeightTransform], loading: list[WeightTransform], name: str) -> bool:
     """Whether a tensor that is renamed as it is saved has its name again when it is loaded."""
-    renamings = [entry for entry in conversions if not isinstance(entry, WeightConverter)]
     renamed = name
-    for entry in reversed(renamings):
-        renamed = entry.reverse_transform().rename_source_key(renamed)[0]
-    for entry in renamings:
-        renamed = _renaming(entry)(renamed)
+    for entry in reversed(saving):
+        if not isinstance(entry, WeightConverter):
+            renamed = entry.reverse_transform().rename_source_key(renamed)[0]
+    for entry in loading:
+        if not isinstance(entry, WeightConverter):
+            renamed = _renaming(entry)(renamed)
     return renamed == name
 
 
