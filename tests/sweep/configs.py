@@ -60,6 +60,11 @@ def _tiny(
         values["num_hidden_layers"] = layers["alternating"]
     if config_class.model_type in layers:
         values["num_hidden_layers"] = layers[config_class.model_type]
+    if isinstance(outputs := defaults.get("out_indices"), (list, tuple)):
+        if "num_hidden_layers" in values:
+            # Whoever reads a backbone expects as many levels as by default.
+            values["num_hidden_layers"] = max(values["num_hidden_layers"], len(outputs))
+            values["out_indices"] = list(range(1, len(outputs) + 1))
     heads = next((defaults[name] for name in HEADS if isinstance(defaults.get(name), int)), None)
     if heads is not None and defaults.get("num_key_value_heads") == heads:
         values["num_key_value_heads"] = values[next(n for n in HEADS if n in values)]
@@ -110,7 +115,7 @@ def _shrunk(name: str, value: Any, tokens: dict[str, int]) -> Any:
         for numbers, pattern in DATA["lists"]:
             if re.fullmatch(pattern, name):
                 repeated = numbers * len(value) if len(numbers) == 1 else numbers
-                return type(value)(repeated[: len(value)])
+                return repeated[: len(value)]
     return KEPT
 
 

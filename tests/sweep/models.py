@@ -184,7 +184,7 @@ def _arguments(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
 
     if "input_ids" in names:
         texts = [_text(names, length, highest) for length in (TOKENS, 64)]
-        if config.is_encoder_decoder and isinstance(config.eos_token_id, int):
+        if config.is_encoder_decoder and isinstance(getattr(config, "eos_token_id", None), int):
             # Classifiers read the last end of a sentence.
             texts[0]["input_ids"][:, -1] = config.eos_token_id
         if "pixel_values" in names:
@@ -200,9 +200,14 @@ def _arguments(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
         for image in images:
             yield {"pixel_values": image} | decoder
             yield {"pixel_values": image[:, None]} | decoder
+        yield from (given for given in _image_arguments(config) if set(given) <= names)
         frames = _field(config, "num_frames", "frames_per_clip", default=8)
         for size in sizes[:2]:
             yield {"pixel_values": noise(BATCH, frames, channels, size, size)}
+    if {"hidden_states", "grid_thw"} <= names:
+        for given in _image_arguments(config):
+            if "grid_thw" in given:
+                yield {"hidden_states": given["pixel_values"], "grid_thw": given["grid_thw"]}
     if "pixel_values_videos" in names:
         frames = _field(config, "frames_per_clip", "num_frames", default=4)
         yield {"pixel_values_videos": noise(BATCH, frames, channels, own, own)}
@@ -272,7 +277,8 @@ def _image_arguments(config: Any) -> Iterator[dict[str, Any]]:
         shapes = {"spatial_shapes": grid[:, 1:], "pixel_attention_mask": whole}
         yield {"pixel_values": patches[None], **shapes}
         places = torch.cartesian_prod(torch.arange(4), torch.arange(4))[None]
-        yield {"pixel_values": patches[None], "image_position_ids": places}
+        for name in ("image_position_ids", "pixel_position_ids"):
+            yield {"pixel_values": patches[None], name: places}
 
 
 def _audio_arguments(config: Any) -> Iterator[dict[str, Any]]:

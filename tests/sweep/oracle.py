@@ -22,13 +22,15 @@ def int8(w: np.ndarray) -> np.ndarray:
 
 def int4(w: np.ndarray) -> np.ndarray:
     """Groups of 64 in a row, each rounded to 16 levels between its ends."""
-    groups = w.reshape(w.shape[0], -1, GROUP)
+    rows, columns = w.shape
+    # A last group that is shorter is filled up with zeros, which every range includes.
+    groups = np.pad(w, ((0, 0), (0, -columns % GROUP))).reshape(rows, -1, GROUP)
     low = np.minimum(groups.min(2, keepdims=True), 0)
     high = np.maximum(groups.max(2, keepdims=True), 0)
     scale = stored_scale(high / np.float32(15) - low / np.float32(15))
     zero = np.clip(np.rint(-low / scale), 0, 15)
     codes = np.clip(np.rint(groups / scale) + zero, 0, 15)
-    return ((codes - zero) * scale).reshape(w.shape)
+    return ((codes - zero) * scale).reshape(rows, -1)[:, :columns]
 
 
 def stored_scale(scale: np.ndarray) -> np.ndarray:

@@ -46,15 +46,15 @@ class Wrong(Exception):  # noqa: N818
 
 
 def sentence(error: BaseException) -> str:
-    """The first line of an error, with its place in lowbit or else where it was raised."""
-    lines = str(error).strip().splitlines() or [""]
+    """The first words of an error, with its place in lowbit or else where it was raised."""
+    text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/lowbit/" in frame.filename]
     place = ""
     if frames:
         frame = (ours or frames)[-1]
         place = f" [{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}]"
-    return f"{type(error).__name__}: {lines[0][:200]}{place}"
+    return f"{type(error).__name__}: {text[:200]}{place}"
 
 
 class Walk:
