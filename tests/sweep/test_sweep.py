@@ -100,9 +100,8 @@ def test_the_oracle_rounds_to_the_levels_of_the_schemes():
     assert np.rint(codes)[0, :4].tolist() == [50, -127, 0, 30]
     ramp = np.linspace(-1, 0.875, 16, dtype=np.float32).repeat(4)[None]
     assert np.array_equal(int4(ramp), ramp)
-    assert np.array_equal(
-        int4(np.hstack([ramp, 2 * ramp[:, :32]])), np.hstack([ramp, ramp * 2])[:, :96]
-    )
+    longer = np.hstack([ramp, 2 * ramp[:, ::2]])
+    assert np.array_equal(int4(longer), longer)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

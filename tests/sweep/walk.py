@@ -63,7 +63,6 @@ class Walk:
     def __init__(self, what: Registered, folder: Path) -> None:
         self.what, self.folder = what, folder
         self.kept: dict[str, Made] = {}
-        self.model_class: type[PreTrainedModel] = getattr(transformers, what.model_class)
 
     def outcomes(self, steps: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         """(step, outcome), one by one. Without a float model that runs, only that step's."""
@@ -97,6 +96,7 @@ class Walk:
             raise NotApplicable(sentence(error)) from error
 
     def _build(self) -> tuple[PreTrainedModel, list[Call]]:
+        self.model_class: type[PreTrainedModel] = getattr(transformers, self.what.model_class)
         padded = self.what.task == "sequence_classification"
         config = tiny_config(self.model_class, self.what.model_type, padded)
         with torch.device("meta"):
