@@ -47,15 +47,15 @@ struct Mask {
 struct Attention {
   TokenRows query, key, value;
   Mask mask;
-  float* y;  // [batch][queries][heads][value_size], contiguous
+  float* y;                         // [batch][queries][heads][value_size], contiguous
   int64_t batch, heads, key_heads;  // heads / key_heads successive heads share a key head
   int64_t queries, keys, size, value_size;
   float scale;
   bool causal;  // query i sees keys 0 … i only
 };
 
-// Some key heads with some of the queries that share each: blocks of 32, those of a head after those
-// of the head before it.
+// Some key heads with some of the queries that share each: blocks of 32, those of a head after
+// those of the head before it.
 struct AttentionTask {
   static constexpr int64_t block_queries = 32;
 
@@ -74,7 +74,7 @@ void attention(const Attention& op);
 namespace amx {
 void attention(const Attention& op);
 void attend(const Attention& op, const AttentionTask& task);
-}
+}  // namespace amx
 
 inline constexpr Path<void(const Attention&)> attention_paths[] = {
     {"scalar", "", scalar::attention},

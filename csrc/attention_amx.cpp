@@ -1,7 +1,7 @@
 // attention.h on AMX tiles, block of keys after block of keys:
 //
-//   scores   2 x 2 tiles of 16 queries x 16 keys, from queries [16][32 of size] as they lie and keys
-//            in pairs along size, [16 pairs][16 keys][2]: a transposition of 32-bit pairs
+//   scores   2 x 2 tiles of 16 queries x 16 keys, from queries [16][32 of size] as they lie and
+//            keys in pairs along size, [16 pairs][16 keys][2]: a transposition of 32-bit pairs
 //   weights  row by row: maximum, exponential, sum, rounded to tiles of [16 queries][32 keys]
 //   sums     2 x 2 tiles of 16 queries x 16 of value_size, from weights as they lie and values in
 //            pairs along keys, [16 pairs][16 of value_size][2]
@@ -56,7 +56,8 @@ struct Space {
   Space(const Attention& op, int64_t key_heads, int64_t blocks)
       : steps(divided(op.size, pairs)), columns(2 * divided(op.value_size, pairs)) {
     const int64_t query_tiles = blocks * 2 * steps, sum_tiles = blocks * 2 * columns;
-    const int64_t key_tiles = block_keys / lanes * steps, value_tiles = block_keys / pairs * columns;
+    const int64_t key_tiles = block_keys / lanes * steps;
+    const int64_t value_tiles = block_keys / pairs * columns;
     constexpr int64_t score_tiles = 2 * block_keys / lanes, weight_tiles = score_tiles / 2;
     const int64_t tiles = key_heads * (query_tiles + key_tiles + value_tiles + sum_tiles);
     const int64_t rows = key_heads * blocks * block_queries;
@@ -115,8 +116,7 @@ void transpose(__m512i (&rows)[16]) {
     const __m512i one = _mm512_set1_epi32(width), second = _mm512_set1_epi32(16);
     // Even blocks of both rows, and odd blocks of both; 16 and more are lanes of the second row.
     const __mmask16 odd = _mm512_test_epi32_mask(lane, one);
-    const __m512i evens =
-        _mm512_mask_add_epi32(lane, odd, _mm512_sub_epi32(lane, one), second);
+    const __m512i evens = _mm512_mask_add_epi32(lane, odd, _mm512_sub_epi32(lane, one), second);
     const __m512i odds = _mm512_mask_add_epi32(_mm512_add_epi32(lane, one), odd, lane, second);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
@@ -280,8 +280,8 @@ float weigh(float* scores, const uint8_t* mask, int64_t keys, int64_t depth, uin
   return carried;
 }
 
-// Scores and weights of up to 32 queries from `query` on, R tiles of them, with the keys of a block;
-// then their sums with the values.
+// Scores and weights of up to 32 queries from `query` on, R tiles of them, with the keys of a
+// block; then their sums with the values.
 template <int R, MaskKind kind>
 void attend_block(const Attention& op, const Space& space, int64_t key_head, int64_t block,
                   const uint8_t* mask, int64_t query, int64_t first_key, int64_t keys) {
@@ -294,8 +294,14 @@ void attend_block(const Attention& op, const Space& space, int64_t key_head, int
   const uint8_t* queries = space.query + block * 2 * space.steps * tile_bytes;
   const uint8_t* keys_of_head = space.keys_of(key_head);
   for (int64_t i = 0; i < 2 * depth; i += 2) {
-    multiply<R, false>({queries, space.steps, keys_of_head + i * space.steps * tile_bytes,
-                        space.steps, 1, space.steps, space.scores + i * tile_floats, score_row});
+    multiply<R, false>({.a = queries,
+                        .a_row = space.steps,
+                        .b = keys_of_head + i * space.steps * tile_bytes,
+                        .b_column = space.steps,
+                        .b_depth = 1,
+                        .depth = space.steps,
+                        .out = space.scores + i * tile_floats,
+                        .out_row = score_row});
   }
 
   float* sums = space.sums + block * 2 * space.columns * tile_floats;
@@ -303,10 +309,10 @@ void attend_block(const Attention& op, const Space& space, int64_t key_head, int
     const int64_t tile = i / tile_rows, row = i % tile_rows * lanes;
     const int64_t seen = op.causal ? smaller(keys, query + i + 1 - first_key) : keys;
     const int64_t at = block * block_queries + i;
-    const float carried = weigh<kind>(
-        space.scores + tile * score_row * tile_floats + row, mask, seen, depth,
-        space.weights + tile * weight_row * tile_bytes + row * sizeof(float), space.largest[at],
-        space.total[at]);
+    const float carried =
+        weigh<kind>(space.scores + tile * score_row * tile_floats + row, mask, seen, depth,
+                    space.weights + tile * weight_row * tile_bytes + row * sizeof(float),
+                    space.largest[at], space.total[at]);
     if (carried != 1.0f) {
       for (int64_t c = 0; c < space.columns; ++c) {
         float* sum = sums + (tile * space.columns + c) * tile_floats + row;
@@ -319,8 +325,14 @@ void attend_block(const Attention& op, const Space& space, int64_t key_head, int
   const uint8_t* values = space.values_of(key_head);
   const auto multiply_values = first_key ? multiply<R, true> : multiply<R, false>;
   for (int64_t c = 0; c < space.columns; c += 2) {
-    multiply_values({space.weights, weight_row, values + c * tile_bytes, 1, space.columns, depth,
-                     sums + c * tile_floats, space.columns});
+    multiply_values({.a = space.weights,
+                     .a_row = weight_row,
+                     .b = values + c * tile_bytes,
+                     .b_column = 1,
+                     .b_depth = space.columns,
+                     .depth = depth,
+                     .out = sums + c * tile_floats,
+                     .out_row = space.columns});
   }
 }
 

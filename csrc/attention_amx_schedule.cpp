@@ -36,9 +36,11 @@ struct Tasks {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
       const int64_t first_block = task % block_parts * blocks_per_task;
       const int64_t first_head = task / block_parts % head_parts * heads_per_task;
-      attend(op, {task / block_parts / head_parts, first_head,
-                  std::min(op.key_heads, first_head + heads_per_task), first_block,
-                  std::min(blocks, first_block + blocks_per_task)});
+      attend(op, {.batch = task / block_parts / head_parts,
+                  .first_key_head = first_head,
+                  .last_key_head = std::min(op.key_heads, first_head + heads_per_task),
+                  .first_block = first_block,
+                  .last_block = std::min(blocks, first_block + blocks_per_task)});
     }
   }
 
@@ -58,7 +60,7 @@ void attention(const Attention& op) {
     std::fill(op.y, op.y + results, 0.0f);
     return;
   }
-  Tasks tasks{op};
+  Tasks tasks{.op = op};
   parallel_for(0, tasks.ns() + 1, ns_per_thread, [&](int64_t, int64_t) {
     try {
       tasks.take_until_done();

@@ -3,8 +3,9 @@
 // keys, and then values' numbers, in the lanes: each load serves a block's queries.
 //
 // The including file defines the Isa and names it in LOWBIT_ISA; its `load` and `store` take the
-// first n numbers of a vector, none or all of them where n is beyond, and load zeros in the place of
-// the others; `block_queries` is how many queries there are registers for, with two vectors each.
+// first n numbers of a vector, none or all of them where n is beyond, and load zeros in the place
+// of the others; `block_queries` is how many queries there are registers for, with two vectors
+// each.
 //
 // Keys are taken in blocks, sums so far being scaled down where a later block holds a larger score.
 //
@@ -74,8 +75,8 @@ float weigh(float* scores, int64_t n, float largest) {
 // y = carried y + sum_k weights[k] values[k], `columns` vectors of them, the last of which may be
 // cut.
 template <int64_t columns>
-void add_values(const float* values, int64_t step, const float* weights, int64_t keys, float carried,
-                float* y, int64_t n) {
+void add_values(const float* values, int64_t step, const float* weights, int64_t keys,
+                float carried, float* y, int64_t n) {
   Number sums[columns];
   for (int64_t c = 0; c < columns; ++c) sums[c] = Isa::load(y + c * lanes, n - c * lanes) * carried;
   for (int64_t k = 0; k < keys; ++k, values += step) {
@@ -295,7 +296,12 @@ void attend_many(const Attention& op, int64_t batch, int64_t head, int64_t query
       for (int64_t d = 0; d < op.value_size; ++d) values[k * value_end + d] = value[d];
       for (int64_t d = op.value_size; d < value_end; ++d) values[k * value_end + d] = 0.0f;
     }
-    const Block block{first, there, end, transposed, values, value_end};
+    const Block block{.first = first,
+                      .there = there,
+                      .end = end,
+                      .keys = transposed,
+                      .values = values,
+                      .value_end = value_end};
     for (int64_t q = 0; q < count; q += rows) {
       const int64_t n = count - q < rows ? count - q : rows;
       if (op.causal && first >= query + q + n) continue;

@@ -35,9 +35,12 @@ void quantize_rows(uintptr_t x, uintptr_t codes, uintptr_t scales, int64_t rows,
   if (group_size < 1) {
     throw std::invalid_argument("group_size " + std::to_string(group_size) + " is less than 1");
   }
-  lowbit::find_path(lowbit::quantize_rows_paths, path)(
-      {pointer<const float>(x), pointer<int8_t>(codes), pointer<float>(scales), rows, cols,
-       group_size});
+  lowbit::find_path(lowbit::quantize_rows_paths, path)({.x = pointer<const float>(x),
+                                                        .codes = pointer<int8_t>(codes),
+                                                        .scales = pointer<float>(scales),
+                                                        .rows = rows,
+                                                        .cols = cols,
+                                                        .group_size = group_size});
 }
 
 // A weight's form and the places of its parts, which do not change from call to call; `scale`,
@@ -50,19 +53,19 @@ struct Weight {
 
   lowbit::Linear linear(uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y, int64_t rows,
                         int digits, lowbit::Nonlinearity nonlinearity) const {
-    return {form,
-            pointer<const float>(x),
-            pointer<const uint8_t>(codes),
-            pointer<const void>(codes + scale),
-            zero_point ? pointer<const uint8_t>(codes + zero_point) : nullptr,
-            offset ? pointer<const void>(codes + offset) : nullptr,
-            pointer<const float>(bias),
-            pointer<float>(y),
-            rows,
-            planes,
-            digits,
-            half_scale,
-            nonlinearity};
+    return {.form = form,
+            .x = pointer<const float>(x),
+            .codes = pointer<const uint8_t>(codes),
+            .scale = pointer<const void>(codes + scale),
+            .zero_point = zero_point ? pointer<const uint8_t>(codes + zero_point) : nullptr,
+            .offset = offset ? pointer<const void>(codes + offset) : nullptr,
+            .bias = pointer<const float>(bias),
+            .y = pointer<float>(y),
+            .rows = rows,
+            .planes = planes,
+            .digits = digits,
+            .half_scale = half_scale,
+            .nonlinearity = nonlinearity};
   }
 
   void decode(uintptr_t codes, uintptr_t rows, int64_t count, uintptr_t out) const {
@@ -73,10 +76,17 @@ struct Weight {
                                 std::to_string(form.outputs) + " rows");
       }
     }
-    lowbit::decode_lanes({form, pointer<const uint8_t>(codes), pointer<const void>(codes + scale),
-                          zero_point ? pointer<const uint8_t>(codes + zero_point) : nullptr,
-                          offset ? pointer<const void>(codes + offset) : nullptr, planes,
-                          half_scale, pointer<const int64_t>(rows), count, pointer<float>(out)});
+    lowbit::decode_lanes(
+        {.form = form,
+         .codes = pointer<const uint8_t>(codes),
+         .scale = pointer<const void>(codes + scale),
+         .zero_point = zero_point ? pointer<const uint8_t>(codes + zero_point) : nullptr,
+         .offset = offset ? pointer<const void>(codes + offset) : nullptr,
+         .planes = planes,
+         .half_scale = half_scale,
+         .rows = pointer<const int64_t>(rows),
+         .count = count,
+         .out = pointer<float>(out)});
   }
 };
 
@@ -122,25 +132,39 @@ struct LinearPath {
 using Steps = std::array<int64_t, 4>;  // a tensor's strides
 
 lowbit::TokenRows token_rows(uintptr_t address, const Steps& steps) {
-  return {pointer<const float>(address), steps[0], steps[1], steps[2]};
+  return {.data = pointer<const float>(address),
+          .batch_step = steps[0],
+          .head_step = steps[1],
+          .token_step = steps[2]};
 }
 
 lowbit::Mask mask_at(lowbit::MaskKind kind, uintptr_t address, const Steps& steps) {
   const int64_t item = kind == lowbit::MaskKind::additive ? sizeof(float) : 1;
-  return {kind, pointer<const uint8_t>(address), steps[0] * item, steps[1] * item, steps[2] * item};
+  return {.kind = kind,
+          .data = pointer<const uint8_t>(address),
+          .batch_step = steps[0] * item,
+          .head_step = steps[1] * item,
+          .query_step = steps[2] * item};
 }
 
 // Attention by a path, for calls that differ in where tensors are and in how many keys there are.
 // `sizes`: batch, heads, key heads, queries, size, value size.
 struct AttentionPath {
   void (*run)(const lowbit::Attention&);
-  lowbit::Attention op;
+  lowbit::Attention op{};
 
-  AttentionPath(std::string_view path, const std::array<int64_t, 6>& sizes, float scale, bool causal)
+  AttentionPath(std::string_view path, const std::array<int64_t, 6>& sizes, float scale,
+                bool causal)
       : run(lowbit::find_path(lowbit::attention_paths, path)) {
     const auto [batch, heads, key_heads, queries, size, value_size] = sizes;
-    op = {{}, {}, {}, {}, nullptr, batch, heads, key_heads, queries, 0, size, value_size,
-          scale, causal};
+    op.batch = batch;
+    op.heads = heads;
+    op.key_heads = key_heads;
+    op.queries = queries;
+    op.size = size;
+    op.value_size = value_size;
+    op.scale = scale;
+    op.causal = causal;
   }
 
   void operator()(uintptr_t query, const Steps& query_steps, uintptr_t key, const Steps& key_steps,
@@ -162,8 +186,9 @@ struct AttentionPath {
               uintptr_t value, const Steps& value_steps, int64_t tokens, uintptr_t held_keys,
               uintptr_t held_values, int64_t room, int64_t filled, lowbit::MaskKind kind,
               uintptr_t mask, const Steps& mask_steps, uintptr_t y) const {
-    const lowbit::HeldTokens keys{pointer<float>(held_keys), room, op.size};
-    const lowbit::HeldTokens values{pointer<float>(held_values), room, op.value_size};
+    const lowbit::HeldTokens keys{.data = pointer<float>(held_keys), .room = room, .size = op.size};
+    const lowbit::HeldTokens values{
+        .data = pointer<float>(held_values), .room = room, .size = op.value_size};
     keys.append(token_rows(key, key_steps), op.batch, op.key_heads, filled, tokens);
     values.append(token_rows(value, value_steps), op.batch, op.key_heads, filled, tokens);
     lowbit::Attention call = op;
@@ -183,8 +208,11 @@ struct ElementwiseSequence {
 
   void add(lowbit::ElementwiseOp op, const Steps& sizes, uintptr_t y, const Steps& y_steps,
            uintptr_t a, const Steps& a_steps, uintptr_t b, const Steps& b_steps) {
-    lowbit::Elementwise one{op, pointer<float>(y), pointer<const float>(a),
-                            pointer<const float>(b), {}, {}, {}, {}};
+    lowbit::Elementwise one{};
+    one.op = op;
+    one.y = pointer<float>(y);
+    one.a = pointer<const float>(a);
+    one.b = pointer<const float>(b);
     std::copy(sizes.begin(), sizes.end(), one.sizes);
     std::copy(y_steps.begin(), y_steps.end(), one.y_steps);
     std::copy(a_steps.begin(), a_steps.end(), one.a_steps);
@@ -242,7 +270,11 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Lanes* form, int64_t outputs, int64_t inputs, int64_t group, int bits, bool binary) {
-            new (form) Lanes{outputs, inputs, group, bits, binary};
+            new (form) Lanes{.outputs = outputs,
+                             .inputs = inputs,
+                             .group = group,
+                             .bits = bits,
+                             .binary = binary};
           },
           "outputs"_a, "inputs"_a, "group"_a, "bits"_a, "binary"_a)
       .def("panel_bytes", &Lanes::panel_bytes)
@@ -266,7 +298,12 @@ NB_MODULE(_native, m) {
           "__init__",
           [](Weight* weight, const Lanes& form, int64_t scale, int64_t zero_point, int64_t offset,
              int planes, bool half_scale) {
-            new (weight) Weight{form, scale, zero_point, offset, planes, half_scale};
+            new (weight) Weight{.form = form,
+                                .scale = scale,
+                                .zero_point = zero_point,
+                                .offset = offset,
+                                .planes = planes,
+                                .half_scale = half_scale};
           },
           "form"_a, "scale"_a, "zero_point"_a, "offset"_a, "planes"_a, "half_scale"_a)
       .def("decode", &Weight::decode, "codes"_a, "rows"_a, "count"_a, "out"_a, without_gil);
@@ -282,7 +319,10 @@ NB_MODULE(_native, m) {
           "__init__",
           [](Layer* layer, const Weight& weight, lowbit::Nonlinearity nonlinearity, float scale,
              int zero_point, int lowest) {
-            new (layer) Layer{weight, nonlinearity, {scale, zero_point, lowest}};
+            new (layer)
+                Layer{.weight = weight,
+                      .nonlinearity = nonlinearity,
+                      .input = {.scale = scale, .zero_point = zero_point, .lowest = lowest}};
           },
           "weight"_a, "nonlinearity"_a, "scale"_a = 0.0f, "zero_point"_a = 0, "lowest"_a = -127);
   nb::class_<LinearPath>(m, "LinearPath")

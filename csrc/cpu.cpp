@@ -78,8 +78,8 @@ std::vector<std::string> detect() {
 
   constexpr int avx512_bf16 = 5;                              // leaf 7.1, eax
   constexpr int amx_bf16 = 22, amx_tile = 24, amx_int8 = 25;  // leaf 7, edx
-  if (tiles_saved && bits(l71.eax, {avx512_bf16}) &&
-      bits(l7.edx, {amx_bf16, amx_tile, amx_int8}) && tiles_granted()) {
+  if (tiles_saved && bits(l71.eax, {avx512_bf16}) && bits(l7.edx, {amx_bf16, amx_tile, amx_int8}) &&
+      tiles_granted()) {
     found.push_back("amx");
   }
   return found;

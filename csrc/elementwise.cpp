@@ -40,14 +40,10 @@ void each(const Elementwise& op, F f) {
 
 void elementwise(const Elementwise& op) {
   switch (op.op) {
-    case ElementwiseOp::add:
-      return each(op, [](float a, float b) { return a + b; });
-    case ElementwiseOp::multiply:
-      return each(op, [](float a, float b) { return a * b; });
-    case ElementwiseOp::negate:
-      return each(op, [](float a, float) { return -a; });
-    case ElementwiseOp::copy:
-      return each(op, [](float a, float) { return a; });
+    case ElementwiseOp::add: return each(op, [](float a, float b) { return a + b; });
+    case ElementwiseOp::multiply: return each(op, [](float a, float b) { return a * b; });
+    case ElementwiseOp::negate: return each(op, [](float a, float) { return -a; });
+    case ElementwiseOp::copy: return each(op, [](float a, float) { return a; });
     case ElementwiseOp::inverse_root:
       return each(op, [](float a, float) { return 1.0f / std::sqrt(a); });
   }

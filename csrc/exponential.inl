@@ -1,6 +1,6 @@
 // The exponential function, on vectors of the Isa that the including file defines. Operations are
-// rounded once each, so that all instruction sets give the same bits where a multiplication with the
-// addition after it (Isa::fma) is rounded once, too.
+// rounded once each, so that all instruction sets give the same bits where a multiplication with
+// the addition after it (Isa::fma) is rounded once, too.
 
 #include <cstdint>
 

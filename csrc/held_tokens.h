@@ -13,7 +13,12 @@ struct HeldTokens {
   float* data;
   int64_t room, size;
 
-  TokenRows rows(int64_t heads) const { return {data, heads * room * size, room * size, size}; }
+  TokenRows rows(int64_t heads) const {
+    return {.data = data,
+            .batch_step = heads * room * size,
+            .head_step = room * size,
+            .token_step = size};
+  }
 
   // Writes `tokens` more behind `filled`.
   void append(const TokenRows& more, int64_t batch, int64_t heads, int64_t filled,

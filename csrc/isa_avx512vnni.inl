@@ -42,8 +42,8 @@ struct Isa {
   }
 
   static Ints dot(Ints acc, Words codes, __m512i four) {
-    return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(
-        reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(codes), four));
+    return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc),
+                                                      reinterpret_cast<__m512i>(codes), four));
   }
 
   static Floats widen(const uint16_t* half) {

@@ -164,7 +164,7 @@ float number(const void* values, bool half, int64_t at) {
 
 // The parameters of one group of one row.
 struct Parameters {
-  float zero = 0, scale = 0;      // affine
+  float zero = 0, scale = 0;        // affine
   float alpha[4] = {}, offset = 0;  // binary
 
   Parameters(const DecodeLanes& op, int64_t group, int64_t lane) {

@@ -19,8 +19,8 @@
 //
 // Every group of inputs starts a block: its last block may be short. Rows and inputs are padded
 // with codes of zero. int8 codes have their sign bit flipped, so that z = 128. Where the last
-// group has an odd number of blocks, the 512 bytes after 8-bit codes are readable: a tile may end in
-// them.
+// group has an odd number of blocks, the 512 bytes after 8-bit codes are readable: a tile may end
+// in them.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,7 @@ constexpr Fields fields_of(int bits, bool binary) {
   for (int shift = 0; shift < bits;) {
     const int left = bits - shift;
     const int width = binary || left == 1 ? 1 : left == 8 ? 8 : left >= 4 ? 4 : 2;
-    all.field[all.count++] = {width, shift};
+    all.field[all.count++] = {.width = width, .shift = shift};
     shift += width;
   }
   return all;
@@ -76,14 +76,15 @@ struct Lanes {
 void pack_lanes(const Lanes& form, const uint8_t* stored, uint8_t flip, uint8_t* codes);
 void unpack_lanes(const Lanes& form, const uint8_t* codes, uint8_t flip, uint8_t* stored);
 
-// Some rows as floats: s (q - z), or o + the sum of alpha b, each operation rounded once to float32.
+// Some rows as floats: s (q - z), or o + the sum of alpha b, each operation rounded once to
+// float32.
 struct DecodeLanes {
   Lanes form;
   const uint8_t* codes;
   const void* scale;          // or alpha
   const uint8_t* zero_point;  // affine; null for 2^(bits - 1)
   const void* offset;         // binary; null for zeros
-  int planes;               // binary: the first so many, whose alpha and offset these are
+  int planes;                 // binary: the first so many, whose alpha and offset these are
   bool half_scale;
   const int64_t* rows;  // `count` of them, all below form.outputs
   int64_t count;

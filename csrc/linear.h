@@ -1,7 +1,7 @@
 // A linear layer over codes in lanes (lanes.h), with activations of int8 codes:
 //
-//   affine   y[m,n] = f(sum_g sx s[n,g] sum_k cx (q[n,k] - z[n,g])                        + bias[n])
-//   binary   y[m,n] = f(sum_g sx (sum_i alpha[n,g,i] sum_k cx b[i,n,k] + o[n,g] sum_k cx) + bias[n])
+//   affine  y[m,n] = f(bias[n] + sum_g sx s[n,g] sum_k cx (q[n,k] - z[n,g]))
+//   binary  y[m,n] = f(bias[n] + sum_g sx (sum_i alpha[n,g,i] sum_k cx b[i,n,k] + o[n,g] sum_k cx))
 //
 // with f the identity or a nonlinearity (nonlinearity.inl).
 //
@@ -20,7 +20,8 @@
 //              activations, with scale 2^(8d) sx; y is the sum of the four, from c0 on.
 //
 // Four digits hold every float32 down to 1/64 of its group's largest exactly; smaller ones are
-// rounded, halves away from zero, by at most 2^-30 of that largest. What follows is the same for both.
+// rounded, halves away from zero, by at most 2^-30 of that largest. What follows is the same for
+// both.
 //
 // A group with a NaN or an infinity gets sx NaN and codes 0; one with nothing of 2^-100 (digits 1:
 // see quantize_rows.h) or 2^-90 (digits 4) or more gets sx 1 and codes 0.

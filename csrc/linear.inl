@@ -150,10 +150,10 @@ struct Binary {
   };
 };
 
-// A few rows wait for the weights, which come faster one panel after the other, asked for beforehand
-// across the pages where the processor's own prefetching stops.
+// A few rows wait for the weights, which come faster one panel after the other, asked for
+// beforehand across the pages where the processor's own prefetching stops.
 constexpr bool waits_for_weights(int64_t rows) { return rows <= 4; }
-constexpr int64_t ahead_bytes = 4096;
+constexpr int64_t ahead_bytes = 4096, cache_line = 64;
 
 // Of so many terms or panels, how many are taken together.
 constexpr int together(int count) {
@@ -180,7 +180,9 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
     Ints sum[terms][P][R][parts] = {};
     for (int64_t b = 0; b < blocks; ++b, block += block_bytes) {
       if constexpr (waits_for_weights(R)) {
-        for (int64_t at = 0; at < block_bytes; at += 64) __builtin_prefetch(block + ahead_bytes + at);
+        for (int64_t at = 0; at < block_bytes; at += cache_line) {
+          __builtin_prefetch(block + ahead_bytes + at);
+        }
       }
       for (int first = 0; first < terms; first += at_once) {
 #pragma GCC unroll Isa::unroll
@@ -229,9 +231,9 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
 }
 
 // y of up to R tokens and P panels from sums[panel][token][digit][part], panels panel_stride apart:
-// the smallest digit first, then the bias. Adding a bias of zero also makes -0 the 0 that a sum from
-// zero would have been. A nonlinearity is applied to all of them together, as each value waits for
-// the steps of its polynomial.
+// the smallest digit first, then the bias. Adding a bias of zero also makes -0 the 0 that a sum
+// from zero would have been. A nonlinearity is applied to all of them together, as each value waits
+// for the steps of its polynomial.
 template <int P, int R>
 [[gnu::noinline]] void finish(const Linear& op, const Floats* sums, int64_t panel_stride, int64_t m,
                               int64_t tokens, int64_t panel) {
@@ -387,10 +389,13 @@ struct RowByRow {
 };
 
 template <class Codes>
-constexpr Product product{Isa::max_rows,        Isa::max_vectors,
-                          block_inputs,         Isa::bytes_per_input,
-                          Isa::macs_per_ns,     quantize<RowByRow, block_inputs>,
-                          multiply<Codes>};
+constexpr Product product{.rows = Isa::max_rows,
+                          .panels = Isa::max_vectors,
+                          .group_padding = block_inputs,
+                          .bytes_per_input = Isa::bytes_per_input,
+                          .macs_per_ns = Isa::macs_per_ns,
+                          .quantize = quantize<RowByRow, block_inputs>,
+                          .multiply = multiply<Codes>};
 
 // By bits, and by planes in use.
 constexpr const Product* affine_products[] = {

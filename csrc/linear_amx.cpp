@@ -84,14 +84,15 @@ void decode_group(const Linear& op, const uint8_t* block, int64_t blocks, int64_
   }
 }
 
-// What the sums of one group are worth, sums[terms][32][P][16] for rows of codes from `row` on and P
-// panels from `panel` on: put(i, p, value) for each row i of them.
+// What the sums of one group are worth, sums[terms][32][P][16] for rows of codes from `row` on and
+// P panels from `panel` on: put(i, p, value) for each row i of them.
 template <class Codes, int P, class Put>
 void each_value(const Linear& op, const Activations& a, const int32_t* sums, int64_t row,
                 int64_t rows, int64_t panel, int64_t g, const Put& put) {
   const int64_t groups = op.form.groups();
   for (int p = 0; p < P; ++p) {
-    const typename Codes::template Parameters<centred<Codes>> group(op, (panel + p) * groups + g, 0);
+    const typename Codes::template Parameters<centred<Codes>> group(op, (panel + p) * groups + g,
+                                                                    0);
     for (int64_t r = 0; r < rows; ++r) {
       Words of_terms[Codes::terms];
       for (int i = 0; i < Codes::terms; ++i) {
@@ -144,8 +145,8 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
       const int64_t rows = last - row < block_rows ? last - row : block_rows;
       const int8_t* at = x + (row - first) * a.padded_inputs;
       for (int i = 0; i < Codes::terms; ++i) {
-        const auto sum = rows > tile_rows ? sum_tiles<centred<Codes>, 2, P>
-                                          : sum_tiles<centred<Codes>, 1, P>;
+        const auto sum =
+            rows > tile_rows ? sum_tiles<centred<Codes>, 2, P> : sum_tiles<centred<Codes>, 1, P>;
         sum(at, tile_rows * a.padded_inputs, w + i * term_stride, panel_stride, tiles, sums[i]);
       }
       if (to_y) {
@@ -186,9 +187,13 @@ void multiply_tiles(const Linear& op, const Activations& a, int64_t first_row, i
 }
 
 template <class Codes>
-constexpr Product tiles{block_rows,  block_panels, tile_inputs,
-                        1,           1000,         quantize<InTiles, tile_inputs>,
-                        multiply_tiles<Codes>};
+constexpr Product tiles{.rows = block_rows,
+                        .panels = block_panels,
+                        .group_padding = tile_inputs,
+                        .bytes_per_input = 1,
+                        .macs_per_ns = 1000,
+                        .quantize = quantize<InTiles, tile_inputs>,
+                        .multiply = multiply_tiles<Codes>};
 
 constexpr const Product* affine_tiles[] = {&tiles<Affine<2>>, &tiles<Affine<3>>, &tiles<Affine<4>>,
                                            &tiles<Affine<5>>, &tiles<Affine<6>>, &tiles<Affine<7>>,

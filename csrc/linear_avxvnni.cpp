@@ -16,9 +16,8 @@ struct Isa : Vectors256 {
   static Ints dot(Ints acc, Words codes, const int8_t* four) {
     int32_t x;
     __builtin_memcpy(&x, four, sizeof x);
-    return reinterpret_cast<Ints>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(acc),
-                                                          reinterpret_cast<__m256i>(codes),
-                                                          _mm256_set1_epi32(x)));
+    return reinterpret_cast<Ints>(_mm256_dpbusd_avx_epi32(
+        reinterpret_cast<__m256i>(acc), reinterpret_cast<__m256i>(codes), _mm256_set1_epi32(x)));
   }
 };
 

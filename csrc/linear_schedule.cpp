@@ -73,7 +73,8 @@ struct Tasks {
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const Layer& any = layers[0];
       const int64_t first = chunk * chunk_rows, last = std::min(any.op.rows, first + chunk_rows);
-      for (int64_t part; (part = next[chunk].fetch_add(1, std::memory_order_relaxed)) < quantizes;) {
+      for (int64_t part;
+           (part = next[chunk].fetch_add(1, std::memory_order_relaxed)) < quantizes;) {
         const int64_t from = std::min(last, first + part * rows_per_quantize);
         any.product->quantize(any.op, a, from, std::min(last, from + rows_per_quantize));
         quantized[chunk].fetch_add(1, std::memory_order_release);
@@ -130,7 +131,10 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
   const int64_t parameters = rows * op.form.groups();
   auto* memory = static_cast<int8_t*>(call_scratch(code_bytes + parameters * 8));
   auto* scales = reinterpret_cast<float*>(memory + code_bytes);
-  const Activations a{memory, scales, reinterpret_cast<int32_t*>(scales + parameters), inputs};
+  const Activations a{.codes = memory,
+                      .scales = scales,
+                      .sums = reinterpret_cast<int32_t*>(scales + parameters),
+                      .padded_inputs = inputs};
 
   const int64_t rows_per_quantize =
       std::clamp<int64_t>(values_per_quantize / (op.form.inputs + 1), 1, chunk_rows);
@@ -139,7 +143,11 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
     multiplies += layer.multiplies;
     ns += layer.ns();
   }
-  Tasks tasks{layers, a, chunk_rows, rows_per_quantize, multiplies};
+  Tasks tasks{.layers = layers,
+              .a = a,
+              .chunk_rows = chunk_rows,
+              .rows_per_quantize = rows_per_quantize,
+              .multiplies = multiplies};
   parallel_for(0, ns + 1, ns_per_thread, [&](int64_t first, int64_t) {
     try {
       tasks.take_until_done(static_cast<double>(first) / static_cast<double>(ns + 1));

@@ -1,11 +1,11 @@
 // What all paths of linear.h share: the scratch for quantized activations and the order of work.
 //
-// Rows are taken in chunks whose codes stay in the L2 cache while all weights pass by. The work on a
-// chunk is a list of tasks: first "quantize these rows", handed out to whichever thread asks next;
-// then, once all are done, "multiply the chunk with these panels of this layer". A thread waits only
-// for tasks that others are at, so none waits for one that has not come. Each begins with the panels
-// at its own share of the weights, which then stream in order, and goes around to those that nobody
-// has taken: a slow thread just gets fewer of them.
+// Rows are taken in chunks whose codes stay in the L2 cache while all weights pass by. The work on
+// a chunk is a list of tasks: first "quantize these rows", handed out to whichever thread asks
+// next; then, once all are done, "multiply the chunk with these panels of this layer". A thread
+// waits only for tasks that others are at, so none waits for one that has not come. Each begins
+// with the panels at its own share of the weights, which then stream in order, and goes around to
+// those that nobody has taken: a slow thread just gets fewer of them.
 #pragma once
 
 #include "linear.h"

@@ -39,9 +39,9 @@ Number minus_tail_of_root(Number x, const float (&root)[n], float end) {
 
 struct Gelu {
   static Number of(Number x) {
-    static constexpr float root[] = {-2.94319079e-07f, 7.45426678e-06f,   -6.00914718e-05f,
-                                     3.37203564e-05f,  0.00150549435f,    -0.000673237606f,
-                                     -0.0319272801f,   -0.0914576575f,    0.917004049f};
+    static constexpr float root[] = {-2.94319079e-07f, 7.45426678e-06f, -6.00914718e-05f,
+                                     3.37203564e-05f,  0.00150549435f,  -0.000673237606f,
+                                     -0.0319272801f,   -0.0914576575f,  0.917004049f};
     return minus_tail_of_root(x, root, 5.5f);
   }
 };
@@ -49,8 +49,8 @@ struct Gelu {
 struct GeluTanh {
   static Number of(Number x) {
     static constexpr float root[] = {
-        -2.92383839e-10f, -5.43809762e-08f, 1.36389804e-06f,  -1.32498926e-05f, 6.45599866e-05f,
-        -0.00015843354f,  0.000164582278f,  -0.0002068748f,   0.00169592164f,   -0.000648734043f,
+        -2.92383839e-10f, -5.43809762e-08f, 1.36389804e-06f, -1.32498926e-05f, 6.45599866e-05f,
+        -0.00015843354f,  0.000164582278f,  -0.0002068748f,  0.00169592164f,   -0.000648734043f,
         -0.0319168009f,   -0.0914586186f,   0.917004049f};
     return minus_tail_of_root(x, root, 5.0f);
   }

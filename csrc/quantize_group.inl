@@ -1,5 +1,5 @@
-// The two passes over a group of activations (quantize_rows.h says what they compute), for the files
-// that are compiled once per instruction set; the compiler vectorizes both.
+// The two passes over a group of activations (quantize_rows.h says what they compute), for the
+// files that are compiled once per instruction set; the compiler vectorizes both.
 
 #include <cstdint>
 
@@ -70,8 +70,8 @@ int32_t encode(const float* x, int8_t* codes, int64_t n, float inv) {
   return {scale, 1.0f / scale};
 }
 
-// The same with a static scale. Clamped as floats, to integers, so that what is far out does not wrap
-// around.
+// The same with a static scale. Clamped as floats, to integers, so that what is far out does not
+// wrap around.
 template <class StaticScale>
 int32_t encode_static(const float* x, int8_t* codes, int64_t n, float inv,
                       const StaticScale& input) {

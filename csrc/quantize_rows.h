@@ -15,9 +15,9 @@
 namespace lowbit {
 
 struct QuantizeRows {
-  const float* x;      // [rows, cols]
-  int8_t* codes;       // [rows, cols]
-  float* scales;       // [rows, ceil(cols / group_size)]
+  const float* x;  // [rows, cols]
+  int8_t* codes;   // [rows, cols]
+  float* scales;   // [rows, ceil(cols / group_size)]
   int64_t rows, cols;
   int64_t group_size;  // >= 1; the last group of a row may be shorter
 };

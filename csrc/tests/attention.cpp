@@ -32,7 +32,12 @@ class Operand {
     for (int64_t i = 0; i < count_; ++i) data()[i] = normal();
   }
 
-  TokenRows rows() { return {data() + (count_ ? gap_ : 0), batch_step_, size_, token_step_}; }
+  TokenRows rows() {
+    return {.data = data() + (count_ ? gap_ : 0),
+            .batch_step = batch_step_,
+            .head_step = size_,
+            .token_step = token_step_};
+  }
 
  private:
   float* data() { return reinterpret_cast<float*>(numbers_.data()); }
@@ -63,8 +68,11 @@ class RandomMask {
 
   lowbit::Mask mask() {
     const int64_t row = keys_ * item_;
-    return {kind_, kind_ == MaskKind::none ? nullptr : numbers_.data(), heads_ * queries_ * row,
-            heads_ > 1 ? queries_ * row : 0, queries_ > 1 ? row : 0};
+    return {.kind = kind_,
+            .data = kind_ == MaskKind::none ? nullptr : numbers_.data(),
+            .batch_step = heads_ * queries_ * row,
+            .head_step = heads_ > 1 ? queries_ * row : 0,
+            .query_step = queries_ > 1 ? row : 0};
   }
 
  private:
@@ -94,9 +102,10 @@ struct Path {
   double rounding, rest;
 };
 
-constexpr Path paths[] = {
-    {"scalar", 0x1p-16, 1e-5}, {"avx2", 0x1p-16, 1e-5}, {"avx512", 0x1p-16, 1e-5},
-    {"amx", 0x1p-7, 0.01}};
+constexpr Path paths[] = {{"scalar", 0x1p-16, 1e-5},
+                          {"avx2", 0x1p-16, 1e-5},
+                          {"avx512", 0x1p-16, 1e-5},
+                          {"amx", 0x1p-7, 0.01}};
 
 // One query's result and how far it may be off: a score by the `rounding` of the sizes of its
 // terms, a weight by a factor accordingly, its share in all of them by the square; and the `rest`.
@@ -107,8 +116,8 @@ void check_query(const Path& path, const Attention& op, int64_t b, int64_t h, in
   for (int64_t k = 0; k < op.keys; ++k) {
     double score = 0, sizes = 0;
     for (int64_t d = 0; d < op.size; ++d) {
-      const double term = static_cast<double>(op.query.at(b, h, q)[d]) *
-                          op.key.at(b, key_head, k)[d] * op.scale;
+      const double term =
+          static_cast<double>(op.query.at(b, h, q)[d]) * op.key.at(b, key_head, k)[d] * op.scale;
       score += term;
       sizes += std::fabs(term);
     }
@@ -137,9 +146,20 @@ void check_attention(const Path& path, int64_t most_tokens) {
   const int64_t size = 1 + below(below(4) ? 40 : 130), value_size = 1 + below(below(4) ? 40 : 130);
   Operand query(batch, queries, heads, size), key(batch, keys, key_heads, size);
   Operand value(batch, keys, key_heads, value_size);
-  Attention op{query.rows(), key.rows(), value.rows(), {}, nullptr, batch, heads, key_heads,
-               queries, keys, size, value_size, 1 / std::sqrt(static_cast<float>(size)),
-               below(2) == 0};
+  Attention op{.query = query.rows(),
+               .key = key.rows(),
+               .value = value.rows(),
+               .mask = {},
+               .y = nullptr,
+               .batch = batch,
+               .heads = heads,
+               .key_heads = key_heads,
+               .queries = queries,
+               .keys = keys,
+               .size = size,
+               .value_size = value_size,
+               .scale = 1 / std::sqrt(static_cast<float>(size)),
+               .causal = below(2) == 0};
   RandomMask mask(static_cast<MaskKind>(below(3)), op);
   op.mask = mask.mask();
   const int64_t numbers = batch * queries * heads * value_size;

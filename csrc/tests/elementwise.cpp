@@ -28,16 +28,11 @@ std::vector<float> spread(const int64_t (&sizes)[dimensions], bool repeats,
 
 float expected(lowbit::ElementwiseOp op, float a, float b) {
   switch (op) {
-    case lowbit::ElementwiseOp::add:
-      return a + b;
-    case lowbit::ElementwiseOp::multiply:
-      return a * b;
-    case lowbit::ElementwiseOp::negate:
-      return -a;
-    case lowbit::ElementwiseOp::copy:
-      return a;
-    default:
-      return 1.0f / std::sqrt(a);
+    case lowbit::ElementwiseOp::add: return a + b;
+    case lowbit::ElementwiseOp::multiply: return a * b;
+    case lowbit::ElementwiseOp::negate: return -a;
+    case lowbit::ElementwiseOp::copy: return a;
+    default: return 1.0f / std::sqrt(a);
   }
 }
 

@@ -97,7 +97,11 @@ struct Numbers {
 Lanes random_form(int64_t size) {
   const bool binary = below(3) == 0;
   const int64_t bits = binary ? 1 + below(4) : 2 + below(7);
-  Lanes form{below(size), 1 + below(size), 0, static_cast<int>(bits), binary};
+  Lanes form{.outputs = below(size),
+             .inputs = 1 + below(size),
+             .group = 0,
+             .bits = static_cast<int>(bits),
+             .binary = binary};
   const int64_t groups[] = {form.inputs, 1 + below(form.inputs + 40), 32, 64, 96};
   form.group = groups[below(std::size(groups))];
   return form;
@@ -190,9 +194,16 @@ void check_decode(Weight& weight) {
   // The bytes behind the codes are for tiles alone.
   Walled codes(codes_bytes(form));
   std::memcpy(codes.data(), weight.lanes.data(), codes_bytes(form));
-  lowbit::decode_lanes({form, codes.data(), weight.scale.data(), weight.zeros(), weight.offsets(),
-                        weight.planes, weight.scale.half, rows.data(), static_cast<int64_t>(rows.size()),
-                        out.data()});
+  lowbit::decode_lanes({.form = form,
+                        .codes = codes.data(),
+                        .scale = weight.scale.data(),
+                        .zero_point = weight.zeros(),
+                        .offset = weight.offsets(),
+                        .planes = weight.planes,
+                        .half_scale = weight.scale.half,
+                        .rows = rows.data(),
+                        .count = static_cast<int64_t>(rows.size()),
+                        .out = out.data()});
   const float* got = out.data();
   for (const int64_t n : rows) {
     for (int64_t k = 0; k < form.inputs; ++k) {
@@ -221,7 +232,12 @@ struct Digits {
   Digits(const float* x, int64_t n, int digits) : digits(digits) {
     for (int d = 0; d < digits; ++d) code[d].resize(n);
     if (digits == 1) {
-      lowbit::scalar::quantize_rows({x, code[0].data(), &scale, 1, n, n});
+      lowbit::scalar::quantize_rows({.x = x,
+                                     .codes = code[0].data(),
+                                     .scales = &scale,
+                                     .rows = 1,
+                                     .cols = n,
+                                     .group_size = n});
       return;
     }
     float largest = 0;
@@ -260,8 +276,8 @@ struct Activations {
       const float size = below(4) ? 1.0f : std::ldexp(1.0f, static_cast<int>(below(180)) - 110);
       for (int64_t k = 0; k < inputs; ++k) {
         const int shift = below(2) ? 0 : -static_cast<int>(below(40));
-        x[m * inputs + k] = below(50) ? size * std::ldexp(normal(), shift)
-                                      : special[below(std::size(special))];
+        x[m * inputs + k] =
+            below(50) ? size * std::ldexp(normal(), shift) : special[below(std::size(special))];
       }
       if (below(40) == 0) {
         x[m * inputs + below(inputs)] = below(2) ? limits::quiet_NaN() : -limits::infinity();
@@ -343,9 +359,19 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
     // No result is this one, and none is NaN but where it should be. A second layer, the same but
     // for its nonlinearity, is computed from the same activations.
     std::vector<float> y(wanted.size(), 1234.5f), fy(wanted.size(), 1234.5f);
-    const Linear linear{form,      a.x.data(), weight.lanes.data(), weight.scale.data(),
-                        weight.zeros(), weight.offsets(), b, y.data(), rows, weight.planes, digits,
-                        weight.scale.half, Nonlinearity::identity};
+    const Linear linear{.form = form,
+                        .x = a.x.data(),
+                        .codes = weight.lanes.data(),
+                        .scale = weight.scale.data(),
+                        .zero_point = weight.zeros(),
+                        .offset = weight.offsets(),
+                        .bias = b,
+                        .y = y.data(),
+                        .rows = rows,
+                        .planes = weight.planes,
+                        .digits = digits,
+                        .half_scale = weight.scale.half,
+                        .nonlinearity = Nonlinearity::identity};
     Linear both[] = {linear, linear};
     both[1].y = fy.data();
     both[1].nonlinearity = f;
@@ -390,8 +416,10 @@ void test_linear() {
     check_linear(weight, below(most_rows), below(2) ? 4 : 1);
   }
   // So many inputs that only 32 rows are a chunk, and so many rows that sixteen chunks are not all.
-  const Lanes long_rows[] = {{3, 4200, 4200, 8, false}, {3, 4200, 1000, 4, false},
-                             {3, 4200, 96, 2, true}};
+  const Lanes long_rows[] = {
+      {.outputs = 3, .inputs = 4200, .group = 4200, .bits = 8, .binary = false},
+      {.outputs = 3, .inputs = 4200, .group = 1000, .bits = 4, .binary = false},
+      {.outputs = 3, .inputs = 4200, .group = 96, .bits = 2, .binary = true}};
   for (const Lanes& form : long_rows) {
     Weight weight(form);
     check_linear(weight, 530, 4);

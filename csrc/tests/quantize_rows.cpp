@@ -29,7 +29,12 @@ Output quantize(Run run, const std::vector<float>& x, int64_t rows, int64_t cols
                 int64_t group_size) {
   const int64_t groups = (cols + group_size - 1) / group_size;
   Output out{std::vector<int8_t>(rows * cols), std::vector<float>(rows * groups)};
-  run({x.data(), out.codes.data(), out.scales.data(), rows, cols, group_size});
+  run({.x = x.data(),
+       .codes = out.codes.data(),
+       .scales = out.scales.data(),
+       .rows = rows,
+       .cols = cols,
+       .group_size = group_size});
   return out;
 }
 
@@ -59,8 +64,14 @@ void test_quantize_rows() {
   std::mt19937 random(0);
   std::normal_distribution<float> normal;
   using limits = std::numeric_limits<float>;
-  const float special[] = {0.0f,  -0.0f, 1e-40f, -0x1p-101f, 0x1p-100f, limits::max(),
-                           -limits::infinity(), limits::quiet_NaN()};
+  const float special[] = {0.0f,
+                           -0.0f,
+                           1e-40f,
+                           -0x1p-101f,
+                           0x1p-100f,
+                           limits::max(),
+                           -limits::infinity(),
+                           limits::quiet_NaN()};
   const auto below = [&](int64_t n) {
     return std::uniform_int_distribution<int64_t>(0, n - 1)(random);
   };
