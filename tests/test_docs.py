@@ -26,6 +26,7 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
 def test_there_are_pages_to_run():
     assert {
         "README.md",
+        "any-module.md",
         "solvers.md",
         "training.md",
         "decoding.md",
