@@ -54,13 +54,13 @@ struct Weight {
   lowbit::Linear linear(uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y, int64_t rows,
                         int digits, lowbit::Nonlinearity nonlinearity) const {
     return {.form = form,
-            .x = pointer<const float>(x),
+            .x = pointer<const void>(x),
             .codes = pointer<const uint8_t>(codes),
             .scale = pointer<const void>(codes + scale),
             .zero_point = zero_point ? pointer<const uint8_t>(codes + zero_point) : nullptr,
             .offset = offset ? pointer<const void>(codes + offset) : nullptr,
-            .bias = pointer<const float>(bias),
-            .y = pointer<float>(y),
+            .bias = pointer<const void>(bias),
+            .y = pointer<void>(y),
             .rows = rows,
             .planes = planes,
             .digits = digits,
@@ -95,11 +95,14 @@ struct Layer {
   Weight weight;
   lowbit::Nonlinearity nonlinearity;
   lowbit::StaticScale input;
+  bool bfloat16, bfloat16_bias;
 
   lowbit::Linear linear(uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y, int64_t rows,
                         int digits) const {
     lowbit::Linear op = weight.linear(x, codes, bias, y, rows, digits, nonlinearity);
     op.input = input;
+    op.bfloat16 = bfloat16;
+    op.bfloat16_bias = bfloat16_bias;
     return op;
   }
 };
@@ -318,13 +321,16 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Layer* layer, const Weight& weight, lowbit::Nonlinearity nonlinearity, float scale,
-             int zero_point, int lowest) {
+             int zero_point, int lowest, bool bfloat16, bool bfloat16_bias) {
             new (layer)
                 Layer{.weight = weight,
                       .nonlinearity = nonlinearity,
-                      .input = {.scale = scale, .zero_point = zero_point, .lowest = lowest}};
+                      .input = {.scale = scale, .zero_point = zero_point, .lowest = lowest},
+                      .bfloat16 = bfloat16,
+                      .bfloat16_bias = bfloat16_bias};
           },
-          "weight"_a, "nonlinearity"_a, "scale"_a = 0.0f, "zero_point"_a = 0, "lowest"_a = -127);
+          "weight"_a, "nonlinearity"_a, "scale"_a = 0.0f, "zero_point"_a = 0, "lowest"_a = -127,
+          "bfloat16"_a = false, "bfloat16_bias"_a = false);
   nb::class_<LinearPath>(m, "LinearPath")
       .def(nb::init<std::string_view>(), "name"_a)
       .def("__call__", &LinearPath::operator(), "layer"_a, "x"_a, "codes"_a, "bias"_a, "y"_a,

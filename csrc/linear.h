@@ -43,19 +43,21 @@ enum class Nonlinearity { identity, gelu, gelu_tanh, relu, silu };
 
 struct Linear {
   Lanes form;
-  const float* x;             // [rows, inputs]
+  const void* x;              // [rows, inputs], float32 or, if `bfloat16`, that
   const uint8_t* codes;       // in lanes, and so are the next three
   const void* scale;          // s, or alpha of the planes in use
   const uint8_t* zero_point;  // z; null for 2^(bits - 1)
   const void* offset;         // o; null for zeros
-  const float* bias;          // [outputs], or null for zeros
-  float* y;                   // [rows, outputs]
+  const void* bias;           // [outputs], or null for zeros; float32 or, if `bfloat16_bias`, that
+  void* y;                    // [rows, outputs], like x
   int64_t rows;
   int planes;       // binary: the first so many are used; affine: 1
   int digits;       // 1 or 4
   bool half_scale;  // s, alpha and o are float16, not float32
   Nonlinearity nonlinearity;
   StaticScale input = {};
+  // bfloat16 is widened as it is read; results are computed in float32 and rounded once, to even.
+  bool bfloat16 = false, bfloat16_bias = false;
 };
 
 // A path takes several layers at once where they have x, rows, inputs, group and digits in common:

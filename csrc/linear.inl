@@ -22,9 +22,11 @@
 //
 // Nothing from the standard library is called here (see quantize_rows.inl).
 
+#include "bfloat16.inl"
 #include "linear_schedule.h"
 #include "nonlinearity.inl"
 #include "quantize_group.inl"
+#include "scratch.h"
 
 namespace lowbit::LOWBIT_ISA {
 namespace {
@@ -241,10 +243,18 @@ template <int P, int R>
   const int64_t first = panel * panel_rows, left = op.form.outputs - first;
   const int64_t n = left < width ? left : width;
   alignas(64) float y[R * width], padded_bias[width] = {};
-  for (int64_t i = 0; op.bias && n < width && i < n; ++i) padded_bias[i] = op.bias[first + i];
-  const float* bias = op.bias && n == width ? op.bias + first : padded_bias;
-  const bool in_place = n == width && op.nonlinearity == Nonlinearity::identity;
-  float* to = op.y + m * op.form.outputs + first;
+  const float* bias = padded_bias;
+  if (op.bias && op.bfloat16_bias) {
+    widen(static_cast<const uint16_t*>(op.bias) + first, n, padded_bias);
+  } else if (op.bias) {
+    const float* own = static_cast<const float*>(op.bias) + first;
+    for (int64_t i = 0; n < width && i < n; ++i) padded_bias[i] = own[i];
+    bias = n == width ? own : padded_bias;
+  }
+  const bool in_place =
+      n == width && op.nonlinearity == Nonlinearity::identity && !op.bfloat16;
+  const int64_t start = m * op.form.outputs + first;
+  float* to = static_cast<float*>(op.y) + (op.bfloat16 ? 0 : start);
   float* at = in_place ? to : y;
   const int64_t stride = in_place ? op.form.outputs : width;
   for (int64_t t = 0; t < tokens; ++t, sums += op.digits * parts) {
@@ -258,6 +268,11 @@ template <int P, int R>
   }
   if (in_place) return;
   apply(op.nonlinearity, y, tokens, width, width);
+  if (op.bfloat16) {
+    uint16_t* half = static_cast<uint16_t*>(op.y) + start;
+    for (int64_t t = 0; t < tokens; ++t) narrow(y + t * width, n, half + t * op.form.outputs);
+    return;
+  }
   for (int64_t t = 0; t < tokens; ++t, to += op.form.outputs) {
     __builtin_memcpy(to, y + t * width, n * sizeof(float));
   }
@@ -269,9 +284,10 @@ void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t 
                    int64_t panel) {
   const int64_t rows = last - row < R ? last - row : R;
   const int64_t m = row / op.digits, tokens = rows / op.digits;
-  const float* y = op.y + m * op.form.outputs + panel * panel_rows;
-  for (int64_t t = 0; t < tokens; ++t, y += op.form.outputs) {
-    for (int i = 0; i < P * parts; ++i) __builtin_prefetch(y + i * lanes, 1);
+  const int64_t size = op.bfloat16 ? 2 : 4;
+  const char* y = static_cast<const char*>(op.y) + (m * op.form.outputs + panel * panel_rows) * size;
+  for (int64_t t = 0; t < tokens; ++t, y += op.form.outputs * size) {
+    for (int i = 0; i < P * parts; ++i) __builtin_prefetch(y + i * lanes * size, 1);
   }
   Floats sums[P][R][parts];
   sum_panels<Codes, P, R>(op, a, row, panel, sums);
@@ -344,11 +360,14 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
   constexpr int64_t piece_size = 1024;
   alignas(64) int8_t piece[4][piece_size];
   int8_t* const digits[4] = {piece[0], piece[1], piece[2], piece[3]};
-  const int64_t groups = op.form.groups();
+  const int64_t groups = op.form.groups(), all = op.form.inputs;
+  float* widened = op.bfloat16 ? static_cast<float*>(task_scratch(all * 4)) : nullptr;
   for (int64_t m = first; m < last; ++m) {
+    if (widened) widen(static_cast<const uint16_t*>(op.x) + m * all, all, widened);
+    const float* row = widened ? widened : static_cast<const float*>(op.x) + m * all;
     int64_t to = 0;
     for (int64_t g = 0; g < groups; ++g) {
-      const float* x = op.x + m * op.form.inputs + g * op.form.group;
+      const float* x = row + g * op.form.group;
       const int64_t inputs = op.form.group_inputs(g), end = padded(inputs, group_padding);
       const bool fixed = op.digits == 4;
       const bool is_static = op.input.scale > 0.0f;

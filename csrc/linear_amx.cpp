@@ -7,7 +7,6 @@
 #define LOWBIT_ISA amx
 #include "isa_avx512vnni.inl"
 #include "linear.inl"
-#include "scratch.h"
 #include "tiles.h"
 
 namespace lowbit::amx {
@@ -116,11 +115,12 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
   auto* acc = reinterpret_cast<Floats*>(scratch + decoded);
 
   // One group of one digit is all there is to a sum: it needs no place of its own.
-  const bool to_y = groups == 1 && op.digits == 1 && (panel + P) * panel_rows <= form.outputs;
-  float* y = op.y + panel * panel_rows;
+  const bool to_y = groups == 1 && op.digits == 1 && (panel + P) * panel_rows <= form.outputs &&
+                    !op.bfloat16;
+  float* y = static_cast<float*>(op.y) + (to_y ? panel * panel_rows : 0);
   Floats bias[P] = {};
   if (to_y && op.bias) {
-    __builtin_memcpy(&bias, op.bias + panel * panel_rows, sizeof bias);
+    __builtin_memcpy(&bias, static_cast<const float*>(op.bias) + panel * panel_rows, sizeof bias);
   }
 
   const uint8_t* codes = op.codes + panel * form.panel_bytes();

@@ -172,8 +172,9 @@ void run(const Linear* ops, int count, const Product& (*choose)(const Linear&)) 
     for (int i = 0; i < count; ++i) {
       Linear part = ops[i];
       part.rows = std::min(rows - first, chunk_rows * max_chunks);
-      part.x += first * inputs;
-      part.y += first * part.form.outputs;
+      const int64_t bytes = part.bfloat16 ? 2 : 4;
+      part.x = static_cast<const char*>(part.x) + first * inputs * bytes;
+      part.y = static_cast<char*>(part.y) + first * part.form.outputs * bytes;
       layers.emplace_back(part, choose(part));
     }
     run_part(layers, chunk_rows);

@@ -49,19 +49,37 @@ class LinearProduct:
         # Products that have this in common quantize their input alike.
         self.input_form = form.in_features, width, activations, path, input
         self._digits = DIGITS[activations]
-        known = input or DYNAMIC
-        self._layers = [
+        self.parts = form.parts
+        self._path = module.LinearPath(path)
+        self._layers = self._made(False, False)
+        # By whether the bias is bfloat16; made when the first x of bfloat16 comes.
+        self._bfloat16: dict[bool, list[Any]] = {}
+
+    def _made(self, bfloat16: bool, bfloat16_bias: bool) -> list[Any]:
+        """What native code knows of each part."""
+        assert module is not None
+        known = self.input or DYNAMIC
+        return [
             module.Layer(
                 part.lanes.weight,
-                getattr(module.Nonlinearity, nonlinearity),
+                getattr(module.Nonlinearity, self.nonlinearity),
                 known.scale,
                 known.zero_point,
                 known.lowest,
+                bfloat16,
+                bfloat16_bias,
             )
-            for part in form.parts
+            for part in self.parts
         ]
-        self.parts = form.parts
-        self._path = module.LinearPath(path)
+
+    def layers(self, x: Tensor, bias: Tensor | None) -> list[Any]:
+        """The parts as they are for such an x and bias."""
+        if x.dtype is torch.float32:
+            return self._layers
+        half = bias is not None and bias.dtype is torch.bfloat16
+        if half not in self._bfloat16:
+            self._bfloat16[half] = self._made(True, half)
+        return self._bfloat16[half]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Native objects cannot be copied; they are found again."""
@@ -83,11 +101,12 @@ class LinearProduct:
         if len(self._layers) > 1:
             return together([self], x, [(packed, bias)])[0]
         shape, dtype = x.shape, x.dtype
-        x, bias = self._ready(x), _float32(bias)
+        x = self._ready(x)
+        bias = _beside(x, bias)
         # Sizes one by one: as a tuple that is the sum of two they take twice as long.
         y = x.new_empty(*shape[:-1], self.out_features)
         self._path(
-            self._layers[0],
+            (self._layers if x.dtype is torch.float32 else self.layers(x, bias))[0],
             x.data_ptr(),
             packed.data_ptr(),
             0 if bias is None else bias.data_ptr(),
@@ -95,7 +114,7 @@ class LinearProduct:
             x.numel() // self.in_features,
             self._digits,
         )
-        return y if dtype is torch.float32 else y.to(dtype)
+        return y if y.dtype is dtype else y.to(dtype)
 
     def _ready(self, x: Tensor) -> Tensor:
         """x as the native code takes it."""
@@ -104,11 +123,15 @@ class LinearProduct:
                 f"x {list(x.shape)} on {x.device} does not fit a weight"
                 f" {[self.out_features, self.in_features]} prepacked on the CPU"
             )
-        return _contiguous_float32(x)
+        half = x.dtype is torch.bfloat16 and x.is_contiguous()
+        return x if half else _contiguous_float32(x)
 
 
-def _float32(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else _contiguous_float32(bias)
+def _beside(x: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The bias as native code takes it with such an x: float32, or bfloat16 with bfloat16."""
+    if bias is None or (bias.dtype is x.dtype and bias.is_contiguous()):
+        return bias
+    return _contiguous_float32(bias)
 
 
 def _contiguous_float32(x: Tensor) -> Tensor:
@@ -126,20 +149,21 @@ def together(
     """
     first, shape, dtype = products[0], x.shape, x.dtype
     x = first._ready(x)
-    biases = [_float32(bias) for _, bias in weights]
+    biases = [_beside(x, bias) for _, bias in weights]
     results = [
         [x.new_empty(*shape[:-1], part.lanes.out_features) for part in product.parts]
         for product in products
     ]
-    layers, places = _layers_and_places(products, weights, biases, results)
+    layers, places = _layers_and_places(products, x, weights, biases, results)
     rows = x.numel() // first.in_features
     first._path.together(layers, x.data_ptr(), places, rows, first._digits)
     ys = [parts[0] if len(parts) == 1 else torch.cat(parts, -1) for parts in results]
-    return ys if dtype is torch.float32 else [y.to(dtype) for y in ys]
+    return ys if x.dtype is dtype else [y.to(dtype) for y in ys]
 
 
 def _layers_and_places(
     products: Sequence[LinearProduct],
+    x: Tensor,
     weights: Sequence[tuple[UInt8[Tensor, " bytes"], Float[Tensor, " out"] | None]],
     biases: Sequence[Float[Tensor, " out"] | None],
     results: Sequence[Sequence[Float[Tensor, "*tokens _out"]]],
@@ -149,7 +173,7 @@ def _layers_and_places(
     layers: list[Any] = []
     places: list[int] = []
     for product, (packed, _), bias, ys in zip(products, weights, biases, results, strict=True):
-        layers += product._layers
+        layers += product.layers(x, bias)
         for (_, start, row), y in zip(product.parts, ys, strict=True):
             own = 0 if bias is None else bias.data_ptr() + row * bias.element_size()
             places += packed.data_ptr() + start, own, y.data_ptr()
@@ -164,7 +188,7 @@ def in_place(
     """`together` for calls that follow each other with the same weights: results are written to the
     float32 tensors `ys`, and what is called takes nothing but the address of x, which must be
     contiguous float32 of as many tokens."""
-    first, biases = products[0], [_float32(bias) for _, bias in weights]
+    first, biases = products[0], [_beside(ys[0], bias) for _, bias in weights]
     results, joined = [], []
     for product, y in zip(products, ys, strict=True):
         parts = [y]
@@ -173,7 +197,7 @@ def in_place(
             parts = [y.new_empty(*y.shape[:-1], size) for size in sizes]
             joined.append((parts, y))
         results.append(parts)
-    layers, places = _layers_and_places(products, weights, biases, results)
+    layers, places = _layers_and_places(products, ys[0], weights, biases, results)
     kept = weights, biases, results  # whose memory is written to and read from
     rows, digits = ys[0].numel() // first.out_features, first._digits
     run = first._path.together

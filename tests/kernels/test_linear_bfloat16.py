@@ -1,0 +1,91 @@
+"""bfloat16 activations: what is computed is what float32 would be, rounded once, on every path."""
+
+import pytest
+import torch
+
+from lowbit.formats import CHANNEL, group
+from lowbit.kernels import native
+from lowbit.kernels.linear.native import LinearProduct, in_place, kernels, together
+from lowbit.kernels.stacked_lanes import lanes_of
+from tests.stored import STACKS, Form
+
+NATIVE = kernels("float")
+FORMS = [
+    Form("affine", 8, CHANNEL),
+    Form("affine", 4, group(64), shift=True),
+    Form("binary", 2, group(32), shift=True),
+    STACKS[0],
+]
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
+every_form = pytest.mark.parametrize("form", FORMS, ids=str)
+every_kind = pytest.mark.parametrize("kind", ["float", "dynamic"])
+
+
+@pytest.fixture(params=[kernel.name for kernel in NATIVE])
+def path(request):
+    (kernel,) = [kernel for kernel in NATIVE if kernel.name == request.param]
+    missing = native.lacks(kernel.isa)
+    if missing:
+        pytest.skip(missing)
+    return kernel.name
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def same(a, b):
+    return torch.equal(a.view(torch.int16), b.view(torch.int16))
+
+
+@every_form
+@every_kind
+@pytest.mark.parametrize("rows", [1, 5, 70])
+@pytest.mark.parametrize("bias", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("nonlinearity", ["identity", "gelu"])
+def test_the_result_is_that_of_float32_rounded_once(path, form, kind, rows, bias, nonlinearity):
+    q = form.random(40, 96).q
+    layout = lanes_of(q.layout, *q.shape)
+    product, packed = LinearProduct(layout, kind, path, nonlinearity), layout.pack(q)
+    x = normal(rows, 96, seed=1)
+    b = None if bias is None else normal(40, seed=2).to(bias)
+    y = product(x, packed, b)
+    assert y.dtype == torch.bfloat16
+    assert same(y, product(x.float(), packed, None if b is None else b.float()).bfloat16())
+
+
+@every_kind
+def test_layers_together_give_the_bits_that_they_give_alone(path, kind):
+    made = []
+    for seed, form in enumerate(FORMS[:1] * 2):
+        q = form.random(40 - seed * 7, 96, seed).q
+        layout = lanes_of(q.layout, *q.shape)
+        made.append((LinearProduct(layout, kind, path), layout.pack(q), normal(40 - seed * 7)))
+    x = normal(9, 96, seed=1)
+    ys = together([p for p, _, _ in made], x, [(packed, b) for _, packed, b in made])
+    for y, (product, packed, b) in zip(ys, made, strict=True):
+        assert same(y, product(x, packed, b))
+    written = [torch.empty_like(y) for y in ys]
+    in_place([p for p, _, _ in made], [(packed, b) for _, packed, b in made], written)(x.data_ptr())
+    assert all(same(a, b) for a, b in zip(written, ys, strict=True))
+
+
+def test_what_is_not_finite_stays_visible_and_large_values_round_to_infinity(path):
+    q = FORMS[0].random(40, 96).q
+    layout = lanes_of(q.layout, *q.shape)
+    product, packed = LinearProduct(layout, "dynamic", path), layout.pack(q)
+    x = normal(4, 96)
+    x[0, 3], x[1, 5] = float("nan"), float("inf")
+    x[2] *= 1e38
+    y = product(x, packed, None)
+    assert y[:2].isnan().all() and y[3].isfinite().all()
+    assert same(y[2:], product(x[2:].float(), packed, None).bfloat16())
+    assert y[2].isinf().any()
+
+
+def test_slices_of_other_strides_are_read_rightly(path):
+    q = FORMS[0].random(40, 96).q
+    layout = lanes_of(q.layout, *q.shape)
+    product, packed = LinearProduct(layout, "dynamic", path), layout.pack(q)
+    x = normal(8, 192)[::2, ::2]
+    assert same(product(x, packed, None), product(x.contiguous(), packed, None))
