@@ -322,12 +322,11 @@ NB_MODULE(_native, m) {
           "__init__",
           [](Layer* layer, const Weight& weight, lowbit::Nonlinearity nonlinearity, float scale,
              int zero_point, int lowest, bool bfloat16, bool bfloat16_bias) {
-            new (layer)
-                Layer{.weight = weight,
-                      .nonlinearity = nonlinearity,
-                      .input = {.scale = scale, .zero_point = zero_point, .lowest = lowest},
-                      .bfloat16 = bfloat16,
-                      .bfloat16_bias = bfloat16_bias};
+            new (layer) Layer{.weight = weight,
+                              .nonlinearity = nonlinearity,
+                              .input = {.scale = scale, .zero_point = zero_point, .lowest = lowest},
+                              .bfloat16 = bfloat16,
+                              .bfloat16_bias = bfloat16_bias};
           },
           "weight"_a, "nonlinearity"_a, "scale"_a = 0.0f, "zero_point"_a = 0, "lowest"_a = -127,
           "bfloat16"_a = false, "bfloat16_bias"_a = false);

@@ -251,8 +251,7 @@ template <int P, int R>
     for (int64_t i = 0; n < width && i < n; ++i) padded_bias[i] = own[i];
     bias = n == width ? own : padded_bias;
   }
-  const bool in_place =
-      n == width && op.nonlinearity == Nonlinearity::identity && !op.bfloat16;
+  const bool in_place = n == width && op.nonlinearity == Nonlinearity::identity && !op.bfloat16;
   const int64_t start = m * op.form.outputs + first;
   float* to = static_cast<float*>(op.y) + (op.bfloat16 ? 0 : start);
   float* at = in_place ? to : y;
@@ -285,7 +284,8 @@ void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t 
   const int64_t rows = last - row < R ? last - row : R;
   const int64_t m = row / op.digits, tokens = rows / op.digits;
   const int64_t size = op.bfloat16 ? 2 : 4;
-  const char* y = static_cast<const char*>(op.y) + (m * op.form.outputs + panel * panel_rows) * size;
+  const char* y =
+      static_cast<const char*>(op.y) + (m * op.form.outputs + panel * panel_rows) * size;
   for (int64_t t = 0; t < tokens; ++t, y += op.form.outputs * size) {
     for (int i = 0; i < P * parts; ++i) __builtin_prefetch(y + i * lanes * size, 1);
   }

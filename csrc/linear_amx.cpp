@@ -115,8 +115,8 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
   auto* acc = reinterpret_cast<Floats*>(scratch + decoded);
 
   // One group of one digit is all there is to a sum: it needs no place of its own.
-  const bool to_y = groups == 1 && op.digits == 1 && (panel + P) * panel_rows <= form.outputs &&
-                    !op.bfloat16;
+  const bool to_y =
+      groups == 1 && op.digits == 1 && (panel + P) * panel_rows <= form.outputs && !op.bfloat16;
   float* y = static_cast<float*>(op.y) + (to_y ? panel * panel_rows : 0);
   Floats bias[P] = {};
   if (to_y && op.bias) {
