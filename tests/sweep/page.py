@@ -161,7 +161,7 @@ the others. Each goes through:
 - **streaming**: `quantize_checkpoint`, and quantized while loading, equal to in place bit for bit.
 - **dynamic**: `int8-dynamic`; the twin rounds its inputs.
 - **dequantize**: equal to the twin.
-- **bfloat16**: converted; at most twice as far from float32 as the twin in bfloat16, and 0.02.
+- **bfloat16**: converted; at most four times as far from float32 as the twin in bfloat16, and 0.02.
 - **padding**: a padded batch, equal to the twin.
 - **generate**: `lowbit.generate` gives the token ids of transformers, or refuses before the first.
 - **attention**: "lowbit" and "lowbit_float32" equal "eager".

@@ -30,7 +30,7 @@ from tests.sweep.models import Call, calls_of, randomize, run
 from tests.sweep.oracle import difference, equal
 
 SAME = 1e-4  # Rounding of float32 sums; 5e-7 is usual.
-ARITHMETIC = 1e-6  # The same sums at another place in memory.
+ARITHMETIC = 1e-5  # The same sums at another place in memory.
 ROUNDED_INPUTS = 0.02  # A sum in another order moves some inputs by one of 255 levels.
 NEAR_TILES, NEAR_FLOAT32 = 2e-2, 1e-3  # Attention with operands in bfloat16, and in float32.
 MOST_PARAMETERS = 40_000_000
@@ -224,7 +224,7 @@ class Walk:
         if dtypes := {n: t.dtype for n, t in got.items() if n in half and t.dtype != half[n].dtype}:
             raise Wrong(f"outputs are {dtypes}, not the float model's dtypes")
         usual = difference(half, self.int8_wanted)
-        return self._near(got, self.int8_wanted, 2 * usual + 0.02)
+        return self._near(got, self.int8_wanted, 4 * usual + 0.02)
 
     def padding(self) -> float:
         calls = self._padded()
