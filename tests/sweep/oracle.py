@@ -81,6 +81,17 @@ def round_inputs(model: nn.Module, names: Iterable[str]) -> None:
             module.register_forward_pre_hook(rounded)
 
 
+def disturb(model: nn.Module, names: Iterable[str]) -> None:
+    """Make the outputs of the modules `names` differ as sums in another order do."""
+    generator = torch.Generator().manual_seed(1)
+
+    def disturbed(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output * (1 + 3e-7 * torch.randn(output.shape, generator=generator))
+
+    for name in names:
+        model.get_submodule(name).register_forward_hook(disturbed)
+
+
 def difference(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     """The largest relative Frobenius error of any output; NaN or infinite if they do not compare.
 
