@@ -21,6 +21,7 @@ import lowbit
 from lowbit.attention import KERNELS
 from lowbit.decoding import step
 from lowbit.errors import UsageError
+from lowbit.fallbacks import SlowPathWarning
 from tests import real
 from tests.models import VOCABULARY, make
 
@@ -288,9 +289,6 @@ def watched():
         (caching, {}, "makes no cache for the model"),
         (counting, {}, "makes position_ids of its own"),
         (forgetting, {}, "keys and values of all layers"),
-        (lambda: make("t5"), {}, "changes with the number of tokens"),
-        (lambda: fake_quantized("int4"), {}, "makes a weight from another"),
-        (lambda: fake_quantized("int8-dynamic"), {}, "makes a weight from another"),
         (lambda: make("bert"), {}, "BertModel does not generate text"),
         (lambda: make("gpt2"), {"use_cache": False}, "use_cache is False"),
         (lambda: make("gpt2"), {"streamer": object()}, "streamer"),
@@ -307,6 +305,24 @@ def watched():
 def test_what_is_not_served_is_refused(build, settings, sentence):
     with pytest.raises(UsageError, match=sentence):
         lowbit.generate(build(), torch.tensor([[5, 6, 7, 8]]), **GREEDY | settings)
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: make("t5"), "changes with the number of tokens"),
+        (lambda: quantized("t5", "int8"), "changes with the number of tokens"),
+        (lambda: fake_quantized("int4"), "makes a weight from another"),
+        (lambda: fake_quantized("int8-dynamic"), "makes a weight from another"),
+    ],
+)
+def test_a_model_whose_steps_cannot_be_recorded_computes_them_and_says_so(build, sentence):
+    model, ids = build().eval(), torch.tensor([[5, 6, 7, 8], [9, 3, 4, 5]])
+    wanted = model.generate(ids, **GREEDY)
+    with pytest.warns(SlowPathWarning, match=sentence):
+        got = lowbit.generate(model, ids, **GREEDY)
+    assert torch.equal(got, wanted)
+    assert torch.equal(lowbit.generate(model, ids, **GREEDY), wanted)
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,16 @@ CLASSES = {each.model_class: each for each in registered()}
 KINDS = [
     "BertForMaskedLM",  # an encoder with a tied head
     "GPT2LMHeadModel",  # Conv1D, learned positions
-    "Qwen3MoeForCausalLM",  # experts in stacked weights
-    "BartForConditionalGeneration",  # encoder and decoder
+    "GptOssForCausalLM",  # experts in stacked weights, attention sinks
+    "Gemma2ForCausalLM",  # soft caps, sliding windows
+    "FalconForCausalLM",  # a linear layer of its own
+    "MambaForCausalLM",  # recurrent, reads its layers' weights
+    "T5ForConditionalGeneration",  # relative positions, encoder and decoder
     "CLIPModel",  # two towers
     "ViTForImageClassification",  # images
-    "WhisperForConditionalGeneration",  # sounds and text
+    "Wav2Vec2ForXVector",  # sounds, weights used as convolutions
     "ResNetForImageClassification",  # nothing but convolutions and a head
+    "OlmoForCausalLM",  # norms without weights
 ]
 
 

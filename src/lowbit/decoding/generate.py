@@ -54,9 +54,11 @@ def generate(model: PreTrainedModel, *args: Any, **settings: Any) -> Any:
 
     Greedy search, sampling and beam search with a cache, for decoders and encoder–decoders on the
     CPU; prompts of a batch padded on the left, sources on the right. The first call with a model
-    and a number of rows records two steps, which takes about as long as six others.
+    and a number of rows records two steps, which takes about as long as six others. A model whose
+    steps cannot be recorded computes them itself, with a SlowPathWarning.
 
-    Raises UsageError for what it does not serve; `model.generate` does then.
+    Raises UsageError for what it does not serve, before the first token; `model.generate` serves
+    that.
     """
     _check(model, settings)
     kept = {CACHE: empty(model.config.is_encoder_decoder)} if model in _PLAIN else {}

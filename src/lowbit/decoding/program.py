@@ -59,10 +59,7 @@ def program(earlier: Recorded, later: Recorded, layers: Sequence[GrowingLayer]) 
     than their inputs.
     """
     if earlier.text() != later.text():
-        raise UsageError(
-            "what the model calls changes with the number of tokens that it has read:"
-            " lowbit.generate cannot record such a step; use model.generate"
-        )
+        raise UsageError("what the model calls changes with the number of tokens that it has read")
     return _Writer(earlier, later, layers).program()
 
 

@@ -144,12 +144,11 @@ def recorded(calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor
         if call.name in READS:
             raise UsageError(
                 f"the model's Python reads values of tensors ({call.name}) at every token and may"
-                " decide by them: lowbit.generate cannot record such a step; use model.generate"
+                " decide by them"
             )
         if call.written is not None and id(call.written) not in varying:
             raise UsageError(
-                f"the model writes at every token to memory that it keeps ({call.name}):"
-                " lowbit.generate cannot record such a step; use model.generate"
+                f"the model writes at every token to memory that it keeps ({call.name})"
             )
         varying |= {id(out) for out in call.outputs}
     needed, kept = {id(output)}, []
@@ -167,13 +166,12 @@ def _check_weights(steady: Iterable[Call]) -> None:
     it, and training need not leave a trace by which to see that weights changed."""
     weights: set[int] = set()
     for call in steady:
+        if not call.outputs:
+            continue  # A dtype or a shape is no weight.
         read = {memory(t) for t in call.inputs if isinstance(t, nn.Parameter)}
         read |= {memory(t) for t in call.inputs if memory(t) in weights}
         if read and any(memory(out) not in read for out in call.outputs):
-            raise UsageError(
-                f"the model makes a weight from another at every token ({call.name}):"
-                " lowbit.generate cannot record such a step; use model.generate"
-            )
+            raise UsageError(f"the model makes a weight from another at every token ({call.name})")
         weights |= read
 
 

@@ -1,4 +1,5 @@
-"""One token through a decoder: by the model itself twice, then by what it was seen to do."""
+"""One token through a decoder: by the model itself twice, then by what it was seen to do, or, if
+that cannot be recorded, by the model itself again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from lowbit.decoding.adapters import CACHE
 from lowbit.decoding.cache import GrowingLayer
 from lowbit.decoding.program import Program, program
 from lowbit.decoding.recording import Recorded, Recording, recorded
+from lowbit.errors import UsageError
+from lowbit.fallbacks import note
 
 
 @dataclass
@@ -72,10 +75,16 @@ class Step:
     def __init__(self) -> None:
         self.earlier: Recorded | None = None
         self.program: Program | None = None
+        self.is_plain = False  # computed by the model itself, as it cannot be recorded
 
     @property
     def is_new(self) -> bool:
-        return self.earlier is None and self.program is None
+        return self.earlier is None and not self.is_settled
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the next tokens are computed as the last one."""
+        return self.program is not None or self.is_plain
 
     def __call__(
         self, model: PreTrainedModel, ids: Integer[Tensor, "batch 1"], state: State
@@ -84,12 +93,23 @@ class Step:
         inputs = state.inputs(ids)
         if self.program is not None:
             return self.program(state.layers, state.layers[0].length, **inputs)
+        if self.is_plain:
+            return _logits(model, ids, state)
         with Recording() as recording:
-            logits: Tensor = model(**state.arguments(ids)).logits
-        later = recorded(recording.calls, inputs, logits)
-        if self.earlier is None:
-            self.earlier = later
-        else:
-            self.program = program(self.earlier, later, state.layers)
-            self.earlier = None
+            logits = _logits(model, ids, state)
+        try:
+            later = recorded(recording.calls, inputs, logits)
+            if self.earlier is None:
+                self.earlier = later
+            else:
+                self.program = program(self.earlier, later, state.layers)
+                self.earlier = None
+        except UsageError as why:
+            self.earlier, self.is_plain = None, True
+            note(model, f"lowbit.generate computes tokens as model.generate does: {why}.")
         return logits
+
+
+def _logits(model: PreTrainedModel, ids: Tensor, state: State) -> Tensor:
+    logits: Tensor = model(**state.arguments(ids)).logits
+    return logits

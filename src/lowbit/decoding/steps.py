@@ -26,7 +26,7 @@ def borrowed(model: PreTrainedModel, ids: Tensor, state: State) -> Iterator[Step
         kept = _KEPT.setdefault(model, {})
         step = kept.pop(key, None) or Step()
     yield step
-    if step.program is not None:
+    if step.is_settled:
         with _CHANGING:
             kept[key] = step
             if len(kept) > MOST:
