@@ -24,7 +24,8 @@ RESULT = speed_page("attention")
 HEADS, SIZE = 12, 64
 SHAPES = ((1, 128), (8, 128), (1, 512))  # batch, tokens
 KINDS = ("", "padding", "causal")
-PATH = next(path for path in ("amx", "avx512", "avx2", "scalar") if not native.lacks(path))
+PATHS = native.paths("attention_bfloat16") + native.paths("attention_float32")
+PATH = next(path.name for path in PATHS if not native.lacks(path.feature))
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 

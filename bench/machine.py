@@ -12,9 +12,6 @@ import torch
 from lowbit.environment import processor
 from lowbit.kernels import native
 
-# What products run on, best first.
-INSTRUCTION_SETS = ("amx", "avx512vnni", "avxvnni", "avx2")
-
 
 def commit() -> str:
     told = [
@@ -73,7 +70,8 @@ def result_page(name: str) -> Path:
 def speed_page(name: str) -> Path:
     """The same for times, each best instruction set by itself: NAME.md where there are AMX tiles,
     else NAME-avx512vnni.md and so on."""
-    best = next((isa for isa in INSTRUCTION_SETS if isa in native.features()), "scalar")
+    products = (path.feature for path in native.paths("linear"))
+    best = next((feature for feature in products if not native.lacks(feature)), native.BASE)
     return result_page(f"{name}.md" if best == "amx" else f"{name}-{best}.md")
 
 

@@ -76,12 +76,20 @@ void attention(const Attention& op);
 void attend(const Attention& op, const AttentionTask& task);
 }  // namespace amx
 
-inline constexpr Path<void(const Attention&)> attention_paths[] = {
-    {"scalar", "", scalar::attention},
-#ifdef LOWBIT_X86
-    {"avx2", "avx2", avx2::attention},
-    {"avx512", "avx512", avx512::attention},
-    {"amx", "amx", amx::attention},
+struct AttentionPath : Path<void(const Attention&)> {
+  bool bfloat16;  // operands are rounded to it
+};
+
+inline constexpr AttentionPath attention_paths[] = {
+    {{"scalar", "scalar", scalar::attention}, false},
+#ifdef LOWBIT_HAS_AVX2
+    {{"avx2", "avx2", avx2::attention}, false},
+#endif
+#ifdef LOWBIT_HAS_AVX512
+    {{"avx512", "avx512", avx512::attention}, false},
+#endif
+#ifdef LOWBIT_HAS_AMX
+    {{"amx", "amx", amx::attention}, true},
 #endif
 };
 

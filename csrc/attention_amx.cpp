@@ -10,14 +10,8 @@
 //
 // Nothing from the standard library is called here (see quantize_rows.inl).
 
-// gcc warns of its own intrinsics.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-
 #include "attention.h"
+#include "intrinsics.h"
 #include "scratch.h"
 #include "tiles.h"
 

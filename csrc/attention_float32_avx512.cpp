@@ -1,13 +1,8 @@
 #define LOWBIT_ISA avx512
 
-// gcc warns of its own intrinsics.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-
 #include <cstdint>
+
+#include "intrinsics.h"
 
 namespace lowbit::avx512 {
 namespace {

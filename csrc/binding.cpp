@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "attention.h"
 #include "cpu.h"
@@ -228,11 +229,36 @@ struct ElementwiseSequence {
   }
 };
 
+// (name, feature) of an operator's paths that `wanted` accepts, best first.
+template <class Paths, class Wanted>
+nb::list best_first(const Paths& paths, Wanted wanted) {
+  nb::list all;
+  for (size_t i = std::size(paths); i-- > 0;) {
+    if (wanted(paths[i])) all.append(nb::make_tuple(paths[i].name, paths[i].feature));
+  }
+  return all;
+}
+
+template <class Paths>
+nb::list best_first(const Paths& paths) {
+  return best_first(paths, [](const auto&) { return true; });
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
   const nb::call_guard<nb::gil_scoped_release> without_gil;
   m.def("features", &lowbit::cpu_features);
+  nb::dict paths;
+  paths["linear"] = best_first(lowbit::linear_paths);
+  paths["quantize_rows"] = best_first(lowbit::quantize_rows_paths);
+  paths["decode_lanes"] = best_first(lowbit::decode_lanes_paths);
+  using lowbit::attention_paths;
+  paths["attention_float32"] =
+      best_first(attention_paths, [](const auto& path) { return !path.bfloat16; });
+  paths["attention_bfloat16"] =
+      best_first(attention_paths, [](const auto& path) { return path.bfloat16; });
+  m.attr("paths") = paths;
   m.def("on_torch_threads", &lowbit::on_torch_threads);
   m.def(
       "same_bytes",

@@ -51,7 +51,7 @@ bool tiles_granted() {
 }
 
 std::vector<std::string> detect() {
-  std::vector<std::string> found;
+  std::vector<std::string> found{"scalar"};
   const Registers l1 = cpuid(1, 0), l7 = cpuid(7, 0), l71 = cpuid(7, 1);
 
   constexpr int fma = 12, osxsave = 27, avx = 28, f16c = 29;  // leaf 1, ecx
@@ -87,7 +87,7 @@ std::vector<std::string> detect() {
 
 #else
 
-std::vector<std::string> detect() { return {}; }
+std::vector<std::string> detect() { return {"scalar"}; }
 
 #endif
 

@@ -3,6 +3,7 @@
 // A feature means all of the instruction sets that its kernels are compiled with
 // (LOWBIT_FLAGS_* in CMakeLists.txt), so each includes the ones before it:
 //
+//   scalar      nothing beyond what every processor of its kind has
 //   avx2        AVX2, FMA, F16C
 //   avxvnni     avx2 and AVX-VNNI
 //   avx512      avx2 and AVX-512 F, BW, VL, DQ
@@ -17,7 +18,7 @@
 
 namespace lowbit {
 
-// Names from the list above; empty on processors other than x86-64. Found once, then kept.
+// Names from the list above; only the first on processors other than x86-64. Found once, then kept.
 const std::vector<std::string>& cpu_features();
 
 bool has_feature(std::string_view name);

@@ -1,8 +1,9 @@
 // What AVX2 and AVX-VNNI have in common as linear.inl wants it: vectors of 32 bytes, half a step.
 // attention_float32.inl takes its vectors too.
-#include <immintrin.h>
 
 #include <cstdint>
+
+#include "intrinsics.h"
 
 namespace lowbit::LOWBIT_ISA {
 namespace {

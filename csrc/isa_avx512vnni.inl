@@ -1,7 +1,6 @@
 // AVX-512 VNNI as linear.inl wants it: a step is one vector.
 
-#include <immintrin.h>
-
+#include "intrinsics.h"
 #include "linear.h"
 
 namespace lowbit::LOWBIT_ISA {

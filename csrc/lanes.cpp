@@ -177,7 +177,7 @@ struct Parameters {
       if (op.offset) offset = number(op.offset, op.half_scale, at);
     } else {
       scale = number(op.scale, op.half_scale, at);
-      zero = op.zero_point ? op.zero_point[at] : 1 << (form.bits - 1);
+      zero = static_cast<float>(op.zero_point ? op.zero_point[at] : 1 << (form.bits - 1));
     }
   }
 

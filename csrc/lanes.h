@@ -25,6 +25,8 @@
 
 #include <cstdint>
 
+#include "path.h"
+
 namespace lowbit {
 
 inline constexpr int64_t panel_rows = 16, step_inputs = 4, block_steps = 8;
@@ -91,5 +93,9 @@ struct DecodeLanes {
   float* out;  // [count, inputs]
 };
 void decode_lanes(const DecodeLanes& op);
+
+inline constexpr Path<void(const DecodeLanes&)> decode_lanes_paths[] = {
+    {"scalar", "scalar", decode_lanes},
+};
 
 }  // namespace lowbit

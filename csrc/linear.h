@@ -79,11 +79,17 @@ void linear(const Linear* ops, int count);
 }
 
 inline constexpr Path<void(const Linear* ops, int count)> linear_paths[] = {
-    {"scalar", "", scalar::linear},
-#ifdef LOWBIT_X86
+    {"scalar", "scalar", scalar::linear},
+#ifdef LOWBIT_HAS_AVX2
     {"avx2", "avx2", avx2::linear},
+#endif
+#ifdef LOWBIT_HAS_AVXVNNI
     {"avxvnni", "avxvnni", avxvnni::linear},
+#endif
+#ifdef LOWBIT_HAS_AVX512VNNI
     {"avx512", "avx512vnni", avx512vnni::linear},
+#endif
+#ifdef LOWBIT_HAS_AMX
     {"amx", "amx", amx::linear},
 #endif
 };

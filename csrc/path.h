@@ -1,4 +1,6 @@
-// A kernel compiled once per instruction set is a table of paths; one is asked for by name.
+// A kernel compiled once per instruction set is a table of paths, each faster than those before it;
+// one is asked for by name. LOWBIT_HAS_… are the instruction sets that the compiler knows
+// (CMakeLists.txt).
 #pragma once
 
 #include <stdexcept>
@@ -12,21 +14,21 @@ namespace lowbit {
 template <class Fn>
 struct Path {
   std::string_view name;     // "scalar", "avx2", …
-  std::string_view feature;  // what the processor must have (cpu.h); "" for nothing
+  std::string_view feature;  // what the processor must have (cpu.h)
   Fn* run;
 };
 
 // The path called `name`; std::invalid_argument if there is none or the processor cannot run it.
-template <class Fn, size_t N>
-Fn* find_path(const Path<Fn> (&paths)[N], std::string_view name) {
-  for (const Path<Fn>& path : paths) {
+template <class Path, size_t N>
+auto find_path(const Path (&paths)[N], std::string_view name) {
+  for (const Path& path : paths) {
     if (path.name != name) continue;
-    if (path.feature.empty() || has_feature(path.feature)) return path.run;
+    if (has_feature(path.feature)) return path.run;
     throw std::invalid_argument("path " + std::string(name) + " needs " +
                                 std::string(path.feature) + ", which this processor lacks");
   }
   std::string known;
-  for (const Path<Fn>& path : paths) known.append(known.empty() ? "" : ", ").append(path.name);
+  for (const Path& path : paths) known.append(known.empty() ? "" : ", ").append(path.name);
   throw std::invalid_argument("no path " + std::string(name) + "; there are " + known);
 }
 

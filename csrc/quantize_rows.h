@@ -33,9 +33,11 @@ void quantize_rows(const QuantizeRows&);
 }
 
 inline constexpr Path<void(const QuantizeRows&)> quantize_rows_paths[] = {
-    {"scalar", "", scalar::quantize_rows},
-#ifdef LOWBIT_X86
+    {"scalar", "scalar", scalar::quantize_rows},
+#ifdef LOWBIT_HAS_AVX2
     {"avx2", "avx2", avx2::quantize_rows},
+#endif
+#ifdef LOWBIT_HAS_AVX512
     {"avx512", "avx512", avx512::quantize_rows},
 #endif
 };

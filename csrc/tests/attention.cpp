@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
-#include <stdexcept>
 #include <vector>
 
 #include "tests/check.h"
@@ -15,6 +14,7 @@
 #include "tests/walled.h"
 
 using lowbit::Attention;
+using lowbit::AttentionPath;
 using lowbit::MaskKind;
 using lowbit::TokenRows;
 
@@ -97,19 +97,18 @@ double added(const Attention& op, int64_t b, int64_t h, int64_t q, int64_t k) {
   return 0;
 }
 
-struct Path {
-  const char* name;
+// Of an operand and of all else, relative.
+struct Errors {
   double rounding, rest;
 };
 
-constexpr Path paths[] = {{"scalar", 0x1p-16, 1e-5},
-                          {"avx2", 0x1p-16, 1e-5},
-                          {"avx512", 0x1p-16, 1e-5},
-                          {"amx", 0x1p-7, 0.01}};
+constexpr Errors errors_of(const AttentionPath& path) {
+  return path.bfloat16 ? Errors{0x1p-7, 0.01} : Errors{0x1p-16, 1e-5};
+}
 
 // One query's result and how far it may be off: a score by the `rounding` of the sizes of its
 // terms, a weight by a factor accordingly, its share in all of them by the square; and the `rest`.
-void check_query(const Path& path, const Attention& op, int64_t b, int64_t h, int64_t q) {
+void check_query(const Errors& errors, const Attention& op, int64_t b, int64_t h, int64_t q) {
   const int64_t key_head = h / (op.heads / op.key_heads);
   std::vector<double> scores;
   double top = -std::numeric_limits<double>::infinity(), doubt = 0;
@@ -127,12 +126,12 @@ void check_query(const Path& path, const Attention& op, int64_t b, int64_t h, in
   }
   double total = 0;
   for (double& score : scores) total += score = std::isinf(top) ? 0 : std::exp(score - top);
-  const double factor = (1 + path.rest) * std::exp(2 * doubt * path.rounding) - 1;
+  const double factor = (1 + errors.rest) * std::exp(2 * doubt * errors.rounding) - 1;
   const float* y = op.y + ((b * op.queries + q) * op.heads + h) * op.value_size;
   for (int64_t d = 0; d < op.value_size; ++d) {
     double sum = 0, sizes = 0;
     for (int64_t k = 0; k < op.keys; ++k) {
-      const double term = scores[k] * op.value.at(b, key_head, k)[d] / (total ? total : 1);
+      const double term = scores[k] * op.value.at(b, key_head, k)[d] / (total > 0 ? total : 1);
       sum += term;
       sizes += std::fabs(term);
     }
@@ -140,7 +139,7 @@ void check_query(const Path& path, const Attention& op, int64_t b, int64_t h, in
   }
 }
 
-void check_attention(const Path& path, int64_t most_tokens) {
+void check_attention(const AttentionPath& path, int64_t most_tokens) {
   const int64_t batch = 1 + below(2), key_heads = 1 + below(3), heads = key_heads * (1 + below(2));
   const int64_t queries = 1 + below(most_tokens), keys = below(most_tokens);
   const int64_t size = 1 + below(below(4) ? 40 : 130), value_size = 1 + below(below(4) ? 40 : 130);
@@ -166,10 +165,10 @@ void check_attention(const Path& path, int64_t most_tokens) {
   Walled y(numbers * static_cast<int64_t>(sizeof(float)));
   op.y = reinterpret_cast<float*>(y.data());
   std::fill(op.y, op.y + numbers, std::nanf(""));
-  lowbit::find_path(lowbit::attention_paths, path.name)(op);
+  path.run(op);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t h = 0; h < heads; ++h) {
-      for (int64_t q = 0; q < queries; ++q) check_query(path, op, b, h, q);
+      for (int64_t q = 0; q < queries; ++q) check_query(errors_of(path), op, b, h, q);
     }
   }
 }
@@ -177,15 +176,11 @@ void check_attention(const Path& path, int64_t most_tokens) {
 }  // namespace
 
 void test_attention() {
-  for (const Path& path : paths) {
-    try {
-      lowbit::find_path(lowbit::attention_paths, path.name);
-    } catch (const std::invalid_argument&) {
-      std::printf("attention %s: cannot run here\n", path.name);
-      continue;
-    }
-    for (int i = 0; i < 300; ++i) check_attention(path, 40);
-    for (int i = 0; i < 20; ++i) check_attention(path, 600);
-    std::printf("attention %s: ok\n", path.name);
+  for (const AttentionPath& path : lowbit::attention_paths) {
+    const bool here = lowbit::has_feature(path.feature);
+    for (int i = 0; here && i < 300; ++i) check_attention(path, 40);
+    for (int i = 0; here && i < 20; ++i) check_attention(path, 600);
+    std::printf("attention %s: %s\n", path.name.data(),
+                here ? "ok" : "skipped, this processor lacks it");
   }
 }

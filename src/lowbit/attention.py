@@ -33,7 +33,7 @@ from transformers.integrations.sdpa_attention import (
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from lowbit import fallbacks
-from lowbit.kernels import ops
+from lowbit.kernels import native, ops
 from lowbit.kernels.attention.native import MASKS
 from lowbit.kernels.selection import Kernel, never, select
 
@@ -135,19 +135,23 @@ def _own(
 
 _FLOAT32 = (
     *(
-        Kernel(path, partial(_own, path=path), refuses, isa=path)
-        for path, refuses in (
-            ("avx512", unsupported),
-            ("avx2", unsupported),
-            ("scalar", _unsupported_in_scalar_code),
+        Kernel(
+            path.name,
+            partial(_own, path=path.name),
+            _unsupported_in_scalar_code if path.feature == native.BASE else unsupported,
+            path.feature,
         )
+        for path in native.paths("attention_float32")
     ),
     Kernel("reference", _of_transformers, never),
 )
-_TILES = Kernel("amx", partial(_own, path="amx"), _unsupported_on_tiles, isa="amx")
+_TILES = tuple(
+    Kernel(path.name, partial(_own, path=path.name), _unsupported_on_tiles, path.feature)
+    for path in native.paths("attention_bfloat16")
+)
 # By name; each takes the arguments of `unsupported`.
 KERNELS: dict[str, tuple[Kernel, ...]] = {
-    "lowbit": (_TILES, *_FLOAT32),
+    "lowbit": (*_TILES, *_FLOAT32),
     "lowbit_float32": _FLOAT32,
 }
 

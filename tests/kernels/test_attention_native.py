@@ -24,16 +24,14 @@ class Errs:
 
 
 FLOAT32 = Errs(0.0, 2e-7, 2.0**-17)
-PATHS = {
-    "scalar": FLOAT32,
-    "avx2": FLOAT32,
-    "avx512": FLOAT32,
-    # bfloat16, and csrc/attention_amx.cpp
-    "amx": Errs(2.0**-8, 5e-5, 2.0**-20),
+BFLOAT16 = Errs(2.0**-8, 5e-5, 2.0**-20)  # and csrc/attention_amx.cpp
+PATHS = {path.name: FLOAT32 for path in native.paths("attention_float32")} | {
+    path.name: BFLOAT16 for path in native.paths("attention_bfloat16")
 }
 
 
-LACKING = {path: native.lacks(path) for path in PATHS}
+FEATURES = native.paths("attention_float32") + native.paths("attention_bfloat16")
+LACKING = {path.name: native.lacks(path.feature) for path in FEATURES}
 pytestmark = pytest.mark.parametrize(
     "path",
     [
@@ -183,7 +181,7 @@ def test_scores_from_tiny_to_enormous(path):
     for scale in (0.0, 1e-30, 1e-3, 30.0, 1e4):
         check(path, query * scale, key, value)
     key[:, :, -1] = query[:, :, 7] * 100
-    wanted = value[:, :, -1].bfloat16().float() if path == "amx" else value[:, :, -1]
+    wanted = value[:, :, -1].bfloat16().float() if PATHS[path] is BFLOAT16 else value[:, :, -1]
     assert torch.equal(check(path, query, key, value)[:, 7], wanted)
 
 

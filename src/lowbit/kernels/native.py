@@ -5,8 +5,11 @@
 
 from importlib import import_module
 from types import ModuleType
+from typing import NamedTuple
 
 import torch  # noqa: F401  the kernels run on the threads of the torch that is already loaded
+
+BASE = "scalar"  # the feature that every processor has
 
 module: ModuleType | None = None
 _reason = ""
@@ -16,6 +19,7 @@ except ImportError as error:
     _reason = f"lowbit was installed without its compiled kernels ({error})"
 
 _features: frozenset[str] = frozenset(module.features()) if module is not None else frozenset()
+_paths: dict[str, list[tuple[str, str]]] = module.paths if module is not None else {}
 
 
 def available() -> bool:
@@ -28,14 +32,44 @@ def reason() -> str:
 
 
 def features() -> frozenset[str]:
-    """What this processor has of avx2, avxvnni, avx512, avx512vnni, amx (defined in csrc/cpu.h)."""
+    """What this processor has of the features in csrc/cpu.h."""
     return _features
 
 
-def lacks(isa: str) -> str | None:
-    """Why code compiled for `isa` ("scalar" or a feature) cannot run here, or None if it can."""
+class Path(NamedTuple):
+    """An operator as compiled for one instruction set: its name, and what a processor must have
+    (`lacks`)."""
+
+    name: str
+    feature: str
+
+
+def paths(operator: str) -> tuple[Path, ...]:
+    """The paths of a native operator, best first; none without native code. "linear",
+    "quantize_rows", "decode_lanes", "attention_float32" and "attention_bfloat16" are operators."""
+    return tuple(Path(*path) for path in _paths.get(operator, ()))
+
+
+def path_names() -> tuple[str, ...]:
+    """The names of all operators' paths, each once: best first."""
+    return tuple(dict.fromkeys(path.name for operator in _paths for path in paths(operator)))
+
+
+def instruction_sets() -> str:
+    """In one line: the paths that this processor can run, best first; or that there are none, and
+    why."""
+    if module is None:
+        return f"none: {_reason}"
+    runnable = [path for operator in _paths for path in paths(operator) if not lacks(path.feature)]
+    return ", ".join(dict.fromkeys(path.name for path in runnable))
+
+
+def lacks(feature: str) -> str | None:
+    """Why code compiled for a feature cannot run here, or None if it can."""
     if module is None:
         return f"no native module: {_reason}"
-    if isa != "scalar" and isa not in _features:
-        return f"this processor has no {isa}"
+    if feature not in _features:
+        return f"this processor has no {feature}"
+    if all(path.feature != feature for operator in _paths for path in paths(operator)):
+        return f"the compiler that built the native module knew no {feature}"
     return None

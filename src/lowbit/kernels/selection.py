@@ -1,8 +1,12 @@
 """Which kernel serves a call, and why.
 
-An op lists its kernels best first and ends with its reference, which serves every call:
+An op lists its kernels best first, those that the native code names (native.paths) and at the end
+its reference, which serves every call:
 
-    KERNELS = (Kernel("avx2", run, unsupported, isa="avx2"), Kernel("reference", run, never))
+    KERNELS = (
+        *(Kernel(path.name, run, unsupported, path.feature) for path in native.paths("linear")),
+        Kernel("reference", run, never),
+    )
     kernel, why = select(KERNELS, x, group_size)
 
 The environment variable LOWBIT_KERNEL forces one of `NAMES` wherever an op has such a kernel; an
@@ -19,7 +23,7 @@ from lowbit.errors import UsageError
 from lowbit.kernels import native
 
 VARIABLE = "LOWBIT_KERNEL"
-NAMES = ("reference", "scalar", "avx2", "avxvnni", "avx512", "amx")
+NAMES = ("reference", *reversed(native.path_names()))
 
 
 # Compared by identity: the cache below must hash kernels in no time.
@@ -30,7 +34,7 @@ class Kernel:
     name: str  # one of NAMES
     run: Callable[..., Any]
     unsupported: Callable[..., str | None]  # why it cannot serve this call, or None
-    isa: str | None = None  # what the native code is compiled for (native.lacks); None for PyTorch
+    isa: str | None = None  # the feature it needs (native.lacks); None for PyTorch
 
 
 def never(*args: object) -> None:
@@ -41,7 +45,9 @@ def never(*args: object) -> None:
 def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel, str], ...]:
     """The kernels that can run here, best first, each with the reason to give for it."""
     if forced and forced not in NAMES:
-        raise UsageError(f"{VARIABLE}={forced} is unknown; it can be {', '.join(NAMES)}")
+        known = ", ".join(NAMES)
+        without = "" if native.available() else f", as {native.reason()}"
+        raise UsageError(f"{VARIABLE}={forced} is unknown; it can be {known}{without}")
     reference = kernels[-1]
     named = next((kernel for kernel in kernels if kernel.name == forced), None)
     if named is not None:
@@ -53,7 +59,8 @@ def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel,
     best = "best of what this processor has"
     if forced:
         best = f"{best}, as this op has no {forced} kernel"
-    missing = next((why for k in kernels if k.isa and (why := native.lacks(k.isa))), None)
+    lacking = (native.lacks(kernel.isa) for kernel in kernels if kernel.isa)
+    missing = next(filter(None, lacking), None) or native.lacks(native.BASE)
     runnable = [kernel for kernel in kernels if not (kernel.isa and native.lacks(kernel.isa))]
     if runnable == [reference]:
         return ((reference, missing or "nothing else serves this op"),)

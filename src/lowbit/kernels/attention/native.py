@@ -29,9 +29,10 @@ def attention(
 ) -> Float32[Tensor, "batch queries heads value_size"]:
     """softmax(query · keyᵀ · scale + mask) · value, of any strides, in memory of its own.
 
-    path: "amx" rounds operands to bfloat16; "avx512", "avx2" and "scalar" do not. A boolean mask is
-    true where a key may be seen, one of float32 is added. `causal`: query i sees keys 0 … i.
-    Queries that see no key get zeros. The shapes are the caller's to vouch for.
+    path: one of native.paths("attention_float32"), or of "attention_bfloat16", which rounds
+    operands. A boolean mask is true where a key may be seen, one of float32 is added. `causal`:
+    query i sees keys 0 … i. Queries that see no key get zeros. The shapes are the caller's to
+    vouch for.
     """
     batch, heads, queries, _ = query.shape
     y = query.new_empty((batch, queries, heads, value.shape[3]))

@@ -5,11 +5,15 @@ import torch
 from lowbit.formats import Layout
 from lowbit.kernels import lanes
 from lowbit.kernels.embedding import native, reference
+from lowbit.kernels.native import paths
 from lowbit.kernels.selection import Kernel, never, select
 
 # Chosen when a table is first used: the native kernel takes it prepacked, the reference as stored.
 KERNELS = (
-    Kernel("scalar", native.embedding, lanes.unsupported, isa="scalar"),
+    *(
+        Kernel(path.name, native.embedding, lanes.unsupported, path.feature)
+        for path in paths("decode_lanes")
+    ),
     Kernel("reference", reference.embedding, never),
 )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowbit.formats import QTensor, StaticScale
 from lowbit.kernels import lanes
-from lowbit.kernels.native import module
+from lowbit.kernels.native import module, paths
 from lowbit.kernels.selection import Kernel
 from lowbit.kernels.stacked_lanes import Prepacked, lanes_of
 
@@ -249,13 +249,10 @@ def kernels(activations: str) -> tuple[Kernel, ...]:
     """One for each path, best first."""
     return tuple(
         Kernel(
-            name, partial(linear, activations=activations, path=name), lanes.unsupported, isa=isa
+            path.name,
+            partial(linear, activations=activations, path=path.name),
+            lanes.unsupported,
+            path.feature,
         )
-        for name, isa in (
-            ("amx", "amx"),
-            ("avx512", "avx512vnni"),
-            ("avxvnni", "avxvnni"),
-            ("avx2", "avx2"),
-            ("scalar", "scalar"),
-        )
+        for path in paths("linear")
     )

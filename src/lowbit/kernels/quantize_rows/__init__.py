@@ -5,13 +5,19 @@ from functools import partial
 from jaxtyping import Float, Float32, Int8
 from torch import Tensor
 
+from lowbit.kernels.native import paths
 from lowbit.kernels.quantize_rows import native, reference
 from lowbit.kernels.selection import Kernel, never, select
 
 KERNELS = (
     *(
-        Kernel(isa, partial(native.quantize_rows, path=isa), native.unsupported, isa=isa)
-        for isa in ("avx512", "avx2", "scalar")
+        Kernel(
+            path.name,
+            partial(native.quantize_rows, path=path.name),
+            native.unsupported,
+            path.feature,
+        )
+        for path in paths("quantize_rows")
     ),
     Kernel("reference", reference.quantize_rows, never),
 )

@@ -16,7 +16,7 @@ def quantize_rows(
 ) -> tuple[Int8[Tensor, "rows cols"], Float32[Tensor, "rows groups"]]:
     """Codes and scales of `x`, taken as float32.
 
-    `path` is what the kernel was compiled for: scalar, avx2 or avx512.
+    `path` is the name of one of native.paths("quantize_rows").
 
     Raises ValueError for an unknown path, one this processor lacks, or a group_size below 1.
     """
