@@ -30,13 +30,13 @@ from transformers import PreTrainedModel
 
 import lowbit
 from lowbit.calibration import texts
+from lowbit.checkpoint.load import load_model, load_tokenizer
+from lowbit.conversion.recipe import load_recipe
 from lowbit.data import glue
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.similarity import Similarity
-from lowbit.loading import load_model, load_tokenizer
-from lowbit.recipe import load_recipe
+from lowbit.formats.error import WeightError
 from lowbit.solvers import load_solver
-from lowbit.weight_error import WeightError
 
 Batches = Sequence[Mapping[str, Tensor]]
 # Makes a model smaller where it is, and says the bits of a linear layer's weight.

@@ -27,19 +27,19 @@ from torch import nn
 import lowbit
 from lowbit import Recipe, Rule, ZeroPoint
 from lowbit.calibration import texts
-from lowbit.convert import oriented
-from lowbit.coverage import cover
+from lowbit.checkpoint.atomic_write import staged_file
+from lowbit.checkpoint.load import load_model, load_tokenizer
+from lowbit.conversion.module_weights import oriented
+from lowbit.conversion.plan import cover
+from lowbit.conversion.recipe import load_recipe
 from lowbit.evaluation.divergence import divergence
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.perplexity import Perplexity
 from lowbit.formats import group
-from lowbit.loading import load_model, load_tokenizer
 from lowbit.nn import Packed
-from lowbit.recipe import load_recipe
 from lowbit.search.budget import Budget
 from lowbit.search.search import search
-from lowbit.staging import staged_file
 
 SHARED = Path(__file__).parents[2] / "shared"
 CONTEXT = 256

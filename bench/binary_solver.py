@@ -15,10 +15,10 @@ from machine import described, finish, result_page
 from torch import Tensor
 
 from lowbit import Binary, dequantize
+from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.data import calibration
 from lowbit.formats.binary import BinaryTensor, prefix
-from lowbit.loading import load_model, load_tokenizer
-from lowbit.solvers.binary_compensated import solve
+from lowbit.solvers.binary.compensated import solve
 from lowbit.solvers.hessian import Inputs, weight_error
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lowbit.loading import load_model, load_tokenizer
+from lowbit.checkpoint.load import load_model, load_tokenizer
 
 
 def convert(source: Path, folder: Path, kind: str) -> None:

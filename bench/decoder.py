@@ -32,9 +32,9 @@ from transformers import (
 from turns import parser, ready, take_turns
 
 import lowbit
+from lowbit.conversion.recipe import Recipe, Rule
 from lowbit.formats import group
 from lowbit.nn import QuantLinear
-from lowbit.recipe import Recipe, Rule
 from lowbit.schemes import Binary, Scheme, ZeroPoint
 
 RESULT = speed_page("decoder")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lowbit.environment import processor
+from lowbit.inspect.environment import processor
 from lowbit.kernels import native
 
 

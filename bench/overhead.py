@@ -21,7 +21,7 @@ from transformers import BertConfig, BertModel
 from turns import parser, ready, seconds, take_turns, times_faster
 
 import lowbit
-from lowbit.accounting import resident_bytes
+from lowbit.conversion.footprint import resident_bytes
 from lowbit.formats import CHANNEL, group
 from lowbit.nn import Packed, QuantLinear
 from lowbit.schemes import Absmax, Scheme, ZeroPoint

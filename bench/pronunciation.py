@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lowbit.calibration.batches import decoder_inputs
+from lowbit.checkpoint.load import load_model
+from lowbit.decoding.translator import Translator
 from lowbit.evaluation.tasks.translation import Translation
-from lowbit.loading import load_model
-from lowbit.translator import Translator
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.small_tokenizers import Characters  # noqa: E402  characters, as the model reads them

@@ -26,13 +26,13 @@ import torch
 from machine import described, finish, result_page
 
 import lowbit
+from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.data import glue
+from lowbit.data.batches import columns
 from lowbit.evaluation import scores
-from lowbit.evaluation.batches import columns
 from lowbit.evaluation.latency import Shape, time_beside
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.glue import METRICS, Glue
-from lowbit.loading import load_model, load_tokenizer
 from lowbit.training.lesson import Material
 from lowbit.training.settings import Settings
 from lowbit.training.train import train

@@ -19,10 +19,10 @@ from qat import MAX_LENGTH, SHARED, Run, planned
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.data import glue
-from lowbit.evaluation.batches import Texts
+from lowbit.data.batches import Texts
 from lowbit.formats import StaticScale, fake_quantize
-from lowbit.loading import load_model, load_tokenizer
 from lowbit.nn import QuantLinear
 from lowbit.progress import tracked
 from lowbit.qat.modules import FakeQuantLinear

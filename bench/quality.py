@@ -20,12 +20,12 @@ from machine import described, finish, result_page
 from pronunciation import Pronunciation
 
 import lowbit
-from lowbit.accounting import footprint
+from lowbit.checkpoint.load import load_model, load_tokenizer
+from lowbit.conversion.footprint import footprint
 from lowbit.evaluation.divergence import divergence
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.task import Subject, Task
 from lowbit.evaluation.tasks.similarity import Similarity
-from lowbit.loading import load_model, load_tokenizer
 
 RECIPES = ("int8", "int8-dynamic", "int4", "int4-all", "int3", "bcq3", "bcq2")
 SHARED = Path(__file__).parents[2] / "shared"

@@ -35,21 +35,21 @@ from sacrebleu.significance import PairedTest
 from transformers import PreTrainedModel
 
 import lowbit
-from lowbit.accounting import footprint, resident_bytes
+from lowbit.checkpoint.atomic_write import staged, staged_file
+from lowbit.checkpoint.load import load_model, load_tokenizer
+from lowbit.conversion.footprint import footprint, resident_bytes
 from lowbit.data import parallel
+from lowbit.data.batches import by_length
 from lowbit.data.parallel import ParallelData
-from lowbit.evaluation.batches import by_length
+from lowbit.decoding.translator import Translator
 from lowbit.evaluation.peak import peak_bytes
 from lowbit.evaluation.tasks.translation import corpus_scores
-from lowbit.loading import load_model, load_tokenizer
-from lowbit.staging import staged, staged_file
 from lowbit.training.architecture import Architecture
 from lowbit.training.bcq import Plan, find_plan
 from lowbit.training.lesson import Material, Pairs
 from lowbit.training.settings import OF_TASK
 from lowbit.training.train import train
 from lowbit.training.translation import new_tokenizer
-from lowbit.translator import Translator
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "translation"
 BATCHES = (1, 16)

@@ -20,7 +20,7 @@ from safetensors import safe_open
 import lowbit
 from lowbit import Absmax, Binary, ZeroPoint
 from lowbit.formats import CHANNEL, group
-from lowbit.packing import unpack
+from lowbit.formats.packing import unpack
 
 torch.manual_seed(0)
 plt.rcParams |= {"figure.dpi": 96, "axes.spines.top": False, "axes.spines.right": False}

@@ -22,7 +22,7 @@ from transformers import BertConfig, BertModel
 import lowbit
 from lowbit import KEEP, Absmax, Recipe, Rule
 from lowbit.formats import CHANNEL
-from lowbit.packing import pack, unpack
+from lowbit.formats.packing import pack, unpack
 
 MIB = 2**20
 transformers.utils.logging.disable_progress_bar()

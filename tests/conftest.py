@@ -9,7 +9,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # The annotations of these modules are checked at every call, in tests only.
-install_import_hook(["lowbit.formats", "lowbit.packing", "lowbit.schemes"], "beartype.beartype")
+install_import_hook(["lowbit.formats", "lowbit.schemes"], "beartype.beartype")
 
 # Half of hypothesis's own number of examples keeps the quick suite quick; more are a variable away.
 settings.register_profile("default", deadline=None, max_examples=50)

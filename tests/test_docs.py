@@ -41,7 +41,7 @@ def test_there_are_pages_to_run():
 
 
 def test_the_yaml_of_the_readme_is_a_recipe(tmp_path):
-    from lowbit.recipe import load_recipe
+    from lowbit.conversion.recipe import load_recipe
 
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(block)

@@ -3,24 +3,24 @@
 Importing it lets transformers load what it saved.
 """
 
-from lowbit import attention
-from lowbit.accounting import Footprint, footprint
-from lowbit.attached import restore_float
+from lowbit.conversion.apply import Result
+from lowbit.conversion.attach import restore_float
+from lowbit.conversion.footprint import Footprint, footprint
+from lowbit.conversion.hf_quantizer import LowbitConfig, register
+from lowbit.conversion.planes import use_planes
+from lowbit.conversion.recipe import KEEP, PRESETS, Recipe, Rule
+from lowbit.conversion.save import load, save
+from lowbit.conversion.simulate import simulate
 from lowbit.decoding import generate
 from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor, StackedTensor
-from lowbit.hub import LowbitConfig, register
-from lowbit.inplace import Result
 from lowbit.inspect import explain
+from lowbit.kernels.attention import hf_attention as attention
 from lowbit.kernels.ops import dequantize
-from lowbit.planes import use_planes
 from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
-from lowbit.quantization import quantize
-from lowbit.recipe import KEEP, PRESETS, Recipe, Rule
-from lowbit.saving import load, save
+from lowbit.quantize.in_memory import quantize
+from lowbit.quantize.streaming import quantize_checkpoint
 from lowbit.schemes import Absmax, Binary, Clustered, Scheme, ZeroPoint
-from lowbit.simulate import simulate
-from lowbit.stream import quantize_checkpoint
 from lowbit.versions import warn_of_untested
 
 warn_of_untested()

@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
+from lowbit.conversion.recipe import load_recipe
 from lowbit.evaluation.study import Study
-from lowbit.recipe import load_recipe
 from tests.folders import save
 
 TEXT = "a text that is long enough to predict, and then a little longer than that. " * 6

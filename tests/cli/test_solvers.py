@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lowbit import dequantize
-from lowbit.loading import load_model
-from lowbit.solvers import walk
+from lowbit.checkpoint.load import load_model
+from lowbit.solvers import sequential as walk
 from tests.models import make, output
 from tests.small_tokenizers import words
 

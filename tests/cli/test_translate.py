@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from lowbit.decoding.translator import Translator
 from lowbit.training.translation import teach
-from lowbit.translator import Translator
 from tests.training import reversing
 
 LONG = " ".join(["ba"] * 40)
@@ -53,7 +53,7 @@ def test_a_line_in_is_a_line_out_and_what_is_too_long_is_said(lowbit, source, gi
 
 
 def test_json_has_the_source_beside_the_output(lowbit, source, given):
-    from lowbit.loading import load_model, load_tokenizer
+    from lowbit.checkpoint.load import load_model, load_tokenizer
 
     given(SENTENCES.encode())
     code, out, _ = lowbit("translate", source, "--beams", 3, "--max-new-tokens", 5, "--json")

@@ -84,7 +84,7 @@ def test_a_dataset_of_the_hub_has_columns_in_their_order(monkeypatch, nested):
         row = {"de": "ein Hund", "en": "a dog", "fr": "un chien"}
         return [{"id": 7, "translation": row} if nested else {"id": 7, **row}]
 
-    monkeypatch.setattr("lowbit.data.hub.load", load)
+    monkeypatch.setattr("lowbit.data.hf_datasets.load", load)
     found = parallel.read("owner/pairs:small", split="valid")
     assert (found.sources, found.targets) == (("ein Hund",), ("a dog",))
     assert asked == [("owner/pairs", "small", "validation")]
@@ -96,7 +96,7 @@ def test_a_dataset_of_the_hub_has_columns_in_their_order(monkeypatch, nested):
 def test_an_empty_cell_of_the_hub_shifts_no_column(monkeypatch):
     rows = [{"id": 1, "de": "eins", "note": None, "en": "one"},
             {"id": 2, "de": "zwei", "note": "x", "en": "two"}]  # fmt: skip
-    monkeypatch.setattr("lowbit.data.hub.load", lambda *_: rows)
+    monkeypatch.setattr("lowbit.data.hf_datasets.load", lambda *_: rows)
     assert parallel.read("owner/pairs", target_column=3).targets == ("one", "two")
     with pytest.raises(InputError, match="owner/pairs, row 1: note is None and no text"):
         parallel.read("owner/pairs")

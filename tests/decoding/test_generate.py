@@ -18,10 +18,10 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 import lowbit
-from lowbit.attention import KERNELS
 from lowbit.decoding import step
 from lowbit.errors import UsageError
 from lowbit.fallbacks import SlowPathWarning
+from lowbit.kernels.attention.hf_attention import KERNELS
 from tests import real
 from tests.models import VOCABULARY, make
 

@@ -4,7 +4,8 @@ import math
 import pytest
 
 from lowbit import InputError
-from lowbit.coverage import Fate
+from lowbit.conversion.plan import Fate
+from lowbit.conversion.recipe import Recipe
 from lowbit.evaluation.sensitivity import Price, Sensitivity
 from lowbit.evaluation.study import (
     Histogram,
@@ -16,7 +17,6 @@ from lowbit.evaluation.study import (
     Study,
     Timing,
 )
-from lowbit.recipe import Recipe
 from lowbit.search.outcome import Found, Trial
 from lowbit.training.train import Outcome
 

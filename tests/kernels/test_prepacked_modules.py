@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowbit.accounting import resident_bytes
+from lowbit.conversion.footprint import resident_bytes
 from lowbit.formats import FORMATS, TENSOR, group
 from lowbit.kernels import native, ops
 from lowbit.kernels.linear import reference

@@ -184,7 +184,8 @@ def test_a_model_in_which_every_parameter_is_quantized_still_has_a_dtype():
 
 
 def test_public_attributes_are_those_of_the_replaced_module():
-    from lowbit.convert import swap, weights_of
+    from lowbit.conversion.module_weights import weights_of
+    from lowbit.conversion.swap import swap
 
     holder = nn.ModuleDict({"table": nn.Embedding(24, 40, padding_idx=3)})
     holder.table.set_by_model_code = "kept"

@@ -5,7 +5,7 @@ import torch
 
 import lowbit
 from lowbit import InputError, QatOptions, UsageError
-from lowbit.qat.ranges import RANGES
+from lowbit.calibration.observers import RANGES
 from tests.models import make, output
 
 IDS = torch.arange(0, 160).reshape(10, 16) * 7 % 200

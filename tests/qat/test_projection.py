@@ -5,12 +5,12 @@ import torch
 
 import lowbit
 from lowbit import UsageError
-from lowbit.convert import matrix
+from lowbit.conversion.module_weights import matrix
+from lowbit.conversion.recipe import Recipe, Rule
 from lowbit.formats import CHANNEL, FORMATS
 from lowbit.qat.codes import Mode
 from lowbit.qat.prepare import fake_quantized, finish_qat
 from lowbit.qat.projection import PARTS, prepare_codes
-from lowbit.recipe import Recipe, Rule
 from lowbit.schemes import Binary, Clustered
 from tests.models import make, output
 

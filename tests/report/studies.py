@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lowbit.coverage import Fate
+from lowbit.conversion.plan import Fate
 from lowbit.evaluation.study import (
     Histogram,
     Measurement,

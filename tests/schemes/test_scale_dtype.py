@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 import lowbit
 from lowbit import InputError, UsageError
+from lowbit.conversion.recipe import Recipe
 from lowbit.formats import FORMATS
 from lowbit.formats.granularity import Granularity
-from lowbit.packing import unpack
+from lowbit.formats.packing import unpack
 from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
-from lowbit.recipe import Recipe
 from lowbit.schemes import Absmax, Binary, Clustered, ZeroPoint, scheme_from_dict, scheme_to_dict
 from lowbit.solvers import Solver
 from tests.models import make, output

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 import lowbit
 from lowbit import Absmax, InputError, UsageError, ZeroPoint, dequantize
 from lowbit.calibration import batches_of
-from lowbit.coverage import cover
+from lowbit.conversion.plan import cover
+from lowbit.conversion.recipe import load_recipe
 from lowbit.formats import CHANNEL, TENSOR, group
 from lowbit.nn import Packed
-from lowbit.recipe import load_recipe
 from lowbit.solvers import SOLVERS, autoround
 from lowbit.solvers.block import Block
-from lowbit.solvers.playback import Playback, playing
-from lowbit.solvers.stages import find_stages
+from lowbit.solvers.block_runner import Playback, playing
+from lowbit.solvers.blocks import find_stages
 from tests.models import make, output
 from tests.solvers.correlated import hessian_of, problem, seeds
 from tests.solvers.oracle import output_error

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 
 import lowbit
 from lowbit import Absmax, ZeroPoint
+from lowbit.conversion.recipe import load_recipe
 from lowbit.formats import FORMATS, group
-from lowbit.recipe import load_recipe
 from lowbit.solvers import awq, load_solver, smoothquant
 from lowbit.solvers.hessian import Inputs
-from lowbit.solvers.walk import walked
+from lowbit.solvers.sequential import walked
 from tests.models import make, output
 from tests.solvers.correlated import problem, seeds
 from tests.solvers.oracle import output_error

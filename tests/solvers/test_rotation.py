@@ -6,11 +6,11 @@ from torch import nn
 
 import lowbit
 from lowbit import Recipe, Rule, ZeroPoint
+from lowbit.conversion.recipe import load_recipe
 from lowbit.formats import group
-from lowbit.recipe import load_recipe
 from lowbit.solvers import load_solver
 from lowbit.solvers.rotation import random_rotation
-from lowbit.solvers.walk import walked
+from lowbit.solvers.sequential import walked
 from tests.models import make, output
 
 IDS = torch.arange(0, 160).reshape(8, 20) * 7 % 199

@@ -7,10 +7,10 @@ from transformers import TrainerControl, TrainerState
 
 import lowbit
 from lowbit import UsageError
+from lowbit.conversion.recipe import PRESETS
 from lowbit.formats import CHANNEL, group
 from lowbit.qat.codes import Mode
 from lowbit.qat.projection import PARTS
-from lowbit.recipe import PRESETS
 from lowbit.schemes import Clustered
 from lowbit.training.architecture import Architecture, new_model
 from lowbit.training.bcq import PLANS, Plan, find_plan

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import torch
 
+from lowbit.conversion.recipe import Recipe, Rule
 from lowbit.formats import CHANNEL
 from lowbit.qat.projection import prepare_codes
-from lowbit.recipe import Recipe, Rule
 from lowbit.schemes import Binary, Clustered
 from lowbit.training.frequencies import bits_read
 from tests.models import make

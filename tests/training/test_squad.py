@@ -6,8 +6,8 @@ from importlib.resources import files
 import pytest
 
 from lowbit import UsageError
+from lowbit.checkpoint.load import load_tokenizer
 from lowbit.data import squad, squad_windows
-from lowbit.loading import load_tokenizer
 from lowbit.training.lesson import Material
 from lowbit.training.settings import Settings
 from lowbit.training.squad import answer_tokens, collated

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowbit import InputError, UsageError
-from lowbit.loading import load_tokenizer
+from lowbit.checkpoint.load import load_tokenizer
 from lowbit.training.subwords import train_tokenizer
 
 SIZE = 256 + 2 + 4 * 4  # bytes, special tokens, and four merges a word

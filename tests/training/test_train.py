@@ -20,11 +20,11 @@ from transformers import (
 
 import lowbit
 from lowbit import InputError, UsageError
+from lowbit.checkpoint.load import load_model, load_tokenizer
+from lowbit.conversion.recipe import PRESETS, Recipe
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.glue import Glue
-from lowbit.loading import load_model, load_tokenizer
 from lowbit.qat.prepare import QatOptions
-from lowbit.recipe import PRESETS, Recipe
 from lowbit.training.bcq import Plan
 from lowbit.training.lesson import Material, load_with_head
 from lowbit.training.settings import Settings

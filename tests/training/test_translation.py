@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 
 import lowbit
 from lowbit import InputError, UsageError
+from lowbit.checkpoint.load import load_model, load_tokenizer
+from lowbit.decoding.translator import Translator
 from lowbit.evaluation.forced import forced
 from lowbit.formats import FORMATS
-from lowbit.loading import load_model, load_tokenizer
 from lowbit.training.bcq import find_plan
 from lowbit.training.lesson import Pairs
 from lowbit.training.train import train
 from lowbit.training.trainer import checkpoints
 from lowbit.training.translation import new_tokenizer, teach
-from lowbit.translator import Translator
 from tests.training import reversing
 from tests.training.reversing import QUICK
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lowbit.calibration.batches import SAMPLES_AT_ONCE, decoder_inputs
 from lowbit.data import text
 from lowbit.errors import InputError, UsageError
-from lowbit.mode import positions
+from lowbit.nn.eval_mode import positions
 
 MAX_LENGTH = 512
 Item = TypeVar("Item")

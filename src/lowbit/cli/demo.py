@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lowbit.cli.options import this_command
+from lowbit.cli.summary import say_written
 from lowbit.cli.tables import MEBI
-from lowbit.cli.written import say_written
 from lowbit.demo import Settings, run
 from lowbit.evaluation.study import Study
 from lowbit.report.tables import kernels

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from lowbit.checkpoint.atomic_write import check_file, staged_file
 from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import load_subject
 from lowbit.evaluation.predict import predict
-from lowbit.staging import check_file, staged_file
 
 
 def infer(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lowbit.cli.tables import mebibytes
-from lowbit.inspection import Inspection, inspect_checkpoint
+from lowbit.inspect.checkpoint import Inspection, inspect_checkpoint
 
 
 def inspect(

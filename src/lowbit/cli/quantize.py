@@ -9,12 +9,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lowbit.calibrated import quantize_calibrated
 from lowbit.cli.tables import before_after
-from lowbit.coverage import Coverage
+from lowbit.conversion.plan import Coverage
 from lowbit.errors import UsageError
+from lowbit.quantize.calibrated import quantize_calibrated
+from lowbit.quantize.streaming import MAX_SHARD_BYTES, quantize_checkpoint
 from lowbit.solvers import SOLVERS, Solver
-from lowbit.stream import MAX_SHARD_BYTES, quantize_checkpoint
 
 MEGA = 10**6
 

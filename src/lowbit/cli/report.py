@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lowbit.cli.options import Measured, measuring, this_command
-from lowbit.cli.written import say_written
+from lowbit.cli.summary import say_written
 from lowbit.evaluation.evaluate import evaluate
 from lowbit.report import check_paths, write
 

@@ -12,17 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from lowbit.calibration import texts
+from lowbit.checkpoint.atomic_write import check_file, staged_file
 from lowbit.cli.options import Measured, measuring
 from lowbit.cli.tables import mebibytes
+from lowbit.conversion.recipe import schemes_of
 from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import load_subject
-from lowbit.recipe import schemes_of
 from lowbit.search.budget import Budget
 from lowbit.search.costs import MEASURES
 from lowbit.search.outcome import Found
 from lowbit.search.search import search as search_recipe
 from lowbit.solvers import SOLVERS, load_solver
-from lowbit.staging import check_file, staged_file
 
 
 @measuring

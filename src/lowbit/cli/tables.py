@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from lowbit.accounting import Footprint
+from lowbit.conversion.footprint import Footprint
 
 MEBI = 1 << 20
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
+from lowbit.checkpoint.load import load_tokenizer
 from lowbit.errors import UsageError
-from lowbit.loading import load_tokenizer
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.architecture import KINDS, Architecture
 from lowbit.training.bcq import PLANS, find_plan

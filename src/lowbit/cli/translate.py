@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from lowbit.conversion.planes import use_planes
 from lowbit.data.lines import decoded_line
+from lowbit.decoding.translator import Translator
 from lowbit.evaluation.evaluate import load_subject
-from lowbit.planes import use_planes
-from lowbit.translator import Translator
 
 # So many batches are read before the first is translated: sentences of like lengths go together.
 BATCHES = 32

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowbit.data import hub
+from lowbit.data import hf_datasets as hub
 from lowbit.data.glue_tasks import GlueTask, find_task
 from lowbit.data.lines import read_lines
 from lowbit.errors import InputError, UsageError

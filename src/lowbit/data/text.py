@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowbit.data import hub
+from lowbit.data import hf_datasets as hub
 from lowbit.data.lines import read_text
 from lowbit.errors import InputError
 

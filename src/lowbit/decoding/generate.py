@@ -17,14 +17,14 @@ from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
-from lowbit.attention import KERNELS
 from lowbit.decoding import adapters
 from lowbit.decoding.adapters import CACHE, SEARCHES
 from lowbit.decoding.cache import DecoderCache, GrowingCache, empty, layers
 from lowbit.decoding.greedy import greedy, serves
 from lowbit.decoding.step import State
-from lowbit.decoding.steps import borrowed
+from lowbit.decoding.step_cache import borrowed
 from lowbit.errors import UsageError
+from lowbit.kernels.attention.hf_attention import KERNELS
 
 UNSERVED = (
     "assistant_model",

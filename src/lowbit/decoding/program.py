@@ -5,7 +5,7 @@ Every shape in a step is known, and with it most of its memory. So
 - results go to buffers that are there already, wherever torch can be told so; a view of such a
   buffer is made once, here, and costs nothing in a step;
 - quantized layers are calls of the native code with addresses that are known; layers that read the
-  same input are one call; so is our own attention (attention.py);
+  same input are one call; so is our own attention (kernels/attention/hf_attention.py);
 - arithmetic on a few thousand numbers, one operation after the other, is one call of native code
   (kernels/elementwise.py);
 - calls that give what they are given (dropout, `contiguous`, `to`) are left out.

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from lowbit.checkpoint.atomic_write import staged, writing
 from lowbit.demo.corpus import documentation
 from lowbit.demo.model import END_OF_TEXT, Settings, new_model, new_tokenizer
 from lowbit.demo.train import train
 from lowbit.progress import without_transformers_bars
-from lowbit.staging import staged, writing
 
 HELD_OUT = "held_out.txt"
 DIGESTS = "SHA256.json"

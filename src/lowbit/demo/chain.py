@@ -8,7 +8,6 @@ from typing import Any
 
 from lowbit.demo.cache import HELD_OUT, Trained, trained
 from lowbit.demo.model import Settings
-from lowbit.environment import describe
 from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import Plan, examine
 from lowbit.evaluation.latency import Shape
@@ -16,8 +15,9 @@ from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.generate import Generate
 from lowbit.evaluation.tasks.perplexity import Perplexity
+from lowbit.inspect.environment import describe
 from lowbit.progress import progress_bar
-from lowbit.quantization import quantize
+from lowbit.quantize.in_memory import quantize
 from lowbit.report import check_paths, write
 
 # With -all: a table left in float would be a quarter of this model.

@@ -17,17 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowbit.checkpoint import find, weight_files
-from lowbit.coverage import check_static, cover
-from lowbit.environment import describe
+from lowbit.checkpoint.atomic_write import staged_file
+from lowbit.checkpoint.read import find, weight_files
+from lowbit.conversion.plan import check_static, cover
+from lowbit.conversion.recipe import Recipe, load_recipe, names_a_folder
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.evaluate import Plan, examine, load_subject
 from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject
+from lowbit.inspect.environment import describe
 from lowbit.progress import progress_bar
-from lowbit.recipe import Recipe, load_recipe, names_a_folder
-from lowbit.staging import staged_file
-from lowbit.stream import quantize_checkpoint
+from lowbit.quantize.streaming import quantize_checkpoint
 
 FLOAT = "float"
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lowbit.errors import UsageError
 from lowbit.evaluation.windows import Windows
-from lowbit.mode import evaluating
+from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
 

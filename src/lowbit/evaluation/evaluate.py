@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from lowbit.checkpoint import find
-from lowbit.environment import describe
+from lowbit.checkpoint.load import load_model, load_tokenizer
+from lowbit.checkpoint.read import find
 from lowbit.errors import UsageError
 from lowbit.evaluation.latency import ROUNDS, Shape, time_beside
 from lowbit.evaluation.record import record
 from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject, Task
-from lowbit.loading import load_model, load_tokenizer
+from lowbit.inspect.environment import describe
 
 
 @dataclass(frozen=True)

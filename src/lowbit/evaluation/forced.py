@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 
+from lowbit.data.batches import by_length, longest
 from lowbit.errors import InputError
-from lowbit.evaluation.batches import by_length, longest
-from lowbit.mode import evaluating
+from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
 IGNORED = -100  # the label of what is no token, in all of transformers

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.errors import InputError, UsageError
-from lowbit.mode import evaluating, positions
+from lowbit.nn.eval_mode import evaluating, positions
 
 
 def generate_sample(

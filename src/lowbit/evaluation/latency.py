@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lowbit.errors import UsageError
 from lowbit.evaluation.study import Timing
-from lowbit.mode import evaluating, positions
+from lowbit.nn.eval_mode import evaluating, positions
 from lowbit.progress import progress_bar
 
 ROUNDS = 7

@@ -37,8 +37,8 @@ def _kibibytes(field: str) -> int:
 
 
 def _main(folder: str) -> None:
-    from lowbit.inspection import run_once
-    from lowbit.loading import load_model
+    from lowbit.checkpoint.load import load_model
+    from lowbit.inspect.checkpoint import run_once
 
     try:
         before = _kibibytes("VmRSS")

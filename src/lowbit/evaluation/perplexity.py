@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from lowbit.evaluation.windows import Windows
-from lowbit.mode import evaluating
+from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
 

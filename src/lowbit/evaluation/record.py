@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lowbit.convert import Weights, matrix, weights_of
-from lowbit.coverage import Fate, cover, tied_modules
+from lowbit.conversion.hf_quantizer import LowbitConfig
+from lowbit.conversion.module_weights import Weights, matrix, weights_of
+from lowbit.conversion.plan import Fate, cover, tied_modules
 from lowbit.evaluation.peak import peak_bytes
 from lowbit.evaluation.study import Histogram, ModelRecord, ModuleRecord
 from lowbit.evaluation.task import Subject
 from lowbit.formats.granularity import row_blocks
-from lowbit.hub import LowbitConfig
-from lowbit.inspection import Inspection, inspect_model
+from lowbit.inspect.checkpoint import Inspection, inspect_model
 from lowbit.kernels.ops import dequantize
 from lowbit.nn import Packed, is_quantized
 

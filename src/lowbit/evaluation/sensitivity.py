@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lowbit.convert import matrix
-from lowbit.coverage import Decision, cover
+from lowbit.conversion.dequantize import rounded
+from lowbit.conversion.module_weights import matrix
+from lowbit.conversion.plan import Decision, cover
+from lowbit.conversion.recipe import Recipe, Rule
 from lowbit.data import parallel, text
 from lowbit.errors import UsageError, naming
 from lowbit.evaluation.forced import forced
@@ -23,8 +25,6 @@ from lowbit.evaluation.study import sayable
 from lowbit.evaluation.task import Subject
 from lowbit.formats import QTensor
 from lowbit.progress import progress_bar
-from lowbit.recipe import Recipe, Rule
-from lowbit.rounded import rounded
 from lowbit.schemes import Scheme
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

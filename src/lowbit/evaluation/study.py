@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from lowbit.coverage import Fate
+from lowbit.conversion.plan import Fate
 from lowbit.errors import InputError
 
 SCHEMA = "lowbit-study"
@@ -199,7 +199,7 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class Study:
-    """Several models, measured alike. `environment` is lowbit.environment.describe()."""
+    """Several models, measured alike. `environment` is lowbit.inspect.environment.describe()."""
 
     models: tuple[ModelRecord, ...]
     environment: dict[str, str | int]

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lowbit.errors import InputError, UsageError
-from lowbit.mode import positions
+from lowbit.nn.eval_mode import positions
 
 # Windows go through the model together as long as their logits hold no more numbers than this.
 LOGITS_AT_ONCE = 1 << 24

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lowbit.errors import UsageError
 from lowbit.formats.granularity import Granularity, by_row_blocks, row_blocks
+from lowbit.formats.packing import pack, packed_width, unpack
 from lowbit.formats.scales import SCALE_DTYPES
-from lowbit.packing import pack, packed_width, unpack
 
 MIN_BITS, MAX_BITS = 2, 8
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from lowbit.errors import UsageError
 from lowbit.formats.affine import entry
 from lowbit.formats.granularity import Granularity, by_row_blocks
+from lowbit.formats.packing import packed_width, unpack
 from lowbit.formats.scales import SCALE_DTYPES
-from lowbit.packing import packed_width, unpack
 
 MAX_PLANES = 4
 

@@ -21,7 +21,7 @@ class QuantLinear(Packed):
     "static" for int8 with one scale, which is stored beside the weight.
 
     `transposed` says that the float module stored its weight [in, out], as Conv1D does.
-    `nonlinearity`, if it is not "identity", is applied to y as long as `in_force` (fusion.py).
+    `nonlinearity`, if it is not "identity", is applied to y while `in_force` (conversion/fuse.py).
     """
 
     product: LinearProduct | None

@@ -3,13 +3,13 @@
 from torch import nn
 
 from lowbit.calibration import Calibration, batches_of
+from lowbit.conversion.recipe import Recipe
 from lowbit.errors import UsageError
 from lowbit.formats import StaticScale
-from lowbit.mode import evaluating
+from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import tracked
 from lowbit.qat.modules import FakeQuantLinear
 from lowbit.qat.prepare import QatOptions, fake_quantized, prepare_qat, restore_float, static_scales
-from lowbit.recipe import Recipe
 
 
 def calibrate(

@@ -21,7 +21,7 @@ from lowbit.errors import UsageError
 from lowbit.formats import FORMATS, BinaryTensor
 from lowbit.formats.binary import signs
 from lowbit.formats.scales import stored_dtype
-from lowbit.qat.estimators import straight_through
+from lowbit.nn.estimators import straight_through
 from lowbit.qat.weights import Straight
 from lowbit.schemes import Binary, Scheme
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowbit.convert import Weights, oriented
+from lowbit.calibration.observers import Range
+from lowbit.conversion.module_weights import Weights, oriented
 from lowbit.kernels import ops
 from lowbit.nn.embedding import scaled
-from lowbit.qat.estimators import straight_through
+from lowbit.nn.estimators import straight_through
 from lowbit.qat.passes import Pass, Passes, recomputing, trains
-from lowbit.qat.ranges import Range
 from lowbit.qat.weights import Straight
 
 

@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lowbit.calibration.observers import Range, sample
 from lowbit.formats import StaticScale
-from lowbit.qat.ranges import Range, sample
 
 # Passes of one layer that a backward pass may still come to: micro-batches, times the blocks that
 # share the layer.

@@ -12,11 +12,15 @@ from typing import Any
 
 from torch import nn
 
-from lowbit.convert import hand_over_hooks, matrix
-from lowbit.coverage import Coverage, Decision, cover
+from lowbit.calibration.observers import RANGES, Range
+from lowbit.conversion.apply import Result, quantize_with
+from lowbit.conversion.module_weights import matrix
+from lowbit.conversion.plan import Coverage, Decision, cover
+from lowbit.conversion.recipe import Recipe, load_recipe
+from lowbit.conversion.swap import hand_over_hooks
+from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import UsageError, naming
 from lowbit.formats import StaticScale
-from lowbit.inplace import Result, quantize_with
 from lowbit.nn import ACTIVATIONS, STATIC, RequantizedLinear
 from lowbit.qat.modules import (
     FakeQuantEmbedding,
@@ -24,10 +28,7 @@ from lowbit.qat.modules import (
     FakeQuantLinear,
     TokenRange,
 )
-from lowbit.qat.ranges import RANGES, Range
 from lowbit.qat.weights import ESTIMATORS, Straight, WeightQuantizer
-from lowbit.recipe import Recipe, load_recipe
-from lowbit.unchanged import unchanged_on_error
 
 
 @dataclass(frozen=True)

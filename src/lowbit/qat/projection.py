@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lowbit.convert import oriented
+from lowbit.conversion.module_weights import oriented
+from lowbit.conversion.recipe import Recipe
 from lowbit.qat.clustered_codes import ClusteredCodes, codes_for
 from lowbit.qat.codes import Codes, Mode
 from lowbit.qat.modules import FakeQuantized
 from lowbit.qat.prepare import fake_quantized, prepare_qat
-from lowbit.recipe import Recipe
 
 # In the order in which parts are quantized: the last one that a module is in counts.
 PARTS = ("embedding", "decoder", "encoder")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lowbit.errors import UsageError
 from lowbit.formats import FORMATS, AffineTensor, QTensor
 from lowbit.formats.affine import code_range, encode
-from lowbit.qat.estimators import clipped, learned_step, straight_through
+from lowbit.nn.estimators import clipped, learned_step, straight_through
 from lowbit.schemes import Scheme
 from lowbit.schemes.weight_range import check_finite
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from lowbit.checkpoint.atomic_write import check_file, staged_file
 from lowbit.errors import UsageError
 from lowbit.evaluation.study import Study
 from lowbit.report.page import render_html, render_markdown
-from lowbit.staging import check_file, staged_file
 
 
 def check_paths(paths: Iterable[Path]) -> None:

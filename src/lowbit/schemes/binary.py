@@ -19,8 +19,8 @@ from torch import Tensor
 from lowbit.errors import UsageError
 from lowbit.formats import BinaryLayout, BinaryTensor, Granularity, group
 from lowbit.formats.granularity import row_blocks
+from lowbit.formats.packing import pack, packed_width
 from lowbit.formats.scales import check_scale_dtype, stored_dtype
-from lowbit.packing import pack, packed_width
 from lowbit.schemes import levels
 from lowbit.schemes.levels import Levels, SortedGroups
 from lowbit.schemes.weight_range import check_finite, check_weight

@@ -7,16 +7,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lowbit.calibration import Calibration
-from lowbit.convert import matrix
-from lowbit.coverage import Decision, cover
+from lowbit.conversion.module_weights import matrix
+from lowbit.conversion.plan import Decision, cover
+from lowbit.conversion.recipe import KEEP, Recipe, Rule
 from lowbit.errors import UsageError
 from lowbit.formats import QTensor
 from lowbit.progress import tracked
-from lowbit.recipe import KEEP, Recipe, Rule
 from lowbit.schemes import Scheme
 from lowbit.solvers import Solver
 from lowbit.solvers.decide import solve_weight
-from lowbit.solvers.walk import walked
+from lowbit.solvers.sequential import walked
 
 NEAREST = Solver()
 

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lowbit.convert import matrix
+from lowbit.conversion.dequantize import rounded
+from lowbit.conversion.module_weights import matrix
 from lowbit.formats import FORMATS
-from lowbit.mode import evaluating
+from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar, tracked
-from lowbit.rounded import rounded
 from lowbit.search.candidates import Candidate
+from lowbit.solvers.block_runner import Playback, playing
+from lowbit.solvers.blocks import find_stages
 from lowbit.solvers.hessian import weight_error
 from lowbit.solvers.observe import linear_users, observe
 from lowbit.solvers.outputs import output
-from lowbit.solvers.playback import Playback, playing
-from lowbit.solvers.stages import find_stages
 
 Costs = list[list[float]]
 Batches = Sequence[Mapping[str, Tensor]]

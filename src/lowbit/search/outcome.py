@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from lowbit.conversion.recipe import Recipe
 from lowbit.evaluation.study import Metric, sayable
-from lowbit.recipe import Recipe
 from lowbit.schemes import Scheme
 
 

@@ -14,13 +14,13 @@ from functools import partial
 
 from torch import Tensor
 
-from lowbit.accounting import Footprint, footprint
 from lowbit.calibration import Calibration, batches_of
+from lowbit.conversion.footprint import Footprint, footprint
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.study import Metric
 from lowbit.evaluation.task import Subject, Task
 from lowbit.progress import tracked
-from lowbit.quantization import quantize
+from lowbit.quantize.in_memory import quantize
 from lowbit.schemes import Scheme
 from lowbit.search.budget import Budget
 from lowbit.search.candidates import Candidate, candidates_of, recipe_of

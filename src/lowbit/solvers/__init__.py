@@ -16,7 +16,8 @@ from torch import Tensor
 from lowbit.errors import UsageError
 from lowbit.formats import QTensor
 from lowbit.schemes import Scheme
-from lowbit.solvers import autoround, awq, binary_compensated, gptq, hqq, nearest, smoothquant
+from lowbit.solvers import autoround, awq, gptq, hqq, nearest, smoothquant
+from lowbit.solvers.binary import compensated as binary_compensated
 from lowbit.solvers.hessian import Inputs
 
 Value = TypeVar("Value")
@@ -56,7 +57,8 @@ class Solver:
     correct_bias: move the bias of each layer by the mean error that its weight leaves,
     b + (W − Ŵ) · mean x (Nagel et al. 2019, "Data-Free Quantization", equation 16).
     rotate: rotate what each attention head passes on, first of all (rotation.py).
-    tune: passes over the data in which all scales are tuned together, last of all (tuning.py).
+    tune: passes over the data in which all scales are tuned together, last of all
+    (scale_finetuning.py).
     """
 
     name: str = "nearest"

@@ -15,7 +15,7 @@ from torch import Tensor
 from lowbit.errors import UsageError
 from lowbit.formats import AffineTensor, Granularity
 from lowbit.formats.affine import AffineLayout
-from lowbit.packing import pack
+from lowbit.formats.packing import pack
 from lowbit.schemes import Scheme
 
 SHARES = torch.linspace(1.0, 0.4, 13, dtype=torch.float32).tolist()

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from lowbit.errors import UsageError, naming
 from lowbit.formats import FORMATS, AffineTensor, QTensor
+from lowbit.nn.estimators import straight_through
 from lowbit.progress import tracked
-from lowbit.qat.estimators import straight_through
 from lowbit.schemes import Scheme
 from lowbit.schemes.weight_range import weight_range
 from lowbit.solvers.affine_grid import Codes

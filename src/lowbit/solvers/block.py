@@ -12,11 +12,11 @@ from typing import Any
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from lowbit.convert import oriented
+from lowbit.conversion.module_weights import oriented
+from lowbit.solvers.block_runner import Playback
+from lowbit.solvers.blocks import Stage
+from lowbit.solvers.equivalence import floating
 from lowbit.solvers.observe import tokens
-from lowbit.solvers.playback import Playback
-from lowbit.solvers.stages import Stage
-from lowbit.solvers.trial import floating
 
 
 class Block:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lowbit.coverage import Decision
+from lowbit.conversion.plan import Decision
 from lowbit.errors import naming
 from lowbit.formats import QTensor
 from lowbit.solvers import Solver

@@ -3,8 +3,8 @@
     y = W x = (W · diag(f)) (x / f)
 
 The module before divides what it computes by f: a norm its weight and bias, a linear layer the rows
-of its weight and its bias. Whether a module may do so for a layer is tried (trial.py), with factors
-of 2 and 1/2.
+of its weight and its bias. Whether a module may do so for a layer is tried (equivalence.py), with
+factors of 2 and 1/2.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from lowbit.convert import Weights, weights_of
+from lowbit.conversion.module_weights import Weights, weights_of
+from lowbit.solvers.block_runner import Playback
+from lowbit.solvers.blocks import Stage
+from lowbit.solvers.equivalence import Trial, parameter_names
 from lowbit.solvers.observe import Observed
-from lowbit.solvers.playback import Playback
-from lowbit.solvers.stages import Stage
-from lowbit.solvers.trial import Trial, parameter_names
 
 TRIALS = 4
 

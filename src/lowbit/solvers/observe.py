@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowbit.coverage import Decision
+from lowbit.conversion.plan import Decision
+from lowbit.solvers.block_runner import Playback
+from lowbit.solvers.blocks import Stage
 from lowbit.solvers.hessian import Inputs
-from lowbit.solvers.playback import Playback
-from lowbit.solvers.stages import Stage
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 

@@ -10,7 +10,7 @@ largest power of two that divides the size of a head, and m what is left,
 
     R = (H ⊗ Q) D,   H a Hadamard matrix [n, n] / √n,  Q random orthogonal [m, m],  D random signs
 
-Which pairs of layers are W_v and W_o is tried (trial.py).
+Which pairs of layers are W_v and W_o is tried (equivalence.py).
 
 Sources: Ashkboos et al. 2024, "QuaRot", section 4; Liu et al. 2024, "SpinQuant", the rotation R₂.
 """
@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from lowbit.convert import Weights, matrix, oriented, weights_of
-from lowbit.solvers.playback import Playback
-from lowbit.solvers.stages import Stage
-from lowbit.solvers.trial import Trial, parameter_names
+from lowbit.conversion.module_weights import Weights, matrix, oriented, weights_of
+from lowbit.solvers.block_runner import Playback
+from lowbit.solvers.blocks import Stage
+from lowbit.solvers.equivalence import Trial, parameter_names
 
 # What attention modules of transformers call the size of a head.
 HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")

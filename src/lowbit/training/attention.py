@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from transformers import PreTrainedModel
 
-from lowbit.attention import instead_of_sdpa
+from lowbit.kernels.attention.hf_attention import instead_of_sdpa
 
 
 def trainable_attention(model: PreTrainedModel, bf16: bool) -> AbstractContextManager[None]:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lowbit.conversion.recipe import PRESETS, Recipe, Rule, load_recipe
 from lowbit.errors import UsageError
 from lowbit.formats import CHANNEL, Granularity
 from lowbit.qat.projection import PARTS
-from lowbit.recipe import PRESETS, Recipe, Rule, load_recipe
 from lowbit.schemes import Binary, Clustered
 
 

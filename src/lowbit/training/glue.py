@@ -3,9 +3,9 @@
 from transformers import AutoModelForSequenceClassification
 
 from lowbit.data import glue
+from lowbit.data.batches import columns
 from lowbit.data.glue_tasks import find_task
 from lowbit.errors import InputError, UsageError
-from lowbit.evaluation.batches import columns
 from lowbit.evaluation.tasks.glue import Glue
 from lowbit.training.lesson import Example, Lesson, Material, load_with_head, padded, some
 

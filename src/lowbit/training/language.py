@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from lowbit.data import text
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.tasks.perplexity import Perplexity
-from lowbit.mode import positions
+from lowbit.nn.eval_mode import positions
 from lowbit.training.lesson import Example, Lesson, Material, load_with_head
 
 SPLITS = ("train", "valid")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.checkpoint import find, read_config, weight_files
+from lowbit.checkpoint.read import find, read_config, weight_files
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Task
 from lowbit.progress import without_transformers_bars

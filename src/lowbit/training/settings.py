@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lowbit.conversion.recipe import PRESETS, Recipe, load_recipe, names_a_folder
 from lowbit.errors import UsageError
 from lowbit.qat.prepare import QatOptions
-from lowbit.recipe import PRESETS, Recipe, load_recipe, names_a_folder
 from lowbit.training.bcq import Plan
 
 # What else training writes.

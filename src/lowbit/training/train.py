@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
-from lowbit.environment import describe
+from lowbit.checkpoint.atomic_write import staged, staged_file, writing
 from lowbit.errors import UsageError
 from lowbit.evaluation.study import Measurement, sayable
 from lowbit.evaluation.task import Subject, agreement
+from lowbit.inspect.environment import describe
 from lowbit.progress import without_transformers_bars
 from lowbit.qat.prepare import fake_quantized, finish_qat, prepare_qat
 from lowbit.qat.projection import CodedWeight, prepare_codes
-from lowbit.staging import staged, staged_file, writing
 from lowbit.training.attention import trainable_attention
 from lowbit.training.frequencies import bits_read
 from lowbit.training.lesson import Lesson, Material

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
+from lowbit.checkpoint.atomic_write import writing
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Subject
-from lowbit.mode import evaluating
-from lowbit.staging import writing
+from lowbit.nn.eval_mode import evaluating
 from lowbit.training.by_length import ByLength
 from lowbit.training.distillation import divergence
 from lowbit.training.lesson import Example, Lesson

@@ -12,7 +12,7 @@ from lowbit.evaluation.forced import encoded, forced
 from lowbit.evaluation.study import Measurement, Metric
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.translation import Translation, deciding_metric
-from lowbit.mode import positions
+from lowbit.nn.eval_mode import positions
 from lowbit.training.architecture import Architecture, new_model
 from lowbit.training.lesson import Lesson, Material, Pairs, load_with_head, some
 from lowbit.training.subwords import train_tokenizer

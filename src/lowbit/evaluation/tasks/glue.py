@@ -11,15 +11,15 @@ import torch
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
 from lowbit.data import glue
+from lowbit.data.batches import Texts, check_batch_size, check_padding, longest
 from lowbit.data.glue import GlueData
 from lowbit.data.glue_tasks import GlueTask, find_task
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import scores
-from lowbit.evaluation.batches import Texts, check_batch_size, check_padding, longest
 from lowbit.evaluation.heads import check_head
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
-from lowbit.mode import evaluating
+from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
 # The first decides; where GLUE's page names two, their order there.

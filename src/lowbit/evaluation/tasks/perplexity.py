@@ -15,7 +15,7 @@ from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
 from lowbit.evaluation.windows import Windows, context_and_stride
-from lowbit.mode import positions
+from lowbit.nn.eval_mode import positions
 
 PROMPT_TOKENS = 12
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lowbit.data import glue
+from lowbit.data.batches import Texts, check_batch_size, check_padding, longest
 from lowbit.data.glue import GlueData
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import scores
-from lowbit.evaluation.batches import Texts, check_batch_size, check_padding, longest
 from lowbit.evaluation.study import Measurement, Sample
 from lowbit.evaluation.task import Subject, Task
-from lowbit.mode import evaluating
+from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
 METRICS = ("spearman", "pearson")

@@ -15,15 +15,15 @@ from torch import Tensor
 from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING
 
 from lowbit.data import squad, squad_windows
+from lowbit.data.batches import by_length, check_batch_size, check_padding, longest
 from lowbit.data.squad import Question, SquadData
 from lowbit.data.squad_windows import Windows
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import squad_score
-from lowbit.evaluation.batches import by_length, check_batch_size, check_padding, longest
 from lowbit.evaluation.heads import check_head
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
-from lowbit.mode import evaluating
+from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
 SAMPLES = 5

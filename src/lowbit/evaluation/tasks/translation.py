@@ -11,10 +11,10 @@ from typing import Any
 
 from lowbit.data import parallel
 from lowbit.data.parallel import ParallelData
+from lowbit.decoding.translator import Translator
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
 from lowbit.extras import needed
-from lowbit.translator import Translator
 
 SAMPLES = 5
 # BLEU counts runs of up to four words; of single words, such as pronunciations, it is always 0.
@@ -25,7 +25,7 @@ BLEU_WORDS = 4
 class Translation(Task):
     """data, target, source_column, target_column, split: as `lowbit.data.parallel.read` takes them.
 
-    beams, max_new_tokens, batch_size, prefix: as `lowbit.translator.Translator` takes them.
+    beams, max_new_tokens, batch_size, prefix: as `decoding.translator.Translator` takes them.
     """
 
     name = "translation"

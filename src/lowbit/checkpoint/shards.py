@@ -1,0 +1,53 @@
+"""Writing a checkpoint tensor by tensor: shards of bounded size and their index."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lowbit.checkpoint.read import INDEX, SINGLE
+from lowbit.errors import InputError
+
+
+class ShardWriter:
+    """Holds at most one shard of `max_bytes` (or one larger tensor) in memory."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self.pending: dict[str, Tensor] = {}
+        self.shards: list[list[str]] = []
+        self.bytes = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Raises InputError where the disk is full or cannot be written."""
+        size = sum(t.nbytes for t in self.pending.values())
+        if self.pending and size + tensor.nbytes > self.max_bytes:
+            self._flush()
+        self.pending[name] = tensor.contiguous()
+        self.bytes += tensor.nbytes
+
+    def close(self) -> None:
+        """Write the last shard, give all of them their names, and write the index."""
+        self._flush()
+        count = len(self.shards)
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(self.shards, 1):
+            final = SINGLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+            self._part(number).rename(self.folder / final)
+            weight_map |= dict.fromkeys(names, final)
+        if count > 1:
+            index = {"metadata": {"total_size": self.bytes}, "weight_map": weight_map}
+            (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    def _part(self, number: int) -> Path:
+        return self.folder / f"part-{number:05}.safetensors"
+
+    def _flush(self) -> None:
+        self.shards.append(list(self.pending))
+        try:
+            save_file(self.pending, self._part(len(self.shards)), metadata={"format": "pt"})
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"the checkpoint cannot be written: {error}") from error
+        self.pending = {}

@@ -1,0 +1,1 @@
+"""A float transformers model becomes a quantized one, and back."""

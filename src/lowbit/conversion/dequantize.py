@@ -1,0 +1,38 @@
+"""A float model that computes with stored weights: they are decoded into its float ones."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from lowbit.conversion.module_weights import oriented
+from lowbit.conversion.plan import Decision
+from lowbit.formats import FORMATS, QTensor
+
+
+def put(model: nn.Module, d: Decision, q: QTensor) -> None:
+    """Let a float module compute with a stored weight. Those tied to it follow."""
+    assert d.weights is not None
+    weight = parameter_of(model, d)
+    weight.data = oriented(FORMATS[q.layout.format].decode(q, weight.dtype), d.weights)
+
+
+@contextmanager
+def rounded(model: nn.Module, stored: Iterable[tuple[Decision, QTensor]]) -> Iterator[nn.Module]:
+    """The model with some of its weights as they are stored; floats again afterwards."""
+    before = []
+    try:
+        for d, q in stored:
+            weight = parameter_of(model, d)
+            before.append((weight, weight.data))
+            put(model, d, q)
+        yield model
+    finally:
+        for weight, values in before:
+            weight.data = values
+
+
+def parameter_of(model: nn.Module, d: Decision) -> nn.Parameter:
+    weight = model.get_submodule(d.name)._parameters["weight"]
+    assert weight is not None
+    return weight

@@ -1,0 +1,76 @@
+"""How a float module uses its weight: its kind, its shape, and whether it is stored transposed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lowbit.conversion.probe import Kind, differs, factor_of
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a module does with its weight: its kind, shape [out, in], and whether it is stored
+    transposed. Embeddings may multiply their rows by `embed_scale`, which those of Gemma first
+    round to the dtype of the rows."""
+
+    kind: Literal["linear", "embedding"]
+    shape: tuple[int, int]
+    transposed: bool = False
+    embed_scale: float | None = None
+    rounds_scale: bool = False
+
+
+LINEAR = (
+    Kind(nn.Linear, "out_features", "in_features"),
+    Kind(Conv1D, "nf", "nx", transposed=True),
+)
+EMBEDDING = Kind(nn.Embedding, "num_embeddings", "embedding_dim")
+LAYERS = tuple(kind.base for kind in (*LINEAR, EMBEDDING))
+
+
+def weights_of(module: nn.Module) -> Weights | str:
+    """How the module uses its weight, or why it cannot be quantized.
+
+    A subclass counts if it computes the same (probe.py): BART's learned positions do not. Scaled
+    embeddings multiply, and no more if they hold nothing but the weight. No data is needed.
+    """
+    name = type(module).__name__
+    kind = next((k for k in (*LINEAR, EMBEDDING) if isinstance(module, k.base)), None)
+    weight = module._parameters.get("weight")
+    if kind is None or weight is None:
+        return f"{name} is not a kind of module that can be quantized"
+    others = [n for n, _ in module.named_parameters() if n not in ("weight", "bias")]
+    if others:
+        return f"{name} holds {', '.join(others)} beside its weight"
+    if not weight.is_floating_point():
+        return f"{name} has a weight of {weight.dtype}"
+    if weight.shape != (kind.shape(module)[::-1] if kind.transposed else kind.shape(module)):
+        return f"{name} has a weight of the shape {list(weight.shape)}"
+    if kind is not EMBEDDING:
+        reason = differs(module, kind)
+        if reason is not None:
+            return f"{name} {reason}"
+        return Weights("linear", kind.shape(module), kind.transposed)
+    max_norm: object = module.max_norm
+    if max_norm is not None:
+        return f"{name} renormalizes its rows (max_norm {max_norm})"
+    factor = factor_of(module, kind)
+    if isinstance(factor, str):
+        return f"{name} {factor}"
+    scale, rounds = factor
+    return Weights("embedding", kind.shape(module), False, None if scale == 1 else scale, rounds)
+
+
+def matrix(module: nn.Module, weights: Weights) -> Float[Tensor, "out in"]:
+    """The weight of a float module as [out, in], detached."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    return oriented(weight.detach(), weights)
+
+
+def oriented(weight: Tensor, weights: Weights) -> Float[Tensor, "out in"]:
+    """A weight as its module stores it, as [out, in]; its own inverse."""
+    return weight.t().contiguous() if weights.transposed else weight

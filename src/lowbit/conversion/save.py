@@ -1,0 +1,184 @@
+"""Any quantized module in a folder, and back into a module that was built in float.
+
+model.safetensors   every tensor of the module's state dict, those that are shared once
+config.json         `quantization_config`, as transformers models have it (hf_quantizer.py), and
+                    `dtypes`: what each packed module computes in
+
+transformers models have `save_pretrained` and `from_pretrained` for this; they do well here too.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lowbit.checkpoint.atomic_write import check_output, staged, writing
+from lowbit.checkpoint.read import SINGLE, open_tensors, weight_files
+from lowbit.conversion.attach import attach, config_of
+from lowbit.conversion.foreign import check_plain
+from lowbit.conversion.fuse import fuse
+from lowbit.conversion.hf_quantizer import METHOD, LowbitConfig
+from lowbit.conversion.module_weights import Weights, weights_of
+from lowbit.conversion.swap import packed_like, swap_tied, untie
+from lowbit.conversion.unchanged import unchanged_on_error
+from lowbit.errors import InputError, UsageError, naming
+from lowbit.formats import layout_from_dict
+from lowbit.nn import ACTIVATIONS, Packed, is_quantized
+
+CONFIG = "config.json"
+
+
+def save(module: nn.Module, folder: str | Path, overwrite: bool = False) -> None:
+    """Write a module that was quantized in place into `folder`, complete or not at all.
+
+    Raises UsageError for a module that `lowbit.quantize` did not have, or a folder that is not
+    empty without `overwrite`; InputError for a state that is more than tensors, or a full disk.
+    """
+    config, output = config_of(module), Path(folder)
+    check_output(output, overwrite, None)
+    tensors = _state(module)
+    dtypes = {
+        name: str(packed.compute_dtype.dtype).removeprefix("torch.")
+        for name, packed in module.named_modules()
+        if isinstance(packed, Packed)
+    }
+    described = {
+        "module": type(module).__name__,
+        "quantization_config": config.to_dict(),
+        "dtypes": dtypes,
+    }
+    with staged(output) as new, writing(output):
+        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, new / SINGLE)
+        (new / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def load(module: nn.Module, folder: str | Path) -> None:
+    """Make `module`, built in float like the one that was saved, what that one was; in place.
+
+    The result computes the same, bit for bit. Names, shapes and dtypes must agree exactly, and
+    `module` must hold data. Raises InputError if they do not, UsageError for a module that is
+    quantized; then `module` is what it was.
+    """
+    source = Path(folder)
+    if is_quantized(module):
+        raise UsageError("the module is quantized already: build it in float, then load")
+    check_plain(module)
+    config, dtypes = _described(source)
+    with open_tensors(weight_files(source)) as slices:
+        tensors = {name: opened[...] for name, opened in slices.items()}
+    with unchanged_on_error(module):
+        tied = {name for name, entry in config.modules.items() if "tied_to" in entry}
+        ties = untie(module, tied)
+        for name, entry in sorted(config.modules.items(), key=lambda item: item[0] in tied):
+            _put_packed(module, name, entry, dtypes)
+        _fill(module, tensors)
+        attach(module, config, ties)
+        fuse(module)
+
+
+def _put_packed(
+    module: nn.Module, name: str, entry: Mapping[str, Any], dtypes: Mapping[str, str]
+) -> None:
+    """Put a packed module, still without data, in place of the float one that `entry` tells of."""
+    try:
+        float_module = module.get_submodule(name)
+    except AttributeError:
+        raise InputError(
+            f"{CONFIG} lists {name}, which {type(module).__name__} does not have"
+        ) from None
+    weights = weights_of(float_module)
+    if not isinstance(weights, Weights):
+        raise InputError(f"{CONFIG} lists {name}, but {weights}")
+    activations = entry.get("activations", "float")
+    if activations not in ACTIVATIONS:
+        raise InputError(f"{name} has unknown activations {activations!r}")
+    weight = float_module._parameters["weight"]
+    assert weight is not None
+    found = str(weight.dtype).removeprefix("torch.")
+    if dtypes.get(name) != found:
+        raise InputError(
+            f"{name} computes in {found} here and in {dtypes.get(name)} in the folder:"
+            f" module.to(torch.{dtypes.get(name)}) first"
+        )
+    if "tied_to" in entry:
+        if not isinstance(module.get_submodule(entry["tied_to"]), Packed):
+            raise InputError(f"{CONFIG} ties {name} to {entry['tied_to']}, which is not stored")
+        swap_tied(module, name, weights, entry["tied_to"], activations)
+        return
+    if weight.is_meta:
+        raise InputError(f"{name} is on the meta device: build the module with data")
+    with naming(name):
+        packed = packed_like(
+            float_module, weights, layout_from_dict(dict(entry)), activations, weight
+        )
+    module.set_submodule(name, packed)
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put the tensors in the place of those of the same names. Raises InputError for one that is
+    not in both, or differs in shape or dtype."""
+    state = _state(module)
+    absent, unknown = state.keys() - tensors.keys(), tensors.keys() - state.keys()
+    if absent or unknown:
+        name, lacks = (min(absent), "the folder") if absent else (min(unknown), "the module")
+        raise InputError(
+            f"{lacks} lacks {name} ({len(absent)} tensors of the module are not in the folder,"
+            f" {len(unknown)} of the folder are not in the module)"
+        )
+    for name, tensor in tensors.items():
+        here = state[name]
+        if here.shape != tensor.shape or here.dtype != tensor.dtype:
+            raise InputError(
+                f"{name} is {here.dtype} {list(here.shape)} in the module,"
+                f" {tensor.dtype} {list(tensor.shape)} in the folder"
+            )
+    for name, tensor in tensors.items():
+        path, _, own = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if isinstance(owner, Packed) and own in owner.saved():
+            setattr(owner, own, tensor.to(owner.compute_dtype.device))
+        else:
+            here = state[name]
+            _replace(module, here, tensor.to(here.device))
+
+
+def _replace(module: nn.Module, old: Tensor, values: Tensor) -> None:
+    """Let everything that is `old`, by whatever name, be a tensor with these values."""
+    new = nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
+    for owner in module.modules():
+        for held in (owner._parameters, owner._buffers):
+            for name, tensor in held.items():
+                if tensor is old:
+                    held[name] = new  # type: ignore[assignment]
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict, each tensor under the first of its names. Raises InputError for entries that
+    are no tensors."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} is no tensor, and only tensors are saved")
+        if id(value) not in seen:
+            seen.add(id(value))
+            found[name] = value
+    return found
+
+
+def _described(folder: Path) -> tuple[LowbitConfig, dict[str, str]]:
+    """What config.json says. Raises InputError."""
+    file = folder / CONFIG
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        quantization, dtypes = dict(stored["quantization_config"]), dict(stored["dtypes"])
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is not what lowbit.save writes") from error
+    if quantization.get("quant_method") != METHOD:
+        raise InputError(f"{file} describes no module that lowbit quantized")
+    return LowbitConfig(**quantization), dtypes

@@ -1,0 +1,154 @@
+"""Swapping modules: float -> packed and back, one module at a time, and the ties between them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lowbit.conversion.module_weights import Weights
+from lowbit.formats import Layout, QTensor
+from lowbit.kernels import ops
+from lowbit.nn import ACTIVATIONS, Packed, QuantEmbedding, QuantLinear
+
+
+def packed_like(
+    module: nn.Module, weights: Weights, layout: Layout, activations: str, compute: Tensor
+) -> QuantLinear | QuantEmbedding:
+    """A packed module, still without data, that stands in for a float one and keeps its bias.
+
+    It computes in the dtype and on the device of `compute`.
+    """
+    rows, columns = weights.shape
+    packed: QuantLinear | QuantEmbedding
+    if weights.kind == "linear":
+        kind, activations = ACTIVATIONS[activations]
+        packed = kind(
+            layout, columns, rows, module._parameters["bias"], activations, weights.transposed
+        )
+    else:
+        packed = QuantEmbedding(layout, rows, columns, weights.embed_scale, weights.rounds_scale)
+    packed.stand_in_for(module, compute)
+    hand_over_hooks(module, packed)
+    # Not by train(), which static activations refuse: a skeleton is in training mode until loaded.
+    packed.training = module.training
+    return packed
+
+
+_HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
+
+
+def hand_over_hooks(module: nn.Module, successor: nn.Module) -> None:
+    """Let `successor` have the hooks of `module`, the same objects: handles still remove them."""
+    for name in _HOOKS:
+        vars(successor)[name] = vars(module)[name]
+
+
+def swap(
+    model: nn.Module,
+    name: str,
+    weights: Weights,
+    q: QTensor,
+    activations: str,
+    compute: Tensor,
+) -> None:
+    """Put a packed module that holds q in place of the float module `name`."""
+    module = model.get_submodule(name)
+    packed = packed_like(module, weights, q.layout, activations, compute)
+    model.set_submodule(name, packed.hold(q))
+
+
+def swap_tied(model: nn.Module, name: str, weights: Weights, source: str, activations: str) -> None:
+    """Let the float module `name` use the stored weight of `source`, which is packed already."""
+    owner = model.get_submodule(source)
+    assert isinstance(owner, Packed)
+    module = model.get_submodule(name)
+    packed = packed_like(module, weights, owner.layout, activations, owner.compute_dtype)
+    model.set_submodule(name, packed.tie(owner))
+
+
+def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Put the float modules back, in place, with decoded weights; tied weights are shared again.
+
+    dtype: that of the weights; by default what each module computes in.
+    """
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, Packed)}
+    decoded = {
+        module: nn.Parameter(_float_weight(module, dtype or module.compute_dtype.dtype))
+        for module in packed.values()
+        if module.tied_to is None
+    }
+    for name, module in packed.items():
+        float_module = module.replaced
+        float_module.weight = decoded[module.tied_to or module]
+        if isinstance(module, QuantLinear):
+            float_module.register_parameter("bias", module._parameters["bias"])
+        # The packed module may have moved since it took this one's place.
+        float_module.to(module.compute_dtype.device)
+        hand_over_hooks(module, float_module)
+        model.set_submodule(name, float_module.train(module.training))
+
+
+def _float_weight(module: Packed, dtype: torch.dtype) -> Tensor:
+    weight = ops.dequantize(module.weight_in_use, dtype)
+    transposed = isinstance(module, QuantLinear) and module.transposed
+    return weight.t().contiguous() if transposed else weight
+
+
+@dataclass(frozen=True)
+class TiedKeys:
+    """What transformers knows of the ties of one submodule, before they were edited."""
+
+    name: str
+    own: Any
+    expanded: dict[str, str]
+
+
+def untie(model: nn.Module, targets: set[str]) -> tuple[TiedKeys, ...]:
+    """Tell transformers that these modules, still float, will have no weight to tie any more.
+
+    Other ties, such as that of BERT's decoder bias, stay. Returns what `retie` needs.
+    """
+    gone = {f"{target}.weight" for target in targets}
+    before = []
+    for name, module in model.named_modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        prefix = f"{name}." if name else ""
+        # A model inside may have been built without it.
+        expanded: dict[str, str] = getattr(module, "all_tied_weights_keys", {})
+        before.append(TiedKeys(name, module.__dict__.get("_tied_weights_keys"), expanded))
+        own = module.get_expanded_tied_weights_keys(all_submodels=False)
+        module._tied_weights_keys = {k: v for k, v in own.items() if prefix + k not in gone}
+        module.all_tied_weights_keys = {k: v for k, v in expanded.items() if prefix + k not in gone}
+    return tuple(before)
+
+
+def retie(model: nn.Module, before: tuple[TiedKeys, ...]) -> None:
+    """The inverse of `untie`."""
+    for keys in before:
+        module = model.get_submodule(keys.name)
+        assert isinstance(module, PreTrainedModel)
+        module.all_tied_weights_keys = keys.expanded
+        module.__dict__.pop("_tied_weights_keys", None)
+        if keys.own is not None:
+            module._tied_weights_keys = keys.own
+
+
+def named_places(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The name of every place where a module stands, in the order of `named_modules`. One that
+    stands in several places has several names, but what is inside it is named once."""
+    seen: set[nn.Module] = set()
+    pending = [(name, module)]
+    while pending:
+        name, module = pending.pop()
+        yield name, module
+        if module not in seen:
+            seen.add(module)
+            prefix = f"{name}." if name else ""
+            children = [
+                (prefix + key, child) for key, child in module._modules.items() if child is not None
+            ]
+            pending += reversed(children)

@@ -1,0 +1,122 @@
+"""What a quantized checkpoint holds, and what it takes in memory when it runs."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lowbit.checkpoint.guard import ADVICE
+from lowbit.checkpoint.load import load_model
+from lowbit.checkpoint.read import find, open_tensors, read_config, weight_files
+from lowbit.conversion.footprint import Footprint, ModuleSize, footprint, resident_bytes
+from lowbit.conversion.hf_quantizer import METHOD, LowbitConfig
+from lowbit.errors import InputError
+from lowbit.formats.error import WeightError
+from lowbit.nn import Packed, QuantEmbedding, QuantLinear
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module: its size, how its weight is stored, the kernel that serves it here, and why.
+
+    The kernel is empty for a module that is plain float.
+    """
+
+    size: ModuleSize
+    stored_as: str
+    kernel: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """`errors` are those recorded when the weights were quantized; `guarded`: whether a program
+    without lowbit fails to load the folder, instead of computing with wrong weights."""
+
+    rows: tuple[Row, ...]
+    footprint: Footprint
+    resident_after_forward: int
+    errors: dict[str, WeightError]
+    guarded: bool = False
+
+    @property
+    def kernels(self) -> tuple[tuple[str, str], ...]:
+        """(kernel, why it was chosen), each once, in the order of the model."""
+        return tuple(dict.fromkeys((row.kernel, row.why) for row in self.rows if row.kernel))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **self.footprint.to_dict(),
+            "resident_bytes_after_forward": self.resident_after_forward,
+            "guarded": self.guarded,
+            "modules": [
+                {
+                    "name": row.size.name,
+                    "module": row.size.module,
+                    "stored_as": row.stored_as,
+                    "parameters": row.size.parameters,
+                    "stored_bytes": row.size.stored_bytes,
+                    "float_bytes": row.size.float_bytes,
+                    "bits_per_weight": row.size.bits_per_weight,
+                    "kernel": row.kernel,
+                    "why": row.why,
+                }
+                | (self.errors[row.size.name].to_dict() if row.size.name in self.errors else {})
+                for row in self.rows
+            ],
+        }
+
+
+def inspect_checkpoint(folder: str | Path) -> Inspection:
+    """Load a checkpoint that lowbit wrote, run it once, and account for it.
+
+    Raises InputError where it is no such checkpoint or is not complete.
+    """
+    folder = find(str(folder))
+    config = read_config(folder)
+    stored = getattr(config, "quantization_config", None)
+    if stored is None or dict(stored).get("quant_method") != METHOD:
+        raise InputError(f"{folder} was not quantized with lowbit")
+    with open_tensors(weight_files(folder)) as tensors:
+        guarded = ADVICE in tensors
+    return replace(inspect_model(load_model(folder), folder), guarded=guarded)
+
+
+def inspect_model(model: PreTrainedModel, folder: Path | None = None) -> Inspection:
+    """Account for a model that is loaded, float or quantized, and run it once; `folder` is where
+    its files lie."""
+    size = footprint(model, folder)
+    run_once(model)
+    owners = {module: name for name, module in model.named_modules()}
+    tied = {n for n, m in model.named_modules() if isinstance(m, Packed) and m.tied_to is not None}
+    rows = [_row(model, module) for module in size.modules if module.name not in tied]
+    rows += [
+        Row(ModuleSize(name, type(module).__name__, 0, 0, 0), f"tied to {owners[module.tied_to]}")
+        for name, module in model.named_modules()
+        if isinstance(module, Packed) and module.tied_to is not None
+    ]
+    config = getattr(model.config, "quantization_config", None)
+    errors = config.errors if isinstance(config, LowbitConfig) else {}
+    return Inspection(tuple(rows), size, resident_bytes(model), errors)
+
+
+def run_once(model: PreTrainedModel) -> None:
+    """One forward pass over a few tokens. Raises InputError for a model that reads no tokens."""
+    if model.main_input_name != "input_ids":
+        raise InputError(f"{type(model).__name__} reads {model.main_input_name}, not tokens")
+    inputs = dict(model.dummy_inputs)
+    if model.config.is_encoder_decoder:
+        inputs.setdefault("decoder_input_ids", inputs["input_ids"])
+    with torch.no_grad():
+        model(**inputs)
+
+
+def _row(model: PreTrainedModel, size: ModuleSize) -> Row:
+    module = model.get_submodule(size.name)
+    if isinstance(module, QuantLinear | QuantEmbedding):
+        kernel, _, why = module.kernel().partition(": ")
+        return Row(size, module.describe(), kernel, why)
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters(recurse=False)}
+    return Row(size, " ".join(sorted(dtypes)))

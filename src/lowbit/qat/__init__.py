@@ -1,0 +1,1 @@
+"""Fake quantization: training sees what will be stored."""

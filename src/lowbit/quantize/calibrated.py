@@ -1,0 +1,66 @@
+"""Checkpoint to checkpoint where data has a say: the float model is in memory, and reads a text."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lowbit.calibration import texts
+from lowbit.checkpoint.atomic_write import check_output, staged, writing
+from lowbit.checkpoint.load import load_model, load_tokenizer
+from lowbit.checkpoint.read import find, float_config
+from lowbit.conversion.apply import Result
+from lowbit.conversion.footprint import footprint
+from lowbit.conversion.recipe import Recipe, load_recipe
+from lowbit.errors import InputError
+from lowbit.progress import without_transformers_bars
+from lowbit.quantize.in_memory import quantize
+from lowbit.quantize.model_card import write_card
+from lowbit.quantize.streaming import MAX_SHARD_BYTES, copy_companions
+from lowbit.solvers import Solver, load_solver
+
+
+def quantize_calibrated(
+    model: str,
+    recipe: str | Path | Recipe | Mapping[str, Any],
+    output: str | Path,
+    data: str | Path,
+    solver: str | Mapping[str, Any] | Solver = "nearest",
+    samples: int = 128,
+    length: int | None = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: bool = True,
+) -> Result:
+    """Quantize the checkpoint `model` into the folder `output`, calibrated on the text `data`.
+
+    samples, length: see calibration/texts.py. What a solver has finished is kept in a folder beside
+    `output`, from which the same command goes on after an interruption; it is removed at the end.
+    Raises UsageError and InputError; nothing stands under `output` then that did not before.
+    """
+    recipe, solver = load_recipe(recipe), load_solver(solver)
+    source, output = find(model), Path(output)
+    float_config(source)
+    check_output(output, overwrite, source)
+    tokenizer = load_tokenizer(source)
+    if tokenizer is None:
+        raise InputError(f"{source} has no tokenizer to read {data} with")
+    loaded = load_model(source)
+    material = texts.read(data, loaded, tokenizer, samples, length)
+    before = footprint(loaded, source)
+    work = output.with_name(f".{output.name}.solving")
+    result = quantize(
+        loaded, recipe, progress, calibration=material.batches, solver=solver, work=work
+    )
+    with staged(output) as folder, without_transformers_bars():
+        with writing(output):
+            loaded.save_pretrained(folder, max_shard_size=max_shard_bytes)
+        copy_companions(source, folder)
+        config = loaded.config
+        write_card(
+            folder, source, config.architectures[0], config.quantization_config, result.coverage
+        )
+        after = footprint(loaded, folder)
+    shutil.rmtree(work, ignore_errors=True)
+    return replace(result, before=before, after=after, notes=material.notes + result.notes)

@@ -1,0 +1,75 @@
+"""The main job: quantize a model in place, with data where its recipe needs any."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowbit.calibration import Calibration, batches_of
+from lowbit.conversion.apply import Result, quantize_with
+from lowbit.conversion.plan import Decision
+from lowbit.conversion.recipe import Recipe, load_recipe
+from lowbit.errors import UsageError
+from lowbit.formats import QTensor
+from lowbit.qat.calibrate import calibrate
+from lowbit.qat.prepare import QatOptions
+from lowbit.solvers import Solver, load_solver
+from lowbit.solvers.decide import solve_weight
+from lowbit.solvers.sequential import walked
+
+
+def quantize(
+    model: nn.Module,
+    recipe: str | Path | Recipe | Mapping[str, Any],
+    progress: bool = True,
+    calibration: Calibration | None = None,
+    options: QatOptions | None = None,
+    solver: str | Mapping[str, Any] | Solver = "nearest",
+    work: str | Path | None = None,
+) -> Result:
+    """Quantize `model` in place: a transformers model, which stays one, or any other module.
+
+    recipe: a preset ("int4", "int8-dynamic", …), a `Recipe`, a mapping, or a YAML path.
+    progress: show a bar if it takes more than two seconds.
+    calibration: what static activations are seen on and solvers learn from: token ids
+    [samples, length] for a transformers model, or any iterable of mappings of model inputs.
+    options: how ranges of static activations are found; the least squared error by default.
+    solver: how codes are chosen: "nearest", "gptq", … (lowbit.solvers), or a mapping with its name
+    and options. work: a folder where a solver keeps what is finished, to go on from after a kill.
+
+    Raises UsageError for an unknown recipe or solver, a pattern that matches nothing, or static
+    activations or a solver without the calibration it needs; InputError for a weight that is not
+    finite. Raises InputError also for a model that is quantized already, that has adapters, or in
+    which a weight is computed from others (pruned, parametrized). If anything raises, the model is
+    what it was.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"a torch.nn.Module is needed, not {type(model).__name__}")
+    recipe, chosen = load_recipe(recipe), load_solver(solver)
+
+    def without_data(decision: Decision, weight: Tensor) -> QTensor:
+        return solve_weight(chosen, decision, weight, None)
+
+    static = any(rule.is_static for rule in recipe.rules)
+    if calibration is None:
+        if chosen.data:
+            raise UsageError(f"{chosen.learner} learns from data: give calibration data")
+        return quantize_with(model, recipe, without_data, {}, progress)
+    if not static and not chosen.data:
+        raise UsageError(
+            f"recipe {recipe.name} has no static activations to calibrate, and solver {chosen.name}"
+            " learns from no data"
+        )
+    batches = batches_of(calibration, model)
+    if not chosen.data:
+        inputs = calibrate(model, recipe, batches, options, progress)
+        return quantize_with(model, recipe, without_data, inputs, progress)
+    folder = None if work is None else Path(work)
+    with walked(model, recipe, chosen, batches, folder, progress) as solved:
+        inputs = {}
+        if static:
+            inputs = calibrate(model, recipe, batches, options, progress)
+        result = quantize_with(model, recipe, lambda d, _: solved.stored[d.name], inputs, progress)
+    return replace(result, notes=solved.notes())

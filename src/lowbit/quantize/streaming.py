@@ -1,0 +1,333 @@
+"""Checkpoint to checkpoint in bounded memory: read a tensor, quantize it, write it, forget it.
+
+transformers' own loader does the reading, so that its renaming of old keys and its merging of
+tensors hold here too; every tensor it has ready goes to the writer instead of into a model.
+"""
+
+import math
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    ConversionOps,
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig, str_to_torch_dtype
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from lowbit.checkpoint.atomic_write import check_output, staged
+from lowbit.checkpoint.guard import guards
+from lowbit.checkpoint.read import (
+    FOREIGN_SUFFIXES,
+    INDEX,
+    SINGLE,
+    find,
+    float_config,
+    open_tensors,
+    skeleton,
+    weight_files,
+)
+from lowbit.checkpoint.shards import ShardWriter
+from lowbit.conversion.apply import Result
+from lowbit.conversion.footprint import footprint
+from lowbit.conversion.hf_quantizer import LowbitConfig, LowbitQuantizer, build, module_entry
+from lowbit.conversion.module_weights import oriented
+from lowbit.conversion.plan import Coverage, check_static, cover
+from lowbit.conversion.recipe import Recipe, load_recipe
+from lowbit.errors import InputError, UsageError
+from lowbit.formats.error import WeightError
+from lowbit.progress import without_transformers_bars
+from lowbit.quantize.model_card import write_card
+from lowbit.solvers import Solver, load_solver
+from lowbit.solvers.decide import solve_weight
+
+MAX_SHARD_BYTES = 500 * 10**6
+# How older sentence-transformers keep the weights of a module in its subfolder.
+PICKLED = "pytorch_model.bin"
+# Root files that are written anew.
+WRITTEN = ("config.json", "README.md")
+
+
+def quantize_checkpoint(
+    model: str,
+    recipe: str | Path | Recipe | Mapping[str, Any],
+    output: str | Path,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: bool = True,
+    solver: str | Mapping[str, Any] | Solver = "nearest",
+) -> Result:
+    """Quantize the checkpoint `model` (a folder or a hub id) into the folder `output`.
+
+    Peak memory is one float tensor and one shard beside what torch and transformers take. The
+    tokenizer and all other small files are copied. solver: one that needs no data; for those that
+    do, and for static activations, see calibrated.py. Raises UsageError and InputError; then, and
+    after an interruption, nothing stands under `output` that did not before.
+    """
+    recipe, solver = load_recipe(recipe), load_solver(solver)
+    if solver.data:
+        raise UsageError(f"{solver.learner} learns from data: give calibration data")
+    source, output = find(model), Path(output)
+    config = float_config(source)
+    check_output(output, overwrite, source)
+    files = weight_files(source)
+    with open_tensors(files) as tensors:
+        dtype = _float_dtype(tensors)
+        config.dtype = config.dtype or dtype
+        float_model = skeleton(config, dtype)
+        config.architectures = [type(float_model).__name__]
+        coverage = cover(float_model, recipe)
+        check_static(coverage)
+        before = footprint(float_model, source)
+        with staged(output) as folder:
+            sink = _Sink(float_model, coverage, solver, ShardWriter(folder, max_shard_bytes))
+            unused = _read_all(float_model, tensors, sink, progress)
+            quantized = LowbitConfig(recipe, sink.modules(), sink.errors)
+            for name, empty in guards(float_model.base_model_prefix, quantized.modules).items():
+                sink.writer.add(name, empty)
+            sink.writer.close()
+            config.quantization_config = quantized
+            config.save_pretrained(folder)
+            if float_model.can_generate() and not (source / GENERATION_CONFIG_NAME).is_file():
+                # Old checkpoints keep it in config.json, whose new form has no place for it.
+                GenerationConfig.from_pretrained(
+                    source, "config.json", local_files_only=True, _from_model_config=True
+                ).to_json_file(folder / GENERATION_CONFIG_NAME)
+            copy_companions(source, folder)
+            write_card(folder, source, config.architectures[0], quantized, coverage)
+            build(float_model, quantized, dtype)
+            after = footprint(float_model, folder)
+    return Result(recipe, coverage, before, after, sink.errors, unused)
+
+
+def _float_dtype(tensors: Mapping[str, Any]) -> torch.dtype:
+    """The dtype of the checkpoint's first float tensor. Raises InputError where there is none."""
+    known = {
+        "F64": torch.float32,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }
+    for tensor in tensors.values():
+        if tensor.get_dtype() in known:
+            return known[tensor.get_dtype()]
+    raise InputError("the checkpoint holds no float32, float16 or bfloat16 tensor")
+
+
+class _Sink:
+    """Where finished tensors go: quantized or as they are, to the writer."""
+
+    def __init__(
+        self, model: PreTrainedModel, coverage: Coverage, solver: Solver, writer: ShardWriter
+    ) -> None:
+        self.coverage, self.solver, self.writer = coverage, solver, writer
+        self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        self.owners = {f"{d.name}.weight": d for d in coverage.quantized if d.tied_to is None}
+        self.errors: dict[str, WeightError] = {}
+        self.stored: dict[str, dict[str, Any]] = {}
+
+    def take(self, name: str, tensor: Tensor) -> None:
+        """One tensor of the float model, under the name it has there. Raises InputError."""
+        if tensor.shape != self.shapes[name]:
+            raise InputError(
+                f"{name} has the shape {list(tensor.shape)} in the checkpoint,"
+                f" {list(self.shapes[name])} in the model that config.json describes"
+            )
+        decision = self.owners.get(name)
+        if decision is None:
+            self.writer.add(name, tensor)
+            return
+        assert decision.weights is not None
+        weight = oriented(tensor, decision.weights)
+        q = solve_weight(self.solver, decision, weight, None)
+        self.errors[decision.name] = WeightError.of(weight, q)
+        self.stored[decision.name] = module_entry(decision, q.layout)
+        for stored, values in q.tensors().items():
+            self.writer.add(f"{decision.name}.{stored}", values)
+
+    def modules(self) -> dict[str, dict[str, Any]]:
+        """The map for config.json, in the order of the model."""
+        return {
+            d.name: module_entry(d, None) if d.tied_to else self.stored[d.name]
+            for d in self.coverage.quantized
+        }
+
+
+class _Stop(BaseException):
+    """Carries an error past transformers' loader, which keeps ordinary exceptions for a report."""
+
+
+class _Divert(ConversionOps):
+    """Sends what the loader has ready to the sink; nothing is left for it to put into a model."""
+
+    def __init__(self, sink: _Sink, owners: Mapping[str, str], bar: Any) -> None:
+        self.sink, self.owners, self.bar = sink, owners, bar
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        *args: Any,
+        missing_keys: set[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        try:
+            for name, value in input_dict.items():
+                tensor = value[0] if isinstance(value, list) else value
+                self.sink.take(self.owners.get(name, name), tensor)
+                self.bar.update(tensor.nbytes)
+                if missing_keys is not None:
+                    missing_keys.difference_update({name, self.owners.get(name, name)})
+        except Exception as error:
+            raise _Stop from error
+        return {}
+
+
+class _StreamQuantizer(LowbitQuantizer):
+    """Claims every tensor of the checkpoint."""
+
+    def __init__(self, divert: _Divert) -> None:
+        super().__init__(LowbitConfig("int8"), pre_quantized=False)
+        self.divert = divert
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        return True
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return self.divert
+
+
+def _read_all(
+    model: PreTrainedModel, tensors: dict[str, Any], sink: _Sink, progress: bool
+) -> tuple[str, ...]:
+    """Read every tensor that the model has a place for, and name the others. Raises InputError."""
+    owners, repeated = _tied_owners(model, tensors)
+    wanted = {name: tensor for name, tensor in tensors.items() if name not in repeated}
+    total = sum(_nbytes(tensor) for tensor in wanted.values())
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc="quantizing", disable=not progress
+    ) as bar:
+        divert = _Divert(sink, owners, bar)
+        try:
+            with without_transformers_bars():
+                info, _ = convert_and_load_state_dict_in_model(
+                    model,
+                    wanted,
+                    LoadStateDictConfig(
+                        hf_quantizer=_StreamQuantizer(divert),
+                        weight_mapping=get_model_conversion_mapping(model),
+                    ),
+                )
+        except _Stop as stop:
+            assert stop.__cause__ is not None
+            raise stop.__cause__ from None
+    model._adjust_missing_and_unexpected_keys(info)
+    missing = sorted(info.missing_keys - set(model.all_tied_weights_keys))
+    if missing:
+        raise InputError(
+            f"the checkpoint lacks {len(missing)} of the {len(model.state_dict())} tensors of"
+            f" {type(model).__name__}: {missing[0]}"
+        )
+    return tuple(sorted(info.unexpected_keys))
+
+
+def _tied_owners(
+    model: PreTrainedModel, tensors: Mapping[str, Any]
+) -> tuple[dict[str, str], set[str]]:
+    """Where a checkpoint holds a tied weight under another name than its owner's, the owner; and
+    the names under which it holds one twice. Raises InputError where the two differ."""
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    places = model.state_dict()
+    held = {}
+    for stored in tensors:
+        name, _ = rename_source_key(stored, renamings, converters, model.base_model_prefix, places)
+        held[name] = stored
+    owners: dict[str, str] = {}
+    repeated: set[str] = set()
+    for target, source in model.all_tied_weights_keys.items():
+        if target not in held:
+            continue
+        if source not in held:
+            owners[target] = source
+            held[source] = held[target]
+        elif torch.equal(tensors[held[target]][...], tensors[held[source]][...]):
+            repeated.add(held[target])
+        else:
+            raise InputError(
+                f"config.json ties {target} to {source}, but the checkpoint holds two different"
+                " weights; set tie_word_embeddings to false there"
+            )
+    return owners, repeated
+
+
+def _nbytes(tensor: Any) -> int:
+    size = torch.tensor([], dtype=str_to_torch_dtype[tensor.get_dtype()]).element_size()
+    return math.prod(tensor.get_shape()) * size
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Tokenizer, chat template, generation config, processor, and what sentence-transformers and
+    pipelines keep in subfolders; no weights of this model in any form, no code, and no models and
+    training checkpoints that lie in subfolders.
+
+    Weights that a subfolder with a config holds as a pickle of plain tensors become safetensors.
+    Raises InputError for any other pickle there, and for one of more than MAX_SHARD_BYTES.
+    """
+    models = {
+        file.parent
+        for file in source.rglob("*.json")
+        if file.name == "trainer_state.json"
+        or (file.name == "config.json" and b'"model_type"' in file.read_bytes())
+    } - {source}
+    for file in sorted(source.rglob("*")):
+        relative = file.relative_to(source)
+        root = len(relative.parts) == 1
+        if (
+            not file.is_file()
+            or any(part.startswith(".") for part in relative.parts)
+            or not models.isdisjoint(file.parents)
+            or (root and (file.suffix == ".safetensors" or file.name in (INDEX, *WRITTEN)))
+        ):
+            continue
+        copied = folder / relative
+        if file.suffix not in (*FOREIGN_SUFFIXES, ".py"):
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copied)
+        elif not root and file.name == PICKLED and _stands_alone(file):
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            save_file(_plain_tensors(file), copied.with_name(SINGLE), metadata={"format": "pt"})
+
+
+def _stands_alone(pickled: Path) -> bool:
+    """Whether a module of sentence-transformers has its weights here and nowhere else."""
+    return pickled.with_name("config.json").is_file() and not pickled.with_name(SINGLE).exists()
+
+
+def _plain_tensors(file: Path) -> dict[str, Tensor]:
+    """A pickle of tensors by name, read without running any code. Raises InputError."""
+    size = file.stat().st_size
+    if size > MAX_SHARD_BYTES:
+        raise InputError(
+            f"{file} is a pickle of {size:,} bytes, of which at most {MAX_SHARD_BYTES:,} are read;"
+            f" save it as {SINGLE}"
+        )
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        raise InputError(
+            f"{file} is not a pickle of plain tensors; where you trust it, save it as {SINGLE}"
+        ) from error

@@ -1,0 +1,75 @@
+"""The parts of a model that are solved one after the other, in the order in which data meets them.
+
+A stage is a block of a stack (the layers of an encoder or of a decoder), or one module that stands
+outside all stacks: an embedding, a projection between stacks, a head. Stacks are found by what they
+are: the outermost lists of modules each of which holds weights to solve and is called once.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lowbit.conversion.plan import Decision
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`module` holds the weights of `decisions`. `stack` is the list it belongs to, if any."""
+
+    name: str
+    module: nn.Module
+    decisions: tuple[Decision, ...]
+    stack: nn.ModuleList | None = None
+
+
+def find_stages(
+    model: nn.Module, owners: Sequence[Decision], inputs: Mapping[str, Tensor]
+) -> list[Stage]:
+    """All stages; every owner of a weight is in exactly one. Runs the model once, on `inputs`.
+
+    What no data meets comes last.
+    """
+    modules = dict(model.named_modules())
+    first, calls = _calls(model, inputs)
+    stages = []
+    left = {d.name: d for d in owners}
+    for list_name, stack in modules.items():
+        if not isinstance(stack, nn.ModuleList):
+            continue
+        parts = {f"{list_name}.{i}": block for i, block in enumerate(stack)}
+        inside = {p: tuple(d for n, d in left.items() if n.startswith(f"{p}.")) for p in parts}
+        if all(calls[block] == 1 for block in stack) and any(inside.values()):
+            stages += [Stage(p, block, inside[p], stack) for p, block in parts.items()]
+            left = {n: d for n, d in left.items() if not n.startswith(f"{list_name}.")}
+    stages += [Stage(name, modules[name], (d,)) for name, d in left.items()]
+    return sorted(stages, key=lambda s: min(first[m] for m in _users(model, s)))
+
+
+def _users(model: nn.Module, stage: Stage) -> list[nn.Module]:
+    """The modules whose call needs the stage: its own, and those that share a single weight."""
+    if stage.stack is not None:
+        return [stage.module]
+    shared = stage.module._parameters["weight"]
+    return [m for m in model.modules() if m._parameters.get("weight") is shared]
+
+
+def _calls(
+    model: nn.Module, inputs: Mapping[str, Tensor]
+) -> tuple[Mapping[nn.Module, float], Counter[nn.Module]]:
+    """When each module is first called (infinity: never), and how often."""
+    calls: Counter[nn.Module] = Counter()
+    first: dict[nn.Module, float] = dict.fromkeys(model.modules(), float("inf"))
+
+    def note(module: nn.Module, args: object) -> None:
+        first[module] = min(first[module], calls.total())
+        calls[module] += 1
+
+    hooks = [module.register_forward_pre_hook(note) for module in first]
+    try:
+        model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return first, calls

@@ -1,0 +1,150 @@
+"""What is solved is kept, one file per stage, so that a run that was killed goes on from there.
+
+A folder holds run.json, which says of which run (recipe, solver, weights, data), and a safetensors
+file for each finished stage: its stored weights and changed float parameters.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lowbit.checkpoint.atomic_write import staged_file, writing
+from lowbit.errors import InputError, UsageError
+from lowbit.formats import QTensor, layout_from_dict
+
+
+@dataclass
+class Solved:
+    """Stored weights by module, float parameters that changed by their names, and what is to be
+    said: a kind of remark -> the modules it is about. tuned: how far predictions were from the
+    float model's before and after tuning, where there was one."""
+
+    stored: dict[str, QTensor] = field(default_factory=dict)
+    floats: dict[str, Tensor] = field(default_factory=dict)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+    tuned: tuple[float, float] | None = None
+
+    def remark(self, kind: str, module: str) -> None:
+        self.remarks.setdefault(kind, []).append(module)
+
+    def add(self, other: "Solved") -> None:
+        self.stored |= other.stored
+        self.floats |= other.floats
+        for kind, modules in other.remarks.items():
+            self.remarks.setdefault(kind, []).extend(modules)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said, as sentences."""
+        said = [
+            f"{len(modules)} {'layer' if len(modules) == 1 else 'layers'} {kind}: {modules[0]}"
+            + (", …" if len(modules) > 1 else "")
+            for kind, modules in self.remarks.items()
+        ]
+        if self.tuned is not None:
+            before, after = self.tuned
+            said.append(
+                f"tuned: predictions on the calibration data are {after:.3g} away from the float"
+                f" model's, {before:.3g} before"
+            )
+        return tuple(said)
+
+
+class Journal:
+    """The folder `work`; what is read from it is on `device`. Raises UsageError where it belongs to
+    another run."""
+
+    def __init__(self, work: Path, run: Mapping[str, Any], device: torch.device) -> None:
+        self.work, self.device = work, device
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{work} cannot be written: {error.strerror}") from error
+        file = work / "run.json"
+        if file.exists():
+            try:
+                before = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError:
+                before = None
+            before = before if isinstance(before, dict) else {}
+            other = [key for key, value in run.items() if before.get(key) != value]
+            if not other:
+                return
+            if self._used() or before.keys() != run.keys():
+                raise UsageError(
+                    f"{work} holds the unfinished work of a run with other {', '.join(other)}:"
+                    " finish that run, or remove the folder"
+                )
+        elif any(work.iterdir()):
+            raise UsageError(f"{work} is not empty and holds no unfinished work")
+        with staged_file(file) as unfinished:
+            unfinished.write_text(json.dumps(run), encoding="utf-8")
+
+    def drop_if_unused(self) -> None:
+        """Remove the folder where no stage was finished: it holds nothing to go on from."""
+        if not self._used():
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    def read(self, number: int) -> Solved | None:
+        """What was found for a stage, or None. Raises InputError for a broken file."""
+        file = self._file(number)
+        if not file.exists():
+            return None
+        try:
+            with safe_open(file, framework="pt", device=str(self.device)) as opened:
+                about = json.loads(opened.metadata()["about"])
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            stored = {
+                name: layout_from_dict(layout).assemble(
+                    {t: tensors[f"{name}/{t}"] for t in layout_tensors}, width
+                )
+                for name, (layout, width, layout_tensors) in about["stored"].items()
+            }
+            floats = {name: tensors[name] for name in about["floats"]}
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file} is broken; remove {self.work} to start again") from error
+        return Solved(stored, floats, about["remarks"])
+
+    def write(self, number: int, solved: Solved) -> None:
+        tensors = {
+            f"{name}/{t}": x.contiguous()
+            for name, q in solved.stored.items()
+            for t, x in q.tensors().items()
+        }
+        about = {
+            "stored": {
+                name: (q.layout.to_dict(), q.shape[1], list(q.tensors()))
+                for name, q in solved.stored.items()
+            },
+            "floats": list(solved.floats),
+            "remarks": solved.remarks,
+        }
+        floats = {name: x.detach().contiguous() for name, x in solved.floats.items()}
+        file = self._file(number)
+        with staged_file(file) as unfinished, writing(file):
+            save_file(tensors | floats, unfinished, {"about": json.dumps(about)})
+
+    def _used(self) -> bool:
+        """Whether anything but run.json is there: a finished stage, or what is not ours."""
+        return any(file.name != "run.json" for file in self.work.iterdir())
+
+    def _file(self, number: int) -> Path:
+        return self.work / f"{number:04}.safetensors"
+
+
+def fingerprint(tensors: Sequence[Tensor]) -> str:
+    """A hash of all values."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(str((tensor.dtype, list(tensor.shape))).encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        found.update(flat.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,32 @@
+"""What is told of a model, and that it runs once whatever its kind."""
+
+import pytest
+import torch
+from transformers import M2M100Config, M2M100ForConditionalGeneration, ViTConfig, ViTModel
+
+from lowbit import InputError
+from lowbit.conversion.footprint import ModuleSize
+from lowbit.inspect.checkpoint import Inspection, Row, inspect_model, run_once
+from tests.models import SEQ2SEQ, make
+
+
+def test_every_reason_for_a_kernel_is_told():
+    size = ModuleSize("a", "QuantLinear", 1, 1, 4)
+    rows = [Row(size, "int8", "reference", why) for why in ("narrow", "narrow", "groups of 8")]
+    seen = inspect_model(make("bert"))
+    seen = Inspection(tuple(rows), seen.footprint, seen.resident_after_forward, {})
+    assert seen.kernels == (("reference", "narrow"), ("reference", "groups of 8"))
+
+
+def test_an_encoder_decoder_without_dummy_inputs_of_its_own_runs():
+    model = M2M100ForConditionalGeneration(M2M100Config(**SEQ2SEQ)).eval()
+    calls = []
+    model.lm_head.register_forward_hook(lambda module, inputs, out: calls.append(out))
+    run_once(model)
+    assert len(calls) == 1 and torch.isfinite(calls[0]).all()
+
+
+def test_a_model_that_reads_no_tokens_is_one_sentence():
+    small = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    with pytest.raises(InputError, match="ViTModel reads pixel_values, not tokens"):
+        run_once(ViTModel(ViTConfig(**small, image_size=32)))
