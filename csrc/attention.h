@@ -25,7 +25,7 @@ struct TokenRows {
   const float* data;
   int64_t batch_step, head_step, token_step;
 
-  const float* at(int64_t batch, int64_t head, int64_t token) const {
+  LOWBIT_INLINE const float* at(int64_t batch, int64_t head, int64_t token) const {
     return data + batch * batch_step + head * head_step + token * token_step;
   }
 };
@@ -39,7 +39,7 @@ struct Mask {
   const uint8_t* data;
   int64_t batch_step, head_step, query_step;
 
-  const uint8_t* at(int64_t batch, int64_t head, int64_t query) const {
+  LOWBIT_INLINE const uint8_t* at(int64_t batch, int64_t head, int64_t query) const {
     return data + batch * batch_step + head * head_step + query * query_step;
   }
 };

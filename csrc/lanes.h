@@ -58,18 +58,20 @@ struct Lanes {
   int bits;
   bool binary;
 
-  int64_t panels() const { return (outputs + panel_rows - 1) / panel_rows; }
-  int64_t groups() const { return (inputs + group - 1) / group; }
-  int64_t group_inputs(int64_t g) const {
+  LOWBIT_INLINE int64_t panels() const { return (outputs + panel_rows - 1) / panel_rows; }
+  LOWBIT_INLINE int64_t groups() const { return (inputs + group - 1) / group; }
+  LOWBIT_INLINE int64_t group_inputs(int64_t g) const {
     const int64_t left = inputs - g * group;
     return left < group ? left : group;
   }
-  static int64_t blocks_of(int64_t inputs) { return (inputs + block_inputs - 1) / block_inputs; }
-  int64_t blocks() const {
+  LOWBIT_INLINE static int64_t blocks_of(int64_t inputs) {
+    return (inputs + block_inputs - 1) / block_inputs;
+  }
+  LOWBIT_INLINE int64_t blocks() const {
     return (groups() - 1) * blocks_of(group) + blocks_of(group_inputs(groups() - 1));
   }
-  int64_t block_bytes() const { return bits * vector_bytes; }
-  int64_t panel_bytes() const { return blocks() * block_bytes(); }
+  LOWBIT_INLINE int64_t block_bytes() const { return bits * vector_bytes; }
+  LOWBIT_INLINE int64_t panel_bytes() const { return blocks() * block_bytes(); }
 };
 
 // Between the stored form and this one, both ways. Stored codes are rows of ceil(inputs bits / 8)

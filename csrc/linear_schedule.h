@@ -33,7 +33,7 @@ struct Product {
                    int64_t first_panel, int64_t last_panel);
 };
 
-constexpr int64_t padded(int64_t n, int64_t multiple) {
+LOWBIT_INLINE constexpr int64_t padded(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 

@@ -9,6 +9,11 @@
 
 #include "cpu.h"
 
+// For functions in headers that are called by code of several instruction sets. If such a function
+// is not inlined, the linker keeps one copy for all, perhaps one that this processor cannot run
+// (scripts/check-symbols).
+#define LOWBIT_INLINE [[gnu::always_inline]] inline
+
 namespace lowbit {
 
 template <class Fn>
