@@ -37,7 +37,7 @@ from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.perplexity import Perplexity
 from lowbit.formats import group
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 from lowbit.search.budget import Budget
 from lowbit.search.search import search
 
@@ -167,7 +167,7 @@ def linear_bits(model: nn.Module) -> float:
     stored: dict[int, int] = {}  # bytes by address
     weights: dict[int, int] = {}
     for module in model.modules():
-        if isinstance(module, Packed):
+        if isinstance(module, QuantModule):
             tensors = list(module.qweight.tensors().values())
             stored |= {t.data_ptr(): t.nbytes for t in tensors}
             weights[tensors[0].data_ptr()] = module.rows * module.columns

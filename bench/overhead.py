@@ -23,7 +23,7 @@ from turns import parser, ready, seconds, take_turns, times_faster
 import lowbit
 from lowbit.conversion.footprint import resident_bytes
 from lowbit.formats import CHANNEL, group
-from lowbit.nn import Packed, QuantLinear
+from lowbit.nn import QuantLinear, QuantModule
 from lowbit.schemes import Absmax, Scheme, ZeroPoint
 
 RESULT = speed_page("overhead")
@@ -126,7 +126,7 @@ def loading() -> list[str]:
         else:
             lowbit.quantize(small, recipe, progress=False)
         stored = resident_bytes(small)
-        packed = [module for module in small.modules() if isinstance(module, Packed)]
+        packed = [module for module in small.modules() if isinstance(module, QuantModule)]
         taken = seconds(lambda packed=packed: [module.prepacked() for module in packed])
         small(torch.zeros(1, 8, dtype=torch.long))
         after = resident_bytes(small)

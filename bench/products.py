@@ -18,8 +18,8 @@ from machine import described, finish, speed_page
 from turns import take_turns
 
 from lowbit.formats import CHANNEL, QTensor, group
-from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear import product
+from lowbit.kernels.packed_layout import PackedLayout
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
 
 RESULT = speed_page("products")
@@ -42,7 +42,7 @@ def median_seconds(run: Callable[[], object], repeats: int = 9) -> float:
 
 def few_rows(q: QTensor, activations: str, rows: int) -> float:
     """Weights per second."""
-    form = Lanes(q.layout, *q.shape)
+    form = PackedLayout(q.layout, *q.shape)
     packed = form.pack(q)
     copies = [packed.clone() for _ in range(max(2, STREAMED // len(packed)))]
     run = product(form, activations)
@@ -63,7 +63,7 @@ def memory_rate() -> float:
 
 def many_rows(q: QTensor, activations: str) -> float:
     """Multiplications and additions per second."""
-    form = Lanes(q.layout, *q.shape)
+    form = PackedLayout(q.layout, *q.shape)
     packed, run, x = form.pack(q), product(form, activations), torch.randn(ROWS, q.in_features)
     return ROWS * q.shape[0] * q.shape[1] / median_seconds(lambda: run(x, packed, None))
 
@@ -84,7 +84,7 @@ def table() -> str:
     ]
     for name, scheme in SCHEMES.items():
         q, small = scheme.quantize(torch.randn(FEW)), scheme.quantize(weight)
-        size = Lanes(q.layout, *q.shape).size / (FEW[0] * FEW[1])
+        size = PackedLayout(q.layout, *q.shape).size / (FEW[0] * FEW[1])
         for activations in ("dynamic", "float"):
             one, four = few_rows(q, activations, 1), few_rows(q, activations, 4)
             many = many_rows(small, activations)

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import lowbit
 from lowbit import Absmax, InputError, Recipe, Rule, UsageError
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 from tests.models import BERT, make
 
 
@@ -122,7 +122,7 @@ def test_restoring_gives_the_float_modules_with_decoded_weights(tmp_path):
 def test_a_layer_in_two_places_is_stored_once(tmp_path):
     model = own()
     lowbit.quantize(model, "int8", progress=False)
-    assert isinstance(model.blocks["a"], Packed)
+    assert isinstance(model.blocks["a"], QuantModule)
     assert model.blocks["a"].tied_to is model.shared
 
 
@@ -186,13 +186,13 @@ def test_a_transformers_model_inside_keeps_its_head_and_saves_itself(tmp_path):
     model = nn.ModuleDict({"inner": inner, "out": nn.Linear(2, 2)}).eval()
     result = lowbit.quantize(model, "int8", progress=False)
     kept = {d.name: d.reason for d in result.coverage.kept}
-    assert "keeps @head" in kept["inner.classifier"] and isinstance(model.out, Packed)
+    assert "keeps @head" in kept["inner.classifier"] and isinstance(model.out, QuantModule)
     inner.save_pretrained(tmp_path / "inner")
     again = BertForSequenceClassification.from_pretrained(tmp_path / "inner").eval()
     ids = torch.arange(3, 12)[None]
     assert torch.equal(again(ids).logits, inner(ids).logits)
     lowbit.restore_float(model)
-    assert not any(isinstance(m, Packed) for m in model.modules())
+    assert not any(isinstance(m, QuantModule) for m in model.modules())
     assert not hasattr(inner, "hf_quantizer")
 
 
@@ -260,7 +260,7 @@ def test_a_weight_computed_from_others_is_refused_unless_it_is_kept(how):
         lowbit.quantize(model, "int8", progress=False)
     kept = Recipe((Rule("*shared*"), Rule("blocks.a*"), Rule("@linear", Absmax(8))))
     lowbit.quantize(model, kept, progress=False)
-    assert isinstance(model.blocks["b"], Packed) and not isinstance(model.shared, Packed)
+    assert isinstance(model.blocks["b"], QuantModule) and not isinstance(model.shared, QuantModule)
 
 
 class Adapted(nn.Module):

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 import lowbit
-from lowbit.nn import Packed, QuantLinear
+from lowbit.nn import QuantLinear, QuantModule
 from tests.models import MODELS, make, output
 
 RECIPES = ["int8", "int8-zeropoint-all", "int4-all-dynamic", "bcq2-all", "int3"]
@@ -76,7 +76,9 @@ def test_dequantize_gives_a_float_model_with_the_decoded_weights(name, tmp_path)
     lowbit.quantize(model, "int4-all")
     expected = output(model)
     stored = {
-        n: lowbit.dequantize(m.qweight) for n, m in model.named_modules() if isinstance(m, Packed)
+        n: lowbit.dequantize(m.qweight)
+        for n, m in model.named_modules()
+        if isinstance(m, QuantModule)
     }
     restored = model.dequantize()
     assert {n: type(m) for n, m in restored.named_modules()} == kinds
@@ -153,7 +155,7 @@ def test_loading_in_half_precision_leaves_codes_and_scales_alone(name, dtype, tm
     for changed in (loaded, cast):
         modules = dict(model.named_modules())
         for module_name, module in changed.named_modules():
-            if isinstance(module, Packed):
+            if isinstance(module, QuantModule):
                 for stored in module.saved():
                     own = getattr(modules[module_name], stored)
                     assert torch.equal(getattr(module, stored), own)
@@ -310,7 +312,7 @@ def test_what_another_head_lacks_is_no_longer_listed_when_it_is_saved(tmp_path):
     folder = saved(classifier, tmp_path / "classifier")
     listed = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert "lm_head" not in listed["modules"] and "lm_head" not in listed["errors"]
-    packed = {name for name, module in model.named_modules() if isinstance(module, Packed)}
+    packed = {name for name, module in model.named_modules() if isinstance(module, QuantModule)}
     assert set(listed["modules"]) == packed - {"lm_head"}
     again = AutoModelForSequenceClassification.from_pretrained(folder)
     assert torch.equal(output(again), output(classifier))

@@ -13,7 +13,7 @@ from lowbit.formats.binary import prefix
 from lowbit.kernels import native, ops
 from lowbit.kernels.linear.native import kernels
 from lowbit.kernels.selection import VARIABLE
-from lowbit.nn import Packed, QuantEmbedding, QuantLinear
+from lowbit.nn import QuantEmbedding, QuantLinear, QuantModule
 from lowbit.schemes import Binary
 from tests.models import make, output
 from tests.stored import Form
@@ -82,7 +82,7 @@ def test_a_model_is_that_of_its_first_planes(name, path):
         lowbit.use_planes(model, planes)
         own = copy.deepcopy(model)
         for module in own.modules():
-            if isinstance(module, Packed) and module.tied_to is None:
+            if isinstance(module, QuantModule) and module.tied_to is None:
                 assert f"first {planes} planes" in module.describe()
                 q = prefix(module.qweight, planes)
                 for stored in module.saved():
@@ -129,9 +129,9 @@ def test_what_is_not_nested_is_refused_and_nothing_changes():
     lowbit.quantize(model, Recipe(rules), progress=False)
     with pytest.raises(lowbit.UsageError, match="layer.1.output.dense is not nested: .* 2 planes"):
         lowbit.use_planes(model, 1)
-    assert all(m.planes_in_use is None for m in model.modules() if isinstance(m, Packed))
+    assert all(m.planes_in_use is None for m in model.modules() if isinstance(m, QuantModule))
     lowbit.use_planes(model, 2)  # of which it has just so many
-    assert {m.planes_in_use for m in model.modules() if isinstance(m, Packed)} == {None, 2}
+    assert {m.planes_in_use for m in model.modules() if isinstance(m, QuantModule)} == {None, 2}
 
 
 @pytest.mark.parametrize("planes", [0, 4, -1])

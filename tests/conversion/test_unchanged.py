@@ -12,7 +12,7 @@ from lowbit.conversion import attach as attached
 from lowbit.conversion import hf_quantizer as hub
 from lowbit.conversion import save as saving
 from lowbit.conversion import swap as convert
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 from tests.models import make, output
 
 
@@ -137,7 +137,7 @@ def test_a_failure_in_restoring_changes_nothing(monkeypatch):
     monkeypatch.setattr(attached, "retie", failing_at(0, attached.retie))
     with pytest.raises(InjectedError):
         lowbit.restore_float(model)
-    assert isinstance(model[1], Packed) and torch.equal(model(ids), expected)
+    assert isinstance(model[1], QuantModule) and torch.equal(model(ids), expected)
 
 
 def test_a_model_without_a_float_parameter_left_is_quantized():

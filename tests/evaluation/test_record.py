@@ -7,7 +7,7 @@ import torch
 import lowbit
 from lowbit.evaluation.record import BINS, record
 from lowbit.evaluation.task import Subject
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 from tests.folders import save
 from tests.models import make
 
@@ -32,7 +32,9 @@ def test_sizes_errors_and_coverage_are_on_record(name):
     assert before.kernels == () and after.kernels
     assert {f.quantized for f in after.coverage} == {True, False} and before.coverage == ()
     errors = {m.name: m.relative_error for m in after.modules if m.relative_error is not None}
-    packed = {n for n, m in model.named_modules() if isinstance(m, Packed) and m.tied_to is None}
+    packed = {
+        n for n, m in model.named_modules() if isinstance(m, QuantModule) and m.tied_to is None
+    }
     assert errors.keys() == packed
     assert all(0 < error < 0.02 for error in errors.values())
     assert after.resident_after_forward_bytes > 0 and after.disk_bytes is None

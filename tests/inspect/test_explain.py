@@ -8,7 +8,7 @@ from torch import nn
 
 import lowbit
 from lowbit.fallbacks import SlowPathWarning, note
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 from tests.models import make
 
 
@@ -17,7 +17,9 @@ def test_every_quantized_module_is_named_with_its_kernel():
     lowbit.quantize(model, "int8", progress=False)
     explanation = lowbit.explain(model)
     named = {name for names in explanation.kernels.values() for name in names}
-    assert named == {name for name, module in model.named_modules() if isinstance(module, Packed)}
+    assert named == {
+        name for name, module in model.named_modules() if isinstance(module, QuantModule)
+    }
     assert named and explanation.slow_paths == {}
     assert all(kernel in str(explanation) for kernel in explanation.kernels)
 

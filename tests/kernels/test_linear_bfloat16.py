@@ -6,7 +6,7 @@ import torch
 from lowbit.formats import CHANNEL, group
 from lowbit.kernels import native
 from lowbit.kernels.linear.native import LinearProduct, in_place, kernels, together
-from lowbit.kernels.stacked_lanes import lanes_of
+from lowbit.kernels.stacked_packed_layout import packed_layout_of
 from tests.stored import STACKS, Form
 
 NATIVE = kernels("float")
@@ -45,7 +45,7 @@ def same(a, b):
 @pytest.mark.parametrize("nonlinearity", ["identity", "gelu"])
 def test_the_result_is_that_of_float32_rounded_once(path, form, kind, rows, bias, nonlinearity):
     q = form.random(40, 96).q
-    layout = lanes_of(q.layout, *q.shape)
+    layout = packed_layout_of(q.layout, *q.shape)
     product, packed = LinearProduct(layout, kind, path, nonlinearity), layout.pack(q)
     x = normal(rows, 96, seed=1)
     b = None if bias is None else normal(40, seed=2).to(bias)
@@ -59,7 +59,7 @@ def test_layers_together_give_the_bits_that_they_give_alone(path, kind):
     made = []
     for seed, form in enumerate(FORMS[:1] * 2):
         q = form.random(40 - seed * 7, 96, seed).q
-        layout = lanes_of(q.layout, *q.shape)
+        layout = packed_layout_of(q.layout, *q.shape)
         made.append((LinearProduct(layout, kind, path), layout.pack(q), normal(40 - seed * 7)))
     x = normal(9, 96, seed=1)
     ys = together([p for p, _, _ in made], x, [(packed, b) for _, packed, b in made])
@@ -72,7 +72,7 @@ def test_layers_together_give_the_bits_that_they_give_alone(path, kind):
 
 def test_what_is_not_finite_stays_visible_and_large_values_round_to_infinity(path):
     q = FORMS[0].random(40, 96).q
-    layout = lanes_of(q.layout, *q.shape)
+    layout = packed_layout_of(q.layout, *q.shape)
     product, packed = LinearProduct(layout, "dynamic", path), layout.pack(q)
     x = normal(4, 96)
     x[0, 3], x[1, 5] = float("nan"), float("inf")
@@ -85,7 +85,7 @@ def test_what_is_not_finite_stays_visible_and_large_values_round_to_infinity(pat
 
 def test_slices_of_other_strides_are_read_rightly(path):
     q = FORMS[0].random(40, 96).q
-    layout = lanes_of(q.layout, *q.shape)
+    layout = packed_layout_of(q.layout, *q.shape)
     product, packed = LinearProduct(layout, "dynamic", path), layout.pack(q)
     x = normal(8, 192)[::2, ::2]
     assert same(product(x, packed, None), product(x.contiguous(), packed, None))

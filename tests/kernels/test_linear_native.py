@@ -11,9 +11,9 @@ import torch
 from lowbit.formats import CHANNEL, FORMATS, group
 from lowbit.formats.binary import prefix
 from lowbit.kernels import linear, native
-from lowbit.kernels.lanes import MAX_GROUP, Lanes
 from lowbit.kernels.linear import reference
 from lowbit.kernels.linear.native import DIGITS, LinearProduct, kernels
+from lowbit.kernels.packed_layout import MAX_GROUP, PackedLayout
 from lowbit.kernels.selection import VARIABLE
 from tests.oracles import linear as oracle
 from tests.stored import FORMS, GROUPS, Form, affine, binary
@@ -59,13 +59,13 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 needs_native = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 
 
-def lanes_of(q):
-    return Lanes(q.layout, *q.shape)
+def form_of(q):
+    return PackedLayout(q.layout, *q.shape)
 
 
 def product_of(q, kind, path):
     """x and bias -> y."""
-    form = lanes_of(q)
+    form = form_of(q)
     run, packed = LinearProduct(form, kind, path), form.pack(q)
     return lambda x, bias=None: run(x, packed, bias)
 
@@ -94,7 +94,7 @@ class Packed:
     """A weight that is prepacked once and multiplied by any path."""
 
     def __init__(self, q):
-        self.form = lanes_of(q)
+        self.form = form_of(q)
         self.bytes = self.form.pack(q)
         self.weight = self.form.weight
 
@@ -502,7 +502,7 @@ class TestCalls:
 
     def test_several_python_threads_may_call_at_once(self, forced, kind, form):
         q, inputs = form.random(300, 256).q, [activations(1 + 11 * i, 256, i) for i in range(6)]
-        packed_form = lanes_of(q)
+        packed_form = form_of(q)
         multiply, packed = LinearProduct(packed_form, kind, forced), packed_form.pack(q)
         wanted = [multiply(x, packed, None) for x in inputs]
         done, wrong, start = [], [], threading.Barrier(len(inputs))
@@ -550,6 +550,6 @@ def test_an_input_that_does_not_fit_is_refused_with_both_shapes(kind):
 
 @needs_native
 def test_a_path_that_does_not_exist_is_refused_with_the_known_ones():
-    form = lanes_of(Form("affine", 8).random(40, 48).q)
+    form = form_of(Form("affine", 8).random(40, 48).q)
     with pytest.raises(ValueError, match="no path sse9; there are scalar"):
         LinearProduct(form, "float", "sse9")

@@ -9,9 +9,9 @@ from torch import nn
 
 from lowbit.formats import group
 from lowbit.kernels import native, ops
-from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear.native import LinearProduct, kernels
 from lowbit.kernels.linear.reference import NONLINEARITIES
+from lowbit.kernels.packed_layout import PackedLayout
 from lowbit.kernels.selection import VARIABLE
 from lowbit.nn import QuantLinear
 from tests.stored import Form
@@ -40,15 +40,15 @@ def assert_near(y, x, function):
     assert (error <= 4e-7 * np.maximum(np.abs(x.double().numpy()), 1)).all()
 
 
-def lanes_of(q):
-    return Lanes(q.layout, *q.shape)
+def form_of(q):
+    return PackedLayout(q.layout, *q.shape)
 
 
 def biases_alone(bias, function, path):
     """A product of zeros leaves the bias, whatever its value."""
     q = Form("affine", 8).random(len(bias), 8).q
-    form = LinearProduct(lanes_of(q), "dynamic", path, function)
-    return form(torch.zeros(40, 8), lanes_of(q).pack(q), bias)
+    form = LinearProduct(form_of(q), "dynamic", path, function)
+    return form(torch.zeros(40, 8), form_of(q).pack(q), bias)
 
 
 VALUES = torch.cat(
@@ -93,13 +93,13 @@ def test_what_is_not_finite_stays_so(function):
 def test_it_follows_the_product_and_the_bias(form, kind, function):
     """Also where the last outputs are fewer than a vector holds."""
     q, bias = form.random(75, 70).q, torch.linspace(-2, 2, 75)
-    packed = lanes_of(q).pack(q)
+    packed = form_of(q).pack(q)
     for rows in (1, 5, 50):
         x = torch.randn(rows, 70, generator=torch.Generator().manual_seed(rows)) * 3
         results = []
         for path in HERE:
-            before = LinearProduct(lanes_of(q), kind, path)(x, packed, bias)
-            y = LinearProduct(lanes_of(q), kind, path, function)(x, packed, bias)
+            before = LinearProduct(form_of(q), kind, path)(x, packed, bias)
+            y = LinearProduct(form_of(q), kind, path, function)(x, packed, bias)
             assert_near(y, before, function)
             results.append(y)
         assert all(torch.equal(y, results[0]) for y in results)

@@ -10,7 +10,7 @@ from lowbit.errors import InputError
 from lowbit.formats import CHANNEL, TENSOR, StaticScale, group
 from lowbit.kernels import native, ops
 from lowbit.kernels.linear.reference import integer_matmul, linear_dynamic, linear_static
-from lowbit.kernels.stacked_lanes import lanes_of
+from lowbit.kernels.stacked_packed_layout import packed_layout_of
 from lowbit.nn import QuantEmbedding, QuantLinear
 from lowbit.schemes import Absmax, Binary, Clustered, ZeroPoint
 
@@ -188,22 +188,22 @@ def test_an_operator_called_with_what_does_not_fit_raises(number):
 
 def wrong_prepacked_calls():
     q = stored(SCHEMES[4])
-    form = lanes_of(q.layout, 24, 40)
+    form = packed_layout_of(q.layout, 24, 40)
     packed, layout = form.pack(q), ops.layout_text(q.layout)
     x, ids = torch.randn(5, 40), torch.tensor([0, 23])
     rest = "dynamic", "identity", "scalar", 0.0, 0
     for bad in (packed[:-1], packed.int(), packed[None], packed.repeat(2)[::2]):
-        yield "linear_prepacked", (x, bad, None, layout, 24, 0, *rest)
-        yield "embedding_prepacked", (ids, bad, layout, 24, 40, 0, torch.float32)
+        yield "linear_packed", (x, bad, None, layout, 24, 0, *rest)
+        yield "embedding_packed", (ids, bad, layout, 24, 40, 0, torch.float32)
     for rows, planes in ((0, 0), (-1, 0), (25, 0), (24, 1), (24, -1)):
-        yield "linear_prepacked", (x, packed, None, layout, rows, planes, *rest)
-        yield "embedding_prepacked", (ids, packed, layout, rows, 40, planes, torch.float32)
+        yield "linear_packed", (x, packed, None, layout, rows, planes, *rest)
+        yield "embedding_packed", (ids, packed, layout, rows, 40, planes, torch.float32)
     for bias in (torch.randn(23), torch.randn(1, 24), torch.ones(24, dtype=torch.int8)):
-        yield "linear_prepacked", (x, packed, bias, layout, 24, 0, *rest)
-    yield "linear_prepacked", (x[:, :0], packed, None, layout, 24, 0, *rest)
-    yield "linear_prepacked", (x, packed, None, layout, 24, 0, "dynamic", "identity", "vax", 0.0, 0)
-    yield "linear_prepacked", (x, packed, None, layout, 24, 0, "float", "vax", "scalar", 0.0, 0)
-    yield "embedding_prepacked", (torch.tensor([24]), packed, layout, 24, 40, 0, torch.float32)
+        yield "linear_packed", (x, packed, bias, layout, 24, 0, *rest)
+    yield "linear_packed", (x[:, :0], packed, None, layout, 24, 0, *rest)
+    yield "linear_packed", (x, packed, None, layout, 24, 0, "dynamic", "identity", "vax", 0.0, 0)
+    yield "linear_packed", (x, packed, None, layout, 24, 0, "float", "vax", "scalar", 0.0, 0)
+    yield "embedding_packed", (torch.tensor([24]), packed, layout, 24, 40, 0, torch.float32)
 
 
 @pytest.mark.skipif(not native.available(), reason=native.reason() or "present")

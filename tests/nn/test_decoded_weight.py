@@ -13,7 +13,7 @@ import lowbit
 from lowbit.errors import UsageError
 from lowbit.formats import CHANNEL, TENSOR, group
 from lowbit.kernels import ops
-from lowbit.nn import Packed, QuantEmbedding, QuantLinear
+from lowbit.nn import QuantEmbedding, QuantLinear, QuantModule
 from lowbit.nn.decoded_weight import DecodedWeight
 from lowbit.schemes import Absmax, Binary, Clustered, ZeroPoint
 from tests.models import make, output
@@ -167,7 +167,7 @@ def test_the_first_parameter_tells_dtype_and_device(name):
     model = make(name)
     lowbit.quantize(model, "int8-all", progress=False)
     for module in model.modules():
-        if isinstance(module, Packed):
+        if isinstance(module, QuantModule):
             first = next(module.parameters())
             assert (first.dtype, first.device) == (torch.float32, torch.device("cpu"))
     assert not any("compute_dtype" in key for key in model.state_dict())

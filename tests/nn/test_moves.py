@@ -10,7 +10,7 @@ from torch import nn
 import lowbit
 from lowbit.formats import CHANNEL, StaticScale, group
 from lowbit.kernels import native, ops
-from lowbit.nn import Packed, QuantLinear
+from lowbit.nn import QuantLinear, QuantModule
 from lowbit.schemes import Absmax, ZeroPoint
 from tests.models import make, output
 
@@ -31,7 +31,7 @@ NOTHING_MOVES = {
 
 
 def packed(model):
-    return [m for m in model.modules() if isinstance(m, Packed) and m.tied_to is None]
+    return [m for m in model.modules() if isinstance(m, QuantModule) and m.tied_to is None]
 
 
 @pytest.mark.parametrize("recipe", ["int8-dynamic", "int4-all", "bcq2"])

@@ -14,7 +14,7 @@ from lowbit.calibration import batches_of
 from lowbit.conversion.plan import cover
 from lowbit.conversion.recipe import load_recipe
 from lowbit.formats import CHANNEL, TENSOR, group
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 from lowbit.solvers import SOLVERS, autoround
 from lowbit.solvers.block import Block
 from lowbit.solvers.block_runner import Playback, playing
@@ -140,7 +140,7 @@ def test_every_architecture_is_solved_whole(name, recipe):
     expected = output(model)
     solver = {"name": "autoround", "iterations": 2, "correct_bias": True}
     result = lowbit.quantize(model, recipe, solver=solver, calibration=IDS)
-    packed = {n for n, m in model.named_modules() if isinstance(m, Packed)}
+    packed = {n for n, m in model.named_modules() if isinstance(m, QuantModule)}
     assert {d.name for d in result.coverage.quantized} == packed
     assert ((output(model) - expected).norm() <= 0.5 * expected.norm()).item()
 

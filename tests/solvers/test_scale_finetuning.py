@@ -12,7 +12,7 @@ from lowbit.calibration import batches_of
 from lowbit.conversion.dequantize import rounded
 from lowbit.conversion.plan import cover
 from lowbit.conversion.recipe import load_recipe
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 from lowbit.solvers import Solver, load_solver
 from lowbit.solvers import scale_finetuning as tuning
 from lowbit.solvers.sequential import walked
@@ -108,7 +108,7 @@ def test_what_is_saved_is_what_was_tuned():
     result = lowbit.quantize(model, "int2", solver=Solver(tune=2), calibration=IDS, progress=False)
     told = float(result.notes[-1].split(" are ")[1].split(" away")[0])
     assert numpy_distance(model, sharp("gpt2")) == pytest.approx(told, rel=6e-3)
-    assert any(isinstance(module, Packed) for module in model.modules())
+    assert any(isinstance(module, QuantModule) for module in model.modules())
 
 
 def test_a_pass_that_does_harm_is_not_kept(monkeypatch):
@@ -144,7 +144,7 @@ def test_the_float_model_is_as_it_was_if_tuning_fails(monkeypatch):
         lowbit.quantize(model, "int4", solver={"name": "gptq", "tune": 1}, calibration=IDS)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]), name
-    assert not any(isinstance(module, Packed) for module in model.modules())
+    assert not any(isinstance(module, QuantModule) for module in model.modules())
 
 
 def test_no_gradient_stays_behind():

@@ -10,7 +10,7 @@ from lowbit import InputError, UsageError
 from lowbit.calibration import batches_of
 from lowbit.conversion.plan import cover
 from lowbit.conversion.recipe import load_recipe
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 from lowbit.solvers import sequential as walk
 from lowbit.solvers.blocks import find_stages
 from tests.models import make, output
@@ -53,7 +53,7 @@ def test_every_architecture_is_solved_whole(name, recipe):
     model = make(name)
     expected = output(model)
     result = lowbit.quantize(model, recipe, solver=PLAIN, calibration=IDS)
-    packed = {n for n, m in model.named_modules() if isinstance(m, Packed)}
+    packed = {n for n, m in model.named_modules() if isinstance(m, QuantModule)}
     assert {d.name for d in result.coverage.quantized} == packed
     assert ((output(model) - expected).norm() <= 0.5 * expected.norm()).item()
 
@@ -207,7 +207,7 @@ def test_the_model_is_left_alone_where_a_solver_fails():
     assert [n for n in before if not before[n].equal(weights(model)[n])] == [
         "transformer.h.1.mlp.c_fc.weight"
     ]
-    assert not any(isinstance(m, Packed) for m in model.modules())
+    assert not any(isinstance(m, QuantModule) for m in model.modules())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 
 import lowbit
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 from tests.sweep import oracle
 from tests.sweep.classes import Registered
 from tests.sweep.configs import tiny_config
@@ -390,7 +390,7 @@ class Made:
     def names(self) -> list[str]:
         """The modules that are quantized."""
         modules = self.model.named_modules(remove_duplicate=False)
-        return [name for name, module in modules if isinstance(module, Packed)]
+        return [name for name, module in modules if isinstance(module, QuantModule)]
 
 
 STEPS = (

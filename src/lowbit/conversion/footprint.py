@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ def _module_sizes(model: nn.Module) -> list[ModuleSize]:
         if not own:
             continue
         stored = sum(tensor.nbytes for tensor in own.values())
-        packed = tuple(module.saved()) if isinstance(module, Packed) else ()
+        packed = tuple(module.saved()) if isinstance(module, QuantModule) else ()
         plain = [tensor for key, tensor in own.items() if key not in packed]
         parameters = sum(t.numel() for t in plain)
         as_float = sum(t.nbytes for t in plain)
         if packed:
-            assert isinstance(module, Packed)
+            assert isinstance(module, QuantModule)
             weights = module.rows * module.columns if module.tied_to is None else 0
             parameters += weights
             as_float += weights * module.compute_dtype.element_size()

@@ -39,7 +39,7 @@ from lowbit.errors import InputError, LowbitError, UsageError, naming
 from lowbit.formats import Layout, layout_from_dict
 from lowbit.formats.error import WeightError
 from lowbit.formats.stacked import zero_points
-from lowbit.nn import ACTIVATIONS, Packed, QuantEmbedding
+from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantModule
 
 METHOD = "lowbit"
 FORMAT_VERSION = 1
@@ -125,7 +125,9 @@ def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, .
 def resize_token_embeddings(model: PreTrainedModel, *args: Any, **kwargs: Any) -> nn.Module:
     """transformers' own. Raises UsageError, and changes nothing, where the rows are quantized."""
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
-    names = [name for name, m in model.named_modules() if isinstance(m, Packed) and m in tables]
+    names = [
+        name for name, m in model.named_modules() if isinstance(m, QuantModule) and m in tables
+    ]
     if names:
         raise UsageError(
             f"{names[0]} is quantized, so it cannot be resized: dequantize() the model,"
@@ -192,7 +194,7 @@ class LowbitQuantizer(HfQuantizer):
         if self.pre_quantized:
             check_loaded(model)
             for module in model.modules():
-                if isinstance(module, Packed):
+                if isinstance(module, QuantModule):
                     module.follow_stored()
             fuse(model)
             return
@@ -364,7 +366,7 @@ def keep_apart(model: PreTrainedModel) -> None:
             for entry in get_model_conversion_mapping(model, add_legacy=False)
             if not isinstance(entry, PrefixChange)
         ]
-    packed = [name for name, module in model.named_modules() if isinstance(module, Packed)]
+    packed = [name for name, module in model.named_modules() if isinstance(module, QuantModule)]
     model._weight_conversions = [
         entry
         for entry in conversions
@@ -421,7 +423,7 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
         model.set_submodule(name, packed)
     for name, (weights, stored_source, activations) in tied.items():
         source = found.get(stored_source)
-        if source is None or not isinstance(model.get_submodule(source), Packed):
+        if source is None or not isinstance(model.get_submodule(source), QuantModule):
             raise InputError(f"config.json ties {name} to {stored_source}, which is not stored")
         swap_tied(model, name, weights, source, activations)
     config.modules = {
@@ -445,10 +447,10 @@ def resolve(there: Set[str], base_model_prefix: str, name: str) -> str | None:
     return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in there), None)
 
 
-def stored_buffers(model: nn.Module) -> Iterator[tuple[str, Packed, str]]:
+def stored_buffers(model: nn.Module) -> Iterator[tuple[str, QuantModule, str]]:
     """(full name, module, its own name) of every stored tensor."""
     for name, module in model.named_modules():
-        if isinstance(module, Packed):
+        if isinstance(module, QuantModule):
             for stored in module.saved():
                 yield f"{name}.{stored}", module, stored
 
@@ -466,7 +468,7 @@ def fill_replaced(model: PreTrainedModel) -> None:
     """Compute the buffers that no checkpoint holds of the float modules which packed ones stand in
     for: those were built without data, and transformers fills only what it sees in the model."""
     for name, module in model.named_modules():
-        if not isinstance(module, Packed):
+        if not isinstance(module, QuantModule):
             continue
         buffers = module.replaced._buffers
         empty = {own: b for own, b in buffers.items() if b is not None and b.is_meta}
@@ -499,7 +501,7 @@ def check_loaded(model: PreTrainedModel) -> None:
     transformers alone would warn, and leave uninitialised memory.
     """
     for name, module in model.named_modules():
-        bias = module._parameters.get("bias") if isinstance(module, Packed) else None
+        bias = module._parameters.get("bias") if isinstance(module, QuantModule) else None
         if bias is not None and not getattr(bias, "_is_hf_initialized", False):
             raise InputError(f"the checkpoint lacks {name}.bias")
     for name, module, stored in stored_buffers(model):

@@ -4,7 +4,7 @@ from torch import nn
 
 from lowbit.errors import UsageError
 from lowbit.formats import BinaryLayout, StackedLayout
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 
 
 def use_planes(model: nn.Module, planes: int) -> None:
@@ -19,7 +19,7 @@ def use_planes(model: nn.Module, planes: int) -> None:
     binary = {
         name: (module, module.layout)
         for name, module in model.named_modules()
-        if isinstance(module, Packed) and module.tied_to is None
+        if isinstance(module, QuantModule) and module.tied_to is None
         if isinstance(module.layout, BinaryLayout | StackedLayout) and module.layout.prefixes
     }
     most = max((layout.prefixes[-1] for _, layout in binary.values()), default=0)

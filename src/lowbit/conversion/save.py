@@ -26,7 +26,7 @@ from lowbit.conversion.swap import packed_like, swap_tied, untie
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import InputError, UsageError, naming
 from lowbit.formats import layout_from_dict
-from lowbit.nn import ACTIVATIONS, Packed, is_quantized
+from lowbit.nn import ACTIVATIONS, QuantModule, is_quantized
 
 CONFIG = "config.json"
 
@@ -43,7 +43,7 @@ def save(module: nn.Module, folder: str | Path, overwrite: bool = False) -> None
     dtypes = {
         name: str(packed.compute_dtype.dtype).removeprefix("torch.")
         for name, packed in module.named_modules()
-        if isinstance(packed, Packed)
+        if isinstance(packed, QuantModule)
     }
     described = {
         "module": type(module).__name__,
@@ -104,7 +104,7 @@ def _put_packed(
             f" module.to(torch.{dtypes.get(name)}) first"
         )
     if "tied_to" in entry:
-        if not isinstance(module.get_submodule(entry["tied_to"]), Packed):
+        if not isinstance(module.get_submodule(entry["tied_to"]), QuantModule):
             raise InputError(f"{CONFIG} ties {name} to {entry['tied_to']}, which is not stored")
         swap_tied(module, name, weights, entry["tied_to"], activations)
         return
@@ -138,7 +138,7 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         path, _, own = name.rpartition(".")
         owner = module.get_submodule(path)
-        if isinstance(owner, Packed) and own in owner.saved():
+        if isinstance(owner, QuantModule) and own in owner.saved():
             setattr(owner, own, tensor.to(owner.compute_dtype.device))
         else:
             here = state[name]

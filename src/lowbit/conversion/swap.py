@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from lowbit.conversion.module_weights import Weights
 from lowbit.formats import Layout, QTensor
 from lowbit.kernels import ops
-from lowbit.nn import ACTIVATIONS, Packed, QuantEmbedding, QuantLinear
+from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantLinear, QuantModule
 
 
 def packed_like(
@@ -63,7 +63,7 @@ def swap(
 def swap_tied(model: nn.Module, name: str, weights: Weights, source: str, activations: str) -> None:
     """Let the float module `name` use the stored weight of `source`, which is packed already."""
     owner = model.get_submodule(source)
-    assert isinstance(owner, Packed)
+    assert isinstance(owner, QuantModule)
     module = model.get_submodule(name)
     packed = packed_like(module, weights, owner.layout, activations, owner.compute_dtype)
     model.set_submodule(name, packed.tie(owner))
@@ -74,7 +74,9 @@ def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
 
     dtype: that of the weights; by default what each module computes in.
     """
-    packed = {name: module for name, module in model.named_modules() if isinstance(module, Packed)}
+    packed = {
+        name: module for name, module in model.named_modules() if isinstance(module, QuantModule)
+    }
     decoded = {
         module: nn.Parameter(_float_weight(module, dtype or module.compute_dtype.dtype))
         for module in packed.values()
@@ -91,7 +93,7 @@ def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
         model.set_submodule(name, float_module.train(module.training))
 
 
-def _float_weight(module: Packed, dtype: torch.dtype) -> Tensor:
+def _float_weight(module: QuantModule, dtype: torch.dtype) -> Tensor:
     weight = ops.dequantize(module.weight_in_use, dtype)
     transposed = isinstance(module, QuantLinear) and module.transposed
     return weight.t().contiguous() if transposed else weight

@@ -28,8 +28,8 @@ from lowbit.kernels import elementwise, ops
 from lowbit.kernels.attention import native as attention
 from lowbit.kernels.elementwise import Operation
 from lowbit.kernels.embedding import native as embedding
-from lowbit.kernels.lanes import Lanes
 from lowbit.kernels.linear import native as linear
+from lowbit.kernels.packed_layout import PackedLayout
 from lowbit.nn import QuantEmbedding, QuantLinear
 
 # By the name of the call: the function that writes the same to `out`.
@@ -193,7 +193,7 @@ class _Writer:
             return False
         layer, ids = call.args
         packed, form = layer.prepacked()
-        if not isinstance(form, Lanes) or layer.rounds_scale:
+        if not isinstance(form, PackedLayout) or layer.rounds_scale:
             return False
         if ids.dtype is not torch.int64 or call.result.dtype is not torch.float32:
             return False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lowbit.decoding.step import State, Step
-from lowbit.nn import Packed, QuantLinear
+from lowbit.nn import QuantLinear, QuantModule
 
 MOST = 8  # of a model: batches of other sizes are other steps
 _KEPT: WeakKeyDictionary[nn.Module, dict[Any, Step]] = WeakKeyDictionary()
@@ -39,7 +39,7 @@ def _identity(model: PreTrainedModel) -> int:
     parts += torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
     for module in model.modules():
         parts.append(id(module))
-        if isinstance(module, Packed):
+        if isinstance(module, QuantModule):
             parts += id(module.lanes), module.planes_in_use
         if isinstance(module, QuantLinear):
             parts += module.activations, module.nonlinearity, id(module.product)

@@ -17,7 +17,7 @@ from lowbit.evaluation.task import Subject
 from lowbit.formats.granularity import row_blocks
 from lowbit.inspect.checkpoint import Inspection, inspect_model
 from lowbit.kernels.ops import dequantize
-from lowbit.nn import Packed, is_quantized
+from lowbit.nn import QuantModule, is_quantized
 
 BINS = 101  # odd, so that zero is in the middle of one
 # A histogram ends where all but this share of the float weights are inside.
@@ -95,7 +95,7 @@ def _modules(
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    return isinstance(module, Packed) or isinstance(weights_of(module), Weights)
+    return isinstance(module, QuantModule) or isinstance(weights_of(module), Weights)
 
 
 def _histograms(model: PreTrainedModel, reference: PreTrainedModel) -> dict[str, Histogram]:
@@ -114,7 +114,7 @@ def _histograms(model: PreTrainedModel, reference: PreTrainedModel) -> dict[str,
 
 def _weight(module: nn.Module) -> Float[Tensor, "out in"] | None:
     """The matrix that a module holds, decoded, or None where it holds none of its own."""
-    if isinstance(module, Packed):
+    if isinstance(module, QuantModule):
         return None if module.tied_to is not None else dequantize(module.qweight)
     weights = weights_of(module)
     return matrix(module, weights).float() if isinstance(weights, Weights) else None

@@ -14,7 +14,7 @@ from lowbit.conversion.footprint import Footprint, ModuleSize, footprint, reside
 from lowbit.conversion.hf_quantizer import METHOD, LowbitConfig
 from lowbit.errors import InputError
 from lowbit.formats.error import WeightError
-from lowbit.nn import Packed, QuantEmbedding, QuantLinear
+from lowbit.nn import QuantEmbedding, QuantLinear, QuantModule
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,14 @@ def inspect_model(model: PreTrainedModel, folder: Path | None = None) -> Inspect
     size = footprint(model, folder)
     run_once(model)
     owners = {module: name for name, module in model.named_modules()}
-    tied = {n for n, m in model.named_modules() if isinstance(m, Packed) and m.tied_to is not None}
+    tied = {
+        n for n, m in model.named_modules() if isinstance(m, QuantModule) and m.tied_to is not None
+    }
     rows = [_row(model, module) for module in size.modules if module.name not in tied]
     rows += [
         Row(ModuleSize(name, type(module).__name__, 0, 0, 0), f"tied to {owners[module.tied_to]}")
         for name, module in model.named_modules()
-        if isinstance(module, Packed) and module.tied_to is not None
+        if isinstance(module, QuantModule) and module.tied_to is not None
     ]
     config = getattr(model.config, "quantization_config", None)
     errors = config.errors if isinstance(config, LowbitConfig) else {}

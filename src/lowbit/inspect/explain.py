@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from lowbit.fallbacks import noted
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def explain(model: nn.Module) -> Explanation:
     kernels: dict[str, list[str]] = {}
     slow_paths: dict[tuple[str, str], int] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Packed):
+        if isinstance(module, QuantModule):
             kernels.setdefault(module.kernel(), []).append(name)
         slow_paths.update({(name, reason): n for reason, n in noted(module).items()})
     return Explanation({kernel: tuple(names) for kernel, names in kernels.items()}, slow_paths)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lowbit.kernels.stacked_lanes import Prepacked
+from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
 
 
 def check_stored(
@@ -20,7 +20,7 @@ def check_stored(
         _check(f"stored tensor {name}", tensors[name], shape, dtype, device)
 
 
-def check_packed(packed: Tensor, form: Prepacked) -> None:
+def check_packed(packed: Tensor, form: AnyPackedLayout) -> None:
     """Raises ValueError for bytes that are not a weight prepacked as `form`."""
     _check("packed", packed, (form.size,), torch.uint8, torch.device("cpu"))
     if not packed.is_contiguous():

@@ -3,12 +3,12 @@
     lowbit::dequantize(Tensor[] stored, str layout, int in_features, ScalarType dtype) -> Tensor
     lowbit::linear(Tensor x, Tensor[] stored, Tensor? bias, str layout, str activations,
                    str nonlinearity, float input_scale, int input_zero_point) -> Tensor
-    lowbit::linear_prepacked(Tensor x, Tensor packed, Tensor? bias, str layout, int out_features,
+    lowbit::linear_packed(Tensor x, Tensor packed, Tensor? bias, str layout, int out_features,
                              int planes, str activations, str nonlinearity, str path,
                              float input_scale, int input_zero_point) -> Tensor
     lowbit::embedding(Tensor ids, Tensor[] stored, str layout, int in_features,
                       ScalarType dtype) -> Tensor
-    lowbit::embedding_prepacked(Tensor ids, Tensor packed, str layout, int num_embeddings,
+    lowbit::embedding_packed(Tensor ids, Tensor packed, str layout, int num_embeddings,
                                 int in_features, int planes, ScalarType dtype) -> Tensor
     lowbit::quantize_rows(Tensor x, int group_size) -> (Tensor, Tensor)
     lowbit::attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale,
@@ -45,9 +45,9 @@ from lowbit.kernels.attention import native as _native_attention
 from lowbit.kernels.checks import check_bias, check_float, check_packed, check_stored
 from lowbit.kernels.embedding import native as _native_embedding
 from lowbit.kernels.embedding import reference as _reference_embedding
-from lowbit.kernels.lanes import unsupported
 from lowbit.kernels.linear.native import LinearProduct
-from lowbit.kernels.stacked_lanes import Prepacked, lanes_of
+from lowbit.kernels.packed_layout import unsupported
+from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 
 
 def layout_text(layout: Layout) -> str:
@@ -158,7 +158,7 @@ _linear_op.register_autograd(_linear_gradient, setup_context=_save_for_linear)
 
 
 @lru_cache(maxsize=4096)
-def _form(layout: str, out_features: int, in_features: int, planes: int) -> Prepacked:
+def _form(layout: str, out_features: int, in_features: int, planes: int) -> AnyPackedLayout:
     """Raises ValueError for a shape or a number of planes that cannot be prepacked."""
     parsed = _layout(layout)
     refusal = unsupported(parsed, in_features, torch.device("cpu"))
@@ -168,18 +168,18 @@ def _form(layout: str, out_features: int, in_features: int, planes: int) -> Prep
         refusal = f"a weight of {out_features} rows"
     if refusal:
         raise ValueError(f"such a weight cannot be prepacked: {refusal}")
-    return lanes_of(parsed, out_features, in_features, planes or None)
+    return packed_layout_of(parsed, out_features, in_features, planes or None)
 
 
 @lru_cache(maxsize=4096)
 def _product(
-    form: Prepacked, activations: str, nonlinearity: str, path: str, input: StaticScale | None
+    form: AnyPackedLayout, activations: str, nonlinearity: str, path: str, input: StaticScale | None
 ) -> LinearProduct:
     return LinearProduct(form, activations, path, nonlinearity, input)
 
 
-@torch.library.custom_op("lowbit::linear_prepacked", mutates_args=())
-def _linear_prepacked_op(
+@torch.library.custom_op("lowbit::linear_packed", mutates_args=())
+def _linear_packed_op(
     x: Tensor,
     packed: Tensor,
     bias: Tensor | None,
@@ -200,7 +200,7 @@ def _linear_prepacked_op(
     return _product(form, activations, nonlinearity, path, known)(x, packed, bias)
 
 
-@_linear_prepacked_op.register_fake
+@_linear_packed_op.register_fake
 def _(
     x: Tensor,
     packed: Tensor,
@@ -217,29 +217,27 @@ def _(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-def _save_for_linear_prepacked(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_for_linear_packed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, packed, bias, *ctx.arguments = inputs
     ctx.save_for_backward(x, packed, bias)
 
 
-def _linear_prepacked_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _linear_packed_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, packed, bias = ctx.saved_tensors
     layout, out_features, planes, activations, nonlinearity, path, *input = ctx.arguments
     if nonlinearity in _BACKWARD:
-        before = _linear_prepacked_op(
+        before = _linear_packed_op(
             x, packed, bias, layout, out_features, planes, activations, "identity", path, *input
         )
         grad = _BACKWARD[nonlinearity](grad, before)
     rows = torch.arange(out_features, device=grad.device)
-    weight = _embedding_prepacked_op(
+    weight = _embedding_packed_op(
         rows, packed, layout, out_features, x.shape[-1], planes, grad.dtype
     )
     return grad @ weight, None, _bias_gradient(bias, grad), *[None] * len(ctx.arguments)
 
 
-_linear_prepacked_op.register_autograd(
-    _linear_prepacked_gradient, setup_context=_save_for_linear_prepacked
-)
+_linear_packed_op.register_autograd(_linear_packed_gradient, setup_context=_save_for_linear_packed)
 
 
 @torch.library.custom_op("lowbit::embedding", mutates_args=())
@@ -256,8 +254,8 @@ def _(
     return stored[0].new_empty((*ids.shape, in_features), dtype=dtype)
 
 
-@torch.library.custom_op("lowbit::embedding_prepacked", mutates_args=())
-def _embedding_prepacked_op(
+@torch.library.custom_op("lowbit::embedding_packed", mutates_args=())
+def _embedding_packed_op(
     ids: Tensor,
     packed: Tensor,
     layout: str,
@@ -271,7 +269,7 @@ def _embedding_prepacked_op(
     return _native_embedding.embedding(ids, packed, form, dtype)
 
 
-@_embedding_prepacked_op.register_fake
+@_embedding_packed_op.register_fake
 def _(
     ids: Tensor,
     packed: Tensor,
@@ -355,12 +353,10 @@ def _values(input: StaticScale | None) -> tuple[float, int]:
     return (0.0, 0) if input is None else (input.scale, input.zero_point)
 
 
-def linear_prepacked(
-    x: Tensor, packed: Tensor, bias: Tensor | None, product: LinearProduct
-) -> Tensor:
+def linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, product: LinearProduct) -> Tensor:
     """The same with a weight that was prepacked as `product` wants it."""
     if dispatched(x, bias):
-        return _linear_prepacked_op(
+        return _linear_packed_op(
             x,
             packed,
             bias,
@@ -400,11 +396,13 @@ def embedding(ids: Tensor, q: QTensor, dtype: torch.dtype) -> Tensor:
     return _reference_embedding.embedding(ids, q, dtype)
 
 
-def embedding_prepacked(ids: Tensor, packed: Tensor, form: Prepacked, dtype: torch.dtype) -> Tensor:
+def embedding_packed(
+    ids: Tensor, packed: Tensor, form: AnyPackedLayout, dtype: torch.dtype
+) -> Tensor:
     """The same from a prepacked table."""
     if traced():
         layout = layout_text(form.layout)
-        return _embedding_prepacked_op(
+        return _embedding_packed_op(
             ids, packed, layout, form.out_features, form.in_features, form.planes or 0, dtype
         )
     return _native_embedding.embedding(ids, packed, form, dtype)

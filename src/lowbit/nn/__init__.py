@@ -3,14 +3,14 @@
 from lowbit.nn.activations import ACTIVATIONS, STATIC
 from lowbit.nn.embedding import QuantEmbedding
 from lowbit.nn.linear import QuantLinear
-from lowbit.nn.packed import Packed, is_quantized
+from lowbit.nn.quant_module import QuantModule, is_quantized
 from lowbit.nn.requantized import RequantizedLinear
 from lowbit.nn.shared_input import SharedInput
 
 __all__ = [
     "ACTIVATIONS",
     "STATIC",
-    "Packed",
+    "QuantModule",
     "QuantEmbedding",
     "QuantLinear",
     "RequantizedLinear",

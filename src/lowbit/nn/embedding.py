@@ -7,7 +7,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from lowbit.formats import Layout
 from lowbit.kernels import embedding, ops
 from lowbit.kernels.selection import Kernel
-from lowbit.nn.packed import Packed
+from lowbit.nn.quant_module import QuantModule
 
 
 def scaled(rows: Tensor, scale: float | None, rounds: bool) -> Tensor:
@@ -17,7 +17,7 @@ def scaled(rows: Tensor, scale: float | None, rounds: bool) -> Tensor:
     return rows * (torch.tensor(scale, dtype=rows.dtype, device=rows.device) if rounds else scale)
 
 
-class QuantEmbedding(Packed):
+class QuantEmbedding(QuantModule):
     """Rows of a stored table, times `embed_scale` where the float module had one."""
 
     def __init__(
@@ -40,7 +40,7 @@ class QuantEmbedding(Packed):
         if packed is None or form is None:
             rows = ops.embedding(ids, self.weight_in_use, dtype)
         else:
-            rows = ops.embedding_prepacked(ids, packed, form, dtype)
+            rows = ops.embedding_packed(ids, packed, form, dtype)
         return scaled(rows, self.embed_scale, self.rounds_scale)
 
     def choose(self) -> tuple[Kernel, str]:

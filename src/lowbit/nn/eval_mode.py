@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lowbit.nn import Packed
+from lowbit.nn import QuantModule
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def positions(model: PreTrainedModel) -> int | None:
         return None
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "position_embeddings":
-            table = module.replaced if isinstance(module, Packed) else module
+            table = module.replaced if isinstance(module, QuantModule) else module
             padding = getattr(table, "padding_idx", None)
             return declared if padding is None else declared - padding - 1
     return declared

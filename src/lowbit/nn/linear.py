@@ -12,11 +12,11 @@ from lowbit.formats import Layout, StaticScale
 from lowbit.kernels import linear, ops
 from lowbit.kernels.linear.native import LinearProduct, shifted_bias
 from lowbit.kernels.selection import Kernel
-from lowbit.nn.packed import Packed
+from lowbit.nn.quant_module import QuantModule
 from lowbit.nn.shared_input import SharedInput
 
 
-class QuantLinear(Packed):
+class QuantLinear(QuantModule):
     """y = x · Wᵀ + bias; `activations` "float", "dynamic" for int8 with scales found per call, or
     "static" for int8 with one scale, which is stored beside the weight.
 
@@ -73,7 +73,7 @@ class QuantLinear(Packed):
             )
         if self.shifted_bias is not None:
             bias = self.shifted_bias
-        return ops.linear_prepacked(x, packed, bias, product)
+        return ops.linear_packed(x, packed, bias, product)
 
     def decoded(self) -> Tensor:
         """The float weight as the float module stored it."""

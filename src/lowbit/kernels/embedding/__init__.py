@@ -3,7 +3,7 @@
 import torch
 
 from lowbit.formats import Layout
-from lowbit.kernels import lanes
+from lowbit.kernels import packed_layout
 from lowbit.kernels.embedding import native, reference
 from lowbit.kernels.native import paths
 from lowbit.kernels.selection import Kernel, never, select
@@ -11,7 +11,7 @@ from lowbit.kernels.selection import Kernel, never, select
 # Chosen when a table is first used: the native kernel takes it prepacked, the reference as stored.
 KERNELS = (
     *(
-        Kernel(path.name, native.embedding, lanes.unsupported, path.feature)
+        Kernel(path.name, native.embedding, packed_layout.unsupported, path.feature)
         for path in paths("decode_lanes")
     ),
     Kernel("reference", reference.embedding, never),

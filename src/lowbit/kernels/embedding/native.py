@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float, Float32, Int64, Integer, UInt8
 from torch import Tensor
 
-from lowbit.kernels.lanes import Lanes
-from lowbit.kernels.stacked_lanes import Prepacked
+from lowbit.kernels.packed_layout import PackedLayout
+from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
 
 
 def embedding(
     ids: Integer[Tensor, "*tokens"],
     packed: UInt8[Tensor, " bytes"],
-    form: Prepacked,
+    form: AnyPackedLayout,
     dtype: torch.dtype,
 ) -> Float[Tensor, "*tokens in"]:
     """The decoded rows. Raises IndexError for an id outside the table."""
@@ -21,7 +21,7 @@ def embedding(
 
 
 def in_place(
-    packed: UInt8[Tensor, " bytes"], form: Lanes, y: Float32[Tensor, "*tokens in"]
+    packed: UInt8[Tensor, " bytes"], form: PackedLayout, y: Float32[Tensor, "*tokens in"]
 ) -> Callable[[Int64[Tensor, "*tokens"]], None]:
     """The same for calls that follow each other: ids -> nothing, rows being written to `y`."""
     decode, count = form.weight.decode, y.numel() // form.in_features

@@ -8,7 +8,7 @@ from lowbit.formats import Layout, QTensor, StaticScale
 from lowbit.kernels.linear import native, reference
 from lowbit.kernels.linear.native import LinearProduct
 from lowbit.kernels.selection import Kernel, never, select
-from lowbit.kernels.stacked_lanes import Prepacked
+from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
 
 KERNELS = {
     "float": (*native.kernels("float"), Kernel("reference", reference.linear_float, never)),
@@ -41,7 +41,7 @@ def linear(
 
 
 def product(
-    form: Prepacked,
+    form: AnyPackedLayout,
     activations: str,
     nonlinearity: str = "identity",
     input: StaticScale | None = None,

@@ -15,10 +15,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lowbit.formats import QTensor, StaticScale
-from lowbit.kernels import lanes
+from lowbit.kernels import packed_layout
 from lowbit.kernels.native import module, paths
 from lowbit.kernels.selection import Kernel
-from lowbit.kernels.stacked_lanes import Prepacked, lanes_of
+from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 
 DIGITS = {"float": 4, "dynamic": 1, "static": 1}
 ROWS_AT_ONCE = 1024
@@ -35,7 +35,7 @@ class LinearProduct:
 
     def __init__(
         self,
-        form: Prepacked,
+        form: AnyPackedLayout,
         activations: str,
         path: str,
         nonlinearity: str = "identity",
@@ -61,7 +61,7 @@ class LinearProduct:
         known = self.input or DYNAMIC
         return [
             module.Layer(
-                part.lanes.weight,
+                part.layout.weight,
                 getattr(module.Nonlinearity, self.nonlinearity),
                 known.scale,
                 known.zero_point,
@@ -151,7 +151,7 @@ def together(
     x = first._ready(x)
     biases = [_beside(x, bias) for _, bias in weights]
     results = [
-        [x.new_empty(*shape[:-1], part.lanes.out_features) for part in product.parts]
+        [x.new_empty(*shape[:-1], part.layout.out_features) for part in product.parts]
         for product in products
     ]
     layers, places = _layers_and_places(products, x, weights, biases, results)
@@ -193,7 +193,7 @@ def in_place(
     for product, y in zip(products, ys, strict=True):
         parts = [y]
         if len(product.parts) > 1:
-            sizes = [part.lanes.out_features for part in product.parts]
+            sizes = [part.layout.out_features for part in product.parts]
             parts = [y.new_empty(*y.shape[:-1], size) for size in sizes]
             joined.append((parts, y))
         results.append(parts)
@@ -221,7 +221,7 @@ def linear(
     path: str,
 ) -> Float[Tensor, "*tokens out"]:
     """The same from the stored form, which is prepacked for this one call."""
-    form = lanes_of(q.layout, *q.shape)
+    form = packed_layout_of(q.layout, *q.shape)
     packed = form.pack(q)
     if input is not None:
         bias = shifted_bias(form, packed, bias, input)
@@ -229,7 +229,7 @@ def linear(
 
 
 def shifted_bias(
-    form: Prepacked,
+    form: AnyPackedLayout,
     packed: UInt8[Tensor, " bytes"],
     bias: Float[Tensor, " out"] | None,
     input: StaticScale,
@@ -251,7 +251,7 @@ def kernels(activations: str) -> tuple[Kernel, ...]:
         Kernel(
             path.name,
             partial(linear, activations=activations, path=path.name),
-            lanes.unsupported,
+            packed_layout.unsupported,
             path.feature,
         )
         for path in paths("linear")

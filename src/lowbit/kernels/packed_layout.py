@@ -49,13 +49,13 @@ def unsupported(layout: Layout, in_features: int, device: torch.device) -> str |
 class Part(NamedTuple):
     """A range of the rows of a weight: its first byte, and its first row."""
 
-    lanes: "Lanes"
+    layout: "PackedLayout"
     start: int
     row: int
 
 
 @dataclass(frozen=True, eq=False)
-class Lanes:
+class PackedLayout:
     """Where everything lies for one layout and shape, which `unsupported` must not refuse.
 
     `planes` is how many of a binary weight's are used, with the parameters stored for so many; None
@@ -69,7 +69,7 @@ class Lanes:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Native objects cannot be copied; they are found again."""
-        return Lanes, (self.layout, self.out_features, self.in_features, self.planes)
+        return PackedLayout, (self.layout, self.out_features, self.in_features, self.planes)
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -1,4 +1,4 @@
-"""Weights in lanes: nothing is lost, all of it lies as documented, and any row can be read."""
+"""The packed layout: nothing is lost, all lies as documented, and any row can be read."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lowbit.formats import CHANNEL, FORMATS, TENSOR, AffineLayout, BinaryLayout, group
 from lowbit.kernels import linear, native
-from lowbit.kernels.lanes import MAX_GROUP, Lanes, unsupported
-from tests.oracles import lanes as oracle
+from lowbit.kernels.packed_layout import MAX_GROUP, PackedLayout, unsupported
+from tests.oracles import packed_layout as oracle
 from tests.stored import FORMS as EXAMPLES
 from tests.stored import Form, affine, forms
 
@@ -36,8 +36,8 @@ every_form = pytest.mark.parametrize("form", AFFINE + BINARY, ids=str)
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 200))
 
 
-def lanes_of(q):
-    return Lanes(q.layout, *q.shape)
+def form_of(q):
+    return PackedLayout(q.layout, *q.shape)
 
 
 def assert_same(got, wanted):
@@ -51,7 +51,7 @@ def assert_same(got, wanted):
 
 def assert_as_documented(weight, packed):
     """Codes, then the parameters in the order of the layout, sixteen rows side by side."""
-    q, form = weight.q, lanes_of(weight.q)
+    q, form = weight.q, form_of(weight.q)
     codes = oracle.pack(weight.codes, q.bits, weight.binary, weight.width)
     assert packed.dtype == torch.uint8
     assert np.array_equal(packed[: len(codes)].numpy(), codes)
@@ -73,34 +73,34 @@ def assert_as_documented(weight, packed):
 @every_form
 def test_unpacking_gives_back_every_bit(form):
     weight = form.random(37, 75)
-    assert_same(lanes_of(weight.q).unpack(lanes_of(weight.q).pack(weight.q)), weight.q)
+    assert_same(form_of(weight.q).unpack(form_of(weight.q).pack(weight.q)), weight.q)
 
 
 @settings(max_examples=100)
 @given(form=forms(), shape=shapes, seed=st.integers(0, 99))
 def test_unpacking_gives_back_every_bit_of_any_form_and_shape(form, shape, seed):
     weight = form.random(*shape, seed)
-    assert_same(lanes_of(weight.q).unpack(lanes_of(weight.q).pack(weight.q)), weight.q)
+    assert_same(form_of(weight.q).unpack(form_of(weight.q).pack(weight.q)), weight.q)
 
 
 @every_form
 def test_all_parts_lie_as_documented(form):
     weight = form.random(21, 75)
-    assert_as_documented(weight, lanes_of(weight.q).pack(weight.q))
+    assert_as_documented(weight, form_of(weight.q).pack(weight.q))
 
 
 @settings(max_examples=60)
 @given(form=forms(), shape=shapes, seed=st.integers(0, 99))
 def test_all_parts_of_any_form_and_shape_lie_as_documented(form, shape, seed):
     weight = form.random(*shape, seed)
-    assert_as_documented(weight, lanes_of(weight.q).pack(weight.q))
+    assert_as_documented(weight, form_of(weight.q).pack(weight.q))
 
 
 def test_int8_codes_have_their_sign_bit_flipped():
     codes = np.arange(28, 28 + 17 * 6, dtype=np.uint8).reshape(17, 6)
     q = affine(codes, np.ones((17, 1), np.float32), None, 8).q
     assert q.codes.dtype == torch.int8 and q.codes[3, 0] == int(codes[3, 0]) - 128
-    step = lanes_of(q).pack(q)[: 2 * 8 * 64].view(2, 8, 16, 4)
+    step = form_of(q).pack(q)[: 2 * 8 * 64].view(2, 8, 16, 4)
     assert step[0, 0, 3].tolist() == codes[3, :4].tolist()
     assert step[0, 1, 3].tolist() == [*codes[3, 4:], 0, 0]
     assert step[1, 0, 0].tolist() == codes[16, :4].tolist()
@@ -113,8 +113,8 @@ def test_packing_does_not_depend_on_the_number_of_threads(form):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            packed.append(lanes_of(weight.q).pack(weight.q))
-            assert_same(lanes_of(weight.q).unpack(packed[-1]), weight.q)
+            packed.append(form_of(weight.q).pack(weight.q))
+            assert_same(form_of(weight.q).unpack(packed[-1]), weight.q)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*packed)
@@ -127,17 +127,17 @@ def test_strided_tensors_are_packed_as_they_read(form):
         name: torch.stack([tensor, tensor], -1)[..., 0]
         for name, tensor in weight.q.tensors().items()
     }
-    lanes = lanes_of(weight.q)
-    packed = lanes.pack(weight.q.layout.assemble(apart, 75))
-    assert torch.equal(packed, lanes.pack(weight.q))
+    form = form_of(weight.q)
+    packed = form.pack(weight.q.layout.assemble(apart, 75))
+    assert torch.equal(packed, form.pack(weight.q))
 
 
 @pytest.mark.parametrize("form", EXAMPLES, ids=str)
 def test_what_is_unpacked_has_memory_of_its_own(form):
     weight = form.random(20, 75)
-    lanes = lanes_of(weight.q)
-    packed = lanes.pack(weight.q)
-    q = lanes.unpack(packed)
+    form = form_of(weight.q)
+    packed = form.pack(weight.q)
+    q = form.unpack(packed)
     packed.zero_()
     assert_same(q, weight.q)
     assert all(tensor.is_contiguous() for tensor in q.tensors().values())
@@ -149,14 +149,14 @@ class TestRows:
         q = form.random(37, 75).q
         wanted = FORMATS[form.format].decode(q, torch.float32)
         rows = torch.tensor([0, 36, 5, 5, 16, 15])
-        got = lanes_of(q).decode(lanes_of(q).pack(q), rows, torch.float32)
+        got = form_of(q).decode(form_of(q).pack(q), rows, torch.float32)
         assert got.numpy().tobytes() == wanted[rows].numpy().tobytes()
 
     @settings(max_examples=60)
     @given(form=forms(), shape=shapes, seed=st.integers(0, 99))
     def test_all_rows_of_any_form_and_shape_are_those_of_the_format(self, form, shape, seed):
         q = form.random(*shape, seed).q
-        got = lanes_of(q).decode(lanes_of(q).pack(q), torch.arange(shape[0]), torch.float32)
+        got = form_of(q).decode(form_of(q).pack(q), torch.arange(shape[0]), torch.float32)
         assert torch.equal(got, FORMATS[form.format].decode(q, torch.float32))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -164,14 +164,14 @@ class TestRows:
     def test_rows_come_in_the_dtype_that_is_asked_for(self, form, dtype):
         q = form.random(20, 75).q
         rows = torch.tensor([3, 19], dtype=torch.int32)
-        got = lanes_of(q).decode(lanes_of(q).pack(q), rows, dtype)
+        got = form_of(q).decode(form_of(q).pack(q), rows, dtype)
         assert got.dtype == dtype
         assert torch.equal(got, FORMATS[form.format].decode(q, dtype)[[3, 19]])
 
     def test_no_rows_are_no_rows(self):
         q = Form("affine", 4).random(20, 75).q
         none = torch.empty(0, dtype=torch.int64)
-        assert lanes_of(q).decode(lanes_of(q).pack(q), none, torch.float32).shape == (0, 75)
+        assert form_of(q).decode(form_of(q).pack(q), none, torch.float32).shape == (0, 75)
 
     def test_many_rows_are_decoded_alike_by_any_number_of_threads(self):
         q, before = Form("affine", 4, group(64)).random(50, 300).q, torch.get_num_threads()
@@ -180,7 +180,7 @@ class TestRows:
         try:
             for threads in (1, 2):
                 torch.set_num_threads(threads)
-                got = lanes_of(q).decode(lanes_of(q).pack(q), rows, torch.float32)
+                got = form_of(q).decode(form_of(q).pack(q), rows, torch.float32)
                 assert torch.equal(got, wanted)
         finally:
             torch.set_num_threads(before)
@@ -189,7 +189,7 @@ class TestRows:
     def test_a_row_that_is_not_there_raises_with_both_numbers(self, bad):
         q = Form("affine", 4).random(20, 75).q
         with pytest.raises(IndexError, match=rf"{bad} .*20 rows"):
-            lanes_of(q).decode(lanes_of(q).pack(q), torch.tensor([0, bad]), torch.float32)
+            form_of(q).decode(form_of(q).pack(q), torch.tensor([0, bad]), torch.float32)
 
 
 class TestRefusals:
@@ -238,7 +238,7 @@ class TestRefusals:
 
 def test_neither_a_default_device_nor_ids_elsewhere_reach_memory_that_is_not_there():
     q = Form("affine", 4, group(32)).random(20, 64).q
-    form = Lanes(q.layout, *q.shape)
+    form = PackedLayout(q.layout, *q.shape)
     with torch.device("meta"):
         packed = form.pack(q)
         again = form.unpack(packed)

@@ -1,5 +1,5 @@
 """A stored weight of several parts in the order that the native kernels read: that of each part
-(lanes.py), one after the other in one tensor of bytes, each from a cache line on.
+(packed_layout.py), one after the other in one tensor of bytes, each from a cache line on.
 """
 
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from lowbit.formats import Layout, QTensor, StackedLayout, StackedTensor
 from lowbit.formats.stacked import among
-from lowbit.kernels.lanes import Lanes, Part
+from lowbit.kernels.packed_layout import PackedLayout, Part
 
 CACHE_LINE = 64
 
 
 @dataclass(frozen=True, eq=False)
-class StackedLanes:
-    """As Lanes: `planes` is how many of each part's are used, of fewer all."""
+class StackedPackedLayout:
+    """As PackedLayout: `planes` is how many of each part's are used, of fewer all."""
 
     layout: StackedLayout
     out_features: int
@@ -31,27 +31,27 @@ class StackedLanes:
         parts, start, row = [], 0, 0
         for rows, layout in self.layout.parts:
             planes = None if self.planes is None else min(self.planes, layout.bits)
-            parts.append(Part(Lanes(layout, rows, self.in_features, planes), start, row))
-            start += -(-parts[-1].lanes.size // CACHE_LINE) * CACHE_LINE
+            parts.append(Part(PackedLayout(layout, rows, self.in_features, planes), start, row))
+            start += -(-parts[-1].layout.size // CACHE_LINE) * CACHE_LINE
             row += rows
         return tuple(parts)
 
     @property
     def size(self) -> int:
         """Bytes of all."""
-        return self.parts[-1].start + self.parts[-1].lanes.size
+        return self.parts[-1].start + self.parts[-1].layout.size
 
     def pack(self, q: QTensor) -> UInt8[Tensor, " bytes"]:
         """Codes and parameters of `q`, which must have this layout and shape."""
         assert isinstance(q, StackedTensor)
         packed = torch.zeros(self.size, dtype=torch.uint8, device="cpu")
-        for (lanes, start, _), part in zip(self.parts, q.parts, strict=True):
-            packed[start : start + lanes.size] = lanes.pack(part)
+        for (layout, start, _), part in zip(self.parts, q.parts, strict=True):
+            packed[start : start + layout.size] = layout.pack(part)
         return packed
 
     def unpack(self, packed: UInt8[Tensor, " bytes"]) -> StackedTensor:
         """What `pack` was given, in memory of its own."""
-        return StackedTensor(tuple(lanes.unpack(packed[at:]) for lanes, at, _ in self.parts))
+        return StackedTensor(tuple(layout.unpack(packed[at:]) for layout, at, _ in self.parts))
 
     def decode(
         self, packed: UInt8[Tensor, " bytes"], rows: Integer[Tensor, " n"], dtype: torch.dtype
@@ -59,10 +59,10 @@ class StackedLanes:
         """Some rows of the weight. Raises as that of each part does."""
         out = torch.empty(len(rows), self.in_features, dtype=dtype, device="cpu")
         found = 0
-        for (lanes, start, _), (here, own) in zip(
+        for (layout, start, _), (here, own) in zip(
             self.parts, among(rows, self.layout), strict=True
         ):
-            out[here] = lanes.decode(packed[start:], own, dtype)
+            out[here] = layout.decode(packed[start:], own, dtype)
             found += len(here)
         if found < len(rows):
             outside = rows[(rows < 0) | (rows >= self.out_features)]
@@ -72,13 +72,13 @@ class StackedLanes:
         return out
 
 
-Prepacked = Lanes | StackedLanes
+AnyPackedLayout = PackedLayout | StackedPackedLayout
 
 
-def lanes_of(
+def packed_layout_of(
     layout: Layout, out_features: int, in_features: int, planes: int | None = None
-) -> Prepacked:
+) -> AnyPackedLayout:
     """Where everything lies for one layout and shape."""
-    kind: type[Any] = StackedLanes if isinstance(layout, StackedLayout) else Lanes
-    prepacked: Prepacked = kind(layout, out_features, in_features, planes)
-    return prepacked
+    kind: type[Any] = StackedPackedLayout if isinstance(layout, StackedLayout) else PackedLayout
+    made: AnyPackedLayout = kind(layout, out_features, in_features, planes)
+    return made

@@ -190,7 +190,7 @@ class TestLinear:
         for bias, nonlinearity in ((None, "identity"), (m.bias.detach().requires_grad_(), "gelu")):
             how = layout, 40, m.planes_in_use or 0, kind, nonlinearity, m.product.path, 0.0, 0
             arguments = (x.requires_grad_(), m.lanes, bias, *how)
-            torch.library.opcheck(torch.ops.lowbit.linear_prepacked.default, arguments)
+            torch.library.opcheck(torch.ops.lowbit.linear_packed.default, arguments)
 
     @every_kind
     def test_threads_may_meet_at_the_first_forward(self, kind):
@@ -269,7 +269,7 @@ class TestEmbedding:
         m(torch.tensor([0]))
         layout = ops.layout_text(m.layout)
         arguments = (torch.tensor([[0, 49, 7]]), m.lanes, layout, 50, 64, 0, torch.float32)
-        torch.library.opcheck(torch.ops.lowbit.embedding_prepacked.default, arguments)
+        torch.library.opcheck(torch.ops.lowbit.embedding_packed.default, arguments)
 
 
 @some_forms

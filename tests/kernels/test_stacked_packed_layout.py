@@ -8,8 +8,8 @@ from lowbit.formats import FORMATS, StaticScale, affine, binary
 from lowbit.kernels import linear, native, ops
 from lowbit.kernels.linear.native import LinearProduct, in_place, kernels, together
 from lowbit.kernels.selection import VARIABLE
-from lowbit.kernels.stacked_lanes import lanes_of
-from tests.kernels.test_lanes import assert_same
+from lowbit.kernels.stacked_packed_layout import packed_layout_of
+from tests.kernels.test_packed_layout import assert_same
 from tests.stored import STACKS, Form, values
 
 PATHS = ["reference", *(k.name for k in kernels("float") if not native.lacks(k.isa))]
@@ -77,8 +77,8 @@ def test_rows_of_a_table_are_those_of_numpy_and_no_others_are_decoded(stack, pat
     assert torch.equal(ops.embedding(ids, q, torch.float32), wanted[ids])
     assert sum(decoded) == ids.numel()
     if path != "reference":
-        form = lanes_of(q.layout, 60, 96)
-        rows = ops.embedding_prepacked(ids, form.pack(q), form, torch.float32)
+        form = packed_layout_of(q.layout, 60, 96)
+        rows = ops.embedding_packed(ids, form.pack(q), form, torch.float32)
         assert torch.equal(rows, wanted[ids])
 
 
@@ -86,12 +86,12 @@ def test_rows_of_a_table_are_those_of_numpy_and_no_others_are_decoded(stack, pat
 @every_stack
 def test_a_prepacked_stack_comes_back_bit_for_bit(stack):
     q = stack.random(53, 192).q
-    form = lanes_of(q.layout, 53, 192)
+    form = packed_layout_of(q.layout, 53, 192)
     packed = form.pack(q)
     assert_same(form.unpack(packed), q)
     assert all(start % 64 == 0 for _, start, _ in form.parts)
     # Whole panels of 16 rows in each part, and a cache line between them.
-    alone = sum(part.lanes.size for part in form.parts)
+    alone = sum(part.layout.size for part in form.parts)
     assert alone <= len(packed) <= alone + 64 * len(form.parts)
 
 
@@ -102,7 +102,7 @@ def test_others_that_read_the_same_input_are_computed_in_the_same_call(tokens):
     x = activations(tokens, 96)
     weights, products = [], []
     for q in (stack.random(50, 96).q, Form("affine", 4, granularity_of(stack)).random(24, 96).q):
-        form = lanes_of(q.layout, *q.shape)
+        form = packed_layout_of(q.layout, *q.shape)
         weights.append((form.pack(q), activations(1, q.shape[0], 3)[0]))
         products.append(LinearProduct(form, "dynamic", path))
     own = [run(x, *weight) for run, weight in zip(products, weights, strict=True)]
@@ -120,9 +120,9 @@ def granularity_of(stack):
 def test_the_planes_in_use_are_those_of_each_part():
     stack = STACKS[1]
     q, x = stack.random(48, 96).q, activations(3, 96)
-    packed = lanes_of(q.layout, 48, 96).pack(q)
+    packed = packed_layout_of(q.layout, 48, 96).pack(q)
     for planes in (1, 2, 3):
-        form = lanes_of(q.layout, 48, 96, planes)
+        form = packed_layout_of(q.layout, 48, 96, planes)
         first = FORMATS["stacked"].prefix(q, planes)
         assert [part.bits for part in first.parts] == [min(planes, bits) for bits in (3, 2, 1)]
         y = LinearProduct(form, "dynamic", PATHS[-1])(x, packed, None)

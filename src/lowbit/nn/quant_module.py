@@ -5,10 +5,10 @@ with exactly the stored shape and dtype. A tied module holds no tensors but a re
 module that does.
 
 Where native code serves the module, the weight is *prepacked* at the first forward pass: one
-tensor in the order that the kernels read (kernels/lanes.py), saved nowhere, takes the place of the
-stored ones, whose buffers stay behind without data. A tied module uses that of the other. Whoever
-asks for the stored weight (state_dict, `.to()`, `qweight`) gets it back bit for bit, and the next
-forward pass prepacks again. There is never a second copy.
+tensor in the order that the kernels read (kernels/packed_layout.py), saved nowhere, takes the place
+of the stored ones, whose buffers stay behind without data. A tied module uses that of the other.
+Whoever asks for the stored weight (state_dict, `.to()`, `qweight`) gets it back bit for bit, and
+the next forward pass prepacks again. There is never a second copy.
 """
 
 import inspect
@@ -27,21 +27,21 @@ from lowbit.fallbacks import note
 from lowbit.formats import FORMATS, BinaryLayout, Layout, QTensor, StackedLayout
 from lowbit.kernels import ops
 from lowbit.kernels.selection import Kernel
-from lowbit.kernels.stacked_lanes import Prepacked, lanes_of
+from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 from lowbit.nn.decoded_weight import DecodedWeight
 
 # One module at a time changes its form: it takes less than a millisecond, and once.
 _CHANGING = threading.RLock()
 
 
-class Packed(nn.Module):
+class QuantModule(nn.Module):
     """Holds a stored weight [rows, columns]; `float_shape` is that of the weight it replaced."""
 
     compute_dtype: nn.Parameter
-    tied_to: "Packed | None"
+    tied_to: "QuantModule | None"
     replaced: nn.Module
     lanes: Tensor | None
-    form: Prepacked | None
+    form: AnyPackedLayout | None
 
     def __init__(
         self, layout: Layout, rows: int, columns: int, float_shape: tuple[int, int]
@@ -74,7 +74,7 @@ class Packed(nn.Module):
             setattr(self, name, tensor)
         return self
 
-    def tie(self, source: "Packed") -> Self:
+    def tie(self, source: "QuantModule") -> Self:
         """Use the stored tensors of `source` from now on."""
         for name in self.layout.tensors(self.rows, self.columns):
             delattr(self, name)
@@ -161,7 +161,7 @@ class Packed(nn.Module):
         lanes, form = owner.lanes, owner.form
         if lanes is None or form is None:
             return ops.dequantize(self.weight_in_use, dtype)
-        return ops.embedding_prepacked(torch.arange(self.rows), lanes, form, dtype)
+        return ops.embedding_packed(torch.arange(self.rows), lanes, form, dtype)
 
     def _decoded_for_a_reader(self) -> Tensor:
         note(self, "Code reads the weight itself, which is decoded for it.", warn=False)
@@ -176,7 +176,7 @@ class Packed(nn.Module):
         """The same in a few words."""
         return self.choose()[1]
 
-    def prepacked(self) -> tuple[Tensor | None, Prepacked | None]:
+    def prepacked(self) -> tuple[Tensor | None, AnyPackedLayout | None]:
         """The prepacked weight and its form, or nothing where the stored one is used."""
         owner = self if self.tied_to is None else self.tied_to
         lanes, form = owner.lanes, owner.form
@@ -184,13 +184,15 @@ class Packed(nn.Module):
             return owner._prepack()
         return lanes, form
 
-    def _prepack(self) -> tuple[Tensor | None, Prepacked | None]:
+    def _prepack(self) -> tuple[Tensor | None, AnyPackedLayout | None]:
         # Not as inference tensors: gradients may be asked for later.
         with _CHANGING, torch.inference_mode(False), _untraced():
             if not self.settled:
                 if self.rows and self.choose()[0].name != "reference":
                     q = self._assembled()
-                    self.form = lanes_of(self.layout, self.rows, self.columns, self.planes_in_use)
+                    self.form = packed_layout_of(
+                        self.layout, self.rows, self.columns, self.planes_in_use
+                    )
                     self.lanes = self.form.pack(q)
                     for name, tensor in q.tensors().items():
                         setattr(self, name, tensor.to("meta"))
@@ -315,4 +317,4 @@ def _empty_parameter(dtype: torch.dtype, device: torch.device) -> nn.Parameter:
 
 def is_quantized(model: nn.Module) -> bool:
     """Whether any module of it holds a stored weight."""
-    return any(isinstance(module, Packed) for module in model.modules())
+    return any(isinstance(module, QuantModule) for module in model.modules())
