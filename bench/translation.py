@@ -45,7 +45,7 @@ from lowbit.decoding.translator import Translator
 from lowbit.evaluation.peak import peak_bytes
 from lowbit.evaluation.tasks.translation import corpus_scores
 from lowbit.training.architecture import Architecture
-from lowbit.training.bcq import Plan, find_plan
+from lowbit.training.bcq import BcqPlan, find_plan
 from lowbit.training.lesson import Material, Pairs
 from lowbit.training.settings import OF_TASK
 from lowbit.training.train import train
@@ -69,7 +69,7 @@ class Arm:
     """Trained on from the float model: towards a plan, or in float. distill: the share of the loss
     that is the divergence from the model that it started from. times: as long as other arms."""
 
-    plan: Plan | None
+    plan: BcqPlan | None
     distill: float = DISTILL
     times: int = 1
 

@@ -50,10 +50,10 @@ if folder and text:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(text.read_text(), return_tensors="pt").input_ids[0, :TOKENS]
 else:
-    from lowbit.demo import Settings
+    from lowbit.demo import DemoSettings
     from lowbit.demo.cache import trained
 
-    demo = trained(Settings(), progress=False)
+    demo = trained(DemoSettings(), progress=False)
     source, prompt = "the GPT-2 of `lowbit demo`", "Return a new"
     model, tokenizer, ids = demo.model.eval(), demo.tokenizer, demo.held_out[:TOKENS]
 

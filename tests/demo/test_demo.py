@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lowbit import InputError, UsageError
-from lowbit.demo import Settings, run
+from lowbit.demo import DemoSettings, run
 from lowbit.demo.cache import DIGESTS, cache_folder, fingerprint, intact, trained
 from lowbit.demo.chain import RECIPES
 from lowbit.demo.corpus import documentation
@@ -13,7 +13,7 @@ from lowbit.demo.train import batches, rate
 from lowbit.evaluation.latency import Shape
 from lowbit.evaluation.study import Study
 
-TINY = Settings(
+TINY = DemoSettings(
     steps=3, batch=2, vocabulary=512, context=96, width=64, layers=1, heads=2, corpus_limit=120_000
 )
 

@@ -7,7 +7,7 @@ import pytest
 import lowbit
 from lowbit import InputError, UsageError
 from lowbit.evaluation.compare import compare
-from lowbit.evaluation.evaluate import Plan, evaluate, load_subject
+from lowbit.evaluation.evaluate import EvaluationPlan, evaluate, load_subject
 from lowbit.evaluation.latency import Shape
 from lowbit.evaluation.study import Measurement, Study
 from lowbit.evaluation.task import agreement
@@ -33,7 +33,7 @@ def quantized(source):
 def plan(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     task = make_task("perplexity", data=str(tmp_path / "text.txt"), new_tokens=4, samples=2)
-    return Plan((task,), (Shape(1, 8),), peak=False)
+    return EvaluationPlan((task,), (Shape(1, 8),), peak=False)
 
 
 def test_the_reference_comes_first_and_the_others_are_compared_with_it(source, quantized, plan):
@@ -69,7 +69,7 @@ def test_what_a_model_cannot_do_is_told_before_any_work(tmp_path, plan):
 
 
 def test_a_stride_that_cannot_be_is_told_before_any_work(source):
-    plan = Plan((make_task("perplexity", text=TEXT, context=8, stride=9),))
+    plan = EvaluationPlan((make_task("perplexity", text=TEXT, context=8, stride=9),))
     with pytest.raises(UsageError, match="stride 9 is outside 1 … 8, the context"):
         plan.check(load_subject(source))
 
@@ -102,11 +102,11 @@ def test_tasks_refuse_names_and_options_that_are_not_theirs():
 def test_a_text_or_a_file_but_not_both(source, task):
     for options in ({}, {"data": "a", "text": "b"}):
         with pytest.raises(UsageError, match="give data or text, one of them"):
-            evaluate([source], Plan((make_task(task, **options),)), progress=False)
+            evaluate([source], EvaluationPlan((make_task(task, **options),)), progress=False)
 
 
 def test_one_sentence_has_a_perplexity(source):
-    plan = Plan((make_task("perplexity", text="a short one"),), peak=False)
+    plan = EvaluationPlan((make_task("perplexity", text="a short one"),), peak=False)
     [record] = evaluate([source], plan, progress=False).models
     assert record.measurements[0].items == len("a short one") - 1
 
@@ -114,7 +114,7 @@ def test_one_sentence_has_a_perplexity(source):
 def test_generation_reads_a_prompt_from_each_line(source, tmp_path):
     (tmp_path / "prompts.txt").write_text("abc\n\n  \nxyz\n")
     task = make_task("generate", data=str(tmp_path / "prompts.txt"), new_tokens=3)
-    [record] = evaluate([source], Plan((task,), peak=False), progress=False).models
+    [record] = evaluate([source], EvaluationPlan((task,), peak=False), progress=False).models
     [found] = record.measurements
     assert [s.source for s in found.samples] == ["abc", "xyz"] and found.metrics == {}
     assert all(s.output.startswith(s.source) for s in found.samples)
@@ -122,7 +122,7 @@ def test_generation_reads_a_prompt_from_each_line(source, tmp_path):
 
 def test_prompts_that_are_none_are_refused(source):
     with pytest.raises(InputError, match="holds no prompt"):
-        evaluate([source], Plan((make_task("generate", text=" "),)), progress=False)
+        evaluate([source], EvaluationPlan((make_task("generate", text=" "),)), progress=False)
 
 
 class TestCompare:
@@ -162,7 +162,11 @@ class TestCompare:
         before = compare(source, ["int8"], plan, out, progress=False)
         (tmp_path / "text.txt").write_text(TEXT + "and more")
         after = compare(
-            source, ["int8"], Plan((replace(*plan.tasks),), (), peak=False), out, progress=False
+            source,
+            ["int8"],
+            EvaluationPlan((replace(*plan.tasks),), (), peak=False),
+            out,
+            progress=False,
         )
         counts = [s.models[1].measurements[0].items for s in (before, after)]
         assert counts[1] > counts[0]
@@ -179,7 +183,13 @@ class TestCompare:
         monkeypatch.setattr(module, "examine", lambda *a, **k: made.append(1) or examine(*a, **k))
 
         def times():
-            compare(model, [], Plan((replace(task),), peak=False), tmp_path / "out", progress=False)
+            compare(
+                model,
+                [],
+                EvaluationPlan((replace(task),), peak=False),
+                tmp_path / "out",
+                progress=False,
+            )
             return len(made)
 
         assert [times(), times()] == [1, 1]

@@ -6,13 +6,15 @@ from transformers import M2M100Config, M2M100ForConditionalGeneration, ViTConfig
 
 from lowbit import InputError
 from lowbit.conversion.footprint import ModuleSize
-from lowbit.inspect.checkpoint import Inspection, Row, inspect_model, run_once
+from lowbit.inspect.checkpoint import Inspection, ModuleRow, inspect_model, run_once
 from tests.models import SEQ2SEQ, make
 
 
 def test_every_reason_for_a_kernel_is_told():
     size = ModuleSize("a", "QuantLinear", 1, 1, 4)
-    rows = [Row(size, "int8", "reference", why) for why in ("narrow", "narrow", "groups of 8")]
+    rows = [
+        ModuleRow(size, "int8", "reference", why) for why in ("narrow", "narrow", "groups of 8")
+    ]
     seen = inspect_model(make("bert"))
     seen = Inspection(tuple(rows), seen.footprint, seen.resident_after_forward, {})
     assert seen.kernels == (("reference", "narrow"), ("reference", "groups of 8"))

@@ -13,7 +13,7 @@ from lowbit.qat.codes import Mode
 from lowbit.qat.projection import PARTS
 from lowbit.schemes import Clustered
 from lowbit.training.architecture import Architecture, new_model
-from lowbit.training.bcq import PLANS, Plan, find_plan
+from lowbit.training.bcq import PLANS, BcqPlan, find_plan
 from lowbit.training.projections import Projections
 
 RECIPE = PRESETS["bcq3-all"]
@@ -68,24 +68,24 @@ def steps_of(log, what, part="embedding"):
 
 
 def test_free_weights_are_projected_every_so_many_steps_and_at_the_end():
-    log, _ = run(Plan(RECIPE, every=4, straight=False, frozen=0), steps=10, epoch=5)
+    log, _ = run(BcqPlan(RECIPE, every=4, straight=False, frozen=0), steps=10, epoch=5)
     assert steps_of(log, "project") == [4, 8, 10]
     assert steps_of(log, "settle") == [10]
 
 
 def test_without_a_number_an_epochs_end_is_when():
-    log, _ = run(Plan(RECIPE, every=0, straight=False, frozen=0), steps=12, epoch=5)
+    log, _ = run(BcqPlan(RECIPE, every=0, straight=False, frozen=0), steps=12, epoch=5)
     assert steps_of(log, "project") == [5, 10, 12]
 
 
 def test_nothing_is_scored_or_saved_that_is_not_the_codes():
-    plan = Plan(RECIPE, every=4, straight=False, frozen=0)
+    plan = BcqPlan(RECIPE, every=4, straight=False, frozen=0)
     log, _ = run(plan, steps=8, epoch=8, scored={3, 8}, saved={6})
     assert steps_of(log, "sync") == [3, 6] and steps_of(log, "project") == [4, 8]
 
 
 def test_an_epochs_end_that_was_scored_as_a_step_is_projected_all_the_same():
-    plan = Plan(RECIPE, every=0, frozen=0)
+    plan = BcqPlan(RECIPE, every=0, frozen=0)
     log, _ = run(plan, steps=10, epoch=5, scored={5, 8, 10})
     assert steps_of(log, "sync") == [5, 8, 10] and steps_of(log, "project") == [5, 10]
 
@@ -101,7 +101,7 @@ def test_the_control_arm_is_scored_before_and_after_each_projection():
 
 
 def test_parts_begin_in_turn_and_freeze_together():
-    plan = Plan(RECIPE, every=5, phases=True, frozen=0.25)
+    plan = BcqPlan(RECIPE, every=5, phases=True, frozen=0.25)
     log, state = run(plan, steps=40, epoch=40)
     assert [steps_of(log, "straight", part) for part in PARTS] == [[0], [10], [20]]
     assert [steps_of(log, "frozen", part) for part in PARTS] == [[30], [30], [30]]
@@ -109,7 +109,7 @@ def test_parts_begin_in_turn_and_freeze_together():
 
 
 def test_what_was_best_before_a_part_began_is_no_longer_so():
-    plan = Plan(RECIPE, every=5, phases=True, frozen=0)
+    plan = BcqPlan(RECIPE, every=5, phases=True, frozen=0)
     state = TrainerState(max_steps=30, global_step=10, best_metric=50.0)
     state.best_model_checkpoint, state.best_global_step = "checkpoint-5", 5
     callback = Projections([Recorded(part, [], state) for part in PARTS], plan, lambda: None)
@@ -119,7 +119,7 @@ def test_what_was_best_before_a_part_began_is_no_longer_so():
 
 
 def test_a_training_that_goes_on_changes_nothing_at_its_start():
-    plan = Plan(RECIPE, every=4, frozen=0.5)
+    plan = BcqPlan(RECIPE, every=4, frozen=0.5)
     log, _ = run(plan, steps=16, epoch=16, start=10)
     assert log == [(16, part, "settle") for part in PARTS]  # frozen since step 8
 

@@ -25,7 +25,7 @@ from lowbit.conversion.recipe import PRESETS, Recipe
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.glue import Glue
 from lowbit.qat.prepare import QatOptions
-from lowbit.training.bcq import Plan
+from lowbit.training.bcq import BcqPlan
 from lowbit.training.lesson import Material, load_with_head
 from lowbit.training.settings import Settings
 from lowbit.training.train import train
@@ -288,8 +288,8 @@ def test_starting_again_leaves_no_old_checkpoint_to_resume_from(source, data, tm
     [
         ("grue", QUICK, "there is no task 'grue' to train"),
         ("glue", Settings(qat="int9"), "qat 'int9' is unknown"),
-        ("glue", Settings(plan=Plan(Recipe((), "../x"))), "'../x' cannot name a folder"),
-        ("glue", Settings(plan=Plan(Recipe((), "float"))), "'float' cannot name a folder"),
+        ("glue", Settings(plan=BcqPlan(Recipe((), "../x"))), "'../x' cannot name a folder"),
+        ("glue", Settings(plan=BcqPlan(Recipe((), "float"))), "'float' cannot name a folder"),
         ("squad", QUICK, "holds 0 files"),
         ("language", QUICK, "train.txt"),
         (

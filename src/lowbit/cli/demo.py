@@ -13,11 +13,11 @@ from rich.text import Text
 from lowbit.cli.options import this_command
 from lowbit.cli.summary import say_written
 from lowbit.cli.tables import MEBI
-from lowbit.demo import Settings, run
+from lowbit.demo import DemoSettings, run
 from lowbit.evaluation.study import Study
 from lowbit.report.tables import kernels
 
-DEFAULTS = Settings()
+DEFAULTS = DemoSettings()
 
 
 def demo(
@@ -47,7 +47,7 @@ def demo(
     """
     outputs = output or [Path("lowbit-demo.html")]
     progress = not (quiet or as_json)
-    report = run(outputs, Settings(steps=steps), retrain, progress, [this_command()])
+    report = run(outputs, DemoSettings(steps=steps), retrain, progress, [this_command()])
     if as_json:
         print(json.dumps(report.to_dict()))
         return

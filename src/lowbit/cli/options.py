@@ -12,7 +12,7 @@ import typer
 from transformers import PreTrainedModel
 
 from lowbit.errors import UsageError
-from lowbit.evaluation.evaluate import Plan
+from lowbit.evaluation.evaluate import EvaluationPlan
 from lowbit.evaluation.latency import Shape, default_shapes
 from lowbit.evaluation.task import Task
 from lowbit.evaluation.tasks import TASKS, make_task, options_of
@@ -65,7 +65,7 @@ class Measured:
         ),
     ] = None
 
-    def plan(self, model: PreTrainedModel | None = None, pictures: bool = False) -> Plan:
+    def plan(self, model: PreTrainedModel | None = None, pictures: bool = False) -> EvaluationPlan:
         """Raises UsageError for unknown tasks, options that a task does not have, and shapes that
         are none. By default what is timed depends on the model; without one nothing is."""
         options = {
@@ -79,7 +79,7 @@ class Measured:
         if self.task is not None:
             seed = {"seed": self.seed} if "seed" in options_of(self.task) else {}
             tasks = (make_task(self.task, **options, **seed),)
-        return Plan(tasks, self._shapes(model), pictures, seed=self.seed)
+        return EvaluationPlan(tasks, self._shapes(model), pictures, seed=self.seed)
 
     def _shapes(self, model: PreTrainedModel | None) -> tuple[Shape, ...]:
         if self.shapes is None:

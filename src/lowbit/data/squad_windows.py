@@ -14,7 +14,7 @@ from lowbit.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Windows:
+class QuestionWindows:
     """What the model reads. `inputs`: the tokenizer's columns, one list of ids a window;
     `questions`: which question a window is of; `spans`: the characters of the context that each
     token stands for, None for tokens that are not of the context. `cut_questions`: how many
@@ -26,7 +26,9 @@ class Windows:
     cut_questions: int
 
 
-def split(tokenizer: Any, questions: Sequence[Question], max_length: int, stride: int) -> Windows:
+def split(
+    tokenizer: Any, questions: Sequence[Question], max_length: int, stride: int
+) -> QuestionWindows:
     """All windows of all questions. Raises UsageError where max_length leaves questions no room."""
     room = question_room(tokenizer, max_length, stride)
     # Some of SQuAD's questions start with many blanks, which only take room.
@@ -55,7 +57,7 @@ def split(tokenizer: Any, questions: Sequence[Question], max_length: int, stride
         ]
         for row, places in enumerate(offsets)
     ]
-    return Windows(dict(encoded), owners, spans, cut)
+    return QuestionWindows(dict(encoded), owners, spans, cut)
 
 
 def question_room(tokenizer: Any, max_length: int, stride: int) -> int:

@@ -1,6 +1,6 @@
 """The whole chain without a download: train a small model here, quantize it, measure, draw."""
 
 from lowbit.demo.chain import Report, run
-from lowbit.demo.model import Settings
+from lowbit.demo.model import DemoSettings
 
-__all__ = ["Report", "Settings", "run"]
+__all__ = ["Report", "DemoSettings", "run"]

@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lowbit.checkpoint.atomic_write import staged, writing
 from lowbit.demo.corpus import documentation
-from lowbit.demo.model import END_OF_TEXT, Settings, new_model, new_tokenizer
+from lowbit.demo.model import END_OF_TEXT, DemoSettings, new_model, new_tokenizer
 from lowbit.demo.train import train
 from lowbit.progress import without_transformers_bars
 
@@ -40,7 +40,7 @@ class Trained:
     from_cache: bool
 
 
-def trained(settings: Settings, retrain: bool = False, progress: bool = True) -> Trained:
+def trained(settings: DemoSettings, retrain: bool = False, progress: bool = True) -> Trained:
     """The cached model, trained first where there is none, it is damaged, or `retrain` is set.
 
     Raises InputError where the cache cannot be written or this Python has no documentation.
@@ -62,7 +62,7 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "lowbit"
 
 
-def fingerprint(settings: Settings) -> str:
+def fingerprint(settings: DemoSettings) -> str:
     """The same for the same settings and interpreter, whose documentation is the text."""
     made_from = json.dumps([asdict(settings), sys.version])
     return hashlib.sha256(made_from.encode()).hexdigest()[:16]
@@ -86,7 +86,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def _make(folder: Path, settings: Settings, progress: bool) -> None:
+def _make(folder: Path, settings: DemoSettings, progress: bool) -> None:
     corpus = documentation(settings.corpus_limit, progress)
     tokenizer = new_tokenizer(corpus.train, settings)
     with torch.random.fork_rng(devices=[]):

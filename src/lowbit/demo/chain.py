@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.demo.cache import HELD_OUT, Trained, trained
-from lowbit.demo.model import Settings
+from lowbit.demo.model import DemoSettings
 from lowbit.errors import UsageError
-from lowbit.evaluation.evaluate import Plan, examine
+from lowbit.evaluation.evaluate import EvaluationPlan, examine
 from lowbit.evaluation.latency import Shape
 from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject
@@ -48,7 +48,7 @@ class Report:
 
 def run(
     outputs: Sequence[Path],
-    settings: Settings,
+    settings: DemoSettings,
     retrain: bool = False,
     progress: bool = True,
     commands: Sequence[str] = (),
@@ -75,7 +75,7 @@ def _compare(base: Trained, seed: int, progress: bool) -> tuple[ModelRecord, ...
         Perplexity(held_out, samples=0),
         Generate(text=PROMPT, new_tokens=NEW_TOKENS, seed=seed),
     )
-    plan = Plan(tasks, (SHAPE,), pictures=True, peak=False, seed=seed, rounds=ROUNDS)
+    plan = EvaluationPlan(tasks, (SHAPE,), pictures=True, peak=False, seed=seed, rounds=ROUNDS)
     reference = Subject("float32", base.model, base.tokenizer)
     with progress_bar(1 + len(RECIPES), "comparing", "model", progress) as bar:
         records = [examine(reference, base.folder, plan, progress=False)]

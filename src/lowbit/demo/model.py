@@ -10,7 +10,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
-class Settings:
+class DemoSettings:
     """Everything that decides what is trained. `corpus_limit` counts characters."""
 
     steps: int = 300
@@ -25,7 +25,7 @@ class Settings:
     corpus_limit: int | None = None
 
 
-def new_tokenizer(documents: Iterable[str], settings: Settings) -> PreTrainedTokenizerFast:
+def new_tokenizer(documents: Iterable[str], settings: DemoSettings) -> PreTrainedTokenizerFast:
     """Merges learned from the documents; every byte is a token of its own, so none is unknown."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -45,7 +45,7 @@ def new_tokenizer(documents: Iterable[str], settings: Settings) -> PreTrainedTok
     )
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> GPT2LMHeadModel:
+def new_model(tokenizer: PreTrainedTokenizerFast, settings: DemoSettings) -> GPT2LMHeadModel:
     """A GPT-2 with random weights, tied embeddings and no dropout.
 
     Its activation function is GPT-2's own, by the name of its fused implementation.

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import GPT2LMHeadModel
 
-from lowbit.demo.model import Settings
+from lowbit.demo.model import DemoSettings
 from lowbit.progress import progress_bar
 
 LOWEST_RATE = 0.05  # the share of the learning rate that cosine ends with
@@ -24,7 +24,7 @@ WEIGHT_DECAY = 0.1
 
 @torch.enable_grad()
 def train(
-    model: GPT2LMHeadModel, ids: Integer[Tensor, " n"], settings: Settings, progress: bool
+    model: GPT2LMHeadModel, ids: Integer[Tensor, " n"], settings: DemoSettings, progress: bool
 ) -> None:
     """Train `model` in place on the token ids for `settings.steps` steps."""
     optimizer = torch.optim.AdamW(
@@ -70,7 +70,7 @@ def rate(step: int, steps: int) -> float:
     return LOWEST_RATE + (1 - LOWEST_RATE) * (1 + math.cos(math.pi * done)) / 2
 
 
-def batches(ids: Integer[Tensor, " n"], settings: Settings) -> Iterator[Integer[Tensor, "b t"]]:
+def batches(ids: Integer[Tensor, " n"], settings: DemoSettings) -> Iterator[Integer[Tensor, "b t"]]:
     """`steps` batches [batch, context + 1]; the order starts again when the text is used up."""
     starts = torch.arange(0, len(ids) - settings.context, settings.context)
     generator = torch.Generator().manual_seed(settings.seed)

@@ -22,7 +22,7 @@ from lowbit.checkpoint.read import find, weight_files
 from lowbit.conversion.plan import check_static, cover
 from lowbit.conversion.recipe import Recipe, load_recipe, names_a_folder
 from lowbit.errors import InputError, UsageError
-from lowbit.evaluation.evaluate import Plan, examine, load_subject
+from lowbit.evaluation.evaluate import EvaluationPlan, examine, load_subject
 from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject
 from lowbit.inspect.environment import describe
@@ -36,7 +36,7 @@ CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 def compare(
     model: str | Path,
     recipes: Sequence[str | Path | Recipe],
-    plan: Plan | Callable[[Subject], Plan],
+    plan: EvaluationPlan | Callable[[Subject], EvaluationPlan],
     folder: str | Path,
     commands: Sequence[str] = (),
     progress: bool = True,
@@ -59,7 +59,7 @@ def compare(
             raise UsageError(f"the recipe's name {name!r} cannot name a folder")
     _make(folder)
     reference = load_subject(source)
-    plan = plan if isinstance(plan, Plan) else plan(reference)
+    plan = plan if isinstance(plan, EvaluationPlan) else plan(reference)
     plan.check(reference)
     for recipe in chosen:
         check_static(cover(reference.model, recipe))
@@ -88,7 +88,7 @@ def _quantized(
     source: Path,
     recipe: Recipe,
     out: Path,
-    plan: Plan,
+    plan: EvaluationPlan,
     reference: Subject,
     first: ModelRecord,
     progress: bool,
@@ -99,7 +99,9 @@ def _quantized(
     return examine(subject, out, plan, reference, first, progress)
 
 
-def _kept(file: Path, mark: str, plan: Plan, make: Callable[[], ModelRecord]) -> ModelRecord:
+def _kept(
+    file: Path, mark: str, plan: EvaluationPlan, make: Callable[[], ModelRecord]
+) -> ModelRecord:
     """The record in `file` if it has this fingerprint, else the one that is made, written there."""
     known = _recorded(file, mark)
     if known is None:
@@ -127,7 +129,9 @@ def _recorded(file: Path, mark: str) -> ModelRecord | None:
         return None
 
 
-def _fingerprint(source: Path, reference: Subject, plan: Plan, recipe: Recipe | None) -> str:
+def _fingerprint(
+    source: Path, reference: Subject, plan: EvaluationPlan, recipe: Recipe | None
+) -> str:
     """Of the checkpoint's, the tokenizer's and the data's files (size and time), the plan, recipe
     and versions."""
     names = {*CONFIGS, *getattr(reference.tokenizer, "vocab_files_names", {}).values()}

@@ -17,7 +17,7 @@ from lowbit.inspect.environment import describe
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What is asked of every model.
 
     shapes: what is timed, in so many `rounds`; nothing where it is empty. pictures: whether weights
@@ -52,7 +52,7 @@ def load_subject(model: str | Path, name: str | None = None) -> Subject:
 
 def evaluate(
     models: Sequence[str | Path],
-    plan: Plan | Callable[[Subject], Plan],
+    plan: EvaluationPlan | Callable[[Subject], EvaluationPlan],
     against: str | Path | None = None,
     commands: Sequence[str] = (),
     progress: bool = True,
@@ -69,7 +69,7 @@ def evaluate(
         raise UsageError("there is no model to evaluate")
     first, *others = ([against] if against is not None else []) + list(models)
     reference = load_subject(first)
-    plan = plan if isinstance(plan, Plan) else plan(reference)
+    plan = plan if isinstance(plan, EvaluationPlan) else plan(reference)
     plan.check(reference)
     records = [examine(reference, find(str(first)), plan, progress=progress)]
     for model in others:
@@ -84,7 +84,7 @@ def evaluate(
 def examine(
     subject: Subject,
     folder: Path | None,
-    plan: Plan,
+    plan: EvaluationPlan,
     reference: Subject | None = None,
     reference_record: ModelRecord | None = None,
     progress: bool = True,

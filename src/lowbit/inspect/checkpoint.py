@@ -18,7 +18,7 @@ from lowbit.nn import QuantEmbedding, QuantLinear, QuantModule
 
 
 @dataclass(frozen=True)
-class Row:
+class ModuleRow:
     """One module: its size, how its weight is stored, the kernel that serves it here, and why.
 
     The kernel is empty for a module that is plain float.
@@ -35,7 +35,7 @@ class Inspection:
     """`errors` are those recorded when the weights were quantized; `guarded`: whether a program
     without lowbit fails to load the folder, instead of computing with wrong weights."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ModuleRow, ...]
     footprint: Footprint
     resident_after_forward: int
     errors: dict[str, WeightError]
@@ -95,7 +95,9 @@ def inspect_model(model: PreTrainedModel, folder: Path | None = None) -> Inspect
     }
     rows = [_row(model, module) for module in size.modules if module.name not in tied]
     rows += [
-        Row(ModuleSize(name, type(module).__name__, 0, 0, 0), f"tied to {owners[module.tied_to]}")
+        ModuleRow(
+            ModuleSize(name, type(module).__name__, 0, 0, 0), f"tied to {owners[module.tied_to]}"
+        )
         for name, module in model.named_modules()
         if isinstance(module, QuantModule) and module.tied_to is not None
     ]
@@ -115,10 +117,10 @@ def run_once(model: PreTrainedModel) -> None:
         model(**inputs)
 
 
-def _row(model: PreTrainedModel, size: ModuleSize) -> Row:
+def _row(model: PreTrainedModel, size: ModuleSize) -> ModuleRow:
     module = model.get_submodule(size.name)
     if isinstance(module, QuantLinear | QuantEmbedding):
         kernel, _, why = module.kernel().partition(": ")
-        return Row(size, module.describe(), kernel, why)
+        return ModuleRow(size, module.describe(), kernel, why)
     dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters(recurse=False)}
-    return Row(size, " ".join(sorted(dtypes)))
+    return ModuleRow(size, " ".join(sorted(dtypes)))

@@ -65,7 +65,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Task:
+class ComparedTask:
     """What makes two measurements comparable."""
 
     name: str
@@ -75,7 +75,7 @@ class Task:
     settings: tuple[tuple[str, str | int | float | None], ...]
 
     @classmethod
-    def of(cls, found: Measurement) -> "Task":
+    def of(cls, found: Measurement) -> "ComparedTask":
         return cls(found.task, found.data, found.unit, found.items, tuple(found.settings.items()))
 
     @property
@@ -86,7 +86,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ComparedShape:
     """What makes two timings comparable."""
 
     batch: int
@@ -95,7 +95,7 @@ class Shape:
     threads: int
 
     @classmethod
-    def of(cls, timing: Timing) -> "Shape":
+    def of(cls, timing: Timing) -> "ComparedShape":
         return cls(timing.batch, timing.length, timing.new_tokens, timing.threads)
 
     @property
@@ -105,21 +105,23 @@ class Shape:
         return f"forward {self.batch} × {plural(self.length, 'token')}"
 
 
-def tasks(study: Study) -> dict[Task, list[Measurement | None]]:
+def tasks(study: Study) -> dict[ComparedTask, list[Measurement | None]]:
     """Every task with what each model of the study, in order, made of it."""
-    found: dict[Task, list[Measurement | None]] = {}
+    found: dict[ComparedTask, list[Measurement | None]] = {}
     for index, model in enumerate(study.models):
         for measurement in model.measurements:
-            found.setdefault(Task.of(measurement), [None] * len(study.models))[index] = measurement
+            found.setdefault(ComparedTask.of(measurement), [None] * len(study.models))[index] = (
+                measurement
+            )
     return found
 
 
-def shapes(study: Study) -> dict[Shape, list[Timing | None]]:
+def shapes(study: Study) -> dict[ComparedShape, list[Timing | None]]:
     """Every shape with the timing of each model of the study, in order."""
-    found: dict[Shape, list[Timing | None]] = {}
+    found: dict[ComparedShape, list[Timing | None]] = {}
     for index, model in enumerate(study.models):
         for timing in model.timings:
-            found.setdefault(Shape.of(timing), [None] * len(study.models))[index] = timing
+            found.setdefault(ComparedShape.of(timing), [None] * len(study.models))[index] = timing
     return found
 
 

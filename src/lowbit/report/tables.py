@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lowbit.evaluation.study import Measurement, ModelRecord, Study, Timing
 from lowbit.report import wording
-from lowbit.report.comparison import Shape, change, metric_names, shapes, tasks
+from lowbit.report.comparison import ComparedShape, change, metric_names, shapes, tasks
 from lowbit.report.wording import UNMEASURED
 
 
@@ -140,7 +140,7 @@ def _against(before: float | None, after: float | None, index: int) -> tuple[str
     return f"{wording.times(1 / ratio)} larger", "worse"
 
 
-def _times(shape: Shape, timings: list[Timing | None]) -> Iterator[Row]:
+def _times(shape: ComparedShape, timings: list[Timing | None]) -> Iterator[Row]:
     yield Row(shape.label, "time", tuple(_seconds(timing) for timing in timings))
     rates = [Cell() if t is None else Cell(_rate(t)) for t in timings]
     yield Row(shape.label, "tokens per second", tuple(rates))

@@ -10,7 +10,7 @@ import math
 
 from lowbit.evaluation.study import Measurement, Metric, ModelRecord, Study
 from lowbit.report import wording
-from lowbit.report.comparison import FACTOR_ABOVE, Change, Task, change, deciding, tasks
+from lowbit.report.comparison import FACTOR_ABOVE, Change, ComparedTask, change, deciding, tasks
 
 # Nobody would call a difference within this share a difference in size or speed.
 ALIKE = 0.02
@@ -81,7 +81,7 @@ def _measured(measurement: Measurement | None) -> bool:
     return measurement is not None and bool(measurement.metrics)
 
 
-def _metric(task: Task, found: list[Measurement | None], index: int, several: bool) -> str:
+def _metric(task: ComparedTask, found: list[Measurement | None], index: int, several: bool) -> str:
     measurement, name = found[index], deciding([found[index]])
     assert measurement is not None and name is not None
     metric = measurement.metrics[name]

@@ -232,7 +232,7 @@ def nearest_codes(groups: Float32[Tensor, "N n"], found: Levels) -> UInt8[Tensor
     return nearest.to(torch.int8).view(torch.uint8)
 
 
-class Solver(NamedTuple):
+class CodeSearch(NamedTuple):
     """How α and o are found, and how codes follow from them."""
 
     levels: Callable[[Tensor, Binary], Levels]
@@ -240,6 +240,6 @@ class Solver(NamedTuple):
 
 
 SOLVERS = {
-    "greedy": Solver(greedy_levels, greedy_codes),
-    "alternating": Solver(alternating_levels, nearest_codes),
+    "greedy": CodeSearch(greedy_levels, greedy_codes),
+    "alternating": CodeSearch(alternating_levels, nearest_codes),
 }

@@ -24,7 +24,7 @@ ITERATIONS = 3
 
 
 @dataclass(frozen=True)
-class Codes:
+class AffineCodes:
     """Which codes there are: lowest … highest of q − half, the zero point among 0 … 2^bits − 1."""
 
     bits: int
@@ -33,7 +33,7 @@ class Codes:
     scale_dtype: torch.dtype
 
     @classmethod
-    def of(cls, scheme: Scheme, weight: Tensor) -> "Codes":
+    def of(cls, scheme: Scheme, weight: Tensor) -> "AffineCodes":
         """Raises UsageError for a scheme whose codes are not affine, and as the scheme does."""
         layout = scheme.quantize(weight).layout
         if not isinstance(layout, AffineLayout):
@@ -95,7 +95,9 @@ class Grid:
         return (q - self.zero).mul_(self.scale)
 
 
-def fit_grid(w: Float64[Tensor, "n out"], importance: Float64[Tensor, " n"], codes: Codes) -> Grid:
+def fit_grid(
+    w: Float64[Tensor, "n out"], importance: Float64[Tensor, " n"], codes: AffineCodes
+) -> Grid:
     """The best grid found for each row of the weight, with scales as stored."""
     low, high = w.amin(0).clamp(max=0), w.amax(0).clamp(min=0)
     if not codes.zero_point:

@@ -30,7 +30,7 @@ from lowbit.nn.estimators import straight_through
 from lowbit.progress import tracked
 from lowbit.schemes import Scheme
 from lowbit.schemes.weight_range import weight_range
-from lowbit.solvers.affine_grid import Codes
+from lowbit.solvers.affine_grid import AffineCodes
 from lowbit.solvers.block import Block
 from lowbit.solvers.hessian import damp
 
@@ -62,7 +62,7 @@ def solve_block(
     roundings, nearest = {}, {}
     for name, weight in weights.items():
         with naming(f"{name}.weight"):
-            roundings[name] = Rounding(weight, Codes.of(schemes[name], weight))
+            roundings[name] = Rounding(weight, AffineCodes.of(schemes[name], weight))
             nearest[name] = schemes[name].quantize(weight)
     _descend(roundings, block.error, block.batches, iterations, progress)
     found: dict[str, QTensor] = {name: _assemble(r.codes, [r]) for name, r in roundings.items()}
@@ -86,7 +86,7 @@ def solve(
     Options and errors as those of `solve_block`.
     """
     _check(iterations)
-    codes, matrix = Codes.of(scheme, weight), damp(hessian, DAMPING).float()
+    codes, matrix = AffineCodes.of(scheme, weight), damp(hessian, DAMPING).float()
     weight = weight.float()
     whole = codes.granularity.kind == "tensor"
     at_once = len(weight) if whole else max(1, WEIGHTS_AT_ONCE // weight.shape[1])
@@ -112,7 +112,7 @@ class Rounding:
     """One weight, rounded as v [out, groups, width], α and β [units, groups] say; `learned` is the
     three of them."""
 
-    def __init__(self, weight: Float[Tensor, "out in"], codes: Codes) -> None:
+    def __init__(self, weight: Float[Tensor, "out in"], codes: AffineCodes) -> None:
         self.codes, self.columns = codes, weight.shape[1]
         self.weight = codes.granularity.split(weight.float())
         self.low, self.high = weight_range(weight, codes.granularity)
@@ -153,7 +153,7 @@ def _rounded(x: Tensor) -> Tensor:
     return straight_through(x, x.round())
 
 
-def _assemble(codes: Codes, parts: Sequence[Rounding]) -> AffineTensor:
+def _assemble(codes: AffineCodes, parts: Sequence[Rounding]) -> AffineTensor:
     """The stored form of a weight from its rows."""
     stored = zip(*(part.stored() for part in parts), strict=True)
     q, scale, zero = (torch.cat(tensors) for tensors in stored)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from lowbit.solvers.affine_grid import Codes, Grid
+from lowbit.solvers.affine_grid import AffineCodes, Grid
 
 COLUMNS_AT_ONCE = 64
 RIDGE = 1e-9
@@ -25,7 +25,7 @@ def descend(
     q: Float64[Tensor, "in out"],
     grids: list[Grid],
     width: int,
-    codes: Codes,
+    codes: AffineCodes,
     rounds: int,
 ) -> tuple[Float64[Tensor, "in out"], list[Grid]]:
     """Codes and grids after so many rounds, or fewer where they gain nothing."""
@@ -46,7 +46,7 @@ def better_scales(
     q: Float64[Tensor, "in out"],
     grids: Sequence[Grid],
     width: int,
-    codes: Codes,
+    codes: AffineCodes,
 ) -> list[Grid]:
     """The scales of least error, as stored, in the rows where they are better."""
     parts = [p - g.zero for p, g in zip(q.split(width), grids, strict=True)]

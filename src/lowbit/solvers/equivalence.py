@@ -17,7 +17,7 @@ from lowbit.solvers.blocks import Stage
 TOLERANCE = 1e-5
 
 
-class Trial:
+class Equivalence:
     """A block, and what it computes from the first batch.
 
     order: its modules that hold parameters, as they are first called.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lowbit.conversion.module_weights import Weights, weights_of
 from lowbit.solvers.block_runner import Playback
 from lowbit.solvers.blocks import Stage
-from lowbit.solvers.equivalence import Trial, parameter_names
+from lowbit.solvers.equivalence import Equivalence, parameter_names
 from lowbit.solvers.observe import Observed
 
 TRIALS = 4
@@ -40,7 +40,7 @@ def fold(
         return set(), list(seen.reads)
     changed: set[str] = set()
     left: list[str] = []
-    trial = Trial(playback, stage)
+    trial = Equivalence(playback, stage)
     for names in seen.shared():
         readers = [layers[name] for name in names]
         maker = _maker(trial, readers)
@@ -54,7 +54,7 @@ def fold(
     return changed, left
 
 
-def _maker(trial: Trial, readers: Sequence[nn.Module]) -> nn.Module | None:
+def _maker(trial: Equivalence, readers: Sequence[nn.Module]) -> nn.Module | None:
     """The nearest module before the readers that can take factors for them, or None."""
     if any(module not in trial.order for module in readers):
         return None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lowbit.formats import AffineTensor
 from lowbit.schemes import Scheme
-from lowbit.solvers.affine_grid import Codes, Grid, fit_grid
+from lowbit.solvers.affine_grid import AffineCodes, Grid, fit_grid
 from lowbit.solvers.descent import descend
 from lowbit.solvers.hessian import damp
 
@@ -42,7 +42,7 @@ def solve(
 
     Raises UsageError for a scheme that is not affine, InputError for a weight that is not finite.
     """
-    codes = Codes.of(scheme, weight)
+    codes = AffineCodes.of(scheme, weight)
     target, matrix = weight.double().t().contiguous(), damp(hessian, damping)
     columns = len(target)
     width = codes.granularity.width(columns)
@@ -84,7 +84,7 @@ def ordered(
     return sorted(groups, key=lambda g: -importance[g].mean().item())
 
 
-def _fit_tensor(target: Float64[Tensor, "in out"], codes: Codes) -> Grid:
+def _fit_tensor(target: Float64[Tensor, "in out"], codes: AffineCodes) -> Grid:
     """One grid for all rows."""
     grid = fit_grid(target.reshape(-1, 1), target.new_ones(target.numel()), codes)
     rows = target.shape[1]

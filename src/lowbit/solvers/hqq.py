@@ -21,7 +21,7 @@ from torch import Tensor
 from lowbit.formats import AffineTensor
 from lowbit.formats.granularity import row_blocks
 from lowbit.schemes import Scheme
-from lowbit.solvers.affine_grid import Codes, Grid
+from lowbit.solvers.affine_grid import AffineCodes, Grid
 
 NORM = 0.7
 GROWTH = 1.05
@@ -38,7 +38,7 @@ def solve(
 
     Raises UsageError for a scheme that is not affine, InputError for a weight that is not finite.
     """
-    codes = Codes.of(scheme, weight)
+    codes = AffineCodes.of(scheme, weight)
     width = codes.granularity.width(weight.shape[1])
     if codes.granularity.kind == "tensor":
         whole = half_quadratic(weight.double().reshape(-1, 1), codes, iterations, beta)
@@ -54,7 +54,9 @@ def solve(
     return codes.assemble(torch.cat(q, 1), torch.cat(scales), torch.cat(zeros))
 
 
-def half_quadratic(w: Float64[Tensor, "n out"], codes: Codes, iterations: int, beta: float) -> Grid:
+def half_quadratic(
+    w: Float64[Tensor, "n out"], codes: AffineCodes, iterations: int, beta: float
+) -> Grid:
     """The best grid met for each row of the weight."""
     low, high = w.amin(0).clamp(max=0), w.amax(0).clamp(min=0)
     if codes.zero_point:

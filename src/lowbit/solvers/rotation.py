@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lowbit.conversion.module_weights import Weights, matrix, oriented, weights_of
 from lowbit.solvers.block_runner import Playback
 from lowbit.solvers.blocks import Stage
-from lowbit.solvers.equivalence import Trial, parameter_names
+from lowbit.solvers.equivalence import Equivalence, parameter_names
 
 # What attention modules of transformers call the size of a head.
 HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
@@ -41,7 +41,7 @@ class _Linear(NamedTuple):
 def rotate(playback: Playback, stage: Stage) -> set[str]:
     """Rotate the heads of a block wherever that leaves it as it was; the names of the parameters
     that changed."""
-    trial, changed = Trial(playback, stage), set[str]()
+    trial, changed = Equivalence(playback, stage), set[str]()
     layers = [_Linear(m, w) for m in trial.order if isinstance(w := weights_of(m), Weights)]
     layers = [layer for layer in layers if layer.weights.kind == "linear"]
     for i, value in enumerate(layers):

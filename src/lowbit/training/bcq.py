@@ -19,7 +19,7 @@ from lowbit.schemes import Binary, Clustered
 
 
 @dataclass(frozen=True)
-class Plan:
+class BcqPlan:
     """every: steps between projections, 500 to 2,000 as a rule; 0 for once an epoch. straight: the
     codes are computed with between them too, with straight-through gradients; else the decoded
     weights train on in float. phases: the parts of the model begin one after the other. frozen:
@@ -85,24 +85,24 @@ MIXED = CHUNG_2020 | {"*.encoder.*.self_attn.*": 2, "*.encoder.*.fc?": 2}
 PER_ROW: dict[str, Any] = {"granularity": CHANNEL, "offset": False}
 
 PLANS = {
-    **{str(bits): Plan(PRESETS[f"bcq{bits}-all"]) for bits in (1, 2, 3, 4)},
+    **{str(bits): BcqPlan(PRESETS[f"bcq{bits}-all"]) for bits in (1, 2, 3, 4)},
     # The control arm: greedy codes of everything, per row, at the end of each epoch.
-    "bcq-reference": Plan(
+    "bcq-reference": BcqPlan(
         everything({"@embedding": 3, "@linear": 3}, "bcq-reference", solver="greedy", **PER_ROW),
         every=0,
         straight=False,
         frozen=0.0,
         score_before=True,
     ),
-    "chung-2020": Plan(everything(CHUNG_2020, "chung-2020", **PER_ROW)),
-    "bcq-mixed": Plan(everything(MIXED, "bcq-mixed", **PER_ROW)),
-    "bcq-clustered": Plan(
+    "chung-2020": BcqPlan(everything(CHUNG_2020, "chung-2020", **PER_ROW)),
+    "bcq-mixed": BcqPlan(everything(MIXED, "bcq-mixed", **PER_ROW)),
+    "bcq-clustered": BcqPlan(
         in_clusters(everything(MIXED, "bcq-clustered", **PER_ROW), Clustered(4, **PER_ROW))
     ),
 }
 
 
-def find_plan(name: str, options: Mapping[str, Any]) -> Plan:
+def find_plan(name: str, options: Mapping[str, Any]) -> BcqPlan:
     """A plan by name, or that of a recipe; `options` that are not None take the place of its own,
     those of a scheme in all its rules. Raises UsageError."""
     plan = PLANS.get(name)
@@ -111,7 +111,7 @@ def find_plan(name: str, options: Mapping[str, Any]) -> Plan:
             raise UsageError(
                 f"plan {name!r} is unknown: use {', '.join(PLANS)}, or a recipe of binary codes"
             )
-        plan = Plan(load_recipe(name))
+        plan = BcqPlan(load_recipe(name))
     given = {key: value for key, value in options.items() if value is not None}
     if "granularity" in given:
         given["granularity"] = Granularity.parse(given["granularity"])

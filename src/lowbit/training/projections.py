@@ -11,14 +11,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lowbit.qat.codes import Mode
 from lowbit.qat.projection import CodedWeight
-from lowbit.training.bcq import Plan
+from lowbit.training.bcq import BcqPlan
 
 
 class Projections(TrainerCallback):
     """score_before: called before a projection at which the model is scored, if the plan asks."""
 
     def __init__(
-        self, weights: Sequence[CodedWeight], plan: Plan, score_before: Callable[[], None]
+        self, weights: Sequence[CodedWeight], plan: BcqPlan, score_before: Callable[[], None]
     ) -> None:
         self.weights, self.plan, self.score_before = weights, plan, score_before
         self.begun: set[str] = set()

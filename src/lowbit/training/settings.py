@@ -6,7 +6,7 @@ from typing import Any
 from lowbit.conversion.recipe import PRESETS, Recipe, load_recipe, names_a_folder
 from lowbit.errors import UsageError
 from lowbit.qat.prepare import QatOptions
-from lowbit.training.bcq import Plan
+from lowbit.training.bcq import BcqPlan
 
 # What else training writes.
 OUTPUTS = ("checkpoints", "float", "texts", "training.json")
@@ -28,7 +28,7 @@ class Settings:
     """
 
     qat: str = "none"
-    plan: Plan | None = None
+    plan: BcqPlan | None = None
     distill: float = 0.0
     options: QatOptions = field(default_factory=QatOptions)
     learning_rate: float = 5e-5

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from lowbit.data import squad, squad_windows
-from lowbit.data.squad_windows import Windows
+from lowbit.data.squad_windows import QuestionWindows
 from lowbit.errors import UsageError
 from lowbit.evaluation.tasks.squad import Squad
 from lowbit.training.lesson import Example, Lesson, Material, load_with_head, padded, some
@@ -64,7 +64,7 @@ def collated(
     return collate
 
 
-def answer_tokens(windows: Windows, row: int, start: int, end: int) -> tuple[int, int]:
+def answer_tokens(windows: QuestionWindows, row: int, start: int, end: int) -> tuple[int, int]:
     """Tokens of window `row` that hold characters start … end − 1 of the context; (0, 0) unless
     it holds all of them."""
     inside = [

@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING
 from lowbit.data import squad, squad_windows
 from lowbit.data.batches import by_length, check_batch_size, check_padding, longest
 from lowbit.data.squad import Question, SquadData
-from lowbit.data.squad_windows import Windows
+from lowbit.data.squad_windows import QuestionWindows
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import squad_score
 from lowbit.evaluation.heads import check_head
@@ -115,7 +115,7 @@ class Squad(Task):
         self,
         subject: Subject,
         questions: Sequence[Question],
-        windows: Windows,
+        windows: QuestionWindows,
         progress: bool = True,
     ) -> list[str]:
         """One answer a question, empty where no span is possible. Raises InputError where the

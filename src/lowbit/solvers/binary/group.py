@@ -88,7 +88,7 @@ def refit(problem: GroupProblem, codes: Int64[Tensor, "n out"]) -> Levels:
 
 def search(problem: GroupProblem, found: Levels, start: Float64[Tensor, "n out"]) -> Fit:
     """Codes for these levels, input by input, from the values `start`."""
-    grid = Grid(found)
+    grid = RowLevels(found)
     values = start.clone()
     push = problem.matrix @ (values - problem.target)
     codes = torch.empty(values.shape, dtype=torch.int64, device=values.device)
@@ -104,7 +104,7 @@ def compensate(problem: GroupProblem, found: Levels, factor: Float64[Tensor, "n 
 
     factor: the upper triangular U with S⁻¹ = Uᵀ U (GPTQ: Frantar et al. 2023, algorithm 1).
     """
-    grid = Grid(found)
+    grid = RowLevels(found)
     left = problem.target.clone()
     codes = torch.empty(left.shape, dtype=torch.int64, device=left.device)
     for j, row in enumerate(factor):
@@ -113,7 +113,7 @@ def compensate(problem: GroupProblem, found: Levels, factor: Float64[Tensor, "n 
     return Fit(found, codes)
 
 
-class Grid:
+class RowLevels:
     """The levels of each row in ascending order."""
 
     def __init__(self, found: Levels) -> None:
