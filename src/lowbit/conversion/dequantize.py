@@ -7,14 +7,14 @@ from torch import nn
 
 from lowbit.conversion.module_weights import oriented
 from lowbit.conversion.plan import Decision
-from lowbit.formats import FORMATS, QTensor
+from lowbit.formats import QTensor, decode
 
 
 def put(model: nn.Module, d: Decision, q: QTensor) -> None:
     """Let a float module compute with a stored weight. Those tied to it follow."""
     assert d.weights is not None
     weight = parameter_of(model, d)
-    weight.data = oriented(FORMATS[q.layout.format].decode(q, weight.dtype), d.weights)
+    weight.data = oriented(decode(q, weight.dtype), d.weights)
 
 
 @contextmanager

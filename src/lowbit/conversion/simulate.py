@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lowbit.errors import UsageError, naming
-from lowbit.formats import FORMATS, TENSOR, QTensor
+from lowbit.formats import TENSOR, QTensor, decode
 from lowbit.nn import is_quantized
 from lowbit.schemes import Absmax, Scheme, ZeroPoint
 
@@ -41,7 +41,7 @@ def simulate(model: nn.Module, scheme: str | Scheme) -> dict[str, float]:
     errors = {}
     for name, parameter in model.named_parameters():
         q = stored.pop(name)
-        matrix = FORMATS[q.layout.format].decode(q, parameter.dtype)
+        matrix = decode(q, parameter.dtype)
         rounded = (matrix.t() if id(parameter) in transposed else matrix).reshape(parameter.shape)
         weight = parameter.detach()
         errors[name] = (weight.double() - rounded.double()).square().mean().item()

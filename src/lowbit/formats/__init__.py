@@ -6,6 +6,10 @@ Two stand by themselves; the third puts ranges of rows in these one above the ot
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
 from lowbit.formats import stacked
 from lowbit.formats.affine import AffineLayout, AffineTensor
 from lowbit.formats.binary import BinaryLayout, BinaryTensor
@@ -30,6 +34,20 @@ def layout_from_dict(stored: Mapping[str, Any]) -> Layout:
     return layout
 
 
+def decode(q: QTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
+    """The float weight that a quantized tensor stands for, computed in float32."""
+    weight: Tensor = FORMATS[q.layout.format].decode(q, dtype)
+    return weight
+
+
+def decode_rows(
+    q: QTensor, rows: slice | Integer[Tensor, " n"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "_n in"]:
+    """The given output rows of the weight, which alone are decoded."""
+    weight: Tensor = FORMATS[q.layout.format].decode_rows(q, rows, dtype)
+    return weight
+
+
 __all__ = [
     "CHANNEL",
     "FORMATS",
@@ -47,6 +65,8 @@ __all__ = [
     "StackedLayout",
     "StackedTensor",
     "StaticScale",
+    "decode",
+    "decode_rows",
     "fake_quantize",
     "group",
     "layout_from_dict",

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lowbit.formats import FORMATS, QTensor
+from lowbit.formats import QTensor, decode_rows
 from lowbit.formats.granularity import row_blocks
 
 
@@ -22,12 +22,11 @@ class WeightError:
     @classmethod
     def of(cls, weight: Float[Tensor, "out in"], q: QTensor) -> "WeightError":
         """Computed in float64, some rows at a time."""
-        form = FORMATS[q.layout.format]
         noise = signal = 0.0
         for rows in row_blocks(*q.shape):
             part = weight[rows].double()
             signal += part.square().sum().item()
-            noise += (part - form.decode_rows(q, rows)).square().sum().item()
+            noise += (part - decode_rows(q, rows)).square().sum().item()
         return cls(noise / max(1, weight.numel()), noise / signal if noise else 0.0)
 
     @classmethod

@@ -32,11 +32,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from lowbit.formats import (
-    FORMATS,
     Layout,
     QTensor,
     StackedLayout,
     StaticScale,
+    decode,
     layout_from_dict,
 )
 from lowbit.kernels import linear as _linear
@@ -78,10 +78,7 @@ def _rows(stored: Sequence[Tensor], layout: str) -> int:
 def _dequantize_op(
     stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype
 ) -> Tensor:
-    decoded: Tensor = FORMATS[_layout(layout).format].decode(
-        _assemble(stored, layout, in_features), dtype
-    )
-    return decoded
+    return decode(_assemble(stored, layout, in_features), dtype)
 
 
 @_dequantize_op.register_fake

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lowbit.errors import UsageError
-from lowbit.formats import FORMATS, BinaryTensor
+from lowbit.formats import BinaryTensor, decode
 from lowbit.formats.binary import signs
 from lowbit.formats.scales import stored_dtype
 from lowbit.nn.estimators import straight_through
@@ -97,7 +97,7 @@ class Codes(Straight):
         """Find α, o and codes anew; in FREE mode the weight becomes what they stand for."""
         self.hold(self.scheme.quantize(weight))
         if self.mode is Mode.FREE:
-            weight.copy_(decoded(self.held()))
+            weight.copy_(decode(self.held()))
 
     @torch.no_grad()
     def sync(self, weight: Float[Tensor, "out in"]) -> None:
@@ -114,7 +114,7 @@ class Codes(Straight):
         Decoded weights may have other greedy codes than those they were decoded from, so that the
         mode is FREE from here on.
         """
-        weight.copy_(decoded(self.held()))
+        weight.copy_(decode(self.held()))
         self.mode = Mode.FREE
 
     def forward(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
@@ -137,7 +137,7 @@ class Codes(Straight):
             if self.mode is Mode.STRAIGHT:
                 found = self.scheme.recoded(weight, self.held())
             else:
-                found = decoded(self.held())
+                found = decode(self.held())
             known = self.known = state, [tensor.clone() for tensor in of], found
         return known[2]
 
@@ -148,8 +148,3 @@ class Codes(Straight):
         for plane, alpha in zip(signs(q), self.alpha.unbind(1), strict=True):
             total = total + q.granularity.split(plane) * alpha.t()[..., None]
         return total.flatten(1)[:, : q.in_features]
-
-
-def decoded(q: BinaryTensor) -> Float[Tensor, "out in"]:
-    weight: Tensor = FORMATS["binary"].decode(q)
-    return weight

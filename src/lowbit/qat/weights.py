@@ -5,14 +5,13 @@ backward  one of ESTIMATORS
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lowbit.errors import UsageError
-from lowbit.formats import FORMATS, AffineTensor, QTensor
+from lowbit.formats import AffineTensor, QTensor, decode
 from lowbit.formats.affine import code_range, encode
 from lowbit.nn.estimators import clipped, learned_step, straight_through
 from lowbit.schemes import Scheme
@@ -31,7 +30,7 @@ class Straight(nn.Module):
         return self.scheme.quantize(weight.detach())
 
     def forward(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        return straight_through(weight, _decoded(self.stored(weight), weight))
+        return straight_through(weight, decode(self.stored(weight), weight.dtype))
 
 
 class Clipped(Straight):
@@ -44,7 +43,7 @@ class Clipped(Straight):
     def forward(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         q = self.stored(weight)
         assert isinstance(q, AffineTensor)
-        rounded = _decoded(q, weight)
+        rounded = decode(q, weight.dtype)
         # What is further than half a step from its code was clamped; a little more is rounding.
         error = q.granularity.split((weight.detach() - rounded).abs())
         inside = error <= (0.5 + 2**-10) * q.scale[..., None].float()
@@ -82,7 +81,7 @@ class LearnedStep(Straight):
         result = learned_step(
             split(weight),
             self.scale.abs()[..., None],  # as the steps are; its gradient knows the sign
-            split(_decoded(q, weight)),
+            split(decode(q, weight.dtype)),
             q.scale[..., None].float(),
             low[..., None],
             high[..., None],
@@ -93,11 +92,6 @@ class LearnedStep(Straight):
 
 WeightQuantizer = Callable[[Scheme, Tensor], Straight]
 ESTIMATORS: dict[str, WeightQuantizer] = {"ste": Straight, "clipped": Clipped, "lsq": LearnedStep}
-
-
-def _decoded(q: QTensor, weight: Tensor) -> Tensor:
-    decoded: Any = FORMATS[q.layout.format].decode(q, weight.dtype)
-    return decoded
 
 
 def _check_affine(estimator: str, scheme: Scheme, weight: Tensor) -> AffineTensor:

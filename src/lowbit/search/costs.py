@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from lowbit.conversion.dequantize import rounded
 from lowbit.conversion.module_weights import matrix
-from lowbit.formats import FORMATS
+from lowbit.formats import decode
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar, tracked
 from lowbit.search.candidates import Candidate
@@ -88,7 +88,7 @@ def _relative(model: PreTrainedModel, candidate: Candidate, hessian: Tensor | No
     weight = matrix(model.get_submodule(candidate.module), candidate.decision.weights).float()
     if hessian is None:
         hessian = torch.eye(weight.shape[1], dtype=torch.float32, device=weight.device)
-    error = weight_error(weight - FORMATS[q.layout.format].decode(q), hessian).sum()
+    error = weight_error(weight - decode(q), hessian).sum()
     whole = weight_error(weight, hessian).sum()
     return float(error / whole.clamp_min(torch.finfo(torch.float32).tiny))
 

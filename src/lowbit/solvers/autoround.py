@@ -25,7 +25,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from lowbit.errors import UsageError, naming
-from lowbit.formats import FORMATS, AffineTensor, QTensor
+from lowbit.formats import AffineTensor, QTensor, decode
 from lowbit.nn.estimators import straight_through
 from lowbit.progress import tracked
 from lowbit.schemes import Scheme
@@ -68,7 +68,7 @@ def solve_block(
     found: dict[str, QTensor] = {name: _assemble(r.codes, [r]) for name, r in roundings.items()}
 
     def total(stored: Mapping[str, QTensor]) -> float:
-        decoded = {name: FORMATS[q.layout.format].decode(q) for name, q in stored.items()}
+        decoded = {name: decode(q) for name, q in stored.items()}
         return sum(block.error(decoded, index).item() for index in range(block.batches))
 
     # Some schemes have codes that the start above has not.
@@ -104,7 +104,7 @@ def solve(
         _descend({"": parts[-1]}, error_from(part), 1, iterations, progress=False)
     found, nearest = _assemble(codes, parts), scheme.quantize(weight)
     error = error_from(weight)
-    errors = [error({"": FORMATS[q.layout.format].decode(q)}, 0) for q in (found, nearest)]
+    errors = [error({"": decode(q)}, 0) for q in (found, nearest)]
     return found if errors[0] <= errors[1] else nearest
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from lowbit.formats import FORMATS
+from lowbit.formats import decode
 from lowbit.schemes import Scheme
 from lowbit.solvers.hessian import Inputs, weight_error
 
@@ -34,7 +34,7 @@ def factors(
         error = 0.0
         for weight, scheme in zip(weights, schemes, strict=True):
             q = scheme.quantize(weight * f)
-            decoded = FORMATS[q.layout.format].decode(q) / f
+            decoded = decode(q) / f
             error += weight_error(weight - decoded, inputs.hessian).sum().item()
         if error < least:
             best, least = f, error

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lowbit.conversion.dequantize import parameter_of
 from lowbit.conversion.module_weights import oriented
 from lowbit.conversion.plan import Decision
-from lowbit.formats import FORMATS, QTensor
+from lowbit.formats import QTensor, decode
 from lowbit.nn.estimators import straight_through
 from lowbit.progress import progress_bar
 from lowbit.solvers.outputs import output
@@ -83,7 +83,7 @@ class Tuning:
         for d in self.owners:
             assert d.weights is not None
             q, own = self.scales[d.name].stored(), parameter_of(self.model, d)
-            decoded = FORMATS[q.layout.format].decode(q)
+            decoded = decode(q)
             weights[f"{d.name}.weight"] = oriented(decoded, d.weights).to(own.dtype)
         found, _ = output(self.model, batch, weights)
         return distance.part(wanted, found), distance.whole(wanted)

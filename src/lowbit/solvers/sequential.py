@@ -19,7 +19,7 @@ from lowbit.conversion.dequantize import put
 from lowbit.conversion.module_weights import matrix
 from lowbit.conversion.plan import Decision, cover
 from lowbit.conversion.recipe import Recipe
-from lowbit.formats import FORMATS
+from lowbit.formats import decode
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import tracked
 from lowbit.solvers import FindFactors, Solver
@@ -155,7 +155,7 @@ def _solve(
         inputs, bias = seen.of(d.name), model.get_submodule(d.name)._parameters.get("bias")
         if solver.correct_bias and bias is not None and inputs is not None:
             q = found.stored[d.name]
-            left = weights[d.name] - FORMATS[q.layout.format].decode(q)
+            left = weights[d.name] - decode(q)
             found.floats[f"{d.name}.bias"] = (bias.data + left @ inputs.mean).to(bias.dtype)
     return found
 

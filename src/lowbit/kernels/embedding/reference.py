@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from lowbit.formats import FORMATS, QTensor
+from lowbit.formats import QTensor, decode_rows
 
 
 def embedding(
@@ -16,5 +16,4 @@ def embedding(
         raise IndexError(
             f"token ids {int(rows.min())} … {int(rows.max())} leave a table of {q.shape[0]} rows"
         )
-    decoded: Tensor = FORMATS[q.layout.format].decode_rows(q, rows, dtype)
-    return decoded.reshape(*ids.shape, q.in_features)
+    return decode_rows(q, rows, dtype).reshape(*ids.shape, q.in_features)

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowbit.formats import (
-    FORMATS,
     AffineTensor,
     BinaryTensor,
     QTensor,
     StackedTensor,
     StaticScale,
+    decode,
 )
 from lowbit.formats.affine import centred_codes
 from lowbit.formats.binary import signs
@@ -51,7 +51,7 @@ def linear_float(
     nonlinearity: str = "identity",
 ) -> Float[Tensor, "*tokens out"]:
     """Float activations: exact products with the decoded weight, in x's dtype."""
-    weight = FORMATS[q.layout.format].decode(q, x.dtype)
+    weight = decode(q, x.dtype)
     # A BLAS may add in another order where x is a transposed view: the same values, the same sums.
     y = F.linear(x.contiguous(), weight, None if bias is None else bias.to(x.dtype))
     return NONLINEARITIES[nonlinearity](y)
