@@ -21,11 +21,11 @@ from lowbit.cli.search import search
 from lowbit.cli.sensitivity import sensitivity
 from lowbit.cli.train import train
 from lowbit.cli.translate import translate
+from lowbit.cli.version import Version
 from lowbit.errors import LowbitError
 
 app = typer.Typer(
     name="lowbit",
-    help="Quantize Hugging Face transformers to 8 … 1 bits, and account for every byte.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -49,6 +49,11 @@ VERBS = (
 VERBATIM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 for verb in VERBS:
     app.command(context_settings=VERBATIM if verb is run else None)(verb)
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """Quantize Hugging Face transformers to 8 … 1 bits, and account for every byte."""
 
 
 class Interrupted(SystemExit):

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lowbit.cli.tables import mebibytes
 from lowbit.inspect.checkpoint import Inspection, inspect_checkpoint
+from lowbit.kernels import native
 
 
 def inspect(
@@ -32,6 +33,10 @@ def inspect(
         for kernel, why in inspection.kernels:
             console.print(f"{kernel}: {why}", soft_wrap=True)
     console.print(total_table(inspection))
+    if not native.available():
+        console.print(
+            f"Every operator runs in PyTorch, which is slow: {native.reason()}.", soft_wrap=True
+        )
     if not inspection.guarded:
         console.print(
             "A program that does not import lowbit loads wrong weights from this folder, which was"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from lowbit.kernels import native
+
 INSTRUCTION_SETS = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "neon")
 
 
@@ -26,7 +28,7 @@ def processor() -> str:
 
 
 def describe() -> dict[str, str | int]:
-    """Versions, processor and threads, for the record of a measurement."""
+    """Versions, processor, native kernels and threads, for the record of a measurement."""
     versions = {name: importlib.metadata.version(name) for name in ("lowbit", "transformers")}
     return {
         **versions,
@@ -34,5 +36,6 @@ def describe() -> dict[str, str | int]:
         "python": platform.python_version(),
         "system": platform.system(),
         "processor": processor(),
+        "native kernels": native.instruction_sets(),
         "threads": torch.get_num_threads(),
     }
