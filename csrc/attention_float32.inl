@@ -4,8 +4,7 @@
 //
 // The including file defines the Isa and names it in LOWBIT_ISA; its `load` and `store` take the
 // first n numbers of a vector, none or all of them where n is beyond, and load zeros in the place
-// of the others; `block_queries` is how many queries there are registers for, with two vectors
-// each.
+// of the others; `registers` is how many vectors the processor holds.
 //
 // Keys are taken in blocks, sums so far being scaled down where a later block holds a larger score.
 //
@@ -146,7 +145,7 @@ void attend(const Attention& op, int64_t batch, int64_t head, int64_t query) {
   for (int64_t d = 0; d < op.value_size; ++d) y[d] *= inverse;
 }
 
-constexpr int rows = Isa::block_queries;
+constexpr int rows = Isa::registers / 4;  // two vectors each of the sums of so many queries
 constexpr int64_t many_queries = 8, task_queries = 128, most_numbers = 1 << 14;
 
 // scores[r][…] = queries[r] · key, for so many vectors of keys; keys[d][…] are `step` apart.

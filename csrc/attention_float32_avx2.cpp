@@ -5,8 +5,6 @@ namespace lowbit::avx2 {
 namespace {
 
 struct Isa : Vectors256 {
-  static constexpr int block_queries = 4;
-
   static __m256i first(int64_t n) {
     const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? static_cast<int>(n) : 8), lane);

@@ -10,7 +10,7 @@ namespace {
 struct Isa {
   using Words = uint32_t __attribute__((vector_size(64)));
   using Floats = float __attribute__((vector_size(64)));
-  static constexpr int block_queries = 8;
+  static constexpr int registers = 32;
 
   static __mmask16 first(int64_t n) {
     return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);

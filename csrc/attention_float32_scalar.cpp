@@ -9,7 +9,7 @@ namespace {
 struct Isa {
   using Words = uint32_t __attribute__((vector_size(16)));
   using Floats = float __attribute__((vector_size(16)));
-  static constexpr int block_queries = 4;
+  static constexpr int registers = 16;
 
   static Floats load(const float* x, int64_t n) {
     if (n >= 4) return Floats{x[0], x[1], x[2], x[3]};

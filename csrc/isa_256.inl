@@ -12,7 +12,7 @@ struct Vectors256 {
   using Words = uint32_t __attribute__((vector_size(32)));
   using Ints = int32_t __attribute__((vector_size(32)));
   using Floats = float __attribute__((vector_size(32)));
-  static constexpr int max_rows = 4, max_vectors = 1, unroll = 8;
+  static constexpr int registers = 16, unroll = 8;
 
   template <int times>
   static const int8_t* four(const int8_t* at) {

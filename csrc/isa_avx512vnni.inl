@@ -10,7 +10,7 @@ struct Isa {
   using Words = uint32_t __attribute__((vector_size(64)));
   using Ints = int32_t __attribute__((vector_size(64)));
   using Floats = float __attribute__((vector_size(64)));
-  static constexpr int max_rows = 8, max_vectors = 3, unroll = 8;
+  static constexpr int registers = 32, unroll = 8;
   static constexpr int64_t bytes_per_input = 1, macs_per_ns = 200;
 
   static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {

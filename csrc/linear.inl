@@ -5,8 +5,7 @@
 //     using Words = …;     // gcc vector of uint32_t, a whole part of the 64 bytes of a step
 //     using Ints = …;      // of int32_t, as long
 //     using Floats = …;    // of float, as long
-//     static constexpr int max_rows;              // of a register block: 4 or 8
-//     static constexpr int max_vectors;           // of codes that one load of activations serves
+//     static constexpr int registers;             // of vectors that the processor has
 //     static constexpr int unroll;                // steps: 8 makes shifts constants
 //     static constexpr int64_t bytes_per_input;   // of an activation in this path's arrangement
 //     static constexpr int64_t macs_per_ns;       // as in Product
@@ -37,6 +36,12 @@ using Floats = Isa::Floats;
 
 constexpr int parts = vector_bytes / sizeof(Words);
 constexpr int lanes = panel_rows / parts;  // of a part
+
+// A register block (linear_schedule.h): max_rows rows of activations and max_vectors panels or
+// planes. Each part of a panel takes a register for its codes and one for the sums of each row.
+constexpr int max_rows = Isa::registers / 4;
+constexpr int fitting_vectors = Isa::registers / (parts * (max_rows + 1));
+constexpr int max_vectors = fitting_vectors > 1 ? fitting_vectors : 1;
 
 template <class Vector>
 Vector load(const void* at) {
@@ -154,12 +159,13 @@ struct Binary {
 
 // A few rows wait for the weights, which come faster one panel after the other, asked for
 // beforehand across the pages where the processor's own prefetching stops.
-constexpr bool waits_for_weights(int64_t rows) { return rows <= 4; }
+constexpr int64_t waiting_rows = 4;
+constexpr bool waits_for_weights(int64_t rows) { return rows <= waiting_rows; }
 constexpr int64_t ahead_bytes = 4096, cache_line = 64;
 
 // Of so many terms or panels, how many are taken together.
 constexpr int together(int count) {
-  for (int n = Isa::max_vectors; n > 1; --n) {
+  for (int n = max_vectors; n > 1; --n) {
     if (count % n == 0) return n;
   }
   return 1;
@@ -299,16 +305,16 @@ void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t 
 template <class Codes, int P>
 void multiply_blocks(const Linear& op, const Activations& a, int64_t first, int64_t last,
                      int64_t panel) {
-  for (int64_t row = first; row < last; row += Isa::max_rows) {
+  for (int64_t row = first; row < last; row += max_rows) {
     const int64_t n = last - row;
     if (n <= 1) {
       multiply_rows<Codes, P, 1>(op, a, row, last, panel);
     } else if (n <= 2) {
       multiply_rows<Codes, P, 2>(op, a, row, last, panel);
-    } else if (n <= 4 || Isa::max_rows == 4) {
+    } else if (n <= 4 || max_rows == 4) {
       multiply_rows<Codes, P, 4>(op, a, row, last, panel);
     } else {
-      multiply_rows<Codes, P, Isa::max_rows>(op, a, row, last, panel);
+      multiply_rows<Codes, P, max_rows>(op, a, row, last, panel);
     }
   }
 }
@@ -316,7 +322,7 @@ void multiply_blocks(const Linear& op, const Activations& a, int64_t first, int6
 template <class Codes>
 void multiply(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
               int64_t first_panel, int64_t last_panel) {
-  constexpr int panels = Codes::terms == 1 ? Isa::max_vectors : 1;
+  constexpr int panels = Codes::terms == 1 ? max_vectors : 1;
   const int64_t first = first_row * op.digits, last = last_row * op.digits;
   int64_t panel = first_panel;
   if (!waits_for_weights(last - first)) {
@@ -408,8 +414,8 @@ struct RowByRow {
 };
 
 template <class Codes>
-constexpr Product product{.rows = Isa::max_rows,
-                          .panels = Isa::max_vectors,
+constexpr Product product{.rows = max_rows,
+                          .panels = max_vectors,
                           .group_padding = block_inputs,
                           .bytes_per_input = Isa::bytes_per_input,
                           .macs_per_ns = Isa::macs_per_ns,

@@ -12,7 +12,7 @@
 namespace lowbit::amx {
 namespace {
 
-constexpr int64_t tile_inputs = tile_row_bytes;
+constexpr int64_t tile_inputs = tile_row_bytes, tile_blocks = tile_inputs / block_inputs;
 constexpr int64_t block_rows = 2 * tile_rows, block_panels = 2;
 
 struct InTiles {
@@ -36,10 +36,10 @@ void sum_tiles(const int8_t* a, int64_t row_stride, const uint8_t* w, int64_t pa
   if constexpr (R > 1) _tile_zero(2);
   if constexpr (R > 1 && P > 1) _tile_zero(3);
   for (int64_t at = 0; at < tiles * tile_bytes; at += tile_bytes) {
-    _tile_loadd(6, w + at, 64);
-    _tile_stream_loadd(4, a + at, 64);
-    if constexpr (P > 1) _tile_loadd(7, w + panel_stride + at, 64);
-    if constexpr (R > 1) _tile_stream_loadd(5, a + row_stride + at, 64);
+    _tile_loadd(6, w + at, tile_row_bytes);
+    _tile_stream_loadd(4, a + at, tile_row_bytes);
+    if constexpr (P > 1) _tile_loadd(7, w + panel_stride + at, tile_row_bytes);
+    if constexpr (R > 1) _tile_stream_loadd(5, a + row_stride + at, tile_row_bytes);
     if constexpr (centred) {
       _tile_dpbssd(0, 4, 6);
       if constexpr (P > 1) _tile_dpbssd(1, 4, 7);
@@ -52,11 +52,11 @@ void sum_tiles(const int8_t* a, int64_t row_stride, const uint8_t* w, int64_t pa
       if constexpr (R > 1 && P > 1) _tile_dpbsud(3, 5, 7);
     }
   }
-  constexpr int64_t row = P * panel_rows;
-  _tile_stored(0, out, row * 4);
-  if constexpr (P > 1) _tile_stored(1, out + panel_rows, row * 4);
-  if constexpr (R > 1) _tile_stored(2, out + tile_rows * row, row * 4);
-  if constexpr (R > 1 && P > 1) _tile_stored(3, out + tile_rows * row + panel_rows, row * 4);
+  constexpr int64_t row = P * panel_rows, row_bytes = row * sizeof(int32_t);
+  _tile_stored(0, out, row_bytes);
+  if constexpr (P > 1) _tile_stored(1, out + panel_rows, row_bytes);
+  if constexpr (R > 1) _tile_stored(2, out + tile_rows * row, row_bytes);
+  if constexpr (R > 1 && P > 1) _tile_stored(3, out + tile_rows * row + panel_rows, row_bytes);
 }
 
 // Which codes a path of tiles multiplies: 8-bit ones as they lie, others from `scratch`.
@@ -108,7 +108,7 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
                      int64_t panel) {
   const Lanes& form = op.form;
   const int64_t groups = form.groups(), acc_stride = padded(last - first, block_rows);
-  const int64_t group_tiles = padded(form.group, tile_inputs) / tile_inputs;
+  const int64_t group_tiles = divided(form.group, tile_inputs);
   const int64_t decoded = centred<Codes> ? Codes::terms * P * group_tiles * tile_bytes : 0;
   auto* scratch = static_cast<uint8_t*>(
       task_scratch(decoded + P * acc_stride * static_cast<int64_t>(sizeof(Floats))));
@@ -126,7 +126,8 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
   const uint8_t* codes = op.codes + panel * form.panel_bytes();
   const int8_t* x = a.codes + first * a.padded_inputs;
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t blocks = Lanes::blocks_of(form.group_inputs(g)), tiles = (blocks + 1) / 2;
+    const int64_t blocks = Lanes::blocks_of(form.group_inputs(g));
+    const int64_t tiles = divided(blocks, tile_blocks);
     const int64_t term_stride = P * group_tiles * tile_bytes;
     const uint8_t* w = codes;
     int64_t panel_stride = form.panel_bytes();
@@ -208,7 +209,7 @@ const Product& many_rows(const Linear& op) {
 }  // namespace
 
 void linear(const Linear* ops, int count) {
-  run(ops, count, ops->rows * ops->digits <= Isa::max_rows ? few_rows : many_rows);
+  run(ops, count, ops->rows * ops->digits <= max_rows ? few_rows : many_rows);
 }
 
 }  // namespace lowbit::amx

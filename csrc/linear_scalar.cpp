@@ -10,7 +10,7 @@ struct Isa {
   using Words = uint32_t __attribute__((vector_size(16)));
   using Ints = int32_t __attribute__((vector_size(16)));
   using Floats = float __attribute__((vector_size(16)));
-  static constexpr int max_rows = 4, max_vectors = 1, unroll = 1;
+  static constexpr int registers = 16, unroll = 1;
   static constexpr int64_t bytes_per_input = 1, macs_per_ns = 4;
 
   static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {

@@ -18,7 +18,11 @@ constexpr int64_t max_chunks = 16;        // at once: bounds the scratch
 constexpr int64_t values_per_quantize = 16384;
 constexpr int64_t bytes_per_task = 1 << 16;  // of weights times rows: a task outlasts its start
 constexpr int64_t ns_per_thread = 8000;      // less than this is done sooner by one thread alone
-constexpr int64_t first_bytes = 4096;        // asked for ahead of all work
+constexpr int64_t most_task_panels = 64;
+constexpr int64_t first_bytes = 4096;  // asked for ahead of all work
+constexpr int64_t cache_line = 64;
+constexpr int64_t inputs_per_ns = 4;  // quantized by one core
+constexpr int64_t spins_before_yield = 1000;
 constexpr int64_t weight_bytes_per_ns = 20;  // one core, from the outer caches
 
 void pause() {
@@ -26,8 +30,6 @@ void pause() {
   __builtin_ia32_pause();
 #endif
 }
-
-int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t padded_inputs(const Lanes& form, const Product& product) {
   const int64_t last = form.groups() - 1;
@@ -44,7 +46,8 @@ struct Layer {
   Layer(const Linear& op, const Product& product) : op(op), product(&product) {
     const int64_t rows = std::min(op.rows * op.digits, max_chunk_rows);
     const int64_t task_panels = divided(bytes_per_task, op.form.panel_bytes() * rows + 1);
-    panels_per_multiply = padded(std::clamp<int64_t>(task_panels, 1, 64), product.panels);
+    panels_per_multiply =
+        padded(std::clamp<int64_t>(task_panels, 1, most_task_panels), product.panels);
     multiplies = divided(op.form.panels(), panels_per_multiply);
   }
 
@@ -97,7 +100,8 @@ struct Tasks {
     const Lanes& form = layer.op.form;
     const int64_t from = number * layer.panels_per_multiply * form.panel_bytes();
     const int64_t bytes = std::min(form.panels() * form.panel_bytes() - from, first_bytes);
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(layer.op.codes + from + at);
+    for (int64_t at = 0; at < bytes; at += cache_line)
+      __builtin_prefetch(layer.op.codes + from + at);
   }
 
   void multiply(int64_t number, int64_t first, int64_t last) const {
@@ -117,7 +121,7 @@ struct Tasks {
   void wait_for(const std::atomic<int64_t>& done) const {
     for (int64_t spins = 0; done.load(std::memory_order_acquire) < quantizes; ++spins) {
       // The other thread may have been put off its core.
-      spins < 1000 ? pause() : std::this_thread::yield();
+      spins < spins_before_yield ? pause() : std::this_thread::yield();
     }
   }
 };
@@ -129,7 +133,8 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
   const int64_t rows = padded(op.rows * op.digits, product.rows);
   const int64_t code_bytes = rows * inputs * product.bytes_per_input;
   const int64_t parameters = rows * op.form.groups();
-  auto* memory = static_cast<int8_t*>(call_scratch(code_bytes + parameters * 8));
+  constexpr int64_t parameter_bytes = sizeof(float) + sizeof(int32_t);
+  auto* memory = static_cast<int8_t*>(call_scratch(code_bytes + parameters * parameter_bytes));
   auto* scales = reinterpret_cast<float*>(memory + code_bytes);
   const Activations a{.codes = memory,
                       .scales = scales,
@@ -138,7 +143,7 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
 
   const int64_t rows_per_quantize =
       std::clamp<int64_t>(values_per_quantize / (op.form.inputs + 1), 1, chunk_rows);
-  int64_t multiplies = 0, ns = op.rows * op.digits * (op.form.inputs / 4);
+  int64_t multiplies = 0, ns = op.rows * op.digits * (op.form.inputs / inputs_per_ns);
   for (const Layer& layer : layers) {
     multiplies += layer.multiplies;
     ns += layer.ns();
