@@ -13,7 +13,7 @@ END_OF_TEXT = "<|endoftext|>"
 class DemoSettings:
     """Everything that decides what is trained. `corpus_limit` counts characters."""
 
-    steps: int = 300
+    steps: int = 200
     batch: int = 8
     learning_rate: float = 1e-3
     vocabulary: int = 4096
