@@ -18,7 +18,7 @@ from lowbit.nn import QuantEmbedding
 from lowbit.schemes import Binary, Clustered
 from tests.models import make, output
 
-TABLE = Clustered(4, ratio=2.0, granularity=CHANNEL, offset=False, solver="greedy")
+TABLE = Clustered(Binary(4, CHANNEL, offset=False, solver="greedy"), ratio=2.0)
 LAYERS = Binary(3, group(64), solver="greedy")
 RECIPE = Recipe((Rule("@embedding", TABLE), Rule("@linear", LAYERS, "dynamic")), "clustered")
 EVERYWHERE = Recipe((Rule("@embedding", TABLE), Rule("@linear", TABLE, "dynamic")))
@@ -133,7 +133,7 @@ def test_a_recipe_in_yaml_and_what_is_too_small_for_clusters(tmp_path):
     rules = "{match: '@embedding', scheme: clustered, bits: 3, clusters: 3, ratio: 2}"
     file.write_text(f"rules:\n  - {rules}\n")
     recipe = load_recipe(file)
-    assert recipe.rules[0].scheme == Clustered(3, 3, 2.0)
+    assert recipe.rules[0].scheme == Clustered(Binary(3), 3, 2.0)
     assert load_recipe(recipe.to_dict()) == recipe
     # BERT has two types of tokens.
     sentence = "token_type_embeddings: 2 rows are too few for 3 clusters"
@@ -146,7 +146,7 @@ def test_a_recipe_in_yaml_and_what_is_too_small_for_clusters(tmp_path):
 
 
 def test_any_precision_reaches_every_cluster():
-    scheme = Clustered(3, 3, granularity=group(64), solver="greedy", nested=True)
+    scheme = Clustered(Binary(3, group(64), solver="greedy", nested=True), 3)
     model, _ = quantized("marian", Recipe((Rule("@embedding", scheme),)))
     whole, table = output(model), table_of(model)
     every = [lowbit.dequantize(table.qweight)]

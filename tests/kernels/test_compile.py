@@ -19,7 +19,7 @@ from tests.models import make, output
 schemes = (Absmax(8, CHANNEL), Binary(2, group(16), solver="greedy"), Absmax(8, TENSOR),
            Absmax(4, group(16)), ZeroPoint(8, CHANNEL), ZeroPoint(3, group(16)),
            Binary(3, CHANNEL, offset=False, solver="greedy"),
-           Clustered(4, granularity=group(16), solver="greedy"))
+           Clustered(Binary(4, group(16), solver="greedy")))
 recipes = ("int8-dynamic", "int4-all", "bcq2")
 number = int(sys.argv[1])
 torch.manual_seed(0)

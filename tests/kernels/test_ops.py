@@ -22,7 +22,7 @@ SCHEMES = [
     ZeroPoint(3, group(16)),
     Binary(2, group(16)),
     Binary(3, CHANNEL, offset=False),
-    Clustered(4, ratio=2.0, granularity=group(16)),
+    Clustered(Binary(4, group(16)), ratio=2.0),
 ]
 
 

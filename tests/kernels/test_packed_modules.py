@@ -338,7 +338,7 @@ from lowbit.schemes import Absmax, Binary, Clustered
 torch.manual_seed(0)
 x, ids = torch.randn(3, 64, requires_grad=True), torch.tensor([[1, 39]])
 int8, bcq = Absmax(8, CHANNEL), Binary(2, group(32), solver="greedy")
-stack = Clustered(4, granularity=CHANNEL, solver="greedy")
+stack = Clustered(Binary(4, CHANNEL, solver="greedy"))
 for scheme, kind in ((int8, "dynamic"), (bcq, "float"), (stack, "dynamic")):
     q = scheme.quantize(torch.randn(40, 64))
     results, gradients, rows = [], [], []

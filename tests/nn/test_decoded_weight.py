@@ -23,7 +23,7 @@ SCHEMES = [
     ZeroPoint(4, group(16)),
     ZeroPoint(3, TENSOR),
     Binary(2, group(16)),
-    Clustered(4, ratio=2.0, granularity=group(16)),
+    Clustered(Binary(4, group(16)), ratio=2.0),
 ]
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 

@@ -16,7 +16,7 @@ from tests.models import make, output
 
 GREEDY = Binary(3, CHANNEL, offset=False, solver="greedy")
 RECIPE = Recipe((Rule("@embedding", GREEDY), Rule("@linear", GREEDY)), "greedy")
-CLUSTERS = Clustered(4, ratio=2.0, granularity=CHANNEL, offset=False, nested=True)
+CLUSTERS = Clustered(Binary(4, CHANNEL, offset=False, nested=True), ratio=2.0)
 CLUSTERED = Recipe((Rule("@embedding", CLUSTERS), Rule("@linear", GREEDY)), "clustered")
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lowbit.errors import InputError, UsageError
 from lowbit.formats import CHANNEL, group
-from lowbit.schemes import Binary, Clustered
+from lowbit.schemes import Binary, Clustered, scheme_from_dict
 from lowbit.schemes.clustered import cluster_sizes
 from lowbit.training.subwords import train_tokenizer
 
@@ -65,7 +65,7 @@ def test_bits_are_those_that_the_documentation_gives(ratio, bits, stored):
 def test_each_cluster_is_what_binary_codes_of_its_bits_make_of_its_rows(solver):
     weight = torch.randn(37, 40, generator=torch.Generator().manual_seed(0))
     options = {"granularity": group(16), "offset": False, "solver": solver, "nested": True}
-    q = Clustered(4, 3, 2.0, **options).quantize(weight)
+    q = Clustered(Binary(4, **options), 3, 2.0).quantize(weight)
     first = 0
     for part, (bits, rows) in zip(q.parts, [(4, 5), (3, 11), (2, 21)], strict=True):
         wanted = Binary(bits, **options).quantize(weight[first : first + rows])
@@ -77,7 +77,7 @@ def test_each_cluster_is_what_binary_codes_of_its_bits_make_of_its_rows(solver):
 
 def test_bits_are_the_mean_of_the_clusters_and_their_scales_are_counted():
     """Equal clusters of 4, 3, 2 and 1 bits: 2.5, the paper's, and a float16 scale for each."""
-    q = Clustered(4, granularity=CHANNEL, offset=False).quantize(torch.randn(400, 192))
+    q = Clustered(Binary(4, CHANNEL, offset=False)).quantize(torch.randn(400, 192))
     size = sum(tensor.nbytes for tensor in q.tensors().values())
     assert size == 2.5 * 400 * 192 / 8 + 100 * (4 + 3 + 2 + 1) * 2
 
@@ -95,11 +95,11 @@ def test_bits_are_the_mean_of_the_clusters_and_their_scales_are_counted():
 )
 def test_options_that_cannot_be_are_a_usage_error(options, sentence):
     with pytest.raises(UsageError, match=sentence):
-        Clustered(**options)
+        scheme_from_dict({"scheme": "clustered", **options})
 
 
 def test_weights_that_cannot_be():
-    scheme = Clustered(4, granularity=CHANNEL)
+    scheme = Clustered(Binary(4, CHANNEL))
     with pytest.raises(UsageError, match="3 rows are too few for 4 clusters"):
         scheme.quantize(torch.randn(3, 8))
     with pytest.raises(UsageError, match="a float matrix"):
@@ -120,7 +120,7 @@ def test_the_words_of_a_corpus_have_the_bits_of_their_frequency():
 
     # The special tokens and two words make the first cluster of 274 rows.
     assert list(ids.values()) == [2, 3, 4, 5]
-    scheme = Clustered(3, 3, 7.75, granularity=CHANNEL)
+    scheme = Clustered(Binary(3, CHANNEL), 3, 7.75)
     table = torch.randn(len(tokenizer), 16, generator=torch.Generator().manual_seed(0))
     q = scheme.quantize(table)
     assert [part.shape[0] for part in q.parts] == [4, 31, 239]

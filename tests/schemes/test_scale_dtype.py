@@ -129,7 +129,7 @@ SCHEMES = [
     Absmax(4, scale_dtype="float32"),
     ZeroPoint(3, scale_dtype="float32"),
     Binary(2, scale_dtype="float32"),
-    Clustered(3, 2, scale_dtype="float32"),
+    Clustered(Binary(3, scale_dtype="float32"), 2),
 ]
 
 
@@ -145,7 +145,7 @@ def test_it_comes_back_from_dicts_and_yaml_and_the_default_is_not_written(scheme
 
 
 def test_another_dtype_is_refused():
-    for scheme in (Absmax, ZeroPoint, Binary, Clustered):
+    for scheme in (Absmax, ZeroPoint, Binary):
         with pytest.raises(UsageError, match="'bfloat16' is unknown: use float16 or float32"):
             scheme(scale_dtype="bfloat16")
 

@@ -32,11 +32,9 @@ schemes = st.one_of(
     ),
     st.builds(
         Clustered,
-        bits=st.just(4),
+        base=st.builds(Binary, st.just(4), rows, nested=st.booleans()),
         clusters=st.integers(1, 4),
         ratio=st.integers(1, 64) | st.floats(1 / 64, 64),
-        granularity=rows,
-        nested=st.booleans(),
     ),
 )
 

@@ -11,7 +11,7 @@ from lowbit.conversion.recipe import PRESETS
 from lowbit.formats import CHANNEL, group
 from lowbit.qat.codes import Mode
 from lowbit.qat.projection import PARTS
-from lowbit.schemes import Clustered
+from lowbit.schemes import Binary, Clustered, scheme_to_dict
 from lowbit.training.architecture import Architecture, new_model
 from lowbit.training.bcq import PLANS, BcqPlan, find_plan
 from lowbit.training.projections import Projections
@@ -152,12 +152,13 @@ def test_the_clustered_plan_is_the_mixed_one_but_for_the_embedding():
     mixed, plan = PLANS["bcq-mixed"], PLANS["bcq-clustered"]
     table, *others = plan.recipe.rules
     assert (table.match, plan.recipe.name) == ("@embedding", "bcq-clustered")
-    assert table.scheme == Clustered(4, granularity=CHANNEL, offset=False)
+    assert table.scheme == Clustered(Binary(4, CHANNEL, offset=False))
     assert others == [rule for rule in mixed.recipe.rules if rule.match != "@embedding"]
     changed = find_plan("bcq-clustered", {"granularity": "group:32", "nested": True, "every": 7})
     assert changed.every == 7
     for rule in changed.recipe.rules:
-        assert rule.scheme.granularity == group(32) and rule.scheme.nested, rule.match
+        own = scheme_to_dict(rule.scheme)
+        assert own["granularity"] == "group:32" and own["nested"], rule.match
 
 
 class Tokenizer:

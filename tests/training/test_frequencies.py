@@ -19,7 +19,7 @@ def said(scheme, examples, kind="marian"):
 
 
 def test_shares_are_those_of_tokens_by_hand():
-    scheme = Clustered(4, 2, 3.0, CHANNEL)  # 50 rows of 4 bits, 150 of 3
+    scheme = Clustered(Binary(4, CHANNEL), 2, 3.0)  # 50 rows of 4 bits, 150 of 3
     # 6 tokens of the first 50 rows, 4 of the others: sorted, all would be among the first.
     examples = [
         {"input_ids": [0, 0, 49, 50], "labels": [199, 199, 199]},
@@ -32,7 +32,7 @@ def test_shares_are_those_of_tokens_by_hand():
 
 
 def test_labels_that_are_no_tokens_and_other_tables_are_left_alone():
-    scheme = Clustered(2, 2, granularity=CHANNEL)
+    scheme = Clustered(Binary(2, CHANNEL), 2)
     (note,) = said(scheme, [{"input_ids": [1, 150], "start_positions": 3, "labels": 1}], "gpt2")
     assert "2, 1 bits: 50.00, 50.00 %" in note
     # Blocks of a text are tensors.

@@ -16,7 +16,6 @@ from lowbit.conversion.recipe import KINDS, Recipe, Rule
 from lowbit.conversion.swap import named_places
 from lowbit.errors import InputError, UsageError
 from lowbit.nn import is_quantized
-from lowbit.schemes import Clustered
 
 
 @dataclass(frozen=True)
@@ -281,15 +280,7 @@ def _misfit(rule: Rule | None, weights: Weights) -> str | None:
     """Why the scheme of this rule cannot hold a weight of this shape, or None."""
     if rule is None or rule.scheme is None:
         return None
-    rows, columns = weights.shape
-    if not columns:
-        return "it has no inputs"
-    size = rule.scheme.granularity.group_size
-    if size is not None and size > columns:
-        return f"group size {size} is larger than the {columns} inputs"
-    if isinstance(rule.scheme, Clustered) and rule.scheme.clusters > rows:
-        return f"{rows} rows are too few for {rule.scheme.clusters} clusters"
-    return None
+    return rule.scheme.misfit(*weights.shape)
 
 
 def _follow_ties(decisions: list[Decision]) -> Iterator[Decision]:

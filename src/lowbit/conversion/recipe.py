@@ -20,9 +20,9 @@ from typing import Any, Final, Self
 import yaml
 
 from lowbit.errors import UsageError, naming
-from lowbit.formats import group
 from lowbit.nn import ACTIVATIONS, STATIC
-from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint, scheme_from_dict, scheme_to_dict
+from lowbit.schemes import Scheme, scheme_from_dict, scheme_to_dict
+from lowbit.schemes.named import NAMED
 
 KINDS = ("@linear", "@embedding", "@head")
 KEEP: Final = None
@@ -134,15 +134,6 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-_GROUPS = group(64)
-_SCHEMES: dict[str, Scheme] = {
-    "int8": Absmax(8),
-    "int8-zeropoint": ZeroPoint(8),
-    **{f"int{bits}": ZeroPoint(bits, _GROUPS) for bits in (4, 3, 2)},
-    **{f"bcq{bits}": Binary(bits, _GROUPS) for bits in (1, 2, 3, 4)},
-}
-
-
 def _preset(scheme: Scheme, everything: bool, activations: str) -> tuple[Rule, ...]:
     linear = Rule("@linear", scheme, activations)
     if everything:
@@ -153,7 +144,7 @@ def _preset(scheme: Scheme, everything: bool, activations: str) -> tuple[Rule, .
 _SUFFIXES = {kind: "" if kind == "float" else f"-{kind}" for kind in ACTIVATIONS}
 PRESETS: dict[str, Recipe] = {
     recipe.name: recipe
-    for base, scheme in _SCHEMES.items()
+    for base, scheme in NAMED.items()
     for everything in (False, True)
     for activations in ACTIVATIONS
     for recipe in [
@@ -182,7 +173,7 @@ def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
     if recipe in PRESETS:
         return PRESETS[recipe]
     raise UsageError(
-        f"recipe {recipe!r} is unknown: use {', '.join(_SCHEMES)}, each with -all, -dynamic,"
+        f"recipe {recipe!r} is unknown: use {', '.join(NAMED)}, each with -all, -dynamic,"
         " -static, -requantized, or -all and one of these after it, or the path of a .yaml file"
     )
 
@@ -190,6 +181,6 @@ def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
 def schemes_of(presets: Iterable[str]) -> tuple[Scheme, ...]:
     """The schemes of presets without suffix, each once. Raises UsageError."""
     names = [preset.strip() for preset in presets]
-    if unknown := [name for name in names if name not in _SCHEMES]:
-        raise UsageError(f"scheme {unknown[0]!r} is unknown: use {', '.join(_SCHEMES)}")
-    return tuple(_SCHEMES[name] for name in dict.fromkeys(names))
+    if unknown := [name for name in names if name not in NAMED]:
+        raise UsageError(f"scheme {unknown[0]!r} is unknown: use {', '.join(NAMED)}")
+    return tuple(NAMED[name] for name in dict.fromkeys(names))

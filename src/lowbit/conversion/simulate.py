@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lowbit.errors import UsageError, naming
-from lowbit.formats import TENSOR, QTensor, decode
+from lowbit.formats import QTensor, decode
 from lowbit.nn import is_quantized
-from lowbit.schemes import Absmax, Scheme, ZeroPoint
-
-NAMED: dict[str, Scheme] = {s.name: s for s in (Absmax(8, TENSOR), ZeroPoint(8, TENSOR))}
+from lowbit.schemes import Scheme
+from lowbit.schemes.named import PER_TENSOR
 
 
 def simulate(model: nn.Module, scheme: str | Scheme) -> dict[str, float]:
@@ -28,9 +27,11 @@ def simulate(model: nn.Module, scheme: str | Scheme) -> dict[str, float]:
     parameter; InputError for a parameter that is not finite. In both cases nothing has changed.
     """
     if isinstance(scheme, str):
-        if scheme not in NAMED:
-            raise UsageError(f"scheme {scheme!r} is unknown: use {', '.join(NAMED)}, or a Scheme")
-        scheme = NAMED[scheme]
+        if scheme not in PER_TENSOR:
+            raise UsageError(
+                f"scheme {scheme!r} is unknown: use {', '.join(PER_TENSOR)}, or a Scheme"
+            )
+        scheme = PER_TENSOR[scheme]
     if is_quantized(model):
         raise UsageError("the model is already quantized with lowbit; simulate on the float model")
     transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}

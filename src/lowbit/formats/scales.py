@@ -11,10 +11,11 @@ FLOAT16 = torch.finfo(torch.float16)
 SCALE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
-def check_scale_dtype(wanted: str) -> None:
-    """Raises UsageError for a name that is not in SCALE_DTYPES."""
+def named_dtype(wanted: str) -> torch.dtype:
+    """The dtype of that name. Raises UsageError for one that is not in SCALE_DTYPES."""
     if wanted not in SCALE_DTYPES:
         raise UsageError(f"scale_dtype {wanted!r} is unknown: use {' or '.join(SCALE_DTYPES)}")
+    return SCALE_DTYPES[wanted]
 
 
 def stored_dtype(scales: Float[Tensor, "..."], wanted: str = "float16") -> torch.dtype:

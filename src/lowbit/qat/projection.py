@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from lowbit.conversion.module_weights import oriented
 from lowbit.conversion.recipe import Recipe
-from lowbit.qat.clustered_codes import ClusteredCodes, codes_for
 from lowbit.qat.codes import Codes, Mode
 from lowbit.qat.modules import FakeQuantized
 from lowbit.qat.prepare import fake_quantized, prepare_qat
+from lowbit.qat.stacked_codes import StackedCodes, codes_for
 
 # In the order in which parts are quantized: the last one that a module is in counts.
 PARTS = ("embedding", "decoder", "encoder")
@@ -34,7 +34,7 @@ class CodedWeight:
     name: str
     part: str
     module: FakeQuantized
-    codes: Codes | ClusteredCodes
+    codes: Codes | StackedCodes
 
     def project(self) -> None:
         self._rewrite(self.codes.project)
@@ -73,7 +73,7 @@ def prepare_codes(model: PreTrainedModel, recipe: str | Path | Recipe) -> tuple[
     for name, module in fake_quantized(model).items():
         if not module.tied:
             codes = module.weight_quantizer
-            assert isinstance(codes, Codes | ClusteredCodes)
+            assert isinstance(codes, Codes | StackedCodes)
             found.append(CodedWeight(name, part_of(name, module), module, codes))
     return tuple(found)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lowbit.errors import UsageError
-from lowbit.formats import AffineTensor, QTensor, decode
+from lowbit.formats import AffineLayout, AffineTensor, QTensor, decode
 from lowbit.formats.affine import code_range, encode
 from lowbit.nn.estimators import clipped, learned_step, straight_through
 from lowbit.schemes import Scheme
@@ -95,7 +95,8 @@ ESTIMATORS: dict[str, WeightQuantizer] = {"ste": Straight, "clipped": Clipped, "
 
 
 def _check_affine(estimator: str, scheme: Scheme, weight: Tensor) -> AffineTensor:
-    q = scheme.quantize(weight.detach())
-    if not isinstance(q, AffineTensor):
+    if not isinstance(scheme.layout(len(weight)), AffineLayout):
         raise UsageError(f"estimator {estimator} needs an affine scheme, not {scheme.name}")
+    q = scheme.quantize(weight.detach())
+    assert isinstance(q, AffineTensor)
     return q

@@ -15,12 +15,13 @@ from torch import Tensor
 from lowbit.errors import UsageError
 from lowbit.formats import CHANNEL, AffineLayout, AffineTensor, Granularity
 from lowbit.formats.affine import encode
-from lowbit.formats.scales import check_scale_dtype, safe_scale
+from lowbit.formats.scales import named_dtype, safe_scale
+from lowbit.schemes.scheme import Scheme
 from lowbit.schemes.weight_range import step_of, weight_range
 
 
 @dataclass(frozen=True)
-class Absmax:
+class Absmax(Scheme):
     """Symmetric quantization at 2 … 8 bits. Raises UsageError for options out of range.
 
     scale_dtype: "float16", or "float32" for the codes that float32 arithmetic finds.
@@ -33,10 +34,13 @@ class Absmax:
     scale_dtype: str = "float16"
 
     def __post_init__(self) -> None:
-        AffineLayout(self.bits, self.granularity, zero_point=False)
-        check_scale_dtype(self.scale_dtype)
+        super().__post_init__()
         if self.range not in ("absmax", "minmax"):
             raise UsageError(f"range {self.range!r} is unknown: use absmax or minmax")
+
+    def layout(self, rows: int) -> AffineLayout:
+        """The affine layout, without zero points."""
+        return AffineLayout(self.bits, self.granularity, False, named_dtype(self.scale_dtype))
 
     def quantize(self, weight: Tensor) -> AffineTensor:
         """A float weight [out, in] of any dtype in the affine format.

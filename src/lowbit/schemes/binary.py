@@ -20,9 +20,10 @@ from lowbit.errors import UsageError
 from lowbit.formats import BinaryLayout, BinaryTensor, Granularity, group
 from lowbit.formats.granularity import row_blocks
 from lowbit.formats.packing import pack, packed_width
-from lowbit.formats.scales import check_scale_dtype, stored_dtype
+from lowbit.formats.scales import named_dtype, stored_dtype
 from lowbit.schemes import levels
 from lowbit.schemes.levels import Levels, SortedGroups
+from lowbit.schemes.scheme import Scheme
 from lowbit.schemes.weight_range import check_finite, check_weight
 
 # Groups are solved in pieces: so large that the calls cost less than the arithmetic, so small
@@ -31,7 +32,7 @@ WEIGHTS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Binary:
+class Binary(Scheme):
     """Binary codes of 1 … 4 planes. Raises UsageError for options out of range.
 
     scale_dtype: of α and o, "float16" or "float32".
@@ -47,12 +48,16 @@ class Binary:
     scale_dtype: str = "float16"
 
     def __post_init__(self) -> None:
-        BinaryLayout(self.bits, self.granularity, self.offset, self.nested)
-        check_scale_dtype(self.scale_dtype)
+        super().__post_init__()
         if self.solver not in SOLVERS:
             raise UsageError(f"solver {self.solver!r} is unknown: use {', '.join(SOLVERS)}")
         if not 0 <= self.iterations <= 1000:
             raise UsageError(f"iterations {self.iterations} is outside 0 … 1000")
+
+    def layout(self, rows: int) -> BinaryLayout:
+        """The binary layout."""
+        dtype = named_dtype(self.scale_dtype)
+        return BinaryLayout(self.bits, self.granularity, self.offset, self.nested, dtype)
 
     def quantize(self, weight: Tensor) -> BinaryTensor:
         """A float weight [out, in] of any dtype in the binary format.

@@ -8,8 +8,7 @@ on-device neural machine translation"). With v rows, cluster i ends before row
 rows must be in that order already: nothing about it is stored.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from math import floor
@@ -18,32 +17,25 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowbit.errors import UsageError
-from lowbit.formats import Granularity, StackedTensor, group
-from lowbit.formats.table import PlainTensor
+from lowbit.formats import Granularity, QTensor, StackedLayout
 from lowbit.schemes.binary import Binary
-from lowbit.schemes.weight_range import check_weight
+from lowbit.schemes.scheme import Scheme
 
 LEAST_RATIO, MOST_RATIO = 1 / 64, 64.0
 
 
 @dataclass(frozen=True)
-class Clustered:
-    """Binary codes of `bits` planes for the most frequent cluster, of one less for each that
-    follows. All other options are those of `Binary`. Raises UsageError for options out of range."""
+class Clustered(Scheme):
+    """`base` is the scheme of the most frequent cluster; each that follows has one bit less. In
+    recipes and config.json the options of `base` stand beside the others. Raises UsageError for
+    options out of range."""
 
     name: ClassVar[str] = "clustered"
-    bits: int = 4
+    base: Binary = Binary(4)
     clusters: int = 4
     ratio: float | int = 1
-    granularity: Granularity = group(64)
-    offset: bool = True
-    solver: str = "alternating"
-    iterations: int = 15
-    nested: bool = False
-    scale_dtype: str = "float16"
 
     def __post_init__(self) -> None:
-        self.of_cluster(0)
         if not 1 <= self.clusters <= self.bits:
             raise UsageError(
                 f"{self.clusters} clusters are outside 1 … {self.bits}: each has one bit less than"
@@ -52,35 +44,42 @@ class Clustered:
         if not LEAST_RATIO <= self.ratio <= MOST_RATIO:
             raise UsageError(f"ratio {self.ratio} is outside {LEAST_RATIO} … {MOST_RATIO}")
 
-    def of_cluster(self, i: int) -> Binary:
-        """The scheme of the rows of cluster i."""
-        return Binary(
-            self.bits - i,
-            self.granularity,
-            self.offset,
-            self.solver,
-            self.iterations,
-            self.nested,
-            self.scale_dtype,
-        )
+    @property
+    def bits(self) -> int:
+        """Of the most frequent cluster."""
+        return self.base.bits
 
-    def quantize(self, weight: Tensor) -> StackedTensor:
+    @property
+    def granularity(self) -> Granularity:
+        """That of every cluster."""
+        return self.base.granularity
+
+    @property
+    def parts(self) -> tuple[Binary, ...]:
+        """The scheme of each cluster."""
+        return tuple(replace(self.base, bits=self.bits - i) for i in range(self.clusters))
+
+    def part_rows(self, rows: int) -> list[int]:
+        """The rows of each cluster. Raises UsageError for fewer rows than clusters."""
+        return cluster_sizes(rows, self.clusters, self.ratio)
+
+    def layout(self, rows: int) -> StackedLayout:
+        """The binary layouts of the clusters. Raises UsageError for fewer rows than clusters."""
+        each = zip(self.part_rows(rows), self.parts, strict=True)
+        return StackedLayout(tuple((n, part.layout(n)) for n, part in each))
+
+    def quantize(self, weight: Tensor) -> QTensor:
         """A float weight [out, in] of any dtype in the stacked format.
 
         Raises InputError where it is not finite, UsageError where it is no matrix of whole groups
         or has fewer rows than there are clusters.
         """
-        return self.stack(weight, lambda part, scheme: scheme.quantize(part))
+        return self.by_part(weight, lambda rows, part: part.quantize(rows))
 
-    def stack(
-        self, weight: Tensor, solve: Callable[[Tensor, Binary], PlainTensor]
-    ) -> StackedTensor:
-        """Each cluster of rows as `solve` stores it. Raises as `quantize` does."""
-        check_weight(weight, self.granularity)
-        clusters = weight.split(cluster_sizes(len(weight), self.clusters, self.ratio))
-        return StackedTensor(
-            tuple(solve(rows, self.of_cluster(i)) for i, rows in enumerate(clusters))
-        )
+    def misfit(self, rows: int, columns: int) -> str | None:
+        """Why a weight [rows, columns] cannot be stored, or None."""
+        few = f"{rows} rows are too few for {self.clusters} clusters"
+        return super().misfit(rows, columns) or (few if rows < self.clusters else None)
 
 
 def cluster_sizes(rows: int, clusters: int, ratio: float | int) -> list[int]:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from lowbit.formats import CHANNEL, AffineLayout, AffineTensor, Granularity
 from lowbit.formats.affine import encode
-from lowbit.formats.scales import check_scale_dtype, safe_scale
+from lowbit.formats.scales import named_dtype, safe_scale
+from lowbit.schemes.scheme import Scheme
 from lowbit.schemes.weight_range import step_of, weight_range
 
 
 @dataclass(frozen=True)
-class ZeroPoint:
+class ZeroPoint(Scheme):
     """Asymmetric quantization at 2 … 8 bits. Raises UsageError for options out of range.
 
     scale_dtype: "float16", or "float32" for the codes that float32 arithmetic finds.
@@ -29,9 +30,9 @@ class ZeroPoint:
     granularity: Granularity = CHANNEL
     scale_dtype: str = "float16"
 
-    def __post_init__(self) -> None:
-        AffineLayout(self.bits, self.granularity, zero_point=True)
-        check_scale_dtype(self.scale_dtype)
+    def layout(self, rows: int) -> AffineLayout:
+        """The affine layout, with zero points."""
+        return AffineLayout(self.bits, self.granularity, True, named_dtype(self.scale_dtype))
 
     def quantize(self, weight: Tensor) -> AffineTensor:
         """A float weight [out, in] of any dtype in the affine format.

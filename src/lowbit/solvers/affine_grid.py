@@ -35,9 +35,10 @@ class AffineCodes:
     @classmethod
     def of(cls, scheme: Scheme, weight: Tensor) -> "AffineCodes":
         """Raises UsageError for a scheme whose codes are not affine, and as the scheme does."""
-        layout = scheme.quantize(weight).layout
-        if not isinstance(layout, AffineLayout):
+        if not isinstance(scheme.layout(len(weight)), AffineLayout):
             raise UsageError(f"this solver finds affine codes, and scheme {scheme.name} has others")
+        layout = scheme.quantize(weight).layout  # what its scales take, float16 or float32
+        assert isinstance(layout, AffineLayout)
         return cls(layout.bits, layout.zero_point, layout.granularity, layout.scale_dtype)
 
     @property

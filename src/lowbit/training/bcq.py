@@ -13,9 +13,9 @@ from typing import Any
 
 from lowbit.conversion.recipe import PRESETS, Recipe, Rule, load_recipe
 from lowbit.errors import UsageError
-from lowbit.formats import CHANNEL, Granularity
 from lowbit.qat.projection import PARTS
-from lowbit.schemes import Binary, Clustered
+from lowbit.qat.stacked_codes import has_codes
+from lowbit.schemes import Scheme, scheme_from_dict, with_options
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,12 @@ class BcqPlan:
 
 def everything(bits: Mapping[str, int], name: str, **options: Any) -> Recipe:
     """Bits by pattern, the first match counts."""
-    rules = (Rule(match, Binary(b, **options)) for match, b in bits.items())
+    binary = {"scheme": "binary", **options}
+    rules = (Rule(match, scheme_from_dict(binary | {"bits": b})) for match, b in bits.items())
     return Recipe(tuple(rules), name)
 
 
-def in_clusters(recipe: Recipe, scheme: Clustered) -> Recipe:
+def in_clusters(recipe: Recipe, scheme: Scheme) -> Recipe:
     """The same with embeddings in clusters by frequency."""
     others = (rule for rule in recipe.rules if rule.match != "@embedding")
     return replace(recipe, rules=(Rule("@embedding", scheme), *others))
@@ -82,7 +83,8 @@ CHUNG_2020 = {
 }
 # Fewer than 2.6 bits with scales, norms, biases and positions counted, at a width of 192.
 MIXED = CHUNG_2020 | {"*.encoder.*.self_attn.*": 2, "*.encoder.*.fc?": 2}
-PER_ROW: dict[str, Any] = {"granularity": CHANNEL, "offset": False}
+PER_ROW: dict[str, Any] = {"granularity": "channel", "offset": False}
+CLUSTERED = scheme_from_dict({"scheme": "clustered", "bits": 4, **PER_ROW})
 
 PLANS = {
     **{str(bits): BcqPlan(PRESETS[f"bcq{bits}-all"]) for bits in (1, 2, 3, 4)},
@@ -96,9 +98,7 @@ PLANS = {
     ),
     "chung-2020": BcqPlan(everything(CHUNG_2020, "chung-2020", **PER_ROW)),
     "bcq-mixed": BcqPlan(everything(MIXED, "bcq-mixed", **PER_ROW)),
-    "bcq-clustered": BcqPlan(
-        in_clusters(everything(MIXED, "bcq-clustered", **PER_ROW), Clustered(4, **PER_ROW))
-    ),
+    "bcq-clustered": BcqPlan(in_clusters(everything(MIXED, "bcq-clustered", **PER_ROW), CLUSTERED)),
 }
 
 
@@ -113,8 +113,6 @@ def find_plan(name: str, options: Mapping[str, Any]) -> BcqPlan:
             )
         plan = BcqPlan(load_recipe(name))
     given = {key: value for key, value in options.items() if value is not None}
-    if "granularity" in given:
-        given["granularity"] = Granularity.parse(given["granularity"])
     of_plan = {key: given.pop(key) for key in list(given) if hasattr(plan, key)}
     return replace(plan, recipe=_changed(plan.recipe, given), **of_plan)
 
@@ -123,7 +121,8 @@ def _changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     rules = []
     for rule in recipe.rules:
         scheme = rule.scheme
-        if scheme is not None and not isinstance(scheme, Binary | Clustered):
+        if scheme is not None and not has_codes(scheme):
             raise UsageError(f"rule {rule.match!r} of recipe {recipe.name} is not of binary codes")
-        rules.append(rule if scheme is None else replace(rule, scheme=replace(scheme, **options)))
+        changed = None if scheme is None else with_options(scheme, options)
+        rules.append(replace(rule, scheme=changed))
     return replace(recipe, rules=tuple(rules))

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lowbit.qat.clustered_codes import ClusteredCodes
 from lowbit.qat.modules import FakeQuantized
+from lowbit.qat.stacked_codes import StackedCodes
 from lowbit.training.lesson import Lesson
 
 
@@ -14,10 +14,10 @@ def bits_read(lesson: Lesson) -> tuple[str, ...]:
     targets, have how many bits, and how many would have were its rows sorted by their counts."""
     table = lesson.model.get_input_embeddings()
     codes = table.weight_quantizer if isinstance(table, FakeQuantized) else None
-    if not isinstance(codes, ClusteredCodes):
+    if not isinstance(codes, StackedCodes):
         return ()
     counts = _counts(lesson, sum(codes.sizes))
-    bits = ", ".join(str(codes.scheme.bits - i) for i, _ in enumerate(codes.sizes))
+    bits = ", ".join(str(part.bits) for part in codes.scheme.parts)
     return (
         f"tokens of the training data whose row has {bits} bits: {_shares(counts, codes.sizes)} %;"
         " were the rows sorted by frequency:"

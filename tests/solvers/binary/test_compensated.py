@@ -49,7 +49,7 @@ def test_it_errs_less_than_nearest_codes_by_its_own_objective(scheme, rows, colu
 
 def test_clusters_are_solved_each_by_itself():
     weight, hessian = correlated(9, 24, seed=0)
-    found = solve(weight, hessian, Clustered(3, 2, ratio=2, granularity=CHANNEL))
+    found = solve(weight, hessian, Clustered(Binary(3, CHANNEL), 2, ratio=2))
     for part, rows, bits in zip(found.parts, weight.split([3, 6]), (3, 2), strict=True):
         wanted = solve(rows, hessian, Binary(bits, CHANNEL))
         assert part.layout == wanted.layout and torch.equal(decode(part), decode(wanted))

@@ -24,9 +24,9 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from lowbit.errors import InputError, UsageError
-from lowbit.formats import BinaryTensor, StackedTensor
+from lowbit.formats import BinaryTensor, QTensor
 from lowbit.formats.binary import decode
-from lowbit.schemes import Binary, Clustered, Scheme
+from lowbit.schemes import Binary, Scheme
 from lowbit.schemes.binary import packed_planes
 from lowbit.solvers.binary.group import (
     Fit,
@@ -45,24 +45,22 @@ def solve(
     scheme: Scheme,
     damping: float = 0.01,
     passes: int = 3,
-) -> BinaryTensor | StackedTensor:
-    """`weight` in the binary form of `scheme`; of each cluster by itself where it has such.
+) -> QTensor:
+    """`weight` in the binary form of `scheme`; each of its parts by itself.
 
     hessian: the mean of x xᵀ. damping: a share of its mean diagonal. passes: of refinement.
 
     Raises UsageError for a scheme that is not binary or a weight that is no matrix of whole groups,
     InputError for a weight that is not finite.
     """
-    if isinstance(scheme, Clustered):
-        return scheme.stack(weight, lambda rows, own: _solve(rows, hessian, own, damping, passes))
-    if not isinstance(scheme, Binary):
-        raise UsageError(f"the solver binary is for binary codes, not for scheme {scheme.name}")
-    return _solve(weight, hessian, scheme, damping, passes)
+    return scheme.by_part(weight, lambda rows, part: _solve(rows, hessian, part, damping, passes))
 
 
 def _solve(
-    weight: Tensor, hessian: Tensor, scheme: Binary, damping: float, passes: int
+    weight: Tensor, hessian: Tensor, scheme: Scheme, damping: float, passes: int
 ) -> BinaryTensor:
+    if not isinstance(scheme, Binary):
+        raise UsageError(f"the solver binary is for binary codes, not for scheme {scheme.name}")
     matrix, nearest = damp(hessian, damping), scheme.quantize(weight)
     # Compensated weights are larger than the weights: what fitted float16 may fit no longer.
     for dtype in dict.fromkeys((nearest.alpha.dtype, torch.float32)):

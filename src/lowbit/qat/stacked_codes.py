@@ -1,5 +1,5 @@
-"""Binary codes of a table in clusters (schemes/clustered.py) while it trains: those of each cluster
-(codes.py) side by side, and one table again in what comes out.
+"""Binary codes of a scheme with parts while a weight trains: those of each part (codes.py) side by
+side, and one weight again in what comes out.
 """
 
 from collections.abc import Iterator
@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from lowbit.formats import StackedTensor
 from lowbit.qat.codes import Codes, Mode
 from lowbit.qat.weights import Straight
-from lowbit.schemes import Clustered, Scheme
-from lowbit.schemes.clustered import cluster_sizes
+from lowbit.schemes import Binary, Scheme
 
 
-class ClusteredCodes(Straight):
-    """As `Codes`; all clusters are in one mode."""
+class StackedCodes(Straight):
+    """As `Codes`; all parts are in one mode."""
 
-    def __init__(self, scheme: Clustered, weight: Float[Tensor, "out in"]) -> None:
+    def __init__(self, scheme: Scheme, weight: Float[Tensor, "out in"]) -> None:
         super().__init__(scheme, weight)
-        self.sizes = cluster_sizes(len(weight), scheme.clusters, scheme.ratio)
-        clusters = enumerate(weight.split(self.sizes))
-        self.clusters = nn.ModuleList(Codes(scheme.of_cluster(i), rows) for i, rows in clusters)
+        self.sizes = list(scheme.part_rows(len(weight)))
+        # Training is resumed by this name, which the first scheme with parts gave it.
+        self.clusters = nn.ModuleList(map(Codes, scheme.parts, weight.split(self.sizes)))
 
     @property
     def mode(self) -> Mode:
@@ -57,14 +56,17 @@ class ClusteredCodes(Straight):
         return torch.cat([codes(rows) for codes, rows in self._each(weight)])
 
     def _each(self, weight: Float[Tensor, "out in"]) -> Iterator[tuple[Codes, Tensor]]:
-        """Every cluster's codes and rows; these are views."""
+        """Every part's codes and rows; these are views."""
         for codes, rows in zip(self.clusters, weight.split(self.sizes), strict=True):
             assert isinstance(codes, Codes)
             yield codes, rows
 
 
-def codes_for(scheme: Scheme, weight: Float[Tensor, "out in"]) -> Codes | ClusteredCodes:
+def has_codes(scheme: Scheme) -> bool:
+    """Whether `codes_for` has some for it."""
+    return all(isinstance(part, Binary) for part in scheme.parts or (scheme,))
+
+
+def codes_for(scheme: Scheme, weight: Float[Tensor, "out in"]) -> Codes | StackedCodes:
     """The codes of one weight. Raises UsageError for a scheme that has none."""
-    if isinstance(scheme, Clustered):
-        return ClusteredCodes(scheme, weight)
-    return Codes(scheme, weight)
+    return StackedCodes(scheme, weight) if scheme.parts else Codes(scheme, weight)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from lowbit.formats import CHANNEL, FORMATS
-from lowbit.qat.clustered_codes import ClusteredCodes
 from lowbit.qat.codes import Codes, Mode
+from lowbit.qat.stacked_codes import StackedCodes
 from lowbit.schemes import Binary, Clustered
 
-SCHEME = Clustered(3, 3, ratio=2.0, granularity=CHANNEL, offset=False)
+SCHEME = Clustered(Binary(3, CHANNEL, offset=False), 3, ratio=2.0)
 ROWS = [3, 6, 12]
 
 
@@ -29,7 +29,7 @@ def alone(weight, mode):
 @pytest.mark.parametrize("mode", Mode)
 def test_all_is_as_for_each_cluster_alone(mode):
     weight = some_weight()
-    codes, parts = ClusteredCodes(SCHEME, weight), alone(weight, mode)
+    codes, parts = StackedCodes(SCHEME, weight), alone(weight, mode)
     codes.mode = mode
     moved, g = some_weight(5).detach(), some_weight(6).detach()
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_all_is_as_for_each_cluster_alone(mode):
 
 
 def test_what_is_saved_comes_back():
-    codes, other = (ClusteredCodes(SCHEME, some_weight(seed)) for seed in (0, 1))
+    codes, other = (StackedCodes(SCHEME, some_weight(seed)) for seed in (0, 1))
     other.load_state_dict(codes.state_dict())
     stored = [FORMATS["stacked"].decode(each.stored(some_weight())) for each in (codes, other)]
     assert torch.equal(*stored)

@@ -1,0 +1,18 @@
+"""Schemes that have a name of one word, options included."""
+
+from lowbit.formats import TENSOR, group
+from lowbit.schemes.absmax import Absmax
+from lowbit.schemes.binary import Binary
+from lowbit.schemes.scheme import Scheme
+from lowbit.schemes.zero_point import ZeroPoint
+
+GROUPS = group(64)
+# As presets of recipes begin.
+NAMED: dict[str, Scheme] = {
+    "int8": Absmax(8),
+    "int8-zeropoint": ZeroPoint(8),
+    **{f"int{bits}": ZeroPoint(bits, GROUPS) for bits in (4, 3, 2)},
+    **{f"bcq{bits}": Binary(bits, GROUPS) for bits in (1, 2, 3, 4)},
+}
+# As `simulate` calls them: one scale for all of a tensor.
+PER_TENSOR: dict[str, Scheme] = {s.name: s for s in (Absmax(8, TENSOR), ZeroPoint(8, TENSOR))}
