@@ -12,8 +12,7 @@ from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import load_subject
 from lowbit.evaluation.sensitivity import Sensitivity, token_loss
 from lowbit.evaluation.sensitivity import sensitivity as measure
-from lowbit.formats import Granularity
-from lowbit.schemes import Binary
+from lowbit.schemes import scheme_from_dict
 
 
 def sensitivity(
@@ -38,12 +37,12 @@ def sensitivity(
 
     Example: `lowbit sensitivity ./out/float --data valid.tsv`
     """
-    granularity = Granularity.parse(groups)
     try:
         wanted = [int(number) for number in bits.split(",")]
     except ValueError:
         raise UsageError(f"bits {bits!r} are no numbers with commas between them") from None
-    schemes = {str(b): Binary(b, granularity, solver=solver) for b in wanted}
+    options = {"scheme": "binary", "granularity": groups, "solver": solver}
+    schemes = {str(b): scheme_from_dict(options | {"bits": b}) for b in wanted}
     subject = load_subject(model)
     loss = token_loss(subject, data, target, source_column, target_column, items, context)
     found = measure(subject.model, loss, schemes, not (quiet or as_json))

@@ -14,18 +14,15 @@ from itertools import accumulate, pairwise
 from math import floor
 from typing import ClassVar
 
-from torch import Tensor
-
 from lowbit.errors import UsageError
-from lowbit.formats import Granularity, QTensor, StackedLayout
 from lowbit.schemes.binary import Binary
-from lowbit.schemes.scheme import Scheme
+from lowbit.schemes.stacked import StackedScheme
 
 LEAST_RATIO, MOST_RATIO = 1 / 64, 64.0
 
 
 @dataclass(frozen=True)
-class Clustered(Scheme):
+class Clustered(StackedScheme):
     """`base` is the scheme of the most frequent cluster; each that follows has one bit less. In
     recipes and config.json the options of `base` stand beside the others. Raises UsageError for
     options out of range."""
@@ -36,50 +33,24 @@ class Clustered(Scheme):
     ratio: float | int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.clusters <= self.bits:
+        most = self.base.bits
+        if not 1 <= self.clusters <= most:
             raise UsageError(
-                f"{self.clusters} clusters are outside 1 … {self.bits}: each has one bit less than"
-                f" the one before it, and the first has {self.bits}"
+                f"{self.clusters} clusters are outside 1 … {most}: each has one bit less than the"
+                f" one before it, and the first has {most}"
             )
         if not LEAST_RATIO <= self.ratio <= MOST_RATIO:
             raise UsageError(f"ratio {self.ratio} is outside {LEAST_RATIO} … {MOST_RATIO}")
-
-    @property
-    def bits(self) -> int:
-        """Of the most frequent cluster."""
-        return self.base.bits
-
-    @property
-    def granularity(self) -> Granularity:
-        """That of every cluster."""
-        return self.base.granularity
+        super().__post_init__()
 
     @property
     def parts(self) -> tuple[Binary, ...]:
         """The scheme of each cluster."""
-        return tuple(replace(self.base, bits=self.bits - i) for i in range(self.clusters))
+        return tuple(replace(self.base, bits=self.base.bits - i) for i in range(self.clusters))
 
     def part_rows(self, rows: int) -> list[int]:
         """The rows of each cluster. Raises UsageError for fewer rows than clusters."""
         return cluster_sizes(rows, self.clusters, self.ratio)
-
-    def layout(self, rows: int) -> StackedLayout:
-        """The binary layouts of the clusters. Raises UsageError for fewer rows than clusters."""
-        each = zip(self.part_rows(rows), self.parts, strict=True)
-        return StackedLayout(tuple((n, part.layout(n)) for n, part in each))
-
-    def quantize(self, weight: Tensor) -> QTensor:
-        """A float weight [out, in] of any dtype in the stacked format.
-
-        Raises InputError where it is not finite, UsageError where it is no matrix of whole groups
-        or has fewer rows than there are clusters.
-        """
-        return self.by_part(weight, lambda rows, part: part.quantize(rows))
-
-    def misfit(self, rows: int, columns: int) -> str | None:
-        """Why a weight [rows, columns] cannot be stored, or None."""
-        few = f"{rows} rows are too few for {self.clusters} clusters"
-        return super().misfit(rows, columns) or (few if rows < self.clusters else None)
 
 
 def cluster_sizes(rows: int, clusters: int, ratio: float | int) -> list[int]:

@@ -8,12 +8,11 @@ that suits a scheme which stores a whole weight in one format.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from torch import Tensor
 
-from lowbit.formats import Granularity, Layout, PlainTensor, QTensor, StackedTensor
-from lowbit.schemes.weight_range import check_weight
+from lowbit.formats import Granularity, Layout, QTensor
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,14 @@ class Scheme(ABC):
 
     @property
     def parts(self) -> "tuple[Scheme, ...]":
-        """The schemes of ranges of rows, from the first row on, if these are stored each by itself
-        (the stacked format). What chooses or trains codes does so part by part."""
+        """The schemes of ranges of rows, if these are stored each by itself (stacked.py). What
+        chooses or trains codes does so part by part."""
         return ()
 
     def part_rows(self, rows: int) -> Sequence[int]:
-        """How many of so many rows each part has. Raises UsageError for too few rows."""
+        """How many of so many rows each part has."""
         return ()
 
     def by_part(self, weight: Tensor, solve: "Callable[[Tensor, Scheme], QTensor]") -> QTensor:
-        """What `solve` makes of the rows [n, in] and the scheme of each part, or of all rows if
-        there are no parts. Raises UsageError for a weight that is no matrix of whole groups."""
-        if not self.parts:
-            return solve(weight, self)
-        check_weight(weight, self.granularity)
-        rows = weight.split(list(self.part_rows(len(weight))))
-        # No part is a stack itself.
-        solved = cast(tuple[PlainTensor, ...], tuple(map(solve, rows, self.parts)))
-        return StackedTensor(solved)
+        """What `solve` makes of the weight, or of the rows of each part, and their scheme."""
+        return solve(weight, self)
