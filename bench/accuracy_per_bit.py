@@ -30,7 +30,7 @@ from lowbit.calibration import texts
 from lowbit.checkpoint.atomic_write import staged_file
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.conversion.module_weights import oriented
-from lowbit.conversion.plan import cover
+from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import load_recipe
 from lowbit.evaluation.divergence import divergence
 from lowbit.evaluation.perplexity import perplexity
@@ -154,7 +154,7 @@ class Bench:
         schemes = [ZeroPoint(width, group(64)) for width in widths if width > 1]
         keep = () if whole else ("@embedding", "@head")
         task = Perplexity(str(self.data / "valid.txt"), context=CONTEXT, samples=0)
-        weights = sum(d.parameters for d in cover(model, load_recipe("int4")).quantized)
+        weights = sum(d.parameters for d in make_plan(model, load_recipe("int4")).quantized)
         left = lowbit.footprint(model).stored_bytes - 4 * weights
         budget = Budget(max_bits=bits) if whole else Budget(int(left + bits * weights / 8))
         subject = Subject("searched", model, self.tokenizer)
@@ -181,7 +181,7 @@ def replaced(model: nn.Module, stored: Stored) -> float:
     """Put what `stored` makes of each matrix in its place, as it is decoded; the bits of a weight,
     from the bytes that it takes."""
     size = weights = 0
-    for decision in cover(model, load_recipe("int4")).quantized:
+    for decision in make_plan(model, load_recipe("int4")).quantized:
         weight = model.get_submodule(decision.name).weight
         matrix = oriented(weight.detach(), decision.weights).contiguous()
         decoded, taken = stored(decision.name, matrix)
@@ -268,7 +268,7 @@ def torchao(bits: int) -> Callable[[nn.Module], float]:
 @torch.no_grad()
 def mean_squares(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
     """Mean x² of every input of the linear layers."""
-    names = [decision.name for decision in cover(model, load_recipe("int4")).quantized]
+    names = [decision.name for decision in make_plan(model, load_recipe("int4")).quantized]
     found = {name: 0.0 for name in names}
 
     def hook(name: str) -> Callable[..., None]:

@@ -126,7 +126,7 @@ plt.show()
 # %%
 quantized = copy.deepcopy(model)
 result = lowbit.quantize(quantized, "int8-dynamic", progress=False)
-coverage = result.coverage
+coverage = result.plan
 print(f"{len(coverage.quantized)} modules, {coverage.share:.1%} of the parameters, are quantized")
 for decision in coverage.kept:
     print(f"kept: {decision.name:42} {decision.parameters:>10,}  {decision.reason}")

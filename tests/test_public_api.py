@@ -32,6 +32,7 @@ NAMES = [
     "load",
     "prepare_qat",
     "quantize",
+    "quantize_calibrated",
     "quantize_checkpoint",
     "restore_float",
     "save",

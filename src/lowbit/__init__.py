@@ -18,6 +18,7 @@ from lowbit.inspect import explain
 from lowbit.kernels.attention import hf_attention as attention
 from lowbit.kernels.ops import dequantize
 from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
+from lowbit.quantize.calibrated import quantize_calibrated
 from lowbit.quantize.in_memory import quantize
 from lowbit.quantize.streaming import quantize_checkpoint
 from lowbit.schemes import Absmax, Binary, Clustered, Scheme, ZeroPoint
@@ -58,6 +59,7 @@ __all__ = [
     "load",
     "prepare_qat",
     "quantize",
+    "quantize_calibrated",
     "quantize_checkpoint",
     "restore_float",
     "save",

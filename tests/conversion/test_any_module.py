@@ -49,7 +49,7 @@ def test_a_module_of_ones_own_computes_nearly_the_same(recipe):
     result = lowbit.quantize(model, recipe, progress=False)
     bound = 0.3 if "8" not in recipe else 0.03
     assert (model(IDS) - expected).norm() <= bound * expected.norm()
-    quantized = {d.name: d.tied_to for d in result.coverage.quantized}
+    quantized = {d.name: d.tied_to for d in result.plan.quantized}
     assert quantized == {
         "words": None,
         "shared": None,
@@ -57,15 +57,15 @@ def test_a_module_of_ones_own_computes_nearly_the_same(recipe):
         "blocks.b": None,
         "out": "words",
     }
-    assert [d.name for d in result.coverage.kept] == ["conv"]
-    assert result.coverage.parameters == sum(p.numel() for p in own().parameters())
+    assert [d.name for d in result.plan.kept] == ["conv"]
+    assert result.plan.parameters == sum(p.numel() for p in own().parameters())
     assert result.after.stored_bytes < result.before.stored_bytes
     assert lowbit.footprint(model).stored_bytes == result.after.stored_bytes
 
 
 def test_a_preset_without_all_keeps_embeddings_but_knows_no_heads():
     result = lowbit.quantize(nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 2)), "int8")
-    assert [d.name for d in result.coverage.quantized] == ["1"]
+    assert [d.name for d in result.plan.quantized] == ["1"]
 
 
 @pytest.mark.parametrize("recipe", ["int8-all", "int8-all-dynamic", "int4-all", "bcq3-all"])
@@ -176,7 +176,7 @@ def test_torchs_own_transformer_computes_nearly_the_same(norm_first):
         expected = model(x)
         result = lowbit.quantize(model, "int8", progress=False)
         assert (model(x) - expected).norm() <= 0.02 * expected.norm()
-    kept = {d.name: d.reason for d in result.coverage.kept}
+    kept = {d.name: d.reason for d in result.plan.kept}
     assert "MultiheadAttention is not a kind" in kept["layers.0.self_attn"]
 
 
@@ -185,7 +185,7 @@ def test_a_transformers_model_inside_keeps_its_head_and_saves_itself(tmp_path):
     inner = BertForSequenceClassification(BertConfig(**BERT))
     model = nn.ModuleDict({"inner": inner, "out": nn.Linear(2, 2)}).eval()
     result = lowbit.quantize(model, "int8", progress=False)
-    kept = {d.name: d.reason for d in result.coverage.kept}
+    kept = {d.name: d.reason for d in result.plan.kept}
     assert "keeps @head" in kept["inner.classifier"] and isinstance(model.out, QuantModule)
     inner.save_pretrained(tmp_path / "inner")
     again = BertForSequenceClassification.from_pretrained(tmp_path / "inner").eval()

@@ -62,14 +62,14 @@ def test_the_result_holds_coverage_sizes_and_errors():
     result = lowbit.quantize(model, "int8")
     assert result.before.stored_bytes == before
     assert result.after.stored_bytes < before
-    assert set(result.errors) == {d.name for d in result.coverage.quantized}
+    assert set(result.errors) == {d.name for d in result.plan.quantized}
     error = result.errors["transformer.h.0.mlp.c_fc"]
     expected = np.mean((weight.astype(np.float64) - absmax8(weight)) ** 2)
     assert error.mean_squared_error == pytest.approx(expected, rel=1e-9)
     assert error.signal_to_noise_db == pytest.approx(
         10 * np.log10(np.mean(weight.astype(np.float64) ** 2) / expected), rel=1e-9
     )
-    assert result.to_dict()["coverage"]["share"] == result.coverage.share
+    assert result.to_dict()["coverage"]["share"] == result.plan.share
 
 
 def test_a_model_with_a_bad_weight_is_left_as_it_was():

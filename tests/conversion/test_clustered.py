@@ -141,7 +141,7 @@ def test_a_recipe_in_yaml_and_what_is_too_small_for_clusters(tmp_path):
         lowbit.quantize(make("bert"), file, progress=False)
     file.write_text(f"strict: false\nrules:\n  - {rules}\n")
     result = lowbit.quantize(make("bert"), file, progress=False)
-    kept = {d.name: d.reason for d in result.coverage.kept}
+    kept = {d.name: d.reason for d in result.plan.kept}
     assert kept["embeddings.token_type_embeddings"] == "2 rows are too few for 3 clusters"
 
 

@@ -112,7 +112,7 @@ def test_bert_base_in_four_bits_takes_no_more_than_this(recipe, mebibytes, tmp_p
     result = lowbit.quantize(model, recipe)
     model.save_pretrained(tmp_path)
     after = lowbit.footprint(model, tmp_path)
-    linear = [d for d in result.coverage.quantized if d.module == "Linear"]
+    linear = [d for d in result.plan.quantized if d.module == "Linear"]
     assert sum(d.parameters for d in linear) == 85_524_480
     assert after.disk_bytes / 2**20 <= mebibytes
     assert after.resident_bytes / 2**20 <= mebibytes

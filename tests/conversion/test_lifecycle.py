@@ -108,7 +108,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(recipe=st.sampled_from(sorted(RECIPES)))
     def quantize(self, recipe: str) -> None:
         result = lowbit.quantize(self.model, recipe, progress=False)
-        names = {d.name for d in result.coverage.quantized}
+        names = {d.name for d in result.plan.quantized}
         kinds = {type(self.twin.get_submodule(name)).__mro__ for name in names}
         assert names and all(set(kind) & set(RECIPES[recipe]) for kind in kinds)
         round_twin(self.twin, names)

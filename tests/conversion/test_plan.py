@@ -1,4 +1,4 @@
-"""Coverage: every module with weights is quantized or named as kept, and all parameters count."""
+"""The plan: every module with weights is quantized or named as kept, and all parameters count."""
 
 import pytest
 import torch
@@ -11,27 +11,29 @@ from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2TextScaledWor
 import lowbit
 from lowbit import KEEP, Absmax, Recipe, Rule, UsageError, ZeroPoint
 from lowbit.conversion.module_weights import weights_of
-from lowbit.conversion.plan import cover
+from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import load_recipe
 from lowbit.conversion.swap import packed_like
 from lowbit.formats import group
 from lowbit.qat.modules import FakeQuantEmbedding
 from tests.models import MODELS, VOCABULARY, make
 
+BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
 
-def fates(name, recipe):
-    coverage = cover(make(name), load_recipe(recipe))
-    return {d.name: d for d in coverage.decisions}
+
+def decisions(name, recipe):
+    plan = make_plan(make(name), load_recipe(recipe))
+    return {d.name: d for d in plan.decisions}
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int4-all"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_is_counted_once(name, recipe):
     model = make(name)
-    coverage = cover(model, load_recipe(recipe))
-    assert coverage.parameters == sum(p.numel() for p in model.parameters())
-    assert 0 < coverage.share < 1
-    assert all(d.reason for d in coverage.decisions)
+    plan = make_plan(model, load_recipe(recipe))
+    assert plan.parameters == sum(p.numel() for p in model.parameters())
+    assert 0 < plan.share < 1
+    assert all(d.reason for d in plan.decisions)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -40,45 +42,47 @@ def test_every_module_with_a_matrix_is_named(name):
     with_matrix = {
         n for n, m in model.named_modules() if any(p.ndim >= 2 for p in m.parameters(recurse=False))
     }
-    assert {d.name for d in cover(model, load_recipe("int8")).decisions} == with_matrix
+    assert {d.name for d in make_plan(model, load_recipe("int8")).decisions} == with_matrix
 
 
 def test_conv1d_is_quantized_and_says_so():
-    decision = fates("gpt2", "int4")["transformer.h.0.attn.c_attn"]
+    decision = decisions("gpt2", "int4")["transformer.h.0.attn.c_attn"]
     assert decision.quantized and decision.module == "Conv1D"
 
 
 def test_presets_keep_embeddings_and_heads():
-    gpt2 = fates("gpt2", "int4")
+    gpt2 = decisions("gpt2", "int4")
     assert not gpt2["transformer.wte"].quantized
     assert gpt2["lm_head"].tied_to == "transformer.wte" and not gpt2["lm_head"].quantized
-    assert "keeps @head" in fates("bert-classifier", "int4")["classifier"].reason
-    assert fates("bert-classifier", "int4")["bert.pooler.dense"].quantized
-    assert "keeps @head" in fates("llama-untied", "int4")["lm_head"].reason
+    assert "keeps @head" in decisions("bert-classifier", "int4")["classifier"].reason
+    assert decisions("bert-classifier", "int4")["bert.pooler.dense"].quantized
+    assert "keeps @head" in decisions("llama-untied", "int4")["lm_head"].reason
 
 
 def test_all_quantizes_embeddings_and_heads():
     for name in ("bert-classifier", "llama-untied", "gpt2", "distilbert"):
-        assert all(d.quantized for d in fates(name, "int8-all").values())
+        assert all(d.quantized for d in decisions(name, "int8-all").values())
 
 
 def test_a_shape_that_a_preset_cannot_hold_is_kept_with_the_reason():
-    bias = fates("t5", "int4-all")["encoder.block.0.layer.0.SelfAttention.relative_attention_bias"]
+    bias = decisions("t5", "int4-all")[
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
+    ]
     assert not bias.quantized and bias.reason == "group size 64 is larger than the 8 inputs"
 
 
 def test_a_shape_that_an_own_recipe_cannot_hold_raises_with_the_name():
     recipe = Recipe((Rule("@embedding", ZeroPoint(4, group(64))),))
     with pytest.raises(UsageError, match="relative_attention_bias: group size 64 .* 8 inputs"):
-        cover(make("t5"), recipe)
+        make_plan(make("t5"), recipe)
 
 
 def test_subclasses_are_kept_unless_they_only_scale():
-    bart = fates("bart", "int8-all")
+    bart = decisions("bart", "int8-all")
     assert bart["model.shared"].quantized
     positions = bart["model.encoder.embed_positions"]
     assert not positions.quantized and "BartLearnedPositionalEmbedding" in positions.reason
-    assert not fates("marian", "int8-all")["model.encoder.embed_positions"].quantized
+    assert not decisions("marian", "int8-all")["model.encoder.embed_positions"].quantized
 
 
 def test_a_scaled_embedding_that_holds_more_than_its_weight_is_kept():
@@ -86,7 +90,7 @@ def test_a_scaled_embedding_that_holds_more_than_its_weight_is_kept():
     embedding = T5Gemma2TextScaledWordEmbedding(VOCABULARY, 128, 0)
     model = make("bert")
     model.embeddings.word_embeddings = embedding
-    kept = {d.name: d for d in cover(model, load_recipe("int8-all")).decisions}
+    kept = {d.name: d for d in make_plan(model, load_recipe("int8-all")).decisions}
     kept = kept["embeddings.word_embeddings"]
     assert not kept.quantized and "holds eoi_embedding beside its weight" in kept.reason
 
@@ -109,12 +113,12 @@ def test_a_scale_is_rounded_where_the_float_module_rounds_it(rounds):
 def test_a_pattern_that_matches_nothing_raises():
     recipe = Recipe((Rule("*.qeury", Absmax(8)), Rule("@linear", Absmax(8))))
     with pytest.raises(UsageError, match=r"'\*.qeury' matches no module"):
-        cover(make("bert"), recipe)
+        make_plan(make("bert"), recipe)
 
 
 def test_a_recipe_that_quantizes_nothing_raises():
     with pytest.raises(UsageError, match="quantizes nothing in BertModel"):
-        cover(make("bert"), Recipe((Rule("@linear", KEEP),)))
+        make_plan(make("bert"), Recipe((Rule("@linear", KEEP),)))
 
 
 def test_a_model_too_narrow_for_the_groups_says_why_nothing_matches():
@@ -128,7 +132,7 @@ def test_a_model_too_narrow_for_the_groups_says_why_nothing_matches():
         )
     )
     with pytest.raises(UsageError, match="nothing .*"):
-        cover(narrow, load_recipe("int4"))
+        make_plan(narrow, load_recipe("int4"))
 
 
 def test_a_quantized_model_is_not_quantized_again():
@@ -149,7 +153,7 @@ def test_modules_that_share_a_weight_share_its_fate():
     head = Rectified(128, 200, bias=False)
     head.weight = model.transformer.wte.weight
     model.lm_head = head
-    decisions = {d.name: d for d in cover(model, load_recipe("int8-all")).decisions}
+    decisions = {d.name: d for d in make_plan(model, load_recipe("int8-all")).decisions}
     assert not decisions["transformer.wte"].quantized
     assert "shares its weight with lm_head" in decisions["transformer.wte"].reason
 
@@ -157,12 +161,12 @@ def test_modules_that_share_a_weight_share_its_fate():
 def test_an_embedding_that_renormalizes_is_kept():
     model = make("bert")
     model.embeddings.word_embeddings.max_norm = 1.0
-    decisions = {d.name: d for d in cover(model, load_recipe("int8-all")).decisions}
+    decisions = {d.name: d for d in make_plan(model, load_recipe("int8-all")).decisions}
     assert "max_norm" in decisions["embeddings.word_embeddings"].reason
 
 
 def test_bare_parameters_are_named_as_kept():
     model = make("bert")
     model.register_parameter("extra", nn.Parameter(torch.zeros(3, 4)))
-    decisions = {d.name: d for d in cover(model, load_recipe("int8")).decisions}
+    decisions = {d.name: d for d in make_plan(model, load_recipe("int8")).decisions}
     assert decisions[""].parameters == 12 and not decisions[""].quantized

@@ -188,5 +188,5 @@ def test_a_quantized_subclass_computes_nearly_the_same():
     ids = torch.arange(50)
     expected = model(ids).detach()
     result = lowbit.quantize(model, "int8-all", progress=False)
-    assert len(result.coverage.quantized) == 2
+    assert len(result.plan.quantized) == 2
     assert (model(ids) - expected).norm() <= 0.02 * expected.norm()

@@ -49,9 +49,9 @@ def any_module():
 
 STEPS = [
     (inplace, "untie"),
-    (inplace, "swap"),
-    (inplace, "swap_tied"),
-    (inplace, "module_entry"),
+    (inplace, "put_quantized"),
+    (inplace, "put_tied"),
+    (inplace, "tied_entry"),
     (convert, "packed_like"),
     (convert, "hand_over_hooks"),
     (convert.QuantLinear, "hold"),
@@ -142,4 +142,4 @@ def test_a_failure_in_restoring_changes_nothing(monkeypatch):
 
 def test_a_model_without_a_float_parameter_left_is_quantized():
     model = nn.Sequential(nn.Linear(64, 64, bias=False)).eval()
-    assert lowbit.quantize(model, "int8", progress=False).coverage.share == 1
+    assert lowbit.quantize(model, "int8", progress=False).plan.share == 1

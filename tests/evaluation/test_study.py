@@ -4,7 +4,7 @@ import math
 import pytest
 
 from lowbit import InputError
-from lowbit.conversion.plan import Fate
+from lowbit.conversion.plan import Summary
 from lowbit.conversion.recipe import Recipe
 from lowbit.evaluation.sensitivity import Price, Sensitivity
 from lowbit.evaluation.study import (
@@ -43,7 +43,7 @@ RECORD = ModelRecord(
     resident_after_forward_bytes=59,
     peak_bytes=None,
     kernels=("avx2: best of what this processor has",),
-    coverage=(Fate(True, "Linear: rule @linear", 3, 90, "layer.0"),),
+    coverage=(Summary(True, "Linear: rule @linear", 3, 90, "layer.0"),),
     measurements=(MEASUREMENT,),
     timings=(Timing(8, 128, 0, 7, 2, 0.5, 0.1, 1.0), Timing(1, 4, 20, 7, 2, 0.5, 0.1)),
     modules=(

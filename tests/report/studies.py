@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lowbit.conversion.plan import Fate
+from lowbit.conversion.plan import Summary
 from lowbit.evaluation.study import (
     Histogram,
     Measurement,
@@ -132,8 +132,10 @@ def model(index, names, seed=0):
     stored = int(7_100_000 * bits / 8)
     recipe = {"name": name, "rules": [{"match": "@linear", "scheme": {"bits": round(bits)}}]}
     fates = (
-        Fate(True, "Conv1D: rule @linear", 32, 5_200_000, "transformer.h.0.attn.c_attn"),
-        Fate(False, f"Embedding: recipe {name} keeps @embedding", 2, 1_900_000, "transformer.wte"),
+        Summary(True, "Conv1D: rule @linear", 32, 5_200_000, "transformer.h.0.attn.c_attn"),
+        Summary(
+            False, f"Embedding: recipe {name} keeps @embedding", 2, 1_900_000, "transformer.wte"
+        ),
     )
     return ModelRecord(
         name,
@@ -234,7 +236,7 @@ def hostile():
             )
             for m in record.measurements
         )
-        fates = tuple(Fate(True, t, 1, 1, t) for t in HOSTILE)
+        fates = tuple(Summary(True, t, 1, 1, t) for t in HOSTILE)
         records.append(
             replace(
                 record,

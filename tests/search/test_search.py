@@ -7,6 +7,7 @@ import torch
 from transformers import BertConfig, BertForQuestionAnswering
 
 from lowbit import Binary, ZeroPoint, footprint, quantize
+from lowbit.calibration import batches_of
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.study import Metric
 from lowbit.evaluation.task import Subject
@@ -147,8 +148,8 @@ def test_solvers_and_binary_codes_may_be_chosen_from(subject, task):
 def test_candidates_are_what_the_solver_makes_of_the_whole_model():
     model, quantized, schemes = make("gpt2"), make("gpt2"), [ZeroPoint(2, group(64))]
     before = {name: p.clone() for name, p in model.named_parameters()}
-    solver = Solver("gptq")
-    candidates = candidates_of(model, schemes, ["@embedding", "@head"], False, solver, IDS)
+    solver, batches = Solver("gptq"), batches_of(IDS, model)
+    candidates = candidates_of(model, schemes, ["@embedding", "@head"], False, solver, batches)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]), name
     recipe = recipe_of([options[1] for options in candidates])
@@ -159,7 +160,7 @@ def test_candidates_are_what_the_solver_makes_of_the_whole_model():
         assert torch.equal(dequantize(candidate.stored), dequantize(module.qweight))
     # AWQ scales parameters that all candidates share.
     plain, moved = (
-        candidates_of(model, schemes, ["@embedding"], False, Solver(name), IDS)
+        candidates_of(model, schemes, ["@embedding"], False, Solver(name), batches)
         for name in ("nearest", "awq")
     )
     for (_, one), (_, other) in zip(plain, moved, strict=True):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import lowbit
 from lowbit import Absmax, InputError, UsageError, ZeroPoint, dequantize
 from lowbit.calibration import batches_of
-from lowbit.conversion.plan import cover
+from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import load_recipe
 from lowbit.formats import CHANNEL, TENSOR, group
 from lowbit.nn import QuantModule
@@ -141,7 +141,7 @@ def test_every_architecture_is_solved_whole(name, recipe):
     solver = {"name": "autoround", "iterations": 2, "correct_bias": True}
     result = lowbit.quantize(model, recipe, solver=solver, calibration=IDS)
     packed = {n for n, m in model.named_modules() if isinstance(m, QuantModule)}
-    assert {d.name for d in result.coverage.quantized} == packed
+    assert {d.name for d in result.plan.quantized} == packed
     assert ((output(model) - expected).norm() <= 0.5 * expected.norm()).item()
 
 
@@ -166,7 +166,7 @@ def test_blocks_are_compared_with_the_float_model_embedding_and_all(monkeypatch)
 def block_error(batch, name="bert"):
     """The error of the second block on one batch, all weights of it and of the first halved."""
     model = make(name)
-    owners = cover(model, load_recipe("int4")).quantized
+    owners = make_plan(model, load_recipe("int4")).owners
     with playing(model):
         batches = batches_of([batch], model)
         first, second = (s for s in find_stages(model, owners, batches[0]) if s.stack is not None)

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 
 import lowbit
 from lowbit import Absmax, ZeroPoint
+from lowbit.calibration import batches_of
+from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import load_recipe
 from lowbit.formats import FORMATS, group
 from lowbit.solvers import awq, load_solver, smoothquant
@@ -51,7 +53,9 @@ def test_folding_leaves_the_float_function_unchanged(name, solver):
     model = shaken(name)
     expected = output(model)
     before = {n: p.clone() for n, p in model.named_parameters()}
-    with walked(model, load_recipe("int8"), load_solver(solver), IDS) as solved:
+    with walked(
+        model, make_plan(model, load_recipe("int8")), load_solver(solver), batches_of(IDS, model)
+    ) as solved:
         error = (output(model) - expected).norm() / expected.norm()
         changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert (error <= 1e-5).item()

@@ -45,7 +45,7 @@ def test_a_model_needs_no_data():
     model = make("gpt2")
     expected = output(model)
     result = lowbit.quantize(model, "int4-all", solver="hqq")
-    assert len(result.coverage.quantized) == 11
+    assert len(result.plan.quantized) == 11
     assert ((output(model) - expected).norm() <= 0.5 * expected.norm()).item()
 
 

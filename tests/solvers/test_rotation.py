@@ -6,6 +6,8 @@ from torch import nn
 
 import lowbit
 from lowbit import Recipe, Rule, ZeroPoint
+from lowbit.calibration import batches_of
+from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import load_recipe
 from lowbit.formats import group
 from lowbit.solvers import load_solver
@@ -50,6 +52,11 @@ SECOND = ("h.1.", "layers.1.", "encoder.layer.1.", "transformer.layer.1.")
 QUICK = ("gpt2", "bert")
 
 
+def solved_on(model, ids=IDS):
+    plan = make_plan(model, load_recipe("int8"))
+    return walked(model, plan, load_solver(ROTATED), batches_of(ids, model))
+
+
 def shaken(name):
     """A model whose biases do something, as those of trained ones do."""
     model = make(name)
@@ -67,7 +74,9 @@ def test_rotation_leaves_the_float_function_unchanged(name):
     model = shaken(name)
     expected = output(model)
     before = {n: p.clone() for n, p in model.named_parameters()}
-    with walked(model, load_recipe("int8"), load_solver(ROTATED), IDS) as solved:
+    with walked(
+        model, make_plan(model, load_recipe("int8")), load_solver(ROTATED), batches_of(IDS, model)
+    ) as solved:
         error = (output(model) - expected).norm() / expected.norm()
         changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert (error <= 1e-5).item()
@@ -106,7 +115,9 @@ def test_what_mixes_the_numbers_of_a_head_is_seen_and_said():
     attention.c_proj = nn.Sequential(nn.Tanh(), attention.c_proj)
     expected = output(model)
     before = {n: p.clone() for n, p in attention.named_parameters()}
-    with walked(model, load_recipe("int8"), load_solver(ROTATED), IDS) as solved:
+    with walked(
+        model, make_plan(model, load_recipe("int8")), load_solver(ROTATED), batches_of(IDS, model)
+    ) as solved:
         assert ((output(model) - expected).norm() <= 1e-5 * expected.norm()).item()
         assert all(torch.equal(p, before[n]) for n, p in attention.named_parameters())
     assert solved.notes() == ("1 layer with no heads that could be rotated: transformer.h.0",)
@@ -115,7 +126,12 @@ def test_what_mixes_the_numbers_of_a_head_is_seen_and_said():
 def test_single_tokens_do_not_mistake_queries_and_keys_for_a_pair():
     model = shaken("bert")
     expected = output(model)
-    with walked(model, load_recipe("int8"), load_solver(ROTATED), IDS[:, :1]) as solved:
+    with walked(
+        model,
+        make_plan(model, load_recipe("int8")),
+        load_solver(ROTATED),
+        batches_of(IDS[:, :1], model),
+    ) as solved:
         assert ((output(model) - expected).norm() <= 1e-5 * expected.norm()).item()
     assert not any("no heads" in note for note in solved.notes())
 
@@ -123,7 +139,9 @@ def test_single_tokens_do_not_mistake_queries_and_keys_for_a_pair():
 def test_weights_that_rotation_would_round_again_stay_and_are_named():
     model = make("gpt2").bfloat16()
     before = {n: p.clone() for n, p in model.named_parameters()}
-    with walked(model, load_recipe("int8"), load_solver(ROTATED), IDS) as solved:
+    with walked(
+        model, make_plan(model, load_recipe("int8")), load_solver(ROTATED), batches_of(IDS, model)
+    ) as solved:
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert solved.notes() == ("2 layers with no heads that could be rotated: transformer.h.0, …",)
 

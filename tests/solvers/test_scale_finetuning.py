@@ -10,7 +10,7 @@ import lowbit
 from lowbit import UsageError
 from lowbit.calibration import batches_of
 from lowbit.conversion.dequantize import rounded
-from lowbit.conversion.plan import cover
+from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import load_recipe
 from lowbit.nn import QuantModule
 from lowbit.solvers import Solver, load_solver
@@ -34,7 +34,13 @@ def sharp(name):
 
 def stored(model, recipe, solver):
     """By module, what is stored, and the notes."""
-    with walked(model, load_recipe(recipe), load_solver(solver), IDS, progress=False) as solved:
+    with walked(
+        model,
+        make_plan(model, load_recipe(recipe)),
+        load_solver(solver),
+        batches_of(IDS, model),
+        progress=False,
+    ) as solved:
         return solved.stored, solved
 
 
@@ -69,7 +75,7 @@ def numpy_distance(model, reference):
 )
 def test_tuned_models_are_nearer_and_the_notes_say_how_near(name, recipe, solver):
     reference, distances = sharp(name), []
-    owners = {d.name: d for d in cover(reference, load_recipe(recipe)).quantized}
+    owners = {d.name: d for d in make_plan(reference, load_recipe(recipe)).owners}
     for passes in (0, 3):
         model = sharp(name)
         found, solved = stored(model, recipe, {"name": solver, "tune": passes})

@@ -8,9 +8,10 @@ import torch
 import lowbit
 from lowbit import InputError, UsageError
 from lowbit.calibration import batches_of
-from lowbit.conversion.plan import cover
+from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import load_recipe
 from lowbit.nn import QuantModule
+from lowbit.solvers import Solver
 from lowbit.solvers import sequential as walk
 from lowbit.solvers.blocks import find_stages
 from tests.models import make, output
@@ -54,13 +55,13 @@ def test_every_architecture_is_solved_whole(name, recipe):
     expected = output(model)
     result = lowbit.quantize(model, recipe, solver=PLAIN, calibration=IDS)
     packed = {n for n, m in model.named_modules() if isinstance(m, QuantModule)}
-    assert {d.name for d in result.coverage.quantized} == packed
+    assert {d.name for d in result.plan.quantized} == packed
     assert ((output(model) - expected).norm() <= 0.5 * expected.norm()).item()
 
 
 def test_the_stages_of_an_encoder_decoder_follow_the_data():
     model = make("bart")
-    owners = [d for d in cover(model, load_recipe("int4-all")).quantized if not d.tied_to]
+    owners = make_plan(model, load_recipe("int4-all")).owners
     stages = find_stages(model, owners, batches_of(IDS, model)[0])
     assert [stage.name for stage in stages] == STAGES["bart"]
     assert sum(len(stage.decisions) for stage in stages) == len(owners)
@@ -74,13 +75,13 @@ def test_each_layer_is_solved_on_what_the_quantized_layers_before_it_compute(nam
     model = make(name)
     batches = batches_of(IDS, model)
     seen = {}
-    solve = walk.solve_weight
+    solve = Solver.solve
 
-    def spy(solver, decision, weight, hessian):
+    def spy(solver, decision, weight, hessian=None):
         seen.setdefault(decision.name, hessian.clone())
         return solve(solver, decision, weight, hessian)
 
-    monkeypatch.setattr(walk, "solve_weight", spy)
+    monkeypatch.setattr(Solver, "solve", spy)
     expected = {}
     original = walk.observe
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from lowbit.checkpoint.read import INDEX, SINGLE
 from lowbit.errors import InputError
 
+MAX_SHARD_BYTES = 500 * 10**6
+
 
 class ShardWriter:
     """Holds at most one shard of `max_bytes` (or one larger tensor) in memory."""

@@ -9,11 +9,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lowbit.checkpoint.shards import MAX_SHARD_BYTES
 from lowbit.cli.tables import before_after
-from lowbit.conversion.plan import Coverage
+from lowbit.conversion.plan import Plan
 from lowbit.errors import UsageError
 from lowbit.quantize.calibrated import quantize_calibrated
-from lowbit.quantize.streaming import MAX_SHARD_BYTES, quantize_checkpoint
+from lowbit.quantize.streaming import quantize_checkpoint
 from lowbit.solvers import SOLVERS, Solver
 
 MEGA = 10**6
@@ -82,7 +83,7 @@ def quantize(
         print(json.dumps(result.to_dict()))
     elif not quiet:
         console = Console()
-        console.print(coverage_table(result.coverage))
+        console.print(plan_table(result.plan))
         console.print(before_after(result.before, result.after))
         for name in result.unused:
             console.print(f"not used by the model, left out: {name}")
@@ -91,23 +92,23 @@ def quantize(
         console.print(f"written to {output}; `import lowbit` before loading it")
 
 
-def coverage_table(coverage: Coverage) -> Table:
-    """What was quantized and what was kept, modules with the same fate together."""
+def plan_table(plan: Plan) -> Table:
+    """What was quantized and what was kept, modules with the same reason together."""
     table = Table(
         box=box.SIMPLE,
-        title=f"{coverage.quantized_parameters:,} of {coverage.parameters:,} parameters"
-        f" quantized ({coverage.share:.1%})",
+        title=f"{plan.quantized_parameters:,} of {plan.parameters:,} parameters"
+        f" quantized ({plan.share:.1%})",
     )
     for column in ("", "why", "modules", "parameters", "first"):
         right = column in ("modules", "parameters")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for fate in coverage.fates():
+    for summary in plan.summaries():
         table.add_row(
-            "quantized" if fate.quantized else "kept",
-            fate.reason,
-            f"{fate.modules:,}",
-            f"{fate.parameters:,}",
-            fate.example,
+            "quantized" if summary.quantized else "kept",
+            summary.reason,
+            f"{summary.modules:,}",
+            f"{summary.parameters:,}",
+            summary.example,
         )
-    table.add_row("kept", "norms and biases", "", f"{coverage.vector_parameters:,}", "")
+    table.add_row("kept", "norms and biases", "", f"{plan.vector_parameters:,}", "")
     return table

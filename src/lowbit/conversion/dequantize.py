@@ -6,33 +6,26 @@ from contextlib import contextmanager
 from torch import nn
 
 from lowbit.conversion.module_weights import oriented
-from lowbit.conversion.plan import Decision
+from lowbit.conversion.plan import Quantize
 from lowbit.formats import QTensor, decode
 
 
-def put(model: nn.Module, d: Decision, q: QTensor) -> None:
+def put(model: nn.Module, d: Quantize, q: QTensor) -> None:
     """Let a float module compute with a stored weight. Those tied to it follow."""
-    assert d.weights is not None
-    weight = parameter_of(model, d)
+    weight = d.weight.of(model)
     weight.data = oriented(decode(q, weight.dtype), d.weights)
 
 
 @contextmanager
-def rounded(model: nn.Module, stored: Iterable[tuple[Decision, QTensor]]) -> Iterator[nn.Module]:
+def rounded(model: nn.Module, stored: Iterable[tuple[Quantize, QTensor]]) -> Iterator[nn.Module]:
     """The model with some of its weights as they are stored; floats again afterwards."""
     before = []
     try:
         for d, q in stored:
-            weight = parameter_of(model, d)
+            weight = d.weight.of(model)
             before.append((weight, weight.data))
             put(model, d, q)
         yield model
     finally:
         for weight, values in before:
             weight.data = values
-
-
-def parameter_of(model: nn.Module, d: Decision) -> nn.Parameter:
-    weight = model.get_submodule(d.name)._parameters["weight"]
-    assert weight is not None
-    return weight

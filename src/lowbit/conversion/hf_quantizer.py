@@ -30,13 +30,14 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowbit.checkpoint.guard import guard_patterns, guards
 from lowbit.conversion.fuse import fuse, unfuse
-from lowbit.conversion.module_weights import Weights, oriented, weights_of
-from lowbit.conversion.plan import Decision, check_static, cover
+from lowbit.conversion.module_weights import WeightName, Weights, weights_of
+from lowbit.conversion.one_weight import put_quantized, put_tied, quantize_weight, tied_entry
+from lowbit.conversion.plan import Quantize, TiedTo, check_static, make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe
-from lowbit.conversion.swap import TiedKeys, packed_like, restore, retie, swap, swap_tied, untie
+from lowbit.conversion.swap import TiedKeys, packed_like, restore, retie, swap_tied, untie
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import InputError, LowbitError, UsageError, naming
-from lowbit.formats import Layout, layout_from_dict
+from lowbit.formats import layout_from_dict
 from lowbit.formats.error import WeightError
 from lowbit.formats.stacked import zero_points
 from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantModule
@@ -90,15 +91,6 @@ class LowbitConfig(QuantizationConfigMixin):
         }
 
 
-def module_entry(decision: Decision, layout: Layout | None) -> dict[str, Any]:
-    """What config.json keeps of a packed module; the layout is that of the source where tied."""
-    assert decision.weights is not None and decision.rule is not None
-    entry = layout.to_dict() if layout else {"tied_to": decision.tied_to}
-    if decision.weights.kind == "linear":
-        entry["activations"] = decision.rule.activations
-    return entry
-
-
 def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, ...]) -> None:
     """Make a model that was quantized in place what `from_pretrained` would have returned.
 
@@ -147,10 +139,10 @@ class LowbitQuantizer(HfQuantizer):
         self.ties: tuple[TiedKeys, ...] = ()
         self.stored_names: frozenset[str] = frozenset()
         # Weight name -> what to do with it, while a float checkpoint is loaded.
-        self.pending: dict[str, Decision] = {}
+        self.pending: dict[str, Quantize] = {}
         # Those, and what a checkpoint holds in one tensor with one of them.
         self.claimed: frozenset[str] = frozenset()
-        self.tied: tuple[Decision, ...] = ()
+        self.tied: tuple[TiedTo, ...] = ()
         self.failure: LowbitError | None = None
 
     def _process_model_before_weight_loading(
@@ -161,31 +153,26 @@ class LowbitQuantizer(HfQuantizer):
             self.ties = build(model, self.quantization_config, dtype or model.dtype)
             self.stored_names = frozenset(name for name, _, _ in stored_buffers(model))
             return
-        coverage = cover(model, self.quantization_config.recipe)
-        check_static(coverage)
-        decisions = coverage.quantized
-        self.pending = {f"{d.name}.weight": d for d in decisions if not d.tied_to}
+        plan = make_plan(model, self.quantization_config.recipe)
+        check_static(plan)
+        self.pending = {str(d.weight): d for d in plan.owners}
         self.claimed = frozenset(self.pending) | _merged_with(model, set(self.pending))
-        self.tied = tuple(d for d in decisions if d.tied_to)
-        self.ties = untie(model, {d.name for d in self.tied})
-        for decision in self.tied:
+        self.tied = plan.tied
+        self.ties = untie(model, {d.weight for d in self.tied})
+        for d in self.tied:
             # Without a weight it is not missing, and not initialized in vain; a bias is loaded.
-            module = model.get_submodule(decision.name)
-            del module.weight
+            module = model.get_submodule(d.weight.module)
+            delattr(module, d.weight.parameter)
             vars(module)["_is_hf_initialized"] = module._parameters.get("bias") is None
-        ignore(model, {rf"^{re.escape(d.name)}\.weight$" for d in self.tied})
+        ignore(model, {f"^{re.escape(str(d.weight))}$" for d in self.tied})
 
     def quantize_loaded(self, model: PreTrainedModel, name: str, weight: Tensor) -> None:
         """Quantize the weight `name`, which has just been read, and put it into the model."""
-        decision = self.pending.pop(name)
-        assert decision.weights is not None and decision.rule is not None
-        matrix = oriented(weight, decision.weights)
-        assert decision.rule.scheme is not None
-        with naming(name):
-            q = decision.rule.scheme.quantize(matrix)
-        swap(model, decision.name, decision.weights, q, decision.rule.activations, weight)
-        self.quantization_config.modules[decision.name] = module_entry(decision, q.layout)
-        self.quantization_config.errors[decision.name] = WeightError.of(matrix, q)
+        d = self.pending.pop(name)
+        found = quantize_weight(d, weight)
+        put_quantized(model, d, found.stored, weight)
+        self.quantization_config.modules[d.name] = found.entry
+        self.quantization_config.errors[d.name] = found.error
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         align(model)
@@ -203,9 +190,8 @@ class LowbitQuantizer(HfQuantizer):
         if self.pending:
             raise InputError(f"the checkpoint lacks the weight {sorted(self.pending)[0]}")
         for d in self.tied:
-            assert d.weights is not None and d.rule is not None and d.tied_to is not None
-            swap_tied(model, d.name, d.weights, d.tied_to, d.rule.activations)
-            self.quantization_config.modules[d.name] = module_entry(d, None)
+            put_tied(model, d)
+            self.quantization_config.modules[d.name] = tied_entry(d)
         self.tied = ()
         fuse(model)
         # From here on it is a quantized model like any other.
@@ -400,7 +386,7 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
         if kept == torch.float32
     ]
     tied_names = {found[name] for name, entry in config.modules.items() if "tied_to" in entry}
-    ties = untie(model, {name for name in tied_names if name is not None})
+    ties = untie(model, {WeightName(name) for name in tied_names if name is not None})
     tied = {}
     for stored_name, name in found.items():
         if name is None:

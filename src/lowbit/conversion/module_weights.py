@@ -1,13 +1,38 @@
-"""How a float module uses its weight: its kind, its shape, and whether it is stored transposed."""
+"""A weight of a float model: its name, and how its module uses it (its kind, its shape, and whether
+it is stored transposed)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lowbit.conversion.probe import Kind, differs, factor_of
+
+
+@dataclass(frozen=True)
+class WeightName:
+    """A weight by the module that holds it and the parameter's name there."""
+
+    module: str
+    parameter: str = "weight"
+
+    def __str__(self) -> str:
+        """Its name in the state dict."""
+        return f"{self.module}.{self.parameter}" if self.module else self.parameter
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The inverse of `str`."""
+        module, _, parameter = name.rpartition(".")
+        return cls(module, parameter)
+
+    def of(self, model: nn.Module) -> nn.Parameter:
+        """The parameter itself, which `model` must have."""
+        parameter = model.get_submodule(self.module)._parameters[self.parameter]
+        assert parameter is not None
+        return parameter
 
 
 @dataclass(frozen=True)

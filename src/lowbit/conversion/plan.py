@@ -1,43 +1,49 @@
-"""What a recipe does to a model: every module that carries weights is quantized or named as kept.
+"""What a recipe does to a model: each weight is quantized, tied to one that is, or kept, and why.
 
-Nothing here touches a weight: a model on the meta device will do.
+Planning touches no weight: a model on the meta device will do.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lowbit.conversion.foreign import check_parameters, check_plain
-from lowbit.conversion.module_weights import LAYERS, Weights, weights_of
+from lowbit.conversion.module_weights import LAYERS, WeightName, Weights, oriented, weights_of
 from lowbit.conversion.recipe import KINDS, Recipe, Rule
 from lowbit.conversion.swap import named_places
-from lowbit.errors import InputError, UsageError
-from lowbit.nn import is_quantized
+from lowbit.errors import InputError, UsageError, naming
+from lowbit.formats import QTensor
+from lowbit.nn import STATIC, is_quantized
+from lowbit.schemes import Scheme
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to the weights of one module, and why.
+    """What happens to one weight, and why. It is a `Quantize`, a `TiedTo` or a `Keep`.
 
-    `weights` is None for a module of a kind that cannot be quantized; `rule` is None for one that
-    is kept. A tied module uses the stored weight of `tied_to` and has no parameters of its own.
+    module: the class of the module that holds it. parameters: 0 for a weight that is another's.
     """
 
-    name: str
+    weight: WeightName
     module: str
     shape: tuple[int, ...]
     parameters: int
-    weights: Weights | None
-    rule: Rule | None
     reason: str
-    tied_to: str | None = None
+    quantized: ClassVar[bool] = True
 
     @property
-    def quantized(self) -> bool:
-        return self.rule is not None
+    def name(self) -> str:
+        """What config.json and reports call it: its module's name."""
+        return self.weight.module
+
+    @property
+    def tied_to(self) -> str | None:
+        """The name of the weight that this one is, if it is another's."""
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -52,7 +58,50 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Fate:
+class Quantize(Decision):
+    """The weight is stored by `scheme`, and its module computes with such activations."""
+
+    weights: Weights
+    scheme: Scheme
+    activations: str
+
+    def matrix(self, model: nn.Module) -> Float[Tensor, "out in"]:
+        """The weight in the float `model`, detached."""
+        return oriented(self.weight.of(model).detach(), self.weights)
+
+    def nearest(self, matrix: Float[Tensor, "out in"]) -> QTensor:
+        """Its stored form by nearest rounding. Raises with the weight's name."""
+        with naming(str(self.weight)):
+            return self.scheme.quantize(matrix)
+
+
+@dataclass(frozen=True)
+class TiedTo(Decision):
+    """The module uses the stored weight of `source`, with activations of its own."""
+
+    weights: Weights
+    source: Quantize
+    activations: str
+
+    @property
+    def tied_to(self) -> str:
+        return self.source.name
+
+
+@dataclass(frozen=True)
+class Keep(Decision):
+    """The weight stays float, for `reason`. source: the weight that it is, if it is another's."""
+
+    source: WeightName | None = None
+    quantized: ClassVar[bool] = False
+
+    @property
+    def tied_to(self) -> str | None:
+        return self.source.module if self.source else None
+
+
+@dataclass(frozen=True)
+class Summary:
     """Modules that share a decision, with the name of the first."""
 
     quantized: bool
@@ -63,19 +112,30 @@ class Fate:
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """All decisions, and the parameters in vectors (norms, biases), which always stay float."""
+class Plan:
+    """What `recipe` does to each weight of a model, and the parameters in vectors (norms, biases),
+    which always stay float."""
 
-    decisions: tuple[Decision, ...]
+    recipe: Recipe
+    decisions: tuple[Quantize | TiedTo | Keep, ...]
     vector_parameters: int
 
     @property
-    def quantized(self) -> tuple[Decision, ...]:
-        return tuple(d for d in self.decisions if d.quantized)
+    def owners(self) -> tuple[Quantize, ...]:
+        """The weights to be stored, each once."""
+        return tuple(d for d in self.decisions if isinstance(d, Quantize))
 
     @property
-    def kept(self) -> tuple[Decision, ...]:
-        return tuple(d for d in self.decisions if not d.quantized)
+    def tied(self) -> tuple[TiedTo, ...]:
+        return tuple(d for d in self.decisions if isinstance(d, TiedTo))
+
+    @property
+    def quantized(self) -> tuple[Quantize | TiedTo, ...]:
+        return tuple(d for d in self.decisions if not isinstance(d, Keep))
+
+    @property
+    def kept(self) -> tuple[Keep, ...]:
+        return tuple(d for d in self.decisions if isinstance(d, Keep))
 
     @property
     def parameters(self) -> int:
@@ -90,13 +150,13 @@ class Coverage:
         """The share of all parameters that is quantized, 0 … 1."""
         return self.quantized_parameters / max(1, self.parameters)
 
-    def fates(self) -> list["Fate"]:
+    def summaries(self) -> list[Summary]:
         """Modules of one type with the same reason counted together, in the order of the model."""
         together: dict[tuple[bool, str, str], list[Decision]] = {}
         for d in self.decisions:
             together.setdefault((d.quantized, d.reason, d.module), []).append(d)
         return [
-            Fate(
+            Summary(
                 quantized, f"{module}: {reason}", len(ds), sum(d.parameters for d in ds), ds[0].name
             )
             for (quantized, reason, module), ds in together.items()
@@ -112,7 +172,7 @@ class Coverage:
         }
 
 
-def cover(model: nn.Module, recipe: Recipe) -> Coverage:
+def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     """Decide for every place where a module stands. A module in several places is tied to itself.
 
     Raises UsageError for a pattern of names that matches nothing, a recipe that would quantize
@@ -127,15 +187,17 @@ def cover(model: nn.Module, recipe: Recipe) -> Coverage:
             f"a {type(model).__name__} is replaced in the module that holds it:"
             " quantize that one, or nn.Sequential(layer)"
         )
-    ties = tied_modules(model)
+    ties = tied_weights(model)
     heads = _head_names(model)
-    decisions = []
+    decisions: list[Quantize | Keep] = []
+    uses: dict[str, Weights | str] = {}
     vectors = 0
     unmatched = {rule.match for rule in recipe.rules if rule.match not in KINDS}
     seen: set[int] = set()
     for name, module in named_places(model):
+        weight = WeightName(name)
         own = {n: p for n, p in module.named_parameters(recurse=False) if id(p) not in seen}
-        tied = name in ties
+        tied = weight in ties
         if not tied:
             seen.update(map(id, own.values()))
         vectors += sum(p.numel() for p in own.values() if p.ndim < 2)
@@ -144,25 +206,25 @@ def cover(model: nn.Module, recipe: Recipe) -> Coverage:
             _check_computed(name, module, name in heads, recipe)
         elif not matrices:
             continue
-        kinds = _kinds(module, name in heads)
+        uses[name] = weights_of(module)
+        kinds = _kinds(uses[name], name in heads)
         unmatched -= {rule.match for rule in recipe.rules if rule.matches(name, kinds)}
         if matrices:
-            decisions.append(_decide(name, module, matrices, kinds, ties.get(name), recipe))
+            decisions.append(_decide(weight, module, matrices, uses[name], kinds, tied, recipe))
     if unmatched:
         raise UsageError(
             f"pattern {sorted(unmatched)[0]!r} matches no module with weights"
             f" of {type(model).__name__}"
         )
-    decisions = list(_follow_ties(decisions))
-    coverage = Coverage(tuple(decisions), vectors)
-    if not coverage.quantized:
-        kept = coverage.kept
+    plan = Plan(recipe, tuple(_follow_ties(decisions, ties, uses)), vectors)
+    if not plan.quantized:
+        kept = plan.kept
         detail = f"{kept[0].name} is kept: {kept[0].reason}" if kept else "it has no weights"
         raise UsageError(
             f"recipe {recipe.name} quantizes nothing in {type(model).__name__}"
             f" ({len(kept)} modules with weights; {detail})"
         )
-    return coverage
+    return plan
 
 
 def _check_computed(name: str, module: nn.Module, head: bool, recipe: Recipe) -> None:
@@ -173,36 +235,35 @@ def _check_computed(name: str, module: nn.Module, head: bool, recipe: Recipe) ->
         check_parameters(name, module)
 
 
-def check_static(coverage: Coverage, known: Collection[str] = ()) -> None:
+def check_static(plan: Plan, known: Collection[str] = ()) -> None:
     """Raises UsageError where activations are static and their scale is not `known`."""
-    for d in coverage.quantized:
-        if d.rule is not None and d.rule.is_static and d.name not in known:
+    for d in plan.quantized:
+        if d.activations in STATIC and d.name not in known:
             raise UsageError(
                 f"{d.name} has static activations, whose scale is found in data:"
                 " give calibration data, or train with prepare_qat"
             )
 
 
-def tied_modules(model: nn.Module) -> dict[str, str]:
+def tied_weights(model: nn.Module) -> dict[WeightName, WeightName]:
     """Target -> source for every place whose weight is that of another place.
 
     What is shared counts, not what is declared; but a model on the meta device that is about to
     be loaded is not tied yet, and there the declaration is all there is.
     """
     declared = {
-        prefix + target.removesuffix(".weight"): prefix + source.removesuffix(".weight")
+        WeightName.parse(prefix + target): WeightName.parse(prefix + source)
         for prefix, inner in transformers_inside(model)
         for target, source in getattr(inner, "all_tied_weights_keys", {}).items()
-        if target.endswith(".weight")
     }
     weights = {
-        name: weight
+        WeightName(name): weight
         for name, module in named_places(model)
         if (weight := module._parameters.get("weight")) is not None
     }
     sources = set(declared.values())
-    owner: dict[int, str] = {}
-    ties: dict[str, str] = {}
+    owner: dict[int, WeightName] = {}
+    ties: dict[WeightName, WeightName] = {}
     # Declared sources first, so that they own the weight they share.
     for name in sorted(weights, key=lambda name: name not in sources):
         first = owner.setdefault(id(weights[name]), name)
@@ -238,65 +299,62 @@ def _head_names(model: nn.Module) -> set[str]:
     return heads
 
 
-def _kinds(module: nn.Module, head: bool) -> frozenset[str]:
-    weights = weights_of(module)
-    kind = weights.kind if isinstance(weights, Weights) else ""
+def _kinds(use: Weights | str, head: bool) -> frozenset[str]:
+    kind = use.kind if isinstance(use, Weights) else ""
     return frozenset([f"@{kind}", "@head"] if head and kind == "linear" else [f"@{kind}"])
 
 
 def _decide(
-    name: str,
+    weight: WeightName,
     module: nn.Module,
     matrices: dict[str, nn.Parameter],
+    use: Weights | str,
     kinds: frozenset[str],
-    tied_to: str | None,
+    tied: bool,
     recipe: Recipe,
-) -> Decision:
-    found = weights_of(module)
+) -> Quantize | Keep:
+    """What the recipe says of one weight by itself."""
     shape = tuple(next(iter(matrices.values())).shape)
-    rule: Rule | None = None
-    weights: Weights | None = None
-    if isinstance(found, str):
-        reason = found
-    else:
-        weights = found
-        rule = recipe.rule_for(name, kinds)
-        if rule is None:
-            reason = "no rule matches"
-        elif rule.scheme is None:
-            reason, rule = f"recipe {recipe.name} keeps {rule.match}", None
-        else:
-            reason = f"rule {rule.match}"
-        misfit = _misfit(rule, weights)
-        if misfit and recipe.strict:
-            raise UsageError(f"{name}: {misfit}")
-        if misfit:
-            rule, reason = None, misfit
-    count = 0 if tied_to else sum(p.numel() for p in matrices.values())
-    return Decision(name, type(module).__name__, shape, count, weights, rule, reason, tied_to)
+    count = 0 if tied else sum(p.numel() for p in matrices.values())
+    about = weight, type(module).__name__, shape, count
+    if isinstance(use, str):
+        return Keep(*about, use)
+    rule = recipe.rule_for(weight.module, kinds)
+    if rule is None:
+        return Keep(*about, "no rule matches")
+    if rule.scheme is None:
+        return Keep(*about, f"recipe {recipe.name} keeps {rule.match}")
+    misfit = rule.scheme.misfit(*use.shape)
+    if misfit and recipe.strict:
+        raise UsageError(f"{weight.module}: {misfit}")
+    if misfit:
+        return Keep(*about, misfit)
+    return Quantize(*about, f"rule {rule.match}", use, rule.scheme, rule.activations)
 
 
-def _misfit(rule: Rule | None, weights: Weights) -> str | None:
-    """Why the scheme of this rule cannot hold a weight of this shape, or None."""
-    if rule is None or rule.scheme is None:
-        return None
-    return rule.scheme.misfit(*weights.shape)
-
-
-def _follow_ties(decisions: list[Decision]) -> Iterator[Decision]:
+def _follow_ties(
+    decisions: Sequence[Quantize | Keep],
+    ties: Mapping[WeightName, WeightName],
+    uses: Mapping[str, Weights | str],
+) -> Iterator[Quantize | TiedTo | Keep]:
     """Modules that share a weight share its fate: one stored weight, or float for all of them."""
-    by_name = {d.name: d for d in decisions}
-    blocked = {d.tied_to: d for d in decisions if d.tied_to and d.weights is None}
+    by_weight = {d.weight: d for d in decisions}
+    blocked = {
+        ties[d.weight]: d
+        for d in decisions
+        if d.weight in ties and isinstance(uses[d.weight.module], str)
+    }
     for d in decisions:
-        block = blocked.get(d.tied_to or d.name)
+        about = d.weight, d.module, d.shape, d.parameters
+        source, use = ties.get(d.weight), uses[d.weight.module]
+        block = blocked.get(source or d.weight)
         if block is not None:
-            yield replace(
-                d, rule=None, reason=f"shares its weight with {block.name}: {block.reason}"
-            )
-        elif d.tied_to is None:
+            reason = f"shares its weight with {block.name}: {block.reason}"
+            yield Keep(*about, reason, source)
+        elif source is None:
             yield d
+        elif isinstance(owner := by_weight[source], Quantize) and isinstance(use, Weights):
+            activations = d.activations if isinstance(d, Quantize) else "float"
+            yield TiedTo(*about, f"tied to {owner.name}", use, owner, activations)
         else:
-            source = by_name[d.tied_to].rule
-            activations = d.rule.activations if d.rule else "float"
-            rule = Rule(d.name, source.scheme, activations) if source else None
-            yield replace(d, rule=rule, reason=f"tied to {d.tied_to}")
+            yield Keep(*about, f"tied to {owner.name}", source)

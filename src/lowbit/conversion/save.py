@@ -21,7 +21,7 @@ from lowbit.conversion.attach import attach, config_of
 from lowbit.conversion.foreign import check_plain
 from lowbit.conversion.fuse import fuse
 from lowbit.conversion.hf_quantizer import METHOD, LowbitConfig
-from lowbit.conversion.module_weights import Weights, weights_of
+from lowbit.conversion.module_weights import WeightName, Weights, weights_of
 from lowbit.conversion.swap import packed_like, swap_tied, untie
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import InputError, UsageError, naming
@@ -71,7 +71,7 @@ def load(module: nn.Module, folder: str | Path) -> None:
         tensors = {name: opened[...] for name, opened in slices.items()}
     with unchanged_on_error(module):
         tied = {name for name, entry in config.modules.items() if "tied_to" in entry}
-        ties = untie(module, tied)
+        ties = untie(module, set(map(WeightName, tied)))
         for name, entry in sorted(config.modules.items(), key=lambda item: item[0] in tied):
             _put_packed(module, name, entry, dtypes)
         _fill(module, tensors)

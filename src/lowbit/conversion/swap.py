@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lowbit.conversion.module_weights import Weights
+from lowbit.conversion.module_weights import WeightName, Weights
 from lowbit.formats import Layout, QTensor
 from lowbit.kernels import ops
 from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantLinear, QuantModule
@@ -108,12 +108,12 @@ class TiedKeys:
     expanded: dict[str, str]
 
 
-def untie(model: nn.Module, targets: set[str]) -> tuple[TiedKeys, ...]:
-    """Tell transformers that these modules, still float, will have no weight to tie any more.
+def untie(model: nn.Module, targets: set[WeightName]) -> tuple[TiedKeys, ...]:
+    """Tell transformers that there will be no such weights to tie any more; they are float still.
 
     Other ties, such as that of BERT's decoder bias, stay. Returns what `retie` needs.
     """
-    gone = {f"{target}.weight" for target in targets}
+    gone = set(map(str, targets))
     before = []
     for name, module in model.named_modules():
         if not isinstance(module, PreTrainedModel):

@@ -19,7 +19,7 @@ from typing import Any
 
 from lowbit.checkpoint.atomic_write import staged_file
 from lowbit.checkpoint.read import find, weight_files
-from lowbit.conversion.plan import check_static, cover
+from lowbit.conversion.plan import check_static, make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe, names_a_folder
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.evaluate import EvaluationPlan, examine, load_subject
@@ -62,7 +62,7 @@ def compare(
     plan = plan if isinstance(plan, EvaluationPlan) else plan(reference)
     plan.check(reference)
     for recipe in chosen:
-        check_static(cover(reference.model, recipe))
+        check_static(make_plan(reference.model, recipe))
     with progress_bar(1 + len(chosen), "comparing", "model", progress) as bar:
         bar.set_postfix_str(reference_name)
         first = _kept(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lowbit.conversion.hf_quantizer import LowbitConfig
-from lowbit.conversion.module_weights import Weights, matrix, weights_of
-from lowbit.conversion.plan import Fate, cover, tied_modules
+from lowbit.conversion.module_weights import WeightName, Weights, matrix, weights_of
+from lowbit.conversion.plan import Summary, make_plan, tied_weights
 from lowbit.evaluation.peak import peak_bytes
 from lowbit.evaluation.study import Histogram, ModelRecord, ModuleRecord
 from lowbit.evaluation.task import Subject
@@ -43,9 +43,9 @@ def record(
     # Reading the weights gives them their stored form back, so it comes before the first run.
     histograms = _histograms(model, reference.model if reference else model) if pictures else {}
     seen = inspect_model(model, folder)
-    coverage: tuple[Fate, ...] = ()
+    coverage: tuple[Summary, ...] = ()
     if recipe is not None and reference is not None and _is_origin(reference.model, model):
-        coverage = tuple(cover(reference.model, recipe).fates())
+        coverage = tuple(make_plan(reference.model, recipe).summaries())
     return ModelRecord(
         name=subject.name,
         path=None if folder is None else str(folder),
@@ -101,9 +101,9 @@ def _has_matrix(module: nn.Module) -> bool:
 def _histograms(model: PreTrainedModel, reference: PreTrainedModel) -> dict[str, Histogram]:
     """Module -> its weights, between edges that the reference's weights set."""
     found = {}
-    modules, tied = dict(model.named_modules()), tied_modules(reference)
+    modules, tied = dict(model.named_modules()), tied_weights(reference)
     for name, module in reference.named_modules():
-        weight = None if name in tied or name not in modules else _weight(module)
+        weight = None if WeightName(name) in tied or name not in modules else _weight(module)
         if weight is None:
             continue
         mine = weight if model is reference else _weight(modules[name])

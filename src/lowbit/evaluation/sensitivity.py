@@ -14,16 +14,14 @@ import torch
 from transformers import PreTrainedModel
 
 from lowbit.conversion.dequantize import rounded
-from lowbit.conversion.module_weights import matrix
-from lowbit.conversion.plan import Decision, cover
+from lowbit.conversion.plan import Quantize, make_plan
 from lowbit.conversion.recipe import Recipe, Rule
 from lowbit.data import parallel, text
-from lowbit.errors import UsageError, naming
+from lowbit.errors import UsageError
 from lowbit.evaluation.forced import forced
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.study import sayable
 from lowbit.evaluation.task import Subject
-from lowbit.formats import QTensor
 from lowbit.progress import progress_bar
 from lowbit.schemes import Scheme
 
@@ -61,7 +59,7 @@ def sensitivity(
     """The loss of a float model with each kind of sublayer under each scheme. The model is as it
     was afterwards. Raises UsageError for a group size larger than a weight's inputs."""
     decisions = {name: _owners(model, scheme) for name, scheme in schemes.items()}
-    kinds: dict[str, list[Decision]] = {}
+    kinds: dict[str, list[Quantize]] = {}
     for decision in next(iter(decisions.values())):
         kinds.setdefault(kind_of(decision.name), []).append(decision)
     before = loss(model)
@@ -71,7 +69,7 @@ def sensitivity(
             losses = {}
             for name in schemes:
                 chosen = [d for d in decisions[name] if kind_of(d.name) == kind]
-                with rounded(model, ((d, _nearest(model, d)) for d in chosen)):
+                with rounded(model, ((d, d.nearest(d.matrix(model))) for d in chosen)):
                     losses[name] = loss(model)
                 bar.update()
             parameters = sum(d.parameters for d in members)
@@ -114,12 +112,6 @@ def token_loss(
     return lambda model: math.log(perplexity(model, ids, context, progress=False))
 
 
-def _nearest(model: PreTrainedModel, d: Decision) -> QTensor:
-    assert d.weights is not None and d.rule is not None and d.rule.scheme is not None
-    with naming(f"{d.name}.weight"):
-        return d.rule.scheme.quantize(matrix(model.get_submodule(d.name), d.weights))
-
-
-def _owners(model: PreTrainedModel, scheme: Scheme) -> list[Decision]:
+def _owners(model: PreTrainedModel, scheme: Scheme) -> tuple[Quantize, ...]:
     recipe = Recipe((Rule("@embedding", scheme), Rule("@linear", scheme)), strict=False)
-    return [d for d in cover(model, recipe).quantized if d.tied_to is None]
+    return make_plan(model, recipe).owners

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from lowbit.conversion.plan import Fate
+from lowbit.conversion.plan import Summary
 from lowbit.errors import InputError
 
 SCHEMA = "lowbit-study"
@@ -178,7 +178,7 @@ class ModelRecord:
     resident_after_forward_bytes: int | None
     peak_bytes: int | None
     kernels: tuple[str, ...] = ()
-    coverage: tuple[Fate, ...] = ()
+    coverage: tuple[Summary, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     timings: tuple[Timing, ...] = ()
     modules: tuple[ModuleRecord, ...] = ()
@@ -189,7 +189,7 @@ class ModelRecord:
             **{
                 **stored,
                 "kernels": tuple(stored["kernels"]),
-                "coverage": tuple(Fate(**f) for f in stored["coverage"]),
+                "coverage": tuple(Summary(**f) for f in stored["coverage"]),
                 "measurements": tuple(Measurement.from_dict(m) for m in stored["measurements"]),
                 "timings": tuple(Timing.from_dict(t) for t in stored["timings"]),
                 "modules": tuple(ModuleRecord.from_dict(m) for m in stored["modules"]),

@@ -15,7 +15,7 @@ from torch import nn
 from lowbit.calibration.observers import RANGES, Range
 from lowbit.conversion.apply import Result, quantize_with
 from lowbit.conversion.module_weights import matrix
-from lowbit.conversion.plan import Coverage, Decision, cover
+from lowbit.conversion.plan import Plan, Quantize, TiedTo, make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe
 from lowbit.conversion.swap import hand_over_hooks
 from lowbit.conversion.unchanged import unchanged_on_error
@@ -72,28 +72,41 @@ def prepare_qat(
     recipe: str | Path | Recipe | Mapping[str, Any],
     options: QatOptions | None = None,
     quantizer: WeightQuantizer | None = None,
-) -> Coverage:
+) -> Plan:
     """Put stand-ins in place of all modules that `recipe` quantizes; in place.
 
     Parameters keep their names and identity, ties included: what is tied shares one quantizer.
     quantizer: of the weights, in place of that of `options.estimator`. Raises UsageError for what
     the recipe or the options cannot do, InputError for a weight that is not finite.
     """
-    if any(isinstance(module, FakeQuantized) for module in model.modules()):
-        raise UsageError("the model is prepared for quantization-aware training already")
-    recipe, options = load_recipe(recipe), options or QatOptions()
-    coverage = cover(model, recipe)
+    check_unprepared(model)
+    plan = make_plan(model, load_recipe(recipe))
+    put_stand_ins(model, plan, options or QatOptions(), quantizer)
+    return plan
+
+
+def put_stand_ins(
+    model: nn.Module, plan: Plan, options: QatOptions, quantizer: WeightQuantizer | None = None
+) -> None:
+    """As `prepare_qat` does, for a float model whose plan is made."""
     quantizer = quantizer or ESTIMATORS[options.estimator]
     modules: dict[str, FakeQuantized] = {}
-    for d in sorted(coverage.quantized, key=lambda d: d.tied_to is not None):
-        owner = None if d.tied_to is None else modules[d.tied_to].weight_quantizer
-        modules[d.name] = _stand_in(model.get_submodule(d.name), d, options, quantizer, owner)
+    decisions: tuple[Quantize | TiedTo, ...] = (*plan.owners, *plan.tied)
+    for d in decisions:
+        owner = modules[d.source.name].weight_quantizer if isinstance(d, TiedTo) else None
+        module = model.get_submodule(d.weight.module)
+        modules[d.name] = _stand_in(module, d, options, quantizer, owner)
     with unchanged_on_error(model):
         for name, module in modules.items():
             hand_over_hooks(model.get_submodule(name), module)
             model.set_submodule(name, module.train(model.training))
-        vars(model).update(lowbit_recipe=recipe, lowbit_prepared=tuple(modules))
-    return coverage
+        vars(model).update(lowbit_recipe=plan.recipe, lowbit_prepared=tuple(modules))
+
+
+def check_unprepared(model: nn.Module) -> None:
+    """Raises UsageError for a model that has stand-ins."""
+    if any(isinstance(module, FakeQuantized) for module in model.modules()):
+        raise UsageError("the model is prepared for quantization-aware training already")
 
 
 def finish_qat(model: nn.Module, progress: bool = True) -> Result:
@@ -117,7 +130,7 @@ def finish_qat(model: nn.Module, progress: bool = True) -> Result:
         restore_float(model)
         return quantize_with(
             model,
-            recipe,
+            make_plan(model, recipe),
             lambda decision, weight: stand_ins[decision.name].weight_quantizer.stored(weight),
             static,
             progress,
@@ -153,15 +166,14 @@ def fake_quantized(model: nn.Module) -> dict[str, FakeQuantized]:
 
 def _stand_in(
     module: nn.Module,
-    decision: Decision,
+    decision: Quantize | TiedTo,
     options: QatOptions,
     new: WeightQuantizer,
     owner: Straight | None,
 ) -> FakeQuantized:
     """The stand-in of a module; `owner`: the quantizer of the weight that it shares."""
-    assert decision.weights is not None and decision.rule is not None
-    scheme, weights = decision.rule.scheme, decision.weights
-    assert scheme is not None
+    scheme = (decision.source if isinstance(decision, TiedTo) else decision).scheme
+    weights = decision.weights
     with naming(decision.name):
         quantizer = owner or new(scheme, matrix(module, weights))
     if weights.kind == "embedding":
@@ -172,8 +184,8 @@ def _stand_in(
         "dynamic": lambda: TokenRange(width),
         **dict.fromkeys(STATIC, options.new_range),
     }
-    inputs = kinds[decision.rule.activations]()
-    rounds_outputs = issubclass(ACTIVATIONS[decision.rule.activations][0], RequantizedLinear)
+    inputs = kinds[decision.activations]()
+    rounds_outputs = issubclass(ACTIVATIONS[decision.activations][0], RequantizedLinear)
     outputs = options.new_range() if rounds_outputs else None
     return FakeQuantLinear(
         module, weights, quantizer, options.start, owner is not None, inputs, outputs

@@ -10,14 +10,16 @@ from lowbit.calibration import texts
 from lowbit.checkpoint.atomic_write import check_output, staged, writing
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.checkpoint.read import find, float_config
+from lowbit.checkpoint.shards import MAX_SHARD_BYTES
 from lowbit.conversion.apply import Result
 from lowbit.conversion.footprint import footprint
 from lowbit.conversion.recipe import Recipe, load_recipe
 from lowbit.errors import InputError
 from lowbit.progress import without_transformers_bars
-from lowbit.quantize.in_memory import quantize
+from lowbit.qat.prepare import QatOptions
+from lowbit.quantize.companions import copy_companions
+from lowbit.quantize.in_memory import quantize_by
 from lowbit.quantize.model_card import write_card
-from lowbit.quantize.streaming import MAX_SHARD_BYTES, copy_companions
 from lowbit.solvers import Solver, load_solver
 
 
@@ -32,12 +34,16 @@ def quantize_calibrated(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: bool = True,
+    options: QatOptions | None = None,
 ) -> Result:
     """Quantize the checkpoint `model` into the folder `output`, calibrated on the text `data`.
 
-    samples, length: see calibration/texts.py. What a solver has finished is kept in a folder beside
-    `output`, from which the same command goes on after an interruption; it is removed at the end.
-    Raises UsageError and InputError; nothing stands under `output` then that did not before.
+    The float model is in memory. data: a file, a folder of .txt files or a dataset of the hub, of
+    which `samples` windows of `length` tokens are read. solver, options: as `lowbit.quantize` has
+    them. What a solver has finished is kept in a folder beside `output`, from which the same call
+    goes on after an interruption; it is removed at the end.
+
+    Raises UsageError and InputError. On error, `output` is left unchanged.
     """
     recipe, solver = load_recipe(recipe), load_solver(solver)
     source, output = find(model), Path(output)
@@ -50,17 +56,13 @@ def quantize_calibrated(
     material = texts.read(data, loaded, tokenizer, samples, length)
     before = footprint(loaded, source)
     work = output.with_name(f".{output.name}.solving")
-    result = quantize(
-        loaded, recipe, progress, calibration=material.batches, solver=solver, work=work
-    )
+    result = quantize_by(loaded, recipe, solver, progress, material.batches, options, work)
     with staged(output) as folder, without_transformers_bars():
         with writing(output):
             loaded.save_pretrained(folder, max_shard_size=max_shard_bytes)
         copy_companions(source, folder)
         config = loaded.config
-        write_card(
-            folder, source, config.architectures[0], config.quantization_config, result.coverage
-        )
+        write_card(folder, source, config.architectures[0], config.quantization_config, result.plan)
         after = footprint(loaded, folder)
     shutil.rmtree(work, ignore_errors=True)
     return replace(result, before=before, after=after, notes=material.notes + result.notes)

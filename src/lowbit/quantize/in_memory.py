@@ -5,18 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lowbit.calibration import Calibration, batches_of
 from lowbit.conversion.apply import Result, quantize_with
-from lowbit.conversion.plan import Decision
+from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe
 from lowbit.errors import UsageError
-from lowbit.formats import QTensor
 from lowbit.qat.calibrate import calibrate
-from lowbit.qat.prepare import QatOptions
+from lowbit.qat.prepare import QatOptions, check_unprepared
 from lowbit.solvers import Solver, load_solver
-from lowbit.solvers.decide import solve_weight
 from lowbit.solvers.sequential import walked
 
 
@@ -47,29 +45,40 @@ def quantize(
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"a torch.nn.Module is needed, not {type(model).__name__}")
-    recipe, chosen = load_recipe(recipe), load_solver(solver)
+    folder = None if work is None else Path(work)
+    return quantize_by(
+        model, load_recipe(recipe), load_solver(solver), progress, calibration, options, folder
+    )
 
-    def without_data(decision: Decision, weight: Tensor) -> QTensor:
-        return solve_weight(chosen, decision, weight, None)
 
+def quantize_by(
+    model: nn.Module,
+    recipe: Recipe,
+    solver: Solver,
+    progress: bool,
+    calibration: Calibration | None,
+    options: QatOptions | None,
+    work: Path | None,
+) -> Result:
+    """As `quantize`, by a recipe and a solver that are loaded."""
     static = any(rule.is_static for rule in recipe.rules)
     if calibration is None:
-        if chosen.data:
-            raise UsageError(f"{chosen.learner} learns from data: give calibration data")
-        return quantize_with(model, recipe, without_data, {}, progress)
-    if not static and not chosen.data:
+        if solver.data:
+            raise UsageError(f"{solver.learner} learns from data: give calibration data")
+        return quantize_with(model, make_plan(model, recipe), solver.solve, {}, progress)
+    if not static and not solver.data:
         raise UsageError(
-            f"recipe {recipe.name} has no static activations to calibrate, and solver {chosen.name}"
+            f"recipe {recipe.name} has no static activations to calibrate, and solver {solver.name}"
             " learns from no data"
         )
     batches = batches_of(calibration, model)
-    if not chosen.data:
-        inputs = calibrate(model, recipe, batches, options, progress)
-        return quantize_with(model, recipe, without_data, inputs, progress)
-    folder = None if work is None else Path(work)
-    with walked(model, recipe, chosen, batches, folder, progress) as solved:
-        inputs = {}
-        if static:
-            inputs = calibrate(model, recipe, batches, options, progress)
-        result = quantize_with(model, recipe, lambda d, _: solved.stored[d.name], inputs, progress)
+    if static:
+        check_unprepared(model)
+    plan = make_plan(model, recipe)
+    if not solver.data:
+        inputs = calibrate(model, plan, batches, options, progress)
+        return quantize_with(model, plan, solver.solve, inputs, progress)
+    with walked(model, plan, solver, batches, work, progress) as solved:
+        inputs = calibrate(model, plan, batches, options, progress) if static else {}
+        result = quantize_with(model, plan, lambda d, _: solved.stored[d.name], inputs, progress)
     return replace(result, notes=solved.notes())

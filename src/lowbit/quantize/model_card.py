@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from lowbit.conversion.hf_quantizer import LowbitConfig
-from lowbit.conversion.plan import Coverage
+from lowbit.conversion.plan import Plan
 
 TEMPLATE = """---
 {front}---
@@ -34,22 +34,22 @@ model = {architecture}.from_pretrained("path/to/this/folder")
 
 
 def write_card(
-    folder: Path, source: Path, architecture: str, config: LowbitConfig, coverage: Coverage
+    folder: Path, source: Path, architecture: str, config: LowbitConfig, plan: Plan
 ) -> None:
     """Write README.md. The licence and language of the float model's card are carried over."""
     front: dict[str, object] = {"library_name": "transformers", "tags": ["lowbit", "quantized"]}
     front |= {k: v for k, v in _front_matter(source).items() if k in ("license", "language")}
-    kept = "\n".join(f"- `{d.name}` ({d.module}): {d.reason}" for d in coverage.kept)
+    kept = "\n".join(f"- `{d.name}` ({d.module}): {d.reason}" for d in plan.kept)
     (folder / "README.md").write_text(
         TEMPLATE.format(
             front=yaml.safe_dump(front, sort_keys=False),
             name=source.resolve().name,
             recipe=config.recipe.name,
             producer=config.producer,
-            quantized=coverage.quantized_parameters,
-            total=coverage.parameters,
-            share=coverage.share,
-            modules=len(coverage.quantized),
+            quantized=plan.quantized_parameters,
+            total=plan.parameters,
+            share=plan.share,
+            modules=len(plan.quantized),
             architecture=architecture,
             yaml=config.recipe.to_yaml(),
             kept=kept or "No matrix.",

@@ -5,14 +5,11 @@ tensors hold here too; every tensor it has ready goes to the writer instead of i
 """
 
 import math
-import pickle
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel
@@ -29,35 +26,20 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from lowbit.checkpoint.atomic_write import check_output, staged
 from lowbit.checkpoint.guard import guards
-from lowbit.checkpoint.read import (
-    FOREIGN_SUFFIXES,
-    INDEX,
-    SINGLE,
-    find,
-    float_config,
-    open_tensors,
-    skeleton,
-    weight_files,
-)
-from lowbit.checkpoint.shards import ShardWriter
+from lowbit.checkpoint.read import find, float_config, open_tensors, skeleton, weight_files
+from lowbit.checkpoint.shards import MAX_SHARD_BYTES, ShardWriter
 from lowbit.conversion.apply import Result
 from lowbit.conversion.footprint import footprint
-from lowbit.conversion.hf_quantizer import LowbitConfig, LowbitQuantizer, build, module_entry
-from lowbit.conversion.module_weights import oriented
-from lowbit.conversion.plan import Coverage, check_static, cover
+from lowbit.conversion.hf_quantizer import LowbitConfig, LowbitQuantizer, build
+from lowbit.conversion.one_weight import quantize_weight, tied_entry
+from lowbit.conversion.plan import Plan, check_static, make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe
 from lowbit.errors import InputError, UsageError
 from lowbit.formats.error import WeightError
 from lowbit.progress import without_transformers_bars
+from lowbit.quantize.companions import copy_companions
 from lowbit.quantize.model_card import write_card
 from lowbit.solvers import Solver, load_solver
-from lowbit.solvers.decide import solve_weight
-
-MAX_SHARD_BYTES = 500 * 10**6
-# How older sentence-transformers keep the weights of a module in its subfolder.
-PICKLED = "pytorch_model.bin"
-# Root files that are written anew.
-WRITTEN = ("config.json", "README.md")
 
 
 def quantize_checkpoint(
@@ -73,8 +55,9 @@ def quantize_checkpoint(
 
     Peak memory is one float tensor and one shard beside what torch and transformers take. The
     tokenizer and all other small files are copied. solver: one that needs no data; for those that
-    do, and for static activations, see calibrated.py. Raises UsageError and InputError; then, and
-    after an interruption, nothing stands under `output` that did not before.
+    do, and for static activations, see `lowbit.quantize_calibrated`.
+
+    Raises UsageError and InputError. On error or interruption, `output` is left unchanged.
     """
     recipe, solver = load_recipe(recipe), load_solver(solver)
     if solver.data:
@@ -88,11 +71,11 @@ def quantize_checkpoint(
         config.dtype = config.dtype or dtype
         float_model = skeleton(config, dtype)
         config.architectures = [type(float_model).__name__]
-        coverage = cover(float_model, recipe)
-        check_static(coverage)
+        plan = make_plan(float_model, recipe)
+        check_static(plan)
         before = footprint(float_model, source)
         with staged(output) as folder:
-            sink = _Sink(float_model, coverage, solver, ShardWriter(folder, max_shard_bytes))
+            sink = _Sink(float_model, plan, solver, ShardWriter(folder, max_shard_bytes))
             unused = _read_all(float_model, tensors, sink, progress)
             quantized = LowbitConfig(recipe, sink.modules(), sink.errors)
             for name, empty in guards(float_model.base_model_prefix, quantized.modules).items():
@@ -106,10 +89,10 @@ def quantize_checkpoint(
                     source, "config.json", local_files_only=True, _from_model_config=True
                 ).to_json_file(folder / GENERATION_CONFIG_NAME)
             copy_companions(source, folder)
-            write_card(folder, source, config.architectures[0], quantized, coverage)
+            write_card(folder, source, config.architectures[0], quantized, plan)
             build(float_model, quantized, dtype)
             after = footprint(float_model, folder)
-    return Result(recipe, coverage, before, after, sink.errors, unused)
+    return Result(plan, before, after, sink.errors, unused)
 
 
 def _float_dtype(tensors: Mapping[str, Any]) -> torch.dtype:
@@ -130,13 +113,13 @@ class _Sink:
     """Where finished tensors go: quantized or as they are, to the writer."""
 
     def __init__(
-        self, model: PreTrainedModel, coverage: Coverage, solver: Solver, writer: ShardWriter
+        self, model: PreTrainedModel, plan: Plan, solver: Solver, writer: ShardWriter
     ) -> None:
-        self.coverage, self.solver, self.writer = coverage, solver, writer
+        self.plan, self.solver, self.writer = plan, solver, writer
         self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        self.owners = {f"{d.name}.weight": d for d in coverage.quantized if d.tied_to is None}
+        self.owners = {str(d.weight): d for d in plan.owners}
         self.errors: dict[str, WeightError] = {}
-        self.stored: dict[str, dict[str, Any]] = {}
+        self.entries = {d.name: tied_entry(d) for d in plan.tied}
 
     def take(self, name: str, tensor: Tensor) -> None:
         """One tensor of the float model, under the name it has there. Raises InputError."""
@@ -149,20 +132,15 @@ class _Sink:
         if decision is None:
             self.writer.add(name, tensor)
             return
-        assert decision.weights is not None
-        weight = oriented(tensor, decision.weights)
-        q = solve_weight(self.solver, decision, weight, None)
-        self.errors[decision.name] = WeightError.of(weight, q)
-        self.stored[decision.name] = module_entry(decision, q.layout)
-        for stored, values in q.tensors().items():
+        found = quantize_weight(decision, tensor, self.solver.solve)
+        self.errors[decision.name] = found.error
+        self.entries[decision.name] = found.entry
+        for stored, values in found.stored.tensors().items():
             self.writer.add(f"{decision.name}.{stored}", values)
 
     def modules(self) -> dict[str, dict[str, Any]]:
         """The map for config.json, in the order of the model."""
-        return {
-            d.name: module_entry(d, None) if d.tied_to else self.stored[d.name]
-            for d in self.coverage.quantized
-        }
+        return {d.name: self.entries[d.name] for d in self.plan.quantized}
 
 
 class _Stop(BaseException):
@@ -276,58 +254,3 @@ def _tied_owners(
 def _nbytes(tensor: Any) -> int:
     size = torch.tensor([], dtype=str_to_torch_dtype[tensor.get_dtype()]).element_size()
     return math.prod(tensor.get_shape()) * size
-
-
-def copy_companions(source: Path, folder: Path) -> None:
-    """Tokenizer, chat template, generation config, processor, and what sentence-transformers and
-    pipelines keep in subfolders; no weights of this model in any form, no code, and no models and
-    training checkpoints that lie in subfolders.
-
-    Weights that a subfolder with a config holds as a pickle of plain tensors become safetensors.
-    Raises InputError for any other pickle there, and for one of more than MAX_SHARD_BYTES.
-    """
-    models = {
-        file.parent
-        for file in source.rglob("*.json")
-        if file.name == "trainer_state.json"
-        or (file.name == "config.json" and b'"model_type"' in file.read_bytes())
-    } - {source}
-    for file in sorted(source.rglob("*")):
-        relative = file.relative_to(source)
-        root = len(relative.parts) == 1
-        if (
-            not file.is_file()
-            or any(part.startswith(".") for part in relative.parts)
-            or not models.isdisjoint(file.parents)
-            or (root and (file.suffix == ".safetensors" or file.name in (INDEX, *WRITTEN)))
-        ):
-            continue
-        copied = folder / relative
-        if file.suffix not in (*FOREIGN_SUFFIXES, ".py"):
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copied)
-        elif not root and file.name == PICKLED and _stands_alone(file):
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            save_file(_plain_tensors(file), copied.with_name(SINGLE), metadata={"format": "pt"})
-
-
-def _stands_alone(pickled: Path) -> bool:
-    """Whether a module of sentence-transformers has its weights here and nowhere else."""
-    return pickled.with_name("config.json").is_file() and not pickled.with_name(SINGLE).exists()
-
-
-def _plain_tensors(file: Path) -> dict[str, Tensor]:
-    """A pickle of tensors by name, read without running any code. Raises InputError."""
-    size = file.stat().st_size
-    if size > MAX_SHARD_BYTES:
-        raise InputError(
-            f"{file} is a pickle of {size:,} bytes, of which at most {MAX_SHARD_BYTES:,} are read;"
-            f" save it as {SINGLE}"
-        )
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-        return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-        raise InputError(
-            f"{file} is not a pickle of plain tensors; where you trust it, save it as {SINGLE}"
-        ) from error

@@ -6,16 +6,13 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lowbit.calibration import Calibration
-from lowbit.conversion.module_weights import matrix
-from lowbit.conversion.plan import Decision, cover
+from lowbit.conversion.plan import Plan, Quantize, make_plan
 from lowbit.conversion.recipe import KEEP, Recipe, Rule
 from lowbit.errors import UsageError
 from lowbit.formats import QTensor
 from lowbit.progress import tracked
 from lowbit.schemes import Scheme
 from lowbit.solvers import Solver
-from lowbit.solvers.decide import solve_weight
 from lowbit.solvers.sequential import walked
 
 NEAREST = Solver()
@@ -25,7 +22,7 @@ NEAREST = Solver()
 class Candidate:
     """One way to store the weight of one module. `scheme` and `stored` are None for float."""
 
-    decision: Decision
+    decision: Quantize
     scheme: Scheme | None
     stored: QTensor | None
     stored_bytes: int
@@ -41,7 +38,7 @@ def candidates_of(
     keep: Sequence[str],
     progress: bool = True,
     solver: Solver = NEAREST,
-    calibration: Calibration = (),
+    batches: Sequence[Mapping[str, Tensor]] = (),
 ) -> list[list[Candidate]]:
     """For each weight, once for tied ones: every scheme that can hold it, and float.
 
@@ -58,10 +55,10 @@ def candidates_of(
     for scheme in schemes:
         rules = (*kept, Rule("@linear", scheme), Rule("@embedding", scheme))
         recipe = Recipe(rules, name=f"search ({scheme.name} {scheme.bits})", strict=False)
-        owners = [d for d in cover(model, recipe).quantized if d.tied_to is None]
-        stored = _stored(model, recipe, owners, solver, calibration, progress)
-        for d in owners:
-            q, first = stored[d.name], Candidate(d, None, None, _weight(model, d).nbytes)
+        plan = make_plan(model, recipe)
+        stored = _stored(model, plan, solver, batches, progress)
+        for d in plan.owners:
+            q, first = stored[d.name], Candidate(d, None, None, d.weight.of(model).nbytes)
             size = sum(tensor.nbytes for tensor in q.tensors().values())
             found.setdefault(d.name, [first]).append(Candidate(d, scheme, q, size))
     return list(found.values())
@@ -69,26 +66,20 @@ def candidates_of(
 
 def _stored(
     model: PreTrainedModel,
-    recipe: Recipe,
-    owners: Sequence[Decision],
+    plan: Plan,
     solver: Solver,
-    calibration: Calibration,
+    batches: Sequence[Mapping[str, Tensor]],
     progress: bool,
 ) -> Mapping[str, QTensor]:
-    """The weights of `owners` by `recipe`, their scales not tuned, which is for all of a model. The
-    model is as before at the end."""
+    """The weights by `plan`, their scales not tuned, which is for all of a model. The model is as
+    before at the end."""
     solver = NEAREST if solver.moves else replace(solver, tune=0)
     if solver.data:
-        with walked(model, recipe, solver, calibration, progress=progress) as solved:
+        with walked(model, plan, solver, batches, progress=progress) as solved:
             return solved.stored
-    label = f"quantizing for {recipe.name}"
-    bar = tracked(owners, label, "weight", progress)
-    return {d.name: solve_weight(solver, d, _weight(model, d), None) for d in bar}
-
-
-def _weight(model: PreTrainedModel, decision: Decision) -> Tensor:
-    assert decision.weights is not None
-    return matrix(model.get_submodule(decision.name), decision.weights)
+    label = f"quantizing for {plan.recipe.name}"
+    bar = tracked(plan.owners, label, "weight", progress)
+    return {d.name: solver.solve(d, d.matrix(model)) for d in bar}
 
 
 def recipe_of(chosen: Sequence[Candidate]) -> Recipe:

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lowbit.conversion.dequantize import rounded
-from lowbit.conversion.module_weights import matrix
 from lowbit.formats import decode
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar, tracked
@@ -84,8 +83,7 @@ def _relative(model: PreTrainedModel, candidate: Candidate, hessian: Tensor | No
     q = candidate.stored
     if q is None:
         return 0.0
-    assert candidate.decision.weights is not None
-    weight = matrix(model.get_submodule(candidate.module), candidate.decision.weights).float()
+    weight = candidate.decision.matrix(model).float()
     if hessian is None:
         hessian = torch.eye(weight.shape[1], dtype=torch.float32, device=weight.device)
     error = weight_error(weight - decode(q), hessian).sum()

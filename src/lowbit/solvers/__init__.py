@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from jaxtyping import Float
 from torch import Tensor
 
-from lowbit.errors import UsageError
+from lowbit.conversion.plan import Quantize
+from lowbit.errors import UsageError, naming
 from lowbit.formats import QTensor
 from lowbit.schemes import Scheme
 from lowbit.solvers import autoround, awq, gptq, hqq, nearest, smoothquant
@@ -98,9 +100,12 @@ class Solver:
         asked = [name for name in ("correct_bias", "rotate", "tune") if getattr(self, name)]
         return f"solver {self.name}" if self.method.data or not asked else asked[0]
 
-    def solve(self, weight: Tensor, hessian: Tensor | None, scheme: Scheme) -> QTensor:
-        """`weight` in the stored form of `scheme`."""
-        return self.method.solve(weight, hessian, scheme, **self.options)
+    def solve(
+        self, decision: Quantize, weight: Float[Tensor, "out in"], hessian: Tensor | None = None
+    ) -> QTensor:
+        """The stored form that was decided on for a weight. Raises with the weight's name."""
+        with naming(str(decision.weight)):
+            return self.method.solve(weight, hessian, decision.scheme, **self.options)
 
     def to_dict(self) -> dict[str, Any]:
         own = {"name": self.name, "correct_bias": self.correct_bias, "rotate": self.rotate}

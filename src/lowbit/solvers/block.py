@@ -38,10 +38,8 @@ class Block:
         finite in the float model is left out."""
         named = {}
         for d in self.stage.decisions:
-            assert d.weights is not None
-            own = self.playback.model.get_submodule(d.name)._parameters["weight"]
-            assert own is not None
-            named[f"{d.name}.weight"] = oriented(weights[d.name], d.weights).to(own.dtype)
+            own = d.weight.of(self.playback.model)
+            named[str(d.weight)] = oriented(weights[d.name], d.weights).to(own.dtype)
         found = self._read(self.playback.output(self.stage, index, named), index)
         expected = self._read(self.expected[index], index)
         return (found - expected)[expected.isfinite().all(1)].square().sum()

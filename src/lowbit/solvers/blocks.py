@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lowbit.conversion.plan import Decision
+from lowbit.conversion.plan import Quantize
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Stage:
 
     name: str
     module: nn.Module
-    decisions: tuple[Decision, ...]
+    decisions: tuple[Quantize, ...]
     stack: nn.ModuleList | None = None
 
 
 def find_stages(
-    model: nn.Module, owners: Sequence[Decision], inputs: Mapping[str, Tensor]
+    model: nn.Module, owners: Sequence[Quantize], inputs: Mapping[str, Tensor]
 ) -> list[Stage]:
     """All stages; every owner of a weight is in exactly one. Runs the model once, on `inputs`.
 
@@ -39,11 +39,14 @@ def find_stages(
         if not isinstance(stack, nn.ModuleList):
             continue
         parts = {f"{list_name}.{i}": block for i, block in enumerate(stack)}
-        inside = {p: tuple(d for n, d in left.items() if n.startswith(f"{p}.")) for p in parts}
+        inside = {
+            p: tuple(d for d in left.values() if d.weight.module.startswith(f"{p}.")) for p in parts
+        }
         if all(calls[block] == 1 for block in stack) and any(inside.values()):
             stages += [Stage(p, block, inside[p], stack) for p, block in parts.items()]
-            left = {n: d for n, d in left.items() if not n.startswith(f"{list_name}.")}
-    stages += [Stage(name, modules[name], (d,)) for name, d in left.items()]
+            outside = f"{list_name}."
+            left = {n: d for n, d in left.items() if not d.weight.module.startswith(outside)}
+    stages += [Stage(name, modules[d.weight.module], (d,)) for name, d in left.items()]
     return sorted(stages, key=lambda s: min(first[m] for m in _users(model, s)))
 
 
@@ -51,8 +54,8 @@ def _users(model: nn.Module, stage: Stage) -> list[nn.Module]:
     """The modules whose call needs the stage: its own, and those that share a single weight."""
     if stage.stack is not None:
         return [stage.module]
-    shared = stage.module._parameters["weight"]
-    return [m for m in model.modules() if m._parameters.get("weight") is shared]
+    shared = {id(d.weight.of(model)) for d in stage.decisions}
+    return [m for m in model.modules() if not shared.isdisjoint(map(id, m._parameters.values()))]
 
 
 def _calls(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowbit.conversion.plan import Decision
+from lowbit.conversion.plan import Quantize
 from lowbit.solvers.block_runner import Playback
 from lowbit.solvers.blocks import Stage
 from lowbit.solvers.hessian import Inputs
@@ -60,14 +60,14 @@ def observe(playback: Playback, stage: Stage, users: Mapping[str, nn.Module]) ->
     return found
 
 
-def linear_users(playback: Playback, decisions: tuple[Decision, ...]) -> dict[str, nn.Module]:
+def linear_users(playback: Playback, decisions: tuple[Quantize, ...]) -> dict[str, nn.Module]:
     """By the name of the owner of a weight, the linear layer that uses it: itself, or for an
     embedding the head that is tied to it."""
     modules = dict(playback.model.named_modules())
     users: dict[str, nn.Module] = {}
     for d in decisions:
-        weight = modules[d.name]._parameters["weight"]
-        for module in (modules[d.name], *modules.values()):
+        weight = d.weight.of(playback.model)
+        for module in (modules[d.weight.module], *modules.values()):
             if module._parameters.get("weight") is weight and not isinstance(module, nn.Embedding):
                 users.setdefault(d.name, module)
     return users

@@ -17,9 +17,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lowbit.conversion.dequantize import parameter_of
 from lowbit.conversion.module_weights import oriented
-from lowbit.conversion.plan import Decision
+from lowbit.conversion.plan import Quantize
 from lowbit.formats import QTensor, decode
 from lowbit.nn.estimators import straight_through
 from lowbit.progress import progress_bar
@@ -61,7 +60,7 @@ class Tuning:
     def __init__(
         self,
         model: nn.Module,
-        owners: Sequence[Decision],
+        owners: Sequence[Quantize],
         stored: Mapping[str, QTensor],
         before: Mapping[str, Tensor],
     ) -> None:
@@ -81,17 +80,16 @@ class Tuning:
             wanted, distance = output(self.model, batch, self.before)
         weights = {}
         for d in self.owners:
-            assert d.weights is not None
-            q, own = self.scales[d.name].stored(), parameter_of(self.model, d)
+            q, own = self.scales[d.name].stored(), d.weight.of(self.model)
             decoded = decode(q)
-            weights[f"{d.name}.weight"] = oriented(decoded, d.weights).to(own.dtype)
+            weights[str(d.weight)] = oriented(decoded, d.weights).to(own.dtype)
         found, _ = output(self.model, batch, weights)
         return distance.part(wanted, found), distance.whole(wanted)
 
 
 def tune(
     model: nn.Module,
-    owners: Sequence[Decision],
+    owners: Sequence[Quantize],
     stored: Mapping[str, QTensor],
     before: Mapping[str, Tensor],
     batches: Sequence[Mapping[str, Tensor]],

@@ -14,11 +14,10 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from lowbit.calibration import Calibration, batches_of, device_of
+from lowbit.calibration import device_of
 from lowbit.conversion.dequantize import put
 from lowbit.conversion.module_weights import matrix
-from lowbit.conversion.plan import Decision, cover
-from lowbit.conversion.recipe import Recipe
+from lowbit.conversion.plan import Plan, Quantize
 from lowbit.formats import decode
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import tracked
@@ -26,7 +25,6 @@ from lowbit.solvers import FindFactors, Solver
 from lowbit.solvers.block import Block
 from lowbit.solvers.block_runner import Playback, playing
 from lowbit.solvers.blocks import Stage, find_stages
-from lowbit.solvers.decide import solve_weight
 from lowbit.solvers.folding import fold
 from lowbit.solvers.hessian import Inputs, is_singular
 from lowbit.solvers.observe import Observed, linear_users, observe
@@ -43,21 +41,19 @@ SINGULAR = "with a singular Hessian, which was damped (more data helps)"
 @contextmanager
 def walked(
     model: nn.Module,
-    recipe: Recipe,
+    plan: Plan,
     solver: Solver,
-    calibration: Calibration,
+    batches: Sequence[Mapping[str, Tensor]],
     work: Path | None = None,
     progress: bool = True,
 ) -> Iterator[Solved]:
-    """The stored form of every weight that `recipe` quantizes, solved on `calibration`.
+    """The stored form of every weight that is quantized by `plan`, solved on model inputs.
 
     Inside, the model is float, with its weights as they were before rounding: what a solver folded
     from one layer into another is folded. If anything fails, inside too, it is as it was.
 
     work: a folder in which finished stages are kept, and from which an interrupted walk goes on.
     """
-    batches = batches_of(calibration, model)
-    owners = [d for d in cover(model, recipe).quantized if d.tied_to is None]
     before = {name: p.data for name, p in model.named_parameters()}
     journal = None
     try:
@@ -66,7 +62,7 @@ def walked(
             journal = Journal(
                 work,
                 {
-                    "recipe": recipe.to_dict(),
+                    "recipe": plan.recipe.to_dict(),
                     "solver": solver.to_dict(),
                     "weights": fingerprint(list(before.values())),
                     "calibration data": fingerprint(data),
@@ -74,10 +70,10 @@ def walked(
                 device_of(model),
             )
         with evaluating(model), playing(model):
-            found = _walk(model, before, owners, solver, batches, journal, progress)
-            if solver.tune and owners:
+            found = _walk(model, before, plan.owners, solver, batches, journal, progress)
+            if solver.tune:
                 found.stored, *distances = tune(
-                    model, owners, found.stored, before, batches, solver.tune, progress
+                    model, plan.owners, found.stored, before, batches, solver.tune, progress
                 )
                 found.tuned = distances[0], distances[1]
         for name, p in model.named_parameters():
@@ -96,9 +92,9 @@ def walked(
 def _walk(
     model: nn.Module,
     before: Mapping[str, Tensor],
-    owners: Sequence[Decision],
+    owners: Sequence[Quantize],
     solver: Solver,
-    batches: list[dict[str, Tensor]],
+    batches: Sequence[Mapping[str, Tensor]],
     journal: Journal | None,
     progress: bool,
 ) -> Solved:
@@ -136,13 +132,12 @@ def _solve(
         _fold(playback, stage, solver.method.factors, users, seen, found)
     weights = {}
     for d in stage.decisions:
-        assert d.weights is not None
-        weights[d.name] = matrix(model.get_submodule(d.name), d.weights).float()
+        weights[d.name] = d.matrix(model).float()
         if d.weights.kind == "linear" and not _met(seen.of(d.name)):
             found.remark(UNSEEN, d.name)
     together = solver.method.solve_block
     if together is not None and reference is not None and stage.stack is not None:
-        schemes = {d.name: d.rule.scheme for d in stage.decisions if d.rule is not None}
+        schemes = {d.name: d.scheme for d in stage.decisions}
         found.stored |= together(
             weights, schemes, Block(playback, reference, stage), progress, **solver.options
         )
@@ -150,13 +145,15 @@ def _solve(
         for d in stage.decisions:
             needed = solver.method.data
             hessian = _hessian(d, seen, found, weights[d.name]) if needed else None
-            found.stored[d.name] = solve_weight(solver, d, weights[d.name], hessian)
+            found.stored[d.name] = solver.solve(d, weights[d.name], hessian)
     for d in stage.decisions:
-        inputs, bias = seen.of(d.name), model.get_submodule(d.name)._parameters.get("bias")
+        inputs, bias = seen.of(d.name), model.get_submodule(d.weight.module)._parameters.get("bias")
         if solver.correct_bias and bias is not None and inputs is not None:
             q = found.stored[d.name]
             left = weights[d.name] - decode(q)
-            found.floats[f"{d.name}.bias"] = (bias.data + left @ inputs.mean).to(bias.dtype)
+            found.floats[f"{d.weight.module}.bias"] = (bias.data + left @ inputs.mean).to(
+                bias.dtype
+            )
     return found
 
 
@@ -184,9 +181,8 @@ def _fold(
         weights, schemes = [], []
         for name in names:
             d = by_name[name]
-            assert d.weights is not None and d.rule is not None and d.rule.scheme is not None
             weights.append(matrix(users[name], d.weights).float())
-            schemes.append(d.rule.scheme)
+            schemes.append(d.scheme)
         inputs = seen.of(names[0])
         assert inputs is not None
         return factors(weights, inputs, schemes)
@@ -198,14 +194,14 @@ def _fold(
         found.remark(UNFOLDED, name)
 
 
-def _hessian(d: Decision, seen: Observed, found: Solved, weight: Tensor) -> Tensor:
+def _hessian(d: Quantize, seen: Observed, found: Solved, weight: Tensor) -> Tensor:
     """What a weight is solved with. An embedding's rows are read as they are, so that all of its
     columns count alike; where a head is tied to it, what the head reads counts as much again."""
     inputs = seen.of(d.name)
     eye = torch.eye(weight.shape[1], dtype=torch.float32, device=weight.device)
     if not _met(inputs):
         return eye
-    if d.weights is not None and d.weights.kind == "embedding":
+    if d.weights.kind == "embedding":
         return inputs.hessian / inputs.hessian.diagonal().mean() + eye
     if is_singular(inputs.hessian):
         found.remark(SINGULAR, d.name)

@@ -1,0 +1,57 @@
+"""One weight of a plan: quantized, described for config.json, and put where the float one was."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lowbit.conversion.module_weights import oriented
+from lowbit.conversion.plan import Quantize, TiedTo
+from lowbit.conversion.swap import swap, swap_tied
+from lowbit.formats import QTensor
+from lowbit.formats.error import WeightError
+
+# How codes are chosen: (decision, weight [out, in]) -> its stored form.
+Solve = Callable[[Quantize, Float[Tensor, "out in"]], QTensor]
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A quantized tensor, what config.json keeps of it, and how far it is from the float weight."""
+
+    stored: QTensor
+    entry: dict[str, Any]
+    error: WeightError
+
+
+def quantize_weight(
+    decision: Quantize, weight: Tensor, solve: Solve = Quantize.nearest
+) -> QuantizedWeight:
+    """Quantize `weight`, which is as its float module stores it. Raises as `solve` does."""
+    matrix = oriented(weight.detach(), decision.weights)
+    q = solve(decision, matrix)
+    entry = q.layout.to_dict() | _activations(decision)
+    return QuantizedWeight(q, entry, WeightError.of(matrix, q))
+
+
+def tied_entry(decision: TiedTo) -> dict[str, Any]:
+    """What config.json keeps of a module that uses the stored weight of another."""
+    return {"tied_to": decision.source.name} | _activations(decision)
+
+
+def _activations(decision: Quantize | TiedTo) -> dict[str, Any]:
+    return {"activations": decision.activations} if decision.weights.kind == "linear" else {}
+
+
+def put_quantized(model: nn.Module, decision: Quantize, q: QTensor, compute: Tensor) -> None:
+    """Put a packed module that holds q in place of the float one; it computes in the dtype and on
+    the device of `compute`."""
+    swap(model, decision.weight.module, decision.weights, q, decision.activations, compute)
+
+
+def put_tied(model: nn.Module, decision: TiedTo) -> None:
+    """Let the module use its source's stored weight, which is in the model already."""
+    source = decision.source.weight.module
+    swap_tied(model, decision.weight.module, decision.weights, source, decision.activations)

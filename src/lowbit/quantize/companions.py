@@ -1,0 +1,73 @@
+"""What travels beside the weights: tokenizers, chat templates, modules of sentence-transformers."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lowbit.checkpoint.read import FOREIGN_SUFFIXES, INDEX, SINGLE
+from lowbit.checkpoint.shards import MAX_SHARD_BYTES
+from lowbit.errors import InputError
+
+# How older sentence-transformers keep the weights of a module in its subfolder.
+PICKLED = "pytorch_model.bin"
+# Root files that are written anew.
+WRITTEN = ("config.json", "README.md")
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Tokenizer, chat template, generation config, processor, and what sentence-transformers and
+    pipelines keep in subfolders; no weights of this model in any form, no code, and no models and
+    training checkpoints that lie in subfolders.
+
+    Weights that a subfolder with a config holds as a pickle of plain tensors become safetensors.
+    Raises InputError for any other pickle there, and for one of more than MAX_SHARD_BYTES.
+    """
+    models = {
+        file.parent
+        for file in source.rglob("*.json")
+        if file.name == "trainer_state.json"
+        or (file.name == "config.json" and b'"model_type"' in file.read_bytes())
+    } - {source}
+    for file in sorted(source.rglob("*")):
+        relative = file.relative_to(source)
+        root = len(relative.parts) == 1
+        if (
+            not file.is_file()
+            or any(part.startswith(".") for part in relative.parts)
+            or not models.isdisjoint(file.parents)
+            or (root and (file.suffix == ".safetensors" or file.name in (INDEX, *WRITTEN)))
+        ):
+            continue
+        copied = folder / relative
+        if file.suffix not in (*FOREIGN_SUFFIXES, ".py"):
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copied)
+        elif not root and file.name == PICKLED and _stands_alone(file):
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            save_file(_plain_tensors(file), copied.with_name(SINGLE), metadata={"format": "pt"})
+
+
+def _stands_alone(pickled: Path) -> bool:
+    """Whether a module of sentence-transformers has its weights here and nowhere else."""
+    return pickled.with_name("config.json").is_file() and not pickled.with_name(SINGLE).exists()
+
+
+def _plain_tensors(file: Path) -> dict[str, Tensor]:
+    """A pickle of tensors by name, read without running any code. Raises InputError."""
+    size = file.stat().st_size
+    if size > MAX_SHARD_BYTES:
+        raise InputError(
+            f"{file} is a pickle of {size:,} bytes, of which at most {MAX_SHARD_BYTES:,} are read;"
+            f" save it as {SINGLE}"
+        )
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        raise InputError(
+            f"{file} is not a pickle of plain tensors; where you trust it, save it as {SINGLE}"
+        ) from error
