@@ -126,12 +126,12 @@ plt.show()
 # %%
 quantized = copy.deepcopy(model)
 result = lowbit.quantize(quantized, "int8-dynamic", progress=False)
-coverage = result.plan
-print(f"{len(coverage.quantized)} modules, {coverage.share:.1%} of the parameters, are quantized")
-for decision in coverage.kept:
+plan = result.plan
+print(f"{len(plan.quantized)} modules, {plan.share:.1%} of the parameters, are quantized")
+for decision in plan.kept:
     print(f"kept: {decision.name:42} {decision.parameters:>10,}  {decision.reason}")
-print(f"kept: {'biases and norms':42} {coverage.vector_parameters:>10,}")
-assert len(coverage.quantized) == 6 * 6
+print(f"kept: {'biases and norms':42} {plan.vector_parameters:>10,}")
+assert len(plan.quantized) == 6 * 6
 
 # %% [markdown]
 # Called as before, it answers nearly as before. On disk the 43 million linear weights take a

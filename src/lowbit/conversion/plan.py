@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lowbit.conversion.foreign import check_parameters, check_plain
 from lowbit.conversion.module_weights import LAYERS, WeightName, Weights, oriented, weights_of
-from lowbit.conversion.recipe import KINDS, Recipe, Rule
+from lowbit.conversion.recipe import KINDS, Recipe
 from lowbit.conversion.swap import named_places
 from lowbit.errors import InputError, UsageError, naming
 from lowbit.formats import QTensor
