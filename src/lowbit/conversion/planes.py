@@ -3,7 +3,6 @@
 from torch import nn
 
 from lowbit.errors import UsageError
-from lowbit.formats import BinaryLayout, StackedLayout
 from lowbit.nn import QuantModule
 
 
@@ -20,7 +19,7 @@ def use_planes(model: nn.Module, planes: int) -> None:
         name: (module, module.layout)
         for name, module in model.named_modules()
         if isinstance(module, QuantModule) and module.tied_to is None
-        if isinstance(module.layout, BinaryLayout | StackedLayout) and module.layout.prefixes
+        if module.layout.prefixes
     }
     most = max((layout.prefixes[-1] for _, layout in binary.values()), default=0)
     if not 1 <= planes <= most:

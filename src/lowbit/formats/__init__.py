@@ -48,6 +48,14 @@ def decode_rows(
     return weight
 
 
+def prefix(q: QTensor, planes: int) -> QTensor:
+    """The model of the first `planes` planes; what has no planes stays whole. Raises UsageError
+    where q does not hold it."""
+    of = FORMATS[q.layout.format].prefix
+    first: QTensor = q if of is None else of(q, planes)
+    return first
+
+
 __all__ = [
     "CHANNEL",
     "FORMATS",
@@ -70,4 +78,5 @@ __all__ = [
     "fake_quantize",
     "group",
     "layout_from_dict",
+    "prefix",
 ]

@@ -37,6 +37,7 @@ class AffineLayout:
     """Everything about an affine tensor but its numbers: what config.json keeps of it."""
 
     format: ClassVar[str] = "affine"
+    prefixes: ClassVar[tuple[int, ...]] = ()  # there are no planes
     bits: int
     granularity: Granularity
     zero_point: bool

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lowbit.errors import InputError
 from lowbit.formats.affine import entry
-from lowbit.formats.binary import BinaryLayout
 from lowbit.formats.granularity import Granularity
 from lowbit.formats.table import PLAIN, PlainLayout, PlainTensor, read_layout
 
@@ -64,7 +63,7 @@ class StackedLayout:
     def prefixes(self) -> tuple[int, ...]:
         """The numbers of planes that all binary parts have parameters for; those with fewer planes
         use all."""
-        binary = [layout for _, layout in self.parts if isinstance(layout, BinaryLayout)]
+        binary = [layout for _, layout in self.parts if layout.prefixes]
         most = max((layout.bits for layout in binary), default=0)
         return tuple(
             p
