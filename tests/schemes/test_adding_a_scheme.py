@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor, nn
 
 import lowbit
-from lowbit.conversion.plan import cover
+from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import Recipe, Rule, load_recipe
 from lowbit.evaluation.evaluate import EvaluationPlan, evaluate
 from lowbit.evaluation.tasks import make_task
@@ -137,7 +137,7 @@ def test_it_is_named_in_recipes(tmp_path):
 def test_models_with_it_are_planned_quantized_saved_and_loaded(source, tmp_path):
     model = make("llama-tied")
     weight = layer_of(model).weight.detach().numpy()
-    assert len(cover(model, load_recipe(RULES)).quantized) == 2 + 7 * 2
+    assert len(make_plan(model, load_recipe(RULES)).quantized) == 2 + 7 * 2
     lowbit.quantize(model, RULES, progress=False)
     decoded = lowbit.dequantize(layer_of(model).qweight).numpy()
     np.testing.assert_allclose(decoded, ternary(weight, 0.5), rtol=2**-10)
@@ -256,4 +256,4 @@ def test_every_scheme_says_its_layout_and_what_does_not_fit():
     assert Halves().misfit(1, 64) == "1 row has no halves"
     few = Recipe((Rule("@linear", Binary(2, group(512))),))
     with pytest.raises(lowbit.UsageError, match="group size 512 is larger than the 128 inputs"):
-        cover(make("llama-tied"), few)
+        make_plan(make("llama-tied"), few)
