@@ -87,10 +87,11 @@ def step_products(model: PreTrainedModel, rows: int) -> list[Callable[[], object
 
 def product(layer: nn.Module, x: Tensor) -> Callable[[], object]:
     if isinstance(layer, QuantLinear):
-        packed, native = layer.prepacked_product()
+        packed = layer.packed_call()
+        assert packed is not None
         x = x.contiguous()
         y = torch.empty(*x.shape[:-1], layer.out_features)
-        call = in_place([native], [(packed, layer.product_bias())], [y])
+        call = in_place([packed.product], [(packed.weight.bytes, packed.bias)], [y])
         return lambda: call(x.data_ptr())
     weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
     return lambda: F.linear(x, weight, layer.bias)

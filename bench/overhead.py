@@ -49,10 +49,10 @@ def microseconds(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 def bare(layer: QuantLinear, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
     """The native function with addresses that are there already."""
-    packed, product = layer.prepacked_product()
-    assert packed is not None and product is not None and layer.bias is not None
-    run, weight, digits = product._path, product._layers[0], product._digits
-    addresses = x.data_ptr(), packed.data_ptr(), layer.bias.data_ptr(), y.data_ptr()
+    call = layer.packed_call()
+    assert call is not None and call.bias is not None
+    run, weight, digits = call.product._path, call.product._layers[0], call.product._digits
+    addresses = x.data_ptr(), call.weight.bytes.data_ptr(), call.bias.data_ptr(), y.data_ptr()
     return lambda: run(weight, *addresses, 1, digits)
 
 
@@ -126,15 +126,15 @@ def loading() -> list[str]:
         else:
             lowbit.quantize(small, recipe, progress=False)
         stored = resident_bytes(small)
-        packed = [module for module in small.modules() if isinstance(module, QuantModule)]
-        taken = seconds(lambda packed=packed: [module.prepacked() for module in packed])
+        layers = [module for module in small.modules() if isinstance(module, QuantModule)]
+        taken = seconds(lambda layers=layers: [layer.pack() for layer in layers])
         small(torch.zeros(1, 8, dtype=torch.long))
         after = resident_bytes(small)
         rows.append(
             f"| {recipe} | {taken * 1e3:.0f} | {stored / 2**20:.1f} | {after / 2**20:.1f} |"
             f" {after / stored:.3f} |"
         )
-    head = "| recipe | prepacking, ms | stored, MiB | after the first forward, MiB | ratio |"
+    head = "| recipe | packing, ms | stored, MiB | after the first forward, MiB | ratio |"
     return [head, "|---|---|---|---|---|", *rows]
 
 

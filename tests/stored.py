@@ -193,7 +193,7 @@ GROUPS = [size for size in range(2, 140) if -(-size // 32) * 32 <= 1.5 * size]
 
 @st.composite
 def forms(draw):
-    """Any form that can be prepacked."""
+    """Any form that can be packed."""
     format = draw(st.sampled_from(["affine", "binary"]))
     granularity = draw(st.just(CHANNEL) | st.sampled_from(GROUPS).map(group))
     dtype = draw(st.sampled_from([np.float16, np.float32]))

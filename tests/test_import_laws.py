@@ -59,29 +59,88 @@ def module_name(path):
     return ".".join(names[:-1] if names[-1] == "__init__" else names)
 
 
-def imports(source, module, is_package):
-    """The lowbit modules that `source` names in its imports, anywhere in it."""
+def named(source, module, is_package):
+    """(origin, name) of every import anywhere in `source`; the name is None in `import origin`."""
     package = module.split(".") if is_package else module.split(".")[:-1]
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found |= {(alias.name, None) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*base, *([node.module] if node.module else [])])
-            # `from lowbit import x` may name a module; from deeper down, the origin decides.
-            deep = origin.count(".") > 0 or not within(origin, {"lowbit"})
-            found |= {origin} if deep else {f"{origin}.{alias.name}" for alias in node.names}
-    return {name for name in found if within(name, {"lowbit"})}
+            found |= {(origin, alias.name) for alias in node.names}
+    return {(origin, name) for origin, name in found if within(origin, {"lowbit"})}
+
+
+def imports(source, module, is_package):
+    """The lowbit modules that `source` names in its imports, anywhere in it."""
+    # `from lowbit import x` may name a module; from deeper down, the origin decides.
+    return {
+        origin if name is None or "." in origin else f"{origin}.{name}"
+        for origin, name in named(source, module, is_package)
+    }
+
+
+def each_file():
+    for path in sorted(SOURCE.glob("lowbit/**/*.py")):
+        yield path.read_text(), module_name(path), path.name == "__init__.py"
 
 
 @cache
 def graph():
-    files = sorted(SOURCE.glob("lowbit/**/*.py"))
+    return {module: imports(*file) for file in each_file() for module in [file[1]]}
+
+
+def circle(files):
+    """Files that import each other, the first again at the end; none without a circle."""
+    done = set()
+
+    def search(way):
+        for other in sorted(files.get(way[-1], ())):
+            if other in way:
+                return [*way[way.index(other) :], other]
+            if other not in done:
+                found = search([*way, other])
+                if found:
+                    return found
+        done.add(way[-1])
+        return []
+
+    return next(filter(None, (search([file]) for file in sorted(files))), [])
+
+
+def file_graph(files):
+    """Which file imports which: `from package import x` counts as of x where that is a file."""
+    files = list(files)
+    modules = {module for _, module, _ in files}
     return {
-        module_name(path): imports(path.read_text(), module_name(path), path.name == "__init__.py")
-        for path in files
+        module: {
+            inner if (inner := f"{origin}.{name}") in modules else origin
+            for origin, name in named(source, module, is_package)
+        }
+        for source, module, is_package in files
     }
+
+
+def test_no_files_import_each_other():
+    assert not circle(file_graph(each_file()))
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [
+        ({"a": "import lowbit.b", "b": "import lowbit.c", "c": ""}, []),
+        ({"a": "import lowbit.b", "b": "import lowbit.c", "c": "from lowbit import b"}, ["b", "c"]),
+        ({"p": "from lowbit.p.x import y", "p.x": "from lowbit.p import z", "p.z": ""}, []),
+        ({"p": "from lowbit.p.x import y", "p.x": "from lowbit.p import y"}, ["p", "p.x"]),
+        ({"a": "if TYPE_CHECKING:\n    from .b import B", "b": "from .a import A"}, ["a", "b"]),
+        ({"a": "from lowbit.a import itself"}, ["a"]),
+    ],
+)
+def test_every_circle_is_seen(sources, found):
+    files = ((text, f"lowbit.{name}", name == "p") for name, text in sources.items())
+    assert circle(file_graph(files))[:-1] == [f"lowbit.{name}" for name in found]
 
 
 def test_the_graph_is_that_of_the_whole_package():

@@ -61,10 +61,10 @@ class Reads(torch.nn.Module):
     def forward(self, x):
         return x.to(self.layer.weight.dtype) @ self.layer.weight.T
 
-for prepacked in (False, True):
+for packed in (False, True):
     q = Absmax(8, CHANNEL).quantize(torch.randn(24, 40))
     layer = QuantLinear(q.layout, 40, 24, None, "dynamic").hold(q)
-    if prepacked:
+    if packed:
         layer(x)
     torch._dynamo.reset()
     compiled = torch.compile(Reads(layer), fullgraph=True, backend="aot_eager")

@@ -91,7 +91,7 @@ class Guarded:
 
 
 class Packed:
-    """A weight that is prepacked once and multiplied by any path."""
+    """A weight that is packed once and multiplied by any path."""
 
     def __init__(self, q):
         self.form = form_of(q)

@@ -186,7 +186,7 @@ def test_an_operator_called_with_what_does_not_fit_raises(number):
         getattr(torch.ops.lowbit, name)(*call)
 
 
-def wrong_prepacked_calls():
+def wrong_packed_calls():
     q = stored(SCHEMES[4])
     form = packed_layout_of(q.layout, 24, 40)
     packed, layout = form.pack(q), ops.layout_text(q.layout)
@@ -208,7 +208,7 @@ def wrong_prepacked_calls():
 
 @pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 def test_an_operator_on_packed_bytes_called_with_what_does_not_fit_raises():
-    calls = list(wrong_prepacked_calls())
+    calls = list(wrong_packed_calls())
     assert len(calls) > 20
     for name, call in calls:
         with pytest.raises((ValueError, IndexError, KeyError, AttributeError, RuntimeError)):

@@ -1,4 +1,4 @@
-"""Modules prepack their weight at the first forward pass, hold it once, and give it back."""
+"""Modules pack their weight at the first forward pass, hold it once, and give it back."""
 
 import copy
 import pickle
@@ -66,20 +66,21 @@ def assert_result(y, x, q, bias, kind):
 
 class TestLinear:
     @pytest.mark.parametrize("form", FORMS, ids=str)
-    def test_the_first_forward_prepacks_and_keeps_one_copy(self, form):
+    def test_the_first_forward_packs_and_keeps_one_copy(self, form):
         kind = "float" if form.bits % 2 else "dynamic"
         m, q = linear(form, kind, 256, 384)
         names, stored = [*q.tensors()], resident_bytes(m)
         x = activations(3, 384)
         with torch.no_grad():
             y = m(x)
-        assert m.lanes is not None and m.settled
+        assert m.packed is not None
         for name in names:
             assert m._buffers[name].is_meta and m._buffers[name].shape == q.tensors()[name].shape
         width = q.granularity.width(384)
         padded = -(-384 // width) * -(-width // 32) * 32
         # A scale per tensor, and its zero point, are repeated for each row.
-        assert resident_bytes(m) <= padded / 384 * stored + 256 * 5 + 1024
+        most = padded / 384 * stored + 256 * 5 + 1024
+        assert m.packed.bytes.nbytes + m.bias.nbytes <= resident_bytes(m) <= most
         assert_result(y, x, q, m.bias.detach(), kind)
 
     @some_forms
@@ -89,10 +90,10 @@ class TestLinear:
         x = activations(3)
         y = m(x)
         assert_stored(m.state_dict(), q)
-        assert m.lanes is None and not m.settled
-        assert torch.equal(m(x), y) and m.lanes is not None
+        assert m.packed is None
+        assert torch.equal(m(x), y) and m.packed is not None
         assert_stored(m.qweight.tensors(), q)
-        assert m.lanes is None
+        assert m.packed is None
         m(x)
         assert torch.equal(ops.dequantize(m.qweight), ops.dequantize(q))
 
@@ -108,14 +109,13 @@ class TestLinear:
         x = activations(3)
         y = m(x)
         twin = copy.deepcopy(m)
-        if twin.lanes is not None:
-            assert twin.lanes.data_ptr() != m.lanes.data_ptr()
-        m.lanes.zero_()
+        assert twin.packed.bytes.data_ptr() != m.packed.bytes.data_ptr()
+        m.packed.bytes.zero_()
         assert torch.equal(twin(x), y)
         assert_stored(twin.state_dict(), q)
 
     @every_kind
-    def test_a_prepacked_module_is_pickled_like_any_other(self, kind):
+    def test_a_packed_module_is_pickled_like_any_other(self, kind):
         m, q = linear(kind=kind)
         x = activations(3)
         y = m(x)
@@ -135,7 +135,7 @@ class TestLinear:
 
     @some_forms
     @every_kind
-    def test_loading_other_weights_replaces_the_prepacked_ones(self, form, kind):
+    def test_loading_other_weights_replaces_the_packed_ones(self, form, kind):
         m, _ = linear(form, kind)
         q = form.random(40, 64, seed=9).q
         x = activations(3)
@@ -144,7 +144,7 @@ class TestLinear:
         assert_result(m(x), x, q, None, kind)
 
     @every_kind
-    def test_holding_another_weight_replaces_the_prepacked_one(self, kind):
+    def test_holding_another_weight_replaces_the_packed_one(self, kind):
         m, _ = linear(kind=kind)
         q = INT8.random(40, 64, seed=9).q
         x = activations(3)
@@ -153,15 +153,15 @@ class TestLinear:
 
     @some_forms
     @every_kind
-    @pytest.mark.parametrize("prepacked", [False, True])
-    def test_gradients_are_those_of_the_stored_weight(self, form, kind, prepacked, monkeypatch):
-        if not prepacked:
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_gradients_are_those_of_the_stored_weight(self, form, kind, packed, monkeypatch):
+        if not packed:
             monkeypatch.setenv(VARIABLE, "reference")
         m, q = linear(form, kind)
         x = activations(3).requires_grad_()
         y = m(x)
         y.backward(torch.ones_like(y))
-        assert (m.lanes is not None) == prepacked
+        assert (m.packed is not None) == packed
         assert_result(y.detach(), x.detach(), q, m.bias.detach(), kind)
         torch.testing.assert_close(x.grad, ops.dequantize(q).sum(0).expand(3, 64))
         assert torch.equal(m.bias.grad, torch.full((40,), 3.0))
@@ -172,13 +172,13 @@ class TestLinear:
         x = activations(3)
         for _ in range(2):
             assert torch.equal(m(x), reference.linear_dynamic(x, q, m.bias))
-            assert m.lanes is None and not m.codes.is_meta
+            assert m.packed is None and not m.codes.is_meta
 
-    def test_a_form_that_cannot_be_prepacked_is_served_as_it_is_stored(self):
+    def test_a_form_that_cannot_be_packed_is_served_as_it_is_stored(self):
         m, q = linear(Form("affine", 4, group(8)))
         x = activations(3)
         assert torch.equal(m(x), reference.linear_dynamic(x, q, m.bias))
-        assert m.lanes is None and "padded to 32" in m.kernel()
+        assert m.packed is None and "padded to 32" in m.kernel()
 
     @every_kind
     @some_forms
@@ -188,8 +188,8 @@ class TestLinear:
         m(x)
         layout = ops.layout_text(m.layout)
         for bias, nonlinearity in ((None, "identity"), (m.bias.detach().requires_grad_(), "gelu")):
-            how = layout, 40, m.planes_in_use or 0, kind, nonlinearity, m.product.path, 0.0, 0
-            arguments = (x.requires_grad_(), m.lanes, bias, *how)
+            how = layout, 40, m.planes_in_use or 0, kind, nonlinearity, m.call.product.path, 0.0, 0
+            arguments = (x.requires_grad_(), m.packed.bytes, bias, *how)
             torch.library.opcheck(torch.ops.lowbit.linear_packed.default, arguments)
 
     @every_kind
@@ -222,12 +222,12 @@ class TestLinear:
 
 class TestEmbedding:
     @pytest.mark.parametrize("form", FORMS + STACKS, ids=str)
-    def test_the_first_forward_prepacks_and_gives_the_rows_of_the_format(self, form):
+    def test_the_first_forward_packs_and_gives_the_rows_of_the_format(self, form):
         m, q = embedding(form, 500, 192)
         table, ids = FORMATS[form.format].decode(q, torch.float32), torch.tensor([[0, 499], [7, 7]])
         stored = resident_bytes(m)
         assert torch.equal(m(ids), table[ids])
-        assert m.lanes is not None and m._buffers[next(iter(q.tensors()))].is_meta
+        assert m.packed is not None and m._buffers[next(iter(q.tensors()))].is_meta
         assert resident_bytes(m) <= 1.5 * stored + 4 * 512 + 1024
         assert torch.equal(m(ids[:0]), table[ids[:0]])
 
@@ -244,15 +244,15 @@ class TestEmbedding:
         m, q = embedding(form)
         rows = m(torch.tensor([3, 49]))
         assert_stored(m.state_dict(), q)
-        assert m.lanes is None
-        assert torch.equal(m(torch.tensor([3, 49])), rows) and m.lanes is not None
+        assert m.packed is None
+        assert torch.equal(m(torch.tensor([3, 49])), rows) and m.packed is not None
         assert_stored(m.qweight.tensors(), q)
 
     def test_a_copy_gives_the_same_rows_and_is_a_copy(self):
         m, q = embedding()
         rows = m(torch.tensor([3]))
         twin = copy.deepcopy(m)
-        m.lanes.zero_()
+        m.packed.bytes.zero_()
         assert torch.equal(twin(torch.tensor([3])), rows)
         assert_stored(twin.state_dict(), q)
 
@@ -268,7 +268,7 @@ class TestEmbedding:
         m, _ = embedding(form)
         m(torch.tensor([0]))
         layout = ops.layout_text(m.layout)
-        arguments = (torch.tensor([[0, 49, 7]]), m.lanes, layout, 50, 64, 0, torch.float32)
+        arguments = (torch.tensor([[0, 49, 7]]), m.packed.bytes, layout, 50, 64, 0, torch.float32)
         torch.library.opcheck(torch.ops.lowbit.embedding_packed.default, arguments)
 
 
@@ -283,18 +283,18 @@ class TestTied:
         return table, head, q
 
     @pytest.mark.parametrize("first", ["table", "head"])
-    def test_the_head_uses_the_prepacked_table_and_there_is_one_copy(self, form, kind, first):
+    def test_the_head_uses_the_packed_table_and_there_is_one_copy(self, form, kind, first):
         table, head, q = self.pair(form, kind)
         x, ids = activations(3, 192), torch.tensor([0, 499])
         both = nn.ModuleList([table, head])
         stored = resident_bytes(both)
         table(ids) if first == "table" else head(x)
-        assert table.lanes is not None and head.lanes is None
-        assert head.prepacked()[0] is table.lanes
-        lanes = table.lanes
+        assert table.packed is not None and head.packed is None
+        assert head.pack() is table.packed
+        packed = table.packed
         assert_result(head(x), x, q, None, kind)
         assert torch.equal(table(ids), FORMATS[form.format].decode(q, torch.float32)[ids])
-        assert table.lanes is lanes
+        assert table.packed is packed
         # Less than a second copy would take, padding and repeated scales included.
         assert resident_bytes(both) <= 1.2 * stored
 
@@ -303,8 +303,8 @@ class TestTied:
         x = activations(3, 192)
         y = head(x)
         assert_stored(head.qweight.tensors(), q)
-        assert table.lanes is None
-        assert torch.equal(head(x), y) and table.lanes is not None
+        assert table.packed is None
+        assert torch.equal(head(x), y) and table.packed is not None
         state = nn.ModuleList([table, head]).state_dict()
         assert set(state) == {f"0.{name}" for name in q.tensors()}
         assert_stored({name.removeprefix("0."): tensor for name, tensor in state.items()}, q)
@@ -322,7 +322,7 @@ class TestTied:
         x = activations(3, 192)
         y = head(x)
         new_table, new_head = copy.deepcopy(nn.ModuleList([table, head]))
-        table.lanes.zero_()
+        table.packed.bytes.zero_()
         assert new_head.tied_to is new_table
         assert torch.equal(new_head(x), y)
         assert_stored(new_table.state_dict(), q)
@@ -342,10 +342,10 @@ stack = Clustered(Binary(4, CHANNEL, solver="greedy"))
 for scheme, kind in ((int8, "dynamic"), (bcq, "float"), (stack, "dynamic")):
     q = scheme.quantize(torch.randn(40, 64))
     results, gradients, rows = [], [], []
-    for prepacked in (False, True):
+    for packed in (False, True):
         m = QuantLinear(q.layout, 64, 40, torch.nn.Parameter(torch.ones(40)), kind).hold(q)
         table = QuantEmbedding(q.layout, 40, 64).hold(q)
-        if prepacked:
+        if packed:
             m(x), table(ids)
         for compiled in (True, False):
             torch._dynamo.reset()
@@ -359,7 +359,7 @@ for scheme, kind in ((int8, "dynamic"), (bcq, "float"), (stack, "dynamic")):
             gradients.append(x.grad)
             rows.append(look_up(ids))
             if compiled:
-                assert (m.lanes is not None) == (table.lanes is not None) == prepacked
+                assert (m.packed is not None) == (table.packed is not None) == packed
     assert all(torch.equal(y, results[0]) for y in results[1:]), (scheme, kind)
     assert all(torch.equal(g, gradients[0]) for g in gradients[1:]), (scheme, kind)
     assert all(torch.equal(r, rows[0]) for r in rows[1:]), (scheme, kind)
@@ -368,6 +368,6 @@ print("compiled")
 
 
 @pytest.mark.slow
-def test_modules_compile_to_one_graph_prepacked_or_not():
+def test_modules_compile_to_one_graph_packed_or_not():
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "compiled\n", done.stderr[-2000:]

@@ -84,7 +84,7 @@ def test_rows_of_a_table_are_those_of_numpy_and_no_others_are_decoded(stack, pat
 
 @needs_native
 @every_stack
-def test_a_prepacked_stack_comes_back_bit_for_bit(stack):
+def test_a_packed_stack_comes_back_bit_for_bit(stack):
     q = stack.random(53, 192).q
     form = packed_layout_of(q.layout, 53, 192)
     packed = form.pack(q)

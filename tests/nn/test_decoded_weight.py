@@ -56,9 +56,9 @@ def test_its_numbers_are_those_of_dequantizing(scheme, dtype, transposed):
 @every_scheme
 def test_reading_it_keeps_the_packed_bytes(scheme):
     layer, _ = linear(scheme)
-    packed = prepared(layer).lanes
+    packed = prepared(layer).packed
     assert torch.isfinite(layer.weight.sum())
-    assert layer.lanes is packed
+    assert layer.packed is packed
 
 
 def test_shape_dtype_device_and_views_are_told_without_decoding():

@@ -1,4 +1,4 @@
-"""A move that moves nothing keeps the prepacked weight; one that moves something stays right."""
+"""A move that moves nothing keeps the packed weight; one that moves something stays right."""
 
 import pickle
 import threading
@@ -36,14 +36,14 @@ def packed(model):
 
 @pytest.mark.parametrize("recipe", ["int8-dynamic", "int4-all", "bcq2"])
 @pytest.mark.parametrize("move", NOTHING_MOVES)
-def test_the_prepacked_weight_stays(move, recipe):
+def test_the_packed_weight_stays(move, recipe):
     model = make("bert")
     lowbit.quantize(model, recipe, progress=False)
     expected = output(model)
-    before = [m.lanes for m in packed(model)]
-    assert before and all(lanes is not None for lanes in before)
+    before = [m.packed for m in packed(model)]
+    assert before and all(weight is not None for weight in before)
     NOTHING_MOVES[move](model)
-    assert all(m.lanes is lanes for m, lanes in zip(packed(model), before, strict=True))
+    assert all(m.packed is weight for m, weight in zip(packed(model), before, strict=True))
     assert torch.equal(output(model), expected)
 
 
@@ -56,9 +56,9 @@ def linear(scheme=None, kind="dynamic"):
 def test_a_change_of_dtype_keeps_it_and_the_stored_weight():
     layer, q = linear()
     x = torch.randn(3, 64)
-    y, lanes = layer(x), layer.lanes
+    y, weight = layer(x), layer.packed
     half = layer.to(torch.bfloat16)(x.bfloat16())
-    assert layer.lanes is lanes and half.dtype == torch.bfloat16
+    assert layer.packed is weight and half.dtype == torch.bfloat16
     assert layer.bias.dtype == torch.bfloat16
     assert ((half.float() - y).abs() <= 0.02 * y.abs().max()).all()
     for name, tensor in q.tensors().items():
@@ -92,17 +92,17 @@ def test_a_move_to_meta_leaves_no_bytes():
     layer, _ = linear()
     layer(torch.randn(3, 64))
     layer.to("meta")
-    assert layer.lanes is None
+    assert layer.packed is None
     assert all(buffer.is_meta for buffer in layer.buffers())
     assert layer.weight.device.type == "meta"
 
 
-def test_tensors_beside_the_weight_move_while_it_stays_prepacked():
+def test_tensors_beside_the_weight_move_while_it_stays_packed():
     layer, _ = linear(Absmax(8, CHANNEL), "static")
     layer.eval().set_static(StaticScale(0.02, 5))
     layer(torch.randn(3, 64))
     layer.to(torch.float64)
-    assert layer.lanes is not None and layer.bias.dtype == torch.float64
+    assert layer.packed is not None and layer.bias.dtype == torch.float64
     assert layer.input_scale.dtype == torch.float32 and layer.input_zero_point.dtype == torch.int8
 
 

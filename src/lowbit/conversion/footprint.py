@@ -4,7 +4,7 @@
 8 · stored bytes / parameters of the float model, per module and in total.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +93,17 @@ def resident_bytes(model: nn.Module) -> int:
 
 
 def _loose(module: nn.Module) -> list[Tensor]:
-    """Tensors in plain attributes, and in lists, tuples and dicts there."""
+    """Tensors in plain attributes, and in lists, tuples, dicts and dataclasses there."""
     found: list[Tensor] = []
     pending = [v for k, v in vars(module).items() if k not in ("_parameters", "_buffers")]
-    for value in pending:
+    opened: set[int] = set()
+    while pending:
+        value = pending.pop()
         if isinstance(value, Tensor):
             found.append(value)
+        elif is_dataclass(value) and id(value) not in opened:
+            opened.add(id(value))
+            pending += [getattr(value, field.name, None) for field in fields(value)]
         elif isinstance(value, dict):
             found += [v for v in value.values() if isinstance(v, Tensor)]
         elif isinstance(value, list | tuple):

@@ -31,6 +31,7 @@ from lowbit.kernels.embedding import native as embedding
 from lowbit.kernels.linear import native as linear
 from lowbit.kernels.packed_layout import PackedLayout
 from lowbit.nn import QuantEmbedding, QuantLinear
+from lowbit.nn.linear import PackedCall
 
 # By the name of the call: the function that writes the same to `out`.
 INTO: dict[str, Callable[..., Any]] = {
@@ -168,19 +169,18 @@ class _Writer:
         if call.function is not QuantLinear.forward or not self.pure:
             return False
         x = self.original(call.args[1])
-        if _prepacked(call) is None or x.dtype is not torch.float32 or not x.is_contiguous():
+        own = _packed_call(call)
+        if own is None or x.dtype is not torch.float32 or not x.is_contiguous():
             return False
-        form = _form(call)
-        group = [
-            other
-            for other in self.recorded.calls
-            if other.function is QuantLinear.forward
-            and self.original(other.args[1]) is x
-            and _prepacked(other) is not None
-            and _form(other) == form
-        ]
+        group, products, weights = [], [], []
+        for other in self.recorded.calls:
+            if other.function is QuantLinear.forward and self.original(other.args[1]) is x:
+                packed = _packed_call(other)
+                if packed is not None and packed.product.input_form == own.product.input_form:
+                    group.append(other)
+                    products.append(packed.product)
+                    weights.append((packed.weight.bytes, packed.bias))
         ys = [torch.empty_like(other.result) for other in group]
-        products, weights = zip(*(_prepacked(other) for other in group), strict=True)
         run = self.constant(linear.in_place(products, weights, ys))
         self.line(f"{run}({self.address(x)})")
         self.fixed.update((id(other.result), y) for other, y in zip(group, ys, strict=True))
@@ -192,13 +192,13 @@ class _Writer:
         if call.function is not QuantEmbedding.forward or id(call.result) not in self.steady:
             return False
         layer, ids = call.args
-        packed, form = layer.prepacked()
-        if not isinstance(form, PackedLayout) or layer.rounds_scale:
+        packed = layer.pack()
+        if packed is None or not isinstance(packed.layout, PackedLayout) or layer.rounds_scale:
             return False
         if ids.dtype is not torch.int64 or call.result.dtype is not torch.float32:
             return False
         y = torch.empty_like(call.result, memory_format=torch.contiguous_format)
-        rows = self.constant(embedding.in_place(packed, form, y))
+        rows = self.constant(embedding.in_place(packed.bytes, packed.layout, y))
         self.line(f"{rows}({self.text(ids)})")
         if layer.embed_scale is not None:
             self.line(f"{self.constant(y)}.mul_({layer.embed_scale!r})")
@@ -351,12 +351,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def _prepacked(call: Call) -> Any:
-    """(product, (packed, bias)) of a recorded call of a quantized layer; None for the reference."""
+def _packed_call(call: Call) -> PackedCall | None:
+    """What native code is given in a recorded call of a quantized layer."""
     layer: QuantLinear = call.args[0]
-    packed, product = layer.prepacked_product()
-    return None if packed is None or product is None else (product, (packed, layer.product_bias()))
-
-
-def _form(call: Call) -> Any:
-    return _prepacked(call)[0].input_form
+    return layer.packed_call()

@@ -34,15 +34,23 @@ def borrowed(model: PreTrainedModel, ids: Tensor, state: State) -> Iterator[Step
 
 
 def _identity(model: PreTrainedModel) -> int:
-    """Another number when a module, a weight or how it is computed with is another."""
+    """Another number when a module, a weight or how it is computed with is another.
+
+    A step keeps the bytes and products that it was recorded with: while it is kept, nothing else
+    can have their ids.
+    """
     parts: list[Any] = [model.config._attn_implementation, torch.get_default_dtype()]
     parts += torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
     for module in model.modules():
         parts.append(id(module))
         if isinstance(module, QuantModule):
-            parts += id(module.lanes), module.planes_in_use
+            parts += module.packed and id(module.packed.bytes), module.planes_in_use
         if isinstance(module, QuantLinear):
-            parts += module.activations, module.nonlinearity, id(module.product)
+            parts += (
+                module.activations,
+                module.nonlinearity,
+                module.call and id(module.call.product),
+            )
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 version = 0 if tensor.is_inference() else tensor._version

@@ -21,7 +21,7 @@ def check_stored(
 
 
 def check_packed(packed: Tensor, form: AnyPackedLayout) -> None:
-    """Raises ValueError for bytes that are not a weight prepacked as `form`."""
+    """Raises ValueError for bytes that are not a weight packed as `form`."""
     _check("packed", packed, (form.size,), torch.uint8, torch.device("cpu"))
     if not packed.is_contiguous():
         raise ValueError(f"packed has the strides {packed.stride()}; its bytes must be contiguous")

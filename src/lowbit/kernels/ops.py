@@ -15,7 +15,7 @@
                       bool causal, str path) -> Tensor
 
 `stored` are the tensors of a stored form in the order of its layout, and `layout` is that layout
-as a Python literal, so that one operator serves all formats and bit widths; of a prepacked
+as a Python literal, so that one operator serves all formats and bit widths; of a packed
 binary weight the first `planes` are used, 0 for all (and for affine ones). Static activations have
 the scale `input_scale`, which is 0 for others. In eager
 inference modules skip the dispatcher, which costs more than a small product; tracing and autograd
@@ -156,7 +156,7 @@ _linear_op.register_autograd(_linear_gradient, setup_context=_save_for_linear)
 
 @lru_cache(maxsize=4096)
 def _form(layout: str, out_features: int, in_features: int, planes: int) -> AnyPackedLayout:
-    """Raises ValueError for a shape or a number of planes that cannot be prepacked."""
+    """Raises ValueError for a shape or a number of planes that cannot be packed."""
     parsed = _layout(layout)
     refusal = unsupported(parsed, in_features, torch.device("cpu"))
     if planes and planes not in getattr(parsed, "prefixes", ()):
@@ -351,7 +351,7 @@ def _values(input: StaticScale | None) -> tuple[float, int]:
 
 
 def linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, product: LinearProduct) -> Tensor:
-    """The same with a weight that was prepacked as `product` wants it."""
+    """The same with a weight that was packed as `product` wants it."""
     if dispatched(x, bias):
         return _linear_packed_op(
             x,
@@ -396,7 +396,7 @@ def embedding(ids: Tensor, q: QTensor, dtype: torch.dtype) -> Tensor:
 def embedding_packed(
     ids: Tensor, packed: Tensor, form: AnyPackedLayout, dtype: torch.dtype
 ) -> Tensor:
-    """The same from a prepacked table."""
+    """The same from a packed table."""
     if traced():
         layout = layout_text(form.layout)
         return _embedding_packed_op(

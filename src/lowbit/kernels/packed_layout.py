@@ -31,7 +31,7 @@ MOST_PADDING = 1.5  # times the codes of a group
 
 
 def unsupported(layout: Layout, in_features: int, device: torch.device) -> str | None:
-    """Why such a weight cannot be prepacked, or None."""
+    """Why such a weight cannot be packed, or None."""
     if device.type != "cpu":
         return f"the weight is on {device}, not on the CPU"
     width = layout.granularity.width(in_features)

@@ -35,12 +35,11 @@ class QuantEmbedding(QuantModule):
     def forward(self, ids: Tensor) -> Tensor:
         if has_torch_function_unary(ids):  # whoever watches calls sees one
             return handle_torch_function(QuantEmbedding.forward, (ids,), self, ids)
-        packed, form = self.prepacked()
-        dtype = self.compute_dtype.dtype
-        if packed is None or form is None:
+        packed, dtype = self.pack(), self.compute_dtype.dtype
+        if packed is None:
             rows = ops.embedding(ids, self.weight_in_use, dtype)
         else:
-            rows = ops.embedding_packed(ids, packed, form, dtype)
+            rows = ops.embedding_packed(ids, packed.bytes, packed.layout, dtype)
         return scaled(rows, self.embed_scale, self.rounds_scale)
 
     def choose(self) -> tuple[Kernel, str]:

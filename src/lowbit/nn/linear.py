@@ -1,6 +1,7 @@
 """QuantLinear: nn.Linear, or transformers' Conv1D, over a stored weight [out, in]."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -12,8 +13,18 @@ from lowbit.formats import Layout, StaticScale
 from lowbit.kernels import linear, ops
 from lowbit.kernels.linear.native import LinearProduct, shifted_bias
 from lowbit.kernels.selection import Kernel
+from lowbit.nn.packed_weight import PackedWeight
 from lowbit.nn.quant_module import QuantModule
-from lowbit.nn.shared_input import SharedInput
+
+
+@dataclass(frozen=True, eq=False)
+class PackedCall:
+    """All that native code is given beside x. Made and dropped as a whole."""
+
+    weight: PackedWeight
+    product: LinearProduct
+    own_bias: Tensor | None  # that of the module
+    bias: Tensor | None  # as the product takes it: what a static zero point adds is off it already
 
 
 class QuantLinear(QuantModule):
@@ -21,12 +32,14 @@ class QuantLinear(QuantModule):
     "static" for int8 with one scale, which is stored beside the weight.
 
     `transposed` says that the float module stored its weight [in, out], as Conv1D does.
-    `nonlinearity`, if it is not "identity", is applied to y while `in_force` (conversion/fuse.py).
+    `nonlinearity`, if it is not "identity", is applied to y while `in_force`; `shared` is asked for
+    y first, and gives it where one call computes several layers (conversion/fuse.py).
     """
 
-    product: LinearProduct | None
+    call: PackedCall | None
+    scales: tuple[StaticScale, ...] | None
     nonlinearity: str
-    shared: SharedInput | None
+    shared: "Callable[[QuantLinear, Tensor], Tensor | None] | None"
     input_scale: Tensor
     input_zero_point: Tensor
 
@@ -43,11 +56,9 @@ class QuantLinear(QuantModule):
         super().__init__(layout, out_features, in_features, shape)
         self.in_features, self.out_features = in_features, out_features
         self.activations, self.transposed = activations, transposed
-        self.product, self.shared = None, None
+        self.call, self.scales, self.shared = None, None, None
         self.set_nonlinearity("identity")
         self.register_parameter("bias", bias)
-        self.input: StaticScale | None = None
-        self.shifted_bias: Tensor | None = None
         for name, dtype in self.own_stored().items():
             self.register_buffer(name, torch.empty((), dtype=dtype, device="meta"))
 
@@ -55,25 +66,15 @@ class QuantLinear(QuantModule):
         if has_torch_function_unary(x):  # whoever watches calls sees one
             return handle_torch_function(QuantLinear.forward, (x,), self, x)
         if self.shared is not None:
-            y = self.shared.result(self, x)
+            y = self.shared(self, x)
             if y is not None:
                 return y
-        packed, product = self.prepacked_product()
-        bias: Tensor | None = self._parameters[
-            "bias"
-        ]  # as `self.bias`, without the detour through __getattr__
-        if packed is None or product is None:
-            return ops.linear(
-                x,
-                self.weight_in_use,
-                bias,
-                self.activations,
-                self.nonlinearity_now(),
-                self.static_input(),
-            )
-        if self.shifted_bias is not None:
-            bias = self.shifted_bias
-        return ops.linear_packed(x, packed, bias, product)
+        call = self.packed_call()
+        if call is None:
+            bias, nonlinearity = self._parameters["bias"], self.nonlinearity_now()
+            q, input = self.weight_in_use, self.static_input()
+            return ops.linear(x, q, bias, self.activations, nonlinearity, input)
+        return ops.linear_packed(x, call.weight.bytes, call.bias, call.product)
 
     def decoded(self) -> Tensor:
         """The float weight as the float module stored it."""
@@ -89,7 +90,7 @@ class QuantLinear(QuantModule):
         """The scale of static activations."""
         (activations,) = scales
         self.input_scale, self.input_zero_point = self.static_tensors(activations)
-        self.forget()
+        self.call, self.scales = None, None
 
     def static_tensors(self, static: StaticScale) -> tuple[Tensor, Tensor]:
         """Scale and zero point as they are stored."""
@@ -99,25 +100,27 @@ class QuantLinear(QuantModule):
             torch.tensor(static.zero_point, dtype=torch.int8, device=device),
         )
 
-    def static_input(self) -> StaticScale | None:
-        """The same as numbers; None where activations are not static."""
-        if self.input is None and self.activations == "static":
-            self.input = StaticScale(self.input_scale.item(), int(self.input_zero_point))
-        return self.input
+    def static_scales(self) -> tuple[StaticScale, ...]:
+        """Those that are stored beside the weight as numbers, in the order of `set_static`."""
+        if self.scales is None:
+            numbers = [self._buffers[name].item() for name in self.own_stored()]  # type: ignore[union-attr]
+            pairs = zip(numbers[::2], numbers[1::2], strict=True)
+            self.scales = tuple(StaticScale(scale, int(zero_point)) for scale, zero_point in pairs)
+        return self.scales
 
-    def forget(self) -> None:
-        """Look again, at the next call, at what is stored beside the weight."""
-        self.input, self.product, self.shifted_bias = None, None, None
+    def static_input(self) -> StaticScale | None:
+        """The scale of static activations; None where they are not static."""
+        return self.static_scales()[0] if self.activations == "static" else None
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self.forget()
+        self.call, self.scales = None, None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.compute_dtype.dtype
         super()._apply(fn, recurse)
         if self.compute_dtype.dtype != before:  # the bias is another
-            self.forget()
+            self.call = None
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -132,31 +135,41 @@ class QuantLinear(QuantModule):
 
         in_force: asked at every call whether to apply it.
         """
-        self.nonlinearity, self.in_force, self.product = name, in_force, None
+        self.nonlinearity, self.in_force = name, in_force
 
     def nonlinearity_now(self) -> str:
         """What this call applies to y."""
         return self.nonlinearity if self.in_force is None or self.in_force() else "identity"
 
-    def prepacked_product(self) -> tuple[Tensor | None, LinearProduct | None]:
-        """The prepacked weight and its product, or nothing where the stored one is used."""
-        packed, form = self.prepacked()
-        product = self.product
+    def packed_call(self) -> PackedCall | None:
+        """What native code is given in this call; None where the stored weight is used."""
+        owner = self if self.tied_to is None else self.tied_to
+        weight = owner.packed or owner.pack()
+        if weight is None:
+            return None
+        call, bias = self.call, self._parameters["bias"]
         wanted = self.nonlinearity if self.in_force is None else self.nonlinearity_now()
-        if form is not None and (
-            product is None or product.form is not form or product.nonlinearity != wanted
+        if (
+            call is not None
+            and call.weight is weight
+            and call.own_bias is bias
+            and call.product.nonlinearity == wanted
         ):
-            product = linear.product(form, self.activations, wanted, self.static_input())
-            static = None if product is None else product.input
-            if packed is not None and static is not None and static.zero_point:
-                bias = self._parameters["bias"]
-                self.shifted_bias = shifted_bias(form, packed, bias, static)
-            self.product = product  # last: another thread that sees it takes the bias beside it
-        return packed, product
+            return call
+        return self._packed_call(weight, bias, wanted)
 
-    def product_bias(self) -> Tensor | None:
-        """The bias as the product takes it: what a static zero point adds is off it already."""
-        return self._parameters["bias"] if self.shifted_bias is None else self.shifted_bias
+    def _packed_call(
+        self, weight: PackedWeight, bias: Tensor | None, nonlinearity: str
+    ) -> PackedCall | None:
+        input = self.static_input()
+        product = linear.product(weight.layout, self.activations, nonlinearity, input)
+        if product is None:
+            return None
+        shifted = bias
+        if input is not None:
+            shifted = shifted_bias(weight.layout, weight.bytes, bias, input)
+        self.call = PackedCall(weight, product, bias, shifted)
+        return self.call
 
     def choose(self) -> tuple[Kernel, str]:
         """The kernel that serves this module here, and why."""

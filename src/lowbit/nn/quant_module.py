@@ -1,14 +1,14 @@
-"""A module whose weight is a stored form: what QuantLinear and QuantEmbedding share.
+"""A module whose weight is a quantized tensor: what QuantLinear and QuantEmbedding share.
 
 The stored tensors are persistent buffers under their names in the format ("codes", "scale", …),
 with exactly the stored shape and dtype. A tied module holds no tensors but a reference to the
 module that does.
 
-Where native code serves the module, the weight is *prepacked* at the first forward pass: one
-tensor in the order that the kernels read (kernels/packed_layout.py), saved nowhere, takes the place
-of the stored ones, whose buffers stay behind without data. A tied module uses that of the other.
-Whoever asks for the stored weight (state_dict, `.to()`, `qweight`) gets it back bit for bit, and
-the next forward pass prepacks again. There is never a second copy.
+Where native code serves the module, the weight is *packed* at the first forward pass: one tensor in
+the order that the kernels read (kernels/packed_layout.py), saved nowhere, takes the place of the
+stored ones, whose buffers stay behind without data. A tied module uses that of the other. Whoever
+asks for the stored weight (state_dict, `.to()`, `qweight`) gets it back bit for bit, and the next
+forward pass packs again. There is never a second copy.
 """
 
 import inspect
@@ -16,7 +16,6 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -27,21 +26,20 @@ from lowbit.fallbacks import note
 from lowbit.formats import FORMATS, BinaryLayout, Layout, QTensor, StackedLayout
 from lowbit.kernels import ops
 from lowbit.kernels.selection import Kernel
-from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 from lowbit.nn.decoded_weight import DecodedWeight
+from lowbit.nn.packed_weight import PackedWeight
 
 # One module at a time changes its form: it takes less than a millisecond, and once.
 _CHANGING = threading.RLock()
 
 
 class QuantModule(nn.Module):
-    """Holds a stored weight [rows, columns]; `float_shape` is that of the weight it replaced."""
+    """Holds a quantized tensor [rows, columns]; `float_shape` is that of the weight it replaced."""
 
     compute_dtype: nn.Parameter
     tied_to: "QuantModule | None"
     replaced: nn.Module
-    lanes: Tensor | None
-    form: AnyPackedLayout | None
+    packed: PackedWeight | None
 
     def __init__(
         self, layout: Layout, rows: int, columns: int, float_shape: tuple[int, int]
@@ -54,8 +52,7 @@ class QuantModule(nn.Module):
         object.__setattr__(self, "tied_to", None)
         object.__setattr__(self, "replaced", None)
         # A plain attribute: as a buffer it would count beside those that it stands in for.
-        self.lanes, self.form = None, None
-        self.settled = False  # whether to prepack has been decided
+        self.packed = None
         self.planes_in_use: int | None = None
         for name, (shape, dtype) in layout.tensors(rows, columns).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
@@ -81,6 +78,11 @@ class QuantModule(nn.Module):
         object.__setattr__(self, "tied_to", source)
         return self
 
+    @property
+    def owner(self) -> "QuantModule":
+        """The module that holds the weight: this one, or the one that it is tied to."""
+        return self if self.tied_to is None else self.tied_to
+
     def stand_in_for(self, module: nn.Module, compute: Tensor) -> None:
         """Remember the float module, without its data, for the way back; compute like `compute`."""
         device = "cpu" if compute.is_meta else compute.device
@@ -92,7 +94,7 @@ class QuantModule(nn.Module):
 
     def follow_stored(self) -> None:
         """Compute on the device where the stored tensors are: a loader puts them there itself."""
-        owner = self if self.tied_to is None else self.tied_to
+        owner = self.owner
         device = owner._buffers[owner.layout.names[0]].device  # type: ignore[union-attr]
         if device != self.compute_dtype.device:
             self.compute_dtype = _empty_parameter(self.compute_dtype.dtype, device)
@@ -109,7 +111,7 @@ class QuantModule(nn.Module):
     @property
     def qweight(self) -> QTensor:
         """The stored weight."""
-        owner = self if self.tied_to is None else self.tied_to
+        owner = self.owner
         if torch.compiler.is_compiling():  # a lock cannot be traced, nor is it needed
             return owner._assembled()
         with _CHANGING:
@@ -119,12 +121,11 @@ class QuantModule(nn.Module):
     @property
     def weight_in_use(self) -> QTensor:
         """The stored weight, or the part of it that `use_planes` left in use."""
-        owner = self if self.tied_to is None else self.tied_to
-        q = self.qweight
+        q, planes = self.qweight, self.owner.planes_in_use
         of = FORMATS[q.layout.format].prefix
-        if owner.planes_in_use is None or of is None:
+        if planes is None or of is None:
             return q
-        first: QTensor = of(q, owner.planes_in_use)
+        first: QTensor = of(q, planes)
         return first
 
     def use_planes(self, planes: int) -> None:
@@ -140,8 +141,8 @@ class QuantModule(nn.Module):
             )
         with _CHANGING:
             self.planes_in_use = None if planes == self.layout.prefixes[-1] else planes
-            if self.form is not None:
-                self.form = replace(self.form, planes=self.planes_in_use)
+            if self.packed is not None:
+                self.packed = self.packed.using(self.planes_in_use)
 
     def _assembled(self) -> QTensor:
         return self.layout.assemble(self._buffers, self.columns)  # type: ignore[arg-type]
@@ -156,12 +157,10 @@ class QuantModule(nn.Module):
 
     def decoded(self) -> Tensor:
         """The float weight [rows, columns] in the dtype of computation; packed bytes stay."""
-        owner = self if self.tied_to is None else self.tied_to
-        dtype = self.compute_dtype.dtype
-        lanes, form = owner.lanes, owner.form
-        if lanes is None or form is None:
+        packed, dtype = self.owner.packed, self.compute_dtype.dtype
+        if packed is None:
             return ops.dequantize(self.weight_in_use, dtype)
-        return ops.embedding_packed(torch.arange(self.rows), lanes, form, dtype)
+        return ops.embedding_packed(torch.arange(self.rows), packed.bytes, packed.layout, dtype)
 
     def _decoded_for_a_reader(self) -> Tensor:
         note(self, "Code reads the weight itself, which is decoded for it.", warn=False)
@@ -176,38 +175,31 @@ class QuantModule(nn.Module):
         """The same in a few words."""
         return self.choose()[1]
 
-    def prepacked(self) -> tuple[Tensor | None, AnyPackedLayout | None]:
-        """The prepacked weight and its form, or nothing where the stored one is used."""
-        owner = self if self.tied_to is None else self.tied_to
-        lanes, form = owner.lanes, owner.form
-        if lanes is None and not owner.settled and not torch.compiler.is_compiling():
-            return owner._prepack()
-        return lanes, form
-
-    def _prepack(self) -> tuple[Tensor | None, AnyPackedLayout | None]:
+    def pack(self) -> PackedWeight | None:
+        """The packed weight, made at the first call; None where the stored one is used."""
+        owner = self.owner
+        packed = owner.packed
+        if packed is not None or not owner.rows or torch.compiler.is_compiling():
+            return packed
+        if owner.choose()[0].name == "reference":
+            return None
         # Not as inference tensors: gradients may be asked for later.
         with _CHANGING, torch.inference_mode(False), _untraced():
-            if not self.settled:
-                if self.rows and self.choose()[0].name != "reference":
-                    q = self._assembled()
-                    self.form = packed_layout_of(
-                        self.layout, self.rows, self.columns, self.planes_in_use
-                    )
-                    self.lanes = self.form.pack(q)
-                    for name, tensor in q.tensors().items():
-                        setattr(self, name, tensor.to("meta"))
-                self.settled = True
-            return self.lanes, self.form
+            packed = owner.packed
+            if packed is None:
+                q = owner._assembled()
+                packed = owner.packed = PackedWeight.of(q, owner.planes_in_use)
+                for name, tensor in q.tensors().items():
+                    setattr(owner, name, tensor.to("meta"))
+            return packed
 
     def restore_stored(self) -> None:
-        """Put the stored tensors back where they were prepacked."""
+        """Put the stored tensors back where the weight was packed."""
         with _CHANGING, torch.inference_mode(False), _untraced():
-            if self.lanes is not None:
-                assert self.form is not None
-                for name, tensor in self.form.unpack(self.lanes).tensors().items():
+            if self.packed is not None:
+                for name, tensor in self.packed.stored().tensors().items():
                     setattr(self, name, tensor)
-                self.lanes, self.form = None, None
-                self.settled = False
+                self.packed = None
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -237,16 +229,16 @@ class QuantModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Stored tensors follow a change of device but never one of dtype.
 
-        A prepacked weight stays so unless it leaves the CPU: libraries move a model to where it is
+        A packed weight stays so unless it leaves the CPU: libraries move a model to where it is
         before every batch.
         """
         if self._stays(fn):
             return self
         with _CHANGING:
-            if self.lanes is not None and fn(self.lanes.new_empty(0)).device != self.lanes.device:
+            packed = self.packed
+            if packed is not None and fn(packed.bytes.new_empty(0)).device != packed.bytes.device:
                 self.restore_stored()
-            before = self.compute_dtype.device
-            names = self.saved() if self.lanes is None else self.own_stored()
+            names = self.saved() if self.packed is None else self.own_stored()
             stored = {id(self._buffers[name]) for name in names}
             empty = {id(self._buffers[name]) for name in self.saved().keys() - names.keys()}
 
@@ -259,18 +251,17 @@ class QuantModule(nn.Module):
                 return moved
 
             super()._apply(apply, recurse)
-            if self.lanes is not None:
-                moved = fn(self.lanes)
-                self.lanes = moved if moved.dtype == self.lanes.dtype else self.lanes
-            elif self.compute_dtype.device != before:
-                self.settled = False  # another device may have other kernels
+            if self.packed is not None:
+                moved = fn(self.packed.bytes)
+                if moved is not self.packed.bytes and moved.dtype == self.packed.bytes.dtype:
+                    self.packed = PackedWeight(self.packed.layout, moved)
         return self
 
     def _stays(self, fn: Callable[[Tensor], Tensor]) -> bool:
         """Whether fn leaves everything as it is."""
         held = [*self._parameters.values(), *self._buffers.values()]
-        if self.lanes is not None:
-            held = [self.lanes, *(t for t in held if t is not None and not t.is_meta)]
+        if self.packed is not None:
+            held = [self.packed.bytes, *(t for t in held if t is not None and not t.is_meta)]
         return all(t is None or (t.grad is None and fn(t) is t) for t in held)
 
     def __getattr__(self, name: str) -> Any:
@@ -289,8 +280,8 @@ class QuantModule(nn.Module):
 
     def describe(self) -> str:
         """Format, bits and granularity in a few words."""
-        owner = self if self.tied_to is None else self.tied_to
-        part = "" if owner.planes_in_use is None else f", first {owner.planes_in_use} planes"
+        planes = self.owner.planes_in_use
+        part = "" if planes is None else f", first {planes} planes"
         return f"{self.layout}{part}"
 
 
@@ -316,5 +307,5 @@ def _empty_parameter(dtype: torch.dtype, device: torch.device) -> nn.Parameter:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether any module of it holds a stored weight."""
+    """Whether any module of it holds a quantized tensor."""
     return any(isinstance(module, QuantModule) for module in model.modules())

@@ -6,8 +6,6 @@ The codes are handed on as the numbers they stand for, so that any module can fo
 hardware that passes int8 between layers would compute; here it gains no time.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -21,12 +19,10 @@ class RequantizedLinear(QuantLinear):
     output_scale: Tensor
     output_zero_point: Tensor
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.output: StaticScale | None = None
-
     def forward(self, x: Tensor) -> Tensor:
-        rounded, _ = fake_quantize(super().forward(x), self.static_output())
+        y = super().forward(x)
+        _, output = self.static_scales()
+        rounded, _ = fake_quantize(y, output)
         return rounded
 
     def own_stored(self) -> dict[str, torch.dtype]:
@@ -38,16 +34,6 @@ class RequantizedLinear(QuantLinear):
         activations, outputs = scales
         super().set_static(activations)
         self.output_scale, self.output_zero_point = self.static_tensors(outputs)
-
-    def forget(self) -> None:
-        super().forget()
-        self.output = None
-
-    def static_output(self) -> StaticScale:
-        """The scale of the outputs, as numbers."""
-        if self.output is None:
-            self.output = StaticScale(self.output_scale.item(), int(self.output_zero_point))
-        return self.output
 
     def describe(self) -> str:
         return super().describe() + ", int8 outputs"

@@ -12,17 +12,14 @@ and for a large one, whose copy would cost more than sharing gains, each layer c
 
 import threading
 from ctypes import memmove
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowbit.kernels import native, ops
-from lowbit.kernels.linear.native import LinearProduct, together
-
-if TYPE_CHECKING:
-    from lowbit.nn.linear import QuantLinear
-
+from lowbit.kernels.linear.native import together
+from lowbit.nn.linear import PackedCall, QuantLinear
 
 MOST_COPIED = 1 << 20  # bytes of a tensor
 
@@ -77,7 +74,7 @@ class _Pending(threading.local):
 class SharedInput:
     """A group of layers, in the order in which they are called."""
 
-    def __init__(self, members: "tuple[QuantLinear, ...]") -> None:
+    def __init__(self, members: tuple[QuantLinear, ...]) -> None:
         self.members = members
         self.pays = True
         self._pending = _Pending()
@@ -89,8 +86,8 @@ class SharedInput:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _pending=_Pending())
 
-    def result(self, member: "QuantLinear", x: Tensor) -> Tensor | None:
-        """That of `member` for x, or None where it has to compute it by itself."""
+    def __call__(self, member: QuantLinear, x: Tensor) -> Tensor | None:
+        """The result of `member` for x, or None where it has to compute it by itself."""
         if torch.compiler.is_compiling() or not self.pays:
             return None
         if member is self.members[0]:
@@ -108,29 +105,22 @@ class SharedInput:
         pending = self._pending
         self.pays = pending.x is None  # else the last results were left behind
         pending.x, pending.results = None, {}
-        ready = self._ready(x) if self.pays else None
-        if ready is None or not pending.watch(x):
+        calls = self._calls(x) if self.pays else None
+        if calls is None or not pending.watch(x):
             return None
-        products, weights = ready
-        first, *others = together(products, x, weights)
+        products = [call.product for call in calls]
+        first, *others = together(products, x, [(call.weight.bytes, call.bias) for call in calls])
         pending.x = x
         pending.results = dict(enumerate(others, 1))
         return first
 
-    def _ready(
-        self, x: Tensor
-    ) -> tuple[list[LinearProduct], list[tuple[Tensor, Tensor | None]]] | None:
-        """Products and weights of all, if they are prepacked and fit together here."""
-        products: list[LinearProduct] = []
-        weights: list[tuple[Tensor, Tensor | None]] = []
+    def _calls(self, x: Tensor) -> list[PackedCall] | None:
+        """Those of all, if they are packed and fit together here."""
+        calls: list[PackedCall] = []
         for member in self.members:
-            packed, product = member.prepacked_product()
-            if packed is None or product is None:
+            call = member.packed_call()
+            if call is None or ops.dispatched(x, call.bias):
                 return None
-            bias = member.product_bias()
-            if ops.dispatched(x, bias):
-                return None
-            products.append(product)
-            weights.append((packed, bias))
-        alike = all(product.input_form == products[0].input_form for product in products)
-        return (products, weights) if alike else None
+            calls.append(call)
+        form = calls[0].product.input_form
+        return calls if all(call.product.input_form == form for call in calls) else None

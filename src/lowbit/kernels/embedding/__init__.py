@@ -1,4 +1,4 @@
-"""Rows of a table: prepacked by native code, as it is stored by the reference."""
+"""Rows of a table: packed by native code, as it is stored by the reference."""
 
 import torch
 
@@ -8,7 +8,7 @@ from lowbit.kernels.embedding import native, reference
 from lowbit.kernels.native import paths
 from lowbit.kernels.selection import Kernel, never, select
 
-# Chosen when a table is first used: the native kernel takes it prepacked, the reference as stored.
+# Chosen when a table is first used: the native kernel takes it packed, the reference as stored.
 KERNELS = (
     *(
         Kernel(path.name, native.embedding, packed_layout.unsupported, path.feature)

@@ -46,7 +46,7 @@ def product(
     nonlinearity: str = "identity",
     input: StaticScale | None = None,
 ) -> LinearProduct | None:
-    """The product that serves a weight prepacked as `form`; None where the reference is forced."""
+    """The product that serves a weight packed as `form`; None where the reference is forced."""
     chosen, _ = kernel(form.layout, form.in_features, torch.device("cpu"), activations)
     if chosen.isa is None:
         return None

@@ -26,7 +26,7 @@ DYNAMIC = StaticScale(0.0)  # what the native code takes for none
 
 
 class LinearProduct:
-    """The product with a weight prepacked as `form` says, on one path of the native code, and the
+    """The product with a weight packed as `form` says, on one path of the native code, and the
     nonlinearity after it.
 
     Everything that does not change between calls is found here once. With a static `input` whose
@@ -198,7 +198,8 @@ def in_place(
             joined.append((parts, y))
         results.append(parts)
     layers, places = _layers_and_places(products, ys[0], weights, biases, results)
-    kept = weights, biases, results  # whose memory is written to and read from
+    # Memory that is read and written; and steps are told apart by the products that they keep.
+    kept = products, weights, biases, results
     rows, digits = ys[0].numel() // first.out_features, first._digits
     run = first._path.together
 
@@ -220,7 +221,7 @@ def linear(
     activations: str,
     path: str,
 ) -> Float[Tensor, "*tokens out"]:
-    """The same from the stored form, which is prepacked for this one call."""
+    """The same from the stored form, which is packed for this one call."""
     form = packed_layout_of(q.layout, *q.shape)
     packed = form.pack(q)
     if input is not None:
