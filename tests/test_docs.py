@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.models import make
+from tests.small_tokenizers import words
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -19,6 +20,8 @@ PAGES = sorted(
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make("gpt2").save_pretrained("gpt2")
+    words(*(f"w{i}" for i in range(150))).save_pretrained("gpt2")
+    Path("wiki.txt").write_text(" ".join(f"w{i * 7 % 150}" for i in range(800)))
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     exec(compile("\n".join(blocks), str(page), "exec"), {})
 
@@ -27,6 +30,7 @@ def test_there_are_pages_to_run():
     assert {
         "README.md",
         "any-module.md",
+        "quantize.md",
         "solvers.md",
         "training.md",
         "decoding.md",

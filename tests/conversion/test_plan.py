@@ -10,8 +10,8 @@ from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2TextScaledWor
 
 import lowbit
 from lowbit import KEEP, Absmax, Recipe, Rule, UsageError, ZeroPoint
-from lowbit.conversion.module_weights import weights_of
-from lowbit.conversion.plan import make_plan
+from lowbit.conversion.module_weights import WeightName, weights_of
+from lowbit.conversion.plan import Keep, Quantize, TiedTo, make_plan
 from lowbit.conversion.recipe import load_recipe
 from lowbit.conversion.swap import packed_like
 from lowbit.formats import group
@@ -57,6 +57,27 @@ def test_presets_keep_embeddings_and_heads():
     assert "keeps @head" in decisions("bert-classifier", "int4")["classifier"].reason
     assert decisions("bert-classifier", "int4")["bert.pooler.dense"].quantized
     assert "keeps @head" in decisions("llama-untied", "int4")["lm_head"].reason
+
+
+def test_a_decision_is_one_of_three_and_holds_what_it_needs():
+    bert = decisions("bert-mlm", "int4-dynamic")
+    dense = bert["bert.encoder.layer.0.output.dense"]
+    assert isinstance(dense, Quantize) and dense.activations == "dynamic"
+    assert dense.scheme == ZeroPoint(4, group(64)) and dense.weights.shape == (128, 192)
+    assert isinstance(bert["bert.embeddings.word_embeddings"], Keep)
+    gpt2 = decisions("gpt2", "int8-all-dynamic")
+    table, head = gpt2["transformer.wte"], gpt2["lm_head"]
+    assert isinstance(table, Quantize) and table.activations == "float"
+    assert isinstance(head, TiedTo) and head.source == table and head.activations == "dynamic"
+    assert head.parameters == 0 and table.parameters == VOCABULARY * 128
+
+
+def test_a_weight_is_a_module_and_a_parameter_of_it():
+    model = make("bert")
+    (name, parameter), *_ = model.named_parameters()
+    assert str(WeightName.parse(name)) == name and WeightName.parse(name).of(model) is parameter
+    assert WeightName.parse("weight") == WeightName("") and str(WeightName("")) == "weight"
+    assert str(WeightName("experts", "gate_up")) == "experts.gate_up"
 
 
 def test_all_quantizes_embeddings_and_heads():

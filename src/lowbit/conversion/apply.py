@@ -20,7 +20,7 @@ from lowbit.conversion.one_weight import (
 )
 from lowbit.conversion.plan import Plan, check_static
 from lowbit.conversion.recipe import Recipe
-from lowbit.conversion.swap import TiedKeys, untie
+from lowbit.conversion.ties import TiedKeys, untie
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import InputError
 from lowbit.formats import StaticScale

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from lowbit.conversion import hf_quantizer as hub
 from lowbit.conversion.fuse import unfuse
 from lowbit.conversion.hf_quantizer import LowbitConfig
-from lowbit.conversion.plan import transformers_inside
-from lowbit.conversion.swap import TiedKeys, restore, retie
+from lowbit.conversion.swap import restore
+from lowbit.conversion.ties import TiedKeys, retie, transformers_inside
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import UsageError
 from lowbit.nn import is_quantized

@@ -34,7 +34,8 @@ from lowbit.conversion.module_weights import WeightName, Weights, weights_of
 from lowbit.conversion.one_weight import put_quantized, put_tied, quantize_weight, tied_entry
 from lowbit.conversion.plan import Quantize, TiedTo, check_static, make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe
-from lowbit.conversion.swap import TiedKeys, packed_like, restore, retie, swap_tied, untie
+from lowbit.conversion.swap import packed_like, restore, swap_tied
+from lowbit.conversion.ties import TiedKeys, retie, untie
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import InputError, LowbitError, UsageError, naming
 from lowbit.formats import layout_from_dict
@@ -73,7 +74,7 @@ class LowbitConfig(QuantizationConfigMixin):
         self.quant_method = quant_method
         self.format_version = format_version
         self.producer = producer or f"lowbit {importlib.metadata.version('lowbit')}"
-        self.recipe = load_recipe(recipe)
+        self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
         self.errors = {
             name: error if isinstance(error, WeightError) else WeightError.from_dict(error)

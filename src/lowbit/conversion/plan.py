@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lowbit.conversion.foreign import check_parameters, check_plain
 from lowbit.conversion.module_weights import LAYERS, WeightName, Weights, oriented, weights_of
 from lowbit.conversion.recipe import KINDS, Recipe
-from lowbit.conversion.swap import named_places
+from lowbit.conversion.ties import named_places, tied_weights, transformers_inside
 from lowbit.errors import InputError, UsageError, naming
 from lowbit.formats import QTensor
 from lowbit.nn import STATIC, is_quantized
@@ -243,47 +242,6 @@ def check_static(plan: Plan, known: Collection[str] = ()) -> None:
                 f"{d.name} has static activations, whose scale is found in data:"
                 " give calibration data, or train with prepare_qat"
             )
-
-
-def tied_weights(model: nn.Module) -> dict[WeightName, WeightName]:
-    """Target -> source for every place whose weight is that of another place.
-
-    What is shared counts, not what is declared; but a model on the meta device that is about to
-    be loaded is not tied yet, and there the declaration is all there is.
-    """
-    declared = {
-        WeightName.parse(prefix + target): WeightName.parse(prefix + source)
-        for prefix, inner in transformers_inside(model)
-        for target, source in getattr(inner, "all_tied_weights_keys", {}).items()
-    }
-    weights = {
-        WeightName(name): weight
-        for name, module in named_places(model)
-        if (weight := module._parameters.get("weight")) is not None
-    }
-    sources = set(declared.values())
-    owner: dict[int, WeightName] = {}
-    ties: dict[WeightName, WeightName] = {}
-    # Declared sources first, so that they own the weight they share.
-    for name in sorted(weights, key=lambda name: name not in sources):
-        first = owner.setdefault(id(weights[name]), name)
-        if first != name:
-            ties[name] = first
-        elif weights[name].is_meta and declared.get(name) in weights:
-            ties[name] = declared[name]
-    return ties
-
-
-def transformers_inside(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
-    """The transformers models in it that are in no other one, each with the prefix of its names: of
-    such a model itself, itself and ""."""
-    found: list[tuple[str, PreTrainedModel]] = []
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        inside = any(prefix.startswith(outer) for outer, _ in found)
-        if isinstance(module, PreTrainedModel) and not inside:
-            found.append((prefix, module))
-    return found
 
 
 def _head_names(model: nn.Module) -> set[str]:

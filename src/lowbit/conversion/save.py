@@ -22,7 +22,8 @@ from lowbit.conversion.foreign import check_plain
 from lowbit.conversion.fuse import fuse
 from lowbit.conversion.hf_quantizer import METHOD, LowbitConfig
 from lowbit.conversion.module_weights import WeightName, Weights, weights_of
-from lowbit.conversion.swap import packed_like, swap_tied, untie
+from lowbit.conversion.swap import packed_like, swap_tied
+from lowbit.conversion.ties import untie
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import InputError, UsageError, naming
 from lowbit.formats import layout_from_dict

@@ -1,14 +1,9 @@
-"""Swapping modules: float -> packed and back, one module at a time, and the ties between them."""
-
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+"""Swapping modules: float -> packed and back, one module at a time."""
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from lowbit.conversion.module_weights import WeightName, Weights
+from lowbit.conversion.module_weights import Weights
 from lowbit.formats import Layout, QTensor
 from lowbit.kernels import ops
 from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantLinear, QuantModule
@@ -97,60 +92,3 @@ def _float_weight(module: QuantModule, dtype: torch.dtype) -> Tensor:
     weight = ops.dequantize(module.weight_in_use, dtype)
     transposed = isinstance(module, QuantLinear) and module.transposed
     return weight.t().contiguous() if transposed else weight
-
-
-@dataclass(frozen=True)
-class TiedKeys:
-    """What transformers knows of the ties of one submodule, before they were edited."""
-
-    name: str
-    own: Any
-    expanded: dict[str, str]
-
-
-def untie(model: nn.Module, targets: set[WeightName]) -> tuple[TiedKeys, ...]:
-    """Tell transformers that there will be no such weights to tie any more; they are float still.
-
-    Other ties, such as that of BERT's decoder bias, stay. Returns what `retie` needs.
-    """
-    gone = set(map(str, targets))
-    before = []
-    for name, module in model.named_modules():
-        if not isinstance(module, PreTrainedModel):
-            continue
-        prefix = f"{name}." if name else ""
-        # A model inside may have been built without it.
-        expanded: dict[str, str] = getattr(module, "all_tied_weights_keys", {})
-        before.append(TiedKeys(name, module.__dict__.get("_tied_weights_keys"), expanded))
-        own = module.get_expanded_tied_weights_keys(all_submodels=False)
-        module._tied_weights_keys = {k: v for k, v in own.items() if prefix + k not in gone}
-        module.all_tied_weights_keys = {k: v for k, v in expanded.items() if prefix + k not in gone}
-    return tuple(before)
-
-
-def retie(model: nn.Module, before: tuple[TiedKeys, ...]) -> None:
-    """The inverse of `untie`."""
-    for keys in before:
-        module = model.get_submodule(keys.name)
-        assert isinstance(module, PreTrainedModel)
-        module.all_tied_weights_keys = keys.expanded
-        module.__dict__.pop("_tied_weights_keys", None)
-        if keys.own is not None:
-            module._tied_weights_keys = keys.own
-
-
-def named_places(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The name of every place where a module stands, in the order of `named_modules`. One that
-    stands in several places has several names, but what is inside it is named once."""
-    seen: set[nn.Module] = set()
-    pending = [(name, module)]
-    while pending:
-        name, module = pending.pop()
-        yield name, module
-        if module not in seen:
-            seen.add(module)
-            prefix = f"{name}." if name else ""
-            children = [
-                (prefix + key, child) for key, child in module._modules.items() if child is not None
-            ]
-            pending += reversed(children)

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from lowbit.conversion.hf_quantizer import LowbitConfig
 from lowbit.conversion.module_weights import WeightName, Weights, matrix, weights_of
-from lowbit.conversion.plan import Summary, make_plan, tied_weights
+from lowbit.conversion.plan import Summary, make_plan
+from lowbit.conversion.ties import tied_weights
 from lowbit.evaluation.peak import peak_bytes
 from lowbit.evaluation.study import Histogram, ModelRecord, ModuleRecord
 from lowbit.evaluation.task import Subject

@@ -176,7 +176,7 @@ class _StreamQuantizer(LowbitQuantizer):
     """Claims every tensor of the checkpoint."""
 
     def __init__(self, divert: _Divert) -> None:
-        super().__init__(LowbitConfig("int8"), pre_quantized=False)
+        super().__init__(LowbitConfig(divert.sink.plan.recipe), pre_quantized=False)
         self.divert = divert
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:

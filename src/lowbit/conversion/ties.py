@@ -1,0 +1,111 @@
+"""Weights that several places of a model share, and what transformers knows of them.
+
+A place is a name under which a module stands: one module may stand in several.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lowbit.conversion.module_weights import WeightName
+
+
+def named_places(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The name of every place where a module stands, in the order of `named_modules`. One that
+    stands in several places has several names, but what is inside it is named once."""
+    seen: set[nn.Module] = set()
+    pending = [(name, module)]
+    while pending:
+        name, module = pending.pop()
+        yield name, module
+        if module not in seen:
+            seen.add(module)
+            prefix = f"{name}." if name else ""
+            children = [
+                (prefix + key, child) for key, child in module._modules.items() if child is not None
+            ]
+            pending += reversed(children)
+
+
+def tied_weights(model: nn.Module) -> dict[WeightName, WeightName]:
+    """Target -> source for every place whose weight is that of another place.
+
+    What is shared counts, not what is declared; but a model on the meta device that is about to
+    be loaded is not tied yet, and there the declaration is all there is.
+    """
+    declared = {
+        WeightName.parse(prefix + target): WeightName.parse(prefix + source)
+        for prefix, inner in transformers_inside(model)
+        for target, source in getattr(inner, "all_tied_weights_keys", {}).items()
+    }
+    weights = {
+        WeightName(name): weight
+        for name, module in named_places(model)
+        if (weight := module._parameters.get("weight")) is not None
+    }
+    sources = set(declared.values())
+    owner: dict[int, WeightName] = {}
+    ties: dict[WeightName, WeightName] = {}
+    # Declared sources first, so that they own the weight they share.
+    for name in sorted(weights, key=lambda name: name not in sources):
+        first = owner.setdefault(id(weights[name]), name)
+        if first != name:
+            ties[name] = first
+        elif weights[name].is_meta and declared.get(name) in weights:
+            ties[name] = declared[name]
+    return ties
+
+
+def transformers_inside(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
+    """The transformers models in it that are in no other one, each with the prefix of its names: of
+    such a model itself, itself and ""."""
+    found: list[tuple[str, PreTrainedModel]] = []
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        inside = any(prefix.startswith(outer) for outer, _ in found)
+        if isinstance(module, PreTrainedModel) and not inside:
+            found.append((prefix, module))
+    return found
+
+
+@dataclass(frozen=True)
+class TiedKeys:
+    """What transformers knows of the ties of one submodule, before they were edited."""
+
+    name: str
+    own: Any
+    expanded: dict[str, str]
+
+
+def untie(model: nn.Module, targets: set[WeightName]) -> tuple[TiedKeys, ...]:
+    """Tell transformers that there will be no such weights to tie any more; they are float still.
+
+    Other ties, such as that of BERT's decoder bias, stay. Returns what `retie` needs.
+    """
+    gone = set(map(str, targets))
+    before = []
+    for name, module in model.named_modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        prefix = f"{name}." if name else ""
+        # A model inside may have been built without it.
+        expanded: dict[str, str] = getattr(module, "all_tied_weights_keys", {})
+        before.append(TiedKeys(name, module.__dict__.get("_tied_weights_keys"), expanded))
+        own = module.get_expanded_tied_weights_keys(all_submodels=False)
+        module._tied_weights_keys = {k: v for k, v in own.items() if prefix + k not in gone}
+        module.all_tied_weights_keys = {k: v for k, v in expanded.items() if prefix + k not in gone}
+    return tuple(before)
+
+
+def retie(model: nn.Module, before: tuple[TiedKeys, ...]) -> None:
+    """The inverse of `untie`."""
+    for keys in before:
+        module = model.get_submodule(keys.name)
+        assert isinstance(module, PreTrainedModel)
+        module.all_tied_weights_keys = keys.expanded
+        module.__dict__.pop("_tied_weights_keys", None)
+        if keys.own is not None:
+            module._tied_weights_keys = keys.own
