@@ -34,7 +34,7 @@ from lowbit.conversion.module_weights import WeightName, Weights, weights_of
 from lowbit.conversion.one_weight import put_quantized, put_tied, quantize_weight, tied_entry
 from lowbit.conversion.plan import Quantize, TiedTo, check_static, make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe
-from lowbit.conversion.swap import packed_like, restore, swap_tied
+from lowbit.conversion.swap import packed_like, replace_module, restore, swap_tied
 from lowbit.conversion.ties import TiedKeys, retie, untie
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import InputError, LowbitError, UsageError, naming
@@ -407,7 +407,7 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
         compute = torch.empty(0, dtype=torch.float32 if exact else dtype, device="meta")
         with naming(stored_name):
             packed = packed_like(module, weights, layout_from_dict(entry), activations, compute)
-        model.set_submodule(name, packed)
+        replace_module(model, name, packed)
     for name, (weights, stored_source, activations) in tied.items():
         source = found.get(stored_source)
         if source is None or not isinstance(model.get_submodule(source), QuantModule):

@@ -22,7 +22,7 @@ from lowbit.conversion.foreign import check_plain
 from lowbit.conversion.fuse import fuse
 from lowbit.conversion.hf_quantizer import METHOD, LowbitConfig
 from lowbit.conversion.module_weights import WeightName, Weights, weights_of
-from lowbit.conversion.swap import packed_like, swap_tied
+from lowbit.conversion.swap import packed_like, replace_module, swap_tied
 from lowbit.conversion.ties import untie
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import InputError, UsageError, naming
@@ -115,7 +115,7 @@ def _put_packed(
         packed = packed_like(
             float_module, weights, layout_from_dict(dict(entry)), activations, weight
         )
-    module.set_submodule(name, packed)
+    replace_module(module, name, packed)
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -41,6 +41,20 @@ def hand_over_hooks(module: nn.Module, successor: nn.Module) -> None:
         vars(successor)[name] = vars(module)[name]
 
 
+def replace_module(model: nn.Module, name: str, successor: nn.Module) -> None:
+    """Put `successor` in the place of the module `name`, also where the module around it keeps its
+    children in a plain list beside, which is what some forward passes go through."""
+    around = model.get_submodule(name.rpartition(".")[0])
+    module = model.get_submodule(name)
+    model.set_submodule(name, successor)
+    for attribute, held in vars(around).items():
+        if type(held) in (list, tuple) and any(each is module for each in held):
+            # Another list, so that `unchanged_on_error` can bring back the one before.
+            vars(around)[attribute] = type(held)(
+                successor if each is module else each for each in held
+            )
+
+
 def swap(
     model: nn.Module,
     name: str,
@@ -52,7 +66,7 @@ def swap(
     """Put a packed module that holds q in place of the float module `name`."""
     module = model.get_submodule(name)
     packed = packed_like(module, weights, q.layout, activations, compute)
-    model.set_submodule(name, packed.hold(q))
+    replace_module(model, name, packed.hold(q))
 
 
 def swap_tied(model: nn.Module, name: str, weights: Weights, source: str, activations: str) -> None:
@@ -61,7 +75,7 @@ def swap_tied(model: nn.Module, name: str, weights: Weights, source: str, activa
     assert isinstance(owner, QuantModule)
     module = model.get_submodule(name)
     packed = packed_like(module, weights, owner.layout, activations, owner.compute_dtype)
-    model.set_submodule(name, packed.tie(owner))
+    replace_module(model, name, packed.tie(owner))
 
 
 def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -85,7 +99,7 @@ def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
         # The packed module may have moved since it took this one's place.
         float_module.to(module.compute_dtype.device)
         hand_over_hooks(module, float_module)
-        model.set_submodule(name, float_module.train(module.training))
+        replace_module(model, name, float_module.train(module.training))
 
 
 def _float_weight(module: QuantModule, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ from lowbit.conversion.apply import Result, quantize_with
 from lowbit.conversion.module_weights import matrix
 from lowbit.conversion.plan import Plan, Quantize, TiedTo, make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe
-from lowbit.conversion.swap import hand_over_hooks
+from lowbit.conversion.swap import hand_over_hooks, replace_module
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import UsageError, naming
 from lowbit.formats import StaticScale
@@ -99,7 +99,7 @@ def put_stand_ins(
     with unchanged_on_error(model):
         for name, module in modules.items():
             hand_over_hooks(model.get_submodule(name), module)
-            model.set_submodule(name, module.train(model.training))
+            replace_module(model, name, module.train(model.training))
         vars(model).update(lowbit_recipe=plan.recipe, lowbit_prepared=tuple(modules))
 
 
@@ -154,7 +154,7 @@ def restore_float(model: nn.Module) -> None:
     for name, module in fake_quantized(model).items():
         float_module = module.restored()
         hand_over_hooks(module, float_module)
-        model.set_submodule(name, float_module)
+        replace_module(model, name, float_module)
     for name in ("lowbit_recipe", "lowbit_prepared"):
         vars(model).pop(name, None)
 
