@@ -1,0 +1,28 @@
+"""The operator that decodes a weight."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import QTensor, decode
+from lowbit.kernels.arguments import assemble, rows_of, stored_arguments
+from lowbit.kernels.operator import operator
+
+
+@operator(
+    "dequantize",
+    fake=lambda stored, layout, in_features, dtype: stored[0].new_empty(
+        (rows_of(stored, layout), in_features), dtype=dtype
+    ),
+)
+def dequantize_op(
+    stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype
+) -> Tensor:
+    return decode(assemble(stored, layout, in_features), dtype)
+
+
+def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight [out, in] as floats."""
+    weight: Tensor = dequantize_op(*stored_arguments(q), q.in_features, dtype)
+    return weight

@@ -1,0 +1,63 @@
+"""Operators that look rows up in a table, stored or packed."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import QTensor
+from lowbit.kernels.arguments import assemble, layout_text, packed_layout, stored_arguments
+from lowbit.kernels.embedding import native, reference
+from lowbit.kernels.operator import operator, traced
+from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
+
+
+@operator(
+    "embedding",
+    fake=lambda ids, stored, layout, in_features, dtype: stored[0].new_empty(
+        (*ids.shape, in_features), dtype=dtype
+    ),
+)
+def _embedding_op(
+    ids: Tensor, stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype
+) -> Tensor:
+    return reference.embedding(ids, assemble(stored, layout, in_features), dtype)
+
+
+def embedding(ids: Tensor, q: QTensor, dtype: torch.dtype) -> Tensor:
+    """Rows of q -> [*ids, in]. Raises IndexError for an id outside the table."""
+    if traced():
+        rows: Tensor = _embedding_op(ids, *stored_arguments(q), q.in_features, dtype)
+        return rows
+    return reference.embedding(ids, q, dtype)
+
+
+@operator(
+    "embedding_packed",
+    fake=lambda ids, packed, layout, num_embeddings, in_features, planes, dtype: packed.new_empty(
+        (*ids.shape, in_features), dtype=dtype
+    ),
+)
+def embedding_packed_op(
+    ids: Tensor,
+    packed: Tensor,
+    layout: str,
+    num_embeddings: int,
+    in_features: int,
+    planes: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    form = packed_layout(packed, layout, num_embeddings, in_features, planes)
+    return native.embedding(ids, packed, form, dtype)
+
+
+def embedding_packed(
+    ids: Tensor, packed: Tensor, form: AnyPackedLayout, dtype: torch.dtype
+) -> Tensor:
+    """The same from a packed table."""
+    if traced():
+        shape = form.out_features, form.in_features
+        layout, planes = layout_text(form.layout), form.planes or 0
+        rows: Tensor = embedding_packed_op(ids, packed, layout, *shape, planes, dtype)
+        return rows
+    return native.embedding(ids, packed, form, dtype)

@@ -1,0 +1,158 @@
+"""Operators of linear layers, over a stored weight and over a packed one."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import QTensor, StaticScale
+from lowbit.kernels import linear as kernels
+from lowbit.kernels.arguments import (
+    assemble,
+    layout_text,
+    packed_layout,
+    rows_of,
+    static_arguments,
+    static_scale,
+    stored_arguments,
+)
+from lowbit.kernels.checks import check_bias, check_float
+from lowbit.kernels.dequantize import dequantize_op
+from lowbit.kernels.embedding.operator import embedding_packed_op
+from lowbit.kernels.linear.native import LinearProduct
+from lowbit.kernels.operator import dispatched, operator
+
+# d out / d in of the nonlinearities, times the gradient of what comes out.
+_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_backward,
+    "gelu_tanh": partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+    "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
+    "silu": torch.ops.aten.silu_backward,
+}
+
+
+def _gradients(
+    grad: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, None, Tensor | None]:
+    """Of x, the weight and the bias; codes are frozen. int8 activations pass straight through."""
+    own = None if bias is None else grad.reshape(-1, grad.shape[-1]).sum(0).to(bias.dtype)
+    return grad @ weight, None, own
+
+
+def _stored_gradients(
+    grad: Tensor,
+    x: Tensor,
+    stored: Sequence[Tensor],
+    bias: Tensor | None,
+    layout: str,
+    activations: str,
+    nonlinearity: str,
+    *input: Any,
+) -> tuple[Tensor | None, ...]:
+    if nonlinearity in _BACKWARD:
+        before = _linear_op(x, stored, bias, layout, activations, "identity", *input)
+        grad = _BACKWARD[nonlinearity](grad, before)
+    return _gradients(grad, dequantize_op(stored, layout, x.shape[-1], grad.dtype), bias)
+
+
+@operator(
+    "linear",
+    fake=lambda x, stored, bias, layout, *_: x.new_empty((*x.shape[:-1], rows_of(stored, layout))),
+    gradient=_stored_gradients,
+)
+def _linear_op(
+    x: Tensor,
+    stored: Sequence[Tensor],
+    bias: Tensor | None,
+    layout: str,
+    activations: str,
+    nonlinearity: str,
+    input_scale: float,
+    input_zero_point: int,
+) -> Tensor:
+    check_float("x", x)
+    q = assemble(stored, layout, x.shape[-1])
+    check_bias(bias, q.shape[0], x.device)
+    input = static_scale(input_scale, input_zero_point)
+    return kernels.linear(x, q, bias, activations, nonlinearity, input)
+
+
+def linear(
+    x: Tensor,
+    q: QTensor,
+    bias: Tensor | None,
+    activations: str,
+    nonlinearity: str = "identity",
+    input: StaticScale | None = None,
+) -> Tensor:
+    """f(x · Wᵀ + bias), x [*, in] -> [*, out] in x's dtype; activations "float", "dynamic", or
+    "static" with the scale `input`."""
+    if dispatched(x, bias):
+        stored, layout = stored_arguments(q)
+        how = activations, nonlinearity, *static_arguments(input)
+        y: Tensor = _linear_op(x, stored, bias, layout, *how)
+        return y
+    return kernels.linear(x, q, bias, activations, nonlinearity, input)
+
+
+def _packed_gradients(
+    grad: Tensor,
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    layout: str,
+    out_features: int,
+    planes: int,
+    activations: str,
+    nonlinearity: str,
+    *others: Any,
+) -> tuple[Tensor | None, ...]:
+    weight = layout, out_features, planes
+    if nonlinearity in _BACKWARD:
+        before = _linear_packed_op(x, packed, bias, *weight, activations, "identity", *others)
+        grad = _BACKWARD[nonlinearity](grad, before)
+    rows, shape = torch.arange(out_features, device=grad.device), (out_features, x.shape[-1])
+    decoded = embedding_packed_op(rows, packed, layout, *shape, planes, grad.dtype)
+    return _gradients(grad, decoded, bias)
+
+
+@operator(
+    "linear_packed",
+    fake=lambda x, packed, bias, layout, rows, *_: x.new_empty((*x.shape[:-1], rows)),
+    gradient=_packed_gradients,
+)
+def _linear_packed_op(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    layout: str,
+    out_features: int,
+    planes: int,
+    activations: str,
+    nonlinearity: str,
+    path: str,
+    input_scale: float,
+    input_zero_point: int,
+) -> Tensor:
+    check_float("x", x)
+    form = packed_layout(packed, layout, out_features, x.shape[-1], planes)
+    check_bias(bias, out_features, x.device)
+    input = static_scale(input_scale, input_zero_point)
+    return _product(form, activations, path, nonlinearity, input)(x, packed, bias)
+
+
+_product = lru_cache(maxsize=4096)(LinearProduct)
+
+
+def linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, product: LinearProduct) -> Tensor:
+    """The same with a weight that is packed as `product` wants it."""
+    if dispatched(x, bias):
+        form = product.form
+        weight = layout_text(form.layout), form.out_features, form.planes or 0
+        how = product.activations, product.nonlinearity, product.path
+        input = static_arguments(product.input)
+        y: Tensor = _linear_packed_op(x, packed, bias, *weight, *how, *input)
+        return y
+    return product(x, packed, bias)

@@ -1,0 +1,82 @@
+"""How an operator is declared: its schema, which is that of the function, its fake version and its
+gradient side by side.
+
+Arguments that a fake version or a gradient does not need are `*_` there. A weight is `stored`, the
+tensors of a quantized tensor in the order of its layout, or `packed`, the bytes in the packed
+layout; `layout` is the layout as a Python literal, so that one operator serves all formats and bit
+widths (kernels/arguments.py).
+
+In eager inference modules skip the dispatcher, which costs more than a small product; tracing and
+autograd go through it.
+"""
+
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
+from torch.library import custom_op
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+
+def operator(
+    name: str,
+    fake: Callable[..., Any],
+    gradient: Callable[..., tuple[Tensor | None, ...]] | None = None,
+    schema: str | None = None,
+) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """Makes a function the operator lowbit::name.
+
+    fake: (*inputs) -> empty outputs. gradient: (gradient of the output, *inputs) -> those of the
+    first inputs; others have none. schema: where the annotations of the function do not tell it.
+    """
+
+    def declare(function: Callable[..., Any]) -> CustomOpDef:
+        made: CustomOpDef = custom_op(f"lowbit::{name}", function, mutates_args=(), schema=schema)
+        made.register_fake(fake)
+        if gradient is not None:
+
+            def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+                inputs = _kept(ctx)
+                own = gradient(grad, *inputs)
+                return tuple(
+                    [None] * len(value) if isinstance(value, list | tuple) else found
+                    for value, found in zip_longest(inputs, own)
+                )
+
+            made.register_autograd(backward, setup_context=_keep)
+        return made
+
+    return declare
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    leaves, ctx.structure = tree_flatten(inputs)
+    ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    ctx.save_for_backward(*(leaf if isinstance(leaf, Tensor) else None for leaf in leaves))
+
+
+def _kept(ctx: Any) -> tuple[Any, ...]:
+    pairs = zip(ctx.saved_tensors, ctx.leaves, strict=True)
+    inputs: tuple[Any, ...] = tree_unflatten(
+        [leaf if tensor is None else tensor for tensor, leaf in pairs], ctx.structure
+    )
+    return inputs
+
+
+# Found here once: they are asked at every call.
+_compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
+
+
+def dispatched(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether the call must be seen by autograd, a compiler or a tracer."""
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return True
+    return _compiling() or _tracing() is not None
+
+
+def traced() -> bool:
+    """Whether what is called now is written down, to be called again with other numbers."""
+    return _compiling() or _tracing() is not None
