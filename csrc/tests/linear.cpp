@@ -134,7 +134,8 @@ struct Weight {
         for (int i = 0; i < form.bits; ++i) {
           const int64_t row = form.binary ? i * form.outputs + n : n;
           const int64_t bit = form.binary ? k : k * form.bits + i;
-          stored[row * row_bytes + bit / 8] |= (code >> i & 1) << bit % 8;
+          uint8_t& byte = stored[row * row_bytes + bit / 8];
+          byte = static_cast<uint8_t>(byte | (code >> i & 1) << bit % 8);
         }
       }
     }
