@@ -60,7 +60,7 @@ def _packed_layout(
 ) -> AnyPackedLayout:
     parsed = _layout(layout)
     refusal = unsupported(parsed, in_features, torch.device("cpu"))
-    if planes and planes not in getattr(parsed, "prefixes", ()):
+    if planes and planes not in parsed.prefixes:
         refusal = f"there are no parameters for {planes} planes"
     if out_features < 1:
         refusal = f"a weight of {out_features} rows"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lowbit.errors import UsageError
 from lowbit.fallbacks import note
-from lowbit.formats import FORMATS, BinaryLayout, Layout, QTensor, StackedLayout
+from lowbit.formats import Layout, QTensor, prefix
 from lowbit.kernels import ops
 from lowbit.kernels.selection import Kernel
 from lowbit.nn.decoded_weight import DecodedWeight
@@ -122,18 +122,14 @@ class QuantModule(nn.Module):
     def weight_in_use(self) -> QTensor:
         """The stored weight, or the part of it that `use_planes` left in use."""
         q, planes = self.qweight, self.owner.planes_in_use
-        of = FORMATS[q.layout.format].prefix
-        if planes is None or of is None:
-            return q
-        first: QTensor = of(q, planes)
-        return first
+        return q if planes is None else prefix(q, planes)
 
     def use_planes(self, planes: int) -> None:
         """Compute with the first `planes` of a binary weight, all of which stay stored.
 
         Raises UsageError where there are no parameters for so many.
         """
-        assert isinstance(self.layout, BinaryLayout | StackedLayout) and self.tied_to is None
+        assert self.layout.prefixes and self.tied_to is None
         if planes not in self.layout.prefixes:
             raise UsageError(
                 f"{planes} planes cannot be used: there are parameters for"

@@ -1,20 +1,15 @@
 """Schemes: float weight [out, in] -> quantized tensor. One file each, and this table."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Any, get_args
+from typing import Any
 
 from lowbit.errors import UsageError
-from lowbit.formats import Granularity
 from lowbit.schemes.absmax import Absmax
 from lowbit.schemes.binary import Binary
 from lowbit.schemes.clustered import Clustered
+from lowbit.schemes.options import options_of, with_options
 from lowbit.schemes.scheme import Scheme
 from lowbit.schemes.zero_point import ZeroPoint
-
-# Options that came later: they are written only if they are not at their default, so that older
-# releases read what they can hold.
-LATER = ("scale_dtype",)
 
 SCHEMES: dict[str, type[Scheme]] = {s.name: s for s in (Absmax, ZeroPoint, Binary, Clustered)}
 
@@ -28,58 +23,9 @@ def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
     return with_options(SCHEMES[name](), options)
 
 
-def with_options(scheme: Scheme, options: Mapping[str, Any]) -> Scheme:
-    """`scheme` with other values of some options. Raises UsageError for what it does not know."""
-    known, given = _types(scheme), dict(options)
-    for key, value in given.items():
-        if key not in known:
-            raise UsageError(f"scheme {scheme.name} has no option {key!r}: use {', '.join(known)}")
-        kinds = get_args(known[key]) or (known[key],)
-        if Granularity in kinds:
-            given[key] = Granularity.parse(value)
-        elif type(value) not in kinds:
-            takes = " or ".join(kind.__name__ for kind in kinds)
-            raise UsageError(f"option {key} of scheme {scheme.name} takes {takes}, not {value!r}")
-    return _changed(scheme, given)
-
-
 def scheme_to_dict(scheme: Scheme) -> dict[str, Any]:
-    """The inverse of `scheme_from_dict`: plain values, every option written out but for those of
-    LATER at their default."""
-    return {"scheme": scheme.name} | _written(scheme)
-
-
-# A scheme that is an option of another has its own options beside those of the other.
-
-
-def _types(scheme: Scheme) -> dict[str, Any]:
-    """The type of every option by its name."""
-    known: dict[str, Any] = {}
-    for f in fields(scheme):
-        value = getattr(scheme, f.name)
-        known |= _types(value) if isinstance(value, Scheme) else {f.name: f.type}
-    return known
-
-
-def _changed(scheme: Scheme, given: Mapping[str, Any]) -> Scheme:
-    own = {}
-    for f in fields(scheme):
-        value = getattr(scheme, f.name)
-        own[f.name] = (
-            _changed(value, given) if isinstance(value, Scheme) else given.get(f.name, value)
-        )
-    return replace(scheme, **own)
-
-
-def _written(scheme: Scheme) -> dict[str, Any]:
-    written: dict[str, Any] = {}
-    for f in fields(scheme):
-        value = getattr(scheme, f.name)
-        if isinstance(value, Scheme):
-            written |= _written(value)
-        elif f.name not in LATER or value != f.default:
-            written[f.name] = str(value) if isinstance(value, Granularity) else value
-    return written
+    """The inverse of `scheme_from_dict`: plain values."""
+    return {"scheme": scheme.name} | options_of(scheme)
 
 
 __all__ = [
