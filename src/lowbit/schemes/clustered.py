@@ -41,7 +41,6 @@ class Clustered(StackedScheme):
             )
         if not LEAST_RATIO <= self.ratio <= MOST_RATIO:
             raise UsageError(f"ratio {self.ratio} is outside {LEAST_RATIO} … {MOST_RATIO}")
-        super().__post_init__()
 
     @property
     def parts(self) -> tuple[Binary, ...]:
