@@ -131,7 +131,7 @@ def model(index, names, seed=0):
     quantized = index > 0
     stored = int(7_100_000 * bits / 8)
     recipe = {"name": name, "rules": [{"match": "@linear", "scheme": {"bits": round(bits)}}]}
-    fates = (
+    summaries = (
         Summary(True, "Conv1D: rule @linear", 32, 5_200_000, "transformer.h.0.attn.c_attn"),
         Summary(
             False, f"Embedding: recipe {name} keeps @embedding", 2, 1_900_000, "transformer.wte"
@@ -150,7 +150,7 @@ def model(index, names, seed=0):
         stored + 1_500_000,
         2 * stored + 40_000_000 if index != 3 else None,
         ("avx512_vnni",) if quantized else (),
-        fates if quantized else (),
+        summaries if quantized else (),
         measurements(index, perplexity, accuracy),
         timings(gains),
         modules(names, levels, np.random.default_rng(seed)),
@@ -236,7 +236,7 @@ def hostile():
             )
             for m in record.measurements
         )
-        fates = tuple(Summary(True, t, 1, 1, t) for t in HOSTILE)
+        summaries = tuple(Summary(True, t, 1, 1, t) for t in HOSTILE)
         records.append(
             replace(
                 record,
@@ -246,7 +246,7 @@ def hostile():
                 recipe={text: text},
                 kernels=HOSTILE,
                 measurements=measured,
-                coverage=fates,
+                coverage=summaries,
                 modules=tuple(replace(m, stored_as=text, why=text) for m in record.modules),
             )
         )

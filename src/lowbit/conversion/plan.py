@@ -295,7 +295,7 @@ def _follow_ties(
     ties: Mapping[WeightName, WeightName],
     uses: Mapping[str, Weights | str],
 ) -> Iterator[Quantize | TiedTo | Keep]:
-    """Modules that share a weight share its fate: one stored weight, or float for all of them."""
+    """Modules that share a weight: one stored weight for all of them, or float for all."""
     by_weight = {d.weight: d for d in decisions}
     blocked = {
         ties[d.weight]: d
