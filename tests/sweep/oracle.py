@@ -86,7 +86,7 @@ def disturb(model: nn.Module, names: Iterable[str]) -> None:
     generator = torch.Generator().manual_seed(1)
 
     def disturbed(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output * (1 + 3e-7 * torch.randn(output.shape, generator=generator))
+        return output * (1 + 1e-6 * torch.randn(output.shape, generator=generator))
 
     for name in names:
         model.get_submodule(name).register_forward_hook(disturbed)

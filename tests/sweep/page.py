@@ -90,7 +90,6 @@ def write(rows: list[Row], folder: Path, before: Path | None = None) -> None:
         "torch": torch.__version__.split("+")[0],
         "date": date.today().isoformat(),
         "processor": _processor(),
-        "seconds": round(sum(row["seconds"] for row in rows)),
     }
     if before is not None:
         old = [json.loads(line) for line in before.read_text().splitlines()]
@@ -150,12 +149,11 @@ def _group(row: Row) -> str:
 
 
 def _head(stored: dict[str, Any], classes: int, built: int) -> str:
-    minutes = round(stored["seconds"] / 60)
     return f"""# Every model class of transformers
 
 Made by `python -m tests.sweep`, then `python -m tests.sweep --page`; {stored["date"]},
-transformers {stored["transformers"]}, torch {stored["torch"]}, {stored["processor"]}, one thread,
-{minutes} minutes. [models.json](models.json) says why.
+transformers {stored["transformers"]}, torch {stored["torch"]}, {stored["processor"]}, one thread.
+[models.json](models.json) says why.
 
 transformers registers {classes} model classes; base models inside other classes are not counted.
 {built} of them build at a tiny size with random weights and run in float32; the last section names

@@ -1,8 +1,10 @@
 """Model classes of every kind go through lowbit; nightly, all that transformers registers."""
 
+import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ import lowbit
 from tests.sweep import server
 from tests.sweep.classes import Registered, registered
 from tests.sweep.oracle import difference, int4, int8
-from tests.sweep.page import kind
+from tests.sweep.page import kind, text
 from tests.sweep.walk import walk
 
+DOCS = Path(__file__).parent.parent.parent / "docs"
 CLASSES = {each.model_class: each for each in registered()}
 KINDS = [
     "BertForMaskedLM",  # an encoder with a tied head
@@ -115,3 +118,14 @@ def test_a_number_that_is_not_finite_differs_from_any_that_is(value):
     assert not difference(got, good) <= 1
     assert not difference(good, got) <= 1
     assert not difference({}, good) <= 1
+
+
+def test_every_class_of_the_page_is_registered_once():
+    stored = json.loads((DOCS / "models.json").read_text())
+    names = [row["class"] for row in stored["classes"]]
+    assert len(names) == len(set(names)) > 1000
+
+
+def test_the_page_is_the_one_of_its_data():
+    stored = json.loads((DOCS / "models.json").read_text())
+    assert (DOCS / "models.md").read_text() == text(stored)
