@@ -15,14 +15,14 @@
 #include "cpu.h"
 #include "elementwise.h"
 #include "held_tokens.h"
-#include "lanes.h"
 #include "linear.h"
+#include "packed_layout.h"
 #include "parallel.h"
 #include "quantize_rows.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
-using lowbit::Lanes;
+using lowbit::PackedLayout;
 
 namespace {
 
@@ -47,7 +47,7 @@ void quantize_rows(uintptr_t x, uintptr_t codes, uintptr_t scales, int64_t rows,
 // A weight's form and the places of its parts, which do not change from call to call; `scale`,
 // `zero_point` and `offset` are counted from the first of the codes, and 0 where there is none.
 struct Weight {
-  Lanes form;
+  PackedLayout form;
   int64_t scale, zero_point, offset;
   int planes;
   bool half_scale;
@@ -77,7 +77,7 @@ struct Weight {
                                 std::to_string(form.outputs) + " rows");
       }
     }
-    lowbit::decode_lanes(
+    lowbit::decode_packed(
         {.form = form,
          .codes = pointer<const uint8_t>(codes),
          .scale = pointer<const void>(codes + scale),
@@ -252,7 +252,7 @@ NB_MODULE(_native, m) {
   nb::dict paths;
   paths["linear"] = best_first(lowbit::linear_paths);
   paths["quantize_rows"] = best_first(lowbit::quantize_rows_paths);
-  paths["decode_lanes"] = best_first(lowbit::decode_lanes_paths);
+  paths["decode_packed"] = best_first(lowbit::decode_packed_paths);
   using lowbit::attention_paths;
   paths["attention_float32"] =
       best_first(attention_paths, [](const auto& path) { return !path.bfloat16; });
@@ -295,29 +295,30 @@ NB_MODULE(_native, m) {
            "a_steps"_a, "b"_a, "b_steps"_a)
       .def("__call__", &ElementwiseSequence::operator(), without_gil);
 
-  nb::class_<Lanes>(m, "Lanes")
+  nb::class_<PackedLayout>(m, "PackedLayout")
       .def(
           "__init__",
-          [](Lanes* form, int64_t outputs, int64_t inputs, int64_t group, int bits, bool binary) {
-            new (form) Lanes{.outputs = outputs,
-                             .inputs = inputs,
-                             .group = group,
-                             .bits = bits,
-                             .binary = binary};
+          [](PackedLayout* form, int64_t outputs, int64_t inputs, int64_t group, int bits,
+             bool binary) {
+            new (form) PackedLayout{.outputs = outputs,
+                                    .inputs = inputs,
+                                    .group = group,
+                                    .bits = bits,
+                                    .binary = binary};
           },
           "outputs"_a, "inputs"_a, "group"_a, "bits"_a, "binary"_a)
-      .def("panel_bytes", &Lanes::panel_bytes)
+      .def("panel_bytes", &PackedLayout::panel_bytes)
       .def(
           "pack",
-          [](const Lanes& form, uintptr_t stored, int flip, uintptr_t codes) {
-            lowbit::pack_lanes(form, pointer<const uint8_t>(stored), static_cast<uint8_t>(flip),
+          [](const PackedLayout& form, uintptr_t stored, int flip, uintptr_t codes) {
+            lowbit::pack_codes(form, pointer<const uint8_t>(stored), static_cast<uint8_t>(flip),
                                pointer<uint8_t>(codes));
           },
           "stored"_a, "flip"_a, "codes"_a, without_gil)
       .def(
           "unpack",
-          [](const Lanes& form, uintptr_t codes, int flip, uintptr_t stored) {
-            lowbit::unpack_lanes(form, pointer<const uint8_t>(codes), static_cast<uint8_t>(flip),
+          [](const PackedLayout& form, uintptr_t codes, int flip, uintptr_t stored) {
+            lowbit::unpack_codes(form, pointer<const uint8_t>(codes), static_cast<uint8_t>(flip),
                                  pointer<uint8_t>(stored));
           },
           "codes"_a, "flip"_a, "stored"_a, without_gil);
@@ -325,8 +326,8 @@ NB_MODULE(_native, m) {
   nb::class_<Weight>(m, "Weight")
       .def(
           "__init__",
-          [](Weight* weight, const Lanes& form, int64_t scale, int64_t zero_point, int64_t offset,
-             int planes, bool half_scale) {
+          [](Weight* weight, const PackedLayout& form, int64_t scale, int64_t zero_point,
+             int64_t offset, int planes, bool half_scale) {
             new (weight) Weight{.form = form,
                                 .scale = scale,
                                 .zero_point = zero_point,

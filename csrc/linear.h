@@ -1,4 +1,4 @@
-// A linear layer over codes in lanes (lanes.h), with activations of int8 codes:
+// A linear layer over codes in lanes (packed_layout.h), with activations of int8 codes:
 //
 //   affine  y[m,n] = f(bias[n] + sum_g sx s[n,g] sum_k cx (q[n,k] - z[n,g]))
 //   binary  y[m,n] = f(bias[n] + sum_g sx (sum_i alpha[n,g,i] sum_k cx b[i,n,k] + o[n,g] sum_k cx))
@@ -29,7 +29,7 @@
 
 #include <cstdint>
 
-#include "lanes.h"
+#include "packed_layout.h"
 #include "path.h"
 
 namespace lowbit {
@@ -42,7 +42,7 @@ struct StaticScale {
 enum class Nonlinearity { identity, gelu, gelu_tanh, relu, silu };
 
 struct Linear {
-  Lanes form;
+  PackedLayout form;
   const void* x;              // [rows, inputs], float32 or, if `bfloat16`, that
   const uint8_t* codes;       // in lanes, and so are the next three
   const void* scale;          // s, or alpha of the planes in use

@@ -60,7 +60,7 @@ Floats floats_of(Words sums) {
   return __builtin_convertvector(reinterpret_cast<Ints>(sums), Floats);
 }
 
-// The codes of step s of a block, cut into `fields` (lanes.h), or of a single plane of it.
+// The codes of step s of a block, cut into `fields` (packed_layout.h), or of a single plane of it.
 template <int bits>
 Words codes_of_step(const uint8_t* block, int s, int part) {
   constexpr Fields fields = fields_of(bits, false);
@@ -177,14 +177,14 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
                 Floats (&to)[P][R][parts]) {
   Floats acc[P][R][parts] = {};
   constexpr int terms = Codes::terms, at_once = together(terms);
-  const Lanes& form = op.form;
+  const PackedLayout& form = op.form;
   const int64_t groups = form.groups();
   const int64_t block_bytes = form.block_bytes(), panel_bytes = form.panel_bytes();
   const int64_t row_bytes = a.padded_inputs * Isa::bytes_per_input;
   const uint8_t* block = op.codes + panel * panel_bytes;
   const int8_t* x = a.codes + row * row_bytes;
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t blocks = Lanes::blocks_of(form.group_inputs(g));
+    const int64_t blocks = PackedLayout::blocks_of(form.group_inputs(g));
     Ints sum[terms][P][R][parts] = {};
     for (int64_t b = 0; b < blocks; ++b, block += block_bytes) {
       if constexpr (waits_for_weights(R)) {

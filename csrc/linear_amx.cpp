@@ -106,7 +106,7 @@ void each_value(const Linear& op, const Activations& a, const int32_t* sums, int
 template <class Codes, int P>
 void multiply_panels(const Linear& op, const Activations& a, int64_t first, int64_t last,
                      int64_t panel) {
-  const Lanes& form = op.form;
+  const PackedLayout& form = op.form;
   const int64_t groups = form.groups(), acc_stride = padded(last - first, block_rows);
   const int64_t group_tiles = divided(form.group, tile_inputs);
   const int64_t decoded = centred<Codes> ? Codes::terms * P * group_tiles * tile_bytes : 0;
@@ -126,7 +126,7 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
   const uint8_t* codes = op.codes + panel * form.panel_bytes();
   const int8_t* x = a.codes + first * a.padded_inputs;
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t blocks = Lanes::blocks_of(form.group_inputs(g));
+    const int64_t blocks = PackedLayout::blocks_of(form.group_inputs(g));
     const int64_t tiles = divided(blocks, tile_blocks);
     const int64_t term_stride = P * group_tiles * tile_bytes;
     const uint8_t* w = codes;

@@ -31,7 +31,7 @@ void pause() {
 #endif
 }
 
-int64_t padded_inputs(const Lanes& form, const Product& product) {
+int64_t padded_inputs(const PackedLayout& form, const Product& product) {
   const int64_t last = form.groups() - 1;
   return last * padded(form.group, product.group_padding) +
          padded(form.group_inputs(last), product.group_padding);
@@ -97,7 +97,7 @@ struct Tasks {
   // While another thread quantizes, the first of the weights can come.
   void ask_for_weights(int64_t number) const {
     const Layer& layer = layer_of(number);
-    const Lanes& form = layer.op.form;
+    const PackedLayout& form = layer.op.form;
     const int64_t from = number * layer.panels_per_multiply * form.panel_bytes();
     const int64_t bytes = std::min(form.panels() * form.panel_bytes() - from, first_bytes);
     for (int64_t at = 0; at < bytes; at += cache_line)

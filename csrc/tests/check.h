@@ -12,7 +12,7 @@
   } while (false)
 
 void test_quantize_rows();
-void test_lanes();
+void test_packed_layout();
 void test_linear();
 void test_attention();
 void test_elementwise();

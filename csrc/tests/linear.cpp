@@ -1,4 +1,5 @@
-// Lanes and linear layers against plain loops written from the text of lanes.h and linear.h.
+// PackedLayout and linear layers against plain loops written from the text of packed_layout.h and
+// linear.h.
 //
 // Weights lie in buffers that end at an unreadable page: tiles and inline assembly are loaded by
 // instructions that AddressSanitizer does not see. All else is an exact heap allocation.
@@ -16,9 +17,9 @@
 #include "tests/random.h"
 #include "tests/walled.h"
 
-using lowbit::Lanes;
 using lowbit::Linear;
 using lowbit::Nonlinearity;
+using lowbit::PackedLayout;
 
 namespace {
 
@@ -26,36 +27,36 @@ bool same_bits(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 
 int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t groups_of(const Lanes& form) { return divided(form.inputs, form.group); }
+int64_t groups_of(const PackedLayout& form) { return divided(form.inputs, form.group); }
 
-int64_t inputs_of(const Lanes& form, int64_t g) {
+int64_t inputs_of(const PackedLayout& form, int64_t g) {
   return std::min(form.group, form.inputs - g * form.group);
 }
 
-int64_t blocks_of(const Lanes& form) {
+int64_t blocks_of(const PackedLayout& form) {
   int64_t blocks = 0;
   for (int64_t g = 0; g < groups_of(form); ++g) blocks += divided(inputs_of(form, g), 32);
   return blocks;
 }
 
-int64_t codes_bytes(const Lanes& form) {
+int64_t codes_bytes(const PackedLayout& form) {
   return divided(form.outputs, 16) * blocks_of(form) * form.bits * 64;
 }
 
 // What may be read behind the codes.
-int64_t readable_bytes(const Lanes& form) {
+int64_t readable_bytes(const PackedLayout& form) {
   const bool odd = divided(inputs_of(form, groups_of(form) - 1), 32) % 2;
   return form.bits == 8 && odd && form.outputs ? 512 : 0;
 }
 
 // Input i of group g of row n, which may lie in the padding.
-int code_in_lanes(const Lanes& form, const uint8_t* lanes, int64_t n, int64_t g, int64_t i) {
+int packed_code(const PackedLayout& form, const uint8_t* packed, int64_t n, int64_t g, int64_t i) {
   static constexpr int affine[9][4] = {{}, {}, {2}, {2, 1}, {4}, {4, 1}, {4, 2}, {4, 2, 1}, {8}};
   static constexpr int binary[4] = {1, 1, 1, 1};
   const int* width = form.binary ? binary : affine[form.bits];
   const int64_t block = n / 16 * blocks_of(form) + g * divided(form.group, 32) + i / 32;
   const int64_t step = i % 32 / 4, byte = n % 16 * 4 + i % 4;
-  const uint8_t* vectors = lanes + block * form.bits * 64;
+  const uint8_t* vectors = packed + block * form.bits * 64;
   int code = 0;
   for (int shift = 0; shift < form.bits; shift += *width++) {
     const uint8_t shared = vectors[step % *width * 64 + byte];
@@ -94,34 +95,34 @@ struct Numbers {
   float operator[](int64_t at) const { return half ? float_of(halves[at]) : floats[at]; }
 };
 
-Lanes random_form(int64_t size) {
+PackedLayout random_form(int64_t size) {
   const bool binary = below(3) == 0;
   const int64_t bits = binary ? 1 + below(4) : 2 + below(7);
-  Lanes form{.outputs = below(size),
-             .inputs = 1 + below(size),
-             .group = 0,
-             .bits = static_cast<int>(bits),
-             .binary = binary};
+  PackedLayout form{.outputs = below(size),
+                    .inputs = 1 + below(size),
+                    .group = 0,
+                    .bits = static_cast<int>(bits),
+                    .binary = binary};
   const int64_t groups[] = {form.inputs, 1 + below(form.inputs + 40), 32, 64, 96};
   form.group = groups[below(std::size(groups))];
   return form;
 }
 
-// A weight: its codes one by one, as they are stored and in lanes, and random parameters.
+// A weight: its codes one by one, as they are stored and in packed, and random parameters.
 struct Weight {
-  Lanes form;
+  PackedLayout form;
   int planes;              // in use
   std::vector<int> codes;  // [outputs][inputs]
   std::vector<uint8_t> stored;
-  Walled lanes;
+  Walled packed;
   Numbers scale, offset;
   std::vector<uint8_t> zero_point;
   bool has_zero_point = below(2), has_offset = below(2);
 
-  explicit Weight(const Lanes& form, int extreme = 0)
+  explicit Weight(const PackedLayout& form, int extreme = 0)
       : form(form),
         planes(form.binary ? static_cast<int>(1 + below(form.bits)) : 1),
-        lanes(codes_bytes(form) + readable_bytes(form)),
+        packed(codes_bytes(form) + readable_bytes(form)),
         scale(parameters() * planes, below(2)),
         offset(parameters(), scale.half) {
     const int64_t row_bytes = divided(form.inputs * (form.binary ? 1 : form.bits), 8);
@@ -142,8 +143,8 @@ struct Weight {
     // A kernel for narrow codes holds q - z in 8 bits.
     for (int64_t i = 0; i < parameters(); ++i)
       zero_point.push_back(static_cast<uint8_t>(below(1 << form.bits)));
-    std::memset(lanes.data() + codes_bytes(form), 0xab, readable_bytes(form));
-    lowbit::pack_lanes(form, stored.data(), 0, lanes.data());
+    std::memset(packed.data() + codes_bytes(form), 0xab, readable_bytes(form));
+    lowbit::pack_codes(form, stored.data(), 0, packed.data());
   }
 
   int64_t parameters() const { return divided(form.outputs, 16) * groups_of(form) * 16; }
@@ -160,52 +161,52 @@ struct Weight {
   const void* offsets() const { return form.binary && has_offset ? offset.data() : nullptr; }
 };
 
-void check_lanes(Weight& weight) {
-  const Lanes& form = weight.form;
+void check_packed(Weight& weight) {
+  const PackedLayout& form = weight.form;
   for (int64_t n = 0; n < divided(form.outputs, 16) * 16; ++n) {
     for (int64_t g = 0; g < groups_of(form); ++g) {
       for (int64_t i = 0; i < divided(inputs_of(form, g), 32) * 32; ++i) {
         const bool real = n < form.outputs && i < inputs_of(form, g);
         const int code = real ? weight.codes[n * form.inputs + g * form.group + i] : 0;
-        CHECK(code_in_lanes(form, weight.lanes.data(), n, g, i) == code);
+        CHECK(packed_code(form, weight.packed.data(), n, g, i) == code);
       }
     }
   }
 
   std::vector<uint8_t> again(weight.stored.size(), 0xcd);
-  lowbit::unpack_lanes(form, weight.lanes.data(), 0, again.data());
+  lowbit::unpack_codes(form, weight.packed.data(), 0, again.data());
   CHECK(again == weight.stored);
   if (form.bits == 8) {
     // With a flip, the codes are int8.
     for (uint8_t& code : again) code ^= 0x80;
     Walled flipped(codes_bytes(form));
-    lowbit::pack_lanes(form, again.data(), 0x80, flipped.data());
-    CHECK(std::memcmp(flipped.data(), weight.lanes.data(), codes_bytes(form)) == 0);
+    lowbit::pack_codes(form, again.data(), 0x80, flipped.data());
+    CHECK(std::memcmp(flipped.data(), weight.packed.data(), codes_bytes(form)) == 0);
     std::vector<uint8_t> int8(again.size());
-    lowbit::unpack_lanes(form, flipped.data(), 0x80, int8.data());
+    lowbit::unpack_codes(form, flipped.data(), 0x80, int8.data());
     CHECK(int8 == again);
   }
 }
 
 void check_decode(Weight& weight) {
-  const Lanes& form = weight.form;
+  const PackedLayout& form = weight.form;
   if (form.outputs == 0) return;
   std::vector<int64_t> rows(below(20));
   for (int64_t& row : rows) row = below(form.outputs);
   std::vector<float> out(rows.size() * form.inputs, 1234.5f);
   // The bytes behind the codes are for tiles alone.
   Walled codes(codes_bytes(form));
-  std::memcpy(codes.data(), weight.lanes.data(), codes_bytes(form));
-  lowbit::decode_lanes({.form = form,
-                        .codes = codes.data(),
-                        .scale = weight.scale.data(),
-                        .zero_point = weight.zeros(),
-                        .offset = weight.offsets(),
-                        .planes = weight.planes,
-                        .half_scale = weight.scale.half,
-                        .rows = rows.data(),
-                        .count = static_cast<int64_t>(rows.size()),
-                        .out = out.data()});
+  std::memcpy(codes.data(), weight.packed.data(), codes_bytes(form));
+  lowbit::decode_packed({.form = form,
+                         .codes = codes.data(),
+                         .scale = weight.scale.data(),
+                         .zero_point = weight.zeros(),
+                         .offset = weight.offsets(),
+                         .planes = weight.planes,
+                         .half_scale = weight.scale.half,
+                         .rows = rows.data(),
+                         .count = static_cast<int64_t>(rows.size()),
+                         .out = out.data()});
   const float* got = out.data();
   for (const int64_t n : rows) {
     for (int64_t k = 0; k < form.inputs; ++k) {
@@ -290,7 +291,7 @@ struct Activations {
 
 std::vector<float> expected(const Weight& weight, const Activations& a, int digits,
                             const float* bias) {
-  const Lanes& form = weight.form;
+  const PackedLayout& form = weight.form;
   std::vector<float> y;
   for (int64_t m = 0; m < a.rows; ++m) {
     std::vector<Digits> group;
@@ -348,7 +349,7 @@ double exact(Nonlinearity f, double x) {
 }
 
 void check_linear(Weight& weight, int64_t rows, int digits) {
-  const Lanes& form = weight.form;
+  const PackedLayout& form = weight.form;
   const Activations a(rows, form.inputs);
   std::vector<float> bias;
   for (int64_t n = 0; n < form.outputs; ++n) bias.push_back(normal());
@@ -363,7 +364,7 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
     std::vector<float> y(wanted.size(), 1234.5f), fy(wanted.size(), 1234.5f);
     const Linear linear{.form = form,
                         .x = a.x.data(),
-                        .codes = weight.lanes.data(),
+                        .codes = weight.packed.data(),
                         .scale = weight.scale.data(),
                         .zero_point = weight.zeros(),
                         .offset = weight.offsets(),
@@ -400,13 +401,13 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
 
 }  // namespace
 
-void test_lanes() {
+void test_packed_layout() {
   for (int round = 0; round < 1500; ++round) {
     Weight weight(random_form(round % 10 ? 70 : 300));
-    check_lanes(weight);
+    check_packed(weight);
     check_decode(weight);
   }
-  std::printf("lanes: ok\n");
+  std::printf("packed: ok\n");
 }
 
 void test_linear() {
@@ -418,11 +419,11 @@ void test_linear() {
     check_linear(weight, below(most_rows), below(2) ? 4 : 1);
   }
   // So many inputs that only 32 rows are a chunk, and so many rows that sixteen chunks are not all.
-  const Lanes long_rows[] = {
+  const PackedLayout long_rows[] = {
       {.outputs = 3, .inputs = 4200, .group = 4200, .bits = 8, .binary = false},
       {.outputs = 3, .inputs = 4200, .group = 1000, .bits = 4, .binary = false},
       {.outputs = 3, .inputs = 4200, .group = 96, .bits = 2, .binary = true}};
-  for (const Lanes& form : long_rows) {
+  for (const PackedLayout& form : long_rows) {
     Weight weight(form);
     check_linear(weight, 530, 4);
   }

@@ -11,7 +11,7 @@ int main() {
   for (const auto& feature : lowbit::cpu_features()) std::printf(" %s", feature.c_str());
   std::printf("\n");
   test_quantize_rows();
-  test_lanes();
+  test_packed_layout();
   test_linear();
   test_attention();
   test_elementwise();

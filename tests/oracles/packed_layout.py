@@ -1,4 +1,4 @@
-"""Weights in the packed layout, vector by vector, as the text of csrc/lanes.h has them."""
+"""Weights in the packed layout, vector by vector, as the text of csrc/packed_layout.h has them."""
 
 import numpy as np
 

@@ -1,8 +1,8 @@
-"""A stored weight in the order that the native kernels read, in one tensor of bytes.
+"""The packed layout: a weight in the order that the native kernels read, in one tensor of bytes.
 
-csrc/lanes.h describes that order: sixteen output rows side by side, codes cut into fields of 8, 4,
-2 and 1 bits, every group padded to whole blocks of 32 inputs. Behind the codes come the stored
-parameters, sixteen rows side by side too:
+csrc/packed_layout.h describes that order: sixteen output rows side by side, codes cut into fields
+of 8, 4, 2 and 1 bits, every group padded to whole blocks of 32 inputs. Behind the codes come the
+stored parameters, sixteen rows side by side too:
 
     scale, zero_point   [panels][groups][16]             affine; a scale per tensor is repeated
     alpha_p             [panels][groups][p][16]          binary
@@ -82,7 +82,7 @@ class PackedLayout:
         assert native.module is not None
         width = min(self.layout.granularity.width(self.in_features), self.in_features)
         binary = self.layout.format == "binary"
-        return native.module.Lanes(
+        return native.module.PackedLayout(
             self.out_features, self.in_features, width, self.layout.bits, binary
         )
 

@@ -12,7 +12,7 @@ from lowbit.kernels.selection import Kernel, never, select
 KERNELS = (
     *(
         Kernel(path.name, native.embedding, packed_layout.unsupported, path.feature)
-        for path in paths("decode_lanes")
+        for path in paths("decode_packed")
     ),
     Kernel("reference", reference.embedding, never),
 )

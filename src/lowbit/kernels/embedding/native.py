@@ -1,4 +1,4 @@
-"""Rows of a packed table by csrc/lanes.h: only the rows asked for are decoded."""
+"""Rows of a packed table by csrc/packed_layout.h: only the rows asked for are decoded."""
 
 from collections.abc import Callable
 

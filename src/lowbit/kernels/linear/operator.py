@@ -1,7 +1,7 @@
 """Operators of linear layers, over a stored weight and over a packed one."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from lowbit.kernels.checks import check_bias, check_float
 from lowbit.kernels.dequantize import dequantize_op
 from lowbit.kernels.embedding.operator import embedding_packed_op
 from lowbit.kernels.linear.native import LinearProduct
+from lowbit.kernels.native import cached
 from lowbit.kernels.operator import dispatched, operator
 
 # d out / d in of the nonlinearities, times the gradient of what comes out.
@@ -143,7 +144,7 @@ def _linear_packed_op(
     return _product(form, activations, path, nonlinearity, input)(x, packed, bias)
 
 
-_product = lru_cache(maxsize=4096)(LinearProduct)
+_product = cached(LinearProduct)
 
 
 def linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, product: LinearProduct) -> Tensor:

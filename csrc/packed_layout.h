@@ -1,4 +1,4 @@
-// Weights in the order that the kernels read: sixteen output rows in the lanes.
+// The packed layout, the order that the kernels read: sixteen output rows in the lanes of a vector.
 //
 // A *step* is 4 consecutive inputs of 16 consecutive rows, 64 bytes while a code takes one byte:
 //
@@ -53,7 +53,7 @@ constexpr Fields fields_of(int bits, bool binary) {
 }
 
 // The shape of a weight and where its parts begin.
-struct Lanes {
+struct PackedLayout {
   int64_t outputs, inputs, group;  // `group` inputs share a scale; the last group may be shorter
   int bits;
   bool binary;
@@ -77,13 +77,13 @@ struct Lanes {
 // Between the stored form and this one, both ways. Stored codes are rows of ceil(inputs bits / 8)
 // bytes, least significant bit first, or, binary, one such matrix of single bits per plane.
 // `flip` is 0x80 where the stored codes are int8, else 0.
-void pack_lanes(const Lanes& form, const uint8_t* stored, uint8_t flip, uint8_t* codes);
-void unpack_lanes(const Lanes& form, const uint8_t* codes, uint8_t flip, uint8_t* stored);
+void pack_codes(const PackedLayout& form, const uint8_t* stored, uint8_t flip, uint8_t* codes);
+void unpack_codes(const PackedLayout& form, const uint8_t* codes, uint8_t flip, uint8_t* stored);
 
 // Some rows as floats: s (q - z), or o + the sum of alpha b, each operation rounded once to
 // float32.
-struct DecodeLanes {
-  Lanes form;
+struct DecodePacked {
+  PackedLayout form;
   const uint8_t* codes;
   const void* scale;          // or alpha
   const uint8_t* zero_point;  // affine; null for 2^(bits - 1)
@@ -94,10 +94,10 @@ struct DecodeLanes {
   int64_t count;
   float* out;  // [count, inputs]
 };
-void decode_lanes(const DecodeLanes& op);
+void decode_packed(const DecodePacked& op);
 
-inline constexpr Path<void(const DecodeLanes&)> decode_lanes_paths[] = {
-    {"scalar", "scalar", decode_lanes},
+inline constexpr Path<void(const DecodePacked&)> decode_packed_paths[] = {
+    {"scalar", "scalar", decode_packed},
 };
 
 }  // namespace lowbit

@@ -1,4 +1,4 @@
-#include "lanes.h"
+#include "packed_layout.h"
 
 #include <algorithm>
 #include <cstring>
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t codes_per_thread = 1 << 16;
 
-int64_t stored_row_bytes(const Lanes& form) {
+int64_t stored_row_bytes(const PackedLayout& form) {
   return (form.inputs * (form.binary ? 1 : form.bits) + 7) / 8;
 }
 
@@ -52,7 +52,8 @@ constexpr decltype(&gather<1>) gathers[] = {nullptr,   gather<1>, gather<2>, gat
                                             gather<4>, gather<5>, gather<6>, gather<7>};
 
 // One row between the stored form and a byte per code.
-void read_row(const Lanes& form, const uint8_t* stored, uint8_t flip, int64_t n, uint8_t* codes) {
+void read_row(const PackedLayout& form, const uint8_t* stored, uint8_t flip, int64_t n,
+              uint8_t* codes) {
   const int64_t bytes = stored_row_bytes(form);
   std::fill_n(codes, form.inputs, 0);
   if (form.binary) {
@@ -66,7 +67,8 @@ void read_row(const Lanes& form, const uint8_t* stored, uint8_t flip, int64_t n,
   }
 }
 
-void write_row(const Lanes& form, const uint8_t* codes, uint8_t flip, int64_t n, uint8_t* stored) {
+void write_row(const PackedLayout& form, const uint8_t* codes, uint8_t flip, int64_t n,
+               uint8_t* stored) {
   const int64_t bytes = stored_row_bytes(form);
   if (form.binary) {
     for (int i = 0; i < form.bits; ++i) {
@@ -126,7 +128,7 @@ void copy_four(uint8_t* to, const uint8_t* from, int64_t left) {
 
 // fn(panel) for all panels.
 template <class Fn>
-void for_panels(const Lanes& form, const Fn& fn) {
+void for_panels(const PackedLayout& form, const Fn& fn) {
   const int64_t grain = codes_per_thread / (panel_rows * form.inputs + 1) + 1;
   parallel_for(0, form.panels(), grain, [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; ++panel) fn(panel);
@@ -135,7 +137,7 @@ void for_panels(const Lanes& form, const Fn& fn) {
 
 // fn(first input, inputs) for each block of a row, in order.
 template <class Fn>
-void for_blocks(const Lanes& form, const Fn& fn) {
+void for_blocks(const PackedLayout& form, const Fn& fn) {
   for (int64_t g = 0; g < form.groups(); ++g) {
     const int64_t n = form.group_inputs(g);
     for (int64_t k = 0; k < n; k += block_inputs) {
@@ -167,8 +169,8 @@ struct Parameters {
   float zero = 0, scale = 0;        // affine
   float alpha[4] = {}, offset = 0;  // binary
 
-  Parameters(const DecodeLanes& op, int64_t group, int64_t lane) {
-    const Lanes& form = op.form;
+  Parameters(const DecodePacked& op, int64_t group, int64_t lane) {
+    const PackedLayout& form = op.form;
     const int64_t at = group * panel_rows + lane;
     if (form.binary) {
       for (int i = 0; i < op.planes; ++i) {
@@ -181,7 +183,7 @@ struct Parameters {
     }
   }
 
-  float weight(const DecodeLanes& op, unsigned code) const {
+  float weight(const DecodePacked& op, unsigned code) const {
     if (!op.form.binary) return scale * (static_cast<float>(code) - zero);
     float sum = offset;
     for (int i = 0; i < op.planes; ++i) sum += code >> i & 1 ? alpha[i] : -alpha[i];
@@ -189,8 +191,8 @@ struct Parameters {
   }
 };
 
-void decode_row(const DecodeLanes& op, const Fields& fields, int64_t row, float* out) {
-  const Lanes& form = op.form;
+void decode_row(const DecodePacked& op, const Fields& fields, int64_t row, float* out) {
+  const PackedLayout& form = op.form;
   const int64_t panel = row / panel_rows, lane = row % panel_rows;
   const uint8_t* block = op.codes + panel * form.panel_bytes();
   for (int64_t g = 0; g < form.groups(); ++g) {
@@ -209,7 +211,7 @@ void decode_row(const DecodeLanes& op, const Fields& fields, int64_t row, float*
 
 }  // namespace
 
-void pack_lanes(const Lanes& form, const uint8_t* stored, uint8_t flip, uint8_t* codes) {
+void pack_codes(const PackedLayout& form, const uint8_t* stored, uint8_t flip, uint8_t* codes) {
   const Fields fields = fields_of(form.bits, form.binary);
   for_panels(form, [&](int64_t panel) {
     std::vector<uint8_t> rows(panel_rows * form.inputs);
@@ -230,7 +232,7 @@ void pack_lanes(const Lanes& form, const uint8_t* stored, uint8_t flip, uint8_t*
   });
 }
 
-void unpack_lanes(const Lanes& form, const uint8_t* codes, uint8_t flip, uint8_t* stored) {
+void unpack_codes(const PackedLayout& form, const uint8_t* codes, uint8_t flip, uint8_t* stored) {
   const Fields fields = fields_of(form.bits, form.binary);
   for_panels(form, [&](int64_t panel) {
     std::vector<uint8_t> rows(panel_rows * form.inputs);
@@ -251,7 +253,7 @@ void unpack_lanes(const Lanes& form, const uint8_t* codes, uint8_t flip, uint8_t
   });
 }
 
-void decode_lanes(const DecodeLanes& op) {
+void decode_packed(const DecodePacked& op) {
   const Fields fields = fields_of(op.form.bits, op.form.binary);
   const int64_t grain = codes_per_thread / (op.form.inputs + 1) + 1;
   parallel_for(0, op.count, grain, [&](int64_t first, int64_t last) {
