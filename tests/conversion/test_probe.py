@@ -167,6 +167,20 @@ def test_the_factor_of_an_embedding_is_found(module, scale, rounds):
     assert (weights.embed_scale, weights.rounds_scale) == (scale, rounds)
 
 
+def test_a_factor_that_is_a_whole_number_is_known_without_data_too():
+    class Scaled(nn.Embedding):
+        def __init__(self):
+            super().__init__(50, 24)
+            self.register_buffer("embed_scale", torch.tensor(12), persistent=False)
+
+        def forward(self, ids):
+            return super().forward(ids) * self.embed_scale.to(self.weight.dtype)
+
+    assert weights_of(Scaled()).embed_scale == 12
+    with torch.device("meta"):
+        assert weights_of(Scaled()).kind == "embedding"
+
+
 def test_a_factor_that_is_rounded_to_the_rows_is_found_with_its_rounding():
     module = Gemma3TextScaledWordEmbedding(50, 24, 0, embed_scale=33.94)
     weights = weights_of(module)

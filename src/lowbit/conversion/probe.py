@@ -179,7 +179,9 @@ def _random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Numbers of both signs, the same at every call."""
     chance = torch.Generator().manual_seed(0)
     values = torch.randn(shape, generator=chance, dtype=torch.float64, device="cpu")
-    return values.to(dtype) if dtype.is_floating_point else torch.ones(shape, dtype=dtype)
+    if dtype.is_floating_point:
+        return values.to(dtype)
+    return torch.ones(shape, dtype=dtype, device="cpu")
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
