@@ -247,6 +247,8 @@ nb::list best_first(const Paths& paths) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  // A model that is alive when Python ends holds native objects, which is no fault of anybody's.
+  nb::set_leak_warnings(false);
   const nb::call_guard<nb::gil_scoped_release> without_gil;
   m.def("features", &lowbit::cpu_features);
   nb::dict paths;
