@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lowbit.formats import Layout, QTensor, StackedLayout, StaticScale, layout_from_dict
 from lowbit.kernels.checks import check_packed, check_stored
-from lowbit.kernels.native import cached
 from lowbit.kernels.packed_layout import unsupported
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 
@@ -55,7 +54,7 @@ def packed_layout(
     return form
 
 
-@cached
+@lru_cache(maxsize=4096)
 def _packed_layout(
     layout: str, out_features: int, in_features: int, planes: int
 ) -> AnyPackedLayout:

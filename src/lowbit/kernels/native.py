@@ -3,16 +3,12 @@
 `lowbit._native` is built from csrc/ at installation. Without it every op runs its reference.
 """
 
-import atexit
-from collections.abc import Callable
-from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch  # noqa: F401  the kernels run on the threads of the torch that is already loaded
 
-R = TypeVar("R")
 BASE = "scalar"  # the feature that every processor has
 
 module: ModuleType | None = None
@@ -77,11 +73,3 @@ def lacks(feature: str) -> str | None:
     if all(path.feature != feature for operator in _paths for path in paths(operator)):
         return f"the compiler that built the native module knew no {feature}"
     return None
-
-
-def cached(function: Callable[..., R]) -> Callable[..., R]:
-    """What a function of hashable arguments has given, as long as the interpreter runs: native
-    objects must be gone before their module is."""
-    known = lru_cache(maxsize=4096)(function)
-    atexit.register(known.cache_clear)
-    return known

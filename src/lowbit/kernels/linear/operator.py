@@ -1,7 +1,7 @@
 """Operators of linear layers, over a stored weight and over a packed one."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from lowbit.kernels.checks import check_bias, check_float
 from lowbit.kernels.dequantize import dequantize_op
 from lowbit.kernels.embedding.operator import embedding_packed_op
 from lowbit.kernels.linear.native import LinearProduct
-from lowbit.kernels.native import cached
 from lowbit.kernels.operator import dispatched, operator
 
 # d out / d in of the nonlinearities, times the gradient of what comes out.
@@ -144,7 +143,7 @@ def _linear_packed_op(
     return _product(form, activations, path, nonlinearity, input)(x, packed, bias)
 
 
-_product = cached(LinearProduct)
+_product = lru_cache(maxsize=4096)(LinearProduct)
 
 
 def linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, product: LinearProduct) -> Tensor:
