@@ -31,7 +31,7 @@ int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The first n lanes, none or all of them where n is beyond.
 __mmask16 first(int64_t n) {
-  return n >= lanes ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
+  return static_cast<__mmask16>(n >= lanes ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1);
 }
 
 // A task's memory. `steps` tiles hold 32 of size each, `columns` tiles 16 of value_size. Blocks are

@@ -13,7 +13,7 @@ struct Isa {
   static constexpr int registers = 32;
 
   static __mmask16 first(int64_t n) {
-    return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
+    return static_cast<__mmask16>(n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1);
   }
 
   static Floats load(const float* x, int64_t n) { return _mm512_maskz_loadu_ps(first(n), x); }
