@@ -5,8 +5,9 @@ Importing it lets transformers load what it saved.
 
 from lowbit.conversion.apply import Result
 from lowbit.conversion.attach import restore_float
+from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.footprint import Footprint, footprint
-from lowbit.conversion.hf_quantizer import LowbitConfig, register
+from lowbit.conversion.hf_quantizer import register
 from lowbit.conversion.planes import use_planes
 from lowbit.conversion.recipe import KEEP, PRESETS, Recipe, Rule
 from lowbit.conversion.save import load, save

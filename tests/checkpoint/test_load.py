@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from lowbit import InputError
 from lowbit.checkpoint.load import load_model, load_tokenizer
-from lowbit.conversion.hf_quantizer import LowbitConfig
+from lowbit.conversion.config import LowbitConfig
 from tests.folders import byte_tokenizer
 from tests.models import make
 

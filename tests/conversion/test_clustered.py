@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import MarianMTModel
 
 import lowbit
-from lowbit.conversion.hf_quantizer import check_loaded
 from lowbit.conversion.recipe import Recipe, Rule, load_recipe
+from lowbit.conversion.skeleton import check_loaded
 from lowbit.formats import CHANNEL, StackedTensor, group
 from lowbit.inspect.checkpoint import inspect_model
 from lowbit.nn import QuantEmbedding

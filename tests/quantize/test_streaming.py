@@ -22,7 +22,7 @@ from transformers import (
 import lowbit
 from lowbit import InputError, UsageError, quantize_checkpoint
 from lowbit.checkpoint.load import load_model
-from lowbit.conversion.hf_quantizer import LowbitConfig
+from lowbit.conversion.config import LowbitConfig
 from tests.models import MODELS, make, output
 
 

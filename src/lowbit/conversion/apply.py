@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from lowbit.conversion.attach import attach
+from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.footprint import Footprint, footprint
 from lowbit.conversion.fuse import fuse
-from lowbit.conversion.hf_quantizer import LowbitConfig
 from lowbit.conversion.one_weight import (
     QuantizedWeight,
     Solve,

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lowbit.conversion import hf_quantizer as hub
+from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.fuse import unfuse
-from lowbit.conversion.hf_quantizer import LowbitConfig
 from lowbit.conversion.swap import restore
 from lowbit.conversion.ties import TiedKeys, retie, transformers_inside
 from lowbit.conversion.unchanged import unchanged_on_error

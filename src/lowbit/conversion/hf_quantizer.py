@@ -1,16 +1,13 @@
 """The transformers quantizer: `save_pretrained` and `from_pretrained` for quantized models.
 
-config.json holds `quantization_config`: quant_method "lowbit", a format version, the producer,
-an explicit map module name -> layout and activations (or the module it is tied to), and the
-recipe that made it, for people. `import lowbit` registers all this with transformers.
+`import lowbit` registers it and its config (config.py) with transformers. It builds the model of a
+quantized folder (skeleton.py), or quantizes a float checkpoint as it is loaded.
 """
 
-import importlib.metadata
 import re
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Set
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,77 +16,23 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     ConversionOps,
-    PrefixChange,
-    WeightConverter,
-    WeightTransform,
 )
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.quantizers.base import _assign_is_quantized
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowbit.checkpoint.guard import guard_patterns, guards
+from lowbit.conversion.config import METHOD, LowbitConfig
 from lowbit.conversion.fuse import fuse, unfuse
-from lowbit.conversion.module_weights import WeightName, Weights, weights_of
 from lowbit.conversion.one_weight import put_quantized, put_tied, quantize_weight, tied_entry
 from lowbit.conversion.plan import Quantize, TiedTo, check_static, make_plan
-from lowbit.conversion.recipe import Recipe, load_recipe
-from lowbit.conversion.swap import packed_like, replace_module, restore, swap_tied
+from lowbit.conversion.skeleton import align, build, check_loaded, fill_replaced, stored_buffers
+from lowbit.conversion.stored_names import comes_back, keep_apart, merged_with, renaming
+from lowbit.conversion.swap import restore
 from lowbit.conversion.ties import TiedKeys, retie, untie
 from lowbit.conversion.unchanged import unchanged_on_error
-from lowbit.errors import InputError, LowbitError, UsageError, naming
-from lowbit.formats import layout_from_dict
-from lowbit.formats.error import WeightError
-from lowbit.formats.stacked import zero_points
-from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantModule
-
-METHOD = "lowbit"
-FORMAT_VERSION = 1
-# Bytes: where torch's own allocations lie.
-ALIGNMENT = 64
-
-
-class LowbitConfig(QuantizationConfigMixin):
-    """`LowbitConfig("int4")` quantizes a float checkpoint as it is loaded.
-
-    The form kept in config.json also has `modules`, the map of what is stored, and, for people,
-    the `errors` of the stored weights. Raises UsageError
-    for an unknown recipe, InputError for a format version that this lowbit cannot read.
-    """
-
-    def __init__(
-        self,
-        recipe: str | Path | Recipe | Mapping[str, Any],
-        modules: Mapping[str, Mapping[str, Any]] | None = None,
-        errors: Mapping[str, Mapping[str, float] | WeightError] | None = None,
-        format_version: int = FORMAT_VERSION,
-        producer: str | None = None,
-        quant_method: str = METHOD,
-    ) -> None:
-        if format_version != FORMAT_VERSION:
-            raise InputError(
-                f"format version {format_version!r} cannot be read by this lowbit,"
-                f" which knows version {FORMAT_VERSION}"
-            )
-        self.quant_method = quant_method
-        self.format_version = format_version
-        self.producer = producer or f"lowbit {importlib.metadata.version('lowbit')}"
-        self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-        self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
-        self.errors = {
-            name: error if isinstance(error, WeightError) else WeightError.from_dict(error)
-            for name, error in (errors or {}).items()
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "quant_method": self.quant_method,
-            "format_version": self.format_version,
-            "producer": self.producer,
-            "recipe": self.recipe.to_dict(),
-            "modules": deepcopy(self.modules),
-            "errors": {name: error.to_dict() for name, error in self.errors.items()},
-        }
+from lowbit.errors import InputError, LowbitError, UsageError
+from lowbit.nn import QuantModule
 
 
 def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, ...]) -> None:
@@ -157,7 +100,7 @@ class LowbitQuantizer(HfQuantizer):
         plan = make_plan(model, self.quantization_config.recipe)
         check_static(plan)
         self.pending = {str(d.weight): d for d in plan.owners}
-        self.claimed = frozenset(self.pending) | _merged_with(model, set(self.pending))
+        self.claimed = frozenset(self.pending) | merged_with(model, set(self.pending))
         self.tied = plan.tied
         self.ties = untie(model, {d.weight for d in self.tied})
         for d in self.tied:
@@ -212,11 +155,11 @@ class LowbitQuantizer(HfQuantizer):
         if not self.stored_names:
             return weight_conversions
         saving = get_model_conversion_mapping(model, add_legacy=False)
-        lost = {n for n in self.stored_names if not _comes_back(saving, weight_conversions, n)}
+        lost = {n for n in self.stored_names if not comes_back(saving, weight_conversions, n)}
         return [
             entry
             for entry in weight_conversions
-            if self.stored_names.issuperset(map(_renaming(entry), lost))
+            if self.stored_names.issuperset(map(renaming(entry), lost))
         ]
 
     def get_new_dtype(
@@ -305,210 +248,6 @@ class _QuantizeOnLoad(ConversionOps):
             if missing_keys is not None:
                 missing_keys.discard(name)
         return kept
-
-
-def _renaming(entry: WeightTransform) -> Callable[[str], str]:
-    """How it renames a tensor when it is loaded; the entry itself does not notice."""
-    trial = deepcopy(entry)
-    return lambda name: trial.rename_source_key(name)[0]
-
-
-def _comes_back(saving: list[WeightTransform], loading: list[WeightTransform], name: str) -> bool:
-    """Whether a tensor that is renamed as it is saved has its name again when it is loaded."""
-    renamed = name
-    for entry in reversed(saving):
-        if not isinstance(entry, WeightConverter):
-            renamed = entry.reverse_transform().rename_source_key(renamed)[0]
-    for entry in loading:
-        if not isinstance(entry, WeightConverter):
-            renamed = _renaming(entry)(renamed)
-    return renamed == name
-
-
-def _merged_with(model: PreTrainedModel, names: Set[str]) -> Set[str]:
-    """The tensors of `model` that checkpoints hold in one with some of `names`, as Q, K and V."""
-    reverse = [
-        entry.reverse_transform()
-        for entry in get_model_conversion_mapping(model)
-        if isinstance(entry, WeightConverter)
-    ]
-    found: set[str] = set()
-    for converter in reverse:
-        merged: dict[str, set[str]] = {}
-        for name in model.state_dict():
-            stored, pattern = converter.rename_source_key(name)
-            if pattern is not None:
-                merged.setdefault(stored, set()).add(name)
-        found |= {name for group in merged.values() if group & names for name in group}
-    return found
-
-
-def keep_apart(model: PreTrainedModel) -> None:
-    """Let transformers save packed weights as they are: some models' checkpoints hold float weights
-    of several modules in one tensor, into which it would merge codes too."""
-    conversions = getattr(model, "_weight_conversions", None)
-    if conversions is None:  # then it would look for them itself, all but changes of a prefix
-        conversions = [
-            entry
-            for entry in get_model_conversion_mapping(model, add_legacy=False)
-            if not isinstance(entry, PrefixChange)
-        ]
-    packed = [name for name, module in model.named_modules() if isinstance(module, QuantModule)]
-    model._weight_conversions = [
-        entry
-        for entry in conversions
-        if not isinstance(entry, WeightConverter)
-        or all(
-            entry.reverse_transform().rename_source_key(f"{name}.weight")[1] is None
-            for name in packed
-        )
-    ]
-
-
-def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> tuple[TiedKeys, ...]:
-    """Put packed modules without data wherever the map says. Raises InputError for a map that
-    does not describe this model; returns what `retie` needs.
-
-    The map is left with what this model has, under the names it has here: a model with another
-    head lacks some of what is stored.
-    """
-    there = {name for name, _ in model.named_modules()}
-    found = {name: resolve(there, model.base_model_prefix, name) for name in config.modules}
-    same_class = type(model).__name__ in (model.config.architectures or ())
-    absent = [name for name, module in found.items() if module is None]
-    if absent and (same_class or len(absent) == len(found)):
-        raise InputError(
-            f"config.json lists {absent[0]}, which {type(model).__name__} does not have"
-            f" ({len(absent)} of {len(found)} modules absent)"
-        )
-    float32 = [
-        re.compile(rf"(^|\.){part}(\.|$)")
-        for part, kept in model._get_dtype_plan(dtype).items()
-        if kept == torch.float32
-    ]
-    tied_names = {found[name] for name, entry in config.modules.items() if "tied_to" in entry}
-    ties = untie(model, {WeightName(name) for name in tied_names if name is not None})
-    tied = {}
-    for stored_name, name in found.items():
-        if name is None:
-            continue
-        module = model.get_submodule(name)
-        weights = weights_of(module)
-        if isinstance(weights, str):
-            raise InputError(f"config.json lists {stored_name}, but {weights}")
-        entry = config.modules[stored_name]
-        activations = entry.get("activations", "float")
-        if activations not in ACTIVATIONS:
-            raise InputError(f"{stored_name} has unknown activations {activations!r}")
-        if "tied_to" in entry:
-            tied[name] = (weights, entry["tied_to"], activations)
-            continue
-        exact = any(pattern.search(name) for pattern in float32)
-        compute = torch.empty(0, dtype=torch.float32 if exact else dtype, device="meta")
-        with naming(stored_name):
-            packed = packed_like(module, weights, layout_from_dict(entry), activations, compute)
-        replace_module(model, name, packed)
-    for name, (weights, stored_source, activations) in tied.items():
-        source = found.get(stored_source)
-        if source is None or not isinstance(model.get_submodule(source), QuantModule):
-            raise InputError(f"config.json ties {name} to {stored_source}, which is not stored")
-        swap_tied(model, name, weights, source, activations)
-    config.modules = {
-        name: entry | ({"tied_to": found[entry["tied_to"]]} if "tied_to" in entry else {})
-        for stored_name, entry in config.modules.items()
-        if (name := found[stored_name]) is not None
-    }
-    config.errors = {
-        name: error
-        for stored_name, error in config.errors.items()
-        if (name := found.get(stored_name)) is not None
-    }
-    return ties
-
-
-def resolve(there: Set[str], base_model_prefix: str, name: str) -> str | None:
-    """The name that a stored module has among the modules `there`: a model with a head may be
-    opened as its base model and the other way round, which adds or takes the base model's prefix.
-    """
-    prefix = f"{base_model_prefix}."
-    return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in there), None)
-
-
-def stored_buffers(model: nn.Module) -> Iterator[tuple[str, QuantModule, str]]:
-    """(full name, module, its own name) of every stored tensor."""
-    for name, module in model.named_modules():
-        if isinstance(module, QuantModule):
-            for stored in module.saved():
-                yield f"{name}.{stored}", module, stored
-
-
-def align(model: PreTrainedModel) -> None:
-    """Put float tensors where torch itself would. A mapped file has them anywhere, and there
-    torch's convolutions and products differ in the last bit."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        on_cpu = tensor.device.type == "cpu"
-        if on_cpu and tensor.is_floating_point() and tensor.data_ptr() % ALIGNMENT:
-            tensor.data = tensor.data.clone()
-
-
-def fill_replaced(model: PreTrainedModel) -> None:
-    """Compute the buffers that no checkpoint holds of the float modules which packed ones stand in
-    for: those were built without data, and transformers fills only what it sees in the model."""
-    for name, module in model.named_modules():
-        if not isinstance(module, QuantModule):
-            continue
-        buffers = module.replaced._buffers
-        empty = {own: b for own, b in buffers.items() if b is not None and b.is_meta}
-        for own, buffer in empty.items():
-            buffers[own] = torch.empty_like(buffer, device=module.compute_dtype.device)
-        if empty:
-            _innermost(model, name)._init_weights(module.replaced)
-        if isinstance(module, QuantEmbedding):
-            # The scale of its rows may lie in such a buffer.
-            weights = weights_of(module.replaced)
-            assert isinstance(weights, Weights)
-            module.embed_scale, module.rounds_scale = weights.embed_scale, weights.rounds_scale
-
-
-def _innermost(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The transformers model that the module `name` belongs to: it knows how it is initialized."""
-    while (name := name.rpartition(".")[0]) and not isinstance(
-        model.get_submodule(name), PreTrainedModel
-    ):
-        pass
-    inner = model.get_submodule(name)
-    assert isinstance(inner, PreTrainedModel)
-    return inner
-
-
-def check_loaded(model: PreTrainedModel) -> None:
-    """Raises InputError for a stored tensor that was not in the checkpoint or is of another kind,
-    for a zero point that is no code, and for a missing bias.
-
-    transformers alone would warn, and leave uninitialised memory.
-    """
-    for name, module in model.named_modules():
-        bias = module._parameters.get("bias") if isinstance(module, QuantModule) else None
-        if bias is not None and not getattr(bias, "_is_hf_initialized", False):
-            raise InputError(f"the checkpoint lacks {name}.bias")
-    for name, module, stored in stored_buffers(model):
-        tensor = module._buffers[stored]
-        shape, dtype = module.saved()[stored]
-        if tensor is None or not getattr(tensor, "_is_hf_initialized", False):
-            raise InputError(f"the checkpoint lacks the stored tensor {name}")
-        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-            raise InputError(
-                f"stored tensor {name} is {tensor.dtype} {list(tensor.shape)},"
-                f" expected {dtype} {list(shape)}"
-            )
-        # The kernels hold q − z in a byte.
-        bits = zero_points(module.layout).get(stored)
-        if bits is not None and tensor.numel():
-            largest, codes = int(tensor.max()), 1 << bits
-            if largest >= codes:
-                raise InputError(
-                    f"stored tensor {name} holds {largest}, outside the codes 0 … {codes - 1}"
-                )
 
 
 def register() -> None:

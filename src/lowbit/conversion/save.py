@@ -1,7 +1,7 @@
 """Any quantized module in a folder, and back into a module that was built in float.
 
 model.safetensors   every tensor of the module's state dict, those that are shared once
-config.json         `quantization_config`, as transformers models have it (hf_quantizer.py), and
+config.json         `quantization_config`, as transformers models have it (config.py), and
                     `dtypes`: what each packed module computes in
 
 transformers models have `save_pretrained` and `from_pretrained` for this; they do well here too.
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from lowbit.checkpoint.atomic_write import check_output, staged, writing
 from lowbit.checkpoint.read import SINGLE, open_tensors, weight_files
 from lowbit.conversion.attach import attach, config_of
+from lowbit.conversion.config import METHOD, LowbitConfig
 from lowbit.conversion.foreign import check_plain
 from lowbit.conversion.fuse import fuse
-from lowbit.conversion.hf_quantizer import METHOD, LowbitConfig
 from lowbit.conversion.module_weights import WeightName, Weights, weights_of
 from lowbit.conversion.swap import packed_like, replace_module, swap_tied
 from lowbit.conversion.ties import untie

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lowbit.conversion.hf_quantizer import LowbitConfig
+from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.module_weights import WeightName, Weights, matrix, weights_of
 from lowbit.conversion.plan import Summary, make_plan
 from lowbit.conversion.ties import tied_weights

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from lowbit.checkpoint.guard import ADVICE
 from lowbit.checkpoint.load import load_model
 from lowbit.checkpoint.read import find, open_tensors, read_config, weight_files
+from lowbit.conversion.config import METHOD, LowbitConfig
 from lowbit.conversion.footprint import Footprint, ModuleSize, footprint, resident_bytes
-from lowbit.conversion.hf_quantizer import METHOD, LowbitConfig
 from lowbit.errors import InputError
 from lowbit.formats.error import WeightError
 from lowbit.nn import QuantEmbedding, QuantLinear, QuantModule

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from lowbit.conversion.hf_quantizer import LowbitConfig
+from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.plan import Plan
 
 TEMPLATE = """---

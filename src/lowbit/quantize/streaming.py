@@ -29,11 +29,13 @@ from lowbit.checkpoint.guard import guards
 from lowbit.checkpoint.read import find, float_config, open_tensors, skeleton, weight_files
 from lowbit.checkpoint.shards import MAX_SHARD_BYTES, ShardWriter
 from lowbit.conversion.apply import Result
+from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.footprint import footprint
-from lowbit.conversion.hf_quantizer import LowbitConfig, LowbitQuantizer, build
+from lowbit.conversion.hf_quantizer import LowbitQuantizer
 from lowbit.conversion.one_weight import quantize_weight, tied_entry
 from lowbit.conversion.plan import Plan, check_static, make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe
+from lowbit.conversion.skeleton import build
 from lowbit.errors import InputError, UsageError
 from lowbit.formats.error import WeightError
 from lowbit.progress import without_transformers_bars

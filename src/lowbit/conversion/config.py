@@ -1,0 +1,63 @@
+"""What config.json says of a quantized model: `quantization_config`.
+
+quant_method "lowbit", a format version, the producer, an explicit map module name -> layout and
+activations (or the module it is tied to), and, for people, the recipe that made it.
+"""
+
+import importlib.metadata
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lowbit.conversion.recipe import Recipe, load_recipe
+from lowbit.errors import InputError
+from lowbit.formats.error import WeightError
+
+METHOD = "lowbit"
+FORMAT_VERSION = 1
+
+
+class LowbitConfig(QuantizationConfigMixin):
+    """`LowbitConfig("int4")` quantizes a float checkpoint as it is loaded.
+
+    The form kept in config.json also has `modules`, the map of what is stored, and, for people,
+    the `errors` of the stored weights. Raises UsageError
+    for an unknown recipe, InputError for a format version that this lowbit cannot read.
+    """
+
+    def __init__(
+        self,
+        recipe: str | Path | Recipe | Mapping[str, Any],
+        modules: Mapping[str, Mapping[str, Any]] | None = None,
+        errors: Mapping[str, Mapping[str, float] | WeightError] | None = None,
+        format_version: int = FORMAT_VERSION,
+        producer: str | None = None,
+        quant_method: str = METHOD,
+    ) -> None:
+        if format_version != FORMAT_VERSION:
+            raise InputError(
+                f"format version {format_version!r} cannot be read by this lowbit,"
+                f" which knows version {FORMAT_VERSION}"
+            )
+        self.quant_method = quant_method
+        self.format_version = format_version
+        self.producer = producer or f"lowbit {importlib.metadata.version('lowbit')}"
+        self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+        self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
+        self.errors = {
+            name: error if isinstance(error, WeightError) else WeightError.from_dict(error)
+            for name, error in (errors or {}).items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "quant_method": self.quant_method,
+            "format_version": self.format_version,
+            "producer": self.producer,
+            "recipe": self.recipe.to_dict(),
+            "modules": deepcopy(self.modules),
+            "errors": {name: error.to_dict() for name, error in self.errors.items()},
+        }
