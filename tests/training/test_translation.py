@@ -16,7 +16,7 @@ from lowbit.formats import FORMATS
 from lowbit.training.bcq import find_plan
 from lowbit.training.lesson import Pairs
 from lowbit.training.train import train
-from lowbit.training.trainer import checkpoints
+from lowbit.training.trainer import checkpoints, freeze_what_is_not_saved
 from lowbit.training.translation import new_tokenizer, teach
 from tests.training import reversing
 from tests.training.reversing import QUICK
@@ -166,6 +166,17 @@ def test_resuming_towards_codes_gives_the_weights_of_a_training_that_was_not_sto
         one, other = (load_file(run / folder / "model.safetensors") for run in (whole, stopped))
         assert one.keys() == other.keys()
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_parameters_that_are_not_saved_are_not_trained(data, tmp_path):
+    model = teach(reversing.material(data)).model
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    freeze_what_is_not_saved(again)
+    saved = load_file(tmp_path / "model.safetensors").keys()
+    tied = again.all_tied_weights_keys.keys()
+    lost = [n for n, p in again.named_parameters() if n not in saved and n not in tied]
+    assert lost and not any(again.get_parameter(name).requires_grad for name in lost)
 
 
 def test_pairs_that_are_not_learned_from_are_told(data, tmp_path):

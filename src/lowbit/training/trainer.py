@@ -107,6 +107,17 @@ class Rows(Dataset[Example]):
         return row
 
 
+def freeze_what_is_not_saved(model: PreTrainedModel) -> None:
+    """Fixed parameters, such as sinusoids, are left out of checkpoints and made anew on loading.
+
+    transformers 5.24 then forgets that they are fixed. What was learned in them would be lost.
+    """
+    left_out = set(model._keys_to_ignore_on_save or ())
+    for name, parameter in model.named_parameters():
+        if name in left_out:
+            parameter.requires_grad_(False)
+
+
 class LessonTrainer(Trainer):
     """Trainer that scores with the lesson's task, and stops where the loss is no number.
 
@@ -121,6 +132,7 @@ class LessonTrainer(Trainer):
         distill: float = 0.0,
     ) -> None:
         self.lesson, self.teacher, self.distill = lesson, teacher, distill
+        freeze_what_is_not_saved(lesson.model)
         super().__init__(
             model=lesson.model,
             args=args,
