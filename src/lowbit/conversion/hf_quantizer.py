@@ -104,7 +104,7 @@ class LowbitQuantizer(HfQuantizer):
         self.tied = plan.tied
         self.ties = untie(model, {d.weight for d in self.tied})
         for d in self.tied:
-            # Without a weight it is not missing, and not initialized in vain; a bias is loaded.
+            # Without a weight it is not missing and not initialized; a bias is loaded.
             module = model.get_submodule(d.weight.module)
             delattr(module, d.weight.parameter)
             vars(module)["_is_hf_initialized"] = module._parameters.get("bias") is None

@@ -56,7 +56,7 @@ def path_names() -> tuple[str, ...]:
 
 
 def instruction_sets() -> str:
-    """In one line: the paths that this processor can run, best first; or that there are none, and
+    """In one line: the paths that this processor can run, best first; or the word none, and
     why."""
     if module is None:
         return f"none: {_reason}"
