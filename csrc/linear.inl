@@ -21,21 +21,13 @@
 //
 // Nothing from the standard library is called here (see quantize_rows.inl).
 
-#include "bfloat16.inl"
+#include "linear_lanes.inl"
 #include "linear_schedule.h"
-#include "nonlinearity.inl"
 #include "quantize_group.inl"
 #include "scratch.h"
 
 namespace lowbit::LOWBIT_ISA {
 namespace {
-
-using Words = Isa::Words;
-using Ints = Isa::Ints;
-using Floats = Isa::Floats;
-
-constexpr int parts = vector_bytes / sizeof(Words);
-constexpr int lanes = panel_rows / parts;  // of a part
 
 // A register block (linear_schedule.h): max_rows rows of activations and max_vectors panels or
 // planes. Each part of a panel takes a register for its codes and one for the sums of each row.
@@ -43,43 +35,9 @@ constexpr int max_rows = Isa::registers / 4;
 constexpr int fitting_vectors = Isa::registers / (parts * (max_rows + 1));
 constexpr int max_vectors = fitting_vectors > 1 ? fitting_vectors : 1;
 
-template <class Vector>
-Vector load(const void* at) {
-  Vector v;
-  __builtin_memcpy(&v, at, sizeof v);
-  return v;
-}
-
-Floats load_scales(const void* values, bool half, int64_t at) {
-  return half ? Isa::widen(static_cast<const uint16_t*>(values) + at)
-              : load<Floats>(static_cast<const float*>(values) + at);
-}
-
 // Of wrapped signed integers.
 Floats floats_of(Words sums) {
   return __builtin_convertvector(reinterpret_cast<Ints>(sums), Floats);
-}
-
-// The codes of step s of a block, cut into `fields` (packed_layout.h), or of a single plane of it.
-template <int bits>
-Words codes_of_step(const uint8_t* block, int s, int part) {
-  constexpr Fields fields = fields_of(bits, false);
-  block += part * sizeof(Words);
-  Words codes{};
-#pragma GCC unroll 3
-  for (int f = 0; f < fields.count; ++f) {
-    const int width = fields.field[f].width, shift = fields.field[f].shift;
-    const Words four = load<Words>(block + s % width * vector_bytes);
-    const int right = s / width * width - shift;
-    if (width == 8) {
-      codes = four;
-    } else {
-      codes |= (right >= 0 ? four >> right : four << -right) &
-               (((1u << width) - 1) << shift) * 0x01010101u;
-    }
-    block += width * vector_bytes;
-  }
-  return codes;
 }
 
 // How codes are read, and what the sums over a group are worth. An affine weight has one term, the
@@ -236,51 +194,6 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
     }
   }
   __builtin_memcpy(to, acc, sizeof acc);
-}
-
-// y of up to R tokens and P panels from sums[panel][token][digit][part], panels panel_stride apart:
-// the smallest digit first, then the bias. Adding a bias of zero also makes -0 the 0 that a sum
-// from zero would have been. A nonlinearity is applied to all of them together, as each value waits
-// for the steps of its polynomial.
-template <int P, int R>
-[[gnu::noinline]] void finish(const Linear& op, const Floats* sums, int64_t panel_stride, int64_t m,
-                              int64_t tokens, int64_t panel) {
-  constexpr int64_t width = P * panel_rows;
-  const int64_t first = panel * panel_rows, left = op.form.outputs - first;
-  const int64_t n = left < width ? left : width;
-  alignas(64) float y[R * width], padded_bias[width] = {};
-  const float* bias = padded_bias;
-  if (op.bias && op.bfloat16_bias) {
-    widen(static_cast<const uint16_t*>(op.bias) + first, n, padded_bias);
-  } else if (op.bias) {
-    const float* own = static_cast<const float*>(op.bias) + first;
-    for (int64_t i = 0; n < width && i < n; ++i) padded_bias[i] = own[i];
-    bias = n == width ? own : padded_bias;
-  }
-  const bool in_place = n == width && op.nonlinearity == Nonlinearity::identity && !op.bfloat16;
-  const int64_t start = m * op.form.outputs + first;
-  float* to = static_cast<float*>(op.y) + (op.bfloat16 ? 0 : start);
-  float* at = in_place ? to : y;
-  const int64_t stride = in_place ? op.form.outputs : width;
-  for (int64_t t = 0; t < tokens; ++t, sums += op.digits * parts) {
-    for (int i = 0; i < P * parts; ++i) {
-      const Floats* digit = sums + i / parts * panel_stride + i % parts;
-      Floats total = *digit;
-      for (int d = 1; d < op.digits; ++d) total += digit[d * parts];
-      total += load<Floats>(bias + i * lanes);
-      __builtin_memcpy(at + t * stride + i * lanes, &total, sizeof total);
-    }
-  }
-  if (in_place) return;
-  apply(op.nonlinearity, y, tokens, width, width);
-  if (op.bfloat16) {
-    uint16_t* half = static_cast<uint16_t*>(op.y) + start;
-    for (int64_t t = 0; t < tokens; ++t) narrow(y + t * width, n, half + t * op.form.outputs);
-    return;
-  }
-  for (int64_t t = 0; t < tokens; ++t, to += op.form.outputs) {
-    __builtin_memcpy(to, y + t * width, n * sizeof(float));
-  }
 }
 
 // What is written at the end is asked for beforehand, so that no store waits for its line.

@@ -12,7 +12,6 @@
 namespace lowbit {
 namespace {
 
-constexpr int64_t chunk_bytes = 1 << 18;  // of codes, a share of the L2 cache
 constexpr int64_t max_chunk_rows = 1024;  // of codes
 constexpr int64_t max_chunks = 16;        // at once: bounds the scratch
 constexpr int64_t values_per_quantize = 16384;
@@ -170,7 +169,7 @@ void run(const Linear* ops, int count, const Product& (*choose)(const Linear&)) 
   const int64_t rows = ops->rows, inputs = ops->form.inputs, digits = ops->digits;
   const int64_t row_bytes = padded_inputs(ops->form, product) * product.bytes_per_input * digits;
   const int64_t blocks = std::max<int64_t>(
-      1, std::min(chunk_bytes / (row_bytes + 1), max_chunk_rows / digits) / product.rows);
+      1, std::min(product.chunk_bytes / (row_bytes + 1), max_chunk_rows / digits) / product.rows);
   const int64_t chunk_rows = blocks * product.rows;
   for (int64_t first = 0; first < rows; first += chunk_rows * max_chunks) {
     std::vector<Layer> layers;

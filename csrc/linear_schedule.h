@@ -51,11 +51,12 @@ struct Activations {
 
 // A path's loops. Rows and panels are those of the chunk and the task, `first` … `last` - 1.
 struct Product {
-  int64_t rows;             // of codes, in a register block; chunks start at multiples of it
-  int64_t panels;           // in a register block; tasks are multiples of it
-  int64_t group_padding;    // inputs of a group are padded to a multiple of this
-  int64_t bytes_per_input;  // of an activation in the path's arrangement
-  int64_t macs_per_ns;      // roughly, on one core: decides when a second thread pays
+  int64_t rows;                   // of codes, in a register block; chunks start at multiples of it
+  int64_t panels;                 // in a register block; tasks are multiples of it
+  int64_t group_padding;          // inputs of a group are padded to a multiple of this
+  int64_t bytes_per_input;        // of an activation in the path's arrangement
+  int64_t macs_per_ns;            // roughly, on one core: decides when a second thread pays
+  int64_t chunk_bytes = 1 << 18;  // of the activations of a chunk: a share of the L2 cache
   void (*quantize)(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row);
   void (*multiply)(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
                    int64_t first_panel, int64_t last_panel);
