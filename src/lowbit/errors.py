@@ -23,6 +23,10 @@ class InputError(LowbitError):
     """The input or the machine: a broken checkpoint, weights that are not finite, a full disk."""
 
 
+class RowError(InputError, IndexError):
+    """A row that a table does not have: an IndexError too, as torch raises it."""
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """What goes wrong inside is told of `what`: "encoder.fc1.weight: …"."""

@@ -1,16 +1,21 @@
 """Weights and scales as operators take them: tensors, numbers, and text that can be traced."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from lowbit.errors import UsageError
 from lowbit.formats import Layout, QTensor, StackedLayout, StaticScale, layout_from_dict
-from lowbit.kernels.checks import check_packed, check_stored
+from lowbit.kernels.checks import check_at_least, check_tensors
 from lowbit.kernels.packed_layout import unsupported
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
+
+MOST_TEXT = 1 << 13  # characters of a layout: a stack of most parts has a third
+MOST_WEIGHTS = 1 << 48  # of one tensor: products of sizes stay far from the end of int64
+CPU = torch.device("cpu")
 
 
 def layout_text(layout: Layout) -> str:
@@ -19,8 +24,17 @@ def layout_text(layout: Layout) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _layout(text: str) -> Layout:
-    return layout_from_dict(ast.literal_eval(text))
+def layout_of(text: str) -> Layout:
+    """The way back. Raises UsageError or InputError for other text."""
+    try:
+        if len(text) > MOST_TEXT:
+            raise ValueError
+        stored = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        stored = None
+    if not isinstance(stored, Mapping):
+        raise UsageError(f"layout {text[:60]!r} is not the text of a layout (layout_text)")
+    return layout_from_dict(stored)
 
 
 def stored_arguments(q: QTensor) -> tuple[list[Tensor], str]:
@@ -28,44 +42,62 @@ def stored_arguments(q: QTensor) -> tuple[list[Tensor], str]:
     return list(q.tensors().values()), layout_text(q.layout)
 
 
-def assemble(stored: Sequence[Tensor], layout: str, in_features: int) -> QTensor:
-    """The way back. Raises ValueError for tensors that the layout does not have."""
-    parsed = _layout(layout)
+def check_stored(stored: Sequence[Tensor], layout: str, in_features: int) -> None:
+    """Raises UsageError for tensors that are not a weight of this layout and width."""
+    parsed = layout_of(layout)
+    check_at_least("in_features", in_features, 1)
+    if len(stored) != len(parsed.names):
+        raise UsageError(
+            f"{len(stored)} stored tensors, expected {len(parsed.names)}: {', '.join(parsed.names)}"
+        )
+    if stored[0].dim() < 2:
+        raise UsageError(f"{parsed.names[0]} {list(stored[0].shape)} are not rows of codes")
     named = dict(zip(parsed.names, stored, strict=True))
-    check_stored(named, parsed.tensors(rows_of(stored, layout), in_features))
-    return parsed.assemble(named, in_features)
+    # Where sizes are symbols, those of a weight are taken for constants.
+    wanted = parsed.tensors(int(rows_of(stored, layout)), int(in_features))
+    check_tensors(named, wanted, stored[0].device)
+
+
+def assemble(stored: Sequence[Tensor], layout: str, in_features: int) -> QTensor:
+    """What `check_stored` accepts, as a quantized tensor."""
+    parsed = layout_of(layout)
+    return parsed.assemble(dict(zip(parsed.names, stored, strict=True)), in_features)
 
 
 def rows_of(stored: Sequence[Tensor], layout: str) -> int:
     """Output rows: of a stack as its layout has it, else the second last dimension of codes
     [out, …] and planes [bits, out, …]."""
-    parsed = _layout(layout)
+    parsed = layout_of(layout)
     return parsed.rows if isinstance(parsed, StackedLayout) else stored[0].shape[-2]
 
 
-def packed_layout(
+def check_packed(
     packed: Tensor, layout: str, out_features: int, in_features: int, planes: int
-) -> AnyPackedLayout:
-    """That of a packed weight, of which the first `planes` are used, 0 for all (and for affine
-    ones). Raises ValueError for a shape or a number of planes that cannot be packed, and for bytes
-    that are not such a weight."""
-    form = _packed_layout(layout, out_features, in_features, planes)
-    check_packed(packed, form)
-    return form
+) -> None:
+    """Raises UsageError for a shape or a number of planes that cannot be packed, and for bytes that
+    are not such a weight."""
+    form = packed_layout(layout, int(out_features), int(in_features), int(planes))
+    check_tensors({"packed": packed}, {"packed": ((form.size,), torch.uint8)}, CPU)
+    if not packed.is_contiguous():
+        raise UsageError(f"packed has the strides {packed.stride()}; its bytes must be contiguous")
 
 
 @lru_cache(maxsize=4096)
-def _packed_layout(
-    layout: str, out_features: int, in_features: int, planes: int
-) -> AnyPackedLayout:
-    parsed = _layout(layout)
-    refusal = unsupported(parsed, in_features, torch.device("cpu"))
+def packed_layout(layout: str, out_features: int, in_features: int, planes: int) -> AnyPackedLayout:
+    """That of a packed weight, of which the first `planes` are used, 0 for all (and for affine
+    ones). Raises UsageError for a shape or a number of planes that cannot be packed."""
+    parsed = layout_of(layout)
+    check_at_least("in_features", in_features, 1)
+    check_at_least("the rows of a packed weight", out_features, 1)
+    if out_features * in_features > MOST_WEIGHTS:
+        raise UsageError(f"a weight [{out_features}, {in_features}] has more than 2^48 numbers")
+    if isinstance(parsed, StackedLayout):
+        parsed.tensors(out_features, in_features)  # raises for other rows
+    refusal = unsupported(parsed, in_features, CPU)
     if planes and planes not in parsed.prefixes:
         refusal = f"there are no parameters for {planes} planes"
-    if out_features < 1:
-        refusal = f"a weight of {out_features} rows"
     if refusal:
-        raise ValueError(f"such a weight cannot be prepacked: {refusal}")
+        raise UsageError(f"such a weight cannot be prepacked: {refusal}")
     return packed_layout_of(parsed, out_features, in_features, planes or None)
 
 

@@ -1,51 +1,144 @@
 """What operators are given, before native code takes addresses of it.
 
-Modules vouch for what they hold; whoever calls an operator by its name may give anything.
+Modules vouch for what they hold; whoever calls an operator by its name may give anything. An
+operator and its fake version ask the same function, which reads shapes, dtypes, devices and numbers
+that are no tensors; it raises UsageError.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
+from lowbit.errors import UsageError
+from lowbit.kernels import native
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def check_stored(
-    tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+def check_given(name: str, value: Tensor | None) -> None:
+    """Raises UsageError for None, which torch takes for a tensor that has no numbers."""
+    if value is None:
+        raise UsageError(f"{name} is None, not a tensor")
+
+
+def check_memory(t: Tensor) -> None:
+    """Raises UsageError for a tensor whose numbers are not all in memory, by strides: a sparse one,
+    or one whose memory was given back."""
+    if t.layout is not torch.strided:
+        raise UsageError(f"a tensor {list(t.shape)} is {t.layout}: operators take strided ones")
+    if t.is_meta or t.numel() == 0:
+        return
+    last = sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True))
+    needed = (t.storage_offset() + last + 1) * t.element_size()
+    if t.untyped_storage().nbytes() < needed:
+        raise UsageError(
+            f"a tensor {list(t.shape)} of {t.dtype} needs {needed} bytes, and its storage has"
+            f" {t.untyped_storage().nbytes()}"
+        )
+
+
+def check_tensors(
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    device: torch.device,
 ) -> None:
-    """Raises ValueError for stored tensors without the shapes and dtypes that their layout has."""
-    device = next(iter(tensors.values())).device
+    """Raises UsageError for tensors without the shapes and dtypes that are wanted."""
     for name, (shape, dtype) in wanted.items():
-        _check(f"stored tensor {name}", tensors[name], shape, dtype, device)
-
-
-def check_packed(packed: Tensor, form: AnyPackedLayout) -> None:
-    """Raises ValueError for bytes that are not a weight packed as `form`."""
-    _check("packed", packed, (form.size,), torch.uint8, torch.device("cpu"))
-    if not packed.is_contiguous():
-        raise ValueError(f"packed has the strides {packed.stride()}; its bytes must be contiguous")
+        t = found[name]
+        if tuple(t.shape) != shape or t.dtype != dtype or t.device != device:
+            raise UsageError(
+                f"{name} is {t.dtype} {list(t.shape)} on {t.device},"
+                f" expected {dtype} {list(shape)} on {device}"
+            )
 
 
 def check_bias(bias: Tensor | None, out_features: int, device: torch.device) -> None:
-    """Raises ValueError for a bias that is not one float for each output."""
+    """Raises UsageError for a bias that is not one float for each output."""
     if bias is not None:
-        if not bias.is_floating_point():
-            raise ValueError(f"bias is {bias.dtype}, not a float dtype")
-        _check("bias", bias, (out_features,), bias.dtype, device)
+        _check_dtype("bias", bias, FLOATS)
+        check_tensors({"bias": bias}, {"bias": ((out_features,), bias.dtype)}, device)
 
 
-def check_float(name: str, x: Tensor) -> None:
-    """Raises ValueError for what is not a float tensor of at least one dimension."""
-    if x.dim() == 0 or not x.is_floating_point():
-        raise ValueError(f"{name} {list(x.shape)} of {x.dtype} is not a float tensor of rows")
-
-
-def _check(
-    name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> None:
-    if tuple(t.shape) != shape or t.dtype != dtype or t.device != device:
-        raise ValueError(
-            f"{name} is {t.dtype} {list(t.shape)} on {t.device},"
-            f" expected {dtype} {list(shape)} on {device}"
+def check_rows(name: str, x: Tensor, columns: int, device: torch.device) -> None:
+    """Raises UsageError for what is not floats [*, columns] on the device."""
+    _check_dtype(name, x, FLOATS)
+    if x.dim() == 0 or x.shape[-1] != columns or x.device != device:
+        raise UsageError(
+            f"{name} {list(x.shape)} on {x.device} is not rows of {columns} on {device}"
         )
+
+
+def check_dimensions(name: str, x: Tensor, dimensions: int) -> None:
+    """Raises UsageError for what is not floats of so many dimensions."""
+    _check_dtype(name, x, FLOATS)
+    if x.dim() != dimensions:
+        raise UsageError(f"{name} {list(x.shape)} has {x.dim()} dimensions, expected {dimensions}")
+
+
+def check_ids(ids: Tensor, device: torch.device) -> None:
+    """Raises UsageError for what is not whole numbers on the device. Whether a table has such rows
+    is seen when they are read."""
+    _check_dtype("ids", ids, WHOLE)
+    if ids.device != device:
+        raise UsageError(f"ids on {ids.device} do not fit a table on {device}")
+
+
+def check_result(dtype: torch.dtype) -> None:
+    """Raises UsageError for a dtype that no result has."""
+    if dtype not in FLOATS:
+        raise UsageError(f"dtype {dtype} is none of {_listed(FLOATS)}")
+
+
+def check_at_least(name: str, number: int, least: int) -> None:
+    """Raises UsageError for a smaller number."""
+    if number < least:
+        raise UsageError(f"{name} must be at least {least}, not {number}")
+
+
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
+    """Raises UsageError for a name that is not known."""
+    if value not in known:
+        raise UsageError(f"{name} {value[:40]!r} is unknown: use {', '.join(known)}")
+
+
+def check_path(path: str, *operators: str) -> None:
+    """Raises UsageError for a path that none of the native operators has, or not on this
+    processor."""
+    paths = {p.name: p.feature for operator in operators for p in native.paths(operator)}
+    check_choice("path", path, paths)
+    missing = native.lacks(paths[path])
+    if missing:
+        raise UsageError(f"path {path} cannot be taken: {missing}")
+
+
+def check_static(activations: str, scale: float, zero_point: int) -> None:
+    """Raises UsageError for a scale that does not go with the kind of activations: static ones have
+    one, others have none."""
+    if activations != "static":
+        if scale or zero_point:
+            raise UsageError(
+                f"{activations} activations take no scale, got {scale} with zero point {zero_point}"
+            )
+    elif not 2.0**-126 <= scale <= 2.0**126 or not -128 <= zero_point <= 127:
+        raise UsageError(
+            f"static activations need a scale in 2^-126 … 2^126 and a zero point in -128 … 127,"
+            f" got {scale} and {zero_point}"
+        )
+
+
+def check_finite(name: str, number: float) -> None:
+    """Raises UsageError for NaN and infinities."""
+    if not math.isfinite(number):
+        raise UsageError(f"{name} must be finite, not {number}")
+
+
+def _check_dtype(name: str, t: Tensor, known: Collection[torch.dtype]) -> None:
+    if t.dtype not in known:
+        raise UsageError(f"{name} {list(t.shape)} is {t.dtype}, none of {_listed(known)}")
+
+
+def _listed(dtypes: Collection[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -6,12 +6,19 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import QTensor, decode
-from lowbit.kernels.arguments import assemble, rows_of, stored_arguments
+from lowbit.kernels.arguments import assemble, check_stored, rows_of, stored_arguments
+from lowbit.kernels.checks import check_result
 from lowbit.kernels.operator import operator
+
+
+def _check(stored: Sequence[Tensor], layout: str, in_features: int, dtype: torch.dtype) -> None:
+    check_stored(stored, layout, in_features)
+    check_result(dtype)
 
 
 @operator(
     "dequantize",
+    check=_check,
     fake=lambda stored, layout, in_features, dtype: stored[0].new_empty(
         (rows_of(stored, layout), in_features), dtype=dtype
     ),

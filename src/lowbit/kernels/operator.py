@@ -11,6 +11,7 @@ autograd go through it.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from itertools import zip_longest
 from typing import Any
 
@@ -18,24 +19,48 @@ import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 from torch.library import custom_op
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from lowbit.kernels.checks import check_given, check_memory
 
 
 def operator(
     name: str,
+    check: Callable[..., None],
     fake: Callable[..., Any],
     gradient: Callable[..., tuple[Tensor | None, ...]] | None = None,
     schema: str | None = None,
 ) -> Callable[[Callable[..., Any]], CustomOpDef]:
     """Makes a function the operator lowbit::name.
 
+    check: (*inputs) -> None, or UsageError for inputs that the operator does not take; it reads
+    shapes, dtypes and numbers beside tensors, for the operator and for its fake version.
     fake: (*inputs) -> empty outputs. gradient: (gradient of the output, *inputs) -> those of the
     first inputs; others have none. schema: where the annotations of the function do not tell it.
     """
 
     def declare(function: Callable[..., Any]) -> CustomOpDef:
-        made: CustomOpDef = custom_op(f"lowbit::{name}", function, mutates_args=(), schema=schema)
-        made.register_fake(fake)
+        @wraps(function)  # whose annotations tell the schema
+        def checked(*inputs: Any) -> Any:
+            check_inputs(*inputs)
+            for leaf in tree_leaves(inputs):
+                if isinstance(leaf, Tensor):
+                    check_memory(leaf)
+            return function(*inputs)
+
+        def checked_fake(*inputs: Any) -> Any:
+            check_inputs(*inputs)
+            return fake(*inputs)
+
+        def check_inputs(*inputs: Any) -> None:
+            for place, argument in tensors:
+                check_given(argument, inputs[place])
+            check(*inputs)
+
+        made: CustomOpDef = custom_op(f"lowbit::{name}", checked, mutates_args=(), schema=schema)
+        made.register_fake(checked_fake)
+        arguments = made._opoverload._schema.arguments
+        tensors = [(i, a.name) for i, a in enumerate(arguments) if str(a.type) == "Tensor"]
         if gradient is not None:
 
             def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

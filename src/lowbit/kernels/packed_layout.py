@@ -20,6 +20,7 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowbit.errors import RowError, UsageError
 from lowbit.formats import Layout, PlainLayout, PlainTensor, QTensor
 from lowbit.kernels import native
 
@@ -169,13 +170,16 @@ class PackedLayout:
     def decode(
         self, packed: UInt8[Tensor, " bytes"], rows: Integer[Tensor, " n"], dtype: torch.dtype
     ) -> Float[Tensor, "n in"]:
-        """Some rows of the weight. Raises IndexError for one that is not there, ValueError for
+        """Some rows of the weight. Raises RowError for one that is not there, UsageError for
         numbers of rows that are not on the CPU."""
         if not rows.is_cpu:
-            raise ValueError(f"row numbers on {rows.device} do not fit a table on the CPU")
+            raise UsageError(f"row numbers on {rows.device} do not fit a table on the CPU")
         rows = rows.to(torch.int64).contiguous()
         out = torch.empty(len(rows), self.in_features, dtype=torch.float32, device="cpu")
-        self.weight.decode(packed.data_ptr(), rows.data_ptr(), len(rows), out.data_ptr())
+        try:
+            self.weight.decode(packed.data_ptr(), rows.data_ptr(), len(rows), out.data_ptr())
+        except IndexError as error:
+            raise RowError(str(error)) from None
         return out if dtype is torch.float32 else out.to(dtype)
 
     @property

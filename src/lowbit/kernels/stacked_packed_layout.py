@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
+from lowbit.errors import RowError
 from lowbit.formats import Layout, QTensor, StackedLayout, StackedTensor
 from lowbit.formats.stacked import among
 from lowbit.kernels.packed_layout import PackedLayout, Part
@@ -66,9 +67,7 @@ class StackedPackedLayout:
             found += len(here)
         if found < len(rows):
             outside = rows[(rows < 0) | (rows >= self.out_features)]
-            raise IndexError(
-                f"token id {int(outside[0])} leaves a table of {self.out_features} rows"
-            )
+            raise RowError(f"token id {int(outside[0])} leaves a table of {self.out_features} rows")
         return out
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Float32, Int64, Integer, UInt8
 from torch import Tensor
 
+from lowbit.errors import RowError
 from lowbit.kernels.packed_layout import PackedLayout
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
 
@@ -16,7 +17,7 @@ def embedding(
     form: AnyPackedLayout,
     dtype: torch.dtype,
 ) -> Float[Tensor, "*tokens in"]:
-    """The decoded rows. Raises IndexError for an id outside the table."""
+    """The decoded rows. Raises RowError for an id outside the table."""
     return form.decode(packed, ids.flatten(), dtype).view(*ids.shape, form.in_features)
 
 
@@ -28,6 +29,9 @@ def in_place(
 
     def call(ids: Tensor) -> None:
         ids = ids.contiguous()
-        decode(packed.data_ptr(), ids.data_ptr(), count, y.data_ptr())
+        try:
+            decode(packed.data_ptr(), ids.data_ptr(), count, y.data_ptr())
+        except IndexError as error:
+            raise RowError(str(error)) from None
 
     return call

@@ -4,16 +4,17 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from lowbit.errors import RowError
 from lowbit.formats import QTensor, decode_rows
 
 
 def embedding(
     ids: Integer[Tensor, "*tokens"], q: QTensor, dtype: torch.dtype
 ) -> Float[Tensor, "*tokens in"]:
-    """The decoded rows. Raises IndexError for an id outside the table."""
+    """The decoded rows. Raises RowError for an id outside the table."""
     rows = ids.flatten().long()
     if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < q.shape[0]:
-        raise IndexError(
+        raise RowError(
             f"token ids {int(rows.min())} … {int(rows.max())} leave a table of {q.shape[0]} rows"
         )
     return decode_rows(q, rows, dtype).reshape(*ids.shape, q.in_features)

@@ -10,7 +10,10 @@ from torch import Tensor
 from lowbit.formats import QTensor, StaticScale
 from lowbit.kernels import linear as kernels
 from lowbit.kernels.arguments import (
+    CPU,
     assemble,
+    check_packed,
+    check_stored,
     layout_text,
     packed_layout,
     rows_of,
@@ -18,10 +21,11 @@ from lowbit.kernels.arguments import (
     static_scale,
     stored_arguments,
 )
-from lowbit.kernels.checks import check_bias, check_float
+from lowbit.kernels.checks import check_bias, check_choice, check_path, check_rows, check_static
 from lowbit.kernels.dequantize import dequantize_op
 from lowbit.kernels.embedding.operator import embedding_packed_op
 from lowbit.kernels.linear.native import LinearProduct
+from lowbit.kernels.linear.reference import NONLINEARITIES
 from lowbit.kernels.operator import dispatched, operator
 
 # d out / d in of the nonlinearities, times the gradient of what comes out.
@@ -57,8 +61,34 @@ def _stored_gradients(
     return _gradients(grad, dequantize_op(stored, layout, x.shape[-1], grad.dtype), bias)
 
 
+def _check(
+    x: Tensor,
+    stored: Sequence[Tensor],
+    bias: Tensor | None,
+    layout: str,
+    activations: str,
+    nonlinearity: str,
+    input_scale: float,
+    input_zero_point: int,
+) -> None:
+    in_features = x.shape[-1] if x.dim() else 0
+    check_stored(stored, layout, in_features)
+    check_rows("x", x, in_features, stored[0].device)
+    check_bias(bias, rows_of(stored, layout), x.device)
+    _check_how(activations, nonlinearity, input_scale, input_zero_point)
+
+
+def _check_how(
+    activations: str, nonlinearity: str, input_scale: float, input_zero_point: int
+) -> None:
+    check_choice("activations", activations, kernels.KERNELS)
+    check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
+    check_static(activations, input_scale, input_zero_point)
+
+
 @operator(
     "linear",
+    check=_check,
     fake=lambda x, stored, bias, layout, *_: x.new_empty((*x.shape[:-1], rows_of(stored, layout))),
     gradient=_stored_gradients,
 )
@@ -72,9 +102,7 @@ def _linear_op(
     input_scale: float,
     input_zero_point: int,
 ) -> Tensor:
-    check_float("x", x)
     q = assemble(stored, layout, x.shape[-1])
-    check_bias(bias, q.shape[0], x.device)
     input = static_scale(input_scale, input_zero_point)
     return kernels.linear(x, q, bias, activations, nonlinearity, input)
 
@@ -118,8 +146,30 @@ def _packed_gradients(
     return _gradients(grad, decoded, bias)
 
 
+def _check_packed(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    layout: str,
+    out_features: int,
+    planes: int,
+    activations: str,
+    nonlinearity: str,
+    path: str,
+    input_scale: float,
+    input_zero_point: int,
+) -> None:
+    in_features = x.shape[-1] if x.dim() else 0
+    check_packed(packed, layout, out_features, in_features, planes)
+    check_rows("x", x, in_features, CPU)
+    check_bias(bias, out_features, CPU)
+    _check_how(activations, nonlinearity, input_scale, input_zero_point)
+    check_path(path, "linear")
+
+
 @operator(
     "linear_packed",
+    check=_check_packed,
     fake=lambda x, packed, bias, layout, rows, *_: x.new_empty((*x.shape[:-1], rows)),
     gradient=_packed_gradients,
 )
@@ -136,9 +186,7 @@ def _linear_packed_op(
     input_scale: float,
     input_zero_point: int,
 ) -> Tensor:
-    check_float("x", x)
-    form = packed_layout(packed, layout, out_features, x.shape[-1], planes)
-    check_bias(bias, out_features, x.device)
+    form = packed_layout(layout, out_features, x.shape[-1], planes)
     input = static_scale(input_scale, input_zero_point)
     return _product(form, activations, path, nonlinearity, input)(x, packed, bias)
 

@@ -25,6 +25,7 @@ def quantize_rows(
     assert module is not None
     x = x.float().contiguous()
     rows, cols = x.shape
+    group_size = min(group_size, max(cols, 1))
     codes = torch.empty(rows, cols, dtype=torch.int8)
     scales = torch.empty(rows, -(-cols // group_size), dtype=torch.float32)
     module.quantize_rows(

@@ -1,0 +1,46 @@
+"""Whatever an operator is given, it answers: nothing ends the process, and what it refuses it
+refuses in one of our sentences (wrong_calls.py says how that is found out)."""
+
+import pytest
+import torch
+
+from lowbit.errors import RowError, UsageError
+from lowbit.kernels import native, ops
+from tests.kernels.right_calls import SCHEMES, right_calls
+from tests.kernels.wrong_calls import all_calls, campaign, counts, faults, operators
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
+
+
+def test_every_operator_has_a_right_call():
+    assert {call.operator for call in right_calls()} == set(operators())
+
+
+@pytest.mark.parametrize("operator", operators())
+def test_wrong_calls_are_refused(operator):
+    found = campaign(all_calls(operator, 30, seed=1))
+    assert not faults(found)
+    assert counts(found)["ours"] > 8
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("operator", operators())
+def test_every_wrong_call_is_refused(operator):
+    found = campaign(all_calls(operator, 3000, seed=2))
+    assert not faults(found) and len(found) == 3000
+
+
+@pytest.mark.parametrize("bad", [-1, 10**9])
+def test_a_row_outside_is_an_index_error_of_ours(bad):
+    q = SCHEMES[0].quantize(torch.randn(24, 64))
+    layer = ops.layout_text(q.layout), 64, torch.float32
+    with pytest.raises(RowError, match=f"{bad}") as caught:
+        torch.ops.lowbit.embedding(torch.tensor([bad]), list(q.tensors().values()), *layer)
+    assert isinstance(caught.value, IndexError)
+
+
+def test_memory_that_was_given_back_is_not_read():
+    x = torch.randn(4, 64)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(UsageError, match="needs 1024 bytes, and its storage has 0"):
+        torch.ops.lowbit.quantize_rows(x, 16)
