@@ -165,6 +165,26 @@ def test_loading_in_half_precision_leaves_codes_and_scales_alone(name, dtype, tm
     assert loaded.dtype == dtype
 
 
+@pytest.mark.parametrize("loads", [False, True])
+@pytest.mark.parametrize(
+    ("move", "dtype"),
+    [("half", torch.float16), ("bfloat16", torch.bfloat16), ("float", torch.float32)],
+)
+def test_a_model_is_cast_by_every_method_that_modules_have(move, dtype, loads, tmp_path):
+    model = make("bert")
+    lowbit.quantize(model, "int8-all")
+    if loads:
+        model = type(model).from_pretrained(saved(model, tmp_path))
+    before = {name: t.clone() for name, t in model.state_dict().items() if "codes" in name}
+    other, moved = copy.deepcopy(model), copy.deepcopy(model).to(torch.float16)
+    assert getattr(moved, move)() is moved
+    assert moved.dtype == dtype and model.dtype == torch.float32
+    wanted = output(other.to(torch.float16).to(dtype))
+    assert output(moved).dtype == dtype and torch.equal(output(moved), wanted)
+    assert all(torch.equal(moved.state_dict()[name], t) for name, t in before.items())
+    assert output(moved.dequantize().float()).dtype == torch.float32
+
+
 def test_t5_keeps_its_float32_layer_in_float16(tmp_path):
     model = make("t5")
     lowbit.quantize(model, "int4")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import RwkvConfig, RwkvForCausalLM
 
 import lowbit
 from lowbit.errors import UsageError
@@ -124,6 +125,10 @@ def test_gradients_flow_through_it_to_what_it_is_multiplied_with():
         lambda w: w.data.copy_(torch.zeros(24, 40)),
         lambda w: w.__setitem__(0, 1.0),
         lambda w: w[0].fill_(1.0),
+        lambda w: w[0].div_(2),
+        lambda w: w.mul_(torch.ones(24, 40)),
+        lambda w: w.div_(2, rounding_mode="floor"),
+        lambda w: w.mul_(-1),
         lambda w: w.data[3].zero_(),
         lambda w: w.T.add_(1),
         lambda w: torch.add(w + 0, 1, out=w),
@@ -136,6 +141,68 @@ def test_writing_to_it_or_a_view_is_refused(write):
     with pytest.raises(UsageError, match="cannot be changed"):
         write(layer.weight)
     assert torch.equal(layer.weight + 0, ops.dequantize(q))
+
+
+@every_scheme
+@pytest.mark.parametrize("packs", [False, True])
+def test_multiplying_it_in_place_multiplies_what_is_stored(scheme, packs):
+    layer, q = linear(scheme)
+    before = ops.dequantize(q).numpy()
+    x = torch.randn(3, 40)
+    if packs:
+        prepared(layer)
+    for write, factor in (
+        (lambda w: w.div_(4), 0.25),
+        (lambda w: w.mul_(2.0), 0.5),
+        (lambda w: w.data.mul_(torch.tensor(4.0)), 2.0),
+        (lambda w: w.T.div_(2), 1.0),
+    ):
+        write(layer.weight)
+        np.testing.assert_array_equal(layer.weight.numpy(), before * factor)
+        wanted = QuantLinear(q.layout, 40, 24, None, "dynamic").hold(q)(x) * factor
+        assert torch.equal(layer(x), wanted)
+    assert all(torch.equal(t, q.tensors()[n]) for n, t in layer.qweight.tensors().items())
+
+
+def test_what_was_read_before_follows():
+    layer, q = linear()
+    weight = layer.weight
+    before = weight.numpy()
+    weight.data.div_(2)
+    np.testing.assert_array_equal(weight.numpy(), before / 2)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e9, 2.0**-18])
+def test_a_factor_that_scales_cannot_hold_is_refused(factor):
+    layer, q = linear()
+    with pytest.raises(UsageError, match="range of torch.float16"):
+        layer.weight.mul_(factor)
+    assert torch.equal(layer.weight + 0, ops.dequantize(q))
+
+
+def test_a_model_whose_code_divides_weights_at_inference_is_quantized():
+    config = RwkvConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=4, attention_hidden_size=32,
+        rescale_every=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = RwkvForCausalLM(config).eval()
+    ids = torch.randint(0, 40, (2, 9))
+    quantized = copy.deepcopy(model)
+    lowbit.quantize(quantized, "int8", progress=False)
+    twin = copy.deepcopy(quantized).dequantize()
+    assert twin.rwkv.layers_are_rescaled is False
+    with torch.no_grad():
+        wanted, got = twin(ids).logits, quantized(ids).logits
+    np.testing.assert_allclose(got.numpy(), wanted.numpy(), atol=1e-5)
+    # The other way round: training takes the division back.
+    quantized.train()
+    quantized(ids)
+    weight = model.rwkv.blocks[3].feed_forward.value.weight.detach().numpy()
+    np.testing.assert_array_equal(
+        quantized.rwkv.blocks[3].feed_forward.value.qweight.scale[:, 0].numpy(),
+        (np.abs(weight).max(1) / 127).astype(np.float16),
+    )
 
 
 def test_a_numpy_view_cannot_be_written_to():

@@ -27,7 +27,7 @@ from lowbit.conversion.fuse import fuse, unfuse
 from lowbit.conversion.one_weight import put_quantized, put_tied, quantize_weight, tied_entry
 from lowbit.conversion.plan import Quantize, TiedTo, check_static, make_plan
 from lowbit.conversion.skeleton import align, build, check_loaded, fill_replaced, stored_buffers
-from lowbit.conversion.stored_names import comes_back, keep_apart, merged_with, renaming
+from lowbit.conversion.stored_names import keep_apart, lost, merged_with, renaming
 from lowbit.conversion.swap import restore
 from lowbit.conversion.ties import TiedKeys, retie, untie
 from lowbit.conversion.unchanged import unchanged_on_error
@@ -54,8 +54,23 @@ def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, .
     model.quantization_method = METHOD
     model.config.quantization_config = config
     align(model)
-    model.resize_token_embeddings = partial(resize_token_embeddings, model)
+    set_methods(model)
     _assign_is_quantized(model)
+
+
+def set_methods(model: PreTrainedModel) -> None:
+    """Methods that transformers has for no quantized model, or for float ones only."""
+    model.resize_token_embeddings = partial(resize_token_embeddings, model)
+    model.float = partial(cast, model, torch.float32)
+    model.half = partial(cast, model, torch.float16)
+
+
+METHODS = ("resize_token_embeddings", "float", "half")
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Let the model compute in `dtype`, as `to` does. What is stored stays, bit for bit."""
+    return model.to(dtype)
 
 
 def resize_token_embeddings(model: PreTrainedModel, *args: Any, **kwargs: Any) -> nn.Module:
@@ -121,7 +136,7 @@ class LowbitQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         align(model)
         fill_replaced(model)
-        model.resize_token_embeddings = partial(resize_token_embeddings, model)
+        set_methods(model)
         if self.pre_quantized:
             check_loaded(model)
             for module in model.modules():
@@ -155,11 +170,11 @@ class LowbitQuantizer(HfQuantizer):
         if not self.stored_names:
             return weight_conversions
         saving = get_model_conversion_mapping(model, add_legacy=False)
-        lost = {n for n in self.stored_names if not comes_back(saving, weight_conversions, n)}
+        wrong = lost(model, saving, weight_conversions) & self.stored_names
         return [
             entry
             for entry in weight_conversions
-            if self.stored_names.issuperset(map(renaming(entry), lost))
+            if self.stored_names.issuperset(map(renaming(entry), wrong))
         ]
 
     def get_new_dtype(
@@ -181,7 +196,7 @@ class LowbitQuantizer(HfQuantizer):
             unfuse(model)
             restore(model, dtype)
             retie(model, self.ties)
-        for own in ("resize_token_embeddings", "_weight_conversions"):
+        for own in (*METHODS, "_weight_conversions"):
             vars(model).pop(own, None)
         self.remove_quantization_config(model)
         if dtype is not None:

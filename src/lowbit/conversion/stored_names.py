@@ -13,6 +13,8 @@ from transformers.core_model_loading import (
     PrefixChange,
     WeightConverter,
     WeightTransform,
+    dot_natural_key,
+    rename_source_key,
 )
 
 from lowbit.nn import QuantModule
@@ -24,16 +26,31 @@ def renaming(entry: WeightTransform) -> Callable[[str], str]:
     return lambda name: trial.rename_source_key(name)[0]
 
 
-def comes_back(saving: list[WeightTransform], loading: list[WeightTransform], name: str) -> bool:
-    """Whether a tensor that is renamed as it is saved has its name again when it is loaded."""
-    renamed = name
+def lost(
+    model: PreTrainedModel, saving: list[WeightTransform], loading: list[WeightTransform]
+) -> set[str]:
+    """The tensors of `model` that are renamed as they are saved, and have another name again when
+    they are loaded. Converters rename no stored tensor."""
+    back = [deepcopy(entry) for entry in loading if not isinstance(entry, WeightConverter)]
+    there = model.state_dict()
+    names = {name: _saved_name(saving, name) for name in there}
+    found = set()
+    # In the loader's order: some entries rename nothing until they have seen a certain name.
+    for name in sorted(names, key=lambda name: dot_natural_key(names[name])):
+        stored = names[name]
+        read, _ = rename_source_key(stored, back, [], model.base_model_prefix, there)
+        if read not in there and stored in there:
+            read, _ = rename_source_key(stored, [], [], model.base_model_prefix, there)
+        if read != name:
+            found.add(name)
+    return found
+
+
+def _saved_name(saving: list[WeightTransform], name: str) -> str:
     for entry in reversed(saving):
         if not isinstance(entry, WeightConverter):
-            renamed = entry.reverse_transform().rename_source_key(renamed)[0]
-    for entry in loading:
-        if not isinstance(entry, WeightConverter):
-            renamed = renaming(entry)(renamed)
-    return renamed == name
+            name = entry.reverse_transform().rename_source_key(name)[0]
+    return name
 
 
 def merged_with(model: PreTrainedModel, names: Set[str]) -> Set[str]:

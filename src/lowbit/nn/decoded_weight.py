@@ -19,13 +19,21 @@ from lowbit.errors import UsageError
 
 class DecodedWeight(Tensor):
     """A tensor with the shape, strides and dtype of `like`, on `device`; its numbers come from
-    `decode`, which is called once at most."""
+    `decode`, which is called once at most. `rescale` multiplies the stored weight by a number; None
+    for a part of a weight."""
 
     decode: Callable[[], Tensor]
+    rescale: Callable[[float], None] | None
     known: Tensor | None
 
     @staticmethod
-    def __new__(cls, like: Tensor, device: torch.device, decode: Callable[[], Tensor]) -> Self:
+    def __new__(
+        cls,
+        like: Tensor,
+        device: torch.device,
+        decode: Callable[[], Tensor],
+        rescale: Callable[[float], None] | None,
+    ) -> Self:
         made: Self = torch.Tensor._make_wrapper_subclass(
             cls,
             like.shape,
@@ -34,7 +42,7 @@ class DecodedWeight(Tensor):
             dtype=like.dtype,
             device=device,
         )
-        made.decode, made.known = decode, None
+        made.decode, made.rescale, made.known = decode, rescale, None
         made._is_hf_initialized = True  # type: ignore[attr-defined]  # so transformers leaves it
         return made
 
@@ -43,6 +51,13 @@ class DecodedWeight(Tensor):
         if self.known is None:
             self.known = self.decode()
         return self.known
+
+    def multiply(self, factor: float) -> None:
+        """Multiply the stored weight. Raises UsageError as `rescale` does, and for a part of it."""
+        if self.rescale is None:
+            raise _no_writing("a part of it is multiplied")
+        self.rescale(factor)
+        self.known = None
 
     def numpy(self, *, force: bool = False) -> "numpy.ndarray[Any, Any]":
         """A copy that cannot be written to."""
@@ -83,6 +98,10 @@ class DecodedWeight(Tensor):
         call = args, dict(kwargs or {})
         if is_view(func):
             return cls._view(func, call)
+        factor = _factor(func, *call)
+        if factor is not None:
+            args[0].multiply(factor)
+            return args[0]
         _refuse_writes(func, *call)
         args, kwargs = tree_map_only(DecodedWeight, DecodedWeight.numbers, call)
         return func(*args, **kwargs)
@@ -99,7 +118,15 @@ class DecodedWeight(Tensor):
             view: Tensor = tree_leaves(func(*args, **kwargs))[place]
             return view
 
-        made = [cls(view, weight.device, partial(decode, i)) for i, view in enumerate(views)]
+        made = [
+            cls(
+                view,
+                weight.device,
+                partial(decode, i),
+                weight.multiply if view.numel() == weight.numel() else None,
+            )
+            for i, view in enumerate(views)
+        ]
         return tree_unflatten(made, structure)
 
 
@@ -113,6 +140,20 @@ def is_view(func: Any) -> bool:
     """Whether what `func` returns shares memory with an argument that it leaves as it is."""
     aliases = [a.alias_info for a in func._schema.arguments if a.alias_info is not None]
     return bool(aliases) and not any(alias.is_write for alias in aliases)
+
+
+def _factor(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
+    """What a decoded weight is multiplied by in place, if `func` does that and the number is
+    positive."""
+    multiplies = func.overloadpacket in (torch.ops.aten.mul_, torch.ops.aten.div_)
+    if not multiplies or len(args) != 2 or kwargs:
+        return None
+    weight, by = args
+    if isinstance(by, Tensor) and by.ndim == 0 and not by.is_meta:
+        by = by.item()
+    if not isinstance(weight, DecodedWeight) or not isinstance(by, int | float) or not by > 0:
+        return None
+    return by if func.overloadpacket is torch.ops.aten.mul_ else 1 / by
 
 
 def _refuse_writes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -149,7 +149,8 @@ class QuantModule(nn.Module):
         if torch.compiler.is_compiling():
             return self.decoded()
         like = torch.empty(self.float_shape, dtype=self.compute_dtype.dtype, device="meta")
-        return DecodedWeight(like, self.compute_dtype.device, self._decoded_for_a_reader)
+        device = self.compute_dtype.device
+        return DecodedWeight(like, device, self._decoded_for_a_reader, self.rescale)
 
     def decoded(self) -> Tensor:
         """The float weight [rows, columns] in the dtype of computation; packed bytes stay."""
@@ -162,6 +163,21 @@ class QuantModule(nn.Module):
         note(self, "Code reads the weight itself, which is decoded for it.", warn=False)
         with torch.no_grad():
             return self.decoded()
+
+    def rescale(self, factor: float) -> None:
+        """Multiply the weight by a positive number: its scales are. Scales of a power of two stay
+        exact. Raises UsageError where a scale would leave the range in which its dtype is precise.
+        """
+        owner = self.owner
+        with _CHANGING, torch.inference_mode(False), torch.no_grad():
+            scales = {
+                name: tensor
+                for name, tensor in owner.qweight.tensors().items()
+                if tensor.is_floating_point()
+            }
+            scaled = {name: _scaled(scale, factor) for name, scale in scales.items()}
+            for name, scale in scaled.items():
+                setattr(owner, name, scale)
 
     @abstractmethod
     def choose(self) -> tuple[Kernel, str]:
@@ -294,6 +310,20 @@ def _untraced() -> Iterator[None]:
         yield
     finally:
         change(state)
+
+
+def _scaled(scale: Tensor, factor: float) -> Tensor:
+    exact = scale.double() * factor
+    stored = exact.to(scale.dtype)
+    # What rounding to the dtype costs a normal number at most.
+    precise = (stored.double() - exact).abs() <= exact.abs() * torch.finfo(scale.dtype).eps / 2
+    if not bool(precise.all()):
+        raise UsageError(
+            f"the weight of a quantized layer cannot be multiplied by {factor:g}: its scales would"
+            f" leave the range of {scale.dtype}; change the float model, or quantize with scales in"
+            " float32"
+        )
+    return stored
 
 
 def _empty_parameter(dtype: torch.dtype, device: torch.device) -> nn.Parameter:
