@@ -52,7 +52,7 @@ class DecodedWeight(Tensor):
             self.known = self.decode()
         return self.known
 
-    def multiply(self, factor: float) -> None:
+    def rescale_stored(self, factor: float) -> None:
         """Multiply the stored weight. Raises UsageError as `rescale` does, and for a part of it."""
         if self.rescale is None:
             raise _no_writing("a part of it is multiplied")
@@ -100,7 +100,7 @@ class DecodedWeight(Tensor):
             return cls._view(func, call)
         factor = _factor(func, *call)
         if factor is not None:
-            args[0].multiply(factor)
+            args[0].rescale_stored(factor)
             return args[0]
         _refuse_writes(func, *call)
         args, kwargs = tree_map_only(DecodedWeight, DecodedWeight.numbers, call)
@@ -123,7 +123,7 @@ class DecodedWeight(Tensor):
                 view,
                 weight.device,
                 partial(decode, i),
-                weight.multiply if view.numel() == weight.numel() else None,
+                weight.rescale_stored if view.numel() == weight.numel() else None,
             )
             for i, view in enumerate(views)
         ]
