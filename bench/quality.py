@@ -27,7 +27,17 @@ from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.task import Subject, Task
 from lowbit.evaluation.tasks.similarity import Similarity
 
-RECIPES = ("int8", "int8-dynamic", "int4", "int4-all", "int3", "bcq3", "bcq2")
+RECIPES = (
+    "int8",
+    "int8-dynamic",
+    "int8-all-dynamic",
+    "int4",
+    "int4-head8-dynamic",
+    "int4-all",
+    "int3",
+    "bcq3",
+    "bcq2",
+)
 SHARED = Path(__file__).parents[2] / "shared"
 CONTEXT = 256
 DIVERGENCE_BLOCKS = 100

@@ -29,10 +29,17 @@ def test_quantize_json_is_one_object_with_everything(lowbit, source, tmp_path):
     code, out, err = lowbit("quantize", source, "-o", tmp_path / "out", "--json")
     result = json.loads(out)
     assert code == 0 and not err
-    assert result["recipe"]["name"] == "int8"
+    assert result["recipe"]["name"] == "int4-head8-dynamic"
+    assert result["notes"][0].startswith("Recipe int4-head8-dynamic was chosen, ")
     assert result["coverage"]["share"] > 0.5
     assert result["after"]["disk_bytes"] < result["before"]["disk_bytes"]
-    assert len(result["errors"]) == 8
+    assert len(result["errors"]) == 10
+
+
+def test_quantize_without_a_recipe_says_which_was_chosen_and_why(lowbit, source, tmp_path):
+    code, out, _ = lowbit("quantize", source, "-o", tmp_path / "out")
+    assert code == 0 and "by recipe int4-head8-dynamic" in " ".join(out.split())
+    assert "note: Recipe int4-head8-dynamic was chosen, the default for models that gener" in out
 
 
 def test_quiet_prints_nothing(lowbit, source, tmp_path):

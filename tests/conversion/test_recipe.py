@@ -45,8 +45,18 @@ def test_binary_presets_have_an_offset_and_alternate():
     assert rule.scheme.offset and rule.scheme.solver == "alternating"
 
 
-def test_there_are_eight_variants_of_each_of_nine_schemes():
-    assert len(PRESETS) == 8 * 9
+@pytest.mark.parametrize("name", ["int4-head8-dynamic", "bcq3-head8", "int2-head8-static"])
+def test_head8_gives_tables_and_heads_8_bits_and_heads_float_activations(name):
+    base, _, activations = name.partition("-head8")
+    assert scheme(name, LINEAR) == scheme(base, LINEAR)
+    assert scheme(name, EMBEDDING) == scheme(name, HEAD) == Absmax(8, CHANNEL)
+    recipe = load_recipe(name)
+    assert recipe.rule_for("x", HEAD).activations == "float"
+    assert recipe.rule_for("x", LINEAR).activations == (activations[1:] or "float")
+
+
+def test_there_are_twelve_variants_of_each_of_nine_schemes():
+    assert len(PRESETS) == 12 * 9
 
 
 def test_the_first_rule_that_matches_decides():

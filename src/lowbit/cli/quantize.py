@@ -24,8 +24,12 @@ def quantize(
     model: Annotated[str, typer.Argument(help="A folder with a float checkpoint, or a hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     recipe: Annotated[
-        str, typer.Option(help="A preset (int8, int4-all, bcq3, int8-dynamic, …) or a .yaml file.")
-    ] = "int8",
+        str | None,
+        typer.Option(
+            help="A preset (int8, int4-all, bcq3, int8-dynamic, …) or a .yaml file. [default: by"
+            " the model's kind]"
+        ),
+    ] = None,
     solver: Annotated[
         str, typer.Option(help=f"How codes are chosen: {', '.join(SOLVERS)}.")
     ] = "nearest",
@@ -61,7 +65,9 @@ def quantize(
     """Quantize a checkpoint into a new folder: tensor by tensor, in bounded memory, or with a text
     to calibrate on, block by block.
 
-    Example: `lowbit quantize ./bert-base --recipe int4 -o ./bert-base-int4`
+    Example: `lowbit quantize ./bert-base -o ./bert-base-8bit`
+
+    Example: `lowbit quantize ./gpt2 --recipe bcq3-all-dynamic -o ./gpt2-3bit`
 
     Example: `lowbit quantize ./gpt2 --recipe int3 --solver gptq --calibration wiki.txt -o ./out`
     """
@@ -97,7 +103,7 @@ def plan_table(plan: Plan) -> Table:
     table = Table(
         box=box.SIMPLE,
         title=f"{plan.quantized_parameters:,} of {plan.parameters:,} parameters"
-        f" quantized ({plan.share:.1%})",
+        f" quantized ({plan.share:.1%}) by recipe {plan.recipe.name}",
     )
     for column in ("", "why", "modules", "parameters", "first"):
         right = column in ("modules", "parameters")

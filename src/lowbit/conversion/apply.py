@@ -34,7 +34,7 @@ class Result:
     """What was done: the plan, sizes before and after, and each module's error.
 
     `unused` names tensors of a checkpoint that the model has no place for; `notes` are sentences
-    about what a solver met.
+    about how the recipe was chosen and what a solver met.
     """
 
     plan: Plan

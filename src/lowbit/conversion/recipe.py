@@ -11,7 +11,7 @@ layers outside the base model; they are "@linear" too). As YAML:
       - {match: "@linear", scheme: zero-point, bits: 4, granularity: "group:64"}
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -134,26 +134,20 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-def _preset(scheme: Scheme, everything: bool, activations: str) -> tuple[Rule, ...]:
-    linear = Rule("@linear", scheme, activations)
-    if everything:
-        return Rule("@embedding", scheme), linear
-    return Rule("@embedding", KEEP), Rule("@head", KEEP), linear
-
-
-_SUFFIXES = {kind: "" if kind == "float" else f"-{kind}" for kind in ACTIVATIONS}
+# What a preset does with embeddings and heads, by the part of its name that says so. Heads of 8
+# bits have float activations: no outlier of the last hidden state costs the logits their precision.
+_TABLES: dict[str, Callable[[Scheme], tuple[Rule, ...]]] = {
+    "": lambda scheme: (Rule("@embedding", KEEP), Rule("@head", KEEP)),
+    "-head8": lambda scheme: (Rule("@embedding", NAMED["int8"]), Rule("@head", NAMED["int8"])),
+    "-all": lambda scheme: (Rule("@embedding", scheme),),
+}
+_ACTIVATIONS = {"" if kind == "float" else f"-{kind}": kind for kind in ACTIVATIONS}
 PRESETS: dict[str, Recipe] = {
-    recipe.name: recipe
+    name: Recipe((*rules(scheme), Rule("@linear", scheme, activations)), name, strict=False)
     for base, scheme in NAMED.items()
-    for everything in (False, True)
-    for activations in ACTIVATIONS
-    for recipe in [
-        Recipe(
-            _preset(scheme, everything, activations),
-            name=base + "-all" * everything + _SUFFIXES[activations],
-            strict=False,
-        )
-    ]
+    for table, rules in _TABLES.items()
+    for suffix, activations in _ACTIVATIONS.items()
+    for name in [base + table + suffix]
 }
 
 
@@ -173,8 +167,8 @@ def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
     if recipe in PRESETS:
         return PRESETS[recipe]
     raise UsageError(
-        f"recipe {recipe!r} is unknown: use {', '.join(NAMED)}, each with -all, -dynamic,"
-        " -static, -requantized, or -all and one of these after it, or the path of a .yaml file"
+        f"recipe {recipe!r} is unknown: use {', '.join(NAMED)}, each with -all or -head8, with"
+        " -dynamic, -static or -requantized, or with one of both, or the path of a .yaml file"
     )
 
 

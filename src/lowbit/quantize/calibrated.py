@@ -12,8 +12,9 @@ from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.checkpoint.read import find, float_config
 from lowbit.checkpoint.shards import MAX_SHARD_BYTES
 from lowbit.conversion.apply import Result
+from lowbit.conversion.default_recipe import choose, named
 from lowbit.conversion.footprint import footprint
-from lowbit.conversion.recipe import Recipe, load_recipe
+from lowbit.conversion.recipe import Recipe
 from lowbit.errors import InputError
 from lowbit.progress import without_transformers_bars
 from lowbit.qat.prepare import QatOptions
@@ -25,7 +26,7 @@ from lowbit.solvers import Solver, load_solver
 
 def quantize_calibrated(
     model: str,
-    recipe: str | Path | Recipe | Mapping[str, Any],
+    recipe: str | Path | Recipe | Mapping[str, Any] | None,
     output: str | Path,
     data: str | Path,
     solver: str | Mapping[str, Any] | Solver = "nearest",
@@ -39,13 +40,13 @@ def quantize_calibrated(
     """Quantize the checkpoint `model` into the folder `output`, calibrated on the text `data`.
 
     The float model is in memory. data: a file, a folder of .txt files or a dataset of the hub, of
-    which `samples` windows of `length` tokens are read. solver, options: as `lowbit.quantize` has
-    them. What a solver has finished is kept in a folder beside `output`, from which the same call
-    goes on after an interruption; it is removed at the end.
+    which `samples` windows of `length` tokens are read. recipe, solver, options: as
+    `lowbit.quantize` has them. What a solver has finished is kept in a folder beside `output`, from
+    which the same call goes on after an interruption; it is removed at the end.
 
     Raises UsageError and InputError. On error, `output` is left unchanged.
     """
-    recipe, solver = load_recipe(recipe), load_solver(solver)
+    given, solver = named(recipe), load_solver(solver)
     source, output = find(model), Path(output)
     float_config(source)
     check_output(output, overwrite, source)
@@ -53,10 +54,11 @@ def quantize_calibrated(
     if tokenizer is None:
         raise InputError(f"{source} has no tokenizer to read {data} with")
     loaded = load_model(source)
+    chosen, why = choose(loaded, given)
     material = texts.read(data, loaded, tokenizer, samples, length)
     before = footprint(loaded, source)
     work = output.with_name(f".{output.name}.solving")
-    result = quantize_by(loaded, recipe, solver, progress, material.batches, options, work)
+    result = quantize_by(loaded, chosen, solver, progress, material.batches, options, work)
     with staged(output) as folder, without_transformers_bars():
         with writing(output):
             loaded.save_pretrained(folder, max_shard_size=max_shard_bytes)
@@ -65,4 +67,4 @@ def quantize_calibrated(
         write_card(folder, source, config.architectures[0], config.quantization_config, result.plan)
         after = footprint(loaded, folder)
     shutil.rmtree(work, ignore_errors=True)
-    return replace(result, before=before, after=after, notes=material.notes + result.notes)
+    return replace(result, before=before, after=after, notes=why + material.notes + result.notes)

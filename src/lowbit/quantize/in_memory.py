@@ -9,8 +9,9 @@ from torch import nn
 
 from lowbit.calibration import Calibration, batches_of
 from lowbit.conversion.apply import Result, quantize_with
+from lowbit.conversion.default_recipe import choose, named
 from lowbit.conversion.plan import make_plan
-from lowbit.conversion.recipe import Recipe, load_recipe
+from lowbit.conversion.recipe import Recipe
 from lowbit.errors import UsageError
 from lowbit.qat.calibrate import calibrate
 from lowbit.qat.prepare import QatOptions, check_unprepared
@@ -20,7 +21,7 @@ from lowbit.solvers.sequential import walked
 
 def quantize(
     model: nn.Module,
-    recipe: str | Path | Recipe | Mapping[str, Any],
+    recipe: str | Path | Recipe | Mapping[str, Any] | None = None,
     progress: bool = True,
     calibration: Calibration | None = None,
     options: QatOptions | None = None,
@@ -29,7 +30,9 @@ def quantize(
 ) -> Result:
     """Quantize `model` in place: a transformers model, which stays one, or any other module.
 
-    recipe: a preset ("int4", "int8-dynamic", …), a `Recipe`, a mapping, or a YAML path.
+    recipe: a preset ("int4", "int8-dynamic", …), a `Recipe`, a mapping, or a YAML path. Without one
+    int4-head8-dynamic for models that generate token by token, int8-all-dynamic for all others; the
+    result's notes say which and why.
     progress: show a bar if it takes more than two seconds.
     calibration: what static activations are seen on and solvers learn from: token ids
     [samples, length] for a transformers model, or any iterable of mappings of model inputs.
@@ -45,10 +48,11 @@ def quantize(
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"a torch.nn.Module is needed, not {type(model).__name__}")
+    given, how = named(recipe), load_solver(solver)
     folder = None if work is None else Path(work)
-    return quantize_by(
-        model, load_recipe(recipe), load_solver(solver), progress, calibration, options, folder
-    )
+    chosen, why = choose(model, given)
+    result = quantize_by(model, chosen, how, progress, calibration, options, folder)
+    return replace(result, notes=why + result.notes)
 
 
 def quantize_by(

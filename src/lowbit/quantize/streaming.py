@@ -30,11 +30,12 @@ from lowbit.checkpoint.read import find, float_config, open_tensors, skeleton, w
 from lowbit.checkpoint.shards import MAX_SHARD_BYTES, ShardWriter
 from lowbit.conversion.apply import Result
 from lowbit.conversion.config import LowbitConfig
+from lowbit.conversion.default_recipe import choose, named
 from lowbit.conversion.footprint import footprint
 from lowbit.conversion.hf_quantizer import LowbitQuantizer
 from lowbit.conversion.one_weight import quantize_weight, tied_entry
 from lowbit.conversion.plan import Plan, check_static, make_plan
-from lowbit.conversion.recipe import Recipe, load_recipe
+from lowbit.conversion.recipe import Recipe
 from lowbit.conversion.skeleton import build
 from lowbit.errors import InputError, UsageError
 from lowbit.formats.error import WeightError
@@ -46,7 +47,7 @@ from lowbit.solvers import Solver, load_solver
 
 def quantize_checkpoint(
     model: str,
-    recipe: str | Path | Recipe | Mapping[str, Any],
+    recipe: str | Path | Recipe | Mapping[str, Any] | None,
     output: str | Path,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -56,12 +57,13 @@ def quantize_checkpoint(
     """Quantize the checkpoint `model` (a folder or a hub id) into the folder `output`.
 
     Peak memory is one float tensor and one shard beside what torch and transformers take. The
-    tokenizer and all other small files are copied. solver: one that needs no data; for those that
-    do, and for static activations, see `lowbit.quantize_calibrated`.
+    tokenizer and all other small files are copied. recipe: as `lowbit.quantize` has it. solver: one
+    that needs no data; for those that do, and for static activations, see
+    `lowbit.quantize_calibrated`.
 
     Raises UsageError and InputError. On error or interruption, `output` is left unchanged.
     """
-    recipe, solver = load_recipe(recipe), load_solver(solver)
+    given, solver = named(recipe), load_solver(solver)
     if solver.data:
         raise UsageError(f"{solver.learner} learns from data: give calibration data")
     source, output = find(model), Path(output)
@@ -73,13 +75,14 @@ def quantize_checkpoint(
         config.dtype = config.dtype or dtype
         float_model = skeleton(config, dtype)
         config.architectures = [type(float_model).__name__]
-        plan = make_plan(float_model, recipe)
+        chosen, why = choose(float_model, given)
+        plan = make_plan(float_model, chosen)
         check_static(plan)
         before = footprint(float_model, source)
         with staged(output) as folder:
             sink = _Sink(float_model, plan, solver, ShardWriter(folder, max_shard_bytes))
             unused = _read_all(float_model, tensors, sink, progress)
-            quantized = LowbitConfig(recipe, sink.modules(), sink.errors)
+            quantized = LowbitConfig(chosen, sink.modules(), sink.errors)
             for name, empty in guards(float_model.base_model_prefix, quantized.modules).items():
                 sink.writer.add(name, empty)
             sink.writer.close()
@@ -94,7 +97,7 @@ def quantize_checkpoint(
             write_card(folder, source, config.architectures[0], quantized, plan)
             build(float_model, quantized, dtype)
             after = footprint(float_model, folder)
-    return Result(plan, before, after, sink.errors, unused)
+    return Result(plan, before, after, sink.errors, unused, why)
 
 
 def _float_dtype(tensors: Mapping[str, Any]) -> torch.dtype:
