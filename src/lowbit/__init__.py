@@ -18,6 +18,7 @@ from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor, Sta
 from lowbit.inspect import explain
 from lowbit.kernels.attention import hf_attention as attention
 from lowbit.kernels.ops import dequantize
+from lowbit.nn import experts
 from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
 from lowbit.quantize.calibrated import quantize_calibrated
 from lowbit.quantize.in_memory import quantize
@@ -28,6 +29,7 @@ from lowbit.versions import warn_of_untested
 warn_of_untested()
 register()
 attention.register()
+experts.register()
 
 __version__ = "0.1.0"
 __all__ = [

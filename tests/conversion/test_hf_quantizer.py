@@ -270,7 +270,7 @@ def test_a_stored_tensor_of_another_shape_is_not_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda c: c.update(format_version=2), "format version 2"),
+        (lambda c: c.update(format_version=3), "format version 3"),
         (lambda c: c["modules"].update(nothing=dict(c["modules"]["lm_head"])), "nothing"),
         (lambda c: c["modules"]["transformer.wte"].update(format="foreign"), "'foreign'"),
         (lambda c: c["modules"]["transformer.wte"].pop("bits"), "not complete"),

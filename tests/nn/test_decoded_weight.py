@@ -251,14 +251,14 @@ def test_a_model_in_which_every_parameter_is_quantized_still_has_a_dtype():
 
 
 def test_public_attributes_are_those_of_the_replaced_module():
-    from lowbit.conversion.module_weights import weights_of
+    from lowbit.conversion.module_weights import WeightName, weights_of
     from lowbit.conversion.swap import swap
 
     holder = nn.ModuleDict({"table": nn.Embedding(24, 40, padding_idx=3)})
     holder.table.set_by_model_code = "kept"
     weights = weights_of(holder.table)
     q = SCHEMES[0].quantize(holder.table.weight.detach())
-    swap(holder, "table", weights, q, "float", holder.table.weight)
+    swap(holder, WeightName("table"), weights, q, "float", holder.table.weight)
     assert isinstance(holder.table, QuantEmbedding)
     assert holder.table.padding_idx == 3 and holder.table.set_by_model_code == "kept"
     assert holder.table.max_norm is None

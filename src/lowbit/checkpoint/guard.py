@@ -2,7 +2,8 @@
 
 transformers alone only warns of a `quant_method` that it does not know, and puts random numbers
 where the weights should be. So beside the packed tensors a checkpoint holds a few empty tensors
-under the names of float weights. No model has weights of that shape, so that transformers refuses
+under the names of float weights: of modules, or of the experts of a mixture, which are parameters
+themselves. No model has weights of that shape, so that transformers refuses
 to load them, and its report shows the name of one more empty tensor, which says what to do. lowbit
 reads neither.
 """
@@ -28,7 +29,8 @@ def guards(base_model_prefix: str, modules: Mapping[str, Mapping[str, Any]]) -> 
     for name, entry in sorted(modules.items()):
         own = name.removeprefix(f"{base_model_prefix}.")
         if "tied_to" not in entry:
-            parts.setdefault(own.partition(".")[0], f"{name}.weight")
+            weight = name if entry.get("format") == "experts" else f"{name}.weight"
+            parts.setdefault(own.partition(".")[0], weight)
     return {name: torch.empty(0) for name in (ADVICE, *parts.values())}
 
 
@@ -36,4 +38,4 @@ def guard_patterns(base_model_prefix: str, modules: Iterable[str]) -> set[str]:
     """Regular expressions for the names of such tensors, in a checkpoint that stores `modules`."""
     prefix = f"{base_model_prefix}."
     names = "|".join(sorted({re.escape(name.removeprefix(prefix)) for name in modules}))
-    return {f"^{ADVICE}$", rf"^({re.escape(prefix)})?({names})\.weight$"}
+    return {f"^{ADVICE}$", rf"^({re.escape(prefix)})?({names})(\.weight)?$"}

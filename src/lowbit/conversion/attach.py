@@ -13,12 +13,14 @@ from transformers import PreTrainedModel
 
 from lowbit.conversion import hf_quantizer as hub
 from lowbit.conversion.config import LowbitConfig
+from lowbit.conversion.experts import use_experts
 from lowbit.conversion.fuse import unfuse
 from lowbit.conversion.swap import restore
 from lowbit.conversion.ties import TiedKeys, retie, transformers_inside
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import UsageError
 from lowbit.nn import is_quantized
+from lowbit.nn.experts import FLOAT
 
 _PLACE = "_lowbit"  # the attribute that holds it
 
@@ -33,11 +35,14 @@ class Attached:
 
 def attach(module: nn.Module, config: LowbitConfig, ties: tuple[TiedKeys, ...]) -> None:
     """Let `module` remember how it was quantized."""
+    if not isinstance(module, PreTrainedModel):
+        hub.own_configs(module)
     for prefix, model in transformers_inside(module):
         if is_quantized(model):
             own = [replace(k, name=_inside(k.name, prefix)) for k in ties if _is_in(k.name, prefix)]
             hub.attach(model, _part(config, prefix), tuple(own))
     if not isinstance(module, PreTrainedModel):
+        use_experts(module)
         vars(module)[_PLACE] = Attached(config, ties)
 
 
@@ -69,6 +74,7 @@ def restore_float(module: nn.Module) -> None:
     attached: Attached = vars(module)[_PLACE]
     with unchanged_on_error(module):
         unfuse(module)
+        use_experts(module, FLOAT)
         restore(module)
         retie(module, attached.ties)
         for _, model in transformers_inside(module):

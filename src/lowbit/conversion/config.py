@@ -17,7 +17,9 @@ from lowbit.errors import InputError
 from lowbit.formats.error import WeightError
 
 METHOD = "lowbit"
-FORMAT_VERSION = 1
+# The second has what the first cannot say, experts. A folder without them is of the first.
+FORMAT_VERSION, EXPERTS_VERSION = 1, 2
+VERSIONS = (FORMAT_VERSION, EXPERTS_VERSION)
 
 
 class LowbitConfig(QuantizationConfigMixin):
@@ -37,13 +39,12 @@ class LowbitConfig(QuantizationConfigMixin):
         producer: str | None = None,
         quant_method: str = METHOD,
     ) -> None:
-        if format_version != FORMAT_VERSION:
+        if format_version not in VERSIONS:
             raise InputError(
                 f"format version {format_version!r} cannot be read by this lowbit,"
-                f" which knows version {FORMAT_VERSION}"
+                f" which knows versions {' and '.join(map(str, VERSIONS))}"
             )
         self.quant_method = quant_method
-        self.format_version = format_version
         self.producer = producer or f"lowbit {importlib.metadata.version('lowbit')}"
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
@@ -51,6 +52,12 @@ class LowbitConfig(QuantizationConfigMixin):
             name: error if isinstance(error, WeightError) else WeightError.from_dict(error)
             for name, error in (errors or {}).items()
         }
+
+    @property
+    def format_version(self) -> int:
+        """The first that can say what is stored."""
+        experts = any(entry.get("format") == "experts" for entry in self.modules.values())
+        return EXPERTS_VERSION if experts else FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from lowbit.conversion.module_weights import oriented
+from lowbit.conversion.module_weights import as_stored
 from lowbit.conversion.plan import Quantize
 from lowbit.formats import QTensor, decode
 
@@ -13,7 +13,7 @@ from lowbit.formats import QTensor, decode
 def put(model: nn.Module, d: Quantize, q: QTensor) -> None:
     """Let a float module compute with a stored weight. Those tied to it follow."""
     weight = d.weight.of(model)
-    weight.data = oriented(decode(q, weight.dtype), d.weights)
+    weight.data = as_stored(decode(q, weight.dtype), d.weights)
 
 
 @contextmanager

@@ -14,25 +14,25 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    ConversionOps,
-)
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.quantizers.base import _assign_is_quantized
 
 from lowbit.checkpoint.guard import guard_patterns, guards
 from lowbit.conversion.config import METHOD, LowbitConfig
+from lowbit.conversion.experts import use_experts
 from lowbit.conversion.fuse import fuse, unfuse
 from lowbit.conversion.one_weight import put_quantized, put_tied, quantize_weight, tied_entry
 from lowbit.conversion.plan import Quantize, TiedTo, check_static, make_plan
 from lowbit.conversion.skeleton import align, build, check_loaded, fill_replaced, stored_buffers
-from lowbit.conversion.stored_names import keep_apart, lost, merged_with, renaming
+from lowbit.conversion.stored_names import keep_apart, lost, merged_with, renaming, takes
 from lowbit.conversion.swap import restore
 from lowbit.conversion.ties import TiedKeys, retie, untie
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.nn import QuantModule
+from lowbit.nn.experts import FLOAT
 
 
 def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, ...]) -> None:
@@ -42,12 +42,8 @@ def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, .
     """
     quantizer = LowbitQuantizer(config, pre_quantized=True)
     quantizer.ties = ties
-    copies: dict[int, Any] = {}
-    for module in model.modules():
-        # Blocks refer to it too, to read at every call how they attend.
-        own = vars(module).get("config")
-        if isinstance(own, PreTrainedConfig):
-            module.config = deepcopy(own, copies)
+    own_configs(model)
+    use_experts(model)
     model.config.dtype = model.dtype
     model.hf_quantizer = quantizer
     model.is_quantized = True
@@ -71,6 +67,16 @@ METHODS = ("resize_token_embeddings", "float", "half")
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Let the model compute in `dtype`, as `to` does. What is stored stays, bit for bit."""
     return model.to(dtype)
+
+
+def own_configs(model: nn.Module) -> None:
+    """Give a model copies of the configs that its modules refer to: they read from them at every
+    call how they attend, and how experts are computed."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        own = vars(module).get("config")
+        if isinstance(own, PreTrainedConfig):
+            module.config = deepcopy(own, copies)
 
 
 def resize_token_embeddings(model: PreTrainedModel, *args: Any, **kwargs: Any) -> nn.Module:
@@ -152,6 +158,7 @@ class LowbitQuantizer(HfQuantizer):
             put_tied(model, d)
             self.quantization_config.modules[d.name] = tied_entry(d)
         self.tied = ()
+        use_experts(model)
         fuse(model)
         # From here on it is a quantized model like any other.
         self.pre_quantized = True
@@ -165,10 +172,15 @@ class LowbitQuantizer(HfQuantizer):
         return _QuantizeOnLoad(self)
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """All but those that rename what is stored, as of a parameter that has become a module, so
-        that saving would not take it back."""
+        """All but those that convert what is stored, or that rename it, as of a parameter that has
+        become a module, so that saving would not take it back."""
         if not self.stored_names:
             return weight_conversions
+        weight_conversions = [
+            entry
+            for entry in weight_conversions
+            if not (isinstance(entry, WeightConverter) and takes(entry, self.stored_names))
+        ]
         saving = get_model_conversion_mapping(model, add_legacy=False)
         wrong = lost(model, saving, weight_conversions) & self.stored_names
         return [
@@ -194,6 +206,7 @@ class LowbitQuantizer(HfQuantizer):
         """
         with unchanged_on_error(model):
             unfuse(model)
+            use_experts(model, FLOAT)
             restore(model, dtype)
             retie(model, self.ties)
         for own in (*METHODS, "_weight_conversions"):

@@ -22,6 +22,12 @@ class WeightName:
         """Its name in the state dict."""
         return f"{self.module}.{self.parameter}" if self.module else self.parameter
 
+    @property
+    def place(self) -> str:
+        """The name of the module that holds it once it is quantized: that of its own module, or of
+        one that takes the parameter's place there."""
+        return self.module if self.parameter == "weight" else str(self)
+
     @classmethod
     def parse(cls, name: str) -> Self:
         """The inverse of `str`."""
@@ -39,13 +45,20 @@ class WeightName:
 class Weights:
     """What a module does with its weight: its kind, shape [out, in], and whether it is stored
     transposed. Embeddings may multiply their rows by `embed_scale`, which those of Gemma first
-    round to the dtype of the rows."""
+    round to the dtype of the rows. One of `experts` is the rows of all of them, one after the
+    other (experts.py)."""
 
-    kind: Literal["linear", "embedding"]
+    kind: Literal["linear", "embedding", "experts"]
     shape: tuple[int, int]
     transposed: bool = False
     embed_scale: float | None = None
     rounds_scale: bool = False
+    experts: int = 1
+
+    @property
+    def takes_activations(self) -> bool:
+        """Whether a product is made of the weight, so that what it meets may be quantized too."""
+        return self.kind != "embedding"
 
 
 LINEAR = (
@@ -97,5 +110,15 @@ def matrix(module: nn.Module, weights: Weights) -> Float[Tensor, "out in"]:
 
 
 def oriented(weight: Tensor, weights: Weights) -> Float[Tensor, "out in"]:
-    """A weight as its module stores it, as [out, in]; its own inverse."""
+    """A weight as its module stores it, as [out, in]."""
+    if weights.kind == "experts":
+        return (weight.transpose(1, 2) if weights.transposed else weight).flatten(0, 1)
+    return weight.t().contiguous() if weights.transposed else weight
+
+
+def as_stored(weight: Float[Tensor, "out in"], weights: Weights) -> Tensor:
+    """The inverse of `oriented`."""
+    if weights.kind == "experts":
+        weight = weight.unflatten(0, (weights.experts, -1))
+        return weight.transpose(1, 2).contiguous() if weights.transposed else weight
     return weight.t().contiguous() if weights.transposed else weight

@@ -42,13 +42,13 @@ def tied_entry(decision: TiedTo) -> dict[str, Any]:
 
 
 def _activations(decision: Quantize | TiedTo) -> dict[str, Any]:
-    return {"activations": decision.activations} if decision.weights.kind == "linear" else {}
+    return {"activations": decision.activations} if decision.weights.takes_activations else {}
 
 
 def put_quantized(model: nn.Module, decision: Quantize, q: QTensor, compute: Tensor) -> None:
-    """Put a packed module that holds q in place of the float one; it computes in the dtype and on
-    the device of `compute`."""
-    swap(model, decision.weight.module, decision.weights, q, decision.activations, compute)
+    """Put a packed module that holds q in place of the float one, or of the float parameter; it
+    computes in the dtype and on the device of `compute`."""
+    swap(model, decision.weight, decision.weights, q, decision.activations, compute)
 
 
 def put_tied(model: nn.Module, decision: TiedTo) -> None:

@@ -3,21 +3,24 @@
 Planning touches no weight: a model on the meta device will do.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lowbit.conversion.experts import experts_weights, router_names, weights_in
 from lowbit.conversion.foreign import check_parameters, check_plain
 from lowbit.conversion.module_weights import LAYERS, WeightName, Weights, oriented, weights_of
-from lowbit.conversion.recipe import KINDS, Recipe
+from lowbit.conversion.recipe import KINDS, Recipe, Rule
 from lowbit.conversion.ties import named_places, tied_weights, transformers_inside
 from lowbit.errors import InputError, UsageError, naming
-from lowbit.formats import QTensor
+from lowbit.formats import ExpertsTensor, PlainTensor, QTensor
 from lowbit.nn import STATIC, is_quantized
 from lowbit.schemes import Scheme
+
+ROUTER = "it chooses among experts, which small errors change"
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class Decision:
 
     @property
     def name(self) -> str:
-        """What config.json and reports call it: its module's name."""
-        return self.weight.module
+        """What config.json and reports call it: its module's name, or its own in a module that
+        holds several."""
+        return self.weight.place
 
     @property
     def tied_to(self) -> str | None:
@@ -71,7 +75,16 @@ class Quantize(Decision):
     def nearest(self, matrix: Float[Tensor, "out in"]) -> QTensor:
         """Its stored form by nearest rounding. Raises with the weight's name."""
         with naming(str(self.weight)):
-            return self.scheme.quantize(matrix)
+            return self.by_expert(matrix, self.scheme.quantize)
+
+    def by_expert(
+        self, matrix: Float[Tensor, "out in"], solve: Callable[[Tensor], QTensor]
+    ) -> QTensor:
+        """What `solve` makes of the weight, or of that of each expert."""
+        if self.weights.kind != "experts":
+            return solve(matrix)
+        each = map(solve, matrix.unflatten(0, (self.weights.experts, -1)))
+        return ExpertsTensor.of(cast(list[PlainTensor], list(each)))
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ class Keep(Decision):
 
     @property
     def tied_to(self) -> str | None:
-        return self.source.module if self.source else None
+        return self.source.place if self.source else None
 
 
 @dataclass(frozen=True)
@@ -187,29 +200,36 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
             " quantize that one, or nn.Sequential(layer)"
         )
     ties = tied_weights(model)
-    heads = _head_names(model)
+    heads, routers = _head_names(model), router_names(model)
     decisions: list[Quantize | Keep] = []
-    uses: dict[str, Weights | str] = {}
+    uses: dict[WeightName, Weights | str] = {}
     vectors = 0
     unmatched = {rule.match for rule in recipe.rules if rule.match not in KINDS}
     seen: set[int] = set()
     for name, module in named_places(model):
-        weight = WeightName(name)
+        tied = WeightName(name) in ties
         own = {n: p for n, p in module.named_parameters(recurse=False) if id(p) not in seen}
-        tied = weight in ties
         if not tied:
             seen.update(map(id, own.values()))
-        vectors += sum(p.numel() for p in own.values() if p.ndim < 2)
         matrices = {n: p for n, p in module.named_parameters(recurse=False) if p.ndim >= 2}
+        experts = experts_weights(module)
+        # The biases of experts are matrices, but vectors of each.
+        beside = {n for n in own if experts and n not in experts}
+        vectors += sum(p.numel() for n, p in own.items() if p.ndim < 2 or n in beside)
+        if experts and not own:
+            continue  # It stands in another place too.
         if isinstance(module, LAYERS):
             _check_computed(name, module, name in heads, recipe)
         elif not matrices:
             continue
-        uses[name] = weights_of(module)
-        kinds = _kinds(uses[name], name in heads)
-        unmatched -= {rule.match for rule in recipe.rules if rule.matches(name, kinds)}
-        if matrices:
-            decisions.append(_decide(weight, module, matrices, uses[name], kinds, tied, recipe))
+        for parameter, use in weights_in(module).items():
+            weight = WeightName(name, parameter)
+            uses[weight] = use
+            kinds = _kinds(use, name in heads, name in routers)
+            unmatched -= {rule.match for rule in recipe.rules if rule.matches(weight.place, kinds)}
+            held = {parameter: matrices[parameter]} if experts else matrices
+            if held:
+                decisions.append(_decide(weight, module, held, use, kinds, tied, recipe))
     if unmatched:
         raise UsageError(
             f"pattern {sorted(unmatched)[0]!r} matches no module with weights"
@@ -257,8 +277,14 @@ def _head_names(model: nn.Module) -> set[str]:
     return heads
 
 
-def _kinds(use: Weights | str, head: bool) -> frozenset[str]:
+def _kinds(use: Weights | str, head: bool, router: bool) -> frozenset[str]:
+    """Those that rules may speak of. Of experts and heads, rules for linear layers speak too; of
+    routers none but their own."""
     kind = use.kind if isinstance(use, Weights) else ""
+    if router:
+        return frozenset(["@router"])
+    if kind == "experts":
+        return frozenset(["@experts", "@linear"])
     return frozenset([f"@{kind}", "@head"] if head and kind == "linear" else [f"@{kind}"])
 
 
@@ -275,36 +301,52 @@ def _decide(
     shape = tuple(next(iter(matrices.values())).shape)
     count = 0 if tied else sum(p.numel() for p in matrices.values())
     about = weight, type(module).__name__, shape, count
+    rule = recipe.rule_for(weight.place, kinds)
+    if "@router" in kinds and (rule is None or isinstance(use, str)):
+        return Keep(*about, ROUTER)
     if isinstance(use, str):
         return Keep(*about, use)
-    rule = recipe.rule_for(weight.module, kinds)
     if rule is None:
         return Keep(*about, "no rule matches")
     if rule.scheme is None:
         return Keep(*about, f"recipe {recipe.name} keeps {rule.match}")
-    misfit = rule.scheme.misfit(*use.shape)
+    misfit = _misfit(weight, use, rule)
     if misfit and recipe.strict:
-        raise UsageError(f"{weight.module}: {misfit}")
+        raise UsageError(f"{weight.place}: {misfit}")
     if misfit:
         return Keep(*about, misfit)
     return Quantize(*about, f"rule {rule.match}", use, rule.scheme, rule.activations)
 
 
+def _misfit(weight: WeightName, use: Weights, rule: Rule) -> str | None:
+    """Why the scheme of a rule cannot hold a weight, or None. Raises UsageError for activations of
+    experts whose scale would be found in data."""
+    assert rule.scheme is not None
+    if use.kind != "experts":
+        return rule.scheme.misfit(*use.shape)
+    if rule.is_static:
+        raise UsageError(
+            f"{weight} holds experts, which have no {rule.activations} activations: each sees"
+            ' tokens of its own; give "@experts" a rule with activations dynamic or float'
+        )
+    if rule.scheme.parts:
+        return f"scheme {rule.scheme.name} stores rows in several forms, experts have one"
+    return rule.scheme.misfit(use.shape[0] // use.experts, use.shape[1])
+
+
 def _follow_ties(
     decisions: Sequence[Quantize | Keep],
     ties: Mapping[WeightName, WeightName],
-    uses: Mapping[str, Weights | str],
+    uses: Mapping[WeightName, Weights | str],
 ) -> Iterator[Quantize | TiedTo | Keep]:
     """Modules that share a weight: one stored weight for all of them, or float for all."""
     by_weight = {d.weight: d for d in decisions}
     blocked = {
-        ties[d.weight]: d
-        for d in decisions
-        if d.weight in ties and isinstance(uses[d.weight.module], str)
+        ties[d.weight]: d for d in decisions if d.weight in ties and isinstance(uses[d.weight], str)
     }
     for d in decisions:
         about = d.weight, d.module, d.shape, d.parameters
-        source, use = ties.get(d.weight), uses[d.weight.module]
+        source, use = ties.get(d.weight), uses[d.weight]
         block = blocked.get(source or d.weight)
         if block is not None:
             reason = f"shares its weight with {block.name}: {block.reason}"

@@ -2,7 +2,9 @@
 
 A pattern is a shell glob over the module's full name ("*.attention.*.query"; "*" crosses dots),
 or a kind: "@linear" (Linear and Conv1D), "@embedding", "@head" (output embeddings and linear
-layers outside the base model; they are "@linear" too). As YAML:
+layers outside the base model; they are "@linear" too), "@experts" (the weights of all experts of a
+mixture in one projection; "@linear" too), "@router" (what chooses among experts, and nothing else:
+no other kind speaks of it). As YAML:
 
     name: mine
     rules:
@@ -24,7 +26,7 @@ from lowbit.nn import ACTIVATIONS, STATIC
 from lowbit.schemes import Scheme, scheme_from_dict, scheme_to_dict
 from lowbit.schemes.named import NAMED
 
-KINDS = ("@linear", "@embedding", "@head")
+KINDS = ("@linear", "@embedding", "@head", "@experts", "@router")
 KEEP: Final = None
 
 

@@ -19,10 +19,11 @@ from lowbit.checkpoint.atomic_write import check_output, staged, writing
 from lowbit.checkpoint.read import SINGLE, open_tensors, weight_files
 from lowbit.conversion.attach import attach, config_of
 from lowbit.conversion.config import METHOD, LowbitConfig
+from lowbit.conversion.experts import weight_at
 from lowbit.conversion.foreign import check_plain
 from lowbit.conversion.fuse import fuse
-from lowbit.conversion.module_weights import WeightName, Weights, weights_of
-from lowbit.conversion.swap import packed_like, replace_module, swap_tied
+from lowbit.conversion.module_weights import WeightName, Weights
+from lowbit.conversion.swap import put_packed, swap_tied
 from lowbit.conversion.ties import untie
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import InputError, UsageError, naming
@@ -85,19 +86,17 @@ def _put_packed(
 ) -> None:
     """Put a packed module, still without data, in place of the float one that `entry` tells of."""
     try:
-        float_module = module.get_submodule(name)
+        place, weights = weight_at(module, name)
     except AttributeError:
         raise InputError(
             f"{CONFIG} lists {name}, which {type(module).__name__} does not have"
         ) from None
-    weights = weights_of(float_module)
     if not isinstance(weights, Weights):
         raise InputError(f"{CONFIG} lists {name}, but {weights}")
     activations = entry.get("activations", "float")
     if activations not in ACTIVATIONS:
         raise InputError(f"{name} has unknown activations {activations!r}")
-    weight = float_module._parameters["weight"]
-    assert weight is not None
+    weight = place.of(module)
     found = str(weight.dtype).removeprefix("torch.")
     if dtypes.get(name) != found:
         raise InputError(
@@ -112,10 +111,7 @@ def _put_packed(
     if weight.is_meta:
         raise InputError(f"{name} is on the meta device: build the module with data")
     with naming(name):
-        packed = packed_like(
-            float_module, weights, layout_from_dict(dict(entry)), activations, weight
-        )
-    replace_module(module, name, packed)
+        put_packed(module, place, weights, layout_from_dict(dict(entry)), activations, weight)
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

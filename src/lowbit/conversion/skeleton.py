@@ -11,12 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lowbit.conversion.config import LowbitConfig
+from lowbit.conversion.experts import places, use_experts, weight_at
 from lowbit.conversion.module_weights import WeightName, Weights, weights_of
-from lowbit.conversion.swap import packed_like, replace_module, swap_tied
+from lowbit.conversion.swap import put_packed, swap_tied
 from lowbit.conversion.ties import TiedKeys, untie
 from lowbit.errors import InputError, naming
 from lowbit.formats import layout_from_dict
-from lowbit.formats.stacked import zero_points
+from lowbit.formats.experts import zero_points
 from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantModule
 
 # Bytes: where torch's own allocations lie.
@@ -30,7 +31,7 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
     The map is left with what this model has, under the names it has here: a model with another
     head lacks some of what is stored.
     """
-    there = {name for name, _ in model.named_modules()}
+    there = places(model)
     found = {name: resolve(there, model.base_model_prefix, name) for name in config.modules}
     same_class = type(model).__name__ in (model.config.architectures or ())
     absent = [name for name, module in found.items() if module is None]
@@ -50,8 +51,7 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
     for stored_name, name in found.items():
         if name is None:
             continue
-        module = model.get_submodule(name)
-        weights = weights_of(module)
+        weight, weights = weight_at(model, name)
         if isinstance(weights, str):
             raise InputError(f"config.json lists {stored_name}, but {weights}")
         entry = config.modules[stored_name]
@@ -64,8 +64,7 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
         exact = any(pattern.search(name) for pattern in float32)
         compute = torch.empty(0, dtype=torch.float32 if exact else dtype, device="meta")
         with naming(stored_name):
-            packed = packed_like(module, weights, layout_from_dict(entry), activations, compute)
-        replace_module(model, name, packed)
+            put_packed(model, weight, weights, layout_from_dict(entry), activations, compute)
     for name, (weights, stored_source, activations) in tied.items():
         source = found.get(stored_source)
         if source is None or not isinstance(model.get_submodule(source), QuantModule):
@@ -81,6 +80,7 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
         for stored_name, error in config.errors.items()
         if (name := found.get(stored_name)) is not None
     }
+    use_experts(model)
     return ties
 
 
@@ -113,7 +113,7 @@ def fill_replaced(model: PreTrainedModel) -> None:
     """Compute the buffers that no checkpoint holds of the float modules which packed ones stand in
     for: those were built without data, and transformers fills only what it sees in the model."""
     for name, module in model.named_modules():
-        if not isinstance(module, QuantModule):
+        if not isinstance(module, QuantModule) or module.replaced is None:
             continue
         buffers = module.replaced._buffers
         empty = {own: b for own, b in buffers.items() if b is not None and b.is_meta}

@@ -4,7 +4,7 @@ transformers renames, merges and splits float weights when it saves and loads th
 damage packed ones.
 """
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from copy import deepcopy
 
 from transformers import PreTrainedModel
@@ -24,6 +24,12 @@ def renaming(entry: WeightTransform) -> Callable[[str], str]:
     """How it renames a tensor when it is loaded; the entry itself does not notice."""
     trial = deepcopy(entry)
     return lambda name: trial.rename_source_key(name)[0]
+
+
+def takes(entry: WeightTransform, names: Iterable[str]) -> bool:
+    """Whether it renames or converts any of these tensors; the entry itself does not notice."""
+    trial = deepcopy(entry)
+    return any(trial.rename_source_key(name)[1] is not None for name in names)
 
 
 def lost(
@@ -86,8 +92,5 @@ def keep_apart(model: PreTrainedModel) -> None:
         entry
         for entry in conversions
         if not isinstance(entry, WeightConverter)
-        or all(
-            entry.reverse_transform().rename_source_key(f"{name}.weight")[1] is None
-            for name in packed
-        )
+        or not takes(entry.reverse_transform(), (f"{name}.weight" for name in packed))
     ]

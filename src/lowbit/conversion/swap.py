@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from lowbit.conversion.module_weights import Weights
-from lowbit.formats import Layout, QTensor
+from lowbit.conversion.module_weights import WeightName, Weights
+from lowbit.errors import InputError
+from lowbit.formats import ExpertsLayout, Layout, QTensor
 from lowbit.kernels import ops
-from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantLinear, QuantModule
+from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantExperts, QuantLinear, QuantModule
 
 
 def packed_like(
@@ -55,18 +56,41 @@ def replace_module(model: nn.Module, name: str, successor: nn.Module) -> None:
             )
 
 
+def put_packed(
+    model: nn.Module,
+    weight: WeightName,
+    weights: Weights,
+    layout: Layout,
+    activations: str,
+    compute: Tensor,
+) -> QuantModule:
+    """Put a packed module, still without data, in place of the float module that holds `weight`, or
+    of the parameter itself in a module that holds several."""
+    module = model.get_submodule(weight.module)
+    if weights.kind == "experts":
+        if not isinstance(layout, ExpertsLayout) or layout.experts != weights.experts:
+            raise InputError(f"{layout} does not store {weights.experts} experts")
+        experts = QuantExperts(layout, *weights.shape, activations, weights.transposed)
+        experts.compute_like(compute)
+        experts.training = module.training
+        delattr(module, weight.parameter)
+        setattr(module, weight.parameter, experts)
+        return experts
+    packed = packed_like(module, weights, layout, activations, compute)
+    replace_module(model, weight.module, packed)
+    return packed
+
+
 def swap(
     model: nn.Module,
-    name: str,
+    weight: WeightName,
     weights: Weights,
     q: QTensor,
     activations: str,
     compute: Tensor,
 ) -> None:
-    """Put a packed module that holds q in place of the float module `name`."""
-    module = model.get_submodule(name)
-    packed = packed_like(module, weights, q.layout, activations, compute)
-    replace_module(model, name, packed.hold(q))
+    """Put a packed module that holds q in place of the float one."""
+    put_packed(model, weight, weights, q.layout, activations, compute).hold(q)
 
 
 def swap_tied(model: nn.Module, name: str, weights: Weights, source: str, activations: str) -> None:
@@ -92,7 +116,12 @@ def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
         if module.tied_to is None
     }
     for name, module in packed.items():
+        if isinstance(module, QuantExperts):
+            around, _, own = name.rpartition(".")
+            setattr(model.get_submodule(around), own, decoded[module])
+            continue
         float_module = module.replaced
+        assert float_module is not None
         float_module.weight = decoded[module.tied_to or module]
         if isinstance(module, QuantLinear):
             float_module.register_parameter("bias", module._parameters["bias"])
@@ -104,5 +133,7 @@ def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
 
 def _float_weight(module: QuantModule, dtype: torch.dtype) -> Tensor:
     weight = ops.dequantize(module.weight_in_use, dtype)
+    if isinstance(module, QuantExperts):
+        return module.as_parameter(weight)
     transposed = isinstance(module, QuantLinear) and module.transposed
     return weight.t().contiguous() if transposed else weight

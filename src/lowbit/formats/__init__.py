@@ -1,6 +1,7 @@
 """The stored forms. One file each: layout, frozen data, and the pure functions beside them.
 
-Two stand by themselves; the third puts ranges of rows in these one above the other.
+Two stand by themselves; the third puts ranges of rows in these one above the other, the fourth
+holds the experts of a mixture.
 """
 
 from collections.abc import Mapping
@@ -10,21 +11,25 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from lowbit.formats import stacked
+from lowbit.formats import experts, stacked
 from lowbit.formats.affine import AffineLayout, AffineTensor
 from lowbit.formats.binary import BinaryLayout, BinaryTensor
+from lowbit.formats.experts import ExpertsLayout, ExpertsTensor
 from lowbit.formats.granularity import CHANNEL, TENSOR, Granularity, group
 from lowbit.formats.stacked import StackedLayout, StackedTensor
 from lowbit.formats.static_scale import StaticScale, fake_quantize
 from lowbit.formats.table import PLAIN, Format, PlainLayout, PlainTensor, read_layout
 
-QTensor = PlainTensor | StackedTensor
-Layout = PlainLayout | StackedLayout
+QTensor = PlainTensor | StackedTensor | ExpertsTensor
+Layout = PlainLayout | StackedLayout | ExpertsLayout
 
 FORMATS = PLAIN | {
     "stacked": Format(
         StackedLayout, StackedTensor, stacked.decode, stacked.decode_rows, stacked.prefix
-    )
+    ),
+    "experts": Format(
+        ExpertsLayout, ExpertsTensor, experts.decode, experts.decode_rows, experts.prefix
+    ),
 }
 
 
@@ -64,6 +69,8 @@ __all__ = [
     "AffineTensor",
     "BinaryLayout",
     "BinaryTensor",
+    "ExpertsLayout",
+    "ExpertsTensor",
     "Format",
     "Granularity",
     "Layout",

@@ -1,7 +1,7 @@
 """How far a stored weight is from the float one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,19 @@ class WeightError:
     @classmethod
     def of(cls, weight: Float[Tensor, "out in"], q: QTensor) -> "WeightError":
         """Computed in float64, some rows at a time."""
-        noise = signal = 0.0
-        for rows in row_blocks(*q.shape):
-            part = weight[rows].double()
-            signal += part.square().sum().item()
-            noise += (part - decode_rows(q, rows)).square().sum().item()
-        return cls(noise / max(1, weight.numel()), noise / signal if noise else 0.0)
+        return cls.of_parts([(weight, q)])
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[tuple[Float[Tensor, "out in"], QTensor]]) -> "WeightError":
+        """That of several weights together, which are asked for one after the other."""
+        noise, signal, count = 0.0, 0.0, 0
+        for weight, q in parts:
+            count += weight.numel()
+            for rows in row_blocks(*q.shape):
+                part = weight[rows].double()
+                signal += part.square().sum().item()
+                noise += (part - decode_rows(q, rows)).square().sum().item()
+        return cls(noise / max(1, count), noise / signal if noise else 0.0)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, float]) -> "WeightError":

@@ -14,7 +14,7 @@ from lowbit.conversion.config import METHOD, LowbitConfig
 from lowbit.conversion.footprint import Footprint, ModuleSize, footprint, resident_bytes
 from lowbit.errors import InputError
 from lowbit.formats.error import WeightError
-from lowbit.nn import QuantEmbedding, QuantLinear, QuantModule
+from lowbit.nn import QuantModule
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def run_once(model: PreTrainedModel) -> None:
 
 def _row(model: PreTrainedModel, size: ModuleSize) -> ModuleRow:
     module = model.get_submodule(size.name)
-    if isinstance(module, QuantLinear | QuantEmbedding):
+    if isinstance(module, QuantModule):
         kernel, _, why = module.kernel().partition(": ")
         return ModuleRow(size, module.describe(), kernel, why)
     dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters(recurse=False)}

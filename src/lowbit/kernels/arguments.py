@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import UsageError
-from lowbit.formats import Layout, QTensor, StackedLayout, StaticScale, layout_from_dict
+from lowbit.formats import (
+    ExpertsLayout,
+    Layout,
+    QTensor,
+    StackedLayout,
+    StaticScale,
+    layout_from_dict,
+)
 from lowbit.kernels.checks import check_at_least, check_tensors
 from lowbit.kernels.packed_layout import unsupported
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
@@ -66,9 +73,12 @@ def assemble(stored: Sequence[Tensor], layout: str, in_features: int) -> QTensor
 
 def rows_of(stored: Sequence[Tensor], layout: str) -> int:
     """Output rows: of a stack as its layout has it, else the second last dimension of codes
-    [out, …] and planes [bits, out, …]."""
+    [out, …] and planes [bits, out, …]; of experts, those of all."""
     parsed = layout_of(layout)
-    return parsed.rows if isinstance(parsed, StackedLayout) else stored[0].shape[-2]
+    if isinstance(parsed, StackedLayout):
+        return parsed.rows
+    rows = stored[0].shape[-2]
+    return rows * parsed.experts if isinstance(parsed, ExpertsLayout) else rows
 
 
 def check_packed(

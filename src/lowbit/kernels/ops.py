@@ -4,6 +4,7 @@ from lowbit.kernels.arguments import layout_text
 from lowbit.kernels.attention.operator import attention
 from lowbit.kernels.dequantize import dequantize
 from lowbit.kernels.embedding.operator import embedding, embedding_packed
+from lowbit.kernels.experts.operator import experts_linear, experts_linear_packed
 from lowbit.kernels.linear.operator import linear, linear_packed
 from lowbit.kernels.operator import dispatched
 from lowbit.kernels.quantize_rows.operator import quantize_rows
@@ -14,6 +15,8 @@ __all__ = [
     "dispatched",
     "embedding",
     "embedding_packed",
+    "experts_linear",
+    "experts_linear_packed",
     "layout_text",
     "linear",
     "linear_packed",

@@ -25,6 +25,7 @@ from lowbit.formats import Layout, PlainLayout, PlainTensor, QTensor
 from lowbit.kernels import native
 
 PANEL_ROWS, BLOCK_INPUTS = 16, 32
+CACHE_LINE = 64
 READABLE_BEHIND_CODES = 512
 # Beyond this many inputs under one scale a sum of |digit| ≤ 128 times |q − z| ≤ 255 leaves int32.
 MAX_GROUP = (2**31 - 1) // (128 * 255)

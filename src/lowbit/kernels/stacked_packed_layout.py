@@ -11,11 +11,10 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from lowbit.errors import RowError
-from lowbit.formats import Layout, QTensor, StackedLayout, StackedTensor
+from lowbit.formats import ExpertsLayout, Layout, QTensor, StackedLayout, StackedTensor
 from lowbit.formats.stacked import among
-from lowbit.kernels.packed_layout import PackedLayout, Part
-
-CACHE_LINE = 64
+from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
+from lowbit.kernels.packed_layout import CACHE_LINE, PackedLayout, Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +70,17 @@ class StackedPackedLayout:
         return out
 
 
-AnyPackedLayout = PackedLayout | StackedPackedLayout
+AnyPackedLayout = PackedLayout | StackedPackedLayout | ExpertsPackedLayout
+_KINDS: dict[type[Any], type[Any]] = {
+    StackedLayout: StackedPackedLayout,
+    ExpertsLayout: ExpertsPackedLayout,
+}
 
 
 def packed_layout_of(
     layout: Layout, out_features: int, in_features: int, planes: int | None = None
 ) -> AnyPackedLayout:
     """Where everything lies for one layout and shape."""
-    kind: type[Any] = StackedPackedLayout if isinstance(layout, StackedLayout) else PackedLayout
+    kind = _KINDS.get(type(layout), PackedLayout)
     made: AnyPackedLayout = kind(layout, out_features, in_features, planes)
     return made

@@ -2,6 +2,7 @@
 
 from lowbit.nn.activations import ACTIVATIONS, STATIC
 from lowbit.nn.embedding import QuantEmbedding
+from lowbit.nn.experts import QuantExperts
 from lowbit.nn.linear import QuantLinear
 from lowbit.nn.quant_module import QuantModule, is_quantized
 from lowbit.nn.requantized import RequantizedLinear
@@ -12,6 +13,7 @@ __all__ = [
     "STATIC",
     "QuantModule",
     "QuantEmbedding",
+    "QuantExperts",
     "QuantLinear",
     "RequantizedLinear",
     "SharedInput",

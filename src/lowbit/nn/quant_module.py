@@ -38,11 +38,11 @@ class QuantModule(nn.Module):
 
     compute_dtype: nn.Parameter
     tied_to: "QuantModule | None"
-    replaced: nn.Module
+    replaced: nn.Module | None
     packed: PackedWeight | None
 
     def __init__(
-        self, layout: Layout, rows: int, columns: int, float_shape: tuple[int, int]
+        self, layout: Layout, rows: int, columns: int, float_shape: tuple[int, ...]
     ) -> None:
         super().__init__()
         self.layout = layout
@@ -85,12 +85,16 @@ class QuantModule(nn.Module):
 
     def stand_in_for(self, module: nn.Module, compute: Tensor) -> None:
         """Remember the float module, without its data, for the way back; compute like `compute`."""
-        device = "cpu" if compute.is_meta else compute.device
-        self.compute_dtype = _empty_parameter(compute.dtype, torch.device(device))
+        self.compute_like(compute)
         module.weight = nn.Parameter(
             torch.empty(self.float_shape, dtype=compute.dtype, device="meta")
         )
         object.__setattr__(self, "replaced", module)
+
+    def compute_like(self, compute: Tensor) -> None:
+        """Compute in the dtype and on the device of `compute`."""
+        device = "cpu" if compute.is_meta else compute.device
+        self.compute_dtype = _empty_parameter(compute.dtype, torch.device(device))
 
     def follow_stored(self) -> None:
         """Compute on the device where the stored tensors are: a loader puts them there itself."""

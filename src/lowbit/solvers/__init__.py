@@ -105,7 +105,9 @@ class Solver:
     ) -> QTensor:
         """The stored form that was decided on for a weight. Raises with the weight's name."""
         with naming(str(decision.weight)):
-            return self.method.solve(weight, hessian, decision.scheme, **self.options)
+            return decision.by_expert(
+                weight, lambda own: self.method.solve(own, hessian, decision.scheme, **self.options)
+            )
 
     def to_dict(self) -> dict[str, Any]:
         own = {"name": self.name, "correct_bias": self.correct_bias, "rotate": self.rotate}

@@ -1,0 +1,96 @@
+"""Mixtures of experts in a float model: which parameters are their weights, and what chooses.
+
+transformers sets attributes on every module whose class it decorates with
+`use_experts_implementation`; they say all that is needed, so that no class is named here.
+"""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from lowbit.conversion.module_weights import WeightName, Weights, weights_of
+from lowbit.nn.experts import IMPLEMENTATION, projections
+
+# What the decorator sets on each module.
+DESCRIBED = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated")
+
+
+def describes_itself(module: nn.Module) -> bool:
+    """Whether transformers says of the module how it holds experts."""
+    own = vars(module)
+    return all(type(own.get(name)) is bool for name in DESCRIBED) and hasattr(
+        type(module).forward, "__wrapped__"
+    )
+
+
+def experts_weights(module: nn.Module) -> dict[str, Weights]:
+    """The weights of experts that the module holds, by parameter; none where it holds no
+    experts, or not as it says."""
+    if not describes_itself(module):
+        return {}
+    found = {}
+    for name in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj"):
+        weight = module._parameters.get(name)
+        if weight is None or weight.ndim != 3 or not weight.is_floating_point():
+            continue
+        experts, rows, columns = weight.shape
+        if module.is_transposed:
+            rows, columns = columns, rows
+        if experts == module.num_experts and rows and columns:
+            found[name] = Weights(
+                "experts", (experts * rows, columns), bool(module.is_transposed), experts=experts
+            )
+    return found
+
+
+def weights_in(module: nn.Module) -> Mapping[str, Weights | str]:
+    """How the module uses each of its weights, by parameter, or why one cannot be quantized."""
+    return experts_weights(module) or {"weight": weights_of(module)}
+
+
+def weight_at(model: nn.Module, name: str) -> tuple[WeightName, Weights | str]:
+    """The weight whose stored form stands at `name`, and how its module uses it. Raises
+    AttributeError where there is none."""
+    inside = WeightName.parse(name)
+    around = model.get_submodule(inside.module)
+    use = experts_weights(around).get(inside.parameter)
+    if use is not None:
+        return inside, use
+    return WeightName(name), weights_of(model.get_submodule(name))
+
+
+def places(model: nn.Module) -> set[str]:
+    """The names where a stored weight may stand: of modules, and of weights of experts."""
+    named = dict(model.named_modules())
+    inside = {f"{name}.{own}" for name, module in named.items() for own in experts_weights(module)}
+    return named.keys() | inside
+
+
+def router_names(model: nn.Module) -> dict[str, int]:
+    """Modules that choose among experts, and among how many: those beside an experts module, or
+    inside the module that holds both, with a row of weights for each expert."""
+    found = {}
+    for name, module in model.named_modules():
+        if not describes_itself(module):
+            continue
+        around = model.get_submodule(name.rpartition(".")[0])
+        prefix = f"{name.rpartition('.')[0]}.".removeprefix(".")
+        for own, inside in around.named_modules():
+            weight = inside._parameters.get("weight")
+            if (
+                weight is not None
+                and weight.ndim == 2
+                and weight.shape[0] == module.num_experts
+                and inside is not module
+                and not f"{prefix}{own}.".startswith(f"{name}.")
+            ):
+                found[prefix + own] = int(weight.shape[0])
+    return found
+
+
+def use_experts(model: nn.Module, implementation: str = IMPLEMENTATION) -> None:
+    """Let every experts module with stored weights compute by transformers' implementation of this
+    name, which stands in the config that such modules refer to."""
+    for module in model.modules():
+        if describes_itself(module) and any(projections(module)):
+            module.config._experts_implementation_internal = implementation  # type: ignore[union-attr]

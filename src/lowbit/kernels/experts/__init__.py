@@ -1,0 +1,47 @@
+"""Linear layers of a mixture's experts over stored weights: one table of kernels per kind of
+activations, as of linear layers."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from lowbit.formats import ExpertsTensor, Layout
+from lowbit.kernels.experts import native, reference
+from lowbit.kernels.experts.native import ExpertsProduct
+from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
+from lowbit.kernels.selection import Kernel, never, select
+
+KERNELS = {
+    activations: (
+        *native.kernels(activations),
+        Kernel("reference", reference.experts_linear, never),
+    )
+    for activations in ("float", "dynamic")
+}
+
+
+def kernel(
+    layout: Layout, in_features: int, device: torch.device, activations: str
+) -> tuple[Kernel, str]:
+    """The kernel that serves such a weight here, and why."""
+    return select(KERNELS[activations], layout, in_features, device)
+
+
+def experts_linear(
+    x: Float[Tensor, "tokens in"],
+    ids: Int64[Tensor, "tokens slots"],
+    q: ExpertsTensor,
+    bias: Float[Tensor, "experts out"] | None,
+    activations: str,
+) -> Float[Tensor, "tokens slots out"]:
+    """x by the experts chosen for each token, in x's dtype."""
+    device = next(iter(q.stored.values())).device
+    chosen, _ = kernel(q.layout, q.in_features, device, activations)
+    y: Tensor = chosen.run(x, ids, q, bias, activations)
+    return y
+
+
+def product(form: ExpertsPackedLayout, activations: str) -> ExpertsProduct | None:
+    """The product that serves weights packed as `form`; None where the reference is forced."""
+    chosen, _ = kernel(form.layout, form.in_features, torch.device("cpu"), activations)
+    return None if chosen.isa is None else ExpertsProduct(form, activations, chosen.name)

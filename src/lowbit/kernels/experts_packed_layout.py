@@ -1,0 +1,83 @@
+"""The weights of a mixture's experts in the order that the native kernels read: that of each expert
+(packed_layout.py), one after the other in one tensor of bytes, each from a cache line on.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Integer, UInt8
+from torch import Tensor
+
+from lowbit.formats import ExpertsLayout, ExpertsTensor, QTensor
+from lowbit.kernels.packed_layout import CACHE_LINE, PackedLayout, Part
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertsPackedLayout:
+    """As PackedLayout; `out_features` are those of all experts together."""
+
+    layout: ExpertsLayout
+    out_features: int
+    in_features: int
+    planes: int | None = None
+
+    @cached_property
+    def rows(self) -> int:
+        """Outputs of one expert."""
+        return self.layout.rows(self.out_features)
+
+    @cached_property
+    def each(self) -> PackedLayout:
+        """That of every expert."""
+        return PackedLayout(self.layout.each, self.rows, self.in_features, self.planes)
+
+    @cached_property
+    def stride(self) -> int:
+        """Bytes from one expert to the next."""
+        return -(-self.each.size // CACHE_LINE) * CACHE_LINE
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(
+            Part(self.each, i * self.stride, i * self.rows) for i in range(self.layout.experts)
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of all."""
+        return self.layout.experts * self.stride
+
+    def pack(self, q: QTensor) -> UInt8[Tensor, " bytes"]:
+        """Codes and parameters of `q`, which must have this layout and shape."""
+        assert isinstance(q, ExpertsTensor)
+        packed = torch.zeros(self.size, dtype=torch.uint8, device="cpu")
+        for i, (layout, start, _) in enumerate(self.parts):
+            packed[start : start + layout.size] = layout.pack(q.expert(i))
+        return packed
+
+    def unpack(self, packed: UInt8[Tensor, " bytes"]) -> ExpertsTensor:
+        """What `pack` was given, in memory of its own."""
+        return ExpertsTensor.of([layout.unpack(packed[at:]) for layout, at, _ in self.parts])
+
+    def expert(
+        self, packed: UInt8[Tensor, " bytes"], number: int, dtype: torch.dtype
+    ) -> Float[Tensor, "rows in"]:
+        """The weight of one expert."""
+        at = number * self.stride
+        return self.each.decode(packed[at : at + self.stride], torch.arange(self.rows), dtype)
+
+    def decode(
+        self, packed: UInt8[Tensor, " bytes"], rows: Integer[Tensor, " n"], dtype: torch.dtype
+    ) -> Float[Tensor, "n in"]:
+        """Some rows of the weight. Raises as that of each expert does."""
+        out = torch.empty(len(rows), self.in_features, dtype=dtype, device="cpu")
+        owner = rows.div(self.rows, rounding_mode="floor")
+        for i in owner.unique().tolist():
+            if not 0 <= i < self.layout.experts:
+                outside = rows[owner == i]
+                raise IndexError(f"row {int(outside[0])} leaves a weight of {self.out_features}")
+            here = owner == i
+            at = i * self.stride
+            out[here] = self.each.decode(packed[at:], rows[here] - i * self.rows, dtype)
+        return out

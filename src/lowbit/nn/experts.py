@@ -1,0 +1,189 @@
+"""QuantExperts: a parameter [experts, out, in] of a mixture, stored; and the forward pass of a
+mixture whose projections are stored so.
+
+transformers describes an experts module by attributes (`use_experts_implementation`): whether there
+is a gate, biases, transposed weights, a norm after each expert. Its forward is looked up in a
+registry by name; ours serves every class that describes itself. The module stays what it is: where
+it had a parameter it has a QuantExperts, which code that reads the parameter can use like a tensor.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._pytree import tree_map_only
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from lowbit.errors import InputError
+from lowbit.fallbacks import note
+from lowbit.formats import ExpertsLayout, ExpertsTensor
+from lowbit.kernels import experts, ops
+from lowbit.kernels.experts.native import ExpertsProduct
+from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
+from lowbit.kernels.selection import Kernel
+from lowbit.nn.quant_module import QuantModule
+
+IMPLEMENTATION = "lowbit"  # the name in transformers' registry
+FLOAT = "grouped_mm"  # what computes float experts
+_OF_TENSORS = frozenset(name for name in dir(Tensor) if not name.startswith("_"))
+
+
+class QuantExperts(QuantModule):
+    """The weights of all experts in one projection. `transposed` says that the float parameter was
+    [experts, in, out]. activations: "float", or "dynamic" for int8 with scales found per call."""
+
+    layout: ExpertsLayout
+    product: ExpertsProduct | None
+
+    def __init__(
+        self,
+        layout: ExpertsLayout,
+        rows: int,
+        columns: int,
+        activations: str = "float",
+        transposed: bool = False,
+    ) -> None:
+        outputs = layout.rows(rows)
+        matrix = (columns, outputs) if transposed else (outputs, columns)
+        super().__init__(layout, rows, columns, (layout.experts, *matrix))
+        self.experts, self.in_features, self.out_features = layout.experts, columns, outputs
+        self.activations, self.transposed = activations, transposed
+        self.product = None
+        # transformers initializes what no checkpoint held, and this is none of it.
+        self._is_hf_initialized = True
+
+    def forward(self, x: Tensor, ids: Tensor, bias: Tensor | None) -> Tensor:
+        """x [tokens, in] by the experts ids [tokens, slots] -> [tokens, slots, out]."""
+        if has_torch_function((x, ids)):  # whoever watches calls sees one
+            return handle_torch_function(QuantExperts.forward, (x, ids), self, x, ids, bias)
+        packed = self.packed or self.pack()
+        product = None
+        if packed is not None:
+            assert isinstance(packed.layout, ExpertsPackedLayout)
+            product = self.product
+            if product is None or product.form is not packed.layout:
+                product = self.product = experts.product(packed.layout, self.activations)
+        if packed is None or product is None:
+            q = self.weight_in_use
+            assert isinstance(q, ExpertsTensor)
+            return ops.experts_linear(x, ids, q, bias, self.activations)
+        return ops.experts_linear_packed(x, ids, packed.bytes, bias, product)
+
+    def decoded(self) -> Tensor:
+        """The float weights as the float parameter had them."""
+        return self.as_parameter(super().decoded())
+
+    def as_parameter(self, weight: Tensor) -> Tensor:
+        """Rows of all experts [experts · out, in] in the shape of the float parameter."""
+        weight = weight.unflatten(0, (self.experts, self.out_features))
+        return weight.transpose(1, 2).contiguous() if self.transposed else weight
+
+    def choose(self) -> tuple[Kernel, str]:
+        """The kernel that serves these weights here, and why."""
+        device = self.compute_dtype.device
+        return experts.kernel(self.layout, self.in_features, device, self.activations)
+
+    def describe(self) -> str:
+        dynamic = self.activations == "dynamic"
+        return super().describe() + (", dynamic int8 activations" if dynamic else "")
+
+    def extra_repr(self) -> str:
+        return f"{self.experts}, {self.in_features}, {self.out_features}, {self.describe()}"
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """As of the float parameter; of one expert, that one alone is decoded."""
+        number = index
+        if isinstance(index, Tensor) and index.dim() == 0 and not index.is_floating_point():
+            number = int(index)
+        if not isinstance(number, int) or torch.compiler.is_compiling():
+            return self.weight[index]
+        note(self, "Code reads the weights of experts, which are decoded for it.", warn=False)
+        with torch.no_grad():
+            return self._decoded_expert(range(self.experts)[number])
+
+    def _decoded_expert(self, number: int) -> Tensor:
+        packed, dtype = self.packed, self.compute_dtype.dtype
+        if packed is None:
+            q = self.weight_in_use
+            assert isinstance(q, ExpertsTensor)
+            weight = ops.dequantize(q.expert(number), dtype)
+        else:
+            assert isinstance(packed.layout, ExpertsPackedLayout)
+            weight = packed.layout.expert(packed.bytes, number, dtype)
+        return weight.t() if self.transposed else weight
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Functions of torch take the decoded weights."""
+        call = args, dict(kwargs or {})
+        args, kwargs = tree_map_only(QuantExperts, lambda own: own.weight, call)
+        return func(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What code asks of the float parameter: its shape, its dtype, its methods."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in _OF_TENSORS:
+                raise
+            return getattr(self.weight, name)
+
+
+def experts_forward(
+    module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """As transformers calls it: hidden_states [tokens, size], for each token the numbers of its
+    experts and their weights [tokens, slots] -> [tokens, size].
+
+    Results of the experts are summed in the order of the slots. A number that equals that of the
+    experts chooses none. Raises InputError for numbers that are no integers or that no expert has.
+    """
+    up, down = projections(module)
+    if up is None or down is None:
+        y: Tensor = ALL_EXPERTS_FUNCTIONS[FLOAT](module, hidden_states, top_k_index, top_k_weights)
+        return y
+    ids = _numbers(module, top_k_index, up.experts)
+    biases: tuple[Any, Any] = (None, None)
+    if module.has_bias:
+        name = "gate_up_proj_bias" if module.has_gate else "up_proj_bias"
+        biases = getattr(module, name), module.down_proj_bias
+    tokens, slots = ids.shape
+    x = up(hidden_states, ids, biases[0]).flatten(0, 1)
+    x = module._apply_gate(x) if module.has_gate else module.act_fn(x)  # type: ignore[operator]
+    x = down(x, ids.reshape(-1, 1), biases[1]).flatten(0, 1)
+    if module.has_post_expert_norm:
+        x = module.post_expert_norm(x)  # type: ignore[operator]
+    weighted = x * top_k_weights.reshape(-1, 1)
+    return weighted.unflatten(0, (tokens, slots)).sum(1).to(hidden_states.dtype)
+
+
+def projections(module: nn.Module) -> tuple[QuantExperts | None, QuantExperts | None]:
+    """The stored projections of an experts module, up and down; None for one that is float."""
+    names = "gate_up_proj" if module.has_gate else "up_proj", "down_proj"
+    up, down = (module._modules.get(name) for name in names)
+    return (
+        up if isinstance(up, QuantExperts) else None,
+        down if isinstance(down, QuantExperts) else None,
+    )
+
+
+def _numbers(module: nn.Module, ids: Tensor, experts: int) -> Tensor:
+    """Those of experts as int64, with one number for all that mean none."""
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
+        raise InputError(f"numbers of experts are {ids.dtype}: integers are needed")
+    ids = ids.to(torch.int64)
+    # Experts that live elsewhere: whoever splits a mixture gives them numbers behind its own.
+    return ids.clamp(max=experts) if module._is_expert_parallel else ids
+
+
+def register() -> None:
+    """Make transformers know our forward pass of experts."""
+    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, experts_forward)
