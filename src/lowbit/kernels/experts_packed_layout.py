@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
+from lowbit.errors import RowError
 from lowbit.formats import ExpertsLayout, ExpertsTensor, QTensor
 from lowbit.kernels.packed_layout import CACHE_LINE, PackedLayout, Part
 
@@ -76,7 +77,7 @@ class ExpertsPackedLayout:
         for i in owner.unique().tolist():
             if not 0 <= i < self.layout.experts:
                 outside = rows[owner == i]
-                raise IndexError(f"row {int(outside[0])} leaves a weight of {self.out_features}")
+                raise RowError(f"row {int(outside[0])} leaves a weight of {self.out_features}")
             here = owner == i
             at = i * self.stride
             out[here] = self.each.decode(packed[at:], rows[here] - i * self.rows, dtype)

@@ -48,7 +48,7 @@ class ExpertsProduct:
         bias: Float[Tensor, "experts out"] | None,
     ) -> Float[Tensor, "tokens slots out"]:
         """x by the experts chosen for each token, in x's dtype; 0 where none is chosen. Raises
-        IndexError for ids that no expert has."""
+        RowError for ids that no expert has."""
         form, dtype = self.form, x.dtype
         half = dtype is torch.bfloat16
         x = x.contiguous() if half else x.float().contiguous()

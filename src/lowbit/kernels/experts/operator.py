@@ -10,55 +10,108 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from lowbit.errors import UsageError
 from lowbit.formats import ExpertsLayout, ExpertsTensor, decode
 from lowbit.kernels import experts as kernels
 from lowbit.kernels.arguments import (
+    CPU,
     assemble,
+    check_packed,
+    check_stored,
+    layout_of,
     layout_text,
     packed_layout,
     rows_of,
     stored_arguments,
 )
-from lowbit.kernels.checks import check_float
+from lowbit.kernels.checks import (
+    check_choice,
+    check_dimensions,
+    check_ids,
+    check_path,
+    check_rows,
+    check_tensors,
+)
 from lowbit.kernels.experts.native import ExpertsProduct
 from lowbit.kernels.experts.reference import chosen
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
 from lowbit.kernels.operator import dispatched, operator
 
 
-def _stored(stored: Sequence[Tensor], layout: str, in_features: int) -> ExpertsTensor:
+def _check(
+    x: Tensor,
+    ids: Tensor,
+    stored: Sequence[Tensor],
+    bias: Tensor | None,
+    layout: str,
+    experts: int,
+    activations: str,
+) -> None:
+    in_features = x.shape[-1] if x.dim() else 0
+    check_stored(stored, layout, in_features)
+    _check_experts(layout, experts)
+    _check_rows(x, ids, in_features, stored[0].device)
+    _check_bias(bias, experts, rows_of(stored, layout) // experts, x.device)
+    check_choice("activations", activations, kernels.KERNELS)
+
+
+def _check_packed(
+    x: Tensor,
+    ids: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    layout: str,
+    experts: int,
+    out_features: int,
+    planes: int,
+    activations: str,
+    path: str,
+) -> None:
+    in_features = x.shape[-1] if x.dim() else 0
+    _check_experts(layout, experts)
+    check_packed(packed, layout, out_features, in_features, planes)
+    _check_rows(x, ids, in_features, CPU)
+    _check_bias(bias, experts, out_features // experts, CPU)
+    check_choice("activations", activations, kernels.KERNELS)
+    check_path(path, "experts")
+
+
+def _check_experts(layout: str, experts: int) -> None:
+    """Raises UsageError for weights of other experts than so many."""
+    parsed = layout_of(layout)
+    held = parsed.experts if isinstance(parsed, ExpertsLayout) else 0
+    if held != experts or not held:
+        raise UsageError(f"{experts} experts were asked for, and {parsed} holds {held}")
+
+
+def _check_rows(x: Tensor, ids: Tensor, in_features: int, device: torch.device) -> None:
+    """Raises UsageError for tokens and numbers of experts that do not go together."""
+    check_dimensions("x", x, 2)
+    check_rows("x", x, in_features, device)
+    check_ids(ids, device)
+    if ids.dtype is not torch.int64 or ids.dim() != 2 or len(ids) != len(x):
+        raise UsageError(
+            f"ids {list(ids.shape)} of {ids.dtype} do not choose experts for {len(x)} tokens:"
+            " int64 [tokens, slots] are needed"
+        )
+
+
+def _check_bias(bias: Tensor | None, experts: int, rows: int, device: torch.device) -> None:
+    if bias is not None:
+        check_dimensions("bias", bias, 2)
+        check_tensors({"bias": bias}, {"bias": ((experts, rows), bias.dtype)}, device)
+
+
+def _experts(stored: Sequence[Tensor], layout: str, in_features: int) -> ExpertsTensor:
     q = assemble(stored, layout, in_features)
-    if not isinstance(q, ExpertsTensor):
-        raise ValueError(f"a weight of {q.layout} holds no experts")
+    assert isinstance(q, ExpertsTensor)
     return q
 
 
-def _packed(
-    packed: Tensor, layout: str, out_features: int, in_features: int, planes: int
-) -> ExpertsPackedLayout:
-    form = packed_layout(packed, layout, out_features, in_features, planes)
-    if not isinstance(form, ExpertsPackedLayout):
-        raise ValueError(f"a weight of {form.layout} holds no experts")
+def _packed(layout: str, out_features: int, in_features: int, planes: int) -> ExpertsPackedLayout:
+    form = packed_layout(layout, out_features, in_features, planes)
+    assert isinstance(form, ExpertsPackedLayout)
     return form
-
-
-def _check(x: Tensor, ids: Tensor, bias: Tensor | None, layout: ExpertsLayout, rows: int) -> None:
-    """Raises ValueError for what does not fit such experts."""
-    check_float("x", x)
-    if x.dim() != 2 or ids.dim() != 2 or len(x) != len(ids) or x.device != ids.device:
-        raise ValueError(
-            f"ids {list(ids.shape)} on {ids.device} do not choose experts for x {list(x.shape)} on"
-            f" {x.device}: [tokens, in] and [tokens, slots] are needed"
-        )
-    if ids.dtype is not torch.int64:
-        raise ValueError(f"ids of experts are {ids.dtype}, not torch.int64")
-    if bias is not None and (
-        tuple(bias.shape) != (layout.experts, rows) or bias.device != x.device
-    ):
-        raise ValueError(
-            f"bias {list(bias.shape)} on {bias.device} does not fit {layout.experts} experts with"
-            f" {rows} outputs on {x.device}"
-        )
 
 
 def _by_experts(grad: Tensor, ids: Tensor, experts: int, weight: Callable[[int], Tensor]) -> Tensor:
@@ -72,19 +125,56 @@ def _by_experts(grad: Tensor, ids: Tensor, experts: int, weight: Callable[[int],
     return grad.new_zeros(len(ids), weight(0).shape[1]) if found is None else found
 
 
+def _check_backward(
+    grad: Tensor, ids: Tensor, stored: Sequence[Tensor], layout: str, in_features: int
+) -> None:
+    parsed = layout_of(layout)
+    check_stored(stored, layout, in_features)
+    _check_experts(layout, getattr(parsed, "experts", 1))
+    _check_gradient(grad, ids, rows_of(stored, layout), layout, stored[0].device)
+
+
+def _check_packed_backward(
+    grad: Tensor,
+    ids: Tensor,
+    packed: Tensor,
+    layout: str,
+    out_features: int,
+    in_features: int,
+    planes: int,
+) -> None:
+    _check_experts(layout, getattr(layout_of(layout), "experts", 1))
+    check_packed(packed, layout, out_features, in_features, planes)
+    _check_gradient(grad, ids, out_features, layout, CPU)
+
+
+def _check_gradient(
+    grad: Tensor, ids: Tensor, out_features: int, layout: str, device: torch.device
+) -> None:
+    """Raises UsageError for what is no gradient of the results for so many rows."""
+    experts: int = layout_of(layout).experts  # type: ignore[union-attr]
+    check_dimensions("grad", grad, 3)
+    check_rows("grad", grad, out_features // experts, device)
+    check_ids(ids, device)
+    if ids.dtype is not torch.int64 or ids.shape != grad.shape[:2]:
+        raise UsageError(f"ids {list(ids.shape)} do not go with a gradient {list(grad.shape)}")
+
+
 @operator(
     "experts_linear_backward",
+    check=_check_backward,
     fake=lambda grad, ids, stored, layout, in_features: grad.new_empty((len(grad), in_features)),
 )
 def _backward_op(
     grad: Tensor, ids: Tensor, stored: Sequence[Tensor], layout: str, in_features: int
 ) -> Tensor:
-    q = _stored(stored, layout, in_features)
+    q = _experts(stored, layout, in_features)
     return _by_experts(grad, ids, q.experts, lambda i: decode(q.expert(i), grad.dtype))
 
 
 @operator(
     "experts_linear_packed_backward",
+    check=_check_packed_backward,
     fake=lambda grad, ids, packed, layout, out, in_features, planes: grad.new_empty(
         (len(grad), in_features)
     ),
@@ -98,7 +188,7 @@ def _packed_backward_op(
     in_features: int,
     planes: int,
 ) -> Tensor:
-    form = _packed(packed, layout, out_features, in_features, planes)
+    form = _packed(layout, out_features, in_features, planes)
     experts = form.layout.experts
     return _by_experts(grad, ids, experts, lambda i: form.expert(packed, i, grad.dtype))
 
@@ -113,6 +203,7 @@ def _of_bias(grad: Tensor, ids: Tensor, bias: Tensor | None) -> Tensor | None:
 
 @operator(
     "experts_linear",
+    check=_check,
     fake=lambda x, ids, stored, bias, layout, experts, activations: x.new_empty(
         (*ids.shape, rows_of(stored, layout) // experts)
     ),
@@ -132,8 +223,7 @@ def _experts_linear_op(
     experts: int,
     activations: str,
 ) -> Tensor:
-    q = _stored(stored, layout, x.shape[-1])
-    _check(x, ids, bias, q.layout, q.rows)
+    q = _experts(stored, layout, x.shape[-1])
     return kernels.experts_linear(x, ids, q, bias, activations)
 
 
@@ -151,6 +241,7 @@ def experts_linear(
 
 @operator(
     "experts_linear_packed",
+    check=_check_packed,
     fake=lambda x, ids, packed, bias, layout, experts, out_features, *_: x.new_empty(
         (*ids.shape, out_features // experts)
     ),
@@ -175,8 +266,7 @@ def _experts_linear_packed_op(
     activations: str,
     path: str,
 ) -> Tensor:
-    form = _packed(packed, layout, out_features, x.shape[-1], planes)
-    _check(x, ids, bias, form.layout, form.rows)
+    form = _packed(layout, out_features, x.shape[-1], planes)
     return _product(form, activations, path)(x, ids, packed, bias)
 
 

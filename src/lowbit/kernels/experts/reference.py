@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lowbit.errors import RowError
 from lowbit.formats import ExpertsTensor
 from lowbit.kernels import linear
 
@@ -34,12 +35,12 @@ def experts_linear(
 def chosen(
     ids: Int64[Tensor, "tokens slots"], experts: int
 ) -> Iterator[tuple[int, Int64[Tensor, " n"], Int64[Tensor, " n"]]]:
-    """(expert, tokens, slots) of every expert that was chosen. Raises IndexError for ids that no
+    """(expert, tokens, slots) of every expert that was chosen. Raises RowError for ids that no
     expert has."""
     found = torch.unique(ids).tolist()
     for expert in found:
         if not 0 <= expert <= experts:
-            raise IndexError(f"expert {expert} was chosen of {experts}")
+            raise RowError(f"expert {expert} was chosen, of {experts}")
         if expert < experts:
             tokens, slots = torch.where(ids == expert)
             yield expert, tokens, slots

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lowbit.formats import (
     AffineTensor,
     BinaryTensor,
+    ExpertsTensor,
     QTensor,
     StackedTensor,
     StaticScale,
@@ -147,8 +148,16 @@ def _stacked_sum(
     return torch.cat([_SUMS[type(part)](codes, scales, part) for part in q.parts], 1)
 
 
+def _experts_sum(
+    codes: tuple[Tensor, ...], scales: Float32[Tensor, "m groups"], q: ExpertsTensor
+) -> Float32[Tensor, "m out"]:
+    parts = [q.expert(i) for i in range(q.experts)]
+    return torch.cat([_SUMS[type(part)](codes, scales, part) for part in parts], 1)
+
+
 _SUMS: dict[type, Callable[..., Tensor]] = {
     AffineTensor: _affine_sum,
     BinaryTensor: _binary_sum,
     StackedTensor: _stacked_sum,
+    ExpertsTensor: _experts_sum,
 }
