@@ -4,7 +4,8 @@ A twin is a float model whose weights were rounded, in NumPy, as the formats' pa
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,15 +46,22 @@ def stored_scale(scale: np.ndarray) -> np.ndarray:
 def twin(
     model: nn.Module, names: Iterable[str], rounded: Callable[[np.ndarray], np.ndarray]
 ) -> nn.Module:
-    """A copy of the float `model`; the weights of the modules `names` are rounded.
+    """A copy of the float `model`; the weights of the modules `names` are rounded, and of experts,
+    whose weights are parameters, those of these names. These become linear layers.
 
     Modules that share a weight share the rounded one. A module outside `names` keeps its weight.
     """
     model = copy.deepcopy(model)
     done: dict[int, nn.Parameter] = {}
     originals = []  # Kept alive, so that no id comes twice.
+    modules = dict(model.named_modules(remove_duplicate=False))
+    mixtures: dict[str, set[str]] = {}
     for name in names:
-        module = model.get_submodule(name)
+        if name not in modules:
+            around, _, own = name.rpartition(".")
+            mixtures.setdefault(around, set()).add(own)
+            continue
+        module = modules[name]
         weight = module.weight
         originals.append(weight)
         if id(weight) not in done:
@@ -64,7 +72,72 @@ def twin(
                 torch.from_numpy(np.ascontiguousarray(matrix)).to(weight.dtype)
             )
         module.weight = done[id(weight)]
+    separated: dict[int, SeparateExperts] = {}
+    for name, own in mixtures.items():
+        key = id(modules[name])
+        if key not in separated:
+            separated[key] = SeparateExperts(modules[name], {part: rounded for part in own})
+        model.set_submodule(name, separated[key])
     return model
+
+
+class SeparateExperts(nn.Module):
+    """What an experts module of transformers computes, by two linear layers for each expert. The
+    parameters that `rounded` names are rounded."""
+
+    def __init__(
+        self, module: nn.Module, rounded: dict[str, Callable[[np.ndarray], np.ndarray]]
+    ) -> None:
+        super().__init__()
+        self.mixture = module
+        up = "gate_up_proj" if module.has_gate else "up_proj"
+        self.up = self._layers(up, rounded.get(up))
+        self.down = self._layers("down_proj", rounded.get("down_proj"))
+
+    def _layers(self, name: str, rounded: Callable[[np.ndarray], np.ndarray] | None) -> Any:
+        weights = getattr(self.mixture, name).detach()
+        biases = getattr(self.mixture, f"{name}_bias") if self.mixture.has_bias else None
+        layers = []
+        for i, weight in enumerate(weights):
+            matrix = (weight.T if self.mixture.is_transposed else weight).float().numpy()
+            matrix = np.ascontiguousarray(matrix if rounded is None else rounded(matrix))
+            layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=biases is not None)
+            layer.weight = nn.Parameter(torch.from_numpy(matrix).to(weight.dtype))
+            if biases is not None:
+                layer.bias = nn.Parameter(biases[i].detach().clone())
+            layers.append(layer)
+        delattr(self.mixture, name)  # Only the layers are the truth from here on.
+        return nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """Tokens one by one, each by its experts in the order of the slots; an id that no expert
+        has adds nothing."""
+        rows = []
+        for x, chosen, shares in zip(hidden, ids.tolist(), weights, strict=True):
+            parts = [
+                self._expert(x[None], number)[0] * share
+                for number, share in zip(chosen, shares, strict=True)
+                if number < len(self.up)
+            ]
+            rows.append(sum(parts[1:], parts[0]) if parts else torch.zeros_like(x))
+        return torch.stack(rows).to(hidden.dtype) if rows else torch.zeros_like(hidden)
+
+    def _expert(self, x: Tensor, number: int) -> Tensor:
+        y = self.up[number](x)
+        y = self.mixture._apply_gate(y) if self.mixture.has_gate else self.mixture.act_fn(y)
+        y = self.down[number](y)
+        return self.mixture.post_expert_norm(y) if self.mixture.has_post_expert_norm else y
+
+
+def _linear_layers(model: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:
+    """The layers `names` of a twin, and for weights of experts those of each."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        around, _, own = name.rpartition(".")
+        if name in modules:
+            yield modules[name]
+        else:
+            yield from modules[around].down if own == "down_proj" else modules[around].up
 
 
 def round_inputs(model: nn.Module, names: Iterable[str]) -> None:
@@ -75,8 +148,7 @@ def round_inputs(model: nn.Module, names: Iterable[str]) -> None:
         largest = x.abs().amax(-1, keepdim=True).clamp_min(1e-30)
         return ((x * (127 / largest)).round() * (largest / 127), *inputs[1:])
 
-    for name in names:
-        module = model.get_submodule(name)
+    for module in _linear_layers(model, names):
         if not isinstance(module, nn.Embedding):
             module.register_forward_pre_hook(rounded)
 
@@ -88,8 +160,8 @@ def disturb(model: nn.Module, names: Iterable[str]) -> None:
     def disturbed(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output * (1 + 1e-6 * torch.randn(output.shape, generator=generator))
 
-    for name in names:
-        model.get_submodule(name).register_forward_hook(disturbed)
+    for module in _linear_layers(model, names):
+        module.register_forward_hook(disturbed)
 
 
 def difference(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:

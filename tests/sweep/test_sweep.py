@@ -22,7 +22,8 @@ CLASSES = {each.model_class: each for each in registered()}
 KINDS = [
     "BertForMaskedLM",  # an encoder with a tied head
     "GPT2LMHeadModel",  # Conv1D, learned positions
-    "GptOssForCausalLM",  # experts in stacked weights, attention sinks
+    "GptOssForCausalLM",  # experts, transposed and with biases, attention sinks
+    "NemotronHForCausalLM",  # experts without a gate
     "Gemma2ForCausalLM",  # soft caps, sliding windows
     "FalconForCausalLM",  # a linear layer of its own
     "MambaForCausalLM",  # recurrent, reads its layers' weights
