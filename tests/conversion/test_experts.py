@@ -189,7 +189,7 @@ def test_code_that_reads_the_parameters_gets_their_values(holder):
         assert (torch.sum(stored, 0) - was.sum(0)).abs().max() <= EXPERTS * close
         assert (stored.transpose(1, 2) - was.transpose(1, 2)).abs().max() <= close
         with pytest.raises(lowbit.UsageError, match="cannot be changed"):
-            stored.mul_(2)
+            stored.zero_()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
