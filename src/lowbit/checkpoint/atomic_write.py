@@ -1,19 +1,24 @@
-"""Output appears complete or not at all: written beside, renamed in one step."""
+"""Output appears complete or not at all: written beside (work_folder.py), then renamed."""
 
+import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from lowbit.checkpoint.work_folder import NEW, claimed, recover, replace
 from lowbit.errors import InputError, UsageError
+
+# What the system says of a disk, and not of the file that is written.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def check_output(output: Path, overwrite: bool, source: Path | None) -> None:
-    """Raises UsageError if `output` may not be written. `source` is what is read meanwhile."""
+    """Raises UsageError if `output` may not be written, or another run writes it. `source` is what
+    is read meanwhile."""
+    recover(output)
     if source is not None and source.resolve().is_relative_to(output.resolve()):
         raise UsageError(f"output {output} is or holds the model that is read")
     # A folder takes the output's place by renaming, which neither of these can bear.
@@ -31,7 +36,9 @@ def check_output(output: Path, overwrite: bool, source: Path | None) -> None:
 
 
 def check_file(output: Path) -> None:
-    """Raises UsageError where the file `output` may not be written: asked before the work."""
+    """Raises UsageError if the file `output` may not be written, or another run writes it: asked
+    before the work."""
+    recover(output)
     if output.is_dir():
         raise UsageError(f"output {output} would replace a folder")
     if not output.parent.is_dir():
@@ -40,29 +47,20 @@ def check_file(output: Path) -> None:
 
 @contextmanager
 def staged(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place at the end, or is removed on any failure.
+    """A folder that takes the place of `output` at the end, or is removed on any failure.
 
-    Where `output` is a symbolic link, what it points to is replaced, and the link stays.
+    If `output` is a symbolic link, what it points to is replaced, and the link stays.
+
+    Raises UsageError if another run writes `output`, InputError if it cannot be written.
     """
     output = output.resolve()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise InputError(f"{output.parent} cannot be written: {error.strerror}") from error
-    try:
-        yield folder
-        _open_permissions(folder)
-        if output.exists():
-            # Two renames: at every moment either the old or the new folder is whole.
-            old = folder.with_name(folder.name + ".old")
-            output.rename(old)
-            folder.rename(output)
-            shutil.rmtree(old)
-        else:
-            folder.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with claimed(output) as work, _naming(output, work):
+        new = work / NEW
+        new.mkdir()
+        with _staying(new):
+            yield new
+        _open_permissions(new)
+        replace(work, output)
 
 
 @contextmanager
@@ -77,27 +75,46 @@ def writing(output: Path) -> Iterator[None]:
 
 @contextmanager
 def staged_file(output: Path) -> Iterator[Path]:
-    """A file beside `output` that takes its place at the end, or is removed on any failure."""
+    """A file that takes the place of `output` at the end, or is removed on any failure. Raises as
+    `staged` does."""
+    output = output.resolve()
+    with claimed(output) as work, _naming(output, work):
+        new = work / NEW
+        new.touch()
+        yield new
+        new.chmod(0o666 & ~_umask())
+        replace(work, output)
+
+
+@contextmanager
+def _staying(folder: Path) -> Iterator[None]:
+    """Raises InputError if the folder is another at the end: libraries make one that is missing,
+    and so would go on with half an output."""
+    held = os.open(folder, os.O_RDONLY)  # so that no other gets its number
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{output.name[:64]}.", dir=output.parent)
-    except OSError as error:
-        raise InputError(f"{output.parent} cannot be written: {error.strerror}") from error
-    os.close(handle)
-    file = Path(name)
-    try:
-        yield file
-        file.chmod(0o666 & ~_umask())
-        file.replace(output)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror}") from error
+        yield
+        if not folder.is_dir() or not os.path.samestat(os.fstat(held), folder.stat()):
+            raise InputError(f"{folder} vanished while it was written")
     finally:
-        file.unlink(missing_ok=True)
+        os.close(held)
+
+
+@contextmanager
+def _naming(output: Path, work: Path) -> Iterator[None]:
+    """What the system says of writing inside becomes an InputError that names the output. What it
+    says of other files, which are read, stays."""
+    try:
+        yield
+    except OSError as error:
+        names = [Path(n) for n in (error.filename, error.filename2) if isinstance(n, str | Path)]
+        if error.errno in FULL or any(n.is_relative_to(work) or n == output for n in names):
+            raise InputError(f"{output} cannot be written: {error.strerror}") from error
+        raise
 
 
 def _open_permissions(folder: Path) -> None:
-    """Temporary folders and safetensors files are private; the user's umask says what is wanted."""
+    """safetensors writes private files; the user's umask says what is wanted."""
     umask = _umask()
-    folder.chmod(0o777 & ~umask)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o666 & ~umask)
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lowbit.checkpoint.atomic_write import check_file, staged_file
+from lowbit.checkpoint.work_folder import claimed
 from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import load_subject
 from lowbit.evaluation.predict import predict
@@ -33,8 +34,9 @@ def infer(
     lengths = {name: value for name, value in given.items() if value is not None}
     if task != "squad" and stride is not None:
         raise UsageError("--stride is of squad's windows: other tasks have none")
-    lines = list(predict(task, load_subject(model), data, subset, split, not quiet, **lengths))
-    with staged_file(output) as unfinished:
-        unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with claimed(output):
+        lines = list(predict(task, load_subject(model), data, subset, split, not quiet, **lengths))
+        with staged_file(output) as unfinished:
+            unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if not quiet:
         print(f"written: {output}")

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from lowbit.calibration import texts
 from lowbit.checkpoint.atomic_write import check_file, staged_file
+from lowbit.checkpoint.work_folder import claimed
 from lowbit.cli.options import Measured, measuring
 from lowbit.cli.tables import mebibytes
 from lowbit.conversion.recipe import schemes_of
@@ -73,21 +74,23 @@ def search(
         raise UsageError("a search needs a --task to evaluate recipes on")
     if measured.shapes is not None:
         raise UsageError("--shapes says what to time: a search times nothing")
-    subject = load_subject(model)
-    data = texts.read(calibration, subject.model, subject.needed_tokenizer(), samples)
-    found = search_recipe(
-        subject,
-        budget,
-        plan.tasks[0],
-        schemes_of(schemes.split(",")),
-        data.batches,
-        keep or (),
-        solver,
-        [name.strip() for name in sensitivity.split(",")],
-        progress=not (quiet or as_json),
-    )
-    with staged_file(output) as unfinished:
-        unfinished.write_text(found.best.recipe.to_yaml(), encoding="utf-8")
+    # From the start: another run would search for hours before it is told.
+    with claimed(output):
+        subject = load_subject(model)
+        data = texts.read(calibration, subject.model, subject.needed_tokenizer(), samples)
+        found = search_recipe(
+            subject,
+            budget,
+            plan.tasks[0],
+            schemes_of(schemes.split(",")),
+            data.batches,
+            keep or (),
+            solver,
+            [name.strip() for name in sensitivity.split(",")],
+            progress=not (quiet or as_json),
+        )
+        with staged_file(output) as unfinished:
+            unfinished.write_text(found.best.recipe.to_yaml(), encoding="utf-8")
     if as_json:
         print(json.dumps(found.to_dict()))
     elif not quiet:

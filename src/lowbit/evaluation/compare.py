@@ -19,6 +19,7 @@ from typing import Any
 
 from lowbit.checkpoint.atomic_write import staged_file
 from lowbit.checkpoint.read import find, weight_files
+from lowbit.checkpoint.work_folder import claimed, tidy
 from lowbit.conversion.plan import check_static, make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe, names_a_folder
 from lowbit.errors import InputError, UsageError
@@ -58,30 +59,40 @@ def compare(
         if not names_a_folder(name):
             raise UsageError(f"the recipe's name {name!r} cannot name a folder")
     _make(folder)
-    reference = load_subject(source)
-    plan = plan if isinstance(plan, EvaluationPlan) else plan(reference)
-    plan.check(reference)
-    for recipe in chosen:
-        check_static(make_plan(reference.model, recipe))
-    with progress_bar(1 + len(chosen), "comparing", "model", progress) as bar:
-        bar.set_postfix_str(reference_name)
-        first = _kept(
-            folder / f"{FLOAT}.json",
-            _fingerprint(source, reference, plan, None),
-            plan,
-            lambda: examine(reference, source, plan, progress=progress),
-        )
-        bar.update()
-        records = [first]
+    # From the start: another run would measure for hours before it is told.
+    with claimed(folder):
+        tidy(folder)
+        reference = load_subject(source)
+        plan = plan if isinstance(plan, EvaluationPlan) else plan(reference)
+        plan.check(reference)
         for recipe in chosen:
-            bar.set_postfix_str(recipe.name)
-            mark = _fingerprint(source, reference, plan, recipe)
-            made = partial(
-                _quantized, source, recipe, folder / recipe.name, plan, reference, first, progress
+            check_static(make_plan(reference.model, recipe))
+        with progress_bar(1 + len(chosen), "comparing", "model", progress) as bar:
+            bar.set_postfix_str(reference_name)
+            first = _kept(
+                folder / f"{FLOAT}.json",
+                _fingerprint(source, reference, plan, None),
+                plan,
+                lambda: examine(reference, source, plan, progress=progress),
             )
-            records.append(_kept(folder / f"{recipe.name}.json", mark, plan, made))
             bar.update()
-    return Study(tuple(records), describe(), plan.seed, tuple(commands))
+            records = [first]
+            for recipe in chosen:
+                bar.set_postfix_str(recipe.name)
+                mark = _fingerprint(source, reference, plan, recipe)
+                made = partial(
+                    _quantized,
+                    source,
+                    recipe,
+                    folder / recipe.name,
+                    plan,
+                    reference,
+                    first,
+                    progress,
+                )
+                records.append(_kept(folder / f"{recipe.name}.json", mark, plan, made))
+                bar.update()
+        return Study(tuple(records), describe(), plan.seed, tuple(commands))
 
 
 def _quantized(

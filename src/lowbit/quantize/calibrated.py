@@ -11,6 +11,7 @@ from lowbit.checkpoint.atomic_write import check_output, staged, writing
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.checkpoint.read import find, float_config
 from lowbit.checkpoint.shards import MAX_SHARD_BYTES
+from lowbit.checkpoint.work_folder import claimed
 from lowbit.conversion.apply import Result
 from lowbit.conversion.default_recipe import choose, named
 from lowbit.conversion.footprint import footprint
@@ -44,27 +45,31 @@ def quantize_calibrated(
     `lowbit.quantize` has them. What a solver has finished is kept in a folder beside `output`, from
     which the same call goes on after an interruption; it is removed at the end.
 
-    Raises UsageError and InputError. On error, `output` is left unchanged.
+    Raises UsageError and InputError. On error, `output` is left unchanged; while another run
+    writes it, UsageError is raised at once.
     """
     given, solver = named(recipe), load_solver(solver)
     source, output = find(model), Path(output)
     float_config(source)
     check_output(output, overwrite, source)
-    tokenizer = load_tokenizer(source)
-    if tokenizer is None:
-        raise InputError(f"{source} has no tokenizer to read {data} with")
-    loaded = load_model(source)
-    chosen, why = choose(loaded, given)
-    material = texts.read(data, loaded, tokenizer, samples, length)
-    before = footprint(loaded, source)
-    work = output.with_name(f".{output.name}.solving")
-    result = quantize_by(loaded, chosen, solver, progress, material.batches, options, work)
-    with staged(output) as folder, without_transformers_bars():
-        with writing(output):
-            loaded.save_pretrained(folder, max_shard_size=max_shard_bytes)
-        copy_companions(source, folder)
-        config = loaded.config
-        write_card(folder, source, config.architectures[0], config.quantization_config, result.plan)
-        after = footprint(loaded, folder)
-    shutil.rmtree(work, ignore_errors=True)
+    # From the start: another run would solve for hours before it is told.
+    with claimed(output):
+        tokenizer = load_tokenizer(source)
+        if tokenizer is None:
+            raise InputError(f"{source} has no tokenizer to read {data} with")
+        loaded = load_model(source)
+        chosen, why = choose(loaded, given)
+        material = texts.read(data, loaded, tokenizer, samples, length)
+        before = footprint(loaded, source)
+        work = output.with_name(f".{output.name}.solving")
+        result = quantize_by(loaded, chosen, solver, progress, material.batches, options, work)
+        with staged(output) as folder, without_transformers_bars():
+            with writing(output):
+                loaded.save_pretrained(folder, max_shard_size=max_shard_bytes)
+            copy_companions(source, folder)
+            config = loaded.config
+            quantized = config.quantization_config
+            write_card(folder, source, config.architectures[0], quantized, result.plan)
+            after = footprint(loaded, folder)
+        shutil.rmtree(work, ignore_errors=True)
     return replace(result, before=before, after=after, notes=why + material.notes + result.notes)

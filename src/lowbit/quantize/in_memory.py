@@ -1,6 +1,7 @@
 """The main job: quantize a model in place, with data where its recipe needs any."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lowbit.calibration import Calibration, batches_of
+from lowbit.checkpoint.work_folder import claimed
 from lowbit.conversion.apply import Result, quantize_with
 from lowbit.conversion.default_recipe import choose, named
 from lowbit.conversion.plan import make_plan
@@ -82,7 +84,9 @@ def quantize_by(
     if not solver.data:
         inputs = calibrate(model, plan, batches, options, progress)
         return quantize_with(model, plan, solver.solve, inputs, progress)
-    with walked(model, plan, solver, batches, work, progress) as solved:
+    # A folder of finished stages is one run's at a time.
+    alone = nullcontext() if work is None else claimed(work)
+    with alone, walked(model, plan, solver, batches, work, progress) as solved:
         inputs = calibrate(model, plan, batches, options, progress) if static else {}
         result = quantize_with(model, plan, lambda d, _: solved.stored[d.name], inputs, progress)
     return replace(result, notes=solved.notes())

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lowbit.checkpoint.atomic_write import staged_file, writing
+from lowbit.checkpoint.work_folder import tidy
 from lowbit.errors import InputError, UsageError
 from lowbit.formats import QTensor, layout_from_dict
 
@@ -68,6 +69,7 @@ class Journal:
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{work} cannot be written: {error.strerror}") from error
+        tidy(work)
         file = work / "run.json"
         if file.exists():
             try:

@@ -13,6 +13,7 @@ OUT/
 import json
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from lowbit.checkpoint.atomic_write import staged, staged_file, writing
+from lowbit.checkpoint.work_folder import claimed, tidy
 from lowbit.errors import UsageError
 from lowbit.evaluation.study import Measurement, sayable
 from lowbit.evaluation.task import Subject, agreement
@@ -130,26 +132,31 @@ def train(
     )
     if settings.plan is not None:
         trainer.add_callback(Projections(weights, settings.plan, trainer.score_before))
-    if not begun and trainer.is_world_process_zero():
-        begin(output, asked)
-    start = time.perf_counter()
-    # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
-    torch.set_flush_denormal(True)
-    try:
-        with trainable_attention(lesson.model, settings.bf16):
-            trainer.train(resume_from_checkpoint=str(begun[-1]) if resume and begun else None)
-    finally:
-        torch.set_flush_denormal(False)
-    seconds = time.perf_counter() - start
-    if not trainer.is_world_process_zero():
-        return Outcome(trainer.state.global_step, seconds, {}, ())
-    with without_autocast(lesson.model):
-        outcome = finish(lesson, output, settings, trainer.state.global_step, seconds, progress)
-    write_texts(lesson, outcome, output / "texts")
-    told = {"settings": settings.to_dict(), "environment": describe(), **outcome.to_dict()}
-    with staged_file(output / "training.json") as unfinished:
-        unfinished.write_text(json.dumps(told, indent=1), encoding="utf-8")
-    return outcome
+    first = trainer.is_world_process_zero()
+    # One process of a training writes for all; another training is told at once.
+    with claimed(output) if first else nullcontext():
+        if first:
+            tidy(output)
+            if not begun:
+                begin(output, asked)
+        start = time.perf_counter()
+        # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
+        torch.set_flush_denormal(True)
+        try:
+            with trainable_attention(lesson.model, settings.bf16):
+                trainer.train(resume_from_checkpoint=str(begun[-1]) if resume and begun else None)
+        finally:
+            torch.set_flush_denormal(False)
+        seconds = time.perf_counter() - start
+        if not first:
+            return Outcome(trainer.state.global_step, seconds, {}, ())
+        with without_autocast(lesson.model):
+            outcome = finish(lesson, output, settings, trainer.state.global_step, seconds, progress)
+        write_texts(lesson, outcome, output / "texts")
+        told = {"settings": settings.to_dict(), "environment": describe(), **outcome.to_dict()}
+        with staged_file(output / "training.json") as unfinished:
+            unfinished.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        return outcome
 
 
 def begin(output: Path, asked: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """transformers' Trainer on a lesson: its arguments, its checkpoints, and what stops it."""
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +25,18 @@ from lowbit.training.settings import Settings
 def checkpoints(output: Path) -> list[Path]:
     """Trainer's, the oldest first; only those that were written to their end."""
     found = [
-        folder
-        for folder in (output / "checkpoints").glob("checkpoint-*")
-        if (folder / "trainer_state.json").is_file()
+        folder for folder in (output / "checkpoints").glob("checkpoint-*") if _is_complete(folder)
     ]
     return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether Trainer wrote it to its end, which is this file's."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def last_good(output: Path) -> str:

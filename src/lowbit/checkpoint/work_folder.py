@@ -1,0 +1,212 @@
+"""The hidden folder beside an output that is being written.
+
+    .OUT.lowbit/      there while a run writes OUT, and after that run was killed
+        owner.txt     says so; the run holds a lock on it as long as it lives
+        new           what becomes OUT, a file or a folder
+        old           what OUT was, between the two renames that replace it
+
+The name follows from that of the output, and no two outputs have the same. A run finds what a
+killed run of its output left there, puts an old output back that nothing replaced, and removes the
+rest. It touches a folder only if nothing else is in it and its owner.txt is what lowbit writes.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+
+from lowbit.errors import InputError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: runs cannot be told apart there
+    fcntl = None  # type: ignore[assignment]
+
+OWNER, NEW, OLD = "owner.txt", "new", "old"
+SUFFIX = ".lowbit"
+LONGEST_NAME = 255  # bytes, on every common file system
+
+# Outputs that this thread claims, with its process: a fork has what its parent had.
+_HELD: ContextVar[frozenset[tuple[int, Path]]] = ContextVar("outputs", default=frozenset())
+
+
+@contextmanager
+def claimed(output: Path) -> Iterator[Path]:
+    """The work folder of `output`, which no other run can write meanwhile; it is removed at the
+    end. Inside, the same thread may claim the same output again.
+
+    Raises UsageError at once if another run writes `output` or the folder is not lowbit's,
+    InputError if it cannot be made.
+    """
+    output = output.resolve()
+    work = work_folder(output)
+    own = os.getpid(), output
+    if own in _HELD.get():
+        try:
+            yield work
+        finally:
+            _settle(work, output)
+        return
+    made = _make_parents(output.parent)
+    held = _HELD.set(_HELD.get() | {own})
+    lock = None
+    try:
+        lock = _take(work, output)
+        _settle(work, output)
+        yield work
+    finally:
+        _HELD.reset(held)
+        if lock is not None:
+            _give_back(work, output, lock)
+        for parent in reversed(made):
+            with suppress(OSError):
+                parent.rmdir()  # only if nothing was put there
+
+
+def recover(output: Path) -> None:
+    """Undo what a killed run of `output` left. Raises as `claimed` does."""
+    output = output.resolve()
+    if work_folder(output).is_dir() and (os.getpid(), output) not in _HELD.get():
+        with claimed(output):
+            pass
+
+
+def tidy(folder: Path) -> None:
+    """The same for all outputs in a folder."""
+    for work in sorted(folder.glob(f".*{SUFFIX}")):
+        name = work.name[1 : -len(SUFFIX)]
+        if work.is_dir() and _is_ours(work, _text(name)):
+            recover(folder / name)
+
+
+def work_folder(output: Path) -> Path:
+    """Where a run keeps what is to become `output`. Raises UsageError for the root of all."""
+    if not output.name:
+        raise UsageError(f"output {output} has no folder beside it to be written in")
+    name = f".{output.name}{SUFFIX}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(output.name)).hexdigest()}{SUFFIX}"
+    return output.with_name(name)
+
+
+def replace(work: Path, output: Path) -> None:
+    """Let what is in NEW take the place of `output`, file or folder."""
+    new = work / NEW
+    if output.is_dir() and new.is_dir():
+        # Two renames: at every moment either the old or the new folder is whole.
+        output.rename(work / OLD)
+        new.rename(output)
+    else:
+        new.replace(output)
+
+
+def _text(name: str) -> str:
+    return (
+        f"lowbit writes {name!r} of the folder above. If no run does so any more, it was killed:"
+        f" the next run that writes {name!r} removes this folder.\n"
+    )
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """The folders that were not there before, the outermost first."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}") from error
+    return missing[::-1]
+
+
+def _take(work: Path, output: Path) -> int:
+    """A file descriptor of OWNER that holds the lock."""
+    text = _text(output.name)
+    try:
+        # Once more whenever the run that held the lock removes the folder at the same moment.
+        while True:
+            with suppress(FileExistsError):
+                work.mkdir()
+            if work.is_symlink() or not _is_ours(work, text):
+                raise UsageError(
+                    f"{work} is in the way: lowbit keeps unfinished output there, and did not"
+                    " write what is in it; move it away"
+                )
+            with suppress(FileNotFoundError):
+                lock = _locked(work / OWNER, output)
+                if lock is not None:
+                    os.ftruncate(lock, 0)
+                    os.write(lock, text.encode(errors="surrogateescape"))
+                    return lock
+    except BaseException as error:
+        with suppress(OSError):
+            work.rmdir()  # only if nothing is in it
+        if isinstance(error, OSError):
+            raise InputError(f"{output.parent} cannot be written: {error.strerror}") from error
+        raise
+
+
+def _locked(file: Path, output: Path) -> int | None:
+    """A descriptor that holds the lock of `file`; None if the file was removed meanwhile. Raises
+    UsageError if another run holds it."""
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UsageError(
+            f"another run writes {output}: wait for its end, or name another output"
+        ) from None
+    except OSError:
+        pass  # a file system without locks: runs cannot be told apart
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(lock), file.stat()):
+            return lock
+    os.close(lock)
+    return None
+
+
+def _is_ours(work: Path, text: str) -> bool:
+    """Whether lowbit made the folder, or nothing is in it. A run that is killed early leaves a part
+    of the text."""
+    try:
+        inside = set(os.listdir(work))
+        owner = (work / OWNER).read_bytes() if OWNER in inside else None
+    except FileNotFoundError:  # removed at this moment
+        return True
+    except NotADirectoryError:
+        return False
+    if owner is None:
+        return not inside
+    return inside <= {OWNER, NEW, OLD} and text.encode(errors="surrogateescape").startswith(owner)
+
+
+def _settle(work: Path, output: Path) -> None:
+    """Put the old output back if nothing took its place, and remove what is left. Raises InputError
+    if it cannot be put back; then it stays."""
+    old = work / OLD
+    if os.path.lexists(old) and not os.path.lexists(output):
+        try:
+            old.rename(output)
+        except OSError as error:
+            raise InputError(
+                f"{output} could not be put back: {error.strerror}; it is {old}"
+            ) from error
+    for left in (work / NEW, old):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
+
+
+def _give_back(work: Path, output: Path, lock: int) -> None:
+    try:
+        _settle(work, output)
+        with suppress(OSError):
+            (work / OWNER).unlink()
+            work.rmdir()
+    finally:
+        os.close(lock)
