@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # The rooms of the house, from the ground up. A room may import those on the floors below it, and
 # itself: never one above, and never one beside it.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "fallbacks", "progress", "versions"}),
+    frozenset({"errors", "fallbacks", "progress", "versions", "visible"}),
     frozenset({"extras", "formats"}),
     frozenset({"checkpoint"}),
     frozenset({"kernels", "schemes"}),
@@ -45,6 +45,7 @@ ONLY = {
         "lowbit.report",
         "lowbit.evaluation.study",
         "lowbit.errors",
+        "lowbit.visible",
         "lowbit.checkpoint.atomic_write",
     },
 }

@@ -38,6 +38,7 @@ NAMES = [
     "save",
     "simulate",
     "use_planes",
+    "verify",
 ]
 
 

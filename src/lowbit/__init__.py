@@ -3,6 +3,7 @@
 Importing it lets transformers load what it saved.
 """
 
+from lowbit.checkpoint.hashes import verify
 from lowbit.conversion.apply import Result
 from lowbit.conversion.attach import restore_float
 from lowbit.conversion.config import LowbitConfig
@@ -68,4 +69,5 @@ __all__ = [
     "save",
     "simulate",
     "use_planes",
+    "verify",
 ]

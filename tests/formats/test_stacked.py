@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from lowbit.errors import InputError, UsageError
 from lowbit.formats import (
     CHANNEL,
-    AffineLayout,
     BinaryLayout,
     StackedLayout,
     group,
     layout_from_dict,
 )
-from lowbit.formats.stacked import MAX_PARTS, decode, decode_rows, prefix, zero_points
+from lowbit.formats.stacked import MAX_PARTS, decode, decode_rows, prefix
 from tests.stored import Form, stack, values
 
 BINARY = BinaryLayout(2, CHANNEL, offset=False)
@@ -91,14 +90,6 @@ def test_the_planes_of_a_prefix_are_those_of_each_part():
     assert plain.layout.prefixes == (3,)
     with pytest.raises(UsageError, match=r"a prefix of 2 planes .* holds \[3\]"):
         prefix(plain, 2)
-
-
-def test_zero_points_are_found_with_their_bits():
-    parts = [Form("affine", bits, shift=True).random(2, 8) for bits in (4, 7)]
-    parts.insert(1, Form("binary", 2).random(2, 8))
-    assert zero_points(stack(parts).layout) == {"part0_zero_point": 4, "part2_zero_point": 7}
-    assert zero_points(AffineLayout(3, CHANNEL, zero_point=True)) == {"zero_point": 3}
-    assert zero_points(BINARY) == {}
 
 
 def changed(**part):

@@ -15,7 +15,7 @@ from lowbit.report.markdown import escape, fenced
 from lowbit.report.pictures.labels import RADIUS, Box, place_labels
 from lowbit.report.pictures.tradeoff import off_scale
 from lowbit.report.places import Place, arrange, evenly, place
-from lowbit.report.visible import shortened, visible
+from lowbit.visible import shortened, visible
 from tests.report.studies import SEQ2SEQ, gpt_names
 
 coordinate = st.integers(0, 6).map(float) | st.just(math.nan)

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.checkpoint.read import find, model_class, read_config, weight_files
-from lowbit.errors import InputError, LowbitError, UsageError
+from lowbit.checkpoint.claims import describing
+from lowbit.checkpoint.documents import reading
+from lowbit.checkpoint.read import find, model_class, open_checkpoint, read_config
+from lowbit.errors import InputError, UsageError
 from lowbit.progress import without_transformers_bars
 
 TOKENIZER_FILES = (
@@ -21,22 +22,15 @@ TOKENIZER_FILES = (
 
 def load_model(folder: str | Path) -> PreTrainedModel:
     """The model of a folder or a hub id. Raises InputError for what is no complete model."""
-    folder = find(str(folder))
-    config = read_config(folder)
-    weight_files(folder)
-    try:
-        with without_transformers_bars():
-            model, info = model_class(config).from_pretrained(
-                folder,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-    except LowbitError:
-        raise
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{folder} cannot be loaded: {reason}") from error
+    folder = find(folder)
+    checkpoint = open_checkpoint(folder, read_config(folder))
+    with reading(folder), describing(checkpoint.held, folder), without_transformers_bars():
+        model, info = model_class(checkpoint.config).from_pretrained(
+            folder,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     # transformers alone would warn, and put random numbers there.
     for name, stored, expected in sorted(info["mismatched_keys"]):
         raise InputError(
@@ -60,18 +54,15 @@ def load_tokenizer(
 
     Raises InputError for a broken one, UsageError for one that cannot change its case.
     """
-    folder = find(str(folder))
+    folder = find(folder)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
-    try:
+    with reading(f"the tokenizer of {folder}"):
         options = {} if lower_case is None else {"do_lower_case": lower_case}
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"the tokenizer of {folder} cannot be loaded: {reason}") from error
-    alike = tokenizer("A").input_ids == tokenizer("a").input_ids
+        alike = tokenizer("A").input_ids == tokenizer("a").input_ids
     if lower_case is not None and alike != lower_case:
         wanted = "put text into lower case" if lower_case else "keep the case of text"
         raise UsageError(f"the tokenizer of {folder} cannot be told to {wanted}")

@@ -4,21 +4,24 @@ Only safetensors are read, with pread: mapped pages would count as resident memo
 remote code, and no network unless the name is not a folder and hubs are allowed.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import str_to_torch_dtype
 
-from lowbit.errors import InputError
+from lowbit.checkpoint import foreign
+from lowbit.checkpoint.claims import Held, check_counts, describing, held_by
+from lowbit.checkpoint.documents import check_folder, check_regular, read_json, reading, reason
+from lowbit.errors import InputError, LowbitError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -26,21 +29,26 @@ SINGLE = "model.safetensors"
 FOREIGN_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".gguf")
 
 
-def find(model: str) -> Path:
+def find(model: str | Path) -> Path:
     """The local folder of a model: a path, or a hub id that is downloaded. Raises InputError."""
+    model = str(model)
     folder = Path(model)
+    if "\0" in model:
+        raise InputError(f"{model!r} is not the name of a folder")
     if folder.is_dir():
+        check_folder(folder)
         return folder
     if folder.exists():
-        raise InputError(f"{model} is a file; a model is a folder with config.json and safetensors")
+        known = foreign.FILES.get(folder.suffix)
+        told = f"{model} is a file" + (f" of {known}" if known else "")
+        raise InputError(f"{told}; a model is a folder with config.json and safetensors")
     if model.count("/") > 1 or model.startswith((".", "/", "~")):
         raise InputError(f"there is no folder {model}")
     try:
         return Path(snapshot_download(model, ignore_patterns=[f"*{s}" for s in FOREIGN_SUFFIXES]))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # the network, a proxy, a broken cache, a name that is none
         raise InputError(
-            f"there is no folder {model}, and no hub could be asked for it: {reason}"
+            f"there is no folder {model}, and no hub could be asked for it: {reason(error)}"
         ) from error
 
 
@@ -50,24 +58,28 @@ def read_config(folder: Path) -> PreTrainedConfig:
     if not file.is_file():
         raise InputError(f"{folder} has no config.json, so it is no transformers model")
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = read_json(file)
         if not isinstance(stored, dict):
-            raise ValueError("it is not a mapping")
+            raise InputError("it is not a mapping")
         if not isinstance(stored.get("quantization_config") or {}, dict):
-            raise ValueError("its quantization_config is not a mapping")
-        if "transformers_weights" in stored:
-            raise InputError(
-                f"{file} redirects to the weights {stored['transformers_weights']!r}"
-                f" (transformers_weights), but only {SINGLE} and {INDEX} are read"
-            )
-        if "auto_map" in stored and stored.get("model_type") not in transformers.CONFIG_MAPPING:
-            raise InputError(f"{folder} needs its own Python code, and remote code is never run")
+            raise InputError("its quantization_config is not a mapping")
+    except InputError as error:
+        raise InputError(f"{file} is not a valid transformers config: {error}") from error
+    check_counts(stored, file)
+    foreign.check_config(folder, stored)
+    if "transformers_weights" in stored:
+        raise InputError(
+            f"{file} redirects to the weights {stored['transformers_weights']!r}"
+            f" (transformers_weights), but only {SINGLE} and {INDEX} are read"
+        )
+    if "auto_map" in stored and stored.get("model_type") not in transformers.CONFIG_MAPPING:
+        raise InputError(f"{folder} needs its own Python code, and remote code is never run")
+    try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except InputError:
+    except LowbitError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{file} is not a valid transformers config: {reason}") from error
+    except Exception as error:  # each config class checks its fields in its own way
+        raise InputError(f"{file} is not a valid transformers config: {reason(error)}") from error
     return config
 
 
@@ -75,14 +87,36 @@ def float_config(folder: Path) -> PreTrainedConfig:
     """The same of a float model. Raises InputError for one that is quantized already."""
     config = read_config(folder)
     if getattr(config, "quantization_config", None) is not None:
-        method = dict(config.quantization_config).get("quant_method")
-        raise InputError(f"{folder} is already quantized ({method}); quantize the float model")
+        raise InputError(
+            f"{folder} is already quantized ({foreign.METHOD}); quantize the float model"
+        )
     return config
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder of which the config, the index and the headers were read, and no number."""
+
+    folder: Path
+    config: PreTrainedConfig
+    files: list[Path]
+    held: Held
+
+
+def open_checkpoint(folder: Path, config: PreTrainedConfig) -> Checkpoint:
+    """What the files of a folder hold. Raises InputError for what is incomplete, claims more than
+    it holds, or was written by another quantizer."""
+    files = weight_files(folder)
+    quantized = getattr(config, "quantization_config", None) is not None
+    held = held_by(files, quantized)
+    foreign.check_tensors(folder, held.names)
+    return Checkpoint(folder, config, files, held)
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that config.json names, or the bare model where it names none."""
-    for name in config.architectures or ():
+    named = config.architectures
+    for name in named if isinstance(named, list | tuple) else ():
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, PreTrainedModel):
             return found
@@ -94,14 +128,17 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return bare[0] if isinstance(bare, tuple) else bare
 
 
-def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model without any data, on the meta device."""
+def skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The model without any data, on the meta device. Raises InputError for a config that
+    describes none, or a larger one than the files can hold."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device("meta"), no_init_weights():
-            model = model_class(config)(config).eval()
-        model.tie_weights()
+        with describing(checkpoint.held, checkpoint.folder):
+            with reading(checkpoint.folder / "config.json"):
+                with torch.device("meta"), no_init_weights():
+                    model = model_class(checkpoint.config)(checkpoint.config).eval()
+                model.tie_weights()
         return model
     finally:
         torch.set_default_dtype(before)
@@ -116,20 +153,22 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     index = folder / INDEX
     if index.is_file():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index} is not a valid index of shards") from error
+        stored = read_json(index)
+        weight_map = stored.get("weight_map") if isinstance(stored, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{index} is not a valid index of shards: it has no weight_map")
+        named = list(weight_map.values())
         # A hostile index could name files elsewhere.
-        foreign = [n for n in names if not isinstance(n, str) or Path(n).name != n]
-        if foreign:
-            raise InputError(f"{index} names {foreign[0]!r}, which is not a file beside it")
+        strange = [n for n in named if not isinstance(n, str) or Path(n).name != n or "\0" in n]
+        if strange:
+            raise InputError(f"{index} names {strange[0]!r}, which is not a file beside it")
+        names = sorted(set(named))
         absent = [n for n in names if not (folder / n).is_file()]
         if absent:
             raise InputError(f"{folder} lacks {len(absent)} of {len(names)} shards: {absent[0]}")
         return [folder / name for name in names]
+    if (told := foreign.written_by(folder)) is not None:
+        raise InputError(f"{folder} has no {SINGLE}: {told}; {foreign.ADVICE}")
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickles:
         raise InputError(
@@ -155,17 +194,21 @@ def open_tensors(files: list[Path]) -> Iterator[dict[str, Any]]:
     tensors: dict[str, Any] = {}
     with ExitStack() as stack:
         for file in files:
+            check_regular(file)
             if file.stat().st_size == 0:
                 raise InputError(f"{file} is empty")
             try:
                 opened = stack.enter_context(safe_open(file, framework="pt", backend="pread"))
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"{file} is not a complete safetensors file: {error}") from error
+            except Exception as error:
+                raise InputError(
+                    f"{file} is not a complete safetensors file: {reason(error)}"
+                ) from error
             for name in opened.keys():  # noqa: SIM118  not a mapping
                 if name in tensors:
                     raise InputError(f"{file} repeats the tensor {name} of another shard")
-                tensor = opened.get_slice(name)
-                tensors[name] = tensor if all(tensor.get_shape()) else _Empty(tensor)
+                with reading(f"{file}, tensor {name}"):
+                    tensor = opened.get_slice(name)
+                    tensors[name] = tensor if all(tensor.get_shape()) else _Empty(tensor)
         if not tensors:
             raise InputError(f"{files[0]} holds no tensors")
         yield tensors

@@ -1,12 +1,14 @@
 """Writing a checkpoint tensor by tensor: shards of bounded size and their index."""
 
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lowbit.checkpoint.hashes import tensor_hash
 from lowbit.checkpoint.read import INDEX, SINGLE
 from lowbit.errors import InputError
 
@@ -14,13 +16,17 @@ MAX_SHARD_BYTES = 500 * 10**6
 
 
 class ShardWriter:
-    """Holds at most one shard of `max_bytes` (or one larger tensor) in memory."""
+    """Holds at most one shard of `max_bytes` (or one larger tensor) in memory. After `close`,
+    `hashes` has that of every tensor; they are computed beside the work, on a thread."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self.pending: dict[str, Tensor] = {}
+        self.hashes: dict[str, str] = {}
         self.shards: list[list[str]] = []
         self.bytes = 0
+        self._hashing: dict[str, Future[str]] = {}
+        self._thread = ThreadPoolExecutor(1, "lowbit-hash")
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Raises InputError where the disk is full or cannot be written."""
@@ -28,11 +34,13 @@ class ShardWriter:
         if self.pending and size + tensor.nbytes > self.max_bytes:
             self._flush()
         self.pending[name] = tensor.contiguous()
+        self._hashing[name] = self._thread.submit(tensor_hash, self.pending[name])
         self.bytes += tensor.nbytes
 
     def close(self) -> None:
         """Write the last shard, give all of them their names, and write the index."""
         self._flush()
+        self._thread.shutdown()
         count = len(self.shards)
         weight_map: dict[str, str] = {}
         for number, names in enumerate(self.shards, 1):
@@ -52,4 +60,6 @@ class ShardWriter:
             save_file(self.pending, self._part(len(self.shards)), metadata={"format": "pt"})
         except (SafetensorError, OSError) as error:
             raise InputError(f"the checkpoint cannot be written: {error}") from error
-        self.pending = {}
+        # Only now may the tensors go.
+        self.hashes |= {name: found.result() for name, found in self._hashing.items()}
+        self._hashing, self.pending = {}, {}

@@ -3,15 +3,14 @@
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from lowbit.cli.compare import compare
 from lowbit.cli.demo import demo
 from lowbit.cli.eval import eval
+from lowbit.cli.failure import DEBUG, fail, stop, without_debug
 from lowbit.cli.infer import infer
 from lowbit.cli.inspect import inspect
 from lowbit.cli.quantize import quantize
@@ -22,7 +21,6 @@ from lowbit.cli.sensitivity import sensitivity
 from lowbit.cli.train import train
 from lowbit.cli.translate import translate
 from lowbit.cli.version import Version
-from lowbit.errors import LowbitError
 
 app = typer.Typer(
     name="lowbit",
@@ -52,7 +50,10 @@ for verb in VERBS:
 
 
 @app.callback()
-def options(version: Version = False) -> None:
+def options(
+    version: Version = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
+) -> None:
     """Quantize Hugging Face transformers to 8 … 1 bits, and account for every byte."""
 
 
@@ -68,17 +69,13 @@ def main() -> None:
     """Run a command. Every error a user can cause is one sentence on standard error."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
+    arguments, debug = without_debug(sys.argv[1:])
     try:
-        app()
-    except Interrupted as stop:
-        _fail("interrupted; what was finished before is kept, nothing is half-written", stop.code)
-    except LowbitError as error:
-        _fail(str(error), error.exit_code)
-    except OSError as error:
-        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
-
-
-def _fail(sentence: str, code: int | str | None) -> NoReturn:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"[red]error:[/red] {escape(sentence)}")
-    sys.exit(code)
+        app(arguments)
+    except Interrupted as signalled:
+        stop(
+            "interrupted; what was finished before is kept, nothing is half-written",
+            signalled.code,
+        )
+    except Exception as error:
+        fail(error, arguments, debug)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lowbit.cli.options import Measured, measuring, this_command
+from lowbit.cli.screen import say
 from lowbit.cli.summary import say_written
 from lowbit.evaluation.compare import compare as compare_recipes
 from lowbit.report import check_paths, write
@@ -48,4 +49,4 @@ def compare(
     write(study, output)
     if not quiet:
         say_written(study, output)
-        print(f"the models stay in {folder}")
+        say(f"the models stay in {folder}")

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lowbit.cli.options import this_command
+from lowbit.cli.screen import Screen
 from lowbit.cli.summary import say_written
 from lowbit.cli.tables import MEBI
 from lowbit.demo import DemoSettings, run
@@ -51,14 +51,14 @@ def demo(
     if as_json:
         print(json.dumps(report.to_dict()))
         return
-    console = Console()
+    console = Screen()
     console.print(comparison_table(report.study))
     console.print(sample_table(report.study))
     for model in report.study.models:
         if used := ", ".join(f"{count} by {name}" for name, _, count in kernels(model)):
-            console.print(f"{model.name}, layers: {used}", soft_wrap=True, highlight=False)
+            console.print(f"{model.name}, layers: {used}", soft_wrap=True)
     say_written(report.study, report.outputs)
-    console.print(f"float model: {report.model}", soft_wrap=True, highlight=False)
+    console.print(f"float model: {report.model}", soft_wrap=True)
 
 
 def comparison_table(study: Study) -> Table:

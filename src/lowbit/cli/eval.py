@@ -4,9 +4,9 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lowbit.cli.options import Measured, measuring, this_command
+from lowbit.cli.screen import Screen
 from lowbit.cli.study_tables import study_tables
 from lowbit.evaluation.evaluate import evaluate
 
@@ -35,9 +35,9 @@ def eval(
     if as_json:
         print(json.dumps(study.to_dict()))
         return
-    console = Console()
+    console = Screen()
     for table in study_tables(study):
         console.print(table)
     for record in study.models:
         for kernel in record.kernels:
-            console.print(f"{record.name}: {kernel}", soft_wrap=True, highlight=False)
+            console.print(f"{record.name}: {kernel}", soft_wrap=True)

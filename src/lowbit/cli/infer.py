@@ -7,6 +7,7 @@ import typer
 
 from lowbit.checkpoint.atomic_write import check_file, staged_file
 from lowbit.checkpoint.work_folder import claimed
+from lowbit.cli.screen import say
 from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import load_subject
 from lowbit.evaluation.predict import predict
@@ -39,4 +40,4 @@ def infer(
         with staged_file(output) as unfinished:
             unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if not quiet:
-        print(f"written: {output}")
+        say(f"written: {output}")

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from lowbit.checkpoint.hashes import verify
+from lowbit.cli.screen import Screen
 from lowbit.cli.tables import mebibytes
 from lowbit.inspect.checkpoint import Inspection, inspect_checkpoint
 from lowbit.kernels import native
@@ -17,22 +18,28 @@ from lowbit.kernels import native
 def inspect(
     model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    check: Annotated[
+        bool, typer.Option("--verify", help="Compare every tensor with its hash first.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Totals only.")] = False,
 ) -> None:
     """Show what a quantized model holds: per module format, bits, bytes, error and kernel.
 
     Example: `lowbit inspect ./bert-base-int4`
     """
+    verified = verify(model) if check else None
     inspection = inspect_checkpoint(model)
     if as_json:
-        print(json.dumps(inspection.to_dict()))
+        print(json.dumps(inspection.to_dict() | ({"verified": verified} if check else {})))
         return
-    console = Console()
+    console = Screen()
     if not quiet:
         console.print(module_table(inspection))
         for kernel, why in inspection.kernels:
             console.print(f"{kernel}: {why}", soft_wrap=True)
     console.print(total_table(inspection))
+    if check:
+        console.print(f"{verified} tensors and config.json are what lowbit wrote.")
     if not native.available():
         console.print(
             f"Every operator runs in PyTorch, which is slow: {native.reason()}.", soft_wrap=True

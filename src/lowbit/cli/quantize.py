@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from lowbit.checkpoint.shards import MAX_SHARD_BYTES
+from lowbit.cli.screen import Screen
 from lowbit.cli.tables import before_after
 from lowbit.conversion.plan import Plan
 from lowbit.errors import UsageError
@@ -88,13 +88,13 @@ def quantize(
     if as_json:
         print(json.dumps(result.to_dict()))
     elif not quiet:
-        console = Console()
+        console = Screen()
         console.print(plan_table(result.plan))
         console.print(before_after(result.before, result.after))
         for name in result.unused:
             console.print(f"not used by the model, left out: {name}")
         for note in result.notes:
-            console.print(f"note: {note}", soft_wrap=True, highlight=False)
+            console.print(f"note: {note}", soft_wrap=True)
         console.print(f"written to {output}; `import lowbit` before loading it")
 
 

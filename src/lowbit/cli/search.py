@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +14,7 @@ from lowbit.calibration import texts
 from lowbit.checkpoint.atomic_write import check_file, staged_file
 from lowbit.checkpoint.work_folder import claimed
 from lowbit.cli.options import Measured, measuring
+from lowbit.cli.screen import Screen
 from lowbit.cli.tables import mebibytes
 from lowbit.conversion.recipe import schemes_of
 from lowbit.errors import UsageError
@@ -94,11 +94,11 @@ def search(
     if as_json:
         print(json.dumps(found.to_dict()))
     elif not quiet:
-        console = Console()
+        console = Screen()
         console.print(choice_table(found))
         console.print(trial_table(found))
         for note in data.notes:
-            console.print(f"note: {note}", soft_wrap=True, highlight=False)
+            console.print(f"note: {note}", soft_wrap=True)
         command = ["lowbit", "quantize", model, "--recipe", str(output)]
         if load_solver(solver).data:
             command += ["--calibration", calibration, "--samples", str(samples)]
@@ -107,7 +107,6 @@ def search(
         console.print(
             f"written to {output}: {shlex.join(command)} -o OUT",
             soft_wrap=True,
-            highlight=False,
         )
 
 

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from lowbit.cli.screen import Screen
 from lowbit.errors import UsageError
 from lowbit.evaluation.evaluate import load_subject
 from lowbit.evaluation.sensitivity import Sensitivity, token_loss
@@ -49,7 +49,7 @@ def sensitivity(
     if as_json:
         print(json.dumps(found.to_dict()))
     else:
-        Console().print(price_table(found))
+        Screen().print(price_table(found))
 
 
 def price_table(found: Sensitivity) -> Table:

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from lowbit.cli.screen import Screen
 from lowbit.evaluation.study import Study
 from lowbit.report.verdict import model_verdict, overall_verdict
 
 
 def say_written(study: Study, paths: Sequence[Path]) -> None:
     """The verdicts, and where to read more."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Screen(soft_wrap=True)
     console.print(overall_verdict(study))
     for index in range(1, len(study.models)):
         console.print(f"  {model_verdict(study, index)}")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from lowbit.checkpoint.load import load_tokenizer
+from lowbit.cli.screen import Screen
 from lowbit.errors import UsageError
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.architecture import KINDS, Architecture
@@ -272,14 +272,14 @@ def train(
     if as_json:
         print(json.dumps(outcome.to_dict()))
     elif not quiet and outcome.folders:
-        console = Console()
+        console = Screen()
         for note in outcome.notes:
-            console.print(note, soft_wrap=True, highlight=False)
+            console.print(note, soft_wrap=True)
         console.print(outcome_table(outcome))
         for line in sample_lines(outcome):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+            console.print(line, soft_wrap=True, markup=False)
         for folder in outcome.folders:
-            console.print(f"written to {folder}", soft_wrap=True, highlight=False)
+            console.print(f"written to {folder}", soft_wrap=True)
 
 
 def _given(options: Options) -> dict[str, Any]:

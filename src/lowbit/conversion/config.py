@@ -5,18 +5,18 @@ activations (or the module it is tied to), and, for people, the recipe that made
 """
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from lowbit.checkpoint.foreign import METHOD
 from lowbit.conversion.recipe import Recipe, load_recipe
 from lowbit.errors import InputError
 from lowbit.formats.error import WeightError
 
-METHOD = "lowbit"
 # The second has what the first cannot say, experts. A folder without them is of the first.
 FORMAT_VERSION, EXPERTS_VERSION = 1, 2
 VERSIONS = (FORMAT_VERSION, EXPERTS_VERSION)
@@ -25,9 +25,11 @@ VERSIONS = (FORMAT_VERSION, EXPERTS_VERSION)
 class LowbitConfig(QuantizationConfigMixin):
     """`LowbitConfig("int4")` quantizes a float checkpoint as it is loaded.
 
-    The form kept in config.json also has `modules`, the map of what is stored, and, for people,
-    the `errors` of the stored weights. Raises UsageError
-    for an unknown recipe, InputError for a format version that this lowbit cannot read.
+    The form kept in config.json also has `modules`, the map of what is stored, `hashes` of all
+    tensors (checkpoint/hashes.py), and, for people, the `errors` of the stored weights.
+
+    Raises UsageError for an unknown recipe, InputError for a format version that this lowbit cannot
+    read and for maps that are none.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class LowbitConfig(QuantizationConfigMixin):
         format_version: int = FORMAT_VERSION,
         producer: str | None = None,
         quant_method: str = METHOD,
+        hashes: Mapping[str, Any] | None = None,
     ) -> None:
         if format_version not in VERSIONS:
             raise InputError(
@@ -47,11 +50,16 @@ class LowbitConfig(QuantizationConfigMixin):
         self.quant_method = quant_method
         self.producer = producer or f"lowbit {importlib.metadata.version('lowbit')}"
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-        self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
+        self.modules = {name: dict(entry) for name, entry in _entries("modules", modules)}
+        for name, entry in self.modules.items():
+            for key in ("activations", "tied_to"):
+                if not isinstance(entry.get(key, ""), str):
+                    raise InputError(f"{key} of {name} is {entry[key]!r}, not a text")
         self.errors = {
             name: error if isinstance(error, WeightError) else WeightError.from_dict(error)
-            for name, error in (errors or {}).items()
+            for name, error in _entries("errors", errors)
         }
+        self.hashes = hashes
 
     @property
     def format_version(self) -> int:
@@ -67,4 +75,14 @@ class LowbitConfig(QuantizationConfigMixin):
             "recipe": self.recipe.to_dict(),
             "modules": deepcopy(self.modules),
             "errors": {name: error.to_dict() for name, error in self.errors.items()},
-        }
+        } | ({} if self.hashes is None else {"hashes": dict(self.hashes)})
+
+
+def _entries(key: str, stored: Any) -> Iterable[tuple[str, Any]]:
+    """The entries of one of the maps. Raises InputError for what is none."""
+    if not isinstance(stored or {}, Mapping):
+        raise InputError(f"{key} of quantization_config is not a mapping")
+    for name, entry in (stored or {}).items():
+        if not isinstance(entry, Mapping | WeightError):
+            raise InputError(f"{key} of quantization_config: {name} is {entry!r}, not a mapping")
+        yield name, entry

@@ -4,6 +4,7 @@
 quantized folder (skeleton.py), or quantizes a float checkpoint as it is loaded.
 """
 
+import json
 import re
 from collections.abc import Set
 from copy import deepcopy
@@ -19,14 +20,16 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.quantizers.base import _assign_is_quantized
 
+from lowbit.checkpoint.foreign import METHOD
 from lowbit.checkpoint.guard import guard_patterns, guards
-from lowbit.conversion.config import METHOD, LowbitConfig
+from lowbit.checkpoint.hashes import hashes, tensor_hash
+from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.experts import use_experts
 from lowbit.conversion.fuse import fuse, unfuse
 from lowbit.conversion.one_weight import put_quantized, put_tied, quantize_weight, tied_entry
 from lowbit.conversion.plan import Quantize, TiedTo, check_static, make_plan
 from lowbit.conversion.skeleton import align, build, check_loaded, fill_replaced, stored_buffers
-from lowbit.conversion.stored_names import keep_apart, lost, merged_with, renaming, takes
+from lowbit.conversion.stored_names import as_saved, keep_apart, lost, merged_with, renaming, takes
 from lowbit.conversion.swap import restore
 from lowbit.conversion.ties import TiedKeys, retie, untie
 from lowbit.conversion.unchanged import unchanged_on_error
@@ -220,10 +223,22 @@ class LowbitQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What `save_pretrained` writes, under the names that the model has."""
+        """What `save_pretrained` writes, under the names that the model has; their hashes are put
+        into the config, which it writes after this."""
         keep_apart(model)
-        modules = self.quantization_config.modules
-        return model.state_dict() | guards(model.base_model_prefix, modules), {}
+        config = self.quantization_config
+        state = model.state_dict() | guards(model.base_model_prefix, config.modules)
+        written = {name: tensor_hash(tensor) for name, tensor in as_saved(model, state).items()}
+        config.hashes = None
+        described = json.loads(model.config.to_json_string())
+        # As save_pretrained is about to write them.
+        described |= {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "architectures": [type(model).__name__],
+            "quantization_config": config.to_dict(),
+        }
+        config.hashes = hashes(json.loads(json.dumps(described)), written)
+        return state, {}
 
     def is_serializable(self) -> bool:
         return True

@@ -21,7 +21,8 @@ from typing import Any, Final, Self
 
 import yaml
 
-from lowbit.errors import UsageError, naming
+from lowbit.checkpoint.documents import read_yaml
+from lowbit.errors import InputError, UsageError, naming
 from lowbit.nn import ACTIVATIONS, STATIC
 from lowbit.schemes import Scheme, scheme_from_dict, scheme_to_dict
 from lowbit.schemes.named import NAMED
@@ -68,6 +69,8 @@ class Rule:
                 raise UsageError(f"rule {match!r} keeps the module: {', '.join(options)} too many")
             return cls(match)
         activations = options.pop("activations", "float")
+        if not isinstance(activations, str):
+            raise UsageError(f"rule {match!r}: activations are a text, not {activations!r}")
         return cls(match, scheme_from_dict(options), activations)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,7 +100,7 @@ class Recipe:
         """Raises UsageError for an unknown key, scheme, option or kind."""
         if not isinstance(stored, Mapping):
             raise UsageError("a recipe is a mapping with the keys name and rules")
-        unknown = set(stored) - {"name", "rules", "strict"}
+        unknown = stored.keys() - {"name", "rules", "strict"}
         if unknown:
             raise UsageError(
                 f"a recipe has no key {', '.join(sorted(map(repr, unknown)))}:"
@@ -123,12 +126,9 @@ class Recipe:
     def from_yaml(cls, path: str | Path) -> Self:
         """Raises UsageError for a file that is absent, no YAML, or no recipe."""
         try:
-            stored = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            detail = " ".join(str(error).split())
-            raise UsageError(f"recipe {path} is not valid YAML: {detail}") from error
+            stored = read_yaml(Path(path))
+        except InputError as error:
+            raise UsageError(f"recipe {error}") from error
         with naming(f"recipe {path}"):
             return cls.from_dict(stored)
 

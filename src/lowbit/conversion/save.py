@@ -16,13 +16,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lowbit.checkpoint.atomic_write import check_output, staged, writing
+from lowbit.checkpoint.documents import read_json, reading
+from lowbit.checkpoint.foreign import METHOD
+from lowbit.checkpoint.hashes import hashes, tensor_hash
+from lowbit.checkpoint.hashes import verify as check_hashes
 from lowbit.checkpoint.read import SINGLE, open_tensors, weight_files
 from lowbit.conversion.attach import attach, config_of
-from lowbit.conversion.config import METHOD, LowbitConfig
+from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.experts import weight_at
 from lowbit.conversion.foreign import check_plain
 from lowbit.conversion.fuse import fuse
 from lowbit.conversion.module_weights import WeightName, Weights
+from lowbit.conversion.numbers import check_numbers
 from lowbit.conversion.swap import put_packed, swap_tied
 from lowbit.conversion.ties import untie
 from lowbit.conversion.unchanged import unchanged_on_error
@@ -47,29 +52,35 @@ def save(module: nn.Module, folder: str | Path, overwrite: bool = False) -> None
         for name, packed in module.named_modules()
         if isinstance(packed, QuantModule)
     }
+    written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    config.hashes = None
     described = {
         "module": type(module).__name__,
         "quantization_config": config.to_dict(),
         "dtypes": dtypes,
     }
+    config.hashes = hashes(described, {name: tensor_hash(t) for name, t in written.items()})
+    described["quantization_config"] = config.to_dict()
     with staged(output) as new, writing(output):
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, new / SINGLE)
+        save_file(written, new / SINGLE)
         (new / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def load(module: nn.Module, folder: str | Path) -> None:
+def load(module: nn.Module, folder: str | Path, verify: bool = False) -> None:
     """Make `module`, built in float like the one that was saved, what that one was; in place.
 
     The result computes the same, bit for bit. Names, shapes and dtypes must agree exactly, and
-    `module` must hold data. Raises InputError if they do not, UsageError for a module that is
-    quantized; then `module` is what it was.
+    `module` must hold data. verify: first compare all tensors with their hashes. Raises InputError
+    if they do not, UsageError for a module that is quantized; then `module` is what it was.
     """
     source = Path(folder)
+    if verify:
+        check_hashes(source)
     if is_quantized(module):
         raise UsageError("the module is quantized already: build it in float, then load")
     check_plain(module)
     config, dtypes = _described(source)
-    with open_tensors(weight_files(source)) as slices:
+    with open_tensors(weight_files(source)) as slices, reading(source / SINGLE):
         tensors = {name: opened[...] for name, opened in slices.items()}
     with unchanged_on_error(module):
         tied = {name for name, entry in config.modules.items() if "tied_to" in entry}
@@ -77,6 +88,7 @@ def load(module: nn.Module, folder: str | Path) -> None:
         for name, entry in sorted(config.modules.items(), key=lambda item: item[0] in tied):
             _put_packed(module, name, entry, dtypes)
         _fill(module, tensors)
+        check_numbers(module)
         attach(module, config, ties)
         fuse(module)
 
@@ -169,13 +181,12 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 def _described(folder: Path) -> tuple[LowbitConfig, dict[str, str]]:
     """What config.json says. Raises InputError."""
     file = folder / CONFIG
+    stored = read_json(file)
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
         quantization, dtypes = dict(stored["quantization_config"]), dict(stored["dtypes"])
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is not what lowbit.save writes") from error
     if quantization.get("quant_method") != METHOD:
         raise InputError(f"{file} describes no module that lowbit quantized")
-    return LowbitConfig(**quantization), dtypes
+    with reading(file):
+        return LowbitConfig(**quantization), dtypes

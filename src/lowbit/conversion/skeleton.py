@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.experts import places, use_experts, weight_at
 from lowbit.conversion.module_weights import WeightName, Weights, weights_of
+from lowbit.conversion.numbers import check_numbers
 from lowbit.conversion.swap import put_packed, swap_tied
 from lowbit.conversion.ties import TiedKeys, untie
 from lowbit.errors import InputError, naming
 from lowbit.formats import layout_from_dict
-from lowbit.formats.experts import zero_points
 from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantModule
 
 # Bytes: where torch's own allocations lie.
@@ -141,7 +141,7 @@ def _innermost(model: PreTrainedModel, name: str) -> PreTrainedModel:
 
 def check_loaded(model: PreTrainedModel) -> None:
     """Raises InputError for a stored tensor that was not in the checkpoint or is of another kind,
-    for a zero point that is no code, and for a missing bias.
+    for a number that a tensor cannot hold, and for a missing bias.
 
     transformers alone would warn, and leave uninitialised memory.
     """
@@ -159,11 +159,4 @@ def check_loaded(model: PreTrainedModel) -> None:
                 f"stored tensor {name} is {tensor.dtype} {list(tensor.shape)},"
                 f" expected {dtype} {list(shape)}"
             )
-        # The kernels hold q − z in a byte.
-        bits = zero_points(module.layout).get(stored)
-        if bits is not None and tensor.numel():
-            largest, codes = int(tensor.max()), 1 << bits
-            if largest >= codes:
-                raise InputError(
-                    f"stored tensor {name} holds {largest}, outside the codes 0 … {codes - 1}"
-                )
+    check_numbers(model)

@@ -7,6 +7,7 @@ damage packed ones.
 from collections.abc import Callable, Iterable, Set
 from copy import deepcopy
 
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -15,7 +16,9 @@ from transformers.core_model_loading import (
     WeightTransform,
     dot_natural_key,
     rename_source_key,
+    revert_weight_conversion,
 )
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from lowbit.nn import QuantModule
 
@@ -94,3 +97,14 @@ def keep_apart(model: PreTrainedModel) -> None:
         if not isinstance(entry, WeightConverter)
         or not takes(entry.reverse_transform(), (f"{name}.weight" for name in packed))
     ]
+
+
+def as_saved(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What transformers makes of a state dict before it writes it: without tied weights, under the
+    names that checkpoints have."""
+    ignored = set(model._keys_to_ignore_on_save or ())
+    kept = {name: tensor for name, tensor in state.items() if name not in ignored}
+    found: dict[str, Tensor] = revert_weight_conversion(
+        model, remove_tied_weights_from_state_dict(kept, model)
+    )
+    return found

@@ -6,7 +6,10 @@ which `str.splitlines` would cut them.
 
 from pathlib import Path
 
+from lowbit.checkpoint.documents import read_bytes
 from lowbit.errors import InputError
+
+MOST_BYTES = 1 << 32  # it is held in memory
 
 
 def decoded_line(stored: bytes, number: int, source: str) -> str:
@@ -21,10 +24,7 @@ def decoded_line(stored: bytes, number: int, source: str) -> str:
 
 def read_text(file: Path) -> str:
     """The whole file, line ends as they are. Raises InputError, also for an empty file."""
-    try:
-        stored = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    stored = read_bytes(file, MOST_BYTES)
     try:
         text = stored.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -20,9 +20,11 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lowbit.checkpoint.atomic_write import staged, writing
+from lowbit.checkpoint.documents import read_json
 from lowbit.demo.corpus import documentation
 from lowbit.demo.model import END_OF_TEXT, DemoSettings, new_model, new_tokenizer
 from lowbit.demo.train import train
+from lowbit.errors import InputError
 from lowbit.progress import without_transformers_bars
 
 HELD_OUT = "held_out.txt"
@@ -71,8 +73,8 @@ def fingerprint(settings: DemoSettings) -> str:
 def intact(folder: Path) -> bool:
     """Whether the folder is complete and every file is as it was written."""
     try:
-        written = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        written = read_json(folder / DIGESTS)
+    except InputError:
         return False
     return written == digests(folder)
 

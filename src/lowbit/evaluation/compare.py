@@ -18,17 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.checkpoint.atomic_write import staged_file
+from lowbit.checkpoint.documents import read_json
 from lowbit.checkpoint.read import find, weight_files
 from lowbit.checkpoint.work_folder import claimed, tidy
 from lowbit.conversion.plan import check_static, make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe, names_a_folder
-from lowbit.errors import InputError, UsageError
+from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.evaluation.evaluate import EvaluationPlan, examine, load_subject
 from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject
 from lowbit.inspect.environment import describe
 from lowbit.progress import progress_bar
 from lowbit.quantize.streaming import quantize_checkpoint
+from lowbit.visible import visible
 
 FLOAT = "float"
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
@@ -50,7 +52,7 @@ def compare(
     fit the model; InputError for a model, data or folder that cannot be read or written.
     """
     chosen = [load_recipe(recipe) for recipe in recipes]
-    source, folder = find(str(model)), Path(folder)
+    source, folder = find(model), Path(folder)
     reference_name = source.resolve().name
     names = [reference_name, FLOAT, *(recipe.name for recipe in chosen)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -68,7 +70,7 @@ def compare(
         for recipe in chosen:
             check_static(make_plan(reference.model, recipe))
         with progress_bar(1 + len(chosen), "comparing", "model", progress) as bar:
-            bar.set_postfix_str(reference_name)
+            bar.set_postfix_str(visible(reference_name))
             first = _kept(
                 folder / f"{FLOAT}.json",
                 _fingerprint(source, reference, plan, None),
@@ -78,7 +80,7 @@ def compare(
             bar.update()
             records = [first]
             for recipe in chosen:
-                bar.set_postfix_str(recipe.name)
+                bar.set_postfix_str(visible(recipe.name))
                 mark = _fingerprint(source, reference, plan, recipe)
                 made = partial(
                     _quantized,
@@ -133,10 +135,10 @@ def _make(folder: Path) -> None:
 def _recorded(file: Path, mark: str) -> ModelRecord | None:
     """The model's record, where it is whole and was made from the same."""
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = read_json(file)
         same = stored.pop("fingerprint", None) == mark
         return Study.from_dict(stored).models[0] if same else None
-    except (OSError, ValueError, AttributeError, IndexError):
+    except (LowbitError, AttributeError, TypeError, IndexError):
         return None
 
 

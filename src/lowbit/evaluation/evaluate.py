@@ -45,7 +45,7 @@ def load_subject(model: str | Path, name: str | None = None) -> Subject:
 
     Raises InputError for what is no complete model or has a broken tokenizer.
     """
-    folder = find(str(model))
+    folder = find(model)
     called = name or Path(str(model)).resolve().name
     return Subject(called, load_model(folder), load_tokenizer(folder))
 
@@ -71,12 +71,12 @@ def evaluate(
     reference = load_subject(first)
     plan = plan if isinstance(plan, EvaluationPlan) else plan(reference)
     plan.check(reference)
-    records = [examine(reference, find(str(first)), plan, progress=progress)]
+    records = [examine(reference, find(first), plan, progress=progress)]
     for model in others:
         subject = load_subject(model)
         plan.check(subject)
         records.append(
-            examine(subject, find(str(model)), plan, reference, records[0], progress=progress)
+            examine(subject, find(model), plan, reference, records[0], progress=progress)
         )
     return Study(distinct_names(records), describe(), plan.seed, tuple(commands))
 

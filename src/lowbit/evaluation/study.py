@@ -9,13 +9,13 @@
 The first model of a study is the reference that the others are compared with.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from lowbit.checkpoint.documents import read_json
 from lowbit.conversion.plan import Summary
 from lowbit.errors import InputError
 
@@ -235,10 +235,7 @@ class Study:
     @classmethod
     def load(cls, file: str | Path) -> Self:
         """A study that was written as JSON. Raises InputError."""
-        try:
-            stored = json.loads(Path(file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file} is not readable JSON: {error}") from error
+        stored = read_json(Path(file))
         if not isinstance(stored, dict):
             raise InputError(f"{file} holds no study but a {type(stored).__name__}")
         return cls.from_dict(stored)

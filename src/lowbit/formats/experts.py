@@ -16,10 +16,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from lowbit.errors import InputError
-from lowbit.formats import stacked
 from lowbit.formats.affine import entry
 from lowbit.formats.granularity import Granularity
-from lowbit.formats.stacked import StackedLayout
 from lowbit.formats.table import PLAIN, PlainLayout, PlainTensor, read_layout
 
 
@@ -133,11 +131,6 @@ class ExpertsTensor:
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors by name."""
         return dict(self.stored)
-
-
-def zero_points(layout: PlainLayout | StackedLayout | ExpertsLayout) -> dict[str, int]:
-    """The bits of the codes that go with each stored zero point, by its name."""
-    return stacked.zero_points(layout.each if isinstance(layout, ExpertsLayout) else layout)
 
 
 def prefix(q: ExpertsTensor, planes: int) -> ExpertsTensor:

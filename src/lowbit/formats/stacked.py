@@ -150,17 +150,6 @@ def part_name(part: int, name: str) -> str:
     return f"part{part}_{name}"
 
 
-def zero_points(layout: PlainLayout | StackedLayout) -> dict[str, int]:
-    """The bits of the codes that go with each stored zero point, by its name."""
-    if isinstance(layout, StackedLayout):
-        return {
-            part_name(i, name): bits
-            for i, (_, own) in enumerate(layout.parts)
-            for name, bits in zero_points(own).items()
-        }
-    return {name: layout.bits for name in layout.names if name == "zero_point"}
-
-
 def prefix(q: StackedTensor, planes: int) -> StackedTensor:
     """The model of the first `planes` planes; parts with fewer, or none, stay whole. Raises
     UsageError where a part does not hold it."""

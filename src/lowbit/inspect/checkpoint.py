@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from lowbit.checkpoint.documents import reading
+from lowbit.checkpoint.foreign import METHOD
 from lowbit.checkpoint.guard import ADVICE
 from lowbit.checkpoint.load import load_model
 from lowbit.checkpoint.read import find, open_tensors, read_config, weight_files
-from lowbit.conversion.config import METHOD, LowbitConfig
+from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.footprint import Footprint, ModuleSize, footprint, resident_bytes
 from lowbit.errors import InputError
 from lowbit.formats.error import WeightError
@@ -74,7 +76,7 @@ def inspect_checkpoint(folder: str | Path) -> Inspection:
 
     Raises InputError where it is no such checkpoint or is not complete.
     """
-    folder = find(str(folder))
+    folder = find(folder)
     config = read_config(folder)
     stored = getattr(config, "quantization_config", None)
     if stored is None or dict(stored).get("quant_method") != METHOD:
@@ -113,7 +115,7 @@ def run_once(model: PreTrainedModel) -> None:
     inputs = dict(model.dummy_inputs)
     if model.config.is_encoder_decoder:
         inputs.setdefault("decoder_input_ids", inputs["input_ids"])
-    with torch.no_grad():
+    with torch.no_grad(), reading(f"{type(model).__name__} as config.json describes it"):
         model(**inputs)
 
 

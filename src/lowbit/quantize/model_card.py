@@ -4,15 +4,18 @@ from pathlib import Path
 
 import yaml
 
+from lowbit.checkpoint.documents import MOST_YAML, parsed_yaml, read_bytes
 from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.plan import Plan
+from lowbit.errors import InputError
+from lowbit.visible import code, fenced, markdown
 
 TEMPLATE = """---
 {front}---
 
 # {name}, {recipe}
 
-Quantized with {producer}, recipe `{recipe}`: {quantized:,} of {total:,} parameters
+Quantized with {producer}, recipe {named}: {quantized:,} of {total:,} parameters
 ({share:.1%}) in {modules} modules are stored in fewer bits. Everything else is as it was.
 
 ```python
@@ -24,8 +27,7 @@ model = {architecture}.from_pretrained("path/to/this/folder")
 
 ## Recipe
 
-```yaml
-{yaml}```
+{yaml}
 
 ## Kept in float
 
@@ -39,19 +41,22 @@ def write_card(
     """Write README.md. The licence and language of the float model's card are carried over."""
     front: dict[str, object] = {"library_name": "transformers", "tags": ["lowbit", "quantized"]}
     front |= {k: v for k, v in _front_matter(source).items() if k in ("license", "language")}
-    kept = "\n".join(f"- `{d.name}` ({d.module}): {d.reason}" for d in plan.kept)
+    kept = "\n".join(
+        f"- {code(d.name)} ({markdown(d.module)}): {markdown(d.reason)}" for d in plan.kept
+    )
     (folder / "README.md").write_text(
         TEMPLATE.format(
             front=yaml.safe_dump(front, sort_keys=False),
-            name=source.resolve().name,
-            recipe=config.recipe.name,
-            producer=config.producer,
+            name=markdown(source.resolve().name),
+            recipe=markdown(config.recipe.name),
+            named=code(config.recipe.name),
+            producer=markdown(config.producer),
             quantized=plan.quantized_parameters,
             total=plan.parameters,
             share=plan.share,
             modules=len(plan.quantized),
             architecture=architecture,
-            yaml=config.recipe.to_yaml(),
+            yaml=fenced(config.recipe.to_yaml().rstrip(), "yaml"),
             kept=kept or "No matrix.",
         ),
         encoding="utf-8",
@@ -60,9 +65,10 @@ def write_card(
 
 def _front_matter(source: Path) -> dict[str, object]:
     """The YAML header of the float model's card, if it has one."""
+    file = source / "README.md"
     try:
-        text = (source / "README.md").read_text(encoding="utf-8")
-        header = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
-    except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
+        text = read_bytes(file, MOST_YAML).decode("utf-8")
+        header = parsed_yaml(text.split("---")[1], str(file)) if text.startswith("---") else None
+    except (InputError, UnicodeDecodeError, IndexError):
         return {}
     return header if isinstance(header, dict) else {}

@@ -4,6 +4,7 @@ transformers' own loader does the reading, so that its renaming of old keys and 
 tensors hold here too; every tensor it has ready goes to the writer instead of into a model.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,8 +26,10 @@ from transformers.modeling_utils import LoadStateDictConfig, str_to_torch_dtype
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from lowbit.checkpoint.atomic_write import check_output, staged
+from lowbit.checkpoint.documents import reading
 from lowbit.checkpoint.guard import guards
-from lowbit.checkpoint.read import find, float_config, open_tensors, skeleton, weight_files
+from lowbit.checkpoint.hashes import hashes
+from lowbit.checkpoint.read import find, float_config, open_checkpoint, open_tensors, skeleton
 from lowbit.checkpoint.shards import MAX_SHARD_BYTES, ShardWriter
 from lowbit.conversion.apply import Result
 from lowbit.conversion.config import LowbitConfig
@@ -39,6 +42,7 @@ from lowbit.conversion.recipe import Recipe
 from lowbit.conversion.skeleton import build
 from lowbit.errors import InputError, UsageError
 from lowbit.formats.error import WeightError
+from lowbit.formats.validity import not_a_number
 from lowbit.progress import without_transformers_bars
 from lowbit.quantize.companions import copy_companions
 from lowbit.quantize.model_card import write_card
@@ -69,11 +73,11 @@ def quantize_checkpoint(
     source, output = find(model), Path(output)
     config = float_config(source)
     check_output(output, overwrite, source)
-    files = weight_files(source)
-    with open_tensors(files) as tensors:
+    checkpoint = open_checkpoint(source, config)
+    with open_tensors(checkpoint.files) as tensors:
         dtype = _float_dtype(tensors)
         config.dtype = config.dtype or dtype
-        float_model = skeleton(config, dtype)
+        float_model = skeleton(checkpoint, dtype)
         config.architectures = [type(float_model).__name__]
         chosen, why = choose(float_model, given)
         plan = make_plan(float_model, chosen)
@@ -81,18 +85,22 @@ def quantize_checkpoint(
         before = footprint(float_model, source)
         with staged(output) as folder:
             sink = _Sink(float_model, plan, solver, ShardWriter(folder, max_shard_bytes))
-            unused = _read_all(float_model, tensors, sink, progress)
+            with reading(source):
+                unused = _read_all(float_model, tensors, sink, progress)
             quantized = LowbitConfig(chosen, sink.modules(), sink.errors)
             for name, empty in guards(float_model.base_model_prefix, quantized.modules).items():
                 sink.writer.add(name, empty)
             sink.writer.close()
             config.quantization_config = quantized
-            config.save_pretrained(folder)
+            quantized.hashes = hashes(json.loads(config.to_json_string()), sink.writer.hashes)
+            with reading(source / "config.json"):
+                config.save_pretrained(folder)
             if float_model.can_generate() and not (source / GENERATION_CONFIG_NAME).is_file():
                 # Old checkpoints keep it in config.json, whose new form has no place for it.
-                GenerationConfig.from_pretrained(
-                    source, "config.json", local_files_only=True, _from_model_config=True
-                ).to_json_file(folder / GENERATION_CONFIG_NAME)
+                with reading(source / "config.json"):
+                    GenerationConfig.from_pretrained(
+                        source, "config.json", local_files_only=True, _from_model_config=True
+                    ).to_json_file(folder / GENERATION_CONFIG_NAME)
             copy_companions(source, folder)
             write_card(folder, source, config.architectures[0], quantized, plan)
             build(float_model, quantized, dtype)
@@ -135,6 +143,8 @@ class _Sink:
             )
         decision = self.owners.get(name)
         if decision is None:
+            if tensor.is_floating_point() and (told := not_a_number(tensor)):
+                raise InputError(f"{name} {told}, with which a model computes nothing")
             self.writer.add(name, tensor)
             return
         found = quantize_weight(decision, tensor, self.solver.solve)

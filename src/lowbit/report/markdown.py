@@ -1,36 +1,26 @@
 """What Markdown needs: text that stays text, fences that hold, and tables in place of pictures."""
 
 import math
-import re
 from typing import Any
 
 from markupsafe import Markup
 
+from lowbit import visible
 from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.report.comparison import deciding, tasks
 from lowbit.report.frontier import frontier
 from lowbit.report.places import place
-from lowbit.report.visible import visible
 from lowbit.report.wording import UNMEASURED, decibels, number, size
-
-ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-SPECIAL = re.compile(r"[\\`*_\[\]|~#$]")
 
 
 def escape(value: Any) -> Markup:
     """One line of Markdown that reads as this text. Markup goes through as it is."""
-    if isinstance(value, Markup):
-        return value
-    line = SPECIAL.sub(r"\\\g<0>", re.sub(r"\s+", " ", visible(str(value))))
-    return Markup("".join(ENTITIES.get(character, character) for character in line))
+    return value if isinstance(value, Markup) else Markup(visible.markdown(str(value)))
 
 
 def fenced(text: str, language: str = "") -> Markup:
     """A code block that no line of `text` can close."""
-    shown = visible(text)
-    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return Markup(f"{fence}{language}\n{shown}\n{fence}")
+    return Markup(visible.fenced(text, language))
 
 
 def errors(study: Study) -> list[list[str]]:

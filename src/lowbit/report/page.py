@@ -17,8 +17,8 @@ from markupsafe import Markup
 from lowbit.evaluation.study import Study
 from lowbit.report import markdown, scoreboard, tables, verdict
 from lowbit.report.samples import side_by_side
-from lowbit.report.visible import shortened, visible
 from lowbit.report.wording import UNMEASURED, plural, size
+from lowbit.visible import shortened, visible
 
 # A model's name heads a column; a path may be far longer than one.
 LONGEST_NAME = 60

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lowbit.checkpoint.atomic_write import staged_file, writing
+from lowbit.checkpoint.documents import check_regular, read_json
+from lowbit.checkpoint.hashes import tensor_hash
 from lowbit.checkpoint.work_folder import tidy
 from lowbit.errors import InputError, UsageError
 from lowbit.formats import QTensor, layout_from_dict
@@ -73,8 +75,8 @@ class Journal:
         file = work / "run.json"
         if file.exists():
             try:
-                before = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError:
+                before = read_json(file)
+            except InputError:
                 before = None
             before = before if isinstance(before, dict) else {}
             other = [key for key, value in run.items() if before.get(key) != value]
@@ -101,9 +103,12 @@ class Journal:
         if not file.exists():
             return None
         try:
+            check_regular(file)
             with safe_open(file, framework="pt", device=str(self.device)) as opened:
                 about = json.loads(opened.metadata()["about"])
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            if about.pop("hash") != _hash(tensors, about):
+                raise ValueError("a tensor is not what was written")
             stored = {
                 name: layout_from_dict(layout).assemble(
                     {t: tensors[f"{name}/{t}"] for t in layout_tensors}, width
@@ -111,7 +116,7 @@ class Journal:
                 for name, (layout, width, layout_tensors) in about["stored"].items()
             }
             floats = {name: tensors[name] for name in about["floats"]}
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a damaged file makes safetensors and JSON raise
             raise InputError(f"{file} is broken; remove {self.work} to start again") from error
         return Solved(stored, floats, about["remarks"])
 
@@ -129,10 +134,11 @@ class Journal:
             "floats": list(solved.floats),
             "remarks": solved.remarks,
         }
-        floats = {name: x.detach().contiguous() for name, x in solved.floats.items()}
+        tensors |= {name: x.detach().contiguous() for name, x in solved.floats.items()}
+        about["hash"] = _hash(tensors, about)
         file = self._file(number)
         with staged_file(file) as unfinished, writing(file):
-            save_file(tensors | floats, unfinished, {"about": json.dumps(about)})
+            save_file(tensors, unfinished, {"about": json.dumps(about)})
 
     def _used(self) -> bool:
         """Whether anything but run.json is there: a finished stage, or what is not ours."""
@@ -140,6 +146,12 @@ class Journal:
 
     def _file(self, number: int) -> Path:
         return self.work / f"{number:04}.safetensors"
+
+
+def _hash(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """Of all that a stage's file says."""
+    found = {name: tensor_hash(tensor) for name, tensor in sorted(tensors.items())}
+    return hashlib.sha256(json.dumps([found, about], sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> str:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.checkpoint.read import find, read_config, weight_files
+from lowbit.checkpoint.claims import describing
+from lowbit.checkpoint.documents import reading
+from lowbit.checkpoint.read import find, open_checkpoint, read_config
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Task
 from lowbit.progress import without_transformers_bars
@@ -124,7 +126,7 @@ def load_with_head(
         raise UsageError("this task starts from a model: only translation makes a new one")
     folder: Path = find(material.model)
     config = read_config(folder)
-    weight_files(folder)
+    checkpoint = open_checkpoint(folder, config)
     if getattr(config, "quantization_config", None) is not None:
         raise UsageError(f"{material.model} is quantized: only float models are trained")
     if type(config) not in head._model_mapping:
@@ -136,7 +138,7 @@ def load_with_head(
     _set(config, ATTENTION_DROPOUT, material.attention_dropout)
     if material.dropout is not None:
         _set(config, DROPOUT, material.dropout)
-    with without_transformers_bars():
+    with reading(folder), describing(checkpoint.held, folder), without_transformers_bars():
         model: PreTrainedModel
         model, info = head.from_pretrained(
             folder,

@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from lowbit.checkpoint.atomic_write import staged, staged_file, writing
+from lowbit.checkpoint.documents import read_json
 from lowbit.checkpoint.work_folder import claimed, tidy
-from lowbit.errors import UsageError
+from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.study import Measurement, sayable
 from lowbit.evaluation.task import Subject, agreement
 from lowbit.inspect.environment import describe
@@ -174,7 +175,9 @@ def check_settings(output: Path, asked: Mapping[str, Any]) -> None:
     file = output / SETTINGS_FILE
     if not file.exists():
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_json(file)
+    if not isinstance(before, dict):
+        raise InputError(f"{file} is not what a training wrote: --overwrite starts again")
     for name, value in json.loads(json.dumps(asked)).items():
         if before.get(name) != value:
             raise UsageError(

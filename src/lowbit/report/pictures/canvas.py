@@ -21,7 +21,7 @@ from matplotlib.patches import Polygon, Rectangle
 from matplotlib.transforms import Affine2D
 from numpy.typing import ArrayLike
 
-from lowbit.report.visible import visible
+from lowbit.visible import visible
 
 SVG = "http://www.w3.org/2000/svg"
 # Metadata, and a style sheet that would reach the whole page.

@@ -25,8 +25,8 @@ from lowbit.report.pictures.canvas import (
     to_svg,
 )
 from lowbit.report.places import Stack, arrange
-from lowbit.report.visible import shortened
 from lowbit.report.wording import decibels, number
+from lowbit.visible import shortened
 
 CELL, LABEL, SMALL = 20.0, 118.0, 9.0
 ACROSS = 12  # layers side by side: more would leave cells too narrow for a number at 400 px

@@ -21,8 +21,8 @@ from lowbit.report.pictures.canvas import (
     drawing,
     to_svg,
 )
-from lowbit.report.visible import shortened
 from lowbit.report.wording import number
+from lowbit.visible import shortened
 
 HEIGHT, TOP, BASE, SIDE = 172.0, 24.0, 136.0, 14.0
 TALLEST = 2.2

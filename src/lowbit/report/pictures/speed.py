@@ -15,8 +15,8 @@ from lowbit.report.pictures.canvas import (
     drawing,
     to_svg,
 )
-from lowbit.report.visible import shortened
 from lowbit.report.wording import duration, times
+from lowbit.visible import shortened
 
 ROW, VALUE, TOP = 34.0, 150.0, 44.0
 

@@ -27,8 +27,8 @@ from lowbit.report.pictures.canvas import (
     to_svg,
 )
 from lowbit.report.pictures.labels import Box, place_labels
-from lowbit.report.visible import shortened
 from lowbit.report.wording import number
+from lowbit.visible import shortened
 
 NARROWEST = 0.05  # of the metric's axis, as a share of its largest value
 HEIGHT = 300

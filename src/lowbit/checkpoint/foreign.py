@@ -1,0 +1,100 @@
+"""Models that other programs quantized: what each is, told from its config or from its tensors.
+
+lowbit reads float models and those that it wrote. A folder of another quantizer is refused in one
+sentence that says whose it is, whatever was to be done with it.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lowbit.errors import InputError
+
+METHOD = "lowbit"
+# quant_method of config.json -> who writes it.
+LIBRARIES = {
+    "aqlm": "AQLM",
+    "auto-round": "AutoRound",
+    "awq": "AutoAWQ",
+    "bitnet": "BitNet",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "llm-compressor",
+    "eetq": "EETQ",
+    "fbgemm_fp8": "FBGEMM",
+    "finegrained_fp8": "DeepSeek's fp8",
+    "fp8": "fp8",
+    "gptq": "GPTQModel or AutoGPTQ",
+    "higgs": "HIGGS",
+    "hqq": "HQQ",
+    "modelopt": "NVIDIA ModelOpt",
+    "mxfp4": "mxfp4",
+    "quanto": "optimum-quanto",
+    "quark": "AMD Quark",
+    "spqr": "SpQR",
+    "torchao": "torchao",
+    "vptq": "VPTQ",
+}
+# How the name of a tensor ends that nobody else writes -> who does.
+TENSORS = {
+    ".qzeros": "GPTQModel or AutoAWQ",
+    ".weight.absmax": "bitsandbytes",
+    ".weight.quant_map": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".weight_packed": "llm-compressor",
+    ".weight_scale_inv": "fp8",
+    ".W_q": "HQQ",
+    ".weight._data": "optimum-quanto",
+    ":_data": "torchao",
+}
+# A file beside the weights, or in their place -> who writes it. Endings start with a dot.
+FILES = {
+    "quantize_config.json": "AutoGPTQ",
+    "quant_config.json": "AutoAWQ",
+    "quanto_qmap.json": "optimum-quanto",
+    "openvino_model.xml": "OpenVINO",
+    ".gguf": "llama.cpp (GGUF)",
+    ".onnx": "ONNX",
+    ".mlmodelc": "Core ML",
+    ".tflite": "TensorFlow Lite",
+}
+ADVICE = (
+    "lowbit reads float models in safetensors and models that it quantized itself: quantize the"
+    " float model that this one was made from"
+)
+
+
+def check_config(folder: Path, stored: Mapping[str, Any]) -> None:
+    """Raises InputError where config.json says that another program quantized the model."""
+    quantization = stored.get("quantization_config") or {}
+    if stored.get("quantization") and not quantization:
+        _refuse(folder, "MLX")
+    if not quantization:
+        return
+    method = quantization.get("quant_method")
+    if method is None and (quantization.get("load_in_4bit") or quantization.get("load_in_8bit")):
+        method = "bitsandbytes"
+    if method != METHOD:
+        library = LIBRARIES.get(str(method))
+        _refuse(folder, str(method) + (f", by {library}" if library else ""))
+
+
+def check_tensors(folder: Path, names: Iterable[str]) -> None:
+    """Raises InputError for the first name that only another quantizer writes."""
+    endings = tuple(TENSORS)
+    for name in names:
+        if name.endswith(endings):
+            library = next(who for ending, who in TENSORS.items() if name.endswith(ending))
+            _refuse(folder, f"by {library}: it holds {name}")
+
+
+def written_by(folder: Path) -> str | None:
+    """Which other program wrote the files of a folder without safetensors, as a remark."""
+    for file in sorted(folder.iterdir()):
+        library = FILES.get(file.name) or FILES.get(file.suffix)
+        if library is not None:
+            return f"{file.name} is a file of {library}"
+    return None
+
+
+def _refuse(folder: Path, told: str) -> None:
+    raise InputError(f"{folder} is already quantized ({told}); {ADVICE}")
