@@ -84,7 +84,7 @@ def test_the_first_metric_decides():
     ("text", "sentence"),
     [
         ("[1]", "holds no study but a list"),
-        ("{", "is not readable JSON"),
+        ("{", "is not valid JSON"),
         ('{"schema": "other"}', "'other' version None, not 'lowbit-study' version 1"),
         ('{"schema": "lowbit-study", "version": 2}', "version 2, not 'lowbit-study' version 1"),
         ('{"schema": "lowbit-study", "version": 1}', "lacks or repeats something: 'models'"),
