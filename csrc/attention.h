@@ -1,17 +1,24 @@
 // Attention: for each batch, head and query
 //
-//   s[k] = scale sum_d query[d] key[k][d] + mask[k]
-//   y    = sum_k w[k] value[k] / sum_k w[k]        with w[k] = exp(s[k] - max s)
+//   s[k] = cap(scale sum_d query[d] key[k][d]) + mask[k]
+//   y    = sum_k w[k] value[k] / (sum_k w[k] + w[sink])      with w = exp(s - max s)
+//
+// A cap c makes c tanh(x / c) of x; a head's sink is the score of a key without a value. Both are
+// optional. Operands and results are float32, or bfloat16, which is widened as it is read; y is
+// rounded once, to the nearest, ties to even.
 //
 // On amx queries (times scale), keys, values and w are rounded to bfloat16, subnormal numbers to
-// zero; products are exact and all sums and the denominator float32. The other paths are float32
-// throughout. Keys are taken in blocks of 256, sums so far being scaled down where a later block
-// holds a larger s. Each query's result depends on nothing but its own row, so that any number of
-// threads gives the same bits.
+// zero; products are exact and all sums and the denominator float32. The other paths compute in
+// float32 throughout. They take keys in blocks (online softmax): the accumulators are multiplied by
+// a correction factor when a later block holds a larger s. Each query's result depends on nothing
+// but its own row, so that any number of threads gives the same bits.
 //
 // A key that is forbidden has w = 0. A query for which all keys are, or for which there are none,
-// has y = 0, as in PyTorch. NaN in a query, a key or the mask makes y NaN wherever that key is not
-// forbidden. NaN or infinity in a value may show where its key is forbidden too: 0 times it is NaN.
+// has y = 0, as in PyTorch. The float32 paths do not read keys before the first and after the last
+// that a query sees, as outside a sliding window. NaN in a query, a key or the mask makes y NaN
+// wherever that key is not forbidden. NaN or infinity in a value may show where its key is
+// forbidden too: 0 times it is NaN. A sink of plus infinity makes y NaN, one of minus infinity is
+// none.
 #pragma once
 
 #include <cstdint>
@@ -20,20 +27,27 @@
 
 namespace lowbit {
 
-// Numbers [batch][head][token][size]; those of a token are adjacent, other steps are in numbers.
+// Numbers [batch][head][token][size], float or the bits of bfloat16; those of a token are adjacent,
+// other steps are in numbers.
 struct TokenRows {
-  const float* data;
+  const void* data;
   int64_t batch_step, head_step, token_step;
 
-  LOWBIT_INLINE const float* at(int64_t batch, int64_t head, int64_t token) const {
-    return data + batch * batch_step + head * head_step + token * token_step;
+  template <class T>
+  LOWBIT_INLINE const T* at(int64_t batch, int64_t head, int64_t token) const {
+    return static_cast<const T*>(data) + batch * batch_step + head * head_step + token * token_step;
   }
 };
 
-enum class MaskKind { none, boolean, additive };
+enum class MaskKind { none, boolean, additive, additive_bfloat16 };
+
+LOWBIT_INLINE constexpr int64_t mask_bytes(MaskKind kind) {
+  return kind == MaskKind::additive ? 4 : kind == MaskKind::additive_bfloat16 ? 2 : 1;
+}
 
 // [batch][head][query][key], keys adjacent; steps are in bytes. Boolean: bytes that are 0 where a
-// key is forbidden; additive: floats.
+// key is forbidden; additive: numbers, of which minus infinity forbids a key. One below -1e38, as
+// the least number of a type, does so where the query sees another key.
 struct Mask {
   MaskKind kind;
   const uint8_t* data;
@@ -47,11 +61,14 @@ struct Mask {
 struct Attention {
   TokenRows query, key, value;
   Mask mask;
-  float* y;                         // [batch][queries][heads][value_size], contiguous
+  void* y;                          // [batch][queries][heads][value_size], contiguous
   int64_t batch, heads, key_heads;  // heads / key_heads successive heads share a key head
   int64_t queries, keys, size, value_size;
   float scale;
-  bool causal;  // query i sees keys 0 … i only
+  float cap;           // 0 for none
+  const float* sinks;  // [heads], or null
+  bool causal;         // query i sees keys 0 … i only
+  bool bfloat16;       // query, key, value and y are, else float32
 };
 
 // Some key heads with some of the queries that share each: blocks of 32, those of a head after
@@ -77,7 +94,7 @@ void attend(const Attention& op, const AttentionTask& task);
 }  // namespace amx
 
 struct AttentionPath : Path<void(const Attention&)> {
-  bool bfloat16;  // operands are rounded to it
+  bool tiles;  // operands are rounded to bfloat16; they come in float32, without a cap or sinks
 };
 
 inline constexpr AttentionPath attention_paths[] = {

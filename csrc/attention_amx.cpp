@@ -10,10 +10,13 @@
 //
 // Nothing from the standard library is called here (see quantize_rows.inl).
 
+#define LOWBIT_ISA amx
+
 #include "attention.h"
 #include "intrinsics.h"
 #include "scratch.h"
 #include "tiles.h"
+#include "transpose_avx512.inl"
 
 namespace lowbit::amx {
 namespace {
@@ -98,26 +101,6 @@ void place_queries(const float* rows, int64_t token_step, int64_t tokens, int64_
       const int64_t n = i < tokens ? size - d : 0;
       _mm512_store_si512(tiles + i * tile_row_bytes,
                          bfloat16_row(rows + i * token_step + d, n, scale));
-    }
-  }
-}
-
-// 16 x 16 words, rows become columns.
-void transpose(__m512i (&rows)[16]) {
-#pragma GCC unroll 4
-  for (int width = 1; width < 16; width *= 2) {
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i one = _mm512_set1_epi32(width), second = _mm512_set1_epi32(16);
-    // Even blocks of both rows, and odd blocks of both; 16 and more are lanes of the second row.
-    const __mmask16 odd = _mm512_test_epi32_mask(lane, one);
-    const __m512i evens = _mm512_mask_add_epi32(lane, odd, _mm512_sub_epi32(lane, one), second);
-    const __m512i odds = _mm512_mask_add_epi32(_mm512_add_epi32(lane, one), odd, lane, second);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {
-      if (i & width) continue;
-      const __m512i upper = rows[i], lower = rows[i + width];
-      rows[i] = _mm512_permutex2var_epi32(upper, evens, lower);
-      rows[i + width] = _mm512_permutex2var_epi32(upper, odds, lower);
     }
   }
 }
@@ -366,7 +349,7 @@ void attend_with(const Attention& op, const AttentionTask& task) {
 
   _tile_loadconfig(&all_full);
   each_block([&](int64_t, int64_t block, int64_t head, int64_t query, int64_t queries) {
-    const float* rows = op.query.at(task.batch, head, query);
+    const float* rows = op.query.at<float>(task.batch, head, query);
     uint8_t* tiles = space.query + block * 2 * space.steps * tile_bytes;
     for (int64_t q = 0; q < queries; q += tile_rows, tiles += space.steps * tile_bytes) {
       place_queries(rows + q * op.query.token_step, op.query.token_step, queries - q, op.size,
@@ -381,19 +364,18 @@ void attend_with(const Attention& op, const AttentionTask& task) {
         const int64_t head = task.first_key_head + h;
         uint8_t* tiles = space.keys_of(h) + k / lanes * space.steps * tile_bytes;
         for (int64_t i = k; i < k + pairs; i += lanes, tiles += space.steps * tile_bytes) {
-          place_keys(op.key.at(task.batch, head, first_key + i), op.key.token_step, there - i,
-                     op.size, tiles);
+          place_keys(op.key.at<float>(task.batch, head, first_key + i), op.key.token_step,
+                     there - i, op.size, tiles);
         }
-        place_values(op.value.at(task.batch, head, first_key + k), op.value.token_step, there - k,
-                     op.value_size, space.columns,
+        place_values(op.value.at<float>(task.batch, head, first_key + k), op.value.token_step,
+                     there - k, op.value_size, space.columns,
                      space.values_of(h) + k / pairs * space.columns * tile_bytes);
       }
     }
     each_block([&](int64_t h, int64_t block, int64_t head, int64_t query, int64_t queries) {
       const uint8_t* mask = nullptr;
       if constexpr (kind != MaskKind::none) {
-        constexpr int64_t bytes = kind == MaskKind::boolean ? 1 : sizeof(float);
-        mask = op.mask.at(task.batch, head, query) + first_key * bytes;
+        mask = op.mask.at(task.batch, head, query) + first_key * mask_bytes(kind);
       }
       const auto attend = queries > tile_rows ? attend_block<2, kind> : attend_block<1, kind>;
       attend(op, space, h, block, mask, query, first_key, there);
@@ -403,7 +385,8 @@ void attend_with(const Attention& op, const AttentionTask& task) {
 
   each_block([&](int64_t, int64_t block, int64_t head, int64_t query, int64_t queries) {
     const int64_t query_step = op.heads * op.value_size;
-    float* y = op.y + (task.batch * op.queries + query) * query_step + head * op.value_size;
+    float* y = static_cast<float*>(op.y) + (task.batch * op.queries + query) * query_step +
+               head * op.value_size;
     finish(space, block, queries, op.value_size, y, query_step);
   });
 }
@@ -415,6 +398,7 @@ void attend(const Attention& op, const AttentionTask& task) {
     case MaskKind::none: return attend_with<MaskKind::none>(op, task);
     case MaskKind::boolean: return attend_with<MaskKind::boolean>(op, task);
     case MaskKind::additive: return attend_with<MaskKind::additive>(op, task);
+    case MaskKind::additive_bfloat16: __builtin_unreachable();
   }
 }
 

@@ -57,7 +57,7 @@ struct Tasks {
 void attention(const Attention& op) {
   const int64_t results = op.batch * op.heads * op.queries * op.value_size;
   if (results == 0 || op.keys == 0) {
-    std::fill(op.y, op.y + results, 0.0f);
+    std::fill_n(static_cast<float*>(op.y), results, 0.0f);
     return;
   }
   Tasks tasks{.op = op};

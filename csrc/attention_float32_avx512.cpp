@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "intrinsics.h"
+#include "transpose_avx512.inl"
 
 namespace lowbit::avx512 {
 namespace {
@@ -21,6 +22,13 @@ struct Isa {
   static void store(float* y, Floats v, int64_t n) { _mm512_mask_storeu_ps(y, first(n), v); }
 
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+
+  static void transpose(Floats (&rows)[16]) {
+    __m512i words[16];
+    for (int i = 0; i < 16; ++i) words[i] = reinterpret_cast<__m512i>(rows[i]);
+    lowbit::avx512::transpose(words);
+    for (int i = 0; i < 16; ++i) rows[i] = reinterpret_cast<Floats>(words[i]);
+  }
 
   static float sum(Floats v) { return _mm512_reduce_add_ps(v); }
 };

@@ -24,6 +24,16 @@ struct Isa {
 
   static Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }
 
+  static void transpose(Floats (&rows)[4]) {
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < i; ++j) {
+        const float above = rows[j][i];
+        rows[j][i] = rows[i][j];
+        rows[i][j] = above;
+      }
+    }
+  }
+
   static float sum(Floats v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 };
 

@@ -136,14 +136,14 @@ struct LinearPath {
 using Steps = std::array<int64_t, 4>;  // a tensor's strides
 
 lowbit::TokenRows token_rows(uintptr_t address, const Steps& steps) {
-  return {.data = pointer<const float>(address),
+  return {.data = pointer<const void>(address),
           .batch_step = steps[0],
           .head_step = steps[1],
           .token_step = steps[2]};
 }
 
 lowbit::Mask mask_at(lowbit::MaskKind kind, uintptr_t address, const Steps& steps) {
-  const int64_t item = kind == lowbit::MaskKind::additive ? sizeof(float) : 1;
+  const int64_t item = lowbit::mask_bytes(kind);
   return {.kind = kind,
           .data = pointer<const uint8_t>(address),
           .batch_step = steps[0] * item,
@@ -152,13 +152,13 @@ lowbit::Mask mask_at(lowbit::MaskKind kind, uintptr_t address, const Steps& step
 }
 
 // Attention by a path, for calls that differ in where tensors are and in how many keys there are.
-// `sizes`: batch, heads, key heads, queries, size, value size.
+// `sizes`: batch, heads, key heads, queries, size, value size. A cap of 0 and sinks at 0 are none.
 struct AttentionPath {
   void (*run)(const lowbit::Attention&);
   lowbit::Attention op{};
 
-  AttentionPath(std::string_view path, const std::array<int64_t, 6>& sizes, float scale,
-                bool causal)
+  AttentionPath(std::string_view path, const std::array<int64_t, 6>& sizes, float scale, float cap,
+                bool causal, bool bfloat16)
       : run(lowbit::find_path(lowbit::attention_paths, path)) {
     const auto [batch, heads, key_heads, queries, size, value_size] = sizes;
     op.batch = batch;
@@ -168,19 +168,22 @@ struct AttentionPath {
     op.size = size;
     op.value_size = value_size;
     op.scale = scale;
+    op.cap = cap;
     op.causal = causal;
+    op.bfloat16 = bfloat16;
   }
 
   void operator()(uintptr_t query, const Steps& query_steps, uintptr_t key, const Steps& key_steps,
                   uintptr_t value, const Steps& value_steps, int64_t keys, lowbit::MaskKind kind,
-                  uintptr_t mask, const Steps& mask_steps, uintptr_t y) const {
+                  uintptr_t mask, const Steps& mask_steps, uintptr_t sinks, uintptr_t y) const {
     lowbit::Attention call = op;
     call.query = token_rows(query, query_steps);
     call.key = token_rows(key, key_steps);
     call.value = token_rows(value, value_steps);
     call.keys = keys;
     call.mask = mask_at(kind, mask, mask_steps);
-    call.y = pointer<float>(y);
+    call.sinks = pointer<const float>(sinks);
+    call.y = pointer<void>(y);
     run(call);
   }
 
@@ -189,10 +192,12 @@ struct AttentionPath {
   void append(uintptr_t query, const Steps& query_steps, uintptr_t key, const Steps& key_steps,
               uintptr_t value, const Steps& value_steps, int64_t tokens, uintptr_t held_keys,
               uintptr_t held_values, int64_t room, int64_t filled, lowbit::MaskKind kind,
-              uintptr_t mask, const Steps& mask_steps, uintptr_t y) const {
-    const lowbit::HeldTokens keys{.data = pointer<float>(held_keys), .room = room, .size = op.size};
+              uintptr_t mask, const Steps& mask_steps, uintptr_t sinks, uintptr_t y) const {
+    const int64_t bytes = op.bfloat16 ? 2 : 4;
+    const lowbit::HeldTokens keys{
+        .data = pointer<uint8_t>(held_keys), .room = room, .size = op.size, .bytes = bytes};
     const lowbit::HeldTokens values{
-        .data = pointer<float>(held_values), .room = room, .size = op.value_size};
+        .data = pointer<uint8_t>(held_values), .room = room, .size = op.value_size, .bytes = bytes};
     keys.append(token_rows(key, key_steps), op.batch, op.key_heads, filled, tokens);
     values.append(token_rows(value, value_steps), op.batch, op.key_heads, filled, tokens);
     lowbit::Attention call = op;
@@ -201,7 +206,8 @@ struct AttentionPath {
     call.value = values.rows(op.key_heads);
     call.keys = filled + tokens;
     call.mask = mask_at(kind, mask, mask_steps);
-    call.y = pointer<float>(y);
+    call.sinks = pointer<const float>(sinks);
+    call.y = pointer<void>(y);
     run(call);
   }
 };
@@ -257,9 +263,9 @@ NB_MODULE(_native, m) {
   paths["decode_packed"] = best_first(lowbit::decode_packed_paths);
   using lowbit::attention_paths;
   paths["attention_float32"] =
-      best_first(attention_paths, [](const auto& path) { return !path.bfloat16; });
+      best_first(attention_paths, [](const auto& path) { return !path.tiles; });
   paths["attention_bfloat16"] =
-      best_first(attention_paths, [](const auto& path) { return path.bfloat16; });
+      best_first(attention_paths, [](const auto& path) { return path.tiles; });
   m.attr("paths") = paths;
   m.def("on_torch_threads", &lowbit::on_torch_threads);
   m.def(
@@ -274,16 +280,17 @@ NB_MODULE(_native, m) {
   nb::enum_<lowbit::MaskKind>(m, "MaskKind")
       .value("none", lowbit::MaskKind::none)
       .value("boolean", lowbit::MaskKind::boolean)
-      .value("additive", lowbit::MaskKind::additive);
+      .value("additive", lowbit::MaskKind::additive)
+      .value("additive_bfloat16", lowbit::MaskKind::additive_bfloat16);
   nb::class_<AttentionPath>(m, "AttentionPath")
-      .def(nb::init<std::string_view, const std::array<int64_t, 6>&, float, bool>(), "path"_a,
-           "sizes"_a, "scale"_a, "causal"_a)
+      .def(nb::init<std::string_view, const std::array<int64_t, 6>&, float, float, bool, bool>(),
+           "path"_a, "sizes"_a, "scale"_a, "cap"_a, "causal"_a, "bfloat16"_a)
       .def("__call__", &AttentionPath::operator(), "query"_a, "query_steps"_a, "key"_a,
            "key_steps"_a, "value"_a, "value_steps"_a, "keys"_a, "kind"_a, "mask"_a, "mask_steps"_a,
-           "y"_a, without_gil)
+           "sinks"_a, "y"_a, without_gil)
       .def("append", &AttentionPath::append, "query"_a, "query_steps"_a, "key"_a, "key_steps"_a,
            "value"_a, "value_steps"_a, "tokens"_a, "held_keys"_a, "held_values"_a, "room"_a,
-           "filled"_a, "kind"_a, "mask"_a, "mask_steps"_a, "y"_a, without_gil);
+           "filled"_a, "kind"_a, "mask"_a, "mask_steps"_a, "sinks"_a, "y"_a, without_gil);
 
   nb::enum_<lowbit::ElementwiseOp>(m, "ElementwiseOp")
       .value("add", lowbit::ElementwiseOp::add)

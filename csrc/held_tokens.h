@@ -1,17 +1,17 @@
 // Keys, or values, of the tokens that a decoder has read, for attention.h to read.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "attention.h"
 
 namespace lowbit {
 
-// [batch][head][room][size], of which the first tokens are filled.
+// [batch][head][room][size] of numbers of `bytes` each; the first tokens are filled.
 struct HeldTokens {
-  float* data;
-  int64_t room, size;
+  uint8_t* data;
+  int64_t room, size, bytes;
 
   TokenRows rows(int64_t heads) const {
     return {.data = data,
@@ -23,11 +23,13 @@ struct HeldTokens {
   // Writes `tokens` more behind `filled`.
   void append(const TokenRows& more, int64_t batch, int64_t heads, int64_t filled,
               int64_t tokens) const {
-    float* to = data + filled * size;
+    uint8_t* to = data + filled * size * bytes;
     for (int64_t b = 0; b < batch; ++b) {
-      for (int64_t h = 0; h < heads; ++h, to += room * size) {
+      for (int64_t h = 0; h < heads; ++h, to += room * size * bytes) {
         for (int64_t t = 0; t < tokens; ++t) {
-          std::copy_n(more.at(b, h, t), size, to + t * size);
+          const int64_t from = b * more.batch_step + h * more.head_step + t * more.token_step;
+          std::memcpy(to + t * size * bytes, static_cast<const uint8_t*>(more.data) + from * bytes,
+                      size * bytes);
         }
       }
     }

@@ -20,31 +20,54 @@ using lowbit::TokenRows;
 
 namespace {
 
+int64_t bytes_of(bool bfloat16) { return bfloat16 ? 2 : 4; }
+
+// A number that lies there, a float or the upper half of one.
+double number_at(const void* data, int64_t i, bool bfloat16) {
+  uint8_t bytes[4] = {};
+  const int64_t n = bytes_of(bfloat16);
+  std::memcpy(bytes + 4 - n, static_cast<const uint8_t*>(data) + i * n, n);
+  float number;
+  std::memcpy(&number, bytes, sizeof number);
+  return number;
+}
+
+void put_number(float number, uint8_t* data, int64_t i, bool bfloat16) {
+  uint8_t bytes[4];
+  std::memcpy(bytes, &number, sizeof bytes);
+  const int64_t n = bytes_of(bfloat16);
+  std::memcpy(data + i * n, bytes + 4 - n, n);
+}
+
 // [batch][tokens][heads][size], a few numbers before the heads of each token.
 class Operand {
  public:
-  Operand(int64_t batch, int64_t tokens, int64_t heads, int64_t size)
+  Operand(int64_t batch, int64_t tokens, int64_t heads, int64_t size, bool bfloat16)
       : token_step_(heads * size + gap_),
         batch_step_(tokens * token_step_),
         size_(size),
         count_(batch * batch_step_),
-        numbers_(count_ * static_cast<int64_t>(sizeof(float))) {
-    for (int64_t i = 0; i < count_; ++i) data()[i] = normal();
+        bytes_(bytes_of(bfloat16)),
+        numbers_(count_ * bytes_) {
+    for (int64_t i = 0; i < count_; ++i) put_number(normal(), numbers_.data(), i, bfloat16);
   }
 
   TokenRows rows() {
-    return {.data = data() + (count_ ? gap_ : 0),
+    return {.data = numbers_.data() + (count_ ? gap_ * bytes_ : 0),
             .batch_step = batch_step_,
             .head_step = size_,
             .token_step = token_step_};
   }
 
  private:
-  float* data() { return reinterpret_cast<float*>(numbers_.data()); }
-
-  const int64_t gap_ = below(3), token_step_, batch_step_, size_, count_;
+  const int64_t gap_ = below(3), token_step_, batch_step_, size_, count_, bytes_;
   Walled numbers_;
 };
+
+double number_of(const TokenRows& rows, bool bfloat16, int64_t b, int64_t h, int64_t t, int64_t d) {
+  const int64_t i = b * rows.batch_step + h * rows.head_step + t * rows.token_step + d;
+  return number_at(rows.data, i, bfloat16);
+}
 
 // Whole, or the same for all heads, or for all queries.
 class RandomMask {
@@ -53,15 +76,15 @@ class RandomMask {
       : kind_(kind),
         heads_(below(2) ? op.heads : 1),
         queries_(below(2) ? op.queries : 1),
-        item_(kind == MaskKind::boolean ? 1 : sizeof(float)),
+        item_(lowbit::mask_bytes(kind)),
         keys_(op.keys),
         numbers_(op.batch * heads_ * queries_ * keys_ * item_) {
     for (int64_t i = 0; i < op.batch * heads_ * queries_ * keys_; ++i) {
-      if (kind == MaskKind::boolean) {
+      if (kind == MaskKind::none || kind == MaskKind::boolean) {
         numbers_.data()[i] = static_cast<uint8_t>(below(3));
       } else {
         const float number = below(4) ? normal() : -std::numeric_limits<float>::infinity();
-        std::memcpy(numbers_.data() + i * item_, &number, sizeof number);
+        put_number(number, numbers_.data(), i, kind == MaskKind::additive_bfloat16);
       }
     }
   }
@@ -88,11 +111,8 @@ double added(const Attention& op, int64_t b, int64_t h, int64_t q, int64_t k) {
   switch (op.mask.kind) {
     case MaskKind::none: return 0;
     case MaskKind::boolean: return op.mask.at(b, h, q)[k] ? 0 : forbidden;
-    case MaskKind::additive: {
-      float number;
-      std::memcpy(&number, op.mask.at(b, h, q) + k * sizeof number, sizeof number);
-      return number;
-    }
+    case MaskKind::additive: return number_at(op.mask.at(b, h, q), k, false);
+    case MaskKind::additive_bfloat16: return number_at(op.mask.at(b, h, q), k, true);
   }
   return 0;
 }
@@ -103,7 +123,7 @@ struct Errors {
 };
 
 constexpr Errors errors_of(const AttentionPath& path) {
-  return path.bfloat16 ? Errors{0x1p-7, 0.01} : Errors{0x1p-16, 1e-5};
+  return path.tiles ? Errors{0x1p-7, 0.01} : Errors{0x1p-16, 1e-5};
 }
 
 // One query's result and how far it may be off: a score by the `rounding` of the sizes of its
@@ -111,31 +131,36 @@ constexpr Errors errors_of(const AttentionPath& path) {
 void check_query(const Errors& errors, const Attention& op, int64_t b, int64_t h, int64_t q) {
   const int64_t key_head = h / (op.heads / op.key_heads);
   std::vector<double> scores;
-  double top = -std::numeric_limits<double>::infinity(), doubt = 0;
+  const double sink = op.sinks ? op.sinks[h] : -std::numeric_limits<double>::infinity();
+  double top = sink, doubt = 0;
   for (int64_t k = 0; k < op.keys; ++k) {
     double score = 0, sizes = 0;
     for (int64_t d = 0; d < op.size; ++d) {
-      const double term =
-          static_cast<double>(op.query.at(b, h, q)[d]) * op.key.at(b, key_head, k)[d] * op.scale;
+      const double term = number_of(op.query, op.bfloat16, b, h, q, d) *
+                          number_of(op.key, op.bfloat16, b, key_head, k, d) * op.scale;
       score += term;
       sizes += std::fabs(term);
     }
+    if (op.cap != 0) score = op.cap * std::tanh(score / op.cap);
     scores.push_back(score + added(op, b, h, q, k));
     top = std::max(top, scores.back());
-    doubt = std::max(doubt, sizes);
+    doubt = std::max(doubt, sizes + op.cap);
   }
-  double total = 0;
+  double total = std::isinf(top) ? 0 : std::exp(sink - top);
   for (double& score : scores) total += score = std::isinf(top) ? 0 : std::exp(score - top);
   const double factor = (1 + errors.rest) * std::exp(2 * doubt * errors.rounding) - 1;
-  const float* y = op.y + ((b * op.queries + q) * op.heads + h) * op.value_size;
+  const int64_t y = ((b * op.queries + q) * op.heads + h) * op.value_size;
   for (int64_t d = 0; d < op.value_size; ++d) {
     double sum = 0, sizes = 0;
     for (int64_t k = 0; k < op.keys; ++k) {
-      const double term = scores[k] * op.value.at(b, key_head, k)[d] / (total > 0 ? total : 1);
+      const double term =
+          scores[k] * number_of(op.value, op.bfloat16, b, key_head, k, d) / (total > 0 ? total : 1);
       sum += term;
       sizes += std::fabs(term);
     }
-    CHECK(std::fabs(y[d] - sum) <= factor * sizes + 1e-30);
+    const double rounded = op.bfloat16 ? std::fabs(sum) * 0x1p-8 : 0;
+    CHECK(std::fabs(number_at(op.y, y + d, op.bfloat16) - sum) <=
+          (1 + 0x1p-8) * factor * sizes + rounded + 1e-30);
   }
 }
 
@@ -143,8 +168,12 @@ void check_attention(const AttentionPath& path, int64_t most_tokens) {
   const int64_t batch = 1 + below(2), key_heads = 1 + below(3), heads = key_heads * (1 + below(2));
   const int64_t queries = 1 + below(most_tokens), keys = below(most_tokens);
   const int64_t size = 1 + below(below(4) ? 40 : 130), value_size = 1 + below(below(4) ? 40 : 130);
-  Operand query(batch, queries, heads, size), key(batch, keys, key_heads, size);
-  Operand value(batch, keys, key_heads, value_size);
+  const bool bfloat16 = !path.tiles && below(2) == 0;
+  Operand query(batch, queries, heads, size, bfloat16);
+  Operand key(batch, keys, key_heads, size, bfloat16);
+  Operand value(batch, keys, key_heads, value_size, bfloat16);
+  std::vector<float> sinks(heads);
+  for (float& sink : sinks) sink = below(4) ? normal() : -std::numeric_limits<float>::infinity();
   Attention op{.query = query.rows(),
                .key = key.rows(),
                .value = value.rows(),
@@ -158,13 +187,16 @@ void check_attention(const AttentionPath& path, int64_t most_tokens) {
                .size = size,
                .value_size = value_size,
                .scale = 1 / std::sqrt(static_cast<float>(size)),
-               .causal = below(2) == 0};
-  RandomMask mask(static_cast<MaskKind>(below(3)), op);
+               .cap = path.tiles || below(2) ? 0.0f : 0.5f,
+               .sinks = path.tiles || below(2) ? nullptr : sinks.data(),
+               .causal = below(2) == 0,
+               .bfloat16 = bfloat16};
+  RandomMask mask(static_cast<MaskKind>(below(path.tiles ? 3 : 4)), op);
   op.mask = mask.mask();
   const int64_t numbers = batch * queries * heads * value_size;
-  Walled y(numbers * static_cast<int64_t>(sizeof(float)));
-  op.y = reinterpret_cast<float*>(y.data());
-  std::fill(op.y, op.y + numbers, std::nanf(""));
+  Walled y(numbers * bytes_of(bfloat16));
+  op.y = y.data();
+  for (int64_t i = 0; i < numbers; ++i) put_number(std::nanf(""), y.data(), i, bfloat16);
   path.run(op);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t h = 0; h < heads; ++h) {

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.parametrize(
 )
 
 
-def oracle(query, key, value, mask, scale, causal, errs):
+def oracle(query, key, value, mask, scale, causal, errs, cap=None, sinks=None):
     """In float64: the result [batch, queries, heads, value size], and how far it may be off.
 
     A score errs by at most D = (2 operands + …) Σ |q k| scale, so a weight by a factor e^±D, and
@@ -52,6 +52,8 @@ def oracle(query, key, value, mask, scale, causal, errs):
     key, value = key.repeat(shared, axis=1), value.repeat(shared, axis=1)
     scores = query @ key.swapaxes(-1, -2) * scale
     sizes = np.abs(query) @ np.abs(key).swapaxes(-1, -2) * scale
+    if cap is not None:
+        scores, sizes = cap * np.tanh(scores / cap), sizes + cap
     allowed = np.ones_like(scores, bool)
     if causal:
         allowed &= np.tri(*scores.shape[-2:], dtype=bool)
@@ -63,8 +65,10 @@ def oracle(query, key, value, mask, scale, causal, errs):
         sizes = sizes + np.where(np.isfinite(added), np.abs(added), 0) * errs.sums
     scores = np.where(allowed, scores, -np.inf)
     top = scores.max(-1, keepdims=True, initial=-np.inf)
+    sink = np.full((1, 1, 1), -np.inf) if sinks is None else sinks.double().numpy()[:, None, None]
+    top = np.maximum(top, sink)
     weights = np.exp(scores - np.where(np.isinf(top), 0, top))
-    total = weights.sum(-1, keepdims=True)
+    total = weights.sum(-1, keepdims=True) + np.exp(sink - np.where(np.isinf(top), 0, top))
     weights /= np.where(total == 0, 1, total)
     rounding = 2 * errs.operands + errs.operands**2 + errs.sums
     doubt = sizes.max(-1, keepdims=True, initial=0) * rounding
@@ -79,14 +83,14 @@ def oracle(query, key, value, mask, scale, causal, errs):
     return (weights @ value).swapaxes(1, 2), bound.swapaxes(1, 2)
 
 
-def check(path, query, key, value, mask=None, causal=False):
+def check(path, query, key, value, mask=None, causal=False, cap=None, sinks=None):
     scale = query.shape[-1] ** -0.5
     before = [t.clone() for t in (query, key, value)]
-    y = ops.attention(query, key, value, mask, scale, causal, path)
+    y = ops.attention(query, key, value, mask, scale, causal, path, cap, sinks)
     assert y.dtype == torch.float32 and y.is_contiguous()
     for t, was in zip((query, key, value), before, strict=True):
         assert torch.equal(t, was)
-    wanted, bound = oracle(query, key, value, mask, scale, causal, PATHS[path])
+    wanted, bound = oracle(query, key, value, mask, scale, causal, PATHS[path], cap, sinks)
     assert y.shape == wanted.shape
     assert (np.abs(y.double().numpy() - wanted) <= bound).all()
     return y
@@ -131,8 +135,112 @@ def test_every_shape_mask_and_stride_is_near_float64(path, data):
             mask[torch.rand(mask.shape, generator=generator) < 0.5] = -torch.inf
     elif kind == "one for all keys":
         mask = torch.rand(*wide, 1, generator=generator) < 0.5
+    cap, sinks = None, None
+    if PATHS[path] is FLOAT32:
+        cap = draw(st.sampled_from([None, None, 0.5, 30.0]))
+        sinks = draw(st.sampled_from([None, torch.randn(heads, generator=generator)]))
     poison()
-    check(path, query, key, value, mask, causal=draw(st.booleans()))
+    check(path, query, key, value, mask, draw(st.booleans()), cap, sinks)
+
+
+def only_in_float32(path):
+    if PATHS[path] is not FLOAT32:
+        pytest.skip("tiles take float32 alone, without caps and sinks")
+
+
+@settings(max_examples=12)
+@given(data=st.data())
+def test_bfloat16_is_the_same_arithmetic_rounded_once(path, data):
+    only_in_float32(path)
+    draw = data.draw
+    batch, key_heads, shared = draw(st.tuples(*[st.integers(1, 3)] * 3))
+    queries = draw(st.one_of(st.integers(1, 7), st.integers(8, 140)))
+    keys = draw(st.one_of(st.integers(1, 40), st.integers(250, 300)))
+    size, value_size = draw(st.integers(1, 128)), draw(st.integers(1, 128))
+    heads = key_heads * shared
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**30)))
+    padded = draw(st.booleans())
+    query, key, value = (
+        tokens(batch, n, count, each, generator, padded).bfloat16()
+        for n, count, each in (
+            (heads, queries, size),
+            (key_heads, keys, size),
+            (key_heads, keys, value_size),
+        )
+    )
+    kind = draw(st.sampled_from([None, torch.bool, torch.float32, torch.bfloat16]))
+    mask = None
+    if kind is not None:
+        mask = (torch.rand(batch, 1, queries, keys, generator=generator) * 3).to(kind)
+    if kind in (torch.float32, torch.bfloat16):
+        mask[torch.rand(mask.shape, generator=generator) < 0.3] = torch.finfo(kind).min
+    cap = draw(st.sampled_from([None, 2.0]))
+    sinks = draw(st.sampled_from([None, torch.randn(heads, generator=generator)]))
+    how = size**-0.5, draw(st.booleans()), path, cap, sinks
+    poison()
+    y = ops.attention(query, key, value, mask, *how)
+    wide = mask.float() if kind is torch.bfloat16 else mask
+    wanted = ops.attention(query.float(), key.float(), value.float(), wide, *how)
+    assert y.dtype is torch.bfloat16 and torch.equal(y, wanted.bfloat16())
+
+
+@pytest.mark.parametrize("queries", [3, 70])
+@pytest.mark.parametrize("width", [1, 5, 40])
+@pytest.mark.parametrize("kind", ["boolean", "minus infinity", "least"])
+def test_keys_outside_a_window_are_not_read(path, kind, width, queries):
+    only_in_float32(path)
+    generator = torch.Generator().manual_seed(0)
+    keys = 300
+    query = tokens(1, 2, queries, 24, generator)
+    key, value = (tokens(1, 2, keys, 24, generator) for _ in range(2))
+    last = torch.arange(keys - queries, keys)[:, None]
+    behind = last - torch.arange(keys)
+    mask = ((behind >= 0) & (behind < width))[None, None]
+    if kind != "boolean":
+        lowest = -torch.inf if kind == "minus infinity" else torch.finfo(torch.float32).min
+        mask = torch.zeros(mask.shape).masked_fill(~mask, lowest)
+    wanted = check(path, query, key, value, mask)
+    first = keys - queries - width + 1
+    spoilt = [t.clone() for t in (key, value)]
+    for t in spoilt:
+        t[:, :, : max(first // 32 * 32 - 32, 0)] = torch.nan
+    assert torch.equal(ops.attention(query, *spoilt, mask, 24**-0.5, False, path), wanted)
+    if width == 1:  # each its own value
+        assert torch.equal(wanted.transpose(1, 2), value[:, :, keys - queries :])
+
+
+@pytest.mark.parametrize("queries", [3, 70])
+def test_sinks_from_nothing_to_everything(path, queries):
+    only_in_float32(path)
+    generator = torch.Generator().manual_seed(0)
+    query = tokens(1, 4, queries, 24, generator)
+    key, value = (tokens(1, 4, 90, 24, generator) for _ in range(2))
+    plain = ops.attention(query, key, value, None, 0.2, False, path)
+    sinks = torch.tensor([-torch.inf, 1e30, torch.inf, torch.nan])
+    y = ops.attention(query, key, value, None, 0.2, False, path, None, sinks)
+    assert torch.equal(y[:, :, 0], plain[:, :, 0])
+    assert (y[:, :, 1] == 0).all() and y[:, :, 2:].isnan().all()
+    nothing = torch.zeros(1, 1, 1, 90, dtype=torch.bool)
+    y = ops.attention(query, key, value, nothing, 0.2, False, path, None, torch.ones(4))
+    assert (y == 0).all()
+
+
+@pytest.mark.parametrize("queries", [3, 70])
+def test_caps_from_tiny_to_huge(path, queries):
+    only_in_float32(path)
+    generator = torch.Generator().manual_seed(0)
+    query = 50 * tokens(1, 2, queries, 24, generator)
+    key, value = (tokens(1, 2, 90, 24, generator) for _ in range(2))
+    for cap in (1e-30, 1e-3, 1.0, 50.0):
+        check(path, query, key, value, cap=cap)
+    mean = value.mean(2)[:, None].expand(1, queries, 2, 24)
+    torch.testing.assert_close(check(path, query, key, value, cap=1e-30), mean)
+    plain = check(path, query, key, value)
+    huge = ops.attention(query, key, value, None, 24**-0.5, False, path, 1e30)
+    torch.testing.assert_close(huge, plain, rtol=1e-4, atol=1e-5)
+    query[..., 2, 3] = torch.nan
+    y = ops.attention(query, key, value, None, 24**-0.5, False, path, 1.0)
+    assert y[:, 2].isnan().all() and not y[:, :2].isnan().any()
 
 
 @settings(max_examples=20)
@@ -142,21 +250,24 @@ def test_appending_to_held_keys_and_values_is_attention_to_all(path, data):
     batch, key_heads, shared = draw(st.tuples(*[st.integers(1, 3)] * 3))
     held, new, spare = draw(st.integers(0, 300)), draw(st.integers(1, 5)), draw(st.integers(0, 9))
     size, value_size = draw(st.integers(1, 128)), draw(st.integers(1, 128))
+    dtype = torch.float32
+    if PATHS[path] is FLOAT32:
+        dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**30)))
-    query = tokens(batch, key_heads * shared, new, size, generator)
+    query = tokens(batch, key_heads * shared, new, size, generator).to(dtype)
     mask = draw(st.sampled_from([None, torch.bool, torch.float32]))
     if mask is not None:
         wide = (1, 1, new, draw(st.sampled_from([1, held + new])))
         mask = (torch.rand(wide, generator=generator) * 3).to(mask)
     full, grown, more = [], [], []
     for each in (size, value_size):
-        all_of_it = tokens(batch, key_heads, held + new, each, generator)
+        all_of_it = tokens(batch, key_heads, held + new, each, generator).to(dtype)
         full.append(all_of_it)
         more.append(all_of_it[:, :, held:])
-        room = torch.full((batch, key_heads, held + new + spare, each), torch.nan)
+        room = torch.full((batch, key_heads, held + new + spare, each), torch.nan, dtype=dtype)
         room[:, :, :held] = all_of_it[:, :, :held]
         grown.append(room)
-    y = torch.full((batch, new, key_heads * shared, value_size), torch.nan)
+    y = torch.full((batch, new, key_heads * shared, value_size), torch.nan, dtype=dtype)
     call = native_attention.appending(y, query, *more, size**-0.5, False, path)
     call(query.data_ptr(), *(t.data_ptr() for t in more), *grown, held, mask)
     for room, wanted in zip(grown, full, strict=True):
@@ -291,6 +402,7 @@ def test_the_operator_tells_the_truth_about_itself(path):
     generator = torch.Generator().manual_seed(0)
     query, key, value = (tokens(2, 4, 20, 16, generator) for _ in range(3))
     mask = torch.rand(2, 1, 1, 20, generator=generator) < 0.5
-    torch.library.opcheck(
-        torch.ops.lowbit.attention.default, (query, key, value, mask, 0.25, False, path)
-    )
+    call = query, key, value, mask, 0.25, False, path
+    torch.library.opcheck(torch.ops.lowbit.attention.default, call)
+    if PATHS[path] is FLOAT32:
+        torch.library.opcheck(torch.ops.lowbit.attention.default, (*call, 2.0, torch.randn(4)))

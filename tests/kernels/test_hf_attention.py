@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ import transformers as tf
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import lowbit
-from lowbit.fallbacks import SlowPathWarning
+from lowbit.fallbacks import SlowPathWarning, noted
 from lowbit.kernels import native
+from lowbit.kernels.attention import hf_attention
 from lowbit.kernels.attention.hf_attention import KERNELS, MANY_QUERIES, attention, instead_of_sdpa
 from lowbit.kernels.selection import VARIABLE, select
 from tests.models import VOCABULARY, make
@@ -162,7 +164,12 @@ class TestChoice:
             ((query(), query(), query().requires_grad_()), "gradients"),
             ((*(query(),) * 3, None, 0.0, {"position_bias": query().requires_grad_()}), "gradie"),
             ((query(), query(), query(), None, 0.1), "dropout 0.1"),
-            ((query(), query(), query(), None, 0.0, {"softcap": 30.0}), "softcap is asked for"),
+            ((query(), query(), query(), None, 0.0, {"softcap": 0.0}), "cap of 0.0 is not above 0"),
+            (
+                (query(), query(), query(), None, 0.0, {"s_aux": torch.zeros(3)}),
+                "sinks [3] on cpu are not one for each head",
+            ),
+            ((query(), query(), query(), None, 0.0, {"cache": 1}), "cache is asked for"),
         ],
     )
     def test_what_they_do_not_serve_is_float32_with_the_reason(self, call, reason):
@@ -251,7 +258,8 @@ BEYOND = {
 @torch.no_grad()
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("beyond", BEYOND)
-def test_attention_that_is_more_than_sdpa_is_that_of_eager_and_told(beyond, padded):
+def test_attention_that_is_more_than_sdpa_is_that_of_eager(beyond, padded, recwarn):
+    """By our own code: these are of models for which transformers refuses "sdpa"."""
     torch.manual_seed(0)
     model = BEYOND[beyond]().eval()
     for module in model.modules():
@@ -263,12 +271,19 @@ def test_attention_that_is_more_than_sdpa_is_that_of_eager_and_told(beyond, padd
         given["attention_mask"][1, 25:] = 0
     model.set_attn_implementation("eager")
     wanted = model(**given)[0]
-    model.set_attn_implementation("lowbit")
-    with pytest.warns(SlowPathWarning, match="own eager function"):
-        y = model(**given)[0]
-    assert relative(y, wanted) <= 1e-5
-    model.set_attn_implementation("lowbit_float32")
-    assert torch.equal(model(**given)[0], y)
+    for name in KERNELS:
+        model.set_attn_implementation(name)
+        assert relative(model(**given)[0], wanted) <= 2e-5
+    own = native.module is not None and not native.lacks("avx2")
+    told = [w for w in recwarn if issubclass(w.category, SlowPathWarning)]
+    assert bool(told) != own
+    if own:
+        assert _tried_and_like_eager(model)
+
+
+def _tried_and_like_eager(model):
+    tried = [hf_attention._TRIED[m] for m in model.modules() if m in hf_attention._TRIED]
+    return tried and all(all(found.values()) for found in tried)
 
 
 @torch.no_grad()
@@ -304,6 +319,53 @@ eager_attention_forward = stranger
 class StrangerModel(tf.PreTrainedModel):
     config_class = tf.BertConfig
     _supports_sdpa = True
+
+
+def plain(module, query, key, value, attention_mask, scaling=None, softcap=None, **options):
+    scores = query @ key.mT * scaling * module.factor
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("asked", [{}, {"softcap": 2.0}])
+@pytest.mark.parametrize(("factor", "own"), [(1.0, True), (1.5, False), (None, False)])
+@pytest.mark.parametrize("queries", [3, 20])
+def test_without_sdpa_an_eager_function_is_tried_once(monkeypatch, factor, own, asked, queries):
+    """Its module is served if ours gives the same; not if it scales twice, or raises when tried."""
+    calls = []
+
+    def eager(*call, **options):
+        calls.append(options)
+        if len(calls) == 1 and factor is None:
+            raise ValueError("these shapes are strange")
+        return plain(*call, **options)
+
+    monkeypatch.setitem(globals(), "eager_attention_forward", eager)
+    monkeypatch.setattr(StrangerModel, "_supports_sdpa", False)
+    for found in (hf_attention._eager, hf_attention._read_by, hf_attention._supports_sdpa):
+        found.cache_clear()
+    module = Stranger()
+    module.factor = factor or 1.0
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 16, generator=generator) for n in (queries, 20, 20))
+    allowed = torch.rand(1, 1, queries, 20, generator=generator) < 0.6
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    wanted, _ = plain(module, q, k, v, mask, scaling=0.5, **asked)
+    own = own and native.module is not None and not native.lacks("avx2")
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            y, _ = attention(module, q, k, v, mask, kernels=KERNELS["lowbit"], scaling=0.5, **asked)
+        assert relative(y, wanted) <= 1e-5
+        assert own or noted(module)
+    assert not (own and told)
+    # Without and with a mask, or until it differs; then once for each call that is left to it.
+    assert len(calls) == (2 if own else 3)
+    for found in (hf_attention._eager, hf_attention._read_by, hf_attention._supports_sdpa):
+        found.cache_clear()
 
 
 @pytest.mark.parametrize(

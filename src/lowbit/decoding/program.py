@@ -240,18 +240,17 @@ class _Writer:
         out = call.result
         if call.function is not ops.attention or id(out) not in self.steady:
             return False
-        *operands, scale, causal, path = call.args
-        query, key, value, mask = operands
+        query, key, value, mask, *how = call.args
         y = torch.empty_like(out)
         if id(key) in self.appended:
             layer, key, value = self.appended[id(key)].args
-            run = self.constant(attention.appending(y, query, key, value, scale, causal, path))
+            run = self.constant(attention.appending(y, query, key, value, *how))
             places = ", ".join(map(self.address, (query, key, value)))
             attended = f"layers[{self.layers[id(layer)]}].attended"
             self.line(f"{attended}({run}, {key.shape[2]}, {places}, {self.text(mask)})")
         else:
-            run = self.constant(attention.in_place(y, query, key, scale, causal, path))
-            self.line(f"{run}({', '.join(map(self.text, operands))})")
+            run = self.constant(attention.in_place(y, query, key, *how))
+            self.line(f"{run}({', '.join(map(self.text, (query, key, value, mask)))})")
         self.fixed[id(out)] = y
         return True
 

@@ -3,17 +3,17 @@
     model.set_attn_implementation("lowbit")
     model.set_attn_implementation("lowbit_float32")
 
-Scores, softmax and values of float32 models are computed in one call (csrc/attention.h), in
-float32. Where the processor has tiles, "lowbit" computes many queries from operands in bfloat16:
-sums stay float32, and the result of one attention is off by 0.3 % (relative Frobenius error on
-normal operands). Queries, keys and values in bfloat16 or
-float16 are converted to float32, and the result is rounded back once. Masks, caches and
-cross-attention are handled by transformers' own code around it.
+Scores, softmax and values are computed in one call (csrc/attention.h), in float32: queries, keys,
+values, masks and the result may be float32 or bfloat16, float16 is converted. Where the processor
+has tiles, "lowbit" computes many queries from operands rounded to bfloat16: sums stay float32, and
+the result of one attention is off by 0.3 % (relative Frobenius error on normal operands). Masks,
+caches and cross-attention are handled by transformers' own code around it.
 
-Ours computes what "sdpa" computes. Attention that is more than that, with sinks, a soft cap, or in
-a model for which transformers refuses "sdpa", is computed by the model's own eager function, with
-the mask that such a function expects (`lowbit.explain` says so). Other calls that are not served,
-such as training, go to transformers' "sdpa".
+Ours computes what "sdpa" computes, and soft caps and sinks (in float32). Where a module asks for
+more than "sdpa", or transformers refuses "sdpa" for its model, its own eager function is tried once
+on small operands: if ours gives the same, ours serves it. Else the eager function does, with the
+mask that such a function expects (`lowbit.explain` says so). Other calls that are not served, such
+as training, go to transformers' "sdpa", or to the eager function too.
 """
 
 import inspect
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +41,10 @@ from lowbit.kernels.selection import Kernel, never, select
 # Fewer are done sooner in float32, as tiles are filled anew at every call.
 MANY_QUERIES = 8
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# What only transformers' own code knows to handle, or to refuse.
-FOREIGN = ("cache", "softcap")
-# The options that `_own` reads. Others must have no meaning to the model's eager function.
+# The options that "sdpa" reads, and those that our own code reads besides: a soft cap, and sinks.
+# Others must have no meaning to the eager function of a model.
 OPTIONS = ("scaling", "is_causal", "position_bias")
+MORE = ("softcap", "s_aux")
 EAGER = "eager_attention_forward"
 
 
@@ -75,10 +76,14 @@ def unsupported(
         return f"a mask {list(mask.shape)} of {mask.dtype} on {mask.device} is not served"
     if dropout:
         return f"dropout {dropout} belongs to training"
-    for name in FOREIGN:
-        if options.get(name) is not None:
-            return f"{name} is asked for"
-    tracked = *operands.values(), mask, options.get("position_bias")
+    cap, sinks = (options.get(name) for name in MORE)
+    if cap is not None and not cap > 0:
+        return f"a soft cap of {cap} is not above 0"
+    if sinks is not None and (list(sinks.shape) != [query.shape[1]] or not sinks.is_cpu):
+        return f"sinks {list(sinks.shape)} on {sinks.device} are not one for each head"
+    if options.get("cache") is not None:  # which only transformers' own code handles, or refuses
+        return "cache is asked for"
+    tracked = *operands.values(), mask, options.get("position_bias"), sinks
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tracked):
         return "gradients are asked for"
     return None
@@ -93,6 +98,10 @@ def _fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
 def _unsupported_on_tiles(query: Tensor, *call: Any) -> str | None:
     if query.shape[2] < MANY_QUERIES:
         return f"{query.shape[2]} queries are fewer than {MANY_QUERIES}"
+    options = call[-1] if len(call) == 5 else None
+    for name in MORE:
+        if options and options.get(name) is not None:
+            return f"{name} is asked for, which is computed in float32"
     return unsupported(query, *call)
 
 
@@ -117,6 +126,7 @@ def _own(
     options: dict[str, Any],
     *,
     path: str,
+    tiles: bool = False,
 ) -> tuple[Tensor, None]:
     causal = options.get("is_causal")
     if causal is None:
@@ -127,12 +137,19 @@ def _own(
         mask, causal = create_position_bias_mask(bias, mask, causal, query, key), False
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if mask is not None and mask.dtype not in MASKS:
+    cap, sinks = (options.get(name) for name in MORE)
+    sinks = None if sinks is None else sinks.float()
+    same = query.dtype is key.dtype is value.dtype
+    operands: tuple[Tensor, ...] = query, key, value
+    if tiles or not same or query.dtype not in MASKS:
+        operands = tuple(t.float() for t in operands)
+        mask = mask if mask is None or mask.dtype is torch.bool else mask.float()
+    elif mask is not None and mask.dtype not in MASKS:
         mask = mask.float()
-    y = ops.attention(query.float(), key.float(), value.float(), mask, scale, causal, path)
-    return y.to(query.dtype), None
+    return ops.attention(*operands, mask, scale, causal, path, cap, sinks).to(query.dtype), None
 
 
+_REFERENCE = Kernel("reference", _of_transformers, never)
 _FLOAT32 = (
     *(
         Kernel(
@@ -143,10 +160,12 @@ _FLOAT32 = (
         )
         for path in native.paths("attention_float32")
     ),
-    Kernel("reference", _of_transformers, never),
+    _REFERENCE,
 )
 _TILES = tuple(
-    Kernel(path.name, partial(_own, path=path.name), _unsupported_on_tiles, path.feature)
+    Kernel(
+        path.name, partial(_own, path=path.name, tiles=True), _unsupported_on_tiles, path.feature
+    )
     for path in native.paths("attention_bfloat16")
 )
 # By name; each takes the arguments of `unsupported`.
@@ -188,19 +207,86 @@ def _supports_sdpa(file: str) -> bool:
 
 
 def _beyond(module: nn.Module, options: dict[str, Any]) -> str | None:
-    """Why "sdpa" is not what this module computes, or None. The rule is one of permission: an
-    option is served if we read it or the module's eager function does not."""
+    """Why our own code cannot be what this module computes, or None. The rule is one of permission:
+    an option is served if we read it or the module's eager function does not."""
+    eager = _eager(type(module))
+    read = frozenset() if eager is None else _read_by(eager)
+    for name, given in options.items():
+        if given is not None and name not in (*OPTIONS, *MORE) and name in read:
+            return f"{name} is asked for"
+    asked = eager is not None and options.get("output_attentions")
+    return "attention weights are asked for" if asked else None
+
+
+def _more_than_sdpa(module: nn.Module, options: dict[str, Any]) -> str | None:
+    """Why "sdpa" is not what this module computes, or None."""
     kind: Any = type(module)
-    eager = _eager(kind)
-    if eager is None:
+    if _eager(kind) is None:
         return None
     if not _supports_sdpa(kind.__module__):
         return 'transformers does not support "sdpa" for it'
-    read = _read_by(eager)
-    for name, given in options.items():
-        if given is not None and name not in OPTIONS and name in read:
-            return f"{name} is asked for"
-    return "attention weights are asked for" if options.get("output_attentions") else None
+    return next((f"{n} is asked for" for n in MORE if options.get(n) is not None), None)
+
+
+# Whether our own code gives what a module's eager function does, by the names of options.
+_TRIED: WeakKeyDictionary[nn.Module, dict[frozenset[str], bool]] = WeakKeyDictionary()
+
+
+def _like_eager(module: nn.Module, call: tuple[Any, ...]) -> bool:
+    """Whether our own code gives what the module's eager function does; tried at the first call."""
+    if torch.compiler.is_compiling():  # what is tried would be compiled too
+        return False
+    names = frozenset(name for name, given in call[-1].items() if given is not None)
+    tried = _TRIED.setdefault(module, {})
+    if names not in tried:
+        tried[names] = _try_eager(module, *call)
+    return tried[names]
+
+
+@torch.no_grad()
+def _try_eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    options: dict[str, Any],
+) -> bool:
+    """Both on a few tokens, with and without a mask. Scores are large, so that a cap counts."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = 5, 7
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, generator=generator)
+
+    q = 4 * normal(query.shape[1], queries, query.shape[3])
+    k, v = (normal(t.shape[1], keys, t.shape[3]) for t in (key, value))
+    seen = normal(1, queries, keys) < 0.5
+    seen[..., 0] = True
+    given = {name: options[name] for name in (*OPTIONS, *MORE) if name in options}
+    if given.get("position_bias") is not None:
+        given["position_bias"] = normal(query.shape[1], queries, keys)
+    for allowed in (None, seen):
+        call = q, k, v, allowed, 0.0, given
+        kernel, _ = select(_FLOAT32, *call)
+        try:
+            wanted, _ = _by_eager(module, *call)
+        except Exception:  # of somebody else's code, which may want what the real call has
+            return False
+        if kernel is _REFERENCE:
+            return False
+        y, _ = kernel.run(module, *call[:-1], _uncausal(module, given))
+        if y.shape != wanted.shape or not (y - wanted).norm() <= 1e-4 * wanted.norm():
+            return False
+    return True
+
+
+def _uncausal(module: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+    """Where transformers does not support "sdpa", a mask says all (see `_mask`)."""
+    if _supports_sdpa(type(module).__module__) or _eager(type(module)) is None:
+        return options
+    return options | {"is_causal": False}
 
 
 def _by_eager(
@@ -224,8 +310,7 @@ def _by_eager(
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
             ~mask, lowest
         )
-    kind: Any = type(module)
-    eager = _eager(kind)
+    eager = _eager(type(module))
     assert eager is not None
     y: tuple[Tensor, Tensor | None] = eager(
         module, query, key, value, mask, dropout=dropout, **options
@@ -254,17 +339,19 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """As transformers calls it: [batch, heads, tokens, size] -> [batch, tokens, heads, size]."""
     call = query, key, value, attention_mask, dropout, options
-    beyond = _beyond(module, options)
-    if beyond is not None:
+    kernel, _ = select(kernels, *call)
+    more, refused = _more_than_sdpa(module, options), _beyond(module, options)
+    if refused is None and more is not None:
+        refused = None if kernel is not _REFERENCE and _like_eager(module, call) else more
+    if refused is not None:
         if not torch.compiler.is_compiling():
             fallbacks.note(
                 module,
                 f"The attention of {type(module).__name__} is computed by the model's own eager"
-                f" function: {beyond}.",
+                f" function: {refused}.",
             )
         return _by_eager(module, *call)
-    kernel, _ = select(kernels, *call)
-    y: tuple[Tensor, Tensor | None] = kernel.run(module, *call)
+    y: tuple[Tensor, Tensor | None] = kernel.run(module, *call[:-1], _uncausal(module, options))
     return y
 
 

@@ -63,13 +63,14 @@ _attention_op = operator(
         (query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     ),
     schema="(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, bool causal,"
-    " str path) -> Tensor",
+    " str path, float? cap=None, Tensor? sinks=None) -> Tensor",
 )(native.attention)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *how: Any) -> Tensor:
-    """softmax(query · keyᵀ · scale + mask) · value, without a gradient: [batch, heads, tokens,
-    size] -> [batch, tokens, heads, size]. how: mask, scale, causal, path (see native.attention)."""
+    """softmax(cap(query · keyᵀ · scale) + mask) · value, without a gradient: [batch, heads, tokens,
+    size] -> [batch, tokens, heads, size]. how: mask, scale, causal, path, cap, sinks (see
+    native.attention)."""
     call = query, key, value, *how
     if has_torch_function((query, key, value)):  # TorchFunctionModes see one call
         return handle_torch_function(attention, (query, key, value), *call)
