@@ -97,17 +97,21 @@ def test_a_position_is_asked_for_in_every_step():
 
 @pytest.mark.skipif(bool(native.lacks("scalar")), reason=native.lacks("scalar") or "present")
 @pytest.mark.parametrize("read_elsewhere", [False, True])
-def test_a_cache_that_attention_reads_grows_with_every_step(read_elsewhere):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("more", [(), (2.0, torch.tensor([0.5, -1.0, 2.0]))])
+def test_a_cache_that_attention_reads_grows_with_every_step(read_elsewhere, more, dtype):
     def split(t):
         return t.view(ROWS, 1, 3, 4).transpose(1, 2)
 
     def function(layer, x, y):
+        x, y = x.to(dtype), y.to(dtype)
         keys, values = append(layer, split(y * 2), split(y))
-        seen = ops.attention(split(x), keys, values, None, 0.5, False, "scalar")
+        seen = ops.attention(split(x), keys, values, None, 0.5, False, "scalar", *more)
         return seen + keys.sum() if read_elsewhere else seen
 
     layer, plain = GrowingLayer(), GrowingLayer()
-    start = torch.randn(2, ROWS, 3, ROOM - 4, 4, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(2, ROWS, 3, ROOM - 4, 4, generator=generator).to(dtype)
     for each in (layer, plain):
         each.extended(*start)
     recordings = []

@@ -209,8 +209,9 @@ def _supports_sdpa(file: str) -> bool:
 def _beyond(module: nn.Module, options: dict[str, Any]) -> str | None:
     """Why our own code cannot be what this module computes, or None. The rule is one of permission:
     an option is served if we read it or the module's eager function does not."""
-    eager = _eager(type(module))
-    read = frozenset() if eager is None else _read_by(eager)
+    kind: Any = type(module)
+    eager = _eager(kind)
+    read = frozenset[str]() if eager is None else _read_by(eager)
     for name, given in options.items():
         if given is not None and name not in (*OPTIONS, *MORE) and name in read:
             return f"{name} is asked for"
@@ -284,7 +285,8 @@ def _try_eager(
 
 def _uncausal(module: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     """Where transformers does not support "sdpa", a mask says all (see `_mask`)."""
-    if _supports_sdpa(type(module).__module__) or _eager(type(module)) is None:
+    kind: Any = type(module)
+    if _eager(kind) is None or _supports_sdpa(kind.__module__):
         return options
     return options | {"is_causal": False}
 
@@ -310,7 +312,8 @@ def _by_eager(
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
             ~mask, lowest
         )
-    eager = _eager(type(module))
+    kind: Any = type(module)
+    eager = _eager(kind)
     assert eager is not None
     y: tuple[Tensor, Tensor | None] = eager(
         module, query, key, value, mask, dropout=dropout, **options

@@ -63,6 +63,7 @@ def in_place(
     being written to `y`. Of `query` and `key` only what they have in common with those of the calls
     is read: all but how many keys there are."""
     run = _path(y, query, key, scale, causal, path, cap)
+    sinks = None if sinks is None else sinks.contiguous()
 
     def call(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
         query, key, value = _rows(query), _rows(key), _rows(value)
@@ -101,6 +102,7 @@ def appending(
     many of them are filled, and a mask -> nothing. What is at the addresses is as the tensors given
     here, which have the numbers of their last dimension side by side."""
     run = _path(y, query, key, scale, causal, path, cap).append
+    sinks = None if sinks is None else sinks.contiguous()
     steps, key_steps, value_steps = query.stride(), key.stride(), value.stride()
     new = key.shape[2]
 

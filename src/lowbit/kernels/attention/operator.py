@@ -9,9 +9,10 @@ from torch.overrides import handle_torch_function, has_torch_function
 from lowbit.errors import UsageError
 from lowbit.kernels.attention import native
 from lowbit.kernels.checks import check_at_least, check_finite, check_path, check_tensors
+from lowbit.kernels.native import paths
 from lowbit.kernels.operator import operator, traced
 
-_CPU, _FLOAT = torch.device("cpu"), torch.float32
+_CPU = torch.device("cpu")
 
 
 def _check(
@@ -22,6 +23,8 @@ def _check(
     scale: float,
     causal: bool,
     path: str,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> None:
     for name, t in (("query", query), ("key", key), ("value", value)):
         if t.dim() != 4:
@@ -32,27 +35,42 @@ def _check(
     if heads < 1 or heads % key_heads:
         raise UsageError(f"{heads} heads of queries are no multiple of {key_heads} heads of keys")
     check_at_least("the size of a head", min(size, value_size), 1)
+    check_path(path, "attention_float32", "attention_bfloat16")
+    tiles = any(path == one.name for one in paths("attention_bfloat16"))
+    half = query.dtype is torch.bfloat16 and not tiles
+    dtype = torch.bfloat16 if half else torch.float32
     check_tensors(
         {"query": query, "key": key, "value": value},
         {
-            "query": ((batch, heads, queries, size), _FLOAT),
-            "key": ((batch, key_heads, keys, size), _FLOAT),
-            "value": ((batch, key_heads, keys, value_size), _FLOAT),
+            "query": ((batch, heads, queries, size), dtype),
+            "key": ((batch, key_heads, keys, size), dtype),
+            "value": ((batch, key_heads, keys, value_size), dtype),
         },
         _CPU,
     )
     if mask is not None:
-        _check_mask(mask, (batch, heads, queries, keys))
+        _check_mask(
+            mask,
+            (batch, heads, queries, keys),
+            (torch.bool, torch.float32) if tiles else tuple(native.MASKS),
+        )
     check_finite("scale", scale)
-    check_path(path, "attention_float32", "attention_bfloat16")
+    if tiles and (cap is not None or sinks is not None):
+        raise UsageError(f"path {path} takes no cap and no sinks: use one of float32")
+    if cap is not None:
+        check_finite("cap", cap)
+        if cap <= 0:
+            raise UsageError(f"cap must be above 0, not {cap}")
+    if sinks is not None:
+        check_tensors({"sinks": sinks}, {"sinks": ((heads,), torch.float32)}, _CPU)
 
 
-def _check_mask(mask: Tensor, scores: tuple[int, ...]) -> None:
+def _check_mask(mask: Tensor, scores: tuple[int, ...], known: tuple[torch.dtype, ...]) -> None:
     fits = mask.dim() == 4 and all(m in (1, n) for m, n in zip(mask.shape, scores, strict=True))
-    if not fits or mask.dtype not in native.MASKS or mask.device != _CPU:
+    if not fits or mask.dtype not in known or mask.device != _CPU:
         raise UsageError(
-            f"mask is {mask.dtype} {list(mask.shape)} on {mask.device}, expected bool or float32"
-            f" that broadcasts to {list(scores)} on {_CPU}"
+            f"mask is {mask.dtype} {list(mask.shape)} on {mask.device}, expected one of"
+            f" {', '.join(map(str, known))} that broadcasts to {list(scores)} on {_CPU}"
         )
 
 
