@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit.formats import CHANNEL, TENSOR, group
+from lowbit.formats import CHANNEL, TENSOR, ExpertsTensor, group
 from lowbit.kernels import native, ops
 from lowbit.kernels.stacked_packed_layout import packed_layout_of
 from lowbit.schemes import Absmax, Binary, Clustered, Scheme, ZeroPoint
@@ -44,6 +44,8 @@ def right_calls() -> Iterator[RightCall]:
     torch.manual_seed(0)
     for scheme in SCHEMES:
         yield from _of_a_weight(scheme)
+    for plain in (ZeroPoint(4, group(32)), Binary(3, CHANNEL, nested=True)):
+        yield from _of_experts(plain)
     yield RightCall(
         "quantize_rows",
         {"x": torch.randn(5, COLUMNS), "group_size": 16},
@@ -125,4 +127,43 @@ def _attention(paths: list[str]) -> Iterator[RightCall]:
         yield RightCall(
             "attention", {**call, "causal": False, "path": paths[0]}, free,
             {"causal": (True, False), "path": tuple(paths)},
+        )  # fmt: skip
+
+
+def _of_experts(scheme: Scheme) -> Iterator[RightCall]:
+    """Three experts of 16 rows, two chosen for each of 5 tokens; id 3 chooses none."""
+    q = ExpertsTensor.of([scheme.quantize(torch.randn(16, COLUMNS)) for _ in range(3)])
+    stored, layout = list(q.tensors().values()), ops.layout_text(q.layout)
+    choice = torch.tensor([[0, 1], [2, 2], [3, 0], [1, 3], [3, 3]])
+    x, bias, grad = torch.randn(5, COLUMNS), torch.randn(3, 16), torch.randn(5, 2, 16)
+    numbers = frozenset({"numbers"})
+    floats = frozenset({"float dtype", "numbers"})
+    free = {"x": floats, "grad": floats, "bias": floats | {"none"}}
+    free |= {"ids": frozenset({"columns", "shape"}), "stored": numbers, "packed": numbers}
+    how = {"activations": ("float", "dynamic")}
+    call = {"x": x, "ids": choice}
+    for activations in how["activations"]:
+        own = {"bias": bias, "layout": layout, "experts": 3, "activations": activations}
+        yield RightCall("experts_linear", {**call, "stored": stored, **own}, free, how)
+    yield RightCall(
+        "experts_linear_backward",
+        {"grad": grad, "ids": choice, "stored": stored, "layout": layout, "in_features": COLUMNS},
+        free,
+    )
+    if not native.available():
+        return
+    packed = packed_layout_of(q.layout, ROWS, COLUMNS).pack(q)
+    place = {"layout": layout, "out_features": ROWS, "in_features": COLUMNS, "planes": 0}
+    planes = {"planes": (0, *q.layout.prefixes)}
+    yield RightCall(
+        "experts_linear_packed_backward",
+        {"grad": grad, "ids": choice, "packed": packed, **place}, free, planes,
+    )  # fmt: skip
+    runnable = tuple(p.name for p in native.paths("experts") if not native.lacks(p.feature))
+    for path in runnable[-1:]:
+        yield RightCall(
+            "experts_linear_packed",
+            {**call, "packed": packed, "bias": bias, "layout": layout, "experts": 3,
+             "out_features": ROWS, "planes": 0, "activations": "float", "path": path},
+            free, {**how, **planes, "path": runnable},
         )  # fmt: skip

@@ -11,12 +11,15 @@ from tests.kernels.wrong_calls import all_calls, campaign, counts, faults, opera
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 
+# Of an operator that this build has no native code for, every call is refused.
+SERVED = [n for n in operators() if n != "experts_linear_packed" or native.paths("experts")]
+
 
 def test_every_operator_has_a_right_call():
-    assert {call.operator for call in right_calls()} == set(operators())
+    assert {call.operator for call in right_calls()} == set(SERVED)
 
 
-@pytest.mark.parametrize("operator", operators())
+@pytest.mark.parametrize("operator", SERVED)
 def test_wrong_calls_are_refused(operator):
     found = campaign(all_calls(operator, 30, seed=1))
     assert not faults(found)
@@ -24,7 +27,7 @@ def test_wrong_calls_are_refused(operator):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("operator", operators())
+@pytest.mark.parametrize("operator", SERVED)
 def test_every_wrong_call_is_refused(operator):
     found = campaign(all_calls(operator, 3000, seed=2))
     assert not faults(found) and len(found) == 3000

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lowbit.errors import InputError, UsageError
@@ -52,18 +53,22 @@ def claimed(output: Path) -> Iterator[Path]:
         return
     made = _make_parents(output.parent)
     held = _HELD.set(_HELD.get() | {own})
-    lock = None
+    lock = _Lock()
     try:
-        lock = _take(work, output)
+        _take(work, output, lock)
         _settle(work, output)
         yield work
     finally:
         _HELD.reset(held)
-        if lock is not None:
+        try:
             _give_back(work, output, lock)
-        for parent in reversed(made):
-            with suppress(OSError):
-                parent.rmdir()  # only if nothing was put there
+        except BaseException:  # a signal: once more, so that nothing is left
+            _give_back(work, output, lock)
+            raise
+        finally:
+            for parent in reversed(made):
+                with suppress(OSError):
+                    parent.rmdir()  # only if nothing was put there
 
 
 def recover(output: Path) -> None:
@@ -120,12 +125,26 @@ def _make_parents(folder: Path) -> list[Path]:
     return missing[::-1]
 
 
-def _take(work: Path, output: Path) -> int:
-    """A file descriptor of OWNER that holds the lock."""
+@dataclass
+class _Lock:
+    """An open file that holds the lock once that is `sure`: a signal may come before."""
+
+    files: list[int] = field(default_factory=list)
+    sure: bool = False
+
+    def close(self) -> None:
+        self.sure = False
+        while self.files:
+            os.close(self.files.pop())
+
+
+def _take(work: Path, output: Path, lock: _Lock) -> None:
+    """Make the work folder, and hold the lock of its OWNER."""
     text = _text(output.name)
     try:
         # Once more whenever the run that held the lock removes the folder at the same moment.
-        while True:
+        while not lock.sure:
+            lock.close()
             with suppress(FileExistsError):
                 work.mkdir()
             if work.is_symlink() or not _is_ours(work, text):
@@ -134,38 +153,28 @@ def _take(work: Path, output: Path) -> int:
                     " write what is in it; move it away"
                 )
             with suppress(FileNotFoundError):
-                lock = _locked(work / OWNER, output)
-                if lock is not None:
-                    os.ftruncate(lock, 0)
-                    os.write(lock, text.encode(errors="surrogateescape"))
-                    return lock
-    except BaseException as error:
-        with suppress(OSError):
-            work.rmdir()  # only if nothing is in it
-        if isinstance(error, OSError):
-            raise InputError(f"{output.parent} cannot be written: {error.strerror}") from error
-        raise
+                _hold(work / OWNER, output, lock)
+        (file,) = lock.files
+        os.ftruncate(file, 0)
+        os.write(file, text.encode(errors="surrogateescape"))
+    except OSError as error:
+        raise InputError(f"{output.parent} cannot be written: {error.strerror}") from error
 
 
-def _locked(file: Path, output: Path) -> int | None:
-    """A descriptor that holds the lock of `file`; None if the file was removed meanwhile. Raises
-    UsageError if another run holds it."""
-    lock = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+def _hold(file: Path, output: Path, lock: _Lock) -> None:
+    """Lock the file, unless it was removed meanwhile. Raises UsageError if another run has the
+    lock."""
+    lock.files.append(os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666))
     try:
         if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock.files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(lock)
         raise UsageError(
             f"another run writes {output}: wait for its end, or name another output"
         ) from None
     except OSError:
         pass  # a file system without locks: runs cannot be told apart
-    with suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(lock), file.stat()):
-            return lock
-    os.close(lock)
-    return None
+    lock.sure = os.path.samestat(os.fstat(lock.files[0]), file.stat())
 
 
 def _is_ours(work: Path, text: str) -> bool:
@@ -202,11 +211,19 @@ def _settle(work: Path, output: Path) -> None:
                 left.unlink(missing_ok=True)
 
 
-def _give_back(work: Path, output: Path, lock: int) -> None:
+def _give_back(work: Path, output: Path, lock: _Lock) -> None:
+    """Remove the work folder, if it is this run's or no run's."""
     try:
-        _settle(work, output)
-        with suppress(OSError):
-            (work / OWNER).unlink()
-            work.rmdir()
+        if not lock.sure:
+            lock.close()
+            if not work.is_dir():
+                return
+            with suppress(UsageError, InputError):
+                _take(work, output, lock)
+        if lock.sure:
+            _settle(work, output)
+            with suppress(OSError):
+                (work / OWNER).unlink(missing_ok=True)
+                work.rmdir()
     finally:
-        os.close(lock)
+        lock.close()
