@@ -14,6 +14,7 @@
 #include "attention.h"
 #include "cpu.h"
 #include "elementwise.h"
+#include "experts.h"
 #include "held_tokens.h"
 #include "linear.h"
 #include "packed_layout.h"
@@ -130,6 +131,25 @@ struct LinearPath {
       ops.push_back(layers[i]->linear(x, at[0], at[1], at[2], rows, digits));
     }
     run(ops.data(), static_cast<int>(ops.size()));
+  }
+};
+
+// A path of the experts of a mixture, found by name once. `layer` is the form of each.
+struct ExpertsPath {
+  void (*run)(const lowbit::Experts&);
+
+  explicit ExpertsPath(std::string_view name)
+      : run(lowbit::find_path(lowbit::experts_paths, name)) {}
+
+  void operator()(const Layer& layer, bool gated, int64_t experts, int64_t stride, uintptr_t x,
+                  uintptr_t ids, int64_t rows, int64_t slots, uintptr_t codes, uintptr_t bias,
+                  uintptr_t y, int digits) const {
+    run({.layer = layer.linear(x, codes, bias, y, rows, digits),
+         .experts = experts,
+         .stride = stride,
+         .ids = pointer<const int64_t>(ids),
+         .slots = slots,
+         .gated = gated});
   }
 };
 
@@ -259,6 +279,7 @@ NB_MODULE(_native, m) {
   m.def("features", &lowbit::cpu_features);
   nb::dict paths;
   paths["linear"] = best_first(lowbit::linear_paths);
+  paths["experts"] = best_first(lowbit::experts_paths);
   paths["quantize_rows"] = best_first(lowbit::quantize_rows_paths);
   paths["decode_packed"] = best_first(lowbit::decode_packed_paths);
   using lowbit::attention_paths;
@@ -371,5 +392,10 @@ NB_MODULE(_native, m) {
       .def("__call__", &LinearPath::operator(), "layer"_a, "x"_a, "codes"_a, "bias"_a, "y"_a,
            "rows"_a, "digits"_a, without_gil)
       .def("together", &LinearPath::together, "layers"_a, "x"_a, "places"_a, "rows"_a, "digits"_a,
+           without_gil);
+  nb::class_<ExpertsPath>(m, "ExpertsPath")
+      .def(nb::init<std::string_view>(), "name"_a)
+      .def("__call__", &ExpertsPath::operator(), "layer"_a, "gated"_a, "experts"_a, "stride"_a,
+           "x"_a, "ids"_a, "rows"_a, "slots"_a, "codes"_a, "bias"_a, "y"_a, "digits"_a,
            without_gil);
 }

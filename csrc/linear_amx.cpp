@@ -206,10 +206,16 @@ const Product& many_rows(const Linear& op) {
   return op.form.binary ? *binary_tiles[op.planes - 1] : *affine_tiles[op.form.bits - 2];
 }
 
+const Product& by_rows(const Linear& op) {
+  return op.rows * op.digits <= max_rows ? few_rows(op) : many_rows(op);
+}
+
 }  // namespace
 
 void linear(const Linear* ops, int count) {
   run(ops, count, ops->rows * ops->digits <= max_rows ? few_rows : many_rows);
 }
+
+void experts(const Experts& op) { run_experts(op, by_rows); }
 
 }  // namespace lowbit::amx

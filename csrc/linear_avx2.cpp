@@ -48,4 +48,6 @@ namespace lowbit::avx2 {
 
 void linear(const Linear* ops, int count) { run(ops, count, few_rows); }
 
+void experts(const Experts& op) { run_experts(op, few_rows); }
+
 }  // namespace lowbit::avx2

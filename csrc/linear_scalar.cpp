@@ -50,4 +50,6 @@ namespace lowbit::scalar {
 
 void linear(const Linear* ops, int count) { run(ops, count, few_rows); }
 
+void experts(const Experts& op) { run_experts(op, few_rows); }
+
 }  // namespace lowbit::scalar

@@ -14,5 +14,6 @@
 void test_quantize_rows();
 void test_packed_layout();
 void test_linear();
+void test_experts();
 void test_attention();
 void test_elementwise();

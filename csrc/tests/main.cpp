@@ -13,6 +13,7 @@ int main() {
   test_quantize_rows();
   test_packed_layout();
   test_linear();
+  test_experts();
   test_attention();
   test_elementwise();
   return 0;

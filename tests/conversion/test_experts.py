@@ -2,11 +2,13 @@
 
 import copy
 import json
+import os
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers.activations import SiLUActivation
 from transformers.models.aria.configuration_aria import AriaTextConfig
 from transformers.models.aria.modeling_aria import AriaExperts
 from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
@@ -21,10 +23,15 @@ from lowbit.conversion.experts import experts_weights, router_names
 from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import PRESETS
 from lowbit.formats import ExpertsTensor
+from lowbit.kernels.native import paths
 from lowbit.nn import QuantExperts
 from tests.sweep.oracle import SeparateExperts
 
 EXPERTS, SIZE, INNER = 5, 48, 32
+native = pytest.mark.skipif(
+    not paths("experts") or os.environ.get("LOWBIT_KERNEL") == "reference",
+    reason="there is no native code",
+)
 
 
 def mixtral_config(**more):
@@ -96,9 +103,24 @@ def call(tokens=7, slots=3, seed=1):
     )
 
 
+class Gated(SeparateExperts):
+    """The function of the gate is applied by the layer, as where gate and up are layers by
+    themselves."""
+
+    def _expert(self, x, number):
+        layer = self.up[number]
+        layer.set_nonlinearity("silu")
+        gate, _ = layer(x).chunk(2, dim=-1)
+        layer.set_nonlinearity("identity")
+        _, up = layer(x).chunk(2, dim=-1)
+        return self.down[number](gate * up)
+
+
 def separate(holder, recipe):
     """The same experts as quantized linear layers."""
-    twin = SeparateExperts(copy.deepcopy(holder.experts), {})
+    silu = isinstance(getattr(holder.experts, "act_fn", None), SiLUActivation | nn.SiLU)
+    kind = Gated if silu and holder.experts.has_gate else SeparateExperts
+    twin = kind(copy.deepcopy(holder.experts), {})
     lowbit.quantize(twin, recipe, progress=False)
     return twin
 
@@ -128,7 +150,7 @@ def logits(model):
 
 
 RECIPES = {
-    name: {"rules": [{"match": "@linear", "granularity": "group:16", **options}]}
+    name: {"rules": [{"match": "@linear", "granularity": "group:32", **options}]}
     for name, options in {
         "int8": {"scheme": "absmax", "granularity": "channel"},
         "int4": {"scheme": "zero-point", "bits": 4},
@@ -138,12 +160,30 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("recipe", ["int8", "int4"])
 def test_experts_compute_what_separate_layers_do(holder, recipe):
     with torch.no_grad():
-        got = quantized(holder, recipe)(*call())
-        wanted = separate(holder, recipe)(*call())
+        got = quantized(holder, RECIPES[recipe])(*call())
+        wanted = separate(holder, RECIPES[recipe])(*call())
     assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@native
+@pytest.mark.parametrize("recipe", ["int3-dynamic", "bcq2"])
+def test_native_results_have_the_bits_of_separate_layers(holder, recipe):
+    model, layers = quantized(holder, RECIPES[recipe]), separate(holder, RECIPES[recipe])
+    with torch.no_grad():
+        for tokens in (0, 1, 2, 33):
+            assert torch.equal(model(*call(tokens)), layers(*call(tokens)))
+
+
+@native
+def test_a_tokens_result_does_not_depend_on_the_tokens_beside_it(holder):
+    model, given = quantized(holder, RECIPES["int4"]), call(33)
+    with torch.no_grad():
+        together = model(*given)
+        alone = [model(*(part[i : i + 1] for part in given)) for i in range(33)]
+    assert torch.equal(together, torch.cat(alone))
 
 
 def test_the_stored_weights_are_those_of_each_expert(holder):
@@ -296,8 +336,8 @@ def test_routers_stay_float_and_are_told_of():
 
 def test_a_recipe_gives_experts_bits_of_their_own():
     rules = [
-        {"match": "@experts", "scheme": "zero-point", "bits": 2, "granularity": "group:16"},
-        {"match": "@linear", "scheme": "zero-point", "bits": 4, "granularity": "group:16"},
+        {"match": "@experts", "scheme": "zero-point", "bits": 2, "granularity": "group:32"},
+        {"match": "@linear", "scheme": "zero-point", "bits": 4, "granularity": "group:32"},
     ]
     plan = make_plan(mixtral(), lowbit.Recipe.from_dict({"rules": rules}))
     bits = {d.name.rpartition(".")[2]: d.scheme.bits for d in plan.owners}

@@ -23,6 +23,8 @@ from lowbit.kernels import experts, ops
 from lowbit.kernels.experts.native import ExpertsProduct
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
 from lowbit.kernels.selection import Kernel
+from lowbit.nn.gates import IDENTITY, known_gate
+from lowbit.nn.packed_weight import PackedWeight
 from lowbit.nn.quant_module import QuantModule
 
 IMPLEMENTATION = "lowbit"  # the name in transformers' registry
@@ -54,22 +56,38 @@ class QuantExperts(QuantModule):
         # transformers initializes what no checkpoint held, and this is none of it.
         self._is_hf_initialized = True
 
-    def forward(self, x: Tensor, ids: Tensor, bias: Tensor | None) -> Tensor:
-        """x [tokens, in] by the experts ids [tokens, slots] -> [tokens, slots, out]."""
+    def forward(self, x: Tensor, ids: Tensor, bias: Tensor | None, gate: str = IDENTITY) -> Tensor:
+        """x [tokens, in] by the experts ids [tokens, slots] -> [tokens, slots, out].
+
+        gate: a nonlinearity that `takes_gate` allows; half as many numbers come out, f(first half)
+        times the other.
+        """
         if has_torch_function((x, ids)):  # whoever watches calls sees one
-            return handle_torch_function(QuantExperts.forward, (x, ids), self, x, ids, bias)
-        packed = self.packed or self.pack()
-        product = None
-        if packed is not None:
-            assert isinstance(packed.layout, ExpertsPackedLayout)
-            product = self.product
-            if product is None or product.form is not packed.layout:
-                product = self.product = experts.product(packed.layout, self.activations)
+            return handle_torch_function(QuantExperts.forward, (x, ids), self, x, ids, bias, gate)
+        packed, product = self._packed_call()
         if packed is None or product is None:
             q = self.weight_in_use
             assert isinstance(q, ExpertsTensor)
             return ops.experts_linear(x, ids, q, bias, self.activations)
-        return ops.experts_linear_packed(x, ids, packed.bytes, bias, product)
+        return ops.experts_linear_packed(x, ids, packed.bytes, bias, product, gate)
+
+    def takes_gate(self, gate: str, x: Tensor, bias: Tensor | None) -> bool:
+        """Whether the product can apply such a gate in a call with x."""
+        if ops.dispatched(x, bias):
+            return False
+        _, product = self._packed_call()
+        return product is not None and product.gates(gate)
+
+    def _packed_call(self) -> tuple[PackedWeight | None, ExpertsProduct | None]:
+        """What native code is given; None where the stored weights are used."""
+        packed = self.packed or self.pack()
+        if packed is None:
+            return None, None
+        assert isinstance(packed.layout, ExpertsPackedLayout)
+        product = self.product
+        if product is None or product.form is not packed.layout:
+            product = self.product = experts.product(packed.layout, self.activations)
+        return packed, product
 
     def decoded(self) -> Tensor:
         """The float weights as the float parameter had them."""
@@ -156,8 +174,12 @@ def experts_forward(
         name = "gate_up_proj_bias" if module.has_gate else "up_proj_bias"
         biases = getattr(module, name), module.down_proj_bias
     tokens, slots = ids.shape
-    x = up(hidden_states, ids, biases[0]).flatten(0, 1)
-    x = module._apply_gate(x) if module.has_gate else module.act_fn(x)  # type: ignore[operator]
+    gate = known_gate(module, up.out_features // 2) if module.has_gate else IDENTITY
+    if up.takes_gate(gate, hidden_states, biases[0]):
+        x = up(hidden_states, ids, biases[0], gate).flatten(0, 1)
+    else:
+        x = up(hidden_states, ids, biases[0]).flatten(0, 1)
+        x = module._apply_gate(x) if module.has_gate else module.act_fn(x)  # type: ignore[operator]
     x = down(x, ids.reshape(-1, 1), biases[1]).flatten(0, 1)
     if module.has_post_expert_norm:
         x = module.post_expert_norm(x)  # type: ignore[operator]

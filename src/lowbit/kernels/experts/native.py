@@ -10,35 +10,50 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from lowbit.errors import RowError
 from lowbit.formats import ExpertsTensor
 from lowbit.kernels import packed_layout
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
 from lowbit.kernels.linear.native import DIGITS
 from lowbit.kernels.native import module, paths
+from lowbit.kernels.packed_layout import PANEL_ROWS
 from lowbit.kernels.selection import Kernel
+
+IDENTITY = "identity"
 
 
 class ExpertsProduct:
     """The product with weights packed as `form` says, on one path of the native code."""
+
+    form: ExpertsPackedLayout
 
     def __init__(self, form: ExpertsPackedLayout, activations: str, path: str) -> None:
         assert module is not None
         self.form, self.activations, self.path = form, activations, path
         self._digits = DIGITS[activations]
         self._path = module.ExpertsPath(path)
-        self._layers = {
-            (half, half_bias): module.Layer(
-                form.each.weight,
-                module.Nonlinearity.identity,
-                bfloat16=half,
-                bfloat16_bias=half_bias,
-            )
-            for half, half_bias in ((False, False), (True, False), (True, True))
-        }
+        self._layers: dict[tuple[str, bool, bool], Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Native objects cannot be copied; they are found again."""
         return ExpertsProduct, (self.form, self.activations, self.path)
+
+    def gates(self, nonlinearity: str) -> bool:
+        """Whether it can apply such a gate: halves of the outputs must be whole panels."""
+        return nonlinearity != IDENTITY and self.form.rows % (2 * PANEL_ROWS) == 0
+
+    def _layer(self, *how: Any) -> Any:
+        """What native code knows of each expert: found once for a gate and the dtypes."""
+        assert module is not None
+        if how not in self._layers:
+            gate, half, half_bias = how
+            self._layers[how] = module.Layer(
+                self.form.each.weight,
+                getattr(module.Nonlinearity, gate),
+                bfloat16=half,
+                bfloat16_bias=half_bias,
+            )
+        return self._layers[how]
 
     def __call__(
         self,
@@ -46,9 +61,14 @@ class ExpertsProduct:
         ids: Int64[Tensor, "tokens slots"],
         packed: UInt8[Tensor, " bytes"],
         bias: Float[Tensor, "experts out"] | None,
-    ) -> Float[Tensor, "tokens slots out"]:
+        gate: str = IDENTITY,
+    ) -> Float[Tensor, "tokens slots _out"]:
         """x by the experts chosen for each token, in x's dtype; 0 where none is chosen. Raises
-        RowError for ids that no expert has."""
+        RowError for ids that no expert has.
+
+        gate: another nonlinearity than "identity" is applied to the upper half of the outputs, and
+        multiplied by the lower half: half as many come out. `gates` must allow it.
+        """
         form, dtype = self.form, x.dtype
         half = dtype is torch.bfloat16
         x = x.contiguous() if half else x.float().contiguous()
@@ -56,9 +76,12 @@ class ExpertsProduct:
             wide = not half or bias.dtype is not torch.bfloat16
             bias = (bias.float() if wide else bias).contiguous()
         ids = ids.contiguous()
-        y = x.new_empty(*ids.shape, form.rows)
-        self._path(
-            self._layers[half, half and bias is not None and bias.dtype is torch.bfloat16],
+        gated = gate != IDENTITY
+        y = x.new_empty(*ids.shape, form.rows // 2 if gated else form.rows)
+        half_bias = half and bias is not None and bias.dtype is torch.bfloat16
+        call = (
+            self._layer(gate, half, half_bias),
+            gated,
             form.layout.experts,
             form.stride,
             x.data_ptr(),
@@ -70,6 +93,10 @@ class ExpertsProduct:
             y.data_ptr(),
             self._digits,
         )
+        try:
+            self._path(*call)
+        except IndexError as error:
+            raise RowError(str(error)) from None
         return y if y.dtype is dtype else y.to(dtype)
 
 

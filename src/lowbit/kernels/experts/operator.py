@@ -32,7 +32,7 @@ from lowbit.kernels.checks import (
     check_rows,
     check_tensors,
 )
-from lowbit.kernels.experts.native import ExpertsProduct
+from lowbit.kernels.experts.native import IDENTITY, ExpertsProduct
 from lowbit.kernels.experts.reference import chosen
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
 from lowbit.kernels.operator import dispatched, operator
@@ -274,13 +274,19 @@ _product = lru_cache(maxsize=4096)(ExpertsProduct)
 
 
 def experts_linear_packed(
-    x: Tensor, ids: Tensor, packed: Tensor, bias: Tensor | None, product: ExpertsProduct
+    x: Tensor,
+    ids: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    product: ExpertsProduct,
+    gate: str = IDENTITY,
 ) -> Tensor:
-    """The same with weights that are packed as `product` wants them."""
+    """The same with weights that are packed as `product` wants them. gate: as the product has it,
+    for calls that are not `dispatched`."""
     if dispatched(x, bias):
         form = product.form
         weight = layout_text(form.layout), form.layout.experts, form.out_features, form.planes or 0
         how = product.activations, product.path
         y: Tensor = _experts_linear_packed_op(x, ids, packed, bias, *weight, *how)
         return y
-    return product(x, ids, packed, bias)
+    return product(x, ids, packed, bias, gate)

@@ -1,0 +1,64 @@
+// The linear layers of a mixture's experts: each token by the experts that are chosen for it.
+//
+//   y[t, s] = W[e] x[t] + bias[e]      e = ids[t, s]
+//
+// or, `gated`, with W[e] of twice as many rows, the upper half a gate:
+//
+//   y[t, s] = f(W'[e] x[t] + bias'[e]) (W"[e] x[t] + bias"[e])
+//
+// All experts have one form; the packed weight of each (linear.h) is `stride` bytes after that of
+// the one before. An id that equals the number of experts chooses none: its result is 0. What a
+// linear layer computes for a token does not depend on the tokens beside it, so these results do
+// not either.
+#pragma once
+
+#include <cstdint>
+
+#include "linear.h"
+
+namespace lowbit {
+
+struct Experts {
+  // Of the first expert. `rows` tokens; x [rows, inputs], y [rows, slots, outputs]; its
+  // nonlinearity is that of the gate.
+  Linear layer;
+  int64_t experts, stride;
+  const int64_t* ids;  // [rows, slots]
+  int64_t slots;
+  bool gated;  // half of the outputs are whole panels
+};
+
+namespace scalar {
+void experts(const Experts& op);
+}
+namespace avx2 {
+void experts(const Experts& op);
+}
+namespace avxvnni {
+void experts(const Experts& op);
+}
+namespace avx512vnni {
+void experts(const Experts& op);
+}
+namespace amx {
+void experts(const Experts& op);
+}
+
+// std::out_of_range for an id that no expert has.
+inline constexpr Path<void(const Experts&)> experts_paths[] = {
+    {"scalar", "scalar", scalar::experts},
+#ifdef LOWBIT_HAS_AVX2
+    {"avx2", "avx2", avx2::experts},
+#endif
+#ifdef LOWBIT_HAS_AVXVNNI
+    {"avxvnni", "avxvnni", avxvnni::experts},
+#endif
+#ifdef LOWBIT_HAS_AVX512VNNI
+    {"avx512", "avx512vnni", avx512vnni::experts},
+#endif
+#ifdef LOWBIT_HAS_AMX
+    {"amx", "amx", amx::experts},
+#endif
+};
+
+}  // namespace lowbit

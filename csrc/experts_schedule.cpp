@@ -1,0 +1,328 @@
+#include "experts_schedule.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "parallel.h"
+#include "scratch.h"
+
+#define LOWBIT_ISA any_processor
+#include "bfloat16.inl"
+
+namespace lowbit {
+namespace {
+
+constexpr int64_t max_chunk_rows = 1024;     // of codes, of one group
+constexpr int64_t scratch_bytes = 1 << 24;   // for the activations of all groups at a time
+constexpr int64_t rows_per_quantize = 8;     // of one group
+constexpr int64_t bytes_per_task = 1 << 16;  // of weights times rows: a task outlasts its start
+constexpr int64_t most_task_panels = 64;
+constexpr int64_t ns_per_thread = 8000;      // less than this is done sooner by one thread alone
+constexpr int64_t inputs_per_ns = 4;         // quantized by one core
+constexpr int64_t weight_bytes_per_ns = 20;  // one core, from the outer caches
+constexpr int64_t spins_before_yield = 1000;
+constexpr int64_t cache_line = 64;
+
+void pause() {
+#ifdef LOWBIT_X86
+  __builtin_ia32_pause();
+#endif
+}
+
+int64_t padded_inputs(const PackedLayout& form, const Product& product) {
+  const int64_t last = form.groups() - 1;
+  return last * padded(form.group, product.group_padding) +
+         padded(form.group_inputs(last), product.group_padding);
+}
+
+// Bytes of one number of x and y.
+int64_t item(const Linear& op) { return op.bfloat16 ? 2 : 4; }
+
+const void* behind(const void* values, int64_t bytes) {
+  return values ? static_cast<const char*>(values) + bytes : nullptr;
+}
+
+// The panels first … last - 1 of a layer as a layer of its own.
+Linear panels_of(const Linear& op, int64_t first, int64_t last) {
+  Linear part = op;
+  const int64_t numbers = first * op.form.groups() * panel_rows, row = first * panel_rows;
+  part.form.outputs = std::min(op.form.outputs, last * panel_rows) - row;
+  part.codes = op.codes + first * op.form.panel_bytes();
+  part.scale = behind(op.scale, numbers * op.planes * (op.half_scale ? 2 : 4));
+  part.offset = behind(op.offset, numbers * (op.half_scale ? 2 : 4));
+  if (op.zero_point) part.zero_point = op.zero_point + numbers;
+  part.bias = behind(op.bias, row * (op.bfloat16_bias ? 2 : 4));
+  return part;
+}
+
+// Some rows of one expert.
+struct Group {
+  Linear op;  // its weights, and as many rows
+  const Product* product;
+  const int64_t* pairs;  // the place of each row in y
+  Activations a;
+  int64_t panels_per_task, tasks;
+
+  int64_t activation_bytes() const {
+    const int64_t rows = padded(op.rows * op.digits, product->rows);
+    const int64_t numbers = rows * op.form.groups() * (sizeof(float) + sizeof(int32_t));
+    return padded(rows * a.padded_inputs * product->bytes_per_input, cache_line) +
+           padded(numbers, cache_line);
+  }
+
+  // Roughly, on one core.
+  int64_t ns() const {
+    const int64_t weights = op.form.outputs * op.form.inputs, rows = op.rows * op.digits;
+    return weights * op.form.bits / 8 / weight_bytes_per_ns +
+           rows * (weights * op.planes / product->macs_per_ns + op.form.inputs / inputs_per_ns);
+  }
+};
+
+// Of one group, from row `first` on.
+struct Quantize {
+  int64_t group, first;
+};
+
+class Round {
+ public:
+  Round(const Experts& op, std::vector<Group>& groups) : op_(op), groups_(groups) {
+    int64_t bytes = 0;
+    for (const Group& group : groups_) bytes += group.activation_bytes();
+    auto* memory = static_cast<char*>(call_scratch(bytes));
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      Group& group = groups_[i];
+      const int64_t rows = padded(group.op.rows * group.op.digits, group.product->rows);
+      group.a.codes = reinterpret_cast<int8_t*>(memory);
+      const int64_t codes = rows * group.a.padded_inputs * group.product->bytes_per_input;
+      group.a.scales = reinterpret_cast<float*>(memory + padded(codes, cache_line));
+      group.a.sums = reinterpret_cast<int32_t*>(group.a.scales + rows * group.op.form.groups());
+      memory += group.activation_bytes();
+      for (int64_t first = 0; first < group.op.rows; first += rows_per_quantize) {
+        quantizes_.push_back({.group = static_cast<int64_t>(i), .first = first});
+      }
+      tasks_ += group.tasks;
+      ns_ += group.ns();
+    }
+    taken_ = std::vector<std::atomic<bool>>(tasks_);
+  }
+
+  void run() {
+    parallel_for(0, ns_ + 1, ns_per_thread, [&](int64_t first, int64_t) {
+      try {
+        take_until_done(static_cast<double>(first) / static_cast<double>(ns_ + 1));
+      } catch (const std::bad_alloc&) {  // from scratch; no exception may leave this function
+        out_of_memory_ = true;
+      }
+    });
+    if (out_of_memory_) throw std::bad_alloc();
+  }
+
+ private:
+  // `share` is where in all products this thread begins, 0 … 1.
+  void take_until_done(double share) {
+    const auto all = static_cast<int64_t>(quantizes_.size());
+    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < all;) {
+      quantize(quantizes_[i]);
+      quantized_.fetch_add(1, std::memory_order_release);
+    }
+    for (int64_t spins = 0; quantized_.load(std::memory_order_acquire) < all; ++spins) {
+      // The other thread may have been put off its core.
+      spins < spins_before_yield ? pause() : std::this_thread::yield();
+    }
+    const auto start = static_cast<int64_t>(static_cast<double>(tasks_) * share);
+    for (int64_t i = start; i < start + tasks_; ++i) {
+      const int64_t number = i % tasks_;
+      std::atomic<bool>& it = taken_[number];
+      if (it.load(std::memory_order_relaxed) || it.exchange(true, std::memory_order_relaxed)) {
+        continue;
+      }
+      multiply(number);
+    }
+  }
+
+  // Rows of a group are not beside each other in x: each is given as if it were at its place.
+  void quantize(const Quantize& task) const {
+    const Group& group = groups_[task.group];
+    const int64_t last = std::min(group.op.rows, task.first + rows_per_quantize);
+    const int64_t bytes = group.op.form.inputs * item(group.op);
+    for (int64_t row = task.first; row < last; ++row) {
+      Linear one = group.op;
+      const int64_t token = group.pairs[row] / op_.slots;
+      one.x = static_cast<const char*>(op_.layer.x) + (token - row) * bytes;
+      group.product->quantize(one, group.a, row, row + 1);
+    }
+  }
+
+  void multiply(int64_t number) const {
+    const Group* group = groups_.data();
+    for (; number >= group->tasks; ++group) number -= group->tasks;
+    const int64_t panels = group->op.form.panels() / (op_.gated ? 2 : 1);
+    const int64_t first = number * group->panels_per_task;
+    const int64_t last = std::min(panels, first + group->panels_per_task);
+    if (op_.gated) {
+      multiply_gated(*group, first, last, panels);
+    } else if (group->op.rows == 1) {
+      Linear one = group->op;
+      one.y = place(group->pairs[0], one.form.outputs, 0, item(one));
+      group->product->multiply(one, group->a, 0, 1, first, last);
+    } else {
+      multiply_strip(*group, first, last);
+    }
+  }
+
+  // Where the numbers of a pair are in y, from output `first` on.
+  char* place(int64_t pair, int64_t outputs, int64_t first, int64_t bytes) const {
+    return static_cast<char*>(op_.layer.y) + (pair * outputs + first) * bytes;
+  }
+
+  void multiply_strip(const Group& group, int64_t first, int64_t last) const {
+    Linear part = panels_of(group.op, first, last);
+    const int64_t bytes = item(part), width = part.form.outputs * bytes;
+    auto* strip = static_cast<char*>(strip_scratch(part.rows * width));
+    part.y = strip;
+    group.product->multiply(part, group.a, 0, part.rows, 0, last - first);
+    for (int64_t row = 0; row < part.rows; ++row) {
+      std::memcpy(place(group.pairs[row], group.op.form.outputs, first * panel_rows, bytes),
+                  strip + row * width, width);
+    }
+  }
+
+  // `panels` are the gate's.
+  void multiply_gated(const Group& group, int64_t first, int64_t last, int64_t panels) const {
+    Linear gate = panels_of(group.op, first, last);
+    Linear up = panels_of(group.op, panels + first, panels + last);
+    up.nonlinearity = Nonlinearity::identity;
+    const int64_t numbers = gate.rows * gate.form.outputs, bytes = item(gate);
+    auto* strip = static_cast<char*>(strip_scratch(2 * numbers * bytes));
+    gate.y = strip;
+    up.y = strip + numbers * bytes;
+    group.product->multiply(gate, group.a, 0, gate.rows, 0, last - first);
+    group.product->multiply(up, group.a, 0, up.rows, 0, last - first);
+    const int64_t width = gate.form.outputs, outputs = group.op.form.outputs / 2;
+    for (int64_t row = 0; row < gate.rows; ++row) {
+      char* to = place(group.pairs[row], outputs, first * panel_rows, bytes);
+      const char* a = strip + row * width * bytes;
+      const char* b = a + numbers * bytes;
+      if (gate.bfloat16) {
+        product(reinterpret_cast<const uint16_t*>(a), reinterpret_cast<const uint16_t*>(b), width,
+                reinterpret_cast<uint16_t*>(to));
+      } else {
+        product(reinterpret_cast<const float*>(a), reinterpret_cast<const float*>(b), width,
+                reinterpret_cast<float*>(to));
+      }
+    }
+  }
+
+  static void product(const float* a, const float* b, int64_t n, float* to) {
+    for (int64_t i = 0; i < n; ++i) to[i] = a[i] * b[i];
+  }
+
+  static void product(const uint16_t* a, const uint16_t* b, int64_t n, uint16_t* to) {
+    constexpr int64_t at_once = 64;
+    float left[at_once], right[at_once];
+    for (int64_t i = 0; i < n; i += at_once) {
+      const int64_t count = std::min(at_once, n - i);
+      any_processor::widen(a + i, count, left);
+      any_processor::widen(b + i, count, right);
+      product(left, right, count, left);
+      any_processor::narrow(left, count, to + i);
+    }
+  }
+
+  const Experts& op_;
+  std::vector<Group>& groups_;
+  std::vector<Quantize> quantizes_;
+  std::vector<std::atomic<bool>> taken_;
+  int64_t tasks_ = 0, ns_ = 0;
+  std::atomic<int64_t> next_ = 0, quantized_ = 0;
+  std::atomic<bool> out_of_memory_ = false;
+};
+
+// The pairs sorted by expert, those of one in order; ends[e] is where those of expert e end.
+struct Sorted {
+  std::vector<int64_t> pairs, ends;
+};
+
+Sorted sorted(const Experts& op) {
+  const int64_t count = op.layer.rows * op.slots;
+  Sorted all{.pairs = std::vector<int64_t>(count), .ends = std::vector<int64_t>(op.experts + 1)};
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t expert = op.ids[i];
+    if (expert < 0 || expert > op.experts) {
+      throw std::out_of_range("expert " + std::to_string(expert) + " was chosen, of " +
+                              std::to_string(op.experts));
+    }
+    ++all.ends[expert];
+  }
+  int64_t start = 0;
+  for (int64_t& end : all.ends) {
+    const int64_t own = end;
+    end = start;
+    start += own;
+  }
+  for (int64_t i = 0; i < count; ++i) all.pairs[all.ends[op.ids[i]]++] = i;
+  return all;
+}
+
+Group group_of(const Experts& op, const Linear& layer, const Product& product,
+               const int64_t* pairs) {
+  Group group{.op = layer, .product = &product, .pairs = pairs, .a = {}};
+  group.a.padded_inputs = padded_inputs(layer.form, product);
+  const int64_t panels = layer.form.panels() / (op.gated ? 2 : 1);
+  const int64_t bytes = layer.form.panel_bytes() * (op.gated ? 2 : 1);
+  const int64_t wanted = divided(bytes_per_task, bytes * layer.rows * layer.digits + 1);
+  group.panels_per_task = padded(std::clamp<int64_t>(wanted, 1, most_task_panels), product.panels);
+  group.tasks = divided(panels, group.panels_per_task);
+  return group;
+}
+
+}  // namespace
+
+void run_experts(const Experts& op, const Product& (*choose)(const Linear&)) {
+  const Sorted all = sorted(op);
+  const int64_t outputs = op.layer.form.outputs;
+  const int64_t result_bytes = (op.gated ? outputs / 2 : outputs) * item(op.layer);
+  for (int64_t i = op.experts ? all.ends[op.experts - 1] : 0; i < all.ends[op.experts]; ++i) {
+    std::memset(static_cast<char*>(op.layer.y) + all.pairs[i] * result_bytes, 0, result_bytes);
+  }
+  std::vector<Group> groups;
+  int64_t bytes = 0;
+  const auto flush = [&] {
+    if (!groups.empty()) Round(op, groups).run();
+    groups.clear();
+    bytes = 0;
+  };
+  for (int64_t expert = 0; expert < op.experts; ++expert) {
+    const int64_t first = expert ? all.ends[expert - 1] : 0, count = all.ends[expert] - first;
+    if (count == 0) continue;
+    Linear layer = op.layer;
+    const int64_t away = expert * op.stride;
+    layer.codes += away;
+    layer.scale = behind(layer.scale, away);
+    layer.offset = behind(layer.offset, away);
+    if (layer.zero_point) layer.zero_point += away;
+    layer.bias = behind(layer.bias, expert * outputs * (layer.bfloat16_bias ? 2 : 4));
+    layer.rows = count;
+    const Product& product = choose(layer);
+    const int64_t row_bytes =
+        padded_inputs(layer.form, product) * product.bytes_per_input * layer.digits;
+    const int64_t fitting =
+        std::min(product.chunk_bytes / (row_bytes + 1), max_chunk_rows / layer.digits);
+    const int64_t chunk = std::max<int64_t>(1, fitting / product.rows) * product.rows;
+    for (int64_t row = 0; row < count; row += chunk) {
+      layer.rows = std::min(chunk, count - row);
+      groups.push_back(group_of(op, layer, product, &all.pairs[first + row]));
+      bytes += groups.back().activation_bytes();
+      if (bytes > scratch_bytes) flush();
+    }
+  }
+  flush();
+}
+
+}  // namespace lowbit
