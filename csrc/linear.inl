@@ -21,8 +21,8 @@
 //
 // Nothing from the standard library is called here (see quantize_rows.inl).
 
-#include "linear_lanes.inl"
 #include "experts_schedule.h"
+#include "linear_lanes.inl"
 #include "linear_schedule.h"
 #include "quantize_group.inl"
 #include "scratch.h"

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,12 +20,14 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 from transformers.models.openai_privacy_filter import modeling_openai_privacy_filter as privacy
 
 import lowbit
+from lowbit.checkpoint.read import open_tensors
 from lowbit.conversion.experts import experts_weights, router_names
 from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import PRESETS
 from lowbit.formats import ExpertsTensor
 from lowbit.kernels.native import paths
 from lowbit.nn import QuantExperts
+from lowbit.quantize import streaming
 from tests.sweep.oracle import SeparateExperts
 
 EXPERTS, SIZE, INNER = 5, 48, 32
@@ -287,6 +290,43 @@ def test_a_saved_model_a_streamed_one_and_one_quantized_while_loading_are_equal(
     assert torch.equal(logits(onload), wanted)
     onload.save_pretrained(tmp_path / "again")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), wanted)
+
+
+class Watched:
+    """A tensor in a file, and how many numbers were read at a time."""
+
+    def __init__(self, opened, most):
+        self.opened, self.most = opened, most
+        self.get_shape, self.get_dtype = opened.get_shape, opened.get_dtype
+
+    def __getitem__(self, index):
+        part = self.opened[index]
+        self.most.append(part.numel())
+        return part
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["one by one", "in one tensor"])
+def test_streaming_reads_one_expert_at_a_time(merged, tmp_path, monkeypatch):
+    model = mixtral()
+    if merged:
+        model._weight_conversions = []
+    model.save_pretrained(tmp_path / "float")
+    read = []
+
+    @contextmanager
+    def watched(files):
+        with open_tensors(files) as tensors:
+            yield {
+                name: Watched(opened, read) if "experts" in name else opened
+                for name, opened in tensors.items()
+            }
+
+    monkeypatch.setattr(streaming, "open_tensors", watched)
+    lowbit.quantize_checkpoint(str(tmp_path / "float"), "int8", tmp_path / "stored", progress=False)
+    assert len(read) >= 2 * 2 * EXPERTS and max(read) <= 2 * SIZE * INNER
+    lowbit.quantize(model, "int8", progress=False)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "stored")
+    assert torch.equal(logits(loaded), logits(model))
 
 
 def test_the_config_names_each_parameter_and_has_a_version_that_older_releases_refuse(tmp_path):

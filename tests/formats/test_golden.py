@@ -32,7 +32,8 @@ def test_quantizing_gives_the_golden_bytes(example):
     weight = torch.tensor(example["weight"], dtype=torch.float32)
     scheme = scheme_from_dict(example["scheme"])
     experts = weight.ndim == 3
-    q = ExpertsTensor.of(list(map(scheme.quantize, weight))) if experts else scheme.quantize(weight)
+    each = map(scheme.quantize, weight)
+    q = ExpertsTensor.of(each, len(weight)) if experts else scheme.quantize(weight)
     assert q.layout.to_dict() == example["layout"]
     stored = {
         name: {

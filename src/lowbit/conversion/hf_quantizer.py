@@ -24,6 +24,7 @@ from lowbit.checkpoint.foreign import METHOD
 from lowbit.checkpoint.guard import guard_patterns, guards
 from lowbit.checkpoint.hashes import hashes, tensor_hash
 from lowbit.conversion.config import LowbitConfig
+from lowbit.conversion.expert_by_expert import Experts, expert_by_expert
 from lowbit.conversion.experts import use_experts
 from lowbit.conversion.fuse import fuse, unfuse
 from lowbit.conversion.one_weight import put_quantized, put_tied, quantize_weight, tied_entry
@@ -134,11 +135,13 @@ class LowbitQuantizer(HfQuantizer):
             vars(module)["_is_hf_initialized"] = module._parameters.get("bias") is None
         ignore(model, {f"^{re.escape(str(d.weight))}$" for d in self.tied})
 
-    def quantize_loaded(self, model: PreTrainedModel, name: str, weight: Tensor) -> None:
+    def quantize_loaded(self, model: PreTrainedModel, name: str, weight: Tensor | Experts) -> None:
         """Quantize the weight `name`, which has just been read, and put it into the model."""
         d = self.pending.pop(name)
         found = quantize_weight(d, weight)
-        put_quantized(model, d, found.stored, weight)
+        put_quantized(
+            model, d, found.stored, weight.like if isinstance(weight, Experts) else weight
+        )
         self.quantization_config.modules[d.name] = found.entry
         self.quantization_config.errors[d.name] = found.error
 
@@ -177,8 +180,8 @@ class LowbitQuantizer(HfQuantizer):
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
         """All but those that convert what is stored, or that rename it, as of a parameter that has
         become a module, so that saving would not take it back."""
-        if not self.stored_names:
-            return weight_conversions
+        if not self.pre_quantized:
+            return expert_by_expert(weight_conversions)
         weight_conversions = [
             entry
             for entry in weight_conversions
@@ -269,6 +272,11 @@ class _QuantizeOnLoad(ConversionOps):
 
     def __init__(self, quantizer: LowbitQuantizer) -> None:
         self.quantizer = quantizer
+
+    def takes(self, name: str) -> bool:
+        """Whether experts of this name are wanted one by one."""
+        decision = self.quantizer.pending.get(name)
+        return decision is not None and decision.weights.kind == "experts"
 
     def convert(
         self,

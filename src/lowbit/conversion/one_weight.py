@@ -1,17 +1,18 @@
 """One weight of a plan: quantized, described for config.json, and put where the float one was."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lowbit.conversion.expert_by_expert import Experts
 from lowbit.conversion.module_weights import oriented
 from lowbit.conversion.plan import Quantize, TiedTo
 from lowbit.conversion.swap import swap, swap_tied
-from lowbit.formats import QTensor
-from lowbit.formats.error import WeightError
+from lowbit.formats import ExpertsTensor, PlainTensor, QTensor
+from lowbit.formats.error import ErrorSums, WeightError
 
 # How codes are chosen: (decision, weight [out, in]) -> its stored form.
 Solve = Callable[[Quantize, Float[Tensor, "out in"]], QTensor]
@@ -27,13 +28,34 @@ class QuantizedWeight:
 
 
 def quantize_weight(
-    decision: Quantize, weight: Tensor, solve: Solve = Quantize.nearest
+    decision: Quantize, weight: Tensor | Experts, solve: Solve = Quantize.nearest
 ) -> QuantizedWeight:
-    """Quantize `weight`, which is as its float module stores it. Raises as `solve` does."""
-    matrix = oriented(weight.detach(), decision.weights)
-    q = solve(decision, matrix)
-    entry = q.layout.to_dict() | _activations(decision)
-    return QuantizedWeight(q, entry, WeightError.of(matrix, q))
+    """Quantize `weight`, which is as its float module stores it. Experts are quantized one after
+    the other, each when it is read. Raises as `solve` does."""
+    if decision.weights.kind == "experts":
+        q, error = _quantize_experts(decision, weight, solve)
+    else:
+        assert isinstance(weight, Tensor)
+        matrix = oriented(weight.detach(), decision.weights)
+        q = solve(decision, matrix)
+        error = WeightError.of(matrix, q)
+    return QuantizedWeight(q, q.layout.to_dict() | _activations(decision), error)
+
+
+def _quantize_experts(
+    decision: Quantize, weight: Tensor | Experts, solve: Solve
+) -> tuple[QTensor, WeightError]:
+    one, experts = decision.of_one_expert(), decision.weights.experts
+    sums: list[ErrorSums] = []
+
+    def each() -> Iterator[PlainTensor]:
+        for i in range(experts):
+            matrix = oriented(weight[i].detach(), one.weights)
+            q = solve(one, matrix)
+            sums.append(ErrorSums.of(matrix, q))
+            yield cast(PlainTensor, q)  # one scheme, one form
+
+    return ExpertsTensor.of(each(), experts), WeightError.of_sums(sums)
 
 
 def tied_entry(decision: TiedTo) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Planning touches no weight: a model on the meta device will do.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 from jaxtyping import Float
@@ -84,7 +84,13 @@ class Quantize(Decision):
         if self.weights.kind != "experts":
             return solve(matrix)
         each = map(solve, matrix.unflatten(0, (self.weights.experts, -1)))
-        return ExpertsTensor.of(cast(list[PlainTensor], list(each)))
+        return ExpertsTensor.of(cast(Iterator[PlainTensor], each), self.weights.experts)
+
+    def of_one_expert(self) -> "Quantize":
+        """The same of one expert's weight by itself."""
+        (rows, columns), experts = self.weights.shape, self.weights.experts
+        own = Weights("linear", (rows // experts, columns), self.weights.transposed)
+        return replace(self, weights=own)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,31 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lowbit.formats import QTensor, decode_rows
 from lowbit.formats.granularity import row_blocks
+
+
+class ErrorSums(NamedTuple):
+    """Σ (w − ŵ)² and Σ w² over so many weights."""
+
+    noise: float
+    signal: float
+    weights: int
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "out in"], q: QTensor) -> "ErrorSums":
+        """Computed in float64, some rows at a time."""
+        noise = signal = 0.0
+        for rows in row_blocks(*q.shape):
+            part = weight[rows].double()
+            signal += part.square().sum().item()
+            noise += (part - decode_rows(q, rows)).square().sum().item()
+        return cls(noise, signal, weight.numel())
 
 
 @dataclass(frozen=True)
@@ -22,19 +40,13 @@ class WeightError:
     @classmethod
     def of(cls, weight: Float[Tensor, "out in"], q: QTensor) -> "WeightError":
         """Computed in float64, some rows at a time."""
-        return cls.of_parts([(weight, q)])
+        return cls.of_sums([ErrorSums.of(weight, q)])
 
     @classmethod
-    def of_parts(cls, parts: Iterable[tuple[Float[Tensor, "out in"], QTensor]]) -> "WeightError":
-        """That of several weights together, which are asked for one after the other."""
-        noise, signal, count = 0.0, 0.0, 0
-        for weight, q in parts:
-            count += weight.numel()
-            for rows in row_blocks(*q.shape):
-                part = weight[rows].double()
-                signal += part.square().sum().item()
-                noise += (part - decode_rows(q, rows)).square().sum().item()
-        return cls(noise / max(1, count), noise / signal if noise else 0.0)
+    def of_sums(cls, parts: Iterable[ErrorSums]) -> "WeightError":
+        """That of several weights together."""
+        noise, signal, weights = map(sum, zip(*parts, strict=True))
+        return cls(noise / max(1, weights), noise / signal if noise else 0.0)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, float]) -> "WeightError":

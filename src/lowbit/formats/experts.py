@@ -7,8 +7,8 @@ Where the scales of some leave float16, those of all are float32, which changes 
 Bits per weight: those of one expert.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -89,17 +89,24 @@ class ExpertsTensor:
     in_features: int
 
     @classmethod
-    def of(cls, parts: Sequence[PlainTensor]) -> "ExpertsTensor":
-        """All experts from each. They must differ in nothing but the dtype of their scales."""
-        widest = max((part.layout.scale_dtype for part in parts), key=lambda dtype: dtype.itemsize)
-        each = replace(parts[0].layout, scale_dtype=widest)
-        dtypes = {name: dtype for name, (_, dtype) in each.tensors(1, 1).items()}
-        tensors = [part.tensors() for part in parts]
-        stored = {
-            name: torch.stack([of_one[name].to(dtype) for of_one in tensors])
-            for name, dtype in dtypes.items()
-        }
-        return cls(stored, each, parts[0].in_features)
+    def of(cls, parts: Iterable[PlainTensor], experts: int) -> "ExpertsTensor":
+        """All of so many experts from each, asked for one after the other. They must differ in
+        nothing but the dtype of their scales."""
+        stored: dict[str, Tensor] = {}
+        each: PlainLayout | None = None
+        columns = 0
+        for i, part in enumerate(parts):
+            own, columns = part.tensors(), part.in_features
+            if each is None:
+                each = part.layout
+                stored = {n: t.new_empty((experts, *t.shape)) for n, t in own.items()}
+            elif part.layout.scale_dtype.itemsize > each.scale_dtype.itemsize:
+                each = part.layout
+                stored = {n: t.to(own[n].dtype) for n, t in stored.items()}
+            for name, tensor in own.items():
+                stored[name][i] = tensor
+        assert each is not None
+        return cls(stored, each, columns)
 
     @property
     def experts(self) -> int:
@@ -139,7 +146,7 @@ def prefix(q: ExpertsTensor, planes: int) -> ExpertsTensor:
     of = PLAIN[q.each.format].prefix
     if of is None:
         return q
-    return ExpertsTensor.of([of(q.expert(i), planes) for i in range(q.experts)])
+    return ExpertsTensor.of((of(q.expert(i), planes) for i in range(q.experts)), q.experts)
 
 
 def decode(q: ExpertsTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:

@@ -59,7 +59,8 @@ class ExpertsPackedLayout:
 
     def unpack(self, packed: UInt8[Tensor, " bytes"]) -> ExpertsTensor:
         """What `pack` was given, in memory of its own."""
-        return ExpertsTensor.of([layout.unpack(packed[at:]) for layout, at, _ in self.parts])
+        parts = (layout.unpack(packed[at:]) for layout, at, _ in self.parts)
+        return ExpertsTensor.of(parts, self.layout.experts)
 
     def expert(
         self, packed: UInt8[Tensor, " bytes"], number: int, dtype: torch.dtype

@@ -1,12 +1,13 @@
 """Checkpoint to checkpoint in bounded memory: read a tensor, quantize it, write it, forget it.
 
 transformers' own loader does the reading, so that its renaming of old keys and its merging of
-tensors hold here too; every tensor it has ready goes to the writer instead of into a model.
+tensors hold here too; every tensor it has ready goes to the writer instead of into a model. Experts
+of a mixture are read one by one, whether a checkpoint holds them so or not.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.core_model_loading import (
     ConversionOps,
     WeightConverter,
     WeightRenaming,
+    WeightTransform,
     convert_and_load_state_dict_in_model,
     rename_source_key,
 )
@@ -34,6 +36,12 @@ from lowbit.checkpoint.shards import MAX_SHARD_BYTES, ShardWriter
 from lowbit.conversion.apply import Result
 from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.default_recipe import choose, named
+from lowbit.conversion.expert_by_expert import (
+    ExpertByExpert,
+    Experts,
+    ExpertsInFile,
+    expert_by_expert,
+)
 from lowbit.conversion.footprint import footprint
 from lowbit.conversion.hf_quantizer import LowbitQuantizer
 from lowbit.conversion.one_weight import quantize_weight, tied_entry
@@ -60,7 +68,8 @@ def quantize_checkpoint(
 ) -> Result:
     """Quantize the checkpoint `model` (a folder or a hub id) into the folder `output`.
 
-    Peak memory is one float tensor and one shard beside what torch and transformers take. The
+    Peak memory is one float tensor (of experts, that of one), its stored form and one shard beside
+    what torch and transformers take. The
     tokenizer and all other small files are copied. recipe: as `lowbit.quantize` has it. solver: one
     that needs no data; for those that do, and for static activations, see
     `lowbit.quantize_calibrated`.
@@ -134,7 +143,7 @@ class _Sink:
         self.errors: dict[str, WeightError] = {}
         self.entries = {d.name: tied_entry(d) for d in plan.tied}
 
-    def take(self, name: str, tensor: Tensor) -> None:
+    def take(self, name: str, tensor: Tensor | Experts) -> None:
         """One tensor of the float model, under the name it has there. Raises InputError."""
         if tensor.shape != self.shapes[name]:
             raise InputError(
@@ -143,6 +152,7 @@ class _Sink:
             )
         decision = self.owners.get(name)
         if decision is None:
+            assert isinstance(tensor, Tensor)
             if tensor.is_floating_point() and (told := not_a_number(tensor)):
                 raise InputError(f"{name} {told}, with which a model computes nothing")
             self.writer.add(name, tensor)
@@ -167,6 +177,11 @@ class _Divert(ConversionOps):
 
     def __init__(self, sink: _Sink, owners: Mapping[str, str], bar: Any) -> None:
         self.sink, self.owners, self.bar = sink, owners, bar
+
+    def takes(self, name: str) -> bool:
+        """Whether experts of this name are wanted one by one."""
+        decision = self.sink.owners.get(self.owners.get(name, name))
+        return decision is not None and decision.weights.kind == "experts"
 
     def convert(
         self,
@@ -205,13 +220,18 @@ def _read_all(
     model: PreTrainedModel, tensors: dict[str, Any], sink: _Sink, progress: bool
 ) -> tuple[str, ...]:
     """Read every tensor that the model has a place for, and name the others. Raises InputError."""
-    owners, repeated = _tied_owners(model, tensors)
+    names = _names(model, expert_by_expert(get_model_conversion_mapping(model)), tensors)
+    owners, repeated = _tied_owners(model, names, tensors)
     wanted = {name: tensor for name, tensor in tensors.items() if name not in repeated}
     total = sum(_nbytes(tensor) for tensor in wanted.values())
     with tqdm(
         total=total, unit="B", unit_scale=True, desc="quantizing", disable=not progress
     ) as bar:
         divert = _Divert(sink, owners, bar)
+        for stored, (name, converter) in names.items():
+            readable = converter is None or isinstance(converter, ExpertByExpert)
+            if divert.takes(name) and readable and len(tensors[stored].get_shape()) == 3:
+                wanted[stored] = ExpertsInFile(tensors[stored])
         try:
             with without_transformers_bars():
                 info, _ = convert_and_load_state_dict_in_model(
@@ -219,7 +239,7 @@ def _read_all(
                     wanted,
                     LoadStateDictConfig(
                         hf_quantizer=_StreamQuantizer(divert),
-                        weight_mapping=get_model_conversion_mapping(model),
+                        weight_mapping=expert_by_expert(get_model_conversion_mapping(model)),
                     ),
                 )
         except _Stop as stop:
@@ -235,19 +255,29 @@ def _read_all(
     return tuple(sorted(info.unexpected_keys))
 
 
+def _names(
+    model: PreTrainedModel, mapping: Sequence[WeightTransform], tensors: Iterable[str]
+) -> dict[str, tuple[str, WeightConverter | None]]:
+    """For each name in the checkpoint that in the model, and what converts the tensor."""
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {p: converter for converter in converters for p in converter.source_patterns}
+    places, prefix = model.state_dict(), model.base_model_prefix
+    found = {}
+    for stored in tensors:
+        name, pattern = rename_source_key(stored, renamings, converters, prefix, places)
+        found[stored] = name, by_pattern.get(pattern or "")
+    return found
+
+
 def _tied_owners(
-    model: PreTrainedModel, tensors: Mapping[str, Any]
+    model: PreTrainedModel,
+    names: Mapping[str, tuple[str, WeightConverter | None]],
+    tensors: Mapping[str, Any],
 ) -> tuple[dict[str, str], set[str]]:
     """Where a checkpoint holds a tied weight under another name than its owner's, the owner; and
     the names under which it holds one twice. Raises InputError where the two differ."""
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    places = model.state_dict()
-    held = {}
-    for stored in tensors:
-        name, _ = rename_source_key(stored, renamings, converters, model.base_model_prefix, places)
-        held[name] = stored
+    held = {name: stored for stored, (name, _) in names.items()}
     owners: dict[str, str] = {}
     repeated: set[str] = set()
     for target, source in model.all_tied_weights_keys.items():
