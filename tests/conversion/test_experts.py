@@ -390,6 +390,31 @@ def test_activations_with_scales_from_data_are_refused(activations):
         make_plan(mixtral(), PRESETS[f"int8-{activations}"])
 
 
+def test_what_learns_from_data_refuses_experts():
+    with pytest.raises(lowbit.UsageError, match="solver gptq learns .* down_proj|gate_up_proj"):
+        lowbit.quantize(mixtral(), "int8", solver="gptq", calibration=IDS, progress=False)
+    with pytest.raises(lowbit.UsageError, match="quantization-aware training .*@experts"):
+        lowbit.prepare_qat(mixtral(), "int8")
+    rules = [{"match": "@experts", "keep": True}, {"match": "@linear", "scheme": "absmax"}]
+    model = mixtral()
+    lowbit.quantize(model, {"rules": rules}, solver="gptq", calibration=IDS, progress=False)
+    assert not isinstance(model.model.layers[0].mlp.experts.down_proj, QuantExperts)
+    assert logits(model).isfinite().all()
+
+
+def test_a_solver_without_data_solves_each_expert():
+    model, nearest = mixtral(), mixtral()
+    lowbit.quantize(nearest, RECIPES["int4"], progress=False)
+    lowbit.quantize(model, RECIPES["int4"], solver="hqq", progress=False)
+    was = mixtral().model.layers[0].mlp.experts.down_proj.detach()
+
+    def error(found):
+        weight = found.model.layers[0].mlp.experts.down_proj.weight
+        return (weight - was).abs().pow(0.7).sum()
+
+    assert error(model) < error(nearest)
+
+
 def test_a_failure_leaves_the_model_as_it_was():
     model, wanted = mixtral(), logits(mixtral())
     model.model.layers[1].mlp.experts.down_proj.data[3, 2, 1] = float("nan")

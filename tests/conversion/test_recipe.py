@@ -56,7 +56,17 @@ def test_head8_gives_tables_and_heads_8_bits_and_heads_float_activations(name):
 
 
 def test_there_are_twelve_variants_of_each_of_nine_schemes():
-    assert len(PRESETS) == 12 * 9
+    assert len([name for name in PRESETS if "-experts" not in name]) == 12 * 9
+
+
+def test_mixtures_have_variants_with_fewer_bits_for_experts():
+    names = [name for name in PRESETS if "-experts" in name]
+    assert "int4-head8-experts3-dynamic" in names and "int3-experts4" not in names
+    for name in names:
+        experts = PRESETS[name].rule_for("x", frozenset({"@experts", "@linear"}))
+        layers = PRESETS[name].rule_for("x", LINEAR)
+        assert experts.scheme.bits < layers.scheme.bits
+        assert experts.activations == layers.activations
 
 
 def test_the_first_rule_that_matches_decides():

@@ -270,6 +270,17 @@ def check_static(plan: Plan, known: Collection[str] = ()) -> None:
             )
 
 
+def check_no_experts(plan: Plan, learner: str) -> None:
+    """Raises UsageError where `learner`, who learns from data, would learn weights of experts."""
+    for d in plan.owners:
+        if d.weights.kind == "experts":
+            raise UsageError(
+                f"{learner} learns from data, of which each expert of {d.name} sees another part,"
+                ' and that is not served yet: keep experts float ({match: "@experts", keep: true}),'
+                " or quantize without data"
+            )
+
+
 def _head_names(model: nn.Module) -> set[str]:
     """Of each transformers model: output embeddings, and every module outside the base model if
     there is one inside. Other modules have no heads but those that a recipe names."""

@@ -151,6 +151,27 @@ PRESETS: dict[str, Recipe] = {
     for suffix, activations in _ACTIVATIONS.items()
     for name in [base + table + suffix]
 }
+# Mixtures: routed experts, nearly all of the parameters, with fewer bits than what every token
+# reads, attention and shared experts.
+_OF_EXPERTS = {f"-experts{bits}": NAMED[f"int{bits}"] for bits in (4, 3, 2)}
+PRESETS |= {
+    name: Recipe(
+        (
+            *rules(scheme),
+            Rule("@experts", of_experts, activations),
+            Rule("@linear", scheme, activations),
+        ),
+        name,
+        strict=False,
+    )
+    for base, scheme in NAMED.items()
+    for table, rules in _TABLES.items()
+    for experts, of_experts in _OF_EXPERTS.items()
+    if of_experts.bits < scheme.bits
+    for suffix, activations in _ACTIVATIONS.items()
+    if activations not in STATIC
+    for name in [base + table + experts + suffix]
+}
 
 
 def names_a_folder(name: str) -> bool:
@@ -169,7 +190,8 @@ def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
     if recipe in PRESETS:
         return PRESETS[recipe]
     raise UsageError(
-        f"recipe {recipe!r} is unknown: use {', '.join(NAMED)}, each with -all or -head8, with"
+        f"recipe {recipe!r} is unknown: use {', '.join(NAMED)}, each with -all or -head8, for"
+        " mixtures with -experts4, -experts3 or -experts2 (fewer bits than the rest), with"
         " -dynamic, -static or -requantized, or with one of both, or the path of a .yaml file"
     )
 

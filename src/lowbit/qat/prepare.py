@@ -15,7 +15,7 @@ from torch import nn
 from lowbit.calibration.observers import RANGES, Range
 from lowbit.conversion.apply import Result, quantize_with
 from lowbit.conversion.module_weights import matrix
-from lowbit.conversion.plan import Plan, Quantize, TiedTo, make_plan
+from lowbit.conversion.plan import Plan, Quantize, TiedTo, check_no_experts, make_plan
 from lowbit.conversion.recipe import Recipe, load_recipe
 from lowbit.conversion.swap import hand_over_hooks, replace_module
 from lowbit.conversion.unchanged import unchanged_on_error
@@ -89,6 +89,7 @@ def put_stand_ins(
     model: nn.Module, plan: Plan, options: QatOptions, quantizer: WeightQuantizer | None = None
 ) -> None:
     """As `prepare_qat` does, for a float model whose plan is made."""
+    check_no_experts(plan, "quantization-aware training")
     quantizer = quantizer or ESTIMATORS[options.estimator]
     modules: dict[str, FakeQuantized] = {}
     decisions: tuple[Quantize | TiedTo, ...] = (*plan.owners, *plan.tied)

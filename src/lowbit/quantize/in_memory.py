@@ -12,7 +12,7 @@ from lowbit.calibration import Calibration, batches_of
 from lowbit.checkpoint.work_folder import claimed
 from lowbit.conversion.apply import Result, quantize_with
 from lowbit.conversion.default_recipe import choose, named
-from lowbit.conversion.plan import make_plan
+from lowbit.conversion.plan import check_no_experts, make_plan
 from lowbit.conversion.recipe import Recipe
 from lowbit.errors import UsageError
 from lowbit.qat.calibrate import calibrate
@@ -84,6 +84,7 @@ def quantize_by(
     if not solver.data:
         inputs = calibrate(model, plan, batches, options, progress)
         return quantize_with(model, plan, solver.solve, inputs, progress)
+    check_no_experts(plan, solver.learner)
     # A folder of finished stages is one run's at a time.
     alone = nullcontext() if work is None else claimed(work)
     with alone, walked(model, plan, solver, batches, work, progress) as solved:
