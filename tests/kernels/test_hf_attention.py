@@ -281,6 +281,24 @@ def test_attention_that_is_more_than_sdpa_is_that_of_eager(beyond, padded, recwa
         assert _tried_and_like_eager(model)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_causal_mask_counts_for_modules_that_say_they_are_not_causal(padded):
+    """As the text models of images with a prefix do; "sdpa" differs when nothing is padded."""
+    torch.manual_seed(0)
+    config = tf.GemmaConfig(**DECODER | {"num_key_value_heads": 4}, pad_token_id=0)
+    config.use_bidirectional_attention = True
+    model = tf.GemmaForCausalLM(config).eval()
+    given = inputs(model, padded)
+    model.set_attn_implementation("eager")
+    wanted = model(**given).logits
+    for name in KERNELS:
+        model.set_attn_implementation(name)
+        found = model(**given).logits
+        seen = given.get("attention_mask", torch.ones_like(given["input_ids"])).bool()
+        assert relative(found[seen], wanted[seen]) <= 0.01
+
+
 def _tried_and_like_eager(model):
     tried = [hf_attention._TRIED[m] for m in model.modules() if m in hf_attention._TRIED]
     return tried and all(all(found.values()) for found in tried)

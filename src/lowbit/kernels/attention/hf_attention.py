@@ -323,6 +323,10 @@ def _by_eager(
 
 def _mask(*args: Any, config: Any = None, **options: Any) -> Tensor | None:
     """The mask of "sdpa" for models that support it, else that of "eager"."""
+    # Modules with this option say that they are not causal, even if the mask is: "sdpa" lets them
+    # see all keys when the mask is left out for being causal alone.
+    if getattr(config, "use_bidirectional_attention", False):
+        options["allow_is_causal_skip"] = False
     file = type(config).__module__.replace("configuration_", "modeling_")
     make = sdpa_mask if _supports_sdpa(file) else eager_mask
     mask: Tensor | None = make(*args, config=config, **options)
