@@ -132,7 +132,7 @@ def _attention(paths: list[str]) -> Iterator[RightCall]:
 
 def _of_experts(scheme: Scheme) -> Iterator[RightCall]:
     """Three experts of 16 rows, two chosen for each of 5 tokens; id 3 chooses none."""
-    q = ExpertsTensor.of([scheme.quantize(torch.randn(16, COLUMNS)) for _ in range(3)])
+    q = ExpertsTensor.of([scheme.quantize(torch.randn(16, COLUMNS)) for _ in range(3)], 3)
     stored, layout = list(q.tensors().values()), ops.layout_text(q.layout)
     choice = torch.tensor([[0, 1], [2, 2], [3, 0], [1, 3], [3, 3]])
     x, bias, grad = torch.randn(5, COLUMNS), torch.randn(3, 16), torch.randn(5, 2, 16)
