@@ -17,6 +17,7 @@
 #include "experts.h"
 #include "held_tokens.h"
 #include "linear.h"
+#include "linear_float.h"
 #include "packed_layout.h"
 #include "parallel.h"
 #include "quantize_rows.h"
@@ -70,7 +71,8 @@ struct Weight {
             .nonlinearity = nonlinearity};
   }
 
-  void decode(uintptr_t codes, uintptr_t rows, int64_t count, uintptr_t out) const {
+  void decode(uintptr_t codes, uintptr_t rows, int64_t count, uintptr_t out,
+              std::string_view path) const {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = pointer<const int64_t>(rows)[i];
       if (row < 0 || row >= form.outputs) {
@@ -78,7 +80,7 @@ struct Weight {
                                 std::to_string(form.outputs) + " rows");
       }
     }
-    lowbit::decode_packed(
+    lowbit::find_path(lowbit::decode_packed_paths, path)(
         {.form = form,
          .codes = pointer<const uint8_t>(codes),
          .scale = pointer<const void>(codes + scale),
@@ -109,11 +111,13 @@ struct Layer {
   }
 };
 
-// A path of the linear layer, found by name once.
+// A path of the linear layer, found by name once; with `fma` that of linear_float.h.
 struct LinearPath {
   void (*run)(const lowbit::Linear*, int);
 
-  explicit LinearPath(std::string_view name) : run(lowbit::find_path(lowbit::linear_paths, name)) {}
+  LinearPath(std::string_view name, bool fma)
+      : run(fma ? lowbit::find_path(lowbit::linear_float_paths, name)
+                : lowbit::find_path(lowbit::linear_paths, name)) {}
 
   void operator()(const Layer& layer, uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y,
                   int64_t rows, int digits) const {
@@ -134,12 +138,14 @@ struct LinearPath {
   }
 };
 
-// A path of the experts of a mixture, found by name once. `layer` is the form of each.
+// A path of the experts of a mixture, found by name once; with `fma` that of linear_float.h.
+// `layer` is the form of each.
 struct ExpertsPath {
   void (*run)(const lowbit::Experts&);
 
-  explicit ExpertsPath(std::string_view name)
-      : run(lowbit::find_path(lowbit::experts_paths, name)) {}
+  ExpertsPath(std::string_view name, bool fma)
+      : run(fma ? lowbit::find_path(lowbit::experts_float_paths, name)
+                : lowbit::find_path(lowbit::experts_paths, name)) {}
 
   void operator()(const Layer& layer, bool gated, int64_t experts, int64_t stride, uintptr_t x,
                   uintptr_t ids, int64_t rows, int64_t slots, uintptr_t codes, uintptr_t bias,
@@ -288,6 +294,11 @@ NB_MODULE(_native, m) {
   paths["attention_bfloat16"] =
       best_first(attention_paths, [](const auto& path) { return path.tiles; });
   m.attr("paths") = paths;
+  nb::list prefer_fma;
+  for (const auto& path : lowbit::linear_float_paths) {
+    if (path.preferred) prefer_fma.append(path.name);
+  }
+  m.attr("prefer_fma") = prefer_fma;
   m.def("on_torch_threads", &lowbit::on_torch_threads);
   m.def(
       "same_bytes",
@@ -366,7 +377,8 @@ NB_MODULE(_native, m) {
                                 .half_scale = half_scale};
           },
           "form"_a, "scale"_a, "zero_point"_a, "offset"_a, "planes"_a, "half_scale"_a)
-      .def("decode", &Weight::decode, "codes"_a, "rows"_a, "count"_a, "out"_a, without_gil);
+      .def("decode", &Weight::decode, "codes"_a, "rows"_a, "count"_a, "out"_a, "path"_a,
+           without_gil);
 
   nb::enum_<lowbit::Nonlinearity>(m, "Nonlinearity")
       .value("identity", lowbit::Nonlinearity::identity)
@@ -388,13 +400,13 @@ NB_MODULE(_native, m) {
           "weight"_a, "nonlinearity"_a, "scale"_a = 0.0f, "zero_point"_a = 0, "lowest"_a = -127,
           "bfloat16"_a = false, "bfloat16_bias"_a = false);
   nb::class_<LinearPath>(m, "LinearPath")
-      .def(nb::init<std::string_view>(), "name"_a)
+      .def(nb::init<std::string_view, bool>(), "name"_a, "fma"_a)
       .def("__call__", &LinearPath::operator(), "layer"_a, "x"_a, "codes"_a, "bias"_a, "y"_a,
            "rows"_a, "digits"_a, without_gil)
       .def("together", &LinearPath::together, "layers"_a, "x"_a, "places"_a, "rows"_a, "digits"_a,
            without_gil);
   nb::class_<ExpertsPath>(m, "ExpertsPath")
-      .def(nb::init<std::string_view>(), "name"_a)
+      .def(nb::init<std::string_view, bool>(), "name"_a, "fma"_a)
       .def("__call__", &ExpertsPath::operator(), "layer"_a, "gated"_a, "experts"_a, "stride"_a,
            "x"_a, "ids"_a, "rows"_a, "slots"_a, "codes"_a, "bias"_a, "y"_a, "digits"_a,
            without_gil);

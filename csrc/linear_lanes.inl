@@ -28,8 +28,9 @@ Floats load_scales(const void* values, bool half, int64_t at) {
 }
 
 // The codes of step s of a block, cut into `fields` (packed_layout.h), or of a single plane of it.
+// Inlined, so that s is a constant wherever steps are unrolled.
 template <int bits>
-Words codes_of_step(const uint8_t* block, int s, int part) {
+LOWBIT_INLINE Words codes_of_step(const uint8_t* block, int s, int part) {
   constexpr Fields fields = fields_of(bits, false);
   block += part * sizeof(Words);
   Words codes{};

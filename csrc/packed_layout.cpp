@@ -4,7 +4,6 @@
 #include <cstring>
 #include <vector>
 
-#include "half.h"
 #include "parallel.h"
 
 namespace lowbit {
@@ -146,69 +145,6 @@ void for_blocks(const PackedLayout& form, const Fn& fn) {
   }
 }
 
-// Four codes of one row: `at` is 4 times its lane.
-uint32_t codes_of_step(const Fields& fields, const uint8_t* block, int s, int64_t at) {
-  uint32_t codes = 0;
-  for (int f = 0; f < fields.count; ++f) {
-    const auto [width, shift] = fields.field[f];
-    uint32_t four;
-    std::memcpy(&four, block + s % width * vector_bytes + at, sizeof four);
-    codes |= (four >> s / width * width & ((1u << width) - 1) * 0x01010101u) << shift;
-    block += width * vector_bytes;
-  }
-  return codes;
-}
-
-float number(const void* values, bool half, int64_t at) {
-  return half ? float_of_half(static_cast<const uint16_t*>(values)[at])
-              : static_cast<const float*>(values)[at];
-}
-
-// The parameters of one group of one row.
-struct Parameters {
-  float zero = 0, scale = 0;        // affine
-  float alpha[4] = {}, offset = 0;  // binary
-
-  Parameters(const DecodePacked& op, int64_t group, int64_t lane) {
-    const PackedLayout& form = op.form;
-    const int64_t at = group * panel_rows + lane;
-    if (form.binary) {
-      for (int i = 0; i < op.planes; ++i) {
-        alpha[i] = number(op.scale, op.half_scale, (group * op.planes + i) * panel_rows + lane);
-      }
-      if (op.offset) offset = number(op.offset, op.half_scale, at);
-    } else {
-      scale = number(op.scale, op.half_scale, at);
-      zero = static_cast<float>(op.zero_point ? op.zero_point[at] : 1 << (form.bits - 1));
-    }
-  }
-
-  float weight(const DecodePacked& op, unsigned code) const {
-    if (!op.form.binary) return scale * (static_cast<float>(code) - zero);
-    float sum = offset;
-    for (int i = 0; i < op.planes; ++i) sum += code >> i & 1 ? alpha[i] : -alpha[i];
-    return sum;
-  }
-};
-
-void decode_row(const DecodePacked& op, const Fields& fields, int64_t row, float* out) {
-  const PackedLayout& form = op.form;
-  const int64_t panel = row / panel_rows, lane = row % panel_rows;
-  const uint8_t* block = op.codes + panel * form.panel_bytes();
-  for (int64_t g = 0; g < form.groups(); ++g) {
-    const Parameters group(op, panel * form.groups() + g, lane);
-    const int64_t n = form.group_inputs(g);
-    for (int64_t k = 0; k < n; k += step_inputs) {
-      const int s = static_cast<int>(k / step_inputs % block_steps);
-      const uint32_t four = codes_of_step(fields, block, s, lane * step_inputs);
-      for (int64_t i = 0; i < std::min(step_inputs, n - k); ++i) {
-        *out++ = group.weight(op, four >> 8 * i & 0xff);
-      }
-      if (s == block_steps - 1 || k + step_inputs >= n) block += form.block_bytes();
-    }
-  }
-}
-
 }  // namespace
 
 void pack_codes(const PackedLayout& form, const uint8_t* stored, uint8_t flip, uint8_t* codes) {
@@ -249,16 +185,6 @@ void unpack_codes(const PackedLayout& form, const uint8_t* codes, uint8_t flip, 
     for (int64_t lane = 0; lane < panel_rows; ++lane) {
       const int64_t n = panel * panel_rows + lane;
       if (n < form.outputs) write_row(form, &rows[lane * form.inputs], flip, n, stored);
-    }
-  });
-}
-
-void decode_packed(const DecodePacked& op) {
-  const Fields fields = fields_of(op.form.bits, op.form.binary);
-  const int64_t grain = codes_per_thread / (op.form.inputs + 1) + 1;
-  parallel_for(0, op.count, grain, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      decode_row(op, fields, op.rows[i], op.out + i * op.form.inputs);
     }
   });
 }

@@ -94,10 +94,25 @@ struct DecodePacked {
   int64_t count;
   float* out;  // [count, inputs]
 };
+
+namespace scalar {
 void decode_packed(const DecodePacked& op);
+}
+namespace avx2 {
+void decode_packed(const DecodePacked& op);
+}
+namespace avx512 {
+void decode_packed(const DecodePacked& op);
+}
 
 inline constexpr Path<void(const DecodePacked&)> decode_packed_paths[] = {
-    {"scalar", "scalar", decode_packed},
+    {"scalar", "scalar", scalar::decode_packed},
+#ifdef LOWBIT_HAS_AVX2
+    {"avx2", "avx2", avx2::decode_packed},
+#endif
+#ifdef LOWBIT_HAS_AVX512
+    {"avx512", "avx512", avx512::decode_packed},
+#endif
 };
 
 }  // namespace lowbit

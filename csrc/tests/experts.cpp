@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "linear_float.h"
 #include "tests/check.h"
 #include "tests/random.h"
 
@@ -50,7 +51,9 @@ struct Weights {
 void check_once(int64_t experts, int64_t tokens, int64_t slots, bool gated) {
   const int64_t inner = gated ? 16 * (1 + below(3)) : 1 + below(70);
   const int64_t outputs = gated ? 2 * inner : inner, inputs = 1 + below(100);
-  const int digits = below(2) ? 1 : 4;
+  const bool fma = below(3) == 0;
+  const int digits = fma || below(2) ? 1 : 4;
+  const auto alone = fma ? lowbit::scalar::linear_float : lowbit::scalar::linear;
   const Weights weights(experts, outputs, inputs, 1 + below(inputs),
                         2 + static_cast<int>(below(7)));
   std::vector<float> x(tokens * inputs), bias(experts * outputs), y(tokens * slots * inner);
@@ -78,10 +81,10 @@ void check_once(int64_t experts, int64_t tokens, int64_t slots, bool gated) {
     one.bias = &bias[ids[pair] * outputs];
     one.rows = 1;
     one.y = plain.data();
-    lowbit::scalar::linear(&one, 1);
+    alone(&one, 1);
     one.nonlinearity = op.layer.nonlinearity;
     one.y = bent.data();
-    lowbit::scalar::linear(&one, 1);
+    alone(&one, 1);
     for (int64_t i = 0; i < inner; ++i) {
       wanted[pair * inner + i] = gated ? bent[i] * plain[inner + i] : plain[i];
     }
@@ -89,7 +92,7 @@ void check_once(int64_t experts, int64_t tokens, int64_t slots, bool gated) {
   for (const auto& path : lowbit::experts_paths) {
     if (!lowbit::has_feature(path.feature)) continue;
     for (float& v : y) v = NAN;
-    path.run(op);
+    (fma ? lowbit::find_path(lowbit::experts_float_paths, path.name) : path.run)(op);
     CHECK(y.empty() || std::memcmp(y.data(), wanted.data(), y.size() * sizeof(float)) == 0);
   }
 }

@@ -1,9 +1,9 @@
 // PackedLayout and linear layers against plain loops written from the text of packed_layout.h and
-// linear.h.
+// linear.h and linear_float.h.
 //
 // Weights lie in buffers that end at an unreadable page: tiles and inline assembly are loaded by
 // instructions that AddressSanitizer does not see. All else is an exact heap allocation.
-#include "linear.h"
+#include "linear_float.h"
 
 #include <algorithm>
 #include <cmath>
@@ -193,35 +193,38 @@ void check_decode(Weight& weight) {
   if (form.outputs == 0) return;
   std::vector<int64_t> rows(below(20));
   for (int64_t& row : rows) row = below(form.outputs);
-  std::vector<float> out(rows.size() * form.inputs, 1234.5f);
   // The bytes behind the codes are for tiles alone.
   Walled codes(codes_bytes(form));
   std::memcpy(codes.data(), weight.packed.data(), codes_bytes(form));
-  lowbit::decode_packed({.form = form,
-                         .codes = codes.data(),
-                         .scale = weight.scale.data(),
-                         .zero_point = weight.zeros(),
-                         .offset = weight.offsets(),
-                         .planes = weight.planes,
-                         .half_scale = weight.scale.half,
-                         .rows = rows.data(),
-                         .count = static_cast<int64_t>(rows.size()),
-                         .out = out.data()});
-  const float* got = out.data();
-  for (const int64_t n : rows) {
-    for (int64_t k = 0; k < form.inputs; ++k) {
-      const int64_t g = k / form.group;
-      const int code = weight.codes[n * form.inputs + k];
-      float wanted;
-      if (form.binary) {
-        wanted = weight.offsets() ? weight.offset[weight.at(n, g)] : 0.0f;
-        for (int i = 0; i < weight.planes; ++i) {
-          wanted += code >> i & 1 ? weight.alpha(n, g, i) : -weight.alpha(n, g, i);
+  for (const auto& path : lowbit::decode_packed_paths) {
+    if (!lowbit::has_feature(path.feature)) continue;
+    std::vector<float> out(rows.size() * form.inputs, 1234.5f);
+    path.run({.form = form,
+              .codes = codes.data(),
+              .scale = weight.scale.data(),
+              .zero_point = weight.zeros(),
+              .offset = weight.offsets(),
+              .planes = weight.planes,
+              .half_scale = weight.scale.half,
+              .rows = rows.data(),
+              .count = static_cast<int64_t>(rows.size()),
+              .out = out.data()});
+    const float* got = out.data();
+    for (const int64_t n : rows) {
+      for (int64_t k = 0; k < form.inputs; ++k) {
+        const int64_t g = k / form.group;
+        const int code = weight.codes[n * form.inputs + k];
+        float wanted;
+        if (form.binary) {
+          wanted = weight.offsets() ? weight.offset[weight.at(n, g)] : 0.0f;
+          for (int i = 0; i < weight.planes; ++i) {
+            wanted += code >> i & 1 ? weight.alpha(n, g, i) : -weight.alpha(n, g, i);
+          }
+        } else {
+          wanted = weight.scale[weight.at(n, g)] * static_cast<float>(code - weight.zero(n, g));
         }
-      } else {
-        wanted = weight.scale[weight.at(n, g)] * static_cast<float>(code - weight.zero(n, g));
+        CHECK(same_bits(*got++, wanted));
       }
-      CHECK(same_bits(*got++, wanted));
     }
   }
 }
@@ -335,6 +338,43 @@ std::vector<float> expected(const Weight& weight, const Activations& a, int digi
   return y;
 }
 
+// What linear_float.h says.
+std::vector<float> expected_by_fma(const Weight& weight, const Activations& a, const float* bias) {
+  const PackedLayout& form = weight.form;
+  std::vector<float> y;
+  for (int64_t m = 0; m < a.rows; ++m) {
+    for (int64_t n = 0; n < form.outputs; ++n) {
+      float total = 0, sum[4] = {};
+      const auto end_span = [&] {
+        for (float& s : sum) {
+          total += s;
+          s = 0;
+        }
+      };
+      int64_t padded = 0;
+      for (int64_t g = 0; g < groups_of(form); ++g) {
+        for (int64_t i = 0; i < divided(inputs_of(form, g), 32) * 32; ++i, ++padded) {
+          if (padded > 0 && padded % 1024 == 0) end_span();
+          if (i >= inputs_of(form, g)) continue;
+          const int64_t k = g * form.group + i;
+          const int code = weight.codes[n * form.inputs + k];
+          float w = form.binary && weight.offsets() ? weight.offset[weight.at(n, g)] : 0.0f;
+          for (int p = 0; form.binary && p < weight.planes; ++p) {
+            w += code >> p & 1 ? weight.alpha(n, g, p) : -weight.alpha(n, g, p);
+          }
+          if (!form.binary) {
+            w = weight.scale[weight.at(n, g)] * static_cast<float>(code - weight.zero(n, g));
+          }
+          sum[i % 4] = std::fma(a.x[m * form.inputs + k], w, sum[i % 4]);
+        }
+      }
+      end_span();
+      y.push_back(total + (bias ? bias[n] : 0.0f));
+    }
+  }
+  return y;
+}
+
 // f(x) in double.
 double exact(Nonlinearity f, double x) {
   const double cubic = 2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
@@ -348,17 +388,20 @@ double exact(Nonlinearity f, double x) {
   return 0;
 }
 
+// digits 0: by fma.
 void check_linear(Weight& weight, int64_t rows, int digits) {
   const PackedLayout& form = weight.form;
   const Activations a(rows, form.inputs);
   std::vector<float> bias;
   for (int64_t n = 0; n < form.outputs; ++n) bias.push_back(normal());
   const float* b = below(2) ? bias.data() : nullptr;
-  const std::vector<float> wanted = expected(weight, a, digits, b);
+  const std::vector<float> wanted =
+      digits ? expected(weight, a, digits, b) : expected_by_fma(weight, a, b);
   const auto f = static_cast<Nonlinearity>(below(5));
   std::vector<float> scalar_y;
   for (const auto& path : lowbit::linear_paths) {
     if (!lowbit::has_feature(path.feature)) continue;
+    const auto run = digits ? path.run : lowbit::find_path(lowbit::linear_float_paths, path.name);
     // No result is this one, and none is NaN but where it should be. A second layer, the same but
     // for its nonlinearity, is computed from the same activations.
     std::vector<float> y(wanted.size(), 1234.5f), fy(wanted.size(), 1234.5f);
@@ -372,16 +415,23 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
                         .y = y.data(),
                         .rows = rows,
                         .planes = weight.planes,
-                        .digits = digits,
+                        .digits = digits ? digits : 1,
                         .half_scale = weight.scale.half,
                         .nonlinearity = Nonlinearity::identity};
     Linear both[] = {linear, linear};
     both[1].y = fy.data();
     both[1].nonlinearity = f;
-    path.run(both, 2);
+    run(both, 2);
     if (scalar_y.empty()) scalar_y = fy;
     for (size_t i = 0; i < y.size(); ++i) {
       CHECK(same_bits(fy[i], scalar_y[i]) || (std::isnan(fy[i]) && std::isnan(scalar_y[i])));
+      // Float32 activations keep infinities.
+      if (std::isinf(y[i])) {
+        const bool kept = y[i] > 0 || f == Nonlinearity::identity;
+        CHECK(kept ? fy[i] == y[i] : std::fabs(fy[i]) <= 4e-7);
+        CHECK(y[i] == wanted[i]);
+        continue;
+      }
       const double wanted_f = exact(f, y[i]);
       CHECK(std::isnan(y[i]) ? std::isnan(fy[i])
                              : std::fabs(fy[i] - wanted_f) <= 4e-7 * std::fmax(std::fabs(y[i]), 1));
@@ -416,7 +466,8 @@ void test_linear() {
     // A quarter has only the lowest or the highest codes.
     Weight weight(random_form(size), round % 8 < 2 ? 1 + round % 8 : 0);
     const int64_t most_rows = round % 3 ? 12 : size;
-    check_linear(weight, below(most_rows), below(2) ? 4 : 1);
+    const int digits[] = {0, 1, 4};
+    check_linear(weight, below(most_rows), digits[below(3)]);
   }
   // So many inputs that only 32 rows are a chunk, and so many rows that sixteen chunks are not all.
   const PackedLayout long_rows[] = {
@@ -425,7 +476,7 @@ void test_linear() {
       {.outputs = 3, .inputs = 4200, .group = 96, .bits = 2, .binary = true}};
   for (const PackedLayout& form : long_rows) {
     Weight weight(form);
-    check_linear(weight, 530, 4);
+    for (const int digits : {4, 0}) check_linear(weight, 530, digits);
   }
   for (const auto& path : lowbit::linear_paths) {
     std::printf("linear %s: %s\n", path.name.data(),

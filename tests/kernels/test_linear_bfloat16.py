@@ -18,7 +18,8 @@ FORMS = [
 ]
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 every_form = pytest.mark.parametrize("form", FORMS, ids=str)
-every_kind = pytest.mark.parametrize("kind", ["float", "dynamic"])
+KINDS = {"limbs": ("float", "limbs"), "fma": ("float", "fma"), "dynamic": ("dynamic", None)}
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(params=[kernel.name for kernel in NATIVE])
@@ -34,6 +35,11 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
+def product_of(layout, kind, path, nonlinearity="identity"):
+    activations, family = KINDS[kind]
+    return LinearProduct(layout, activations, path, nonlinearity, family=family)
+
+
 def same(a, b):
     return torch.equal(a.view(torch.int16), b.view(torch.int16))
 
@@ -46,7 +52,7 @@ def same(a, b):
 def test_the_result_is_that_of_float32_rounded_once(path, form, kind, rows, bias, nonlinearity):
     q = form.random(40, 96).q
     layout = packed_layout_of(q.layout, *q.shape)
-    product, packed = LinearProduct(layout, kind, path, nonlinearity), layout.pack(q)
+    product, packed = product_of(layout, kind, path, nonlinearity), layout.pack(q)
     x = normal(rows, 96, seed=1)
     b = None if bias is None else normal(40, seed=2).to(bias)
     y = product(x, packed, b)
@@ -60,7 +66,7 @@ def test_layers_together_give_the_bits_that_they_give_alone(path, kind):
     for seed, form in enumerate(FORMS[:1] * 2):
         q = form.random(40 - seed * 7, 96, seed).q
         layout = packed_layout_of(q.layout, *q.shape)
-        made.append((LinearProduct(layout, kind, path), layout.pack(q), normal(40 - seed * 7)))
+        made.append((product_of(layout, kind, path), layout.pack(q), normal(40 - seed * 7)))
     x = normal(9, 96, seed=1)
     ys = together([p for p, _, _ in made], x, [(packed, b) for _, packed, b in made])
     for y, (product, packed, b) in zip(ys, made, strict=True):

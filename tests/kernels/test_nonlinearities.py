@@ -86,20 +86,21 @@ def test_what_is_not_finite_stays_so(function):
 
 @needs_native
 @every_function
-@pytest.mark.parametrize("kind", ["float", "dynamic"])
+@pytest.mark.parametrize("family", ["limbs", "fma", None])
 @pytest.mark.parametrize(
     "form", [Form("affine", 8), Form("affine", 4, group(32), True), Form("binary", 2)], ids=str
 )
-def test_it_follows_the_product_and_the_bias(form, kind, function):
+def test_it_follows_the_product_and_the_bias(form, family, function):
     """Also where the last outputs are fewer than a vector holds."""
     q, bias = form.random(75, 70).q, torch.linspace(-2, 2, 75)
-    packed = form_of(q).pack(q)
+    packed, kind = form_of(q).pack(q), "float" if family else "dynamic"
     for rows in (1, 5, 50):
         x = torch.randn(rows, 70, generator=torch.Generator().manual_seed(rows)) * 3
         results = []
         for path in HERE:
-            before = LinearProduct(form_of(q), kind, path)(x, packed, bias)
-            y = LinearProduct(form_of(q), kind, path, function)(x, packed, bias)
+            plain = LinearProduct(form_of(q), kind, path, family=family)
+            followed = LinearProduct(form_of(q), kind, path, function, family=family)
+            before, y = plain(x, packed, bias), followed(x, packed, bias)
             assert_near(y, before, function)
             results.append(y)
         assert all(torch.equal(y, results[0]) for y in results)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from lowbit.formats import CHANNEL, FORMATS, TENSOR, AffineLayout, BinaryLayout, group
 from lowbit.kernels import linear, native
-from lowbit.kernels.packed_layout import MAX_GROUP, PackedLayout, unsupported
+from lowbit.kernels.packed_layout import MAX_GROUP, PackedLayout, decode_path, unsupported
+from lowbit.kernels.selection import VARIABLE
 from tests.oracles import packed_layout as oracle
 from tests.stored import FORMS as EXAMPLES
 from tests.stored import Form, affine, forms
@@ -16,6 +17,7 @@ from tests.stored import Form, affine, forms
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 
 CPU = torch.device("cpu")
+DECODERS = [p.name for p in native.paths("decode_packed") if not native.lacks(p.feature)]
 WIDTHS = [CHANNEL, TENSOR, group(64), group(24), group(50)]
 DTYPES = (np.float16, np.float32)
 AFFINE = [
@@ -145,19 +147,26 @@ def test_what_is_unpacked_has_memory_of_its_own(form):
 
 class TestRows:
     @every_form
-    def test_decoded_rows_are_those_of_the_format(self, form):
+    def test_decoded_rows_are_those_of_the_format_on_every_path(self, form, monkeypatch):
         q = form.random(37, 75).q
         wanted = FORMATS[form.format].decode(q, torch.float32)
         rows = torch.tensor([0, 36, 5, 5, 16, 15])
-        got = form_of(q).decode(form_of(q).pack(q), rows, torch.float32)
-        assert got.numpy().tobytes() == wanted[rows].numpy().tobytes()
+        for path in DECODERS:
+            monkeypatch.setenv(VARIABLE, path)
+            assert decode_path() == path
+            got = form_of(q).decode(form_of(q).pack(q), rows, torch.float32)
+            assert got.numpy().tobytes() == wanted[rows].numpy().tobytes(), path
 
     @settings(max_examples=60)
     @given(form=forms(), shape=shapes, seed=st.integers(0, 99))
     def test_all_rows_of_any_form_and_shape_are_those_of_the_format(self, form, shape, seed):
         q = form.random(*shape, seed).q
-        got = form_of(q).decode(form_of(q).pack(q), torch.arange(shape[0]), torch.float32)
-        assert torch.equal(got, FORMATS[form.format].decode(q, torch.float32))
+        wanted = FORMATS[form.format].decode(q, torch.float32)
+        for path in DECODERS:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(VARIABLE, path)
+                got = form_of(q).decode(form_of(q).pack(q), torch.arange(shape[0]), torch.float32)
+            assert torch.equal(got, wanted), path
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
     @pytest.mark.parametrize("form", EXAMPLES, ids=str)

@@ -1,4 +1,5 @@
-"""A linear layer as csrc/linear.h defines it: exact integer sums, then float32 step by step.
+"""A linear layer as csrc/linear.h defines it: exact integer sums, then float32 step by step. And
+one of float activations as csrc/linear_float.h does: one fused multiply-add after the other.
 
 Weights come as plain numbers: `codes` [out, in], `scale` [out, groups] and `zero`, int64 and shaped
 like scale; binary ones have a `scale` [out, groups, planes] and an `offset` [out, groups] or None.
@@ -67,3 +68,48 @@ def _of_digits(x, group, bias, width, outputs):
     y = y + (float32(0) if bias is None else bias)
     assert y.dtype == float32
     return y
+
+
+def fma(a, b, c):
+    """a b + c of float32, rounded once: to odd in float64, which has more than twice the digits."""
+    product, c = a.astype(np.float64) * b, np.asarray(c, np.float64)
+    total = product + c
+    back = total - product
+    error = (product - (total - back)) + (c - back)
+    bits = total.view(np.int64).copy()
+    bits -= (error != 0) & ((error > 0) != (total > 0))  # towards zero
+    bits |= error != 0
+    return bits.view(np.float64).astype(float32)
+
+
+def decoded(codes, scale, zero, offset, width):
+    """The float32 weight [out, in]; `zero` is None for a binary one."""
+    group = np.arange(codes.shape[1]) // width
+    if zero is not None:
+        return scale[:, group].astype(float32) * (codes - zero[:, group]).astype(float32)
+    w = np.zeros(codes.shape, float32)
+    if offset is not None:
+        w = offset[:, group].astype(float32)
+    for i in range(scale.shape[2]):
+        alpha = scale[:, group, i].astype(float32)
+        w = w + np.where(codes >> i & 1, alpha, -alpha)
+    return w
+
+
+def float_fma(x, w, bias, width):
+    """y [rows, out] for finite x [rows, in] and the float32 weight w [out, in]."""
+    xs, ws = [], []
+    for start in range(0, x.shape[1], width):
+        part = slice(start, min(start + width, x.shape[1]))
+        pad = (0, 0), (0, -(part.stop - start) % 32)
+        xs.append(np.pad(x[:, part], pad))
+        ws.append(np.pad(w[:, part], pad))
+    x, w = np.concatenate(xs, 1), np.concatenate(ws, 1)
+    total = np.zeros((len(x), len(w)), float32)
+    for span in range(0, x.shape[1], 1024):
+        for i in range(4):
+            acc = np.zeros_like(total)
+            for k in range(span + i, min(span + 1024, x.shape[1]), 4):
+                acc = fma(x[:, k, None], w[:, k], acc)
+            total = total + acc
+    return total + (float32(0) if bias is None else bias)

@@ -11,8 +11,9 @@ stored parameters, sixteen rows side by side too:
 Nothing is lost: `unpack` gives the stored tensors back bit for bit.
 """
 
+import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from lowbit.errors import RowError, UsageError
 from lowbit.formats import Layout, PlainLayout, PlainTensor, QTensor
 from lowbit.kernels import native
+from lowbit.kernels.selection import VARIABLE
 
 PANEL_ROWS, BLOCK_INPUTS = 16, 32
 CACHE_LINE = 64
@@ -46,6 +48,17 @@ def unsupported(layout: Layout, in_features: int, device: torch.device) -> str |
             f" {MOST_PADDING} times as many"
         )
     return None
+
+
+def decode_path() -> str:
+    """The path of the native code by which rows are decoded here; all give the same bits."""
+    return _decode_path(os.environ.get(VARIABLE, ""))
+
+
+@cache
+def _decode_path(forced: str) -> str:
+    here = [path.name for path in native.paths("decode_packed") if not native.lacks(path.feature)]
+    return forced if forced in here else here[0]
 
 
 class Part(NamedTuple):
@@ -178,7 +191,9 @@ class PackedLayout:
         rows = rows.to(torch.int64).contiguous()
         out = torch.empty(len(rows), self.in_features, dtype=torch.float32, device="cpu")
         try:
-            self.weight.decode(packed.data_ptr(), rows.data_ptr(), len(rows), out.data_ptr())
+            self.weight.decode(
+                packed.data_ptr(), rows.data_ptr(), len(rows), out.data_ptr(), decode_path()
+            )
         except IndexError as error:
             raise RowError(str(error)) from None
         return out if dtype is torch.float32 else out.to(dtype)

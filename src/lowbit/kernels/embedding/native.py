@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32, Int64, Integer, UInt8
 from torch import Tensor
 
 from lowbit.errors import RowError
-from lowbit.kernels.packed_layout import PackedLayout
+from lowbit.kernels.packed_layout import PackedLayout, decode_path
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
 
 
@@ -25,12 +25,12 @@ def in_place(
     packed: UInt8[Tensor, " bytes"], form: PackedLayout, y: Float32[Tensor, "*tokens in"]
 ) -> Callable[[Int64[Tensor, "*tokens"]], None]:
     """The same for calls that follow each other: ids -> nothing, rows being written to `y`."""
-    decode, count = form.weight.decode, y.numel() // form.in_features
+    decode, count, path = form.weight.decode, y.numel() // form.in_features, decode_path()
 
     def call(ids: Tensor) -> None:
         ids = ids.contiguous()
         try:
-            decode(packed.data_ptr(), ids.data_ptr(), count, y.data_ptr())
+            decode(packed.data_ptr(), ids.data_ptr(), count, y.data_ptr(), path)
         except IndexError as error:
             raise RowError(str(error)) from None
 

@@ -9,6 +9,7 @@ from lowbit.formats import ExpertsTensor, Layout
 from lowbit.kernels.experts import native, reference
 from lowbit.kernels.experts.native import ExpertsProduct
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
+from lowbit.kernels.linear import families
 from lowbit.kernels.selection import Kernel, never, select
 
 KERNELS = {
@@ -23,8 +24,9 @@ KERNELS = {
 def kernel(
     layout: Layout, in_features: int, device: torch.device, activations: str
 ) -> tuple[Kernel, str]:
-    """The kernel that serves such a weight here, and why."""
-    return select(KERNELS[activations], layout, in_features, device)
+    """The kernel that serves such a weight here, and why; of float activations also the family."""
+    chosen, why = select(KERNELS[activations], layout, in_features, device)
+    return chosen, why if chosen.isa is None else families.reason(why, activations, chosen.name)
 
 
 def experts_linear(

@@ -14,7 +14,7 @@ from lowbit.errors import RowError
 from lowbit.formats import ExpertsTensor
 from lowbit.kernels import packed_layout
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
-from lowbit.kernels.linear.native import DIGITS
+from lowbit.kernels.linear import families
 from lowbit.kernels.native import module, paths
 from lowbit.kernels.packed_layout import PANEL_ROWS
 from lowbit.kernels.selection import Kernel
@@ -23,20 +23,28 @@ IDENTITY = "identity"
 
 
 class ExpertsProduct:
-    """The product with weights packed as `form` says, on one path of the native code."""
+    """The product with weights packed as `form` says, on one path of the native code; the family
+    of float activations is that of the path, if it is not given."""
 
     form: ExpertsPackedLayout
 
-    def __init__(self, form: ExpertsPackedLayout, activations: str, path: str) -> None:
+    def __init__(
+        self,
+        form: ExpertsPackedLayout,
+        activations: str,
+        path: str,
+        family: str | None = None,
+    ) -> None:
         assert module is not None
         self.form, self.activations, self.path = form, activations, path
-        self._digits = DIGITS[activations]
-        self._path = module.ExpertsPath(path)
+        self.family = family or families.family(activations, path)
+        self._digits = families.digits(self.family)
+        self._path = module.ExpertsPath(path, self.family == "fma")
         self._layers: dict[tuple[str, bool, bool], Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Native objects cannot be copied; they are found again."""
-        return ExpertsProduct, (self.form, self.activations, self.path)
+        return ExpertsProduct, (self.form, self.activations, self.path, self.family)
 
     def gates(self, nonlinearity: str) -> bool:
         """Whether it can apply such a gate: halves of the outputs must be whole panels."""

@@ -35,6 +35,7 @@ from lowbit.kernels.checks import (
 from lowbit.kernels.experts.native import IDENTITY, ExpertsProduct
 from lowbit.kernels.experts.reference import chosen
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
+from lowbit.kernels.linear import families
 from lowbit.kernels.operator import dispatched, operator
 
 
@@ -267,7 +268,8 @@ def _experts_linear_packed_op(
     path: str,
 ) -> Tensor:
     form = _packed(layout, out_features, x.shape[-1], planes)
-    return _product(form, activations, path)(x, ids, packed, bias)
+    family = families.family(activations, path)
+    return _product(form, activations, path, family)(x, ids, packed, bias)
 
 
 _product = lru_cache(maxsize=4096)(ExpertsProduct)

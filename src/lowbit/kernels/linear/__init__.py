@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lowbit.formats import Layout, QTensor, StaticScale
-from lowbit.kernels.linear import native, reference
+from lowbit.kernels.linear import families, native, reference
 from lowbit.kernels.linear.native import LinearProduct
 from lowbit.kernels.selection import Kernel, never, select
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
@@ -20,8 +20,9 @@ KERNELS = {
 def kernel(
     layout: Layout, in_features: int, device: torch.device, activations: str
 ) -> tuple[Kernel, str]:
-    """The kernel that serves such a weight here, and why."""
-    return select(KERNELS[activations], layout, in_features, device)
+    """The kernel that serves such a weight here, and why; of float activations also the family."""
+    chosen, why = select(KERNELS[activations], layout, in_features, device)
+    return chosen, why if chosen.isa is None else families.reason(why, activations, chosen.name)
 
 
 def linear(

@@ -1,9 +1,10 @@
 """Linear layers over stored weights by csrc/linear.h.
 
 Activations are quantized inside the same call: *dynamic* ones to int8 per group, with the bits of
-the reference as the result; *float* ones to fixed-point numbers of 32 bits per group, four int8
-digits each, so that products and sums are exact integers there too and the result errs at most
-twice as much as a float32 product. All paths give the same bits.
+the reference as the result. *Float* ones are computed by one of two families of arithmetic
+(families.py): as fixed-point numbers of 32 bits per group, four int8 digits each, so that products
+and sums are exact integers there too, or as float32. Either errs at most twice as much as a float32
+product. All paths give the same bits, float ones those of their family.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from lowbit.formats import QTensor, StaticScale
 from lowbit.kernels import packed_layout
+from lowbit.kernels.linear import families
 from lowbit.kernels.native import module, paths
 from lowbit.kernels.selection import Kernel
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 
-DIGITS = {"float": 4, "dynamic": 1, "static": 1}
 ROWS_AT_ONCE = 1024
 DYNAMIC = StaticScale(0.0)  # what the native code takes for none
 
@@ -30,7 +31,8 @@ class LinearProduct:
     nonlinearity after it.
 
     Everything that does not change between calls is found here once. With a static `input` whose
-    zero point is not 0 the bias of a call has to be that of `shifted_bias`.
+    zero point is not 0 the bias of a call has to be that of `shifted_bias`. The family of float
+    activations is that of the path, if it is not given; None if activations are int8.
     """
 
     def __init__(
@@ -40,17 +42,19 @@ class LinearProduct:
         path: str,
         nonlinearity: str = "identity",
         input: StaticScale | None = None,
+        family: str | None = None,
     ) -> None:
         assert module is not None
+        family = family or families.family(activations, path)
         self.form, self.activations, self.path = form, activations, path
-        self.nonlinearity, self.input = nonlinearity, input
+        self.nonlinearity, self.input, self.family = nonlinearity, input, family
         self.out_features, self.in_features = form.out_features, form.in_features
         width = form.layout.granularity.width(form.in_features)
         # Products that have this in common quantize their input alike.
-        self.input_form = form.in_features, width, activations, path, input
-        self._digits = DIGITS[activations]
+        self.input_form = form.in_features, width, activations, path, input, family
+        self._digits = families.digits(family)
         self.parts = form.parts
-        self._path = module.LinearPath(path)
+        self._path = module.LinearPath(path, family == "fma")
         self._layers = self._made(False, False)
         # By whether the bias is bfloat16; made when the first x of bfloat16 comes.
         self._bfloat16: dict[bool, list[Any]] = {}
@@ -89,6 +93,7 @@ class LinearProduct:
             self.path,
             self.nonlinearity,
             self.input,
+            self.family,
         )
 
     def __call__(

@@ -24,6 +24,7 @@ from lowbit.kernels.arguments import (
 from lowbit.kernels.checks import check_bias, check_choice, check_path, check_rows, check_static
 from lowbit.kernels.dequantize import dequantize_op
 from lowbit.kernels.embedding.operator import embedding_packed_op
+from lowbit.kernels.linear import families
 from lowbit.kernels.linear.native import LinearProduct
 from lowbit.kernels.linear.reference import NONLINEARITIES
 from lowbit.kernels.operator import dispatched, operator
@@ -188,7 +189,8 @@ def _linear_packed_op(
 ) -> Tensor:
     form = packed_layout(layout, out_features, x.shape[-1], planes)
     input = static_scale(input_scale, input_zero_point)
-    return _product(form, activations, path, nonlinearity, input)(x, packed, bias)
+    family = families.family(activations, path)
+    return _product(form, activations, path, nonlinearity, input, family)(x, packed, bias)
 
 
 _product = lru_cache(maxsize=4096)(LinearProduct)

@@ -1,0 +1,81 @@
+// A linear layer over packed codes (packed_layout.h) with float32 activations, by fused
+// multiply-adds. Beside the byte limbs of linear.h it is the other family of arithmetic for such
+// activations: for processors on which four int8 products cost more than one of float32.
+//
+// A weight w[n,k] is the float32 that decode_packed gives for it: s (q - z), or o + the sum of
+// alpha b. The inputs of a row, every group padded to whole blocks by inputs of zero, are cut into
+// spans of 32 blocks; input i of each step of a span (i = 0 … 3) is added to sum i:
+//
+//   sum[i] = 0, then for the steps of the span, in order: sum[i] = fma(x, w, sum[i])
+//   total  = 0, then for the spans, in order: total = (((total + sum[0]) + sum[1]) + sum[2]) + sum[3]
+//   y[m,n] = f(total + bias[n])
+//
+// So the bits of y[m,n] depend on x[m] and on the layer alone: not on other rows or layers, on
+// threads or on the instruction set. Four sums are what a few rows need to hide the latency of an
+// addition; a chain of at most 256 of them rounds less than a float32 product usually does.
+#pragma once
+
+#include "experts.h"
+#include "linear.h"
+
+namespace lowbit {
+
+namespace scalar {
+void linear_float(const Linear* ops, int count);
+void experts_float(const Experts& op);
+}  // namespace scalar
+namespace avx2 {
+void linear_float(const Linear* ops, int count);
+void experts_float(const Experts& op);
+}  // namespace avx2
+namespace avx512 {
+void linear_float(const Linear* ops, int count);
+void experts_float(const Experts& op);
+}  // namespace avx512
+
+// Whether a path takes this family if nobody says otherwise (docs/kernels.md has the times).
+struct LinearFloatPath : Path<void(const Linear* ops, int count)> {
+  bool preferred;
+};
+
+#ifdef __FP_FAST_FMAF
+inline constexpr bool scalar_fma = true;
+#else
+inline constexpr bool scalar_fma = false;  // a call of a function
+#endif
+
+// Those of `linear_paths`, by the same names; `digits` of their operations is 1.
+inline constexpr LinearFloatPath linear_float_paths[] = {
+    {{"scalar", "scalar", scalar::linear_float}, scalar_fma},
+#ifdef LOWBIT_HAS_AVX2
+    {{"avx2", "avx2", avx2::linear_float}, true},
+#endif
+#ifdef LOWBIT_HAS_AVXVNNI
+    {{"avxvnni", "avxvnni", avx2::linear_float}, true},
+#endif
+#ifdef LOWBIT_HAS_AVX512VNNI
+    {{"avx512", "avx512vnni", avx512::linear_float}, true},
+#endif
+#ifdef LOWBIT_HAS_AMX
+    {{"amx", "amx", avx512::linear_float}, false},
+#endif
+};
+
+// The same for the experts of a mixture (experts.h).
+inline constexpr Path<void(const Experts&)> experts_float_paths[] = {
+    {"scalar", "scalar", scalar::experts_float},
+#ifdef LOWBIT_HAS_AVX2
+    {"avx2", "avx2", avx2::experts_float},
+#endif
+#ifdef LOWBIT_HAS_AVXVNNI
+    {"avxvnni", "avxvnni", avx2::experts_float},
+#endif
+#ifdef LOWBIT_HAS_AVX512VNNI
+    {"avx512", "avx512vnni", avx512::experts_float},
+#endif
+#ifdef LOWBIT_HAS_AMX
+    {"amx", "amx", avx512::experts_float},
+#endif
+};
+
+}  // namespace lowbit

@@ -1,0 +1,428 @@
+// The loops of linear_float.h. The including file is compiled for an instruction set, names it in
+// LOWBIT_ISA and describes it:
+//
+//   struct Isa {
+//     Words, Ints, Floats, registers, widen, fma    // as in linear.inl
+//     static constexpr int64_t macs_per_ns;         // as in Product
+//     static Ints byte(Words codes, int i);         // byte i of each lane
+//     static Floats broadcast(const float* x);
+//   };
+//
+// For a few rows, which wait for the weights, codes are decoded in registers. With more, the
+// weights of a span are decoded once for all rows of a chunk:
+//
+//   chunk     rows of activations, in L2 or L3    linear_schedule.cpp
+//    task     panels of one layer                 linear_schedule.cpp
+//     panels  P at once                           multiply_many
+//      span   of 1,024 inputs, decoded to L2      multiply_panels
+//       sum   a quarter of a span, in L1          multiply_panels
+//        rows R at once: a register block         add_sum
+//
+// Nothing from the standard library is called here (see quantize_rows.inl).
+
+#include "experts_schedule.h"
+#include "linear_float.h"
+#include "linear_lanes.inl"
+#include "linear_schedule.h"
+#include "scratch.h"
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+constexpr int64_t span_blocks = 32;  // as linear_float.h has it
+constexpr int sums = step_inputs;
+
+template <int bits>
+struct Affine {
+  static constexpr bool binary = false;
+
+  struct Step {
+    Words codes;
+    Step(const uint8_t* block, int s, int part) : codes(codes_of_step<bits>(block, s, part)) {}
+  };
+
+  // Of one group, for the lanes of a part. A float16 scale times a zero point is exact in float32,
+  // and so is their weight: fma gives s (q - z) in one operation.
+  template <bool half>
+  struct Weights {
+    Floats s, z;
+
+    Weights(const Linear& op, int64_t group, int part)
+        : s(load_scales(op.scale, half, group * panel_rows + part * lanes)) {
+      Ints zero = Ints{} + (1 << (bits - 1));
+      if (op.zero_point) {
+        const uint8_t* at = op.zero_point + group * panel_rows + part * lanes;
+        for (int i = 0; i < lanes; ++i) zero[i] = at[i];
+      }
+      z = __builtin_convertvector(zero, Floats);
+      if constexpr (half) z *= -s;
+    }
+
+    Floats of(const Step& step, int i) const {
+      const Floats q = __builtin_convertvector(Isa::byte(step.codes, i), Floats);
+      return half ? Isa::fma(q, s, z) : s * (q - z);
+    }
+  };
+};
+
+template <int planes>
+struct Binary {
+  static constexpr bool binary = true;
+
+  struct Step {
+    Words plane[planes];
+    int s;
+    Step(const uint8_t* block, int s, int part) : s(s) {
+      for (int p = 0; p < planes; ++p) {
+        plane[p] = load<Words>(block + p * vector_bytes + part * sizeof(Words));
+      }
+    }
+  };
+
+  template <bool half>
+  struct Weights {
+    Floats minus_alpha[planes], o{};
+
+    Weights(const Linear& op, int64_t group, int part) {
+      for (int p = 0; p < planes; ++p) {
+        const int64_t at = (group * planes + p) * panel_rows + part * lanes;
+        minus_alpha[p] = -load_scales(op.scale, half, at);
+      }
+      if (op.offset) o = load_scales(op.offset, half, group * panel_rows + part * lanes);
+    }
+
+    Floats of(const Step& step, int i) const {
+      constexpr uint32_t sign = 1u << 31;
+      Floats w = o;
+      for (int p = 0; p < planes; ++p) {
+        const Words plus = step.plane[p] << (31 - 8 * i - step.s) & sign;
+        w += reinterpret_cast<Floats>(plus ^ reinterpret_cast<Words>(minus_alpha[p]));
+      }
+      return w;
+    }
+  };
+};
+
+// fn(group, first block, last block) for the groups of a span, whose blocks are first … last - 1.
+template <class Fn>
+void for_groups(const PackedLayout& form, int64_t first, int64_t last, const Fn& fn) {
+  const int64_t group_blocks = PackedLayout::blocks_of(form.group);
+  for (int64_t g = first / group_blocks; first < last; ++g) {
+    const int64_t end = (g + 1) * group_blocks < last ? (g + 1) * group_blocks : last;
+    fn(g, first, end);
+    first = end;
+  }
+}
+
+// fn(first, rows) for blocks of at most R rows, of as many each as can be: a short one would wait
+// for its few sums.
+template <int R, class Fn>
+void for_row_blocks(int64_t rows, const Fn& fn) {
+  const int64_t blocks = divided(rows, R);
+  for (int64_t b = 0, row = 0; b < blocks; ++b) {
+    const int64_t n = divided(rows - row, blocks - b);
+    fn(row, n);
+    row += n;
+  }
+}
+
+// --- A few rows. ---
+
+// A register block: R rows, of which each has two or all of its sums in registers, beside a weight,
+// its parameters and an input.
+constexpr int few_rows_at_once = (Isa::registers - 4) / 2 < 8 ? (Isa::registers - 4) / 2 : 8;
+
+constexpr int64_t ahead_bytes = 4096, cache_line = 64;
+
+template <int R>
+constexpr int sums_at_once = sums * R <= Isa::registers - 4 ? sums : 2;
+
+// Adds sums I … of a span to the totals of one part of a panel.
+template <class Codes, int R, int I>
+[[gnu::noinline]] void add_span(const Linear& op, const float* x, int64_t row_inputs, int64_t panel,
+                                int64_t first, int64_t last, int part, Floats (&total)[R][parts]) {
+  constexpr int S = sums_at_once<R>;
+  const PackedLayout& form = op.form;
+  const int64_t block_bytes = form.block_bytes();
+  const uint8_t* codes = op.codes + panel * form.panel_bytes();
+  Floats sum[S][R] = {};
+  for_groups(form, first, last, [&](int64_t g, int64_t from, int64_t to) {
+    const typename Codes::template Weights<true> weights(op, panel * form.groups() + g, part);
+    for (int64_t at = from; at < to; ++at) {
+      const uint8_t* block = codes + at * block_bytes;
+      for (int64_t i = 0; i < block_bytes; i += cache_line) {
+        __builtin_prefetch(block + ahead_bytes + i);
+      }
+#pragma GCC unroll 8
+      for (int s = 0; s < block_steps; ++s) {
+        const float* four = x + at * block_inputs + s * step_inputs + I;
+        const typename Codes::Step step(block, s, part);
+#pragma GCC unroll 4
+        for (int i = 0; i < S; ++i) {
+          const Floats w = weights.of(step, I + i);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) {
+            sum[i][r] = Isa::fma(Isa::broadcast(four + r * row_inputs + i), w, sum[i][r]);
+          }
+        }
+      }
+    }
+  });
+#pragma GCC unroll 4
+  for (int i = 0; i < S; ++i) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) total[r][part] += sum[i][r];
+  }
+}
+
+template <class Codes, int R>
+void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t rows,
+                   int64_t panel) {
+  if constexpr (R > 1) {
+    if (rows < R) return multiply_rows<Codes, R - 1>(op, a, row, rows, panel);
+  }
+  const float* x = reinterpret_cast<const float*>(a.codes) + row * a.padded_inputs;
+  Floats total[R][parts] = {};
+  const int64_t blocks = op.form.blocks();
+  for (int64_t first = 0; first < blocks; first += span_blocks) {
+    const int64_t last = first + span_blocks < blocks ? first + span_blocks : blocks;
+    for (int part = 0; part < parts; ++part) {
+      add_span<Codes, R, 0>(op, x, a.padded_inputs, panel, first, last, part, total);
+      if constexpr (sums_at_once<R> < sums) {
+        add_span<Codes, R, 2>(op, x, a.padded_inputs, panel, first, last, part, total);
+      }
+    }
+  }
+  finish<1, R>(op, total[0], R * parts, row, R, panel);
+}
+
+template <class Codes>
+void multiply_few(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
+                  int64_t first_panel, int64_t last_panel) {
+  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+    for_row_blocks<few_rows_at_once>(last_row - first_row, [&](int64_t row, int64_t n) {
+      multiply_rows<Codes, few_rows_at_once>(op, a, first_row + row, n, panel);
+    });
+  }
+}
+
+// --- Many rows. ---
+
+// A register block: R rows of P panels, beside a weight of each panel and an input.
+constexpr int most_panels = Isa::registers / (8 * parts) ? Isa::registers / (8 * parts) : 1;
+constexpr int register_rows = (Isa::registers - 3) / (most_panels * parts);
+
+// The weights of a span: to[sum][step][vectors], those of one panel from `to` on.
+template <class Weights, class Step>
+void decode_span(const Linear& op, int64_t panel, int64_t first, int64_t last, int64_t vectors,
+                 Floats* to) {
+  const PackedLayout& form = op.form;
+  const uint8_t* codes = op.codes + panel * form.panel_bytes();
+  const int64_t sum_stride = (last - first) * block_steps * vectors;
+  for_groups(form, first, last, [&](int64_t g, int64_t from, int64_t end) {
+    for (int p = 0; p < parts; ++p) {
+      const Weights weights(op, panel * form.groups() + g, p);
+      for (int64_t at = from; at < end; ++at) {
+        const uint8_t* block = codes + at * form.block_bytes();
+        Floats* out = to + (at - first) * block_steps * vectors + p;
+#pragma GCC unroll 8
+        for (int s = 0; s < block_steps; ++s) {
+          const Step step(block, s, p);
+#pragma GCC unroll 4
+          for (int i = 0; i < sums; ++i) out[i * sum_stride + s * vectors] = weights.of(step, i);
+        }
+      }
+    }
+  });
+}
+
+// Adds one sum of a span to the totals of R rows, those of P panels panel_stride apart: R rows of
+// inputs row_stride apart, w[step][P][parts].
+template <int R, int P>
+void add_sum(int64_t rows, const float* x, int64_t row_stride, const Floats* w, int64_t steps,
+             Floats* total, int64_t panel_stride) {
+  if constexpr (R > 1) {
+    if (rows < R) return add_sum<R - 1, P>(rows, x, row_stride, w, steps, total, panel_stride);
+  }
+  constexpr int V = P * parts;
+  Floats sum[R][V] = {};
+  for (int64_t s = 0; s < steps; ++s, w += V) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Floats input = Isa::broadcast(x + r * row_stride + s);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] = Isa::fma(input, w[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      total[v / parts * panel_stride + r * parts + v % parts] += sum[r][v];
+    }
+  }
+}
+
+template <class Codes, int P>
+void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
+                     int64_t panel) {
+  constexpr int V = P * parts;
+  using Half = typename Codes::template Weights<true>;
+  using Single = typename Codes::template Weights<false>;
+  const int64_t rows = last_row - first_row, blocks = op.form.blocks();
+  const int64_t weights = span_blocks * block_inputs * V, panel_stride = rows * parts;
+  auto* w = static_cast<Floats*>(
+      task_scratch((weights + P * panel_stride) * static_cast<int64_t>(sizeof(Floats))));
+  Floats* total = w + weights;
+  for (int64_t i = 0; i < P * panel_stride; ++i) total[i] = Floats{};
+  const float* x = reinterpret_cast<const float*>(a.codes) + first_row * a.padded_inputs;
+  for (int64_t first = 0; first < blocks; first += span_blocks) {
+    const int64_t last = first + span_blocks < blocks ? first + span_blocks : blocks;
+    for (int q = 0; q < P; ++q) {
+      const auto decode = op.half_scale ? decode_span<Half, typename Codes::Step>
+                                        : decode_span<Single, typename Codes::Step>;
+      decode(op, panel + q, first, last, V, w + q * parts);
+    }
+    const int64_t steps = (last - first) * block_steps;
+    for (int i = 0; i < sums; ++i) {
+      const float* inputs = x + i * (blocks * block_steps) + first * block_steps;
+      for_row_blocks<register_rows>(rows, [&](int64_t row, int64_t n) {
+        add_sum<register_rows, P>(n, inputs + row * a.padded_inputs, a.padded_inputs,
+                                  w + i * steps * V, steps, total + row * parts, panel_stride);
+      });
+    }
+  }
+  for (int64_t row = 0; row < rows; row += register_rows) {
+    const int64_t n = rows - row < register_rows ? rows - row : register_rows;
+    finish<P, register_rows>(op, total + row * parts, panel_stride, first_row + row, n, panel);
+  }
+}
+
+template <class Codes>
+void multiply_many(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
+                   int64_t first_panel, int64_t last_panel) {
+  int64_t panel = first_panel;
+  for (; panel + most_panels <= last_panel; panel += most_panels) {
+    multiply_panels<Codes, most_panels>(op, a, first_row, last_row, panel);
+  }
+  for (; panel < last_panel; ++panel) {
+    multiply_panels<Codes, 1>(op, a, first_row, last_row, panel);
+  }
+}
+
+// --- Activations. ---
+
+// Rows first … last - 1 as float32. put(row, at, x, n, end) is given a row's memory and each of its
+// groups: the first of its inputs, and how many they are without and with the zeros behind them.
+template <class Put>
+void arrange(const Linear& op, const Activations& a, int64_t first, int64_t last, const Put& put) {
+  const PackedLayout& form = op.form;
+  float* widened = nullptr;
+  if (op.bfloat16) {
+    widened = static_cast<float*>(task_scratch(form.inputs * static_cast<int64_t>(sizeof(float))));
+  }
+  for (int64_t m = first; m < last; ++m) {
+    const float* x = static_cast<const float*>(op.x) + (op.bfloat16 ? 0 : m * form.inputs);
+    if (op.bfloat16) {
+      widen(static_cast<const uint16_t*>(op.x) + m * form.inputs, form.inputs, widened);
+      x = widened;
+    }
+    float* row = reinterpret_cast<float*>(a.codes) + m * a.padded_inputs;
+    int64_t at = 0;
+    for (int64_t g = 0; g < form.groups(); ++g) {
+      const int64_t n = form.group_inputs(g), end = padded(n, block_inputs);
+      put(row, at, x, n, end);
+      x += n;
+      at += end;
+    }
+  }
+}
+
+// x [rows][padded_inputs]
+void arrange_few(const Linear& op, const Activations& a, int64_t first, int64_t last) {
+  const auto put = [](float* row, int64_t at, const float* x, int64_t n, int64_t end) {
+    __builtin_memcpy(row + at, x, n * sizeof(float));
+    for (int64_t k = n; k < end; ++k) row[at + k] = 0;
+  };
+  arrange(op, a, first, last, put);
+}
+
+// x [rows][sum][steps]: what a sum reads lies together.
+void arrange_many(const Linear& op, const Activations& a, int64_t first, int64_t last) {
+  const int64_t steps = a.padded_inputs / sums;
+  const auto put = [steps](float* row, int64_t at, const float* x, int64_t n, int64_t end) {
+    float* to = row + at / sums;
+    int64_t s = 0;
+    for (; s < n / sums; ++s) {
+      for (int i = 0; i < sums; ++i) to[i * steps + s] = x[s * sums + i];
+    }
+    for (; s < end / sums; ++s) {
+      for (int i = 0; i < sums; ++i) {
+        to[i * steps + s] = s * sums + i < n ? x[s * sums + i] : 0.0f;
+      }
+    }
+  };
+  arrange(op, a, first, last, put);
+}
+
+template <class Codes>
+constexpr Product few{.rows = 1,
+                      .panels = 1,
+                      .group_padding = block_inputs,
+                      .bytes_per_input = sizeof(float),
+                      .macs_per_ns = Isa::macs_per_ns,
+                      .quantize = arrange_few,
+                      .multiply = multiply_few<Codes>};
+
+template <class Codes>
+constexpr Product many{.rows = register_rows,
+                       .panels = most_panels,
+                       .group_padding = block_inputs,
+                       .bytes_per_input = sizeof(float),
+                       .macs_per_ns = Isa::macs_per_ns,
+                       .chunk_bytes = 1 << 21,
+                       .quantize = arrange_many,
+                       .multiply = multiply_many<Codes>};
+
+struct Products {
+  const Product *few, *many;
+};
+
+template <class Codes>
+constexpr Products products{&few<Codes>, &many<Codes>};
+
+// By bits, and by planes in use.
+constexpr Products affine_products[] = {
+    products<Affine<2>>, products<Affine<3>>, products<Affine<4>>, products<Affine<5>>,
+    products<Affine<6>>, products<Affine<7>>, products<Affine<8>>};
+constexpr Products binary_products[] = {products<Binary<1>>, products<Binary<2>>,
+                                        products<Binary<3>>, products<Binary<4>>};
+
+const Products& products_of(const Linear& op) {
+  return op.form.binary ? binary_products[op.planes - 1] : affine_products[op.form.bits - 2];
+}
+
+const Product& few_rows(const Linear& op) { return *products_of(op).few; }
+const Product& many_rows(const Linear& op) { return *products_of(op).many; }
+
+// Affine codes are decoded in as little time as it takes to store them and load them again; binary
+// ones are not. Scales of float32, which are rare, are read by one loop alone.
+bool is_few(const Linear& op) {
+  const int blocks = op.form.binary ? 1 : 2;
+  return op.half_scale && op.rows <= blocks * few_rows_at_once;
+}
+
+const Product& by_itself(const Linear& op) { return is_few(op) ? few_rows(op) : many_rows(op); }
+
+}  // namespace
+
+// Layers that share their activations share their arrangement.
+void linear_float(const Linear* ops, int count) {
+  bool few = true;
+  for (int i = 0; i < count; ++i) few = few && is_few(ops[i]);
+  run(ops, count, few ? few_rows : many_rows);
+}
+
+void experts_float(const Experts& op) { run_experts(op, by_itself); }
+
+}  // namespace lowbit::LOWBIT_ISA
