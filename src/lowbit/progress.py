@@ -24,6 +24,19 @@ def tracked(
 
 
 @contextmanager
+def without_load_reports() -> Iterator[None]:
+    """No bars inside, and no tables of what a checkpoint lacks, for callers who tell it themselves;
+    what was set before holds after."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with without_transformers_bars():
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
 def without_transformers_bars() -> Iterator[None]:
     """No bars for loading and writing checkpoints inside; what was set before holds after."""
     shown = logging.is_progress_bar_enabled()

@@ -23,7 +23,8 @@ class Recorded:
     """A weight that writes down what is done to it."""
 
     def __init__(self, part, log, clock):
-        self.part, self.log, self.clock = part, log, clock
+        self.name = self.part = part
+        self.log, self.clock = log, clock
         self.codes = SimpleNamespace(mode=Mode.FREE)
 
     def note(self, what):

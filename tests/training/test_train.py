@@ -26,10 +26,11 @@ from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.glue import Glue
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.bcq import BcqPlan
+from lowbit.training.glue import teach
 from lowbit.training.lesson import Material, load_with_head
 from lowbit.training.settings import Settings
 from lowbit.training.train import train
-from lowbit.training.trainer import LessonTrainer, checkpoints
+from lowbit.training.trainer import LessonTrainer, arguments, checkpoints
 from tests.folders import save
 from tests.models import BERT, make
 
@@ -99,7 +100,9 @@ def test_resuming_gives_the_weights_of_a_training_that_was_not_stopped(source, d
     )
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for output in (whole, stopped):
-        train("glue", material(source, data), output, settings, progress=False)
+        train(
+            "glue", material(source, data), output, settings, progress=False, keep_checkpoints=True
+        )
     # As a kill after step 16 would have left it, in the second epoch.
     (stopped / "training.json").unlink()
     last = checkpoints(stopped)[-1]
@@ -123,7 +126,9 @@ def test_resuming_after_the_last_step_inside_an_epoch_trains_no_more(source, dat
         schedule="constant_with_warmup",
     )  # fmt: skip
     for output in (tmp_path / "whole", tmp_path / "stopped"):
-        train("glue", material(source, data), output, settings, progress=False)
+        train(
+            "glue", material(source, data), output, settings, progress=False, keep_checkpoints=True
+        )
     (tmp_path / "stopped" / "training.json").unlink()
     again = train(
         "glue", material(source, data), tmp_path / "stopped", settings, resume=True, progress=False
@@ -153,10 +158,102 @@ def test_going_on_is_refused_with_other_settings_and_without_a_checkpoint(source
     nowhere = replace(lesson, data=str(tmp_path / "nowhere"))
     with pytest.raises(InputError):
         train("glue", nowhere, out, settings, overwrite=True, progress=False)
-    assert checkpoints(out) and (out / "training.json").exists()
-    shutil.rmtree(out / "checkpoints")
-    with pytest.raises(UsageError, match="was finished and no checkpoint to go on from"):
-        train("glue", lesson, out, settings, resume=True, progress=False)
+    assert (out / "float").exists() and (out / "training.json").exists()
+
+
+def test_a_finished_training_leaves_no_checkpoints_unless_asked(source, data, tmp_path):
+    settings = replace(QUICK, max_steps=2, evaluate_during_training=False)
+    train("glue", material(source, data), tmp_path / "a", settings, progress=False)
+    kept = {"progress": False, "keep_checkpoints": True}
+    train("glue", material(source, data), tmp_path / "b", settings, **kept)
+    assert not checkpoints(tmp_path / "a") and len(checkpoints(tmp_path / "b")) == 1
+
+
+@pytest.mark.parametrize("estimator", ["ste", "lsq"])
+def test_the_end_of_a_training_can_be_repeated(source, data, tmp_path, estimator):
+    options = QatOptions(estimator=estimator, ranges="ema")
+    settings = replace(QUICK, qat="int8-all", max_steps=4, options=options)
+    settings = replace(settings, evaluate_during_training=False)
+    first = train("glue", material(source, data), tmp_path, settings, progress=False)
+    before = load_file(tmp_path / "int8-all" / "model.safetensors")
+    shutil.rmtree(tmp_path / "int8-all")
+    again = train("glue", material(source, data), tmp_path, settings, resume=True, progress=False)
+    after = load_file(tmp_path / "int8-all" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert again.steps == first.steps and again.measurements == first.measurements
+
+
+def test_a_training_goes_on_from_the_ranges_that_another_learned(source, data, tmp_path):
+    """Also where the integer model is named, which stands for the float model beside it."""
+    settings = replace(QUICK, qat="int8-all", max_steps=4, evaluate_during_training=False)
+    train("glue", material(source, data), tmp_path / "one", settings, progress=False)
+    learned = load_file(tmp_path / "one" / "float" / "qat.safetensors")
+    for start in ("float", "int8-all"):
+        lesson = replace(material(source, data), model=str(tmp_path / "one" / start))
+        still = replace(settings, learning_rate=0.0, max_steps=1)
+        out = tmp_path / start
+        outcome = train("glue", lesson, out, still, progress=False)
+        assert any("ranges and scales go on from" in note for note in outcome.notes)
+        after = load_file(out / "float" / "qat.safetensors")
+        steps = [name for name in after if name.endswith(".steps")]
+        assert steps and all(after[name] == learned[name] + 1 for name in steps)
+        weights = [load_file(f / "float/model.safetensors") for f in (tmp_path / "one", out)]
+        assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    # Another recipe has other ranges.
+    other = replace(still, qat="int4")
+    outcome = train("glue", lesson, tmp_path / "other", other, progress=False)
+    assert any("it is not used" in note for note in outcome.notes)
+
+
+def test_a_baseline_is_the_training_in_float_and_tells_what_is_lost(source, data, tmp_path):
+    settings = replace(QUICK, qat="int8-all", epochs=2, options=QatOptions(ranges="ema"))
+    given = {"progress": False, "baseline": True}
+    outcome = train("glue", material(source, data), tmp_path / "both", settings, **given)
+    assert list(outcome.measurements) == ["float", "fake-quantized", "integer"]
+    alone = train(
+        "glue", material(source, data), tmp_path / "alone", replace(settings, qat="none",
+        options=QatOptions()), progress=False,
+    )  # fmt: skip
+    assert outcome.measurements["float"].predictions == alone.measurements["float"].predictions
+    float_, integer = (accuracy(outcome, name) for name in ("float", "integer"))
+    lost = outcome.losses["integer"]
+    assert lost.percent == pytest.approx(100 * (float_ - integer) / float_)
+    assert lost.low <= lost.percent <= lost.high
+    told = json.loads((tmp_path / "both" / "training.json").read_text())
+    assert told["losses"]["integer"]["percent"] == lost.percent
+    assert told["history"] and set(told["measurements"]) == set(outcome.measurements)
+    with pytest.raises(UsageError, match="baseline is float, and so is this training"):
+        train("glue", material(source, data), tmp_path / "no", QUICK, **given)
+
+
+def test_one_class_and_one_file_are_no_training_data(source, data, tmp_path):
+    folder = tmp_path / "SST-2"
+    folder.mkdir()
+    rows = ["sentence\tlabel", *(f"good {word}\t1" for word in WORDS[0])]
+    for split in ("train", "dev"):
+        (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    for given, sentence in (
+        (folder, "train.tsv has 4 rows and one label, positive: there is nothing to learn"),
+        (data / "train.tsv", "is one file, and a model is not scored on what it learned from"),
+    ):
+        with pytest.raises(lowbit.LowbitError, match=sentence):
+            train("glue", material(source, given), tmp_path / "out", QUICK, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_equal_scores_the_lower_loss_is_the_best(source, data, tmp_path):
+    lesson = teach(material(source, data))
+    trainer = LessonTrainer(lesson, arguments(tmp_path, QUICK, "accuracy", False))
+    kept = []
+    scores = ((0.5, 1.0), (0.5, 0.9), (0.5, 0.95), (0.6, 2.0), (0.6, 1.5))
+    for step, (accuracy, loss) in enumerate(scores, 1):
+        trainer.state.global_step = step
+        metrics = {"eval_accuracy": accuracy, "eval_loss": loss}
+        trainer.log(metrics)
+        kept.append(trainer._determine_best_metric(metrics, None))
+    assert kept == [True, True, False, True, True]
+    assert trainer.state.best_global_step == 5
 
 
 @pytest.mark.parametrize("name", ["texts", "float", "checkpoints", "int8"])
@@ -196,9 +293,8 @@ def test_batches_that_make_one_step_weigh_like_one_batch(source, data, tmp_path)
         settings = replace(quiet, seed=4, qat="int4", distill=0.5)
         settings = replace(settings, batch_size=size, accumulate=16 // size)
         out = tmp_path / str(size)
-        train("glue", lesson, out, settings, progress=False)
-        state = json.loads((checkpoints(out)[-1] / "trainer_state.json").read_text())
-        (line,) = state["log_history"]
+        state = train("glue", lesson, out, settings, progress=False)
+        line, _ = state.history
         logged.append((line["step"], line["loss"], line["grad_norm"]))
     assert logged[1] == pytest.approx(logged[0], rel=0.05)
 
@@ -209,7 +305,8 @@ def test_rounding_that_never_began_is_said(source, data, tmp_path):
         options=QatOptions(start=2),
     )  # fmt: skip
     outcome = train("glue", material(source, data), tmp_path, settings, progress=False)
-    (note,) = outcome.notes
+    assert "start at random" in outcome.notes[0] and "classifier.weight" in outcome.notes[0]
+    _, note = outcome.notes
     assert "never trained with rounding: it was to start after 2 passes, and there were 2" in note
 
 
@@ -279,7 +376,8 @@ def test_starting_again_leaves_no_old_checkpoint_to_resume_from(source, data, tm
     with pytest.raises(UsageError, match="begun before"):
         train("glue", material(source, data), tmp_path, QUICK, progress=False)
     settings = replace(QUICK, max_steps=1, evaluate_during_training=False)
-    train("glue", material(source, data), tmp_path, settings, overwrite=True, progress=False)
+    given = {"overwrite": True, "progress": False, "keep_checkpoints": True}
+    train("glue", material(source, data), tmp_path, settings, **given)
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-1"]
 
 

@@ -1,6 +1,5 @@
 """Translators from nothing, trained in float and in binary codes."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -39,10 +38,9 @@ def test_a_short_training_keeps_its_best_checkpoint_and_writes_texts(data, tmp_p
     outcome = train("translation", material, tmp_path, settings, progress=False)
     names = ["bleu", "chrf", "exact_match", "loss", "accuracy"]
     assert list(outcome.measurements["float"].metrics) == names
-    history = json.loads((checkpoints(tmp_path)[-1] / "trainer_state.json").read_text())
-    scored = [line["eval_bleu"] for line in history["log_history"] if "eval_bleu" in line]
+    scored = [line["eval_bleu"] for line in outcome.history if "eval_bleu" in line]
     assert len(scored) == 3 and value(outcome, "float", "bleu") == pytest.approx(max(scored))
-    losses = [line["loss"] for line in history["log_history"] if "loss" in line]
+    losses = [line["loss"] for line in outcome.history if "loss" in line]
     assert losses[-1] < losses[0]
     texts = {file.stem: file.read_text().splitlines() for file in (tmp_path / "texts").iterdir()}
     sources, references = zip(*reversing.pairs(40, 1), strict=True)
@@ -54,8 +52,7 @@ def test_a_short_training_keeps_its_best_checkpoint_and_writes_texts(data, tmp_p
 def test_what_is_trained_in_bfloat16_is_scored_as_it_is_saved(data, tmp_path):
     settings = replace(QUICK, max_steps=4, eval_steps=4, bf16=True)
     outcome = train("translation", reversing.material(data), tmp_path, settings, progress=False)
-    history = json.loads((checkpoints(tmp_path)[-1] / "trainer_state.json").read_text())
-    while_training = [line["eval_loss"] for line in history["log_history"] if "eval_loss" in line]
+    while_training = [line["eval_loss"] for line in outcome.history if "eval_loss" in line]
     sources, targets = zip(*reversing.pairs(40, 1), strict=True)
     saved = load_model(tmp_path / "float")
     wanted = forced(saved, load_tokenizer(tmp_path / "float"), sources, targets).loss
@@ -157,7 +154,7 @@ def test_resuming_towards_codes_gives_the_weights_of_a_training_that_was_not_sto
     settings = replace(quiet, plan=plan, save_steps=5, distill=0.5)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for output in (whole, stopped):
-        train("translation", material, output, settings, progress=False)
+        train("translation", material, output, settings, progress=False, keep_checkpoints=True)
     (stopped / "training.json").unlink()
     (checkpoints(stopped)[-1] / "trainer_state.json").unlink()
     assert checkpoints(stopped)[-1].name == "checkpoint-15"

@@ -18,8 +18,13 @@ def infer(
     task: Annotated[str, typer.Option(help="glue or squad.")],
     data: Annotated[str, typer.Option("--data", "--data-dir", help="The task's files.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    subset: Annotated[str, typer.Option("--name", help="The GLUE task: cola, mrpc, …")] = "",
-    split: Annotated[str, typer.Option(help="test, dev or train; labels are not needed.")] = "test",
+    subset: Annotated[
+        str, typer.Option("--name", help="The GLUE task: cola, mrpc, …; what the model says.")
+    ] = "",
+    split: Annotated[
+        str | None,
+        typer.Option(help="test, dev or train; test of glue and dev of squad. No labels needed."),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens of an input, as in training.")
     ] = None,

@@ -11,6 +11,7 @@ from rich.table import Table
 from lowbit.checkpoint.hashes import verify
 from lowbit.cli.screen import Screen
 from lowbit.cli.tables import mebibytes
+from lowbit.formats.error import WeightError
 from lowbit.inspect.checkpoint import Inspection, inspect_checkpoint
 from lowbit.kernels import native
 
@@ -66,7 +67,7 @@ def module_table(inspection: Inspection) -> Table:
             row.stored_as,
             f"{row.size.stored_bytes:,}",
             f"{row.size.bits_per_weight:.2f}" if row.size.parameters else "",
-            f"{error.signal_to_noise_db:.1f}" if error else "",
+            _quality(error),
             row.kernel,
         )
     table.add_row(
@@ -75,6 +76,13 @@ def module_table(inspection: Inspection) -> Table:
         f"{sum(row.size.stored_bytes for row in plain):,}",
     )
     return table
+
+
+def _quality(error: WeightError | None) -> str:
+    """The signal-to-noise ratio; what has no error was trained to be what is stored."""
+    if error is None:
+        return ""
+    return f"{error.signal_to_noise_db:.1f}" if error.relative_error else "trained"
 
 
 def total_table(inspection: Inspection) -> Table:

@@ -28,7 +28,7 @@ from lowbit.training.settings import (
 from lowbit.training.teachers import TEACHERS
 
 if TYPE_CHECKING:
-    from lowbit.training.train import Outcome
+    from lowbit.training.ending import Outcome
 
 DEFAULT, NEW = Settings(), Architecture()
 OF_TASK_HELP = "The task's own by default."
@@ -129,7 +129,9 @@ def train(
     max_length: Annotated[
         int | None, typer.Option(min=1, help=f"Tokens of an example. {OF_TASK_HELP}")
     ] = None,
-    stride: Annotated[int | None, typer.Option(help="Overlap of SQuAD's windows; 128.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Overlap of SQuAD's windows; a third of the length.")
+    ] = None,
     warmup: Annotated[float, typer.Option(help="Share of all steps.")] = DEFAULT.warmup,
     schedule: Annotated[
         str | None, typer.Option(help=f"After it: {', '.join(SCHEDULES)}. {OF_TASK_HELP}")

@@ -96,7 +96,11 @@ TASKS = {
 
 
 def find_task(name: str) -> GlueTask:
-    """Raises UsageError."""
-    if name not in TASKS:
+    """The task of that name, however it is spelled: "sts-b", "STS_B" and "stsb" are one.
+
+    Raises UsageError.
+    """
+    plain = name.lower().replace("-", "").replace("_", "").replace(" ", "")
+    if plain not in TASKS:
         raise UsageError(f"there is no GLUE task {name!r}; there are {', '.join(TASKS)}")
-    return TASKS[name]
+    return TASKS[plain]

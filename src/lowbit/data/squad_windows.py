@@ -60,14 +60,21 @@ def split(
     return QuestionWindows(dict(encoded), owners, spans, cut)
 
 
+def usual_stride(max_length: int) -> int:
+    """By how many tokens windows overlap if nothing is said: a third, 128 of 384."""
+    return max_length // 3
+
+
 def question_room(tokenizer: Any, max_length: int, stride: int) -> int:
     """The tokens a question may have, so that each window brings at least `stride` new ones of
     the context, and one where windows do not overlap. Raises UsageError where that is none."""
     special = tokenizer.num_special_tokens_to_add(pair=True)
     room: int = max_length - special - stride - max(stride, 1)
     if room < 1:
+        most = (max_length - special - 1) // 2
+        remedy = f"at most --stride {most} fits" if most > 0 else "a longer --max-length is needed"
         raise UsageError(
-            f"max_length {max_length} with stride {stride} and {special} special"
-            f" tokens leaves {room} tokens for a question: at least 1 is needed"
+            f"windows of {max_length} tokens (--max-length) that overlap by {stride} (--stride)"
+            f" leave no room for a question: {remedy}"
         )
     return room

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from lowbit.data import glue, squad_windows
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Subject
-from lowbit.evaluation.tasks.glue import Glue
+from lowbit.evaluation.tasks.glue import TRAINED_FOR, Glue
 from lowbit.evaluation.tasks.squad import Squad
 
 
@@ -15,18 +15,22 @@ def predict(
     subject: Subject,
     data: str,
     subset: str,
-    split: str,
+    split: str | None = None,
     progress: bool = True,
     **lengths: int,
 ) -> Iterator[str]:
     """The lines of a file of predictions: GLUE's index and label, SQuAD's JSON by question.
 
-    lengths: `max_length`, and of SQuAD's windows `stride`; the task's own by default.
+    subset: GLUE's task, by default what the model's config says it was trained for. split: by
+    default test of GLUE, and dev of SQuAD, whose test set is not public. lengths: `max_length`, and
+    of SQuAD's windows `stride`; the task's own by default.
+
     Raises UsageError for another task or a model that is none for it, InputError for unusable data.
     """
     if task not in PREDICTORS:
         raise UsageError(f"there is no task {task!r} to predict; there are {', '.join(PREDICTORS)}")
-    return PREDICTORS[task](subject, data, subset, split, progress, **lengths)
+    predictor, usual_split = PREDICTORS[task]
+    return predictor(subject, data, subset, split or usual_split, progress, **lengths)
 
 
 def _glue(
@@ -37,6 +41,10 @@ def _glue(
     progress: bool,
     max_length: int | None = None,
 ) -> Iterator[str]:
+    trained = getattr(subject.model.config, TRAINED_FOR, None) or {}
+    subset = subset or trained.get("name", "")
+    if not subset:
+        raise UsageError("give the name of the GLUE task (--name): the model does not say which")
     task = Glue(data, subset, split, max_length=max_length)
     task.check_model(subject)
     yield "index\tprediction"
@@ -64,11 +72,15 @@ def _squad(
     task.check_model(subject)
     questions = task.items.questions
     windows = squad_windows.split(
-        subject.needed_tokenizer(), questions, task.max_length, task.stride
+        subject.needed_tokenizer(), questions, task.max_length, task.overlap
     )
     answers = task.answers(subject, questions, windows, progress)
     told = {question.id: answer for question, answer in zip(questions, answers, strict=True)}
     yield json.dumps(told, ensure_ascii=False)
 
 
-PREDICTORS: dict[str, Callable[..., Iterator[str]]] = {"glue": _glue, "squad": _squad}
+# With the split that is predicted if none is named.
+PREDICTORS: dict[str, tuple[Callable[..., Iterator[str]], str]] = {
+    "glue": (_glue, "test"),
+    "squad": (_squad, "dev"),
+}

@@ -1,9 +1,12 @@
 """What a task is: data, and a way to score a model on it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+from jaxtyping import Int64
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.errors import UsageError
@@ -23,6 +26,10 @@ class Subject:
         if self.tokenizer is None:
             raise UsageError(f"{self.name} has no tokenizer, and this task needs one")
         return self.tokenizer
+
+
+# Numbers of items, in any order and more than once -> the deciding metric of them.
+Resampled = Callable[[Int64[np.ndarray, " items"]], float]
 
 
 class Task(ABC):
@@ -45,6 +52,11 @@ class Task(ABC):
     def measure(self, subject: Subject, progress: bool = True) -> Measurement:
         """Score the model. The model's mode, torch's random state and thread count stay as they
         were. progress: show a bar with time left if it takes more than two seconds."""
+
+    def resampled(self, found: Measurement) -> Resampled | None:
+        """The deciding metric of some of the items of a measurement, by their numbers; None where
+        items have no scores of their own."""
+        return None
 
     def measure_beside(
         self, subject: Subject, reference: Subject, before: Measurement, progress: bool = True

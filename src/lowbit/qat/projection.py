@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from lowbit.conversion.module_weights import oriented
 from lowbit.conversion.recipe import Recipe
+from lowbit.formats import decode
 from lowbit.qat.codes import Codes, Mode
 from lowbit.qat.modules import FakeQuantized
 from lowbit.qat.prepare import fake_quantized, prepare_qat
@@ -36,14 +37,24 @@ class CodedWeight:
     module: FakeQuantized
     codes: Codes | StackedCodes
 
-    def project(self) -> None:
-        self._rewrite(self.codes.project)
+    def project(self) -> float:
+        """Find the codes anew. The change ‖ŵ − w‖ / ‖w‖ of the weight w, which becomes ŵ."""
+        return self._changed(self.codes.project)
 
-    def sync(self) -> None:
-        self._rewrite(self.codes.sync)
+    def sync(self) -> float:
+        """Let what is held be what is computed with; the change, as of `project`."""
+        return self._changed(self.codes.sync)
 
     def settle(self) -> None:
         self._rewrite(self.codes.settle)
+
+    @torch.no_grad()
+    def _changed(self, change: Callable[[Tensor], None]) -> float:
+        before = self.module.matrix().detach().clone()
+        self._rewrite(change)
+        after = decode(self.codes.stored(self.module.matrix().detach()))
+        size = float(before.norm())
+        return float((after - before).norm()) / size if size else 0.0
 
     @torch.no_grad()
     def enter(self, mode: Mode) -> None:

@@ -6,8 +6,16 @@ from lowbit.data import glue
 from lowbit.data.batches import columns
 from lowbit.data.glue_tasks import find_task
 from lowbit.errors import InputError, UsageError
-from lowbit.evaluation.tasks.glue import Glue
-from lowbit.training.lesson import Example, Lesson, Material, load_with_head, padded, some
+from lowbit.evaluation.tasks.glue import TRAINED_FOR, Glue
+from lowbit.training.lesson import (
+    Example,
+    Lesson,
+    Material,
+    check_folder,
+    load_with_head,
+    padded,
+    some,
+)
 
 
 def teach(material: Material) -> Lesson:
@@ -15,9 +23,15 @@ def teach(material: Material) -> Lesson:
     if material.subset is None:
         raise UsageError("task glue needs the name of one of its tasks: cola, mrpc, …")
     task = find_task(material.subset)
+    check_folder(material.data, "train.tsv and dev.tsv")
     (part,) = glue.read(task.name, "train", material.data)
     if part.labels is None:
         raise InputError(f"{part.source} has no labels to learn")
+    if task.labels and len(set(part.labels)) == 1:
+        raise InputError(
+            f"{part.source} has {len(part.labels)} rows and one label,"
+            f" {task.labels[int(part.labels[0])]}: there is nothing to learn"
+        )
     names = list(task.labels) or ["score"]
     model, new = load_with_head(
         AutoModelForSequenceClassification,
@@ -26,6 +40,7 @@ def teach(material: Material) -> Lesson:
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
         problem_type="regression" if task.is_regression else "single_label_classification",
+        **{TRAINED_FOR: {"task": "glue", "name": task.name}},
     )
     encoded = material.tokenizer(
         *columns(part.sentences), truncation=True, max_length=material.max_length, verbose=False
@@ -41,4 +56,5 @@ def teach(material: Material) -> Lesson:
         padded(material.tokenizer),
         Glue(material.data, task.name, "dev", max_length=material.max_length),
         new=new,
+        accuracy=not task.is_regression,
     )

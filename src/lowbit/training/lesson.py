@@ -14,7 +14,7 @@ from lowbit.checkpoint.documents import reading
 from lowbit.checkpoint.read import find, open_checkpoint, read_config
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Task
-from lowbit.progress import without_transformers_bars
+from lowbit.progress import without_load_reports
 from lowbit.training.architecture import Architecture
 
 # As configurations of transformers name them.
@@ -39,7 +39,9 @@ class Lesson:
 
     best: the metric of which the highest makes the checkpoint that is kept; None: the last one is.
     new: the parameters that start at random. notes: what is to be said of the data. texts: what is
-    written beside the outputs of `score`.
+    written beside the outputs of `score`. test: how the model is judged once, in the end, and
+    test_references, what it should write there. accuracy: whether each label is that of the logits
+    at its place, so that training can log how many are the likeliest.
     """
 
     model: PreTrainedModel
@@ -51,16 +53,22 @@ class Lesson:
     new: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    test: Task | None = None
+    test_references: Sequence[str] = ()
+    accuracy: bool = False
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Files of sentences and their translations, beside `Material.data`. target, valid_target: the
+    """Files of sentences and their translations, beside `Material.data`. valid, test: what the
+    model is scored on while it trains, and in the end. target, valid_target, test_target: the
     second of two files of lines. Columns are those of a TSV, as `lowbit.data.parallel` counts."""
 
     target: str | None = None
     valid: str | None = None
     valid_target: str | None = None
+    test: str | None = None
+    test_target: str | None = None
     source_column: int = 1
     target_column: int | None = None
 
@@ -71,8 +79,8 @@ class Material:
 
     model: a folder or hub id, or the sizes of a new one; data: a file or folder in the task's
     layout; subset: GLUE's task. max_length: tokens of an example; stride: by how many SQuAD's
-    windows overlap. attention_dropout: of attention probabilities; dropout: of what layers give,
-    None for the model's own. Both are in the config that is saved.
+    windows overlap, by default a third of that. attention_dropout: of attention probabilities;
+    dropout: of what layers give, None for the model's own. Both are in the config that is saved.
 
     Raises UsageError for a dropout that is no share, and a length below 1.
     """
@@ -82,7 +90,7 @@ class Material:
     data: str | None
     subset: str | None = None
     max_length: int = 128
-    stride: int = 128
+    stride: int | None = None
     attention_dropout: float = 0.0
     dropout: float | None = None
     pairs: Pairs = field(default_factory=Pairs)
@@ -138,7 +146,7 @@ def load_with_head(
     _set(config, ATTENTION_DROPOUT, material.attention_dropout)
     if material.dropout is not None:
         _set(config, DROPOUT, material.dropout)
-    with reading(folder), describing(checkpoint.held, folder), without_transformers_bars():
+    with reading(folder), describing(checkpoint.held, folder), without_load_reports():
         model: PreTrainedModel
         model, info = head.from_pretrained(
             folder,
@@ -175,6 +183,15 @@ def padded(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Example]], dict
         return batch
 
     return collate
+
+
+def check_folder(data: str | None, files: str) -> None:
+    """Raises UsageError for one file: the model would be scored on what it learned from."""
+    if data is not None and Path(data).is_file():
+        raise UsageError(
+            f"{data} is one file, and a model is not scored on what it learned from: --data is a"
+            f" folder with {files}"
+        )
 
 
 def some(examples: Sequence[Example], source: str) -> Sequence[Example]:

@@ -1,5 +1,7 @@
 """When weights are projected onto their codes: a plan (bcq.py) as a callback of Trainer.
 
+The log has, for each projection, ‖ŵ − w‖ / ‖w‖ of each weight w, which becomes ŵ.
+
 Whatever is scored or saved is the quantized model: a projection, or what amounts to one, comes
 before each score and each checkpoint.
 """
@@ -61,9 +63,12 @@ class Projections(TrainerCallback):
         self._begin(state)
         if not acts:
             return
+        changes = {}
         for weight in self.weights:
             if weight.part in self.begun and weight.codes.mode is not Mode.FROZEN:
-                (weight.project if due else weight.sync)()
+                changes[weight.name] = (weight.project if due else weight.sync)()
+        # Kept with the checkpoint, and not printed as the log is.
+        state.log_history.append({"step": state.global_step, "projection": changes})
         self.synced = state.global_step
         if due:
             self.projected = state.global_step

@@ -9,7 +9,17 @@ from lowbit.qat.prepare import QatOptions
 from lowbit.training.bcq import BcqPlan
 
 # What else training writes.
-OUTPUTS = ("checkpoints", "float", "texts", "training.json")
+OUTPUTS = (
+    "checkpoints",
+    "float",
+    "baseline",
+    "texts",
+    "output.txt",
+    "ref.txt",
+    "training.json",
+)
+# What --qat alone trains towards: everything in 8 bits, as in the reference (docs/references.md).
+EVERYTHING = "int8-all"
 SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant_with_warmup")
 
 

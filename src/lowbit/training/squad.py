@@ -11,19 +11,27 @@ from lowbit.data import squad, squad_windows
 from lowbit.data.squad_windows import QuestionWindows
 from lowbit.errors import UsageError
 from lowbit.evaluation.tasks.squad import Squad
-from lowbit.training.lesson import Example, Lesson, Material, load_with_head, padded, some
+from lowbit.training.lesson import (
+    Example,
+    Lesson,
+    Material,
+    check_folder,
+    load_with_head,
+    padded,
+    some,
+)
 
 
 def teach(material: Material) -> Lesson:
     """data: a folder with train*.json and dev*.json. Raises UsageError, InputError."""
     if material.data is None:
         raise UsageError("task squad needs --data: a folder with train*.json and dev*.json")
+    check_folder(material.data, "train*.json and dev*.json")
+    score = Squad(material.data, "dev", material.max_length, material.stride)
     train = squad.read(material.data, "train")
     train.check_answers()
     questions = train.questions
-    windows = squad_windows.split(
-        material.tokenizer, questions, material.max_length, material.stride
-    )
+    windows = squad_windows.split(material.tokenizer, questions, material.max_length, score.overlap)
     examples: list[Example] = []
     for row, owner in enumerate(windows.questions):
         answer = questions[owner].answers[0]
@@ -41,7 +49,7 @@ def teach(material: Material) -> Lesson:
         material.tokenizer,
         some(examples, material.data),
         collated(material.tokenizer),
-        Squad(material.data, "dev", material.max_length, material.stride),
+        score,
         new=new,
     )
 

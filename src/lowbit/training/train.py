@@ -1,68 +1,51 @@
 """Training: transformers' Trainer around a lesson, in float or towards integers.
 
 OUT/
-    checkpoints/    Trainer's own: model, optimizer, scheduler, random state; and what was asked
-                    for, all of them alike
-    float/          the trained model in float32, for further training
+    checkpoints/    how the training began and, until it has finished, Trainer's own: model,
+                    optimizer, scheduler, random state; all of them alike
+    float/          the trained model in float32, for further training, and beside it, in
+                    qat.safetensors, what else was learned (qat/learned.py)
     int8/           the integer model (named as the recipe was asked for), for inference; of a plan
                     for binary codes it is the same model as float/
+    baseline/       the same training in float, where it was asked for
     training.json   settings, steps, scores of each, versions
-    texts/          sources, references and each model's outputs, where a task writes texts
+    texts/          sources, references and each model's outputs, where a task writes texts;
+                    output.txt and ref.txt have those of the test set
 """
 
 import json
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from lowbit.checkpoint.atomic_write import staged, staged_file, writing
 from lowbit.checkpoint.documents import read_json
 from lowbit.checkpoint.work_folder import claimed, tidy
 from lowbit.errors import InputError, UsageError
-from lowbit.evaluation.study import Measurement, sayable
-from lowbit.evaluation.task import Subject, agreement
+from lowbit.evaluation.task import Subject
 from lowbit.inspect.environment import describe
-from lowbit.progress import without_transformers_bars
-from lowbit.qat.prepare import fake_quantized, finish_qat, prepare_qat
+from lowbit.qat.prepare import QatOptions, prepare_qat
 from lowbit.qat.projection import CodedWeight, prepare_codes
 from lowbit.training.attention import trainable_attention
+from lowbit.training.ending import Outcome, finish, starts_at_random, write_texts
 from lowbit.training.frequencies import bits_read
 from lowbit.training.lesson import Lesson, Material
+from lowbit.training.origin import origin
 from lowbit.training.projections import Projections
 from lowbit.training.settings import OUTPUTS, Settings
 from lowbit.training.teachers import find_teacher
 from lowbit.training.trainer import LessonTrainer, arguments, checkpoints, without_autocast
 
 SETTINGS_FILE = Path("checkpoints") / "settings.json"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What training gave: measurements by model ("float", "fake-quantized", "integer"). seconds: of
-    training, since it was last resumed."""
-
-    steps: int
-    seconds: float
-    measurements: dict[str, Measurement]
-    folders: tuple[Path, ...]
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "folders": [str(folder) for folder in self.folders],
-            "notes": list(self.notes),
-            "measurements": {name: sayable(asdict(m)) for name, m in self.measurements.items()},
-        }
+DONE = "training.json"
 
 
 def train(
@@ -73,54 +56,53 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    baseline: bool = False,
+    keep_checkpoints: bool = False,
 ) -> Outcome:
     """Train a model, and write it to folders of `output`.
 
-    resume: go on from the last checkpoint in `output`, if there is one.
+    resume: go on from the last checkpoint in `output`, if there is one; of a training that has
+    finished the end is repeated: its models are scored and written again. baseline: first train the
+    float model in the same way, and tell what is lost beside it.
 
-    Raises UsageError for settings that are unknown, an output that is there already, or going on
+    Raises UsageError for settings that are unknown, an output that is there already, going on
     otherwise than the checkpoint's training began, or what a training would replace but no training
-    wrote; InputError for unusable data, a loss that is not a
-    number, or a disk that is full.
+    wrote; InputError for unusable data, a loss that is not a number, or a disk that is full.
     """
     teach = find_teacher(task)
     recipe, folder = settings.recipe, settings.folder  # both say at once what cannot be
-    done = (output / "training.json").exists()
-    there = [name for name in (*OUTPUTS, folder) if (output / name).exists()]
-    if there and not done and not (output / SETTINGS_FILE).exists():
-        raise UsageError(
-            f"{output / there[0]} is there already, and no training says that it wrote it: choose"
-            " another output"
-        )
+    if baseline and recipe is None:
+        raise UsageError("the baseline is float, and so is this training: give a --qat or a --bcq")
+    done = (output / DONE).exists()
+    check_output(output, folder, done)
     begun = checkpoints(output) if resume or not overwrite else []
     if (done or begun) and not (overwrite or resume):
         raise UsageError(
             f"{output} holds a training that was {'finished' if done else 'begun'} before:"
             " --resume goes on with it, --overwrite starts again"
         )
-    if done and not begun and not overwrite:
+    ends_again = done and resume and not begun
+    if ends_again and settings.plan is not None:
         raise UsageError(
             f"{output} holds a training that was finished and no checkpoint to go on from:"
             " --overwrite starts again"
         )
     asked = {"task": task, **material.to_dict(), **settings.to_dict()}
-    if begun:
+    if begun or ends_again:
         check_settings(output, asked)
+    before = None
+    if baseline:
+        ways = resume, overwrite, progress
+        before = float_baseline(task, material, output / "baseline", settings, *ways)
     # Seeded before the model is made: a new head is random.
     set_seed(settings.seed)
-    lesson = teach(material)
+    if ends_again:
+        material = replace(material, model=str(output / "float"))
+    start = origin(material, recipe, settings.options)
+    lesson = teach(start.material)
     lesson.score.check(Subject("model", lesson.model, lesson.tokenizer))
-    if settings.distill and lesson.new:
-        raise UsageError(
-            f"there is nothing to distill: {len(lesson.new)} parameters of the model are new, such"
-            f" as {lesson.new[0]}; a model that was trained for the task can be distilled"
-        )
-    labels = lesson.examples[0].get("labels")
-    if settings.label_smoothing and (labels is None or isinstance(labels, float)):
-        raise UsageError(
-            f"label smoothing {settings.label_smoothing} spreads over classes, of which this task"
-            " has none"
-        )
+    check_lesson(lesson, settings)
+    lesson = replace(lesson, notes=(*start.notes, *lesson.notes, *starts_at_random(lesson)))
     teacher = deepcopy(lesson.model) if settings.distill else None
     weights: tuple[CodedWeight, ...] = ()
     if settings.plan is not None:
@@ -128,6 +110,13 @@ def train(
         lesson = replace(lesson, notes=(*lesson.notes, *bits_read(lesson)))
     elif recipe is not None:
         prepare_qat(lesson.model, recipe, settings.options)
+        if start.learned is not None:
+            start.learned.put(lesson.model)
+    if ends_again:
+        told = read_json(output / DONE)
+        with claimed(output):
+            outcome = finish(lesson, output, settings, told["steps"], told["seconds"], progress)
+            return end(lesson, outcome, before, output, settings)
     trainer = LessonTrainer(
         lesson, arguments(output, settings, lesson.best, progress), teacher, settings.distill
     )
@@ -140,24 +129,89 @@ def train(
             tidy(output)
             if not begun:
                 begin(output, asked)
-        start = time.perf_counter()
-        # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
-        torch.set_flush_denormal(True)
-        try:
-            with trainable_attention(lesson.model, settings.bf16):
-                trainer.train(resume_from_checkpoint=str(begun[-1]) if resume and begun else None)
-        finally:
-            torch.set_flush_denormal(False)
-        seconds = time.perf_counter() - start
+        seconds = learn(trainer, settings, begun[-1] if resume and begun else None)
+        steps = trainer.state.global_step
         if not first:
-            return Outcome(trainer.state.global_step, seconds, {}, ())
+            return Outcome(steps, seconds, {}, ())
         with without_autocast(lesson.model):
-            outcome = finish(lesson, output, settings, trainer.state.global_step, seconds, progress)
-        write_texts(lesson, outcome, output / "texts")
-        told = {"settings": settings.to_dict(), "environment": describe(), **outcome.to_dict()}
-        with staged_file(output / "training.json") as unfinished:
-            unfinished.write_text(json.dumps(told, indent=1), encoding="utf-8")
-        return outcome
+            outcome = finish(lesson, output, settings, steps, seconds, progress)
+        outcome = replace(outcome, history=tuple(trainer.state.log_history))
+        outcome = end(lesson, outcome, before, output, settings)
+        if not keep_checkpoints:
+            for checkpoint in (output / "checkpoints").glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+    return outcome
+
+
+def learn(trainer: LessonTrainer, settings: Settings, checkpoint: Path | None) -> float:
+    """Train to the end; the seconds that it took."""
+    start = time.perf_counter()
+    # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
+    torch.set_flush_denormal(True)
+    try:
+        with trainable_attention(trainer.lesson.model, settings.bf16):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        torch.set_flush_denormal(False)
+    return time.perf_counter() - start
+
+
+def end(
+    lesson: Lesson, outcome: Outcome, baseline: Outcome | None, output: Path, settings: Settings
+) -> Outcome:
+    """Write what is told of a training that has finished; with what is lost beside the baseline."""
+    if baseline is not None:
+        outcome = outcome.beside(baseline, lesson)
+    write_texts(lesson, outcome, output)
+    told = {"settings": settings.to_dict(), "environment": describe(), **outcome.to_dict()}
+    with staged_file(output / DONE) as unfinished:
+        unfinished.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    return outcome
+
+
+def float_baseline(
+    task: str,
+    material: Material,
+    output: Path,
+    settings: Settings,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+) -> Outcome:
+    """The same training in float, from labels alone; what is there of it goes on or stays."""
+    in_float = replace(settings, qat="none", plan=None, distill=0.0, options=QatOptions())
+    if resume and (output / DONE).exists():
+        check_settings(output, {"task": task, **material.to_dict(), **in_float.to_dict()})
+        return Outcome.from_dict(read_json(output / DONE))
+    return train(task, material, output, in_float, resume, overwrite, progress)
+
+
+def check_output(output: Path, folder: str, done: bool) -> None:
+    """Raises UsageError for what a training would replace but no training wrote."""
+    names = [*OUTPUTS, folder]
+    if (output / "baseline" / SETTINGS_FILE).exists():
+        names.remove("baseline")
+    there = [name for name in names if (output / name).exists()]
+    if there and not done and not (output / SETTINGS_FILE).exists():
+        raise UsageError(
+            f"{output / there[0]} is there already, and no training says that it wrote it: choose"
+            " another output"
+        )
+
+
+def check_lesson(lesson: Lesson, settings: Settings) -> None:
+    """Raises UsageError for settings that this lesson cannot have."""
+    if settings.distill and lesson.new:
+        raise UsageError(
+            f"there is nothing to distill: {len(lesson.new)} parameters of the model are new, such"
+            f" as {lesson.new[0]}; a model that was trained for the task can be distilled"
+        )
+    labels = lesson.examples[0].get("labels")
+    if settings.label_smoothing and (labels is None or isinstance(labels, float)):
+        raise UsageError(
+            f"label smoothing {settings.label_smoothing} spreads over classes, of which this task"
+            " has none"
+        )
 
 
 def begin(output: Path, asked: Mapping[str, Any]) -> None:
@@ -167,7 +221,7 @@ def begin(output: Path, asked: Mapping[str, Any]) -> None:
     with staged(file.parent) as unfinished, writing(output):
         (unfinished / file.name).write_text(json.dumps(asked, indent=1), encoding="utf-8")
     # Only now: until here another process would take what is there for a stranger's.
-    (output / "training.json").unlink(missing_ok=True)
+    (output / DONE).unlink(missing_ok=True)
 
 
 def check_settings(output: Path, asked: Mapping[str, Any]) -> None:
@@ -184,67 +238,3 @@ def check_settings(output: Path, asked: Mapping[str, Any]) -> None:
                 f"the training in {output} began with {name} {before.get(name)} and cannot go on"
                 f" with {value}: --overwrite starts again"
             )
-
-
-def finish(
-    lesson: Lesson, output: Path, settings: Settings, steps: int, seconds: float, progress: bool
-) -> Outcome:
-    """Score and save the float model and, where there is one, the integer model."""
-    model, tokenizer = lesson.model.eval(), lesson.tokenizer
-
-    def score(name: str) -> Measurement:
-        return lesson.score.measure(Subject(name, model, tokenizer), progress)
-
-    folders = [output / "float"]
-    if settings.recipe is None:
-        measurements = {"float": score("float")}
-        save(model, tokenizer, folders[0])
-        return Outcome(steps, seconds, measurements, tuple(folders), lesson.notes)
-    notes = (*lesson.notes, *never_rounded(model))
-    measurements = {"fake-quantized": score("fake-quantized")}
-    save(model, tokenizer, folders[0], state_dict=trained_state(model))
-    finish_qat(model, progress)
-    folders.append(output / settings.folder)
-    integer = score("integer")
-    alike = agreement(integer, measurements["fake-quantized"])
-    measurements["integer"] = replace(integer, metrics={**integer.metrics, **alike})
-    save(model, tokenizer, folders[1])
-    return Outcome(steps, seconds, measurements, tuple(folders), notes)
-
-
-def never_rounded(model: PreTrainedModel) -> Iterator[str]:
-    """What is said of layers that training left in float to its end."""
-    layers = fake_quantized(model).values()
-    late = [layer for layer in layers if layer.start and int(layer.steps) <= layer.start]
-    if late:
-        yield (
-            f"{len(late)} of {len(layers)} layers were never trained with rounding: it was to start"
-            f" after {late[0].start} passes, and there were {int(late[0].steps)}"
-        )
-
-
-def write_texts(lesson: Lesson, outcome: Outcome, folder: Path) -> None:
-    """One file each for what was given, what was wanted, and what each model wrote, a line each."""
-    if lesson.texts:
-        outputs = {name: map(str, m.predictions) for name, m in outcome.measurements.items()}
-        with staged(folder) as unfinished:
-            for name, lines in {**lesson.texts, **outputs}.items():
-                text = "".join(" ".join(line.split("\n")) + "\n" for line in lines)
-                (unfinished / f"{name}.txt").write_text(text, encoding="utf-8")
-
-
-def trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What the float model had, as training left it, without what fake quantization added."""
-    added = {
-        f"{name}.{key}"
-        for name, module in fake_quantized(model).items()
-        for key in module.state_dict()
-        if key not in ("weight", "bias")
-    }
-    return {name: t for name, t in model.state_dict().items() if name not in added}
-
-
-def save(model: PreTrainedModel, tokenizer: Any, folder: Path, **options: Any) -> None:
-    with staged(folder) as unfinished, without_transformers_bars(), writing(folder):
-        model.save_pretrained(unfinished, **options)
-        tokenizer.save_pretrained(unfinished)

@@ -10,12 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerControl,
+    TrainingArguments,
+)
 
 from lowbit.checkpoint.atomic_write import writing
 from lowbit.errors import InputError, UsageError
+from lowbit.evaluation.forced import IGNORED
 from lowbit.evaluation.task import Subject
 from lowbit.nn.eval_mode import evaluating
+from lowbit.progress import without_transformers_bars
 from lowbit.training.by_length import ByLength
 from lowbit.training.distillation import divergence
 from lowbit.training.lesson import Example, Lesson
@@ -140,6 +148,7 @@ class LessonTrainer(Trainer):
         distill: float = 0.0,
     ) -> None:
         self.lesson, self.teacher, self.distill = lesson, teacher, distill
+        self.right = self.counted = 0  # labels since the last evaluation
         freeze_what_is_not_saved(lesson.model)
         super().__init__(
             model=lesson.model,
@@ -149,6 +158,8 @@ class LessonTrainer(Trainer):
             eval_dataset=Rows(()),  # the task reads its own
             processing_class=lesson.tokenizer,
         )
+        # It prints its log where bars are not shown: standard output is the caller's.
+        self.remove_callback(PrinterCallback)
         # Else Trainer takes it that models divide the loss by the items of all batches of a step,
         # which classifiers do not: their gradients would be as many times too large.
         self.model_accepts_loss_kwargs = False
@@ -180,7 +191,7 @@ class LessonTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         output = Path(self.args.output_dir).parent
         try:
-            with writing(output):
+            with writing(output), without_transformers_bars():
                 super()._save_checkpoint(*args, **kwargs)
         except InputError as error:
             raise InputError(f"{error}; {last_good(output)}") from error
@@ -190,6 +201,11 @@ class LessonTrainer(Trainer):
     ) -> Any:
         labels = inputs.get("labels")
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if self.lesson.accuracy and labels is not None:
+            counts = labels != IGNORED
+            found = outputs["logits"].detach().argmax(-1)
+            self.right += int((found == labels)[counts].sum())
+            self.counted += int(counts.sum())
         if self.teacher is not None:
             if labels is None or "logits" not in outputs:
                 raise UsageError("this task has no logits that could be distilled")
@@ -198,6 +214,24 @@ class LessonTrainer(Trainer):
                 wanted = self.teacher.to(labels.device)(**given).logits
             loss = torch.lerp(loss, divergence(outputs["logits"], wanted, labels), self.distill)
         return (loss, outputs) if return_outputs else loss
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Of equal scores the one with the lower loss is the better."""
+        before, loss = self.state.best_metric, metrics.get("eval_loss", math.inf)
+        better: bool = super()._determine_best_metric(metrics, trial)
+        best = self.args.metric_for_best_model
+        if not better and best is not None and metrics[f"eval_{best}"] == before:
+            better = loss < self._loss_of_best()
+            if better:
+                self.state.best_global_step = self.state.global_step
+        return better
+
+    def _loss_of_best(self) -> float:
+        """The loss at the step of the best score, as the log has it."""
+        for entry in reversed(self.state.log_history):
+            if entry["step"] == self.state.best_global_step and "eval_loss" in entry:
+                return float(entry["eval_loss"])
+        return -math.inf
 
     def score_before(self) -> None:
         """The scores of the model as it is now, into the log."""
@@ -211,6 +245,9 @@ class LessonTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         metrics = self._scores()
+        if self.counted:
+            metrics["train_accuracy"] = self.right / self.counted
+            self.right = self.counted = 0
         self.log(metrics)
         control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control: TrainerControl = control

@@ -51,6 +51,14 @@ def teach(material: Material) -> Lesson:
         target_column=files.target_column,
         split="valid",
     )
+    test = None
+    if files.test or Path(str(material.data), "test.tsv").is_file():
+        test = Translation(
+            files.test or str(material.data),
+            target=files.test_target,
+            source_column=files.source_column,
+            target_column=files.target_column,
+        )
     if isinstance(material.model, Architecture):
         model = new_model(material.model, material.tokenizer, material.attention_dropout)
         new = tuple(name for name, _ in model.named_parameters())
@@ -75,6 +83,9 @@ def teach(material: Material) -> Lesson:
         new=new,
         notes=_left_out(len(rows), len(examples), sum(empty), longest),
         texts={"sources": score.pairs.sources, "references": score.pairs.targets},
+        test=test,
+        test_references=() if test is None else test.pairs.targets,
+        accuracy=True,
     )
 
 
@@ -87,8 +98,11 @@ def read_pairs(data: str | None, files: Pairs) -> ParallelData:
         )
     if files.valid is None and Path(data).is_file():
         raise UsageError(f"{data} is one file: --valid names the one that the model is scored on")
-    if (files.target is None) != (files.valid_target is None) and files.valid is not None:
-        raise UsageError("two files of lines for training need two for scoring, and one needs one")
+    for scored, target in ((files.valid, files.valid_target), (files.test, files.test_target)):
+        if (files.target is None) != (target is None) and scored is not None:
+            raise UsageError(
+                "two files of lines for training need two for scoring, and one needs one"
+            )
     return parallel.read(
         data, files.target, files.source_column, files.target_column, split="train"
     )

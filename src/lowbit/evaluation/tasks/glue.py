@@ -7,21 +7,25 @@ Class k is the k-th of the task's labels, whatever the model's own order of them
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
 from lowbit.data import glue
 from lowbit.data.batches import Texts, check_batch_size, check_padding, longest
 from lowbit.data.glue import GlueData
-from lowbit.data.glue_tasks import GlueTask, find_task
+from lowbit.data.glue_tasks import TASKS, GlueTask, find_task
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import scores
 from lowbit.evaluation.heads import check_head
 from lowbit.evaluation.study import Measurement, Metric, Sample
-from lowbit.evaluation.task import Subject, Task
+from lowbit.evaluation.task import Resampled, Subject, Task
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
+# In config.json: the task that a model was trained for, {"task": "glue", "name": "mrpc"}.
+TRAINED_FOR = "trained_for"
 # The first decides; where GLUE's page names two, their order there.
 METRICS: dict[str, tuple[str, ...]] = {
     "cola": ("matthews",),
@@ -59,6 +63,11 @@ class Glue(Task):
     batch_size: int = 32
     max_length: int | None = None
 
+    @property
+    def task(self) -> GlueTask:
+        """Raises UsageError."""
+        return find_task(self.subset)
+
     @cached_property
     def parts(self) -> tuple[GlueData, ...]:
         """The files that are scored: two for MNLI, else one."""
@@ -66,16 +75,16 @@ class Glue(Task):
 
     def check(self, subject: Subject) -> None:
         self.check_model(subject)
-        scores.check(METRICS[self.subset])
+        scores.check(METRICS[self.task.name])
         for part in self.parts:
             if part.labels is None:
                 raise UsageError(f"{part.source} has no labels to score against")
 
     def check_model(self, subject: Subject) -> None:
         """Raises UsageError where the model cannot do the task, whether or not data has labels."""
-        task = find_task(self.subset)
+        task = self.task
         check_batch_size(self.batch_size)
-        what = f"GLUE {self.subset}"
+        what = f"GLUE {task.name}"
         check_head(
             subject.model,
             MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -85,6 +94,7 @@ class Glue(Task):
         outputs, needed = subject.model.config.num_labels, max(1, len(task.labels))
         if outputs != needed:
             raise UsageError(f"{what} needs a model of {needed} labels, not of {outputs}")
+        _check_labels(subject.model, task)
         tokenizer = subject.needed_tokenizer()
         check_padding(tokenizer, self.batch_size)
         if self.batch_size > 1 and subject.model.config.get_text_config().pad_token_id is None:
@@ -97,7 +107,7 @@ class Glue(Task):
 
     def measure(self, subject: Subject, progress: bool = True) -> Measurement:
         self.check(subject)
-        task = find_task(self.subset)
+        task = self.task
         metrics: dict[str, Metric] = {}
         predictions: list[int | float] = []
         truncated = 0
@@ -110,7 +120,7 @@ class Glue(Task):
             predictions += found.values
             truncated += found.truncated
         return Measurement(
-            task=f"glue {self.subset}",
+            task=f"glue {task.name}",
             data=", ".join(part.source for part in self.parts),
             items=len(predictions),
             unit="sentence pairs" if len(task.texts) == 2 else "sentences",
@@ -125,6 +135,18 @@ class Glue(Task):
             samples=_samples(self.parts[0], predictions[:SAMPLES]),
             predictions=tuple(predictions),
         )
+
+    def resampled(self, found: Measurement) -> Resampled:
+        """Of the first file, whose metric decides."""
+        labels = np.array(self.parts[0].labels)
+        values = np.array(found.predictions[: len(labels)])
+        name = METRICS[self.task.name][0]
+
+        def score(rows: Int64[np.ndarray, " items"]) -> float:
+            rows = rows[rows < len(labels)]
+            return scores.metric(name, values[rows].tolist(), labels[rows].tolist()).value
+
+        return score
 
     def predict(self, subject: Subject, part: GlueData, progress: bool = True) -> Predictions:
         """Classes in the task's order, or raw scores; labels are not needed.
@@ -161,6 +183,27 @@ def _is_named(model: PreTrainedModel, task: GlueTask) -> bool:
     """Whether the model's names of its classes are the task's."""
     named = {_plain(name) for name in model.config.label2id}
     return named == set(task.labels) or (bool(task.written) and named == set(task.written))
+
+
+def _check_labels(model: PreTrainedModel, task: GlueTask) -> None:
+    """Raises UsageError for a model that was trained for another task, which its config says, or
+    whose names of its classes are those of another task."""
+    trained = getattr(model.config, TRAINED_FOR, None) or {}
+    other = TASKS.get(trained.get("name", "")) if trained.get("task") == "glue" else None
+    if other is None and not _is_named(model, task):
+        other = next((each for each in TASKS.values() if _has_labels(model, each)), None)
+    if other is not None and other is not task:
+        raise UsageError(
+            f"the model was trained for GLUE {other.name}, whose labels are"
+            f" {', '.join(other.labels) or 'scores'}, not for {task.name}: give --name {other.name}"
+        )
+
+
+def _has_labels(model: PreTrainedModel, task: GlueTask) -> bool:
+    """Whether the model's names of its classes are words, and the task's."""
+    return bool(task.labels) and {_plain(name) for name in model.config.label2id} == set(
+        task.labels
+    )
 
 
 def _order(model: PreTrainedModel, task: GlueTask) -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,12 +18,12 @@ from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING
 from lowbit.data import squad, squad_windows
 from lowbit.data.batches import by_length, check_batch_size, check_padding, longest
 from lowbit.data.squad import Question, SquadData
-from lowbit.data.squad_windows import QuestionWindows
+from lowbit.data.squad_windows import QuestionWindows, usual_stride
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import squad_score
 from lowbit.evaluation.heads import check_head
 from lowbit.evaluation.study import Measurement, Metric, Sample
-from lowbit.evaluation.task import Subject, Task
+from lowbit.evaluation.task import Resampled, Subject, Task
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
@@ -32,17 +33,22 @@ NOTE = "share; SQuAD's own script shows it times 100"
 
 @dataclass(frozen=True)
 class Squad(Task):
-    """data: as `lowbit.data.squad.read` takes it."""
+    """data: as `lowbit.data.squad.read` takes it. stride: by default a third of max_length."""
 
     name = "squad"
 
     data: str
     split: str = "dev"
     max_length: int = 384
-    stride: int = 128
+    stride: int | None = None
     max_answer_length: int = 30
     n_best: int = 20
     batch_size: int = 16
+
+    @property
+    def overlap(self) -> int:
+        """Tokens that two windows share."""
+        return usual_stride(self.max_length) if self.stride is None else self.stride
 
     @cached_property
     def items(self) -> SquadData:
@@ -58,10 +64,10 @@ class Squad(Task):
             subject.model, MODEL_FOR_QUESTION_ANSWERING_MAPPING, "SQuAD", "question-answering"
         )
         check_batch_size(self.batch_size)
-        if min(self.max_answer_length, self.n_best) < 1 or self.stride < 0:
+        if min(self.max_answer_length, self.n_best) < 1 or self.overlap < 0:
             raise UsageError(
                 f"max_answer_length {self.max_answer_length}, n_best {self.n_best} and stride"
-                f" {self.stride} must be at least 1, 1 and 0"
+                f" {self.overlap} must be at least 1, 1 and 0"
             )
         tokenizer = subject.needed_tokenizer()
         if not tokenizer.is_fast:
@@ -71,13 +77,13 @@ class Squad(Task):
             )
         check_padding(tokenizer, self.batch_size)
         longest(subject.model, tokenizer, self.max_length)
-        squad_windows.question_room(tokenizer, self.max_length, self.stride)
+        squad_windows.question_room(tokenizer, self.max_length, self.overlap)
 
     def measure(self, subject: Subject, progress: bool = True) -> Measurement:
         self.check(subject)
         questions = self.items.questions
         windows = squad_windows.split(
-            subject.needed_tokenizer(), questions, self.max_length, self.stride
+            subject.needed_tokenizer(), questions, self.max_length, self.overlap
         )
         predictions = self.answers(subject, questions, windows, progress)
         golden = [[answer.text for answer in question.answers] for question in questions]
@@ -95,7 +101,7 @@ class Squad(Task):
             unit="questions",
             settings={
                 "max_length": self.max_length,
-                "stride": self.stride,
+                "stride": self.overlap,
                 "max_answer_length": self.max_answer_length,
                 "n_best": self.n_best,
                 "windows": len(windows.questions),
@@ -110,6 +116,15 @@ class Squad(Task):
             ),
             predictions=tuple(predictions),
         )
+
+    def resampled(self, found: Measurement) -> Resampled:
+        each = np.array(
+            [
+                squad_score.best(squad_score.f1, str(told), [a.text for a in question.answers])
+                for told, question in zip(found.predictions, self.items.questions, strict=True)
+            ]
+        )
+        return lambda rows: float(each[rows].mean())
 
     def answers(
         self,

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from lowbit.data import parallel
 from lowbit.data.parallel import ParallelData
 from lowbit.decoding.translator import Translator
 from lowbit.evaluation.study import Measurement, Metric, Sample
-from lowbit.evaluation.task import Subject, Task
+from lowbit.evaluation.task import Resampled, Subject, Task
 from lowbit.extras import needed
 
 SAMPLES = 5
@@ -79,6 +82,25 @@ class Translation(Task):
             ),
             predictions=found.outputs,
         )
+
+    def resampled(self, found: Measurement) -> Resampled:
+        """BLEU of the sums of what its sentences count (Papineni et al. 2002)."""
+        targets, outputs = self.pairs.targets, tuple(map(str, found.predictions))
+        if deciding_metric(targets) == "exact_match":
+            same = np.array([a == b for a, b in zip(outputs, targets, strict=True)])
+            return lambda rows: float(same[rows].mean())
+        bleu = needed("sacrebleu.metrics", "sacrebleu", "eval").BLEU
+        one = bleu(effective_order=True)
+        counted = [one.sentence_score(a, [b]) for a, b in zip(outputs, targets, strict=True)]
+        sums = np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in counted])
+
+        def score(rows: Int64[np.ndarray, " items"]) -> float:
+            *words, length, wanted = sums[rows].sum(0).tolist()
+            half = len(words) // 2
+            whole = bleu.compute_bleu(words[:half], words[half:], length, wanted, "exp")
+            return float(whole.score)
+
+        return score
 
     def translator(self, subject: Subject) -> Translator:
         """Raises UsageError for a model or options that do not fit."""

@@ -1,0 +1,57 @@
+"""What a model loses beside another, in percent, and how sure that is (Efron & Tibshirani 1993).
+
+The items are drawn again and again with replacement, the same ones for both models (paired), and
+the deciding metric of each draw is computed anew.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowbit.evaluation.study import Measurement
+from lowbit.evaluation.task import Task
+
+DRAWS = 1000
+SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`percent` of the reference's score is lost; negative where the model is better. low, high:
+    the interval of 95 %, None where single items have no score."""
+
+    metric: str
+    percent: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" ({self.low:.2f} … {self.high:.2f})"
+        return f"{self.percent:.2f} %{interval}"
+
+
+def loss(task: Task, before: Measurement, found: Measurement, seed: int = 0) -> Loss | None:
+    """What `found` loses beside `before`, both of `task`; None where the reference has no score, or
+    a score of 0, of which nothing is a percentage."""
+    name = before.main_metric
+    if name is None or not before.metrics[name].value:
+        return None
+    sign = 1 if before.metrics[name].better == "higher" else -1
+
+    def percent(old: float, new: float) -> float:
+        return 100 * sign * (old - new) / abs(old) if old else math.nan
+
+    whole = percent(before.metrics[name].value, found.metrics[name].value)
+    old, new = task.resampled(before), task.resampled(found)
+    if old is None or new is None:
+        return Loss(name, whole)
+    items = before.items
+    chance = np.random.default_rng(seed)
+    draws = [chance.integers(0, items, items) for _ in range(DRAWS)]
+    drawn = np.array([percent(old(rows), new(rows)) for rows in draws])
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return Loss(name, whole)
+    low, high = np.quantile(drawn, [(1 - SHARE) / 2, (1 + SHARE) / 2])
+    return Loss(name, whole, float(low), float(high))
