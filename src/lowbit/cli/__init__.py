@@ -18,9 +18,11 @@ from lowbit.cli.report import report
 from lowbit.cli.run import run
 from lowbit.cli.search import search
 from lowbit.cli.sensitivity import sensitivity
+from lowbit.cli.settings_file import with_bare
 from lowbit.cli.train import train
 from lowbit.cli.translate import translate
 from lowbit.cli.version import Version
+from lowbit.training.settings import EVERYTHING
 
 app = typer.Typer(
     name="lowbit",
@@ -46,7 +48,10 @@ VERBS = (
 # What follows the program's name is the program's.
 VERBATIM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 for verb in VERBS:
-    app.command(context_settings=VERBATIM if verb is run else None)(verb)
+    app.command(
+        context_settings=VERBATIM if verb is run else None,
+        cls=with_bare("--qat", EVERYTHING) if verb is train else None,
+    )(verb)
 
 
 @app.callback()

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from huggingface_hub import constants
 from rich import box
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from lowbit.checkpoint.load import load_tokenizer
-from lowbit.cli.screen import Screen
+from lowbit.cli.screen import Screen, say
+from lowbit.cli.settings_file import from_file, shipped
 from lowbit.errors import UsageError
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.architecture import KINDS, Architecture
 from lowbit.training.bcq import PLANS, find_plan
 from lowbit.training.lesson import Material, Pairs
 from lowbit.training.settings import (
+    EVERYTHING,
     MAX_LENGTH,
     MAX_LENGTH_OF_TASK,
     OF_TASK,
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 DEFAULT, NEW = Settings(), Architecture()
 OF_TASK_HELP = "The task's own by default."
 VOCABULARY = 6000
+CONFIGS = shipped("training/configs")
+# Multi30k (Elliott et al. 2016), English to German, as the hub has it.
+USUAL_PAIRS = "bentrevett/multi30k"
 # By the name in Python: the option as it is typed, and its value, None where it was not.
 Options = Mapping[str, tuple[str, Any]]
 
@@ -49,6 +55,14 @@ def train(
     data: Annotated[
         str | None, typer.Option("--data", "--data-dir", help="The task's files.")
     ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            callback=from_file(CONFIGS),
+            is_eager=True,
+            help=f"A YAML file of options, or one of {', '.join(CONFIGS)}: what is not typed.",
+        ),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="The lines to be translated into; --data has the source.")
     ] = None,
@@ -58,6 +72,10 @@ def train(
     valid_target: Annotated[
         str | None, typer.Option(help="The lines that --valid is into.")
     ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="What a translator is scored on in the end; else test.tsv.")
+    ] = None,
+    test_target: Annotated[str | None, typer.Option(help="The lines that --test is into.")] = None,
     source_column: Annotated[
         int | None, typer.Option(help="Of a TSV, counted from 1; the first.")
     ] = None,
@@ -80,8 +98,15 @@ def train(
     heads: Annotated[int | None, typer.Option(help=f"Of its attention; {NEW.heads}.")] = None,
     subset: Annotated[str | None, typer.Option("--name", help="The GLUE task: cola, …")] = None,
     qat: Annotated[
-        str, typer.Option(help="none: float. int8, int4, int8-dynamic, …: towards these integers.")
+        str,
+        typer.Option(
+            help=f"Towards these integers: int8, int4, int8-dynamic, …; alone, {EVERYTHING}. none:"
+            " float."
+        ),
     ] = DEFAULT.qat,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Train in float too, and tell what is lost.")
+    ] = False,
     estimator: Annotated[
         str | None, typer.Option(help="Gradients through rounding: ste (else), clipped, lsq.")
     ] = None,
@@ -107,6 +132,12 @@ def train(
     groups: Annotated[str | None, typer.Option(help="Of codes: channel, group:64, …")] = None,
     nested: Annotated[
         bool | None, typer.Option("--nested", help="Any precision: prefixes can be used alone.")
+    ] = None,
+    score_before: Annotated[
+        bool | None,
+        typer.Option(
+            "--score-before/--no-score-before", help="Score before projections too; it does."
+        ),
     ] = None,
     straight: Annotated[
         bool | None,
@@ -156,6 +187,9 @@ def train(
     ] = True,
     eval_steps: Annotated[int, typer.Option(help="0: once an epoch.")] = DEFAULT.eval_steps,
     save_steps: Annotated[int, typer.Option(help="0: once an epoch.")] = DEFAULT.save_steps,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="Also when training has finished.")
+    ] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 where it can.")] = False,
     seed: Annotated[
         int, typer.Option(help="Of new weights, dropout and the order of examples.")
@@ -183,6 +217,8 @@ def train(
             "target": ("--target", target),
             "valid": ("--valid", valid),
             "valid_target": ("--valid-target", valid_target),
+            "test": ("--test", test),
+            "test_target": ("--test-target", test_target),
             "source_column": ("--source-column", source_column),
             "target_column": ("--target-column", target_column),
         },
@@ -190,6 +226,8 @@ def train(
     for other, options in by_task.items():
         if other != task:
             _refuse(options, f"is of --task {other}, not of {task}")
+    if task == "translation" and data is None:
+        data = default_data(quiet)
     pairs = Pairs(**_given(by_task["translation"]))
     sizes = {
         "kind": ("--architecture", architecture),
@@ -229,6 +267,7 @@ def train(
         "solver": ("--solver", solver),
         "granularity": ("--groups", groups),
         "nested": ("--nested", nested),
+        "score_before": ("--score-before", score_before),
         "straight": ("--straight", straight),
         "phases": ("--phases", phases),
         "frozen": ("--frozen", frozen),
@@ -256,7 +295,7 @@ def train(
     settings = replace(
         OF_TASK.get(task, DEFAULT),
         qat=qat,
-        plan=None if bcq is None else find_plan(bcq, _given(of_codes)),
+        plan=None if bcq is None else find_plan(bcq, {"score_before": True} | _given(of_codes)),
         distill=distill,
         options=QatOptions(**_given(of_rounding), range_options=decay),
         max_steps=max_steps,
@@ -270,7 +309,17 @@ def train(
         seed=seed,
         **{name: value for name, value in own.items() if value is not None},
     )
-    outcome = run(task, material, output, settings, resume, overwrite, not (quiet or as_json))
+    outcome = run(
+        task,
+        material,
+        output,
+        settings,
+        resume,
+        overwrite,
+        progress=not (quiet or as_json),
+        baseline=baseline,
+        keep_checkpoints=keep_checkpoints,
+    )
     if as_json:
         print(json.dumps(outcome.to_dict()))
     elif not quiet and outcome.folders:
@@ -282,6 +331,22 @@ def train(
             console.print(line, soft_wrap=True, markup=False)
         for folder in outcome.folders:
             console.print(f"written to {folder}", soft_wrap=True)
+
+
+def default_data(quiet: bool) -> str:
+    """The pairs of the hub that are learned from if none are named. Raises UsageError where the hub
+    may not be asked."""
+    if constants.HF_HUB_OFFLINE:
+        raise UsageError(
+            "translation needs --data: a folder with train.tsv and valid.tsv, a file, …; without"
+            f" it {USUAL_PAIRS} is fetched, and HF_HUB_OFFLINE forbids that"
+        )
+    if not quiet:
+        say(
+            f"no --data: fetching {USUAL_PAIRS} (29,000 pairs, 5 MB) from huggingface.co",
+            error=True,
+        )
+    return USUAL_PAIRS
 
 
 def _given(options: Options) -> dict[str, Any]:
@@ -304,10 +369,14 @@ def outcome_table(outcome: "Outcome") -> Table:
     table.add_column("")
     for name in outcome.measurements:
         table.add_column(name, justify="right")
-    names = dict.fromkeys(n for m in outcome.measurements.values() for n in m.metrics)
-    for name in names:
-        cells = [m.metrics.get(name) for m in outcome.measurements.values()]
-        table.add_row(name, *("–" if c is None else f"{c.value:.4f}" for c in cells))
+    for found, prefix in ((outcome.measurements, ""), (outcome.test, "test ")):
+        for name in dict.fromkeys(n for m in found.values() for n in m.metrics):
+            cells = [m.metrics.get(name) for m in found.values()]
+            table.add_row(prefix + name, *("–" if c is None else f"{c.value:.4f}" for c in cells))
+    if outcome.losses:
+        metric = next(iter(outcome.losses.values())).metric
+        losses = [str(outcome.losses.get(name, "")) for name in outcome.measurements]
+        table.add_row(f"{'test ' if outcome.test else ''}{metric}, loss", *losses)
     return table
 
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, PreTrain
 
 from lowbit.data import parallel
 from lowbit.data.parallel import ParallelData
-from lowbit.errors import UsageError
+from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.forced import encoded, forced
 from lowbit.evaluation.study import Measurement, Metric
 from lowbit.evaluation.task import Subject
@@ -52,7 +52,7 @@ def teach(material: Material) -> Lesson:
         split="valid",
     )
     test = None
-    if files.test or Path(str(material.data), "test.tsv").is_file():
+    if files.test or _has_test(str(material.data)):
         test = Translation(
             files.test or str(material.data),
             target=files.test_target,
@@ -87,6 +87,16 @@ def teach(material: Material) -> Lesson:
         test_references=() if test is None else test.pairs.targets,
         accuracy=True,
     )
+
+
+def _has_test(data: str) -> bool:
+    """Whether the folder, or the dataset of the hub, has pairs that nothing is learned from."""
+    if Path(data).exists():
+        return Path(data, "test.tsv").is_file()
+    try:
+        return bool(parallel.read(data, split="test").targets)
+    except InputError:
+        return False
 
 
 def read_pairs(data: str | None, files: Pairs) -> ParallelData:

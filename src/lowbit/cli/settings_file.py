@@ -1,0 +1,76 @@
+"""Options from a YAML file, and an option whose value may be left out."""
+
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from typer.core import TyperCommand
+
+from lowbit.errors import UsageError
+
+
+def shipped(package: str) -> dict[str, Path]:
+    """The YAML files of a folder of lowbit, by name."""
+    folder = Path(str(files("lowbit"))) / package
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def from_file(known: Mapping[str, Path]) -> Callable[[typer.Context, str | None], str | None]:
+    """What an option such as --config does: the file, or one of those `known` by name, says what
+    is not typed. Its keys are options as they are typed, without the dashes in front.
+
+    Raises UsageError for a file that is no such mapping, and for a key that is no option.
+    """
+
+    def read(context: typer.Context, value: str | None) -> str | None:
+        if value is None:
+            return None
+        names = {
+            spelled.lstrip("-").replace("-", "_"): parameter.name
+            for parameter in context.command.params
+            for spelled in (*parameter.opts, *parameter.secondary_opts)
+            if parameter.name is not None
+        }
+        found = _mapping(known.get(value, Path(value)), known)
+        unknown = [key for key in found if str(key).replace("-", "_") not in names]
+        if unknown:
+            raise UsageError(f"{value} has the key {unknown[0]!r}, which is no option")
+        given = {names[key.replace("-", "_")]: each for key, each in found.items()}
+        context.default_map = {**(context.default_map or {}), **given}
+        return value
+
+    return read
+
+
+def _mapping(file: Path, known: Mapping[str, Path]) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"settings {file} cannot be read: {error.strerror}; shipped are {', '.join(known)}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise UsageError(f"settings {file} is not valid YAML: {detail}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"settings {file} is no mapping of options to values")
+    return found
+
+
+def with_bare(option: str, value: str) -> type[TyperCommand]:
+    """A command in which `option` alone, before another option or at the end, means `value`."""
+
+    class WithBare(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            said = []
+            for place, argument in enumerate(args):
+                said.append(argument)
+                following = args[place + 1 : place + 2]
+                if argument == option and (not following or following[0].startswith("-")):
+                    said.append(value)
+            return super().parse_args(ctx, said)
+
+    return WithBare
