@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lowbit.checkpoint.foreign import METHOD
 from lowbit.checkpoint.read import find, read_config
-from lowbit.conversion.config import METHOD
 from lowbit.conversion.recipe import Recipe, load_recipe
 from lowbit.qat.learned import LEARNED, Learned, same_recipe
 from lowbit.qat.prepare import QatOptions
