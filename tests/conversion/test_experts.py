@@ -390,6 +390,18 @@ def test_activations_with_scales_from_data_are_refused(activations):
         make_plan(mixtral(), PRESETS[f"int8-{activations}"])
 
 
+def test_a_mixture_of_one_expert_is_one_too(tmp_path):
+    config = mixtral_config()
+    config.num_local_experts = config.num_experts_per_tok = 1
+    model = MixtralForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    lowbit.quantize(model, "int8", progress=False)
+    onload = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=lowbit.LowbitConfig("int8")
+    )
+    assert torch.equal(logits(onload), logits(model))
+
+
 def test_what_learns_from_data_refuses_experts():
     with pytest.raises(lowbit.UsageError, match="solver gptq learns .* down_proj|gate_up_proj"):
         lowbit.quantize(mixtral(), "int8", solver="gptq", calibration=IDS, progress=False)

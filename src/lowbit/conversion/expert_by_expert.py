@@ -89,9 +89,10 @@ class ExpertByExpert(WeightConverter):
                 layer_name, model, config, hf_quantizer, loading_info
             )
             return made
-        # The only tensor is read, or opened, once; one of many when its expert is asked for.
+        # What holds all experts is read, or opened, once; that of one when the expert is asked for.
+        merges = isinstance(self.operations[0], MergeModulelist)
         sources = {
-            pattern: found if len(found) > 1 else found[0]()
+            pattern: found if merges else found[0]()
             for pattern, found in self.collected_tensors.items()
         }
         self.collected_tensors.clear()

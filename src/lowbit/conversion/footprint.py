@@ -103,7 +103,9 @@ def _loose(module: nn.Module) -> list[Tensor]:
             found.append(value)
         elif is_dataclass(value) and id(value) not in opened:
             opened.add(id(value))
-            pending += [getattr(value, field.name, None) for field in fields(value)]
+            # As they are held: some configs raise for a field that differs between layers.
+            held = vars(value)
+            pending += [held.get(field.name) for field in fields(value)]
         elif isinstance(value, dict):
             found += [v for v in value.values() if isinstance(v, Tensor)]
         elif isinstance(value, list | tuple):
