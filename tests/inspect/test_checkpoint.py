@@ -2,8 +2,16 @@
 
 import pytest
 import torch
-from transformers import M2M100Config, M2M100ForConditionalGeneration, ViTConfig, ViTModel
+from transformers import (
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
+    ViTConfig,
+    ViTModel,
+)
 
+import lowbit
 from lowbit import InputError
 from lowbit.conversion.footprint import ModuleSize
 from lowbit.inspect.checkpoint import Inspection, ModuleRow, inspect_model, run_once
@@ -32,3 +40,27 @@ def test_a_model_that_reads_no_tokens_is_one_sentence():
     small = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     with pytest.raises(InputError, match="ViTModel reads pixel_values, not tokens"):
         run_once(ViTModel(ViTConfig(**small, image_size=32)))
+
+
+def test_a_mixture_reads_the_chosen_experts_of_those_it_stores():
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+    )
+    model = MixtralForCausalLM(config).eval()
+    whole = sum(p.numel() for p in model.parameters())
+    mixture = sum(p.numel() for p in model.model.layers[0].mlp.experts.parameters())
+    table = 64 * 32
+    lowbit.quantize(model, "int8-all", progress=False)
+    seen = inspect_model(model)
+    assert seen.parameters_read == whole - mixture * 4 // 6 - table + 32
+    assert seen.bytes_read < 0.6 * seen.footprint.stored_bytes
+    router, norms = 6 * 32, 3 * 32
+    assert seen.quantized_share == pytest.approx(1 - (router + norms) / whole)

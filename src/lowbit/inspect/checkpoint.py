@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from lowbit.checkpoint.documents import reading
@@ -16,12 +17,13 @@ from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.footprint import Footprint, ModuleSize, footprint, resident_bytes
 from lowbit.errors import InputError
 from lowbit.formats.error import WeightError
-from lowbit.nn import QuantModule
+from lowbit.nn import QuantEmbedding, QuantExperts, QuantModule
 
 
 @dataclass(frozen=True)
 class ModuleRow:
-    """One module: its size, how its weight is stored, the kernel that serves it here, and why.
+    """One module: its size, how its weight is stored, the kernel that serves it here, and why; and
+    the share of it that one token reads: of experts the chosen ones, of a table a row.
 
     The kernel is empty for a module that is plain float.
     """
@@ -30,6 +32,7 @@ class ModuleRow:
     stored_as: str
     kernel: str = ""
     why: str = ""
+    read: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,28 @@ class Inspection:
         """(kernel, why it was chosen), each once, in the order of the model."""
         return tuple(dict.fromkeys((row.kernel, row.why) for row in self.rows if row.kernel))
 
+    @property
+    def quantized_share(self) -> float:
+        """The share of all parameters that is quantized, 0 … 1."""
+        quantized = sum(row.size.parameters for row in self.rows if row.kernel)
+        return quantized / max(1, self.footprint.parameters)
+
+    @property
+    def parameters_read(self) -> int:
+        """Parameters that the model reads for one token."""
+        return round(sum(row.size.parameters * row.read for row in self.rows))
+
+    @property
+    def bytes_read(self) -> int:
+        """Stored bytes that the model reads for one token."""
+        return round(sum(row.size.stored_bytes * row.read for row in self.rows))
+
     def to_dict(self) -> dict[str, Any]:
         return {
             **self.footprint.to_dict(),
+            "quantized_share": self.quantized_share,
+            "parameters_read_per_token": self.parameters_read,
+            "bytes_read_per_token": self.bytes_read,
             "resident_bytes_after_forward": self.resident_after_forward,
             "guarded": self.guarded,
             "modules": [
@@ -121,8 +143,23 @@ def run_once(model: PreTrainedModel) -> None:
 
 def _row(model: PreTrainedModel, size: ModuleSize) -> ModuleRow:
     module = model.get_submodule(size.name)
+    read = _share_read(model, module)
     if isinstance(module, QuantModule):
         kernel, _, why = module.kernel().partition(": ")
-        return ModuleRow(size, module.describe(), kernel, why)
+        return ModuleRow(size, module.describe(), kernel, why, read)
     dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters(recurse=False)}
-    return ModuleRow(size, " ".join(sorted(dtypes)))
+    return ModuleRow(size, " ".join(sorted(dtypes)), read=read)
+
+
+def _share_read(model: PreTrainedModel, module: nn.Module) -> float:
+    """How much of a module that has been run one token reads."""
+    if isinstance(module, QuantExperts):
+        return (module.slots or module.experts) / module.experts
+    if not isinstance(module, QuantEmbedding | nn.Embedding):
+        return 1.0
+    head = model.get_output_embeddings()
+    shared = isinstance(head, QuantModule) and head.tied_to is module
+    shared |= head is not None and head._parameters.get("weight") is module._parameters.get(
+        "weight", head
+    )
+    return 1.0 if shared else 1 / max(1, module.num_embeddings)

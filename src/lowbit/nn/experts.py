@@ -38,6 +38,7 @@ class QuantExperts(QuantModule):
 
     layout: ExpertsLayout
     product: ExpertsProduct | None
+    slots: int | None  # experts that a token chose when it was last asked
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class QuantExperts(QuantModule):
         super().__init__(layout, rows, columns, (layout.experts, *matrix))
         self.experts, self.in_features, self.out_features = layout.experts, columns, outputs
         self.activations, self.transposed = activations, transposed
-        self.product = None
+        self.product, self.slots = None, None
         # transformers initializes what no checkpoint held, and this is none of it.
         self._is_hf_initialized = True
 
@@ -174,6 +175,7 @@ def experts_forward(
         name = "gate_up_proj_bias" if module.has_gate else "up_proj_bias"
         biases = getattr(module, name), module.down_proj_bias
     tokens, slots = ids.shape
+    up.slots = down.slots = slots
     gate = known_gate(module, up.out_features // 2) if module.has_gate else IDENTITY
     if up.takes_gate(gate, hidden_states, biases[0]):
         x = up(hidden_states, ids, biases[0], gate).flatten(0, 1)

@@ -1,0 +1,57 @@
+"""How often experts are chosen, against counting what the router says."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+import lowbit
+from lowbit.evaluation.experts import chosen_experts
+from lowbit.report.pictures.experts import chosen, over_chance
+
+IDS = torch.tensor([[5, 17, 80, 3, 9, 44], [7, 7, 2, 90, 31, 1]])
+
+
+def model():
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+    )
+    return MixtralForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("recipe", [None, "int8"])
+def test_counts_are_those_of_the_router(recipe):
+    mixture = model()
+    if recipe is not None:
+        lowbit.quantize(mixture, recipe, progress=False)
+    with torch.no_grad():
+        routed = mixture(IDS, output_router_logits=True).router_logits
+    found = chosen_experts(mixture, [{"input_ids": IDS[:1]}, {"input_ids": IDS[1:]}])
+    assert list(found) == [f"model.layers.{i}.mlp.experts" for i in range(2)]
+    for counts, probabilities in zip(found.values(), routed, strict=True):
+        best = probabilities.topk(2).indices.flatten()
+        assert counts == tuple(torch.bincount(best, minlength=5).tolist())
+    assert not any(m._forward_pre_hooks for m in mixture.modules())
+
+
+def test_a_model_without_experts_is_told():
+    llama = LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    with pytest.raises(lowbit.UsageError, match="no experts"):
+        chosen_experts(llama, [])
+
+
+def test_a_picture_has_a_cell_for_each_expert_and_says_what_it_shows():
+    counts = {"layers.0": (4, 0, 2, 2), "layers.1": tuple([1] * 70)}
+    svg = chosen("experts", "a mixture", counts)
+    assert svg.count("<path") >= 74 and "layers.1" in svg
+    assert "74 experts in 2 layers; 1 were never chosen" in svg
+    assert over_chance(4, (4, 0, 2, 2)) == 2 and over_chance(0, (0, 0)) == 0
