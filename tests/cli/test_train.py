@@ -3,8 +3,13 @@
 import json
 
 import pytest
+import yaml
 
+from lowbit.cli.train import CONFIGS
+from lowbit.data.glue_tasks import find_task
+from lowbit.training.architecture import Architecture
 from tests.models import make
+from tests.training import reversing
 from tests.training.test_squad import VOCABULARY, paragraph, words
 
 
@@ -62,3 +67,153 @@ def test_squad_trains_with_its_own_length_and_is_inferred_with_the_same(lowbit, 
     code, _, err = lowbit(*asked, *lengths)
     assert code == 0, err
     assert set(json.loads((tmp_path / "answers.json").read_text())) == {str(n) for n in range(8)}
+
+
+@pytest.fixture
+def glue(tmp_path):
+    """MRPC and RTE in GLUE's layouts."""
+    heads = {
+        "MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+        "RTE": "index\tsentence1\tsentence2\tlabel",
+    }
+    for folder, head in heads.items():
+        (tmp_path / folder).mkdir()
+        for split in ("train", "dev", "test"):
+            lines = [head]
+            for n in range(12):
+                texts = f"who came\tthen {VOCABULARY[n % 7]}"
+                label = ("entailment", "not_entailment")[n % 2]
+                lines.append(
+                    f"{n % 2}\t1\t2\t{texts}" if folder == "MRPC" else f"{n}\t{texts}\t{label}"
+                )
+            (tmp_path / folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_json_is_one_object_and_quiet_is_silent(lowbit, source, glue):
+    given = ("train", source, "--task", "glue", "--name", "MRPC", "--data", glue, "--max-steps", 11)
+    given = (*given, "--max-length", 24)
+    code, out, err = lowbit(*given, "--qat", "--json", "--baseline", "-o", glue / "out")
+    assert code == 0, err
+    told = json.loads(out)  # nothing before it, and nothing after
+    assert list(told["measurements"]) == ["float", "fake-quantized", "integer"]
+    assert any("loss" in line for line in told["history"])
+    assert told["folders"][1] == str(glue / "out" / "int8-all")
+    assert err == ""
+    code, out, err = lowbit(*given, "--qat", "-q", "-o", glue / "quiet")
+    assert (code, out, err) == (0, "", "")
+
+
+def test_a_baseline_is_a_column_and_the_loss_a_line(lowbit, source, glue):
+    given = ("train", source, "--task", "glue", "--name", "rte", "--data", glue, "--max-steps", 2)
+    given = (*given, "--max-length", 24)
+    code, out, err = lowbit(*given, "--baseline", "-o", glue / "out", "--qat")
+    assert code == 0, err
+    (line,) = [line for line in out.splitlines() if "accuracy, loss" in line]
+    assert line.count("%") == 2 and "…" in line
+    titles = next(line for line in out.splitlines() if "integer" in line and "float" in line)
+    assert titles.split() == ["float", "fake-quantized", "integer"]
+
+
+@pytest.fixture
+def trained(lowbit, source, glue):
+    given = ("train", source, "--task", "glue", "--name", "mrpc", "--data", glue, "--max-steps", 1)
+    code, _, err = lowbit(*given, "--max-length", 24, "-q", "-o", glue / "out")
+    assert code == 0, err
+    return glue / "out" / "float"
+
+
+def test_a_model_is_asked_for_its_own_task(lowbit, glue, trained):
+    asked = ("infer", trained, "--task", "glue", "--data", glue, "-o", glue / "found.tsv")
+    code, _, err = lowbit(*asked, "--name", "rte")
+    assert code == 2 and "trained for GLUE mrpc" in err and "not for rte: give --name mrpc" in err
+    assert not (glue / "found.tsv").exists()
+    for spelling in ((), ("--name", "MRPC"), ("--name", "mrpc")):
+        code, _, err = lowbit(*asked, *spelling)
+        assert code == 0, err
+        labels = {line.split("\t")[1] for line in (glue / "found.tsv").read_text().splitlines()}
+        assert labels <= {"prediction", "equivalent", "not_equivalent"}
+    code, _, err = lowbit("eval", trained, "--task", "glue", "--data", glue, "--name", "rte")
+    assert code == 2 and "trained for GLUE mrpc" in err
+
+
+@pytest.mark.parametrize("spelled", ["STS-B", "sts_b", "stsb", "SST-2", "sst2", "CoLA", "mnli"])
+def test_every_usual_spelling_of_a_task_is_known(spelled):
+    assert find_task(spelled).name == spelled.lower().replace("-", "").replace("_", "")
+
+
+def test_squads_public_data_is_inferred_without_naming_a_split(lowbit, source, tmp_path):
+    for split in ("train", "dev"):
+        stored = {"data": [{"paragraphs": [paragraph(n) for n in range(8)]}]}
+        (tmp_path / f"{split}-v1.1.json").write_text(json.dumps(stored))
+    given = ("train", source, "--task", "squad", "--max-steps", 1, "-q", "-o", tmp_path / "out")
+    code, _, err = lowbit(*given, "--data", tmp_path / "train-v1.1.json", "--max-length", 24)
+    assert code == 2 and "is one file, and a model is not scored on what it learned from" in err
+    code, _, err = lowbit(*given, "--data", tmp_path, "--max-length", 24, "--stride", 30)
+    assert code == 2 and "overlap by 30 (--stride)" in err and "at most --stride 10 fits" in err
+    code, _, err = lowbit(*given, "--data", tmp_path, "--max-length", 24)
+    assert code == 0, err
+    asked = ("infer", tmp_path / "out" / "float", "--task", "squad", "--data", tmp_path)
+    code, _, err = lowbit(*asked, "--max-length", 24, "-o", tmp_path / "answers.json")
+    assert code == 0, err
+
+
+def test_a_file_says_what_is_not_typed(lowbit, source, glue):
+    file = glue / "settings.yaml"
+    file.write_text(
+        f"model: {source}\ntask: glue\nname: mrpc\ndata-dir: {glue}\nmax_steps: 3\nmax-length: 24\n"
+    )
+    code, out, err = lowbit("train", "--config", file, "--json", "-o", glue / "out", "--qat")
+    assert code == 0, err
+    assert json.loads(out)["steps"] == 3 and (glue / "out" / "int8-all").is_dir()
+    given = ("train", "--config", file, "--json", "--max-steps", 2, "-o", glue / "typed")
+    code, out, err = lowbit(*given)
+    assert code == 0 and json.loads(out)["steps"] == 2, err
+    for text, sentence in (
+        ("max_stepz: 3\n", "has the key 'max_stepz', which is no option"),
+        ("- 3\n", "is no mapping of options to values"),
+        ("a: [\n", "is not valid YAML"),
+    ):
+        file.write_text(text)
+        code, _, err = lowbit("train", "--config", file, "-o", glue / "no")
+        assert code == 2 and sentence in err, err
+    code, _, err = lowbit("train", "--config", glue / "none.yaml", "-o", glue / "no")
+    assert code == 2 and "cannot be read" in err and "base, medium, small" in err
+
+
+@pytest.mark.parametrize(("name", "millions"), [("small", 5.3), ("medium", 10), ("base", 60)])
+def test_shipped_settings_have_the_sizes_that_they_name(name, millions):
+    stored = yaml.safe_load(CONFIGS[name].read_text())
+    sizes = Architecture(
+        stored["architecture"], stored["layers"], stored["width"], stored["feed-forward"]
+    )
+    d, f = sizes.width, sizes.feed_forward
+    # Attention has four matrices, and a decoder has two attentions.
+    layers = sizes.layers * ((4 * d * d + 2 * d * f) + (8 * d * d + 2 * d * f))
+    assert stored["vocabulary"] * d + layers == pytest.approx(millions * 1e6, rel=0.05)
+
+
+def test_pairs_of_the_hub_are_not_fetched_against_the_users_will(lowbit, tmp_path):
+    code, _, err = lowbit("train", "--config", "small", "-o", tmp_path / "out")
+    assert code == 2 and "HF_HUB_OFFLINE forbids that" in err and "multi30k" in err
+
+
+def test_a_translation_ends_on_its_test_set(lowbit, tmp_path):
+    data = reversing.write(tmp_path / "data", train=60, valid=10)
+    (data / "test.tsv").write_text("ba bo da do\tdo da bo ba\nfa fo ga go\tgo ga fo fa\n")
+    given = ("train", "--task", "translation", "--data", data, "--vocabulary", 275, "--layers", 1)
+    given = (*given, "--width", 64, "--feed-forward", 64, "--heads", 2, "--max-steps", 4)
+    code, out, err = lowbit(*given, "--bcq", "2", "--frozen", 0, "--json", "-o", tmp_path / "out")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["test"]["integer"]["items"] == 2
+    assert {"bleu", "chrf"} <= told["test"]["integer"]["metrics"].keys()
+    written = (tmp_path / "out" / "output.txt").read_text().splitlines()
+    assert written == told["test"]["integer"]["predictions"]
+    wanted = (tmp_path / "out" / "ref.txt").read_text().splitlines()
+    assert wanted == ["do da bo ba", "go ga fo fa"]
+    logged = [line for line in told["history"] if "train_accuracy" in line]
+    assert logged and all(0 <= line["train_accuracy"] <= 1 for line in logged)
+    assert any("before_projection_bleu" in line for line in told["history"])
+    (changes,) = [line["projection"] for line in told["history"] if "projection" in line][-1:]
+    assert changes and all(0 < change < 1 for change in changes.values())

@@ -67,8 +67,8 @@ class Projections(TrainerCallback):
         for weight in self.weights:
             if weight.part in self.begun and weight.codes.mode is not Mode.FROZEN:
                 changes[weight.name] = (weight.project if due else weight.sync)()
-        # Kept with the checkpoint, and not printed as the log is.
-        state.log_history.append({"step": state.global_step, "projection": changes})
+        if changes:  # kept with the checkpoint, and not printed as the log is
+            state.log_history.append({"step": state.global_step, "projection": changes})
         self.synced = state.global_step
         if due:
             self.projected = state.global_step

@@ -144,7 +144,7 @@ class Glue(Task):
 
         def score(rows: Int64[np.ndarray, " items"]) -> float:
             rows = rows[rows < len(labels)]
-            return scores.metric(name, values[rows].tolist(), labels[rows].tolist()).value
+            return scores.drawn(name, values[rows], labels[rows])
 
         return score
 
