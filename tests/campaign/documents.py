@@ -70,10 +70,6 @@ def parent_of(value, path):
     return value
 
 
-def read(stored):
-    return yaml.safe_load(stored)
-
-
 def changed(random, document, change):
     """The document after `change(parent, key)` at a place of it; the top levels are hit more."""
     found = places(document)
@@ -163,8 +159,13 @@ def json_repeated(random, stored):
 
 
 def yaml_value(random, stored):
-    document = random.choice(CHANGES)(random, read(stored))
-    return yaml.safe_dump(document, allow_unicode=True).encode("utf-8", "surrogatepass")
+    start, rest = b"", b""
+    if stored.startswith(b"---\n"):  # a model card
+        start, stored, rest = stored.partition(b"---\n")[1], *stored[4:].partition(b"---\n")[::2]
+        rest = b"---\n" + rest
+    document = random.choice(CHANGES)(random, yaml.safe_load(stored))
+    written = yaml.safe_dump(document, allow_unicode=True).encode("utf-8", "surrogatepass")
+    return start + written + rest
 
 
 def yaml_hostile(random, stored):
@@ -273,4 +274,7 @@ def damage(kinds, seed: int, stored: bytes) -> tuple[str, bytes]:
     """The name of a damage that is drawn from `kinds` by `seed`, and the bytes."""
     random = Random(seed)
     chosen = random.choice(kinds)
-    return chosen.__name__, chosen(random, stored)
+    try:
+        return chosen.__name__, chosen(random, stored)
+    except Exception:  # what cannot be written, half a surrogate pair say, is not tried
+        return "flipped", flipped(random, stored)

@@ -28,7 +28,7 @@ import lowbit
 from tests.campaign import documents
 from tests.campaign.specimens import TARGETS, Answer, CommandError, Target, Verb, copy, link
 
-SECONDS = 30  # for one case
+SECONDS = 20  # for one case
 # Memory above what the imports take, beside twice what the files hold: they and the model.
 MEBIBYTES = 300
 GIBIBYTES = 6  # of address space beyond what the process has: it protects the machine
@@ -132,7 +132,9 @@ def _told(
     """What the child tells, until it ends; a case during which it ended, or was silent, is one."""
     buffer, running = b"", None
     while True:
-        ready, _, _ = select.select([pipe], [], [], SECONDS)
+        # What is right takes longer to find out, and the first of all imports.
+        limit = SECONDS if running is not None else 10 * SECONDS
+        ready, _, _ = select.select([pipe], [], [], limit)
         read = pipe.recv(1 << 16) if ready else b""
         if not read:
             if running is not None:
@@ -221,7 +223,9 @@ def _run(
     one: Case, specimens: Path, arena: Path, right: Answer, events: list[tuple[str, str]]
 ) -> Outcome:
     place, scratch = arena / "place", arena / "scratch"
-    needed = {one.target.folder, "float", "data", "glue", "squad", "translator"}
+    needed = {one.target.folder, "float", "data"}
+    if one.target.folder == "data":
+        needed |= {"glue", "squad", "translator"}
     for folder in needed:
         shutil.copytree(specimens / folder, place / folder, copy_function=link)
     scratch.mkdir()

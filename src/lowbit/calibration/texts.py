@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.calibration.batches import SAMPLES_AT_ONCE, decoder_inputs
 from lowbit.data import text
+from lowbit.data.lines import MOST_CHARACTERS
+from lowbit.data.tokens import token_ids
 from lowbit.errors import InputError, UsageError
 from lowbit.nn.eval_mode import positions
 
@@ -54,7 +56,7 @@ def read(
     source = text.read(data, split="train")
     reads_windows = model.can_generate() and not model.config.is_encoder_decoder
     if reads_windows:
-        ids = torch.tensor(tokenizer(source.text, verbose=False).input_ids)
+        ids = token_ids(tokenizer, source.text)
         if len(ids) < length:
             raise InputError(
                 f"{data} has {len(ids)} tokens, fewer than one window of {length}: give more text"
@@ -71,7 +73,8 @@ def read(
         lines = [line.strip("\r") for line in source.text.split("\n") if line.strip()]
         if not lines:
             raise InputError(f"{data} holds no line with text")
-        chosen_lines = _spread(lines, samples)
+        # Of a longer one the tokenizer would cut off all but the first tokens, and read it first.
+        chosen_lines = [line[:MOST_CHARACTERS] for line in _spread(lines, samples)]
         at_once = SAMPLES_AT_ONCE if tokenizer.pad_token is not None else 1
         batches = [
             _lines(chosen_lines[i : i + at_once], model, tokenizer, length)

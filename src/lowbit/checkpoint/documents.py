@@ -38,19 +38,19 @@ _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @contextmanager
-def reading(what: object) -> Iterator[None]:
-    """Other libraries read a file inside. Whatever they raise of it is an InputError that names
-    `what` and gives the first line of their reason."""
+def reading(what: object, done: str = "loaded") -> Iterator[None]:
+    """Other libraries read a file inside, or compute with what it says. Whatever they raise of it
+    is an InputError that names `what` and gives the first line of their reason."""
     try:
         yield
     except LowbitError:
         raise
     except MemoryError as error:
-        raise InputError(f"{what} cannot be loaded: it takes more memory than there is") from error
+        raise InputError(f"{what} cannot be {done}: it takes more memory than there is") from error
     except RecursionError as error:
-        raise InputError(f"{what} cannot be loaded: it is nested too deeply") from error
+        raise InputError(f"{what} cannot be {done}: it is nested too deeply") from error
     except Exception as error:
-        raise InputError(f"{what} cannot be loaded: {reason(error)}") from error
+        raise InputError(f"{what} cannot be {done}: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:

@@ -3,13 +3,13 @@
 import json
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from typing import Annotated
 
 import typer
 
 from lowbit.conversion.planes import use_planes
-from lowbit.data.lines import decoded_line
+from lowbit.data.lines import MOST_CHARACTERS, decoded_line
 from lowbit.decoding.translator import Translator
 from lowbit.evaluation.evaluate import load_subject
 
@@ -61,7 +61,11 @@ def translate(
 
 def sentences() -> Iterator[str]:
     """The lines of standard input. Raises InputError with the number of one that is not UTF-8."""
-    for number, line in enumerate(sys.stdin.buffer, 1):
+    # A line that is longer than any may be is not read to its end.
+    for number in count(1):
+        line = sys.stdin.buffer.readline(4 * MOST_CHARACTERS + 8)
+        if not line:
+            return
         yield decoded_line(line, number, "standard input")
 
 

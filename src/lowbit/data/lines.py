@@ -9,17 +9,29 @@ from pathlib import Path
 from lowbit.checkpoint.documents import read_bytes
 from lowbit.errors import InputError
 
-MOST_BYTES = 1 << 32  # it is held in memory
+MOST_BYTES = 1 << 32  # of a text, which is held in memory
+MOST_CHARACTERS = 1 << 20  # of a line that a tokenizer reads as a whole
 
 
 def decoded_line(stored: bytes, number: int, source: str) -> str:
-    """One line of a stream without its end. Raises InputError with its number."""
+    """One line of a stream without its end. Raises InputError with its number: for what is not
+    UTF-8, and for more characters than a tokenizer can read at once."""
     try:
         line = stored.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise InputError(f"{source}, line {number}: byte {byte:#04x} is not UTF-8") from error
-    return line.removesuffix("\n").removesuffix("\r")
+    line = line.removesuffix("\n").removesuffix("\r")
+    check_length(line, f"{source}, line {number}")
+    return line
+
+
+def check_length(line: str, where: str) -> None:
+    """Raises InputError for a text that no tokenizer should read at once."""
+    if len(line) > MOST_CHARACTERS:
+        raise InputError(
+            f"{where} has {len(line):,} characters; at most {MOST_CHARACTERS:,} are read at once"
+        )
 
 
 def read_text(file: Path) -> str:
@@ -42,4 +54,6 @@ def read_lines(file: Path) -> list[str]:
     lines = read_text(file).split("\n")
     if not lines[-1]:
         lines.pop()
+    for number, line in enumerate(lines, 1):
+        check_length(line, f"{file}, line {number}")
     return [line.removesuffix("\r") for line in lines]

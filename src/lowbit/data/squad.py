@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowbit.data.lines import read_text
+from lowbit.data.lines import check_length, read_text
 from lowbit.errors import InputError
 
 # SQuAD's own training set has 30 MB.
@@ -73,6 +73,7 @@ def read(data: str | Path, split: str = "dev") -> SquadData:
         for p, paragraph in enumerate(_member(article, "paragraphs", list, where)):
             at = f"{where}, paragraph {p + 1}"
             context = _member(paragraph, "context", str, at)
+            check_length(context, at)
             qas = _member(paragraph, "qas", list, at)
             questions += (
                 _question(stored, context, f"{at}, question {q + 1}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lowbit.checkpoint.documents import reading
 from lowbit.errors import InputError, UsageError
 from lowbit.nn.eval_mode import evaluating, positions
 
@@ -43,7 +44,9 @@ def generate_sample(
 def _generate(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
     """The tokens of one sequence; for a decoder, the prompt `ids` first."""
     batch = ids[None].to(model.device)
-    tokens: Tensor = model.generate(batch, attention_mask=torch.ones_like(batch), **options)
+    # generation_config.json may ask for anything, and weights may give no probabilities.
+    with reading(f"a text of the {type(model).__name__} of these files", "generated"):
+        tokens: Tensor = model.generate(batch, attention_mask=torch.ones_like(batch), **options)
     return tokens[0]
 
 

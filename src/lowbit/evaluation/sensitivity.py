@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from lowbit.conversion.dequantize import rounded
 from lowbit.conversion.plan import Quantize, make_plan
 from lowbit.conversion.recipe import Recipe, Rule
 from lowbit.data import parallel, text
+from lowbit.data.tokens import token_ids
 from lowbit.errors import UsageError
 from lowbit.evaluation.forced import forced
 from lowbit.evaluation.perplexity import perplexity
@@ -108,7 +108,7 @@ def token_loss(
         pairs = parallel.read(data, target, source_column, target_column, split="valid")
         sources, targets = pairs.sources[:items], pairs.targets[:items]
         return lambda model: forced(model, tokenizer, sources, targets, progress=False).loss
-    ids = torch.tensor(tokenizer(text.read(data).text, verbose=False).input_ids[:items])
+    ids = token_ids(tokenizer, text.read(data).text)[:items]
     return lambda model: math.log(perplexity(model, ids, context, progress=False))
 
 

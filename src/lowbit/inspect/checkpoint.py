@@ -137,7 +137,7 @@ def run_once(model: PreTrainedModel) -> None:
     inputs = dict(model.dummy_inputs)
     if model.config.is_encoder_decoder:
         inputs.setdefault("decoder_input_ids", inputs["input_ids"])
-    with torch.no_grad(), reading(f"{type(model).__name__} as config.json describes it"):
+    with torch.no_grad(), reading(f"the {type(model).__name__} of these files", "run"):
         model(**inputs)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lowbit.data import text
+from lowbit.data.tokens import token_ids
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.tasks.perplexity import Perplexity
 from lowbit.nn.eval_mode import positions
@@ -22,8 +23,8 @@ def teach(material: Material) -> Lesson:
     train, valid = (Path(material.data) / f"{split}.txt" for split in SPLITS)
     model, new = load_with_head(AutoModelForCausalLM, material)
     block = min(material.max_length, positions(model) or material.max_length)
-    ids = material.tokenizer(text.read(train).text, verbose=False).input_ids
-    blocks = torch.tensor(ids[: len(ids) // block * block]).view(-1, block)
+    ids = token_ids(material.tokenizer, text.read(train).text)
+    blocks = ids[: len(ids) // block * block].view(-1, block)
     if not len(blocks):
         raise InputError(f"{train} has {len(ids)} tokens, fewer than a block of {block}")
     if not valid.is_file():

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lowbit.data import text
+from lowbit.data.tokens import token_ids
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.divergence import divergence
 from lowbit.evaluation.generation import generate_sample
@@ -83,8 +83,7 @@ class Perplexity(Task):
         )
 
     def _ids(self, subject: Subject) -> Tensor:
-        tokenizer = subject.needed_tokenizer()
-        return torch.tensor(tokenizer(self._text, verbose=False).input_ids, dtype=torch.long)
+        return token_ids(subject.needed_tokenizer(), self._text)
 
     def _prompts(self, subject: Subject, ids: Tensor) -> list[str]:
         """The first tokens of as many equal parts of the text, where there is room to go on."""

@@ -1,0 +1,129 @@
+"""JSON and YAML that anybody may have written: one sentence, soon, and in little memory."""
+
+import os
+import time
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowbit import InputError, Recipe, UsageError
+from lowbit.checkpoint.documents import check_folder, read_bytes, read_json, read_yaml, reading
+
+BOMB = "a0: &a0 [x, x]\n" + "\n".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)
+)
+YAML = {
+    BOMB: "more than 1,000,000 values",
+    "&a [*a]": "nested too deeply",
+    "[" * 900: "nested too deeply",
+    "[" * 100_000: "nested|nesting",
+    "{a: " * 2_000 + "1" + "}" * 2_000: "nested too deeply",
+    f"a: {'9' * 1_000_000}": "1,000,000 characters",
+    f"a: 0x{'f' * 1_000_000}": "characters",
+    f"a: {'1:' * 100_000}1": "characters",
+    f"a: {'9' * 4_000}": "bits",
+    "a: 2001-12-14": "holds a date",
+    "a: 9999999-99-99": None,
+    "!!binary aGVsbG8=": "holds a bytes",
+    "!!set {a, b}": "holds a set",
+    "!!python/object/apply:os.system ['touch canary']": "not valid YAML",
+    "? {a: b}\n: c": "not valid YAML",
+    "a: *nowhere": "not valid YAML",
+    "---\na: 1\n---\nb: 2": "not valid YAML",
+    "# " + "x" * 2_000_000: "at most 1,048,576 are read",
+}
+JSON = {
+    "[" * 100_000 + "]" * 100_000: "nested too deeply",
+    "[" * 200 + "]" * 200: "nested too deeply",
+    '{"a": 1, "a": 2}': "the key 'a' comes twice",
+    f"[{'9' * 5_000}]": "digits",
+    f"[{'9' * 300}]": "bits",
+    '{"a": ': "line 1, column 7",
+    "": "line 1, column 1",
+}
+
+
+@pytest.mark.parametrize("text", YAML, ids=range(len(YAML)))
+def test_hostile_yaml_is_one_sentence_within_a_second(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    start = time.process_time()
+    if YAML[text] is None:
+        assert read_yaml(file) == {"a": "9999999-99-99"}
+    else:
+        with pytest.raises(InputError, match=YAML[text]) as raised:
+            read_yaml(file)
+        assert str(file) in str(raised.value) and "\n" not in str(raised.value)
+    assert time.process_time() - start < 5  # seconds instead of minutes or for ever
+    assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize("text", JSON, ids=range(len(JSON)))
+def test_hostile_json_is_one_sentence(text, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=JSON[text]) as raised:
+        read_json(file)
+    assert str(file) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_only_regular_files_are_read(tmp_path):
+    for name, make in {
+        "pipe": os.mkfifo,
+        "zero": lambda place: place.symlink_to("/dev/zero"),
+        "loop": lambda place: place.symlink_to(place),
+        "folder": os.mkdir,
+        "absent": lambda place: None,
+    }.items():
+        make(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name}.* (is a |cannot be read)"):
+            read_bytes(tmp_path / name, 100)
+    with pytest.raises(InputError, match="not the name"):
+        read_bytes(tmp_path / "a\0b", 100)
+    with pytest.raises(InputError, match="is a pipe"):
+        (tmp_path / "zero").unlink()
+        check_folder(tmp_path)
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * 100)
+    assert read_bytes(tmp_path / "file", 100) == b"x" * 100
+    with pytest.raises(InputError, match="has 100 bytes; at most 99"):
+        read_bytes(tmp_path / "file", 99)
+
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(plain)
+def test_what_pyyaml_writes_of_plain_values_comes_back(tmp_path_factory, value):
+    file = tmp_path_factory.getbasetemp() / "plain.yaml"
+    file.write_text(yaml.safe_dump(value), encoding="utf-8")
+    assert read_yaml(file) == value
+
+
+def test_a_recipe_that_is_no_file_is_wrong_use(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UsageError, match="is a pipe; only regular files"):
+        Recipe.from_yaml(tmp_path / "pipe.yaml")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(2, "No such file"), RecursionError("deep"), KeyError("x")]
+)
+def test_whatever_a_library_raises_names_the_file(error):
+    with pytest.raises(InputError, match="tokenizer.json cannot be loaded: ") as raised:
+        with reading("tokenizer.json"):
+            raise error
+    assert "\n" not in str(raised.value) and raised.value.__cause__ is error
