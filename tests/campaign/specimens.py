@@ -77,14 +77,23 @@ class Target:
     hashed: bool = False
 
 
+def logits(model):
+    """Of two sequences. What transformers itself raises, where a config is none that it can run, is
+    as much a refusal as what it raises in from_pretrained."""
+    try:
+        return output(model)
+    except Exception as error:
+        raise lowbit.InputError(f"the model does not run: {type(error).__name__}") from error
+
+
 def load(folder, scratch):
-    return [output(load_model(folder))]
+    return [logits(load_model(folder))]
 
 
 def load_by_transformers(folder, scratch):
     from transformers import AutoModelForCausalLM
 
-    return [output(AutoModelForCausalLM.from_pretrained(folder).eval())]
+    return [logits(AutoModelForCausalLM.from_pretrained(folder).eval())]
 
 
 def inspect(folder, scratch):
@@ -100,7 +109,7 @@ def inspect_table(folder, scratch):
 def quantize(recipe, folder, scratch):
     out = scratch / "out"
     command("quantize", folder, "-o", out, "--recipe", recipe, "-q")
-    return [output(load_model(out))]
+    return [logits(load_model(out))]
 
 
 def quantize_by_file(folder, scratch):
@@ -112,7 +121,7 @@ def calibrated(folder, scratch):
     text = folder / "text.txt"
     options = ("--calibration", text, "--samples", 2, "--length", 16, "-q")
     command("quantize", source, "-o", out, "--recipe", "int8-static", *options)
-    return [output(load_model(out))]
+    return [logits(load_model(out))]
 
 
 def perplexity(folder, scratch):

@@ -103,7 +103,8 @@ def read_json(file: Path, most: int = MOST_JSON) -> Any:
     """The value that a JSON file holds. Raises InputError."""
     stored = read_bytes(file, most)
     try:
-        value = json.loads(stored.decode("utf-8"), object_pairs_hook=_once)
+        text = stored.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_constant)
     except RecursionError as error:
         raise InputError(f"{file} is nested too deeply: {MOST_DEPTH} levels are read") from error
     except json.JSONDecodeError as error:
@@ -160,6 +161,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice!r} comes twice")
     return found
+
+
+def _constant(written: str) -> float:
+    if written == "NaN":
+        raise ValueError("NaN is no number")
+    return float(written)  # some configs have limits that are infinite
 
 
 def _check(value: Any, source: str) -> None:

@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import UnionType
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lowbit.checkpoint.documents import read_json
 from lowbit.conversion.plan import Summary
@@ -23,6 +24,9 @@ SCHEMA = "lowbit-study"
 VERSION = 1
 
 Prediction = str | int | float
+Record = TypeVar("Record")
+# How `sayable` writes the floats that JSON cannot.
+NOT_SAID = ("nan", "inf", "-inf")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Metric:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return cls(**{**stored, "value": float(stored["value"])})
+        return _made(cls, stored)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Sample:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return cls(**stored)
+        return _made(cls, stored)
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,14 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return cls(
-            **{
+        return _made(
+            cls,
+            {
                 **stored,
                 "metrics": {k: Metric.from_dict(m) for k, m in stored["metrics"].items()},
                 "samples": tuple(Sample.from_dict(s) for s in stored["samples"]),
                 "predictions": tuple(stored["predictions"]),
-            }
+            },
         )
 
 
@@ -117,7 +122,7 @@ class Timing:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return cls(**stored)
+        return _made(cls, stored)
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class Histogram:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return cls(**{**stored, "counts": tuple(stored["counts"])})
+        return _made(cls, {**stored, "counts": tuple(stored["counts"])})
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,9 @@ class ModuleRecord:
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
         histogram = stored["histogram"]
-        return cls(
-            **{**stored, "histogram": None if histogram is None else Histogram.from_dict(histogram)}
+        return _made(
+            cls,
+            {**stored, "histogram": None if histogram is None else Histogram.from_dict(histogram)},
         )
 
 
@@ -185,15 +191,16 @@ class ModelRecord:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return cls(
-            **{
+        return _made(
+            cls,
+            {
                 **stored,
                 "kernels": tuple(stored["kernels"]),
-                "coverage": tuple(Summary(**f) for f in stored["coverage"]),
+                "coverage": tuple(_made(Summary, f) for f in stored["coverage"]),
                 "measurements": tuple(Measurement.from_dict(m) for m in stored["measurements"]),
                 "timings": tuple(Timing.from_dict(t) for t in stored["timings"]),
                 "modules": tuple(ModuleRecord.from_dict(m) for m in stored["modules"]),
-            }
+            },
         )
 
 
@@ -223,11 +230,14 @@ class Study:
                 f" not {SCHEMA!r} version {VERSION}"
             )
         try:
-            return cls(
-                models=tuple(ModelRecord.from_dict(m) for m in stored["models"]),
-                environment=dict(stored["environment"]),
-                seed=int(stored["seed"]),
-                commands=tuple(stored["commands"]),
+            return _made(
+                cls,
+                {
+                    "models": tuple(ModelRecord.from_dict(m) for m in stored["models"]),
+                    "environment": dict(stored["environment"]),
+                    "seed": stored["seed"],
+                    "commands": tuple(stored["commands"]),
+                },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"a study lacks or repeats something: {error}") from error
@@ -239,6 +249,46 @@ class Study:
         if not isinstance(stored, dict):
             raise InputError(f"{file} holds no study but a {type(stored).__name__}")
         return cls.from_dict(stored)
+
+
+def _made(cls: type[Record], stored: Mapping[str, Any]) -> Record:
+    """A record of these fields. Raises TypeError for a value of another type than the field's."""
+    hints = get_type_hints(cls)
+    return cls(**{k: _value(v, hints[k], f"{cls.__name__}.{k}") for k, v in stored.items()})
+
+
+def _value(value: Any, hint: Any, where: str) -> Any:
+    """`value`, if it is of the type `hint`; floats may be integers, or texts as `sayable` has."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        kinds = sorted(inner, key=lambda kind: kind is float)  # integers stay what they are
+        fitting = [kind for kind in kinds if _fits(value, kind)]
+        if fitting:
+            return _value(value, fitting[0], where)
+    elif hint is float and _fits(value, float):
+        return float(value)
+    elif origin in (tuple, dict) and isinstance(value, origin):
+        if origin is tuple:
+            return tuple(_value(item, inner[0], where) for item in value)
+        keys_fit = all(isinstance(key, str) for key in value)
+        if keys_fit:
+            return {key: _value(item, inner[1], where) for key, item in value.items()}
+    elif _fits(value, hint):
+        return value
+    raise TypeError(f"{where} is {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, but for what is inside it."""
+    origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint is float:
+        return (isinstance(value, int | float) and not isinstance(value, bool)) or value in NOT_SAID
+    kind = origin or hint
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 def sayable(value: Any) -> Any:

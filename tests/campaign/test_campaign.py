@@ -1,0 +1,150 @@
+"""Damaged files of every kind: a sentence, equal numbers, or a hash that tells; nothing else."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lowbit import InputError
+from tests.campaign.runner import (
+    BAD,
+    OBEYED,
+    SECONDS,
+    Case,
+    Outcome,
+    campaign,
+    case,
+    damage,
+    table,
+    wrong,
+)
+from tests.campaign.specimens import Target, Verb, copy, make_all
+
+QUICK, NIGHTLY, COMMANDS = 300, 10_000, 300
+
+
+@pytest.fixture(scope="module")
+def specimens(tmp_path_factory):
+    root = tmp_path_factory.mktemp("campaign") / "specimens"
+    root.mkdir()
+    make_all(root)
+    return root
+
+
+def test_300_damaged_files_are_told_apart(specimens):
+    found = list(campaign(specimens, range(QUICK), quick=True))
+    print(table(found))
+    assert len(found) == QUICK and len({o.target for o in found}) > 20
+    assert not wrong(found)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(4 * 3600)
+def test_10_000_damaged_files_are_told_apart(specimens):
+    found = list(campaign(specimens, range(QUICK, QUICK + NIGHTLY)))
+    print(table(found))
+    assert len(found) == NIGHTLY and not wrong(found)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("verb", ["inspect", "eval", "quantize"])
+def test_commands_of_their_own_process_say_the_same(verb, specimens, tmp_path):
+    """What no child of this process shows: signals, exit codes, and what is printed at exit."""
+    damaged = (case(n) for n in range(10**6, 10**7))
+    wanted = (c for c in damaged if c.target.folder in ("int4", "float", "static"))
+    for number, one in zip(range(COMMANDS // 3), wanted, strict=False):
+        place = tmp_path / str(number)
+        copy(specimens, place)
+        folder = place / one.target.folder
+        damage(one, folder / one.target.file)
+        out = ["-o", str(place / "out")] if verb == "quantize" else []
+        done = subprocess.run(
+            [sys.executable, "-m", "lowbit", verb, str(folder), *out],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=place,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+        )
+        told = f"{one.number}: {one.target.name}: {done.stderr}"
+        assert done.returncode in (0, 1, 2), told
+        assert "Traceback" not in done.stderr and "did not expect" not in done.stderr, told
+        last = done.stderr.strip().splitlines()[-1:]
+        assert not done.returncode or last[0].startswith("error: "), told
+        assert not OBEYED.search(done.stdout + (last[0] if last else "")), told
+        assert not (place / "CANARY").exists() and not (folder / "CANARY").exists(), told
+
+
+def hang(folder, scratch):
+    while True:
+        pass
+
+
+def leave(folder, scratch):
+    os._exit(3)
+
+
+def swallow(folder, scratch):
+    assert b"x" * (700 << 20)
+    return []
+
+
+def write_outside(folder, scratch):
+    with contextlib.suppress(OSError):
+        os.mkdir("/proc/outside")
+    return []
+
+
+def run_code(folder, scratch):
+    (folder.parents[1] / "CANARY").touch()
+    return []
+
+
+def raise_error(folder, scratch):
+    raise KeyError("weight_map")
+
+
+def order(folder, scratch):
+    raise InputError("a name \x1b[2J that orders a terminal about")
+
+
+def other_numbers(folder, scratch):
+    return ["other numbers"]
+
+
+FAULTS = {
+    "hang": hang,
+    "died": leave,
+    "memory": swallow,
+    "outside": write_outside,
+    "code": run_code,
+    "traceback": raise_error,
+    "terminal": order,
+    "silent": other_numbers,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_seen(fault, specimens, monkeypatch):
+    """A verb with the fault stands for code that has it."""
+
+    def verb(folder, scratch):
+        # Undamaged files are read first, to know what is right.
+        if "right" in folder.parts:
+            return []
+        return FAULTS[fault](folder, scratch)
+
+    def one(number: int, quick: bool = False) -> Case:
+        kinds = (lambda random, stored: stored + b"\n",)
+        file = "generation_config.json"  # of which there is no hash
+        target = Target("generation config", "int4", file, kinds, (), hashed=True)
+        return Case(number, target, Verb("a verb", verb), 0, None)
+
+    monkeypatch.setattr("tests.campaign.runner.case", one)
+    monkeypatch.setattr("tests.campaign.runner.SECONDS", 2)
+    outcomes: list[Outcome] = list(campaign(specimens, range(2)))
+    assert [o.found for o in outcomes] == [fault, fault] and fault in BAD
+    assert len(wrong(outcomes)) == 2 and SECONDS > 2
