@@ -89,7 +89,7 @@ def test_inspect_runs_every_architecture(name, lowbit, tmp_path):
         (["quantize", "./nowhere", "-o", "{out}"], 1, "there is no folder"),
         (["quantize", "{source}/config.json", "-o", "{out}"], 1, "is a file"),
         (["quantize", "{source}", "-o", "{source}/config.json"], 2, "is a file"),
-        (["quantize", "{source}", "-o", "/proc/none/out"], 1, "cannot be written"),
+        (["quantize", "{source}", "-o", "/proc/none/out"], 1, "cannot be"),
         (["inspect", "{source}"], 1, "not quantized with lowbit"),
         (["inspect", "./nowhere"], 1, "there is no folder"),
         (["quantize", "{source}"], 2, "--output"),

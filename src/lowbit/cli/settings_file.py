@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 from typer.core import TyperCommand
 
-from lowbit.errors import UsageError
+from lowbit.checkpoint.documents import read_yaml
+from lowbit.errors import InputError, UsageError
 
 
 def shipped(package: str) -> dict[str, Path]:
@@ -47,14 +47,9 @@ def from_file(known: Mapping[str, Path]) -> Callable[[typer.Context, str | None]
 
 def _mapping(file: Path, known: Mapping[str, Path]) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"settings {file} cannot be read: {error.strerror}; shipped are {', '.join(known)}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        detail = " ".join(str(error).split())
-        raise UsageError(f"settings {file} is not valid YAML: {detail}") from error
+        found = read_yaml(file)
+    except InputError as error:
+        raise UsageError(f"settings {error}; shipped are {', '.join(known)}") from error
     if not isinstance(found, dict):
         raise UsageError(f"settings {file} is no mapping of options to values")
     return found
