@@ -36,11 +36,12 @@ def main() -> None:
         found = []
         for one in campaign(Path(folder), numbers):
             found.append(one)
+            if options.out:
+                with options.out.open("a") as kept:
+                    kept.write(json.dumps(asdict(one)) + "\n")
             for line in wrong([one]):
                 print(line, flush=True)
     print(table(found))
-    if options.out:
-        options.out.write_text("".join(json.dumps(asdict(o)) + "\n" for o in found))
 
 
 if __name__ == "__main__":
