@@ -84,13 +84,17 @@ struct Binary {
   };
 
   static Sums sums(const DecodePacked& op, int64_t group, int64_t lane) {
-    Sums all;
-    const float o = op.offset ? number(op.offset, op.half_scale, group * panel_rows + lane) : 0.0f;
-    for (float& sum : all.of) sum = o;
+    Sums all{};
+    if (op.offset) all.of[0] = number(op.offset, op.half_scale, group * panel_rows + lane);
+#pragma GCC unroll 4
     for (int p = 0; p < planes; ++p) {
       const int64_t at = (group * planes + p) * panel_rows + lane;
       const float alpha = number(op.scale, op.half_scale, at);
-      for (int code = 0; code < 16; ++code) all.of[code] += code >> p & 1 ? alpha : -alpha;
+#pragma GCC unroll 8
+      for (int code = 0; code < 1 << p; ++code) {
+        all.of[code + (1 << p)] = all.of[code] + alpha;
+        all.of[code] -= alpha;
+      }
     }
     return all;
   }

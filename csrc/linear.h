@@ -14,10 +14,11 @@
 //              127, and sx = scale for all of x. What the zero point adds to the sums,
 //              sx zero_point sum_k w[n,k], is the same for every token: the caller takes it off
 //              the bias.
-//   digits 4   float: x is a fixed-point number of 32 bits, a quarter of whose range is left for
-//              carries, x = sx (c0 + 2^8 c1 + 2^16 c2 + 2^24 c3) with sx[m,g] the power of two
-//              that makes the group's largest |x| less than 2^30 sx. Each digit is a row of
-//              activations, with scale 2^(8d) sx; y is the sum of the four, from c0 on.
+//   digits 4   float, by limbs (linear_float.h has the other way): x is a fixed-point number of 32
+//              bits, a quarter of whose range is left for carries, x = sx (c0 + 2^8 c1 + 2^16 c2 +
+//              2^24 c3) with sx[m,g] the power of two that makes the group's largest |x| less than
+//              2^30 sx. Each digit is a row of activations, with scale 2^(8d) sx; y is the sum of
+//              the four, from c0 on.
 //
 // Four digits hold every float32 down to 1/64 of its group's largest exactly; smaller ones are
 // rounded, halves away from zero, by at most 2^-30 of that largest. What follows is the same for
