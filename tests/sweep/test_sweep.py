@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lowbit
-from tests.sweep import server
+from tests.sweep import server, shares
 from tests.sweep.classes import Registered, registered
 from tests.sweep.oracle import difference, int4, int8
 from tests.sweep.page import kind, text
@@ -54,6 +54,18 @@ def test_no_registered_class_gives_a_wrong_result_or_a_raw_exception():
     rows = list(server.rows(registered()))
     assert {row["class"]: faults(row["steps"]) for row in rows if faults(row["steps"])} == {}
     assert sum(row["steps"]["float"] == "ok" for row in rows) > 0.8 * len(rows)
+
+
+def test_a_mixture_is_nearly_all_quantized_at_its_real_size():
+    plan = shares.plan_of(CLASSES["MixtralForCausalLM"])
+    assert plan.parameters > 46e9 and plan.share > 0.99
+
+
+@pytest.mark.nightly
+def test_every_mixture_that_describes_itself_is_nearly_all_quantized():
+    found = [share for share in shares.shares() if not isinstance(share, str)]
+    assert len(found) > 90
+    assert {share.model_class: share.kept for share in found if not share.share > 0.95} == {}
 
 
 def test_a_weight_off_by_a_tenth_is_called_wrong(monkeypatch):
