@@ -1,57 +1,53 @@
-// AVX-512 VNNI as linear.inl wants it: a step is one vector.
+// AVX-512 VNNI as linear.inl wants it.
 
-#include "intrinsics.h"
+#include "isa_512.inl"
 #include "linear.h"
 
 namespace lowbit::LOWBIT_ISA {
 namespace {
 
-struct Isa {
-  using Words = uint32_t __attribute__((vector_size(64)));
-  using Ints = int32_t __attribute__((vector_size(64)));
-  using Floats = float __attribute__((vector_size(64)));
-  static constexpr int registers = 32, unroll = 8;
-  static constexpr int64_t bytes_per_input = 1, macs_per_ns = 200;
+struct Isa : Vectors512 {
+  static constexpr int64_t macs_per_ns = 200;
 
-  static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
-    __builtin_memcpy(row + k, piece, n);
-  }
+  // dpbusd adds four exact products to 32 bits and does not saturate.
+  struct FourProducts {
+    using Codes = Words;
+    static constexpr int64_t bytes_per_input = 1;
 
-  struct Four {
-    int8_t x[4];
+    static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
+      __builtin_memcpy(row + k, piece, n);
+    }
+
+    static Codes prepare(Words codes) { return codes; }
+
+    struct Four {
+      int8_t x[4];
+    };
+
+    // If it is used once, it stays in memory: a load saved is worth more than a register.
+    template <int times>
+    static auto four(const int8_t* at) {
+      if constexpr (times == 1) {
+        return reinterpret_cast<const Four*>(at);
+      } else {
+        return broadcast_4(at);
+      }
+    }
+
+    // The instruction can broadcast its operand from memory, which gcc 12 does not make of the
+    // intrinsic but as an instruction of its own.
+    static void add(int, Codes codes, const Four* four, Words&, Ints& sum) {
+      asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*four));
+    }
+
+    static void add(int, Codes codes, Words four, Words&, Ints& sum) {
+      sum = reinterpret_cast<Ints>(
+          _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), raw(codes), raw(four)));
+    }
   };
 
-  // Where it is used once, it stays in memory: a load saved is worth more than a register.
-  template <int times>
-  static auto four(const int8_t* at) {
-    if constexpr (times == 1) {
-      return reinterpret_cast<const Four*>(at);
-    } else {
-      int32_t x;
-      __builtin_memcpy(&x, at, sizeof x);
-      return _mm512_set1_epi32(x);
-    }
-  }
-
-  // dpbusd adds four exact products to 32 bits and does not saturate. It can broadcast its operand
-  // from memory, which gcc 12 does not make of the intrinsic but as an instruction of its own.
-  static Ints dot(Ints acc, Words codes, const Four* four) {
-    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(codes), "m"(*four));
-    return acc;
-  }
-
-  static Ints dot(Ints acc, Words codes, __m512i four) {
-    return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc),
-                                                      reinterpret_cast<__m512i>(codes), four));
-  }
-
-  static Floats widen(const uint16_t* half) {
-    // Masked, as gcc warns of the plain one.
-    return _mm512_maskz_cvtph_ps(0xffff,
-                                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
-  }
-
-  static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  template <int bits>
+  using Dot = FourProducts;
 };
 
 }  // namespace

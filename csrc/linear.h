@@ -72,6 +72,9 @@ void linear(const Linear* ops, int count);
 namespace avxvnni {
 void linear(const Linear* ops, int count);
 }
+namespace avx512 {
+void linear(const Linear* ops, int count);
+}
 namespace avx512vnni {
 void linear(const Linear* ops, int count);
 }
@@ -86,6 +89,9 @@ inline constexpr Path<void(const Linear* ops, int count)> linear_paths[] = {
 #endif
 #ifdef LOWBIT_HAS_AVXVNNI
     {"avxvnni", "avxvnni", avxvnni::linear},
+#endif
+#ifdef LOWBIT_HAS_AVX512
+    {"avx512bw", "avx512", avx512::linear},
 #endif
 #ifdef LOWBIT_HAS_AVX512VNNI
     {"avx512", "avx512vnni", avx512vnni::linear},

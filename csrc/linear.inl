@@ -5,18 +5,27 @@
 //     using Words = …;     // gcc vector of uint32_t, a whole part of the 64 bytes of a step
 //     using Ints = …;      // of int32_t, as long
 //     using Floats = …;    // of float, as long
-//     static constexpr int registers;             // of vectors that the processor has
-//     static constexpr int unroll;                // steps: 8 makes shifts constants
-//     static constexpr int64_t bytes_per_input;   // of an activation in this path's arrangement
-//     static constexpr int64_t macs_per_ns;       // as in Product
-//     // Puts the codes of one row, n inputs from k on, n a multiple of 32, at `row`.
-//     static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k);
-//     // The four activations at `at`, as `dot` takes them that many times.
-//     template <int times> static … four(const int8_t* at);
-//     // acc + the products of four unsigned codes a lane with four activations.
-//     static Ints dot(Ints acc, Words codes, … four);
+//     static constexpr int registers;        // of vectors that the processor has
+//     static constexpr int unroll;           // steps: 8 makes shifts constants
+//     static constexpr int64_t macs_per_ns;  // as in Product
 //     static Floats widen(const uint16_t* half);  // float16, as many as there are lanes
 //     static Floats fma(Floats a, Floats b, Floats c);  // a b + c, rounded once
+//     template <int bits> using Dot = …;
+//   };
+//
+// Dot multiplies unsigned codes of so many bits with activations:
+//
+//   struct Dot {
+//     using Codes = …;                           // a part of a step as it is multiplied
+//     static constexpr int64_t bytes_per_input;  // of an activation in this arrangement
+//     // Puts the codes of one row, n inputs from k on, n a multiple of 32, at `row`.
+//     static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k);
+//     static Codes prepare(Words codes);
+//     // The four activations at `at`, as `add` takes them that many times.
+//     template <int times> static … four(const int8_t* at);
+//     // Adds the products of step s of a block to `sum`, the last of them by the block's last step;
+//     // `pairs` is kept from step to step for nothing else.
+//     static void add(int s, Codes codes, … four, Words& pairs, Ints& sum);
 //   };
 //
 // Nothing from the standard library is called here (see quantize_rows.inl).
@@ -61,10 +70,11 @@ struct Affine {
   // Of one group, for the lanes of a part.
   template <bool centred>
   struct Parameters {
-    Floats s;
+    Floats s{};
     Words z{};
-    const bool same_zero;  // for all rows: costs no product per lane
+    bool same_zero = true;  // for all rows: costs no product per lane
 
+    Parameters() = default;
     Parameters(const Linear& op, int64_t group, int part)
         : s(load_scales(op.scale, op.half_scale, group * panel_rows + part * lanes)),
           same_zero(!op.zero_point) {
@@ -91,9 +101,10 @@ struct Binary {
 
   template <bool centred>
   struct Parameters {
-    Floats alpha[planes], o{};
-    const bool has_offset;
+    Floats alpha[planes] = {}, o{};
+    bool has_offset = false;
 
+    Parameters() = default;
     Parameters(const Linear& op, int64_t group, int part) : has_offset(op.offset) {
       for (int i = 0; i < planes; ++i) {
         const int64_t at = (group * planes + i) * panel_rows + part * lanes;
@@ -139,7 +150,8 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
   const PackedLayout& form = op.form;
   const int64_t groups = form.groups();
   const int64_t block_bytes = form.block_bytes(), panel_bytes = form.panel_bytes();
-  const int64_t row_bytes = a.padded_inputs * Isa::bytes_per_input;
+  using Dot = Isa::template Dot<Codes::bits>;
+  const int64_t row_bytes = a.padded_inputs * Dot::bytes_per_input;
   const uint8_t* block = op.codes + panel * panel_bytes;
   const int8_t* x = a.codes + row * row_bytes;
   for (int64_t g = 0; g < groups; ++g) {
@@ -152,32 +164,32 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
         }
       }
       for (int first = 0; first < terms; first += at_once) {
+        Words pairs[at_once][P][R][parts] = {};
 #pragma GCC unroll Isa::unroll
         for (int s = 0; s < block_steps; ++s) {
-          Words codes[at_once][P][parts];
+          typename Dot::Codes codes[at_once][P][parts];
           for (int i = 0; i < at_once; ++i) {
             for (int q = 0; q < P; ++q) {
               const uint8_t* at = block + (first + i) * Codes::term_bytes + q * panel_bytes;
               for (int p = 0; p < parts; ++p) {
-                codes[i][q][p] = codes_of_step<Codes::bits>(at, s, p);
+                codes[i][q][p] = Dot::prepare(codes_of_step<Codes::bits>(at, s, p));
               }
             }
           }
           for (int r = 0; r < R; ++r) {
-            const int8_t* at = x + r * row_bytes + s * step_inputs * Isa::bytes_per_input;
-            const auto four = Isa::template four<at_once * P>(at);
+            const int8_t* at = x + r * row_bytes + s * step_inputs * Dot::bytes_per_input;
+            const auto four = Dot::template four<at_once * P>(at);
             for (int i = 0; i < at_once; ++i) {
               for (int q = 0; q < P; ++q) {
                 for (int p = 0; p < parts; ++p) {
-                  Ints& total = sum[first + i][q][r][p];
-                  total = Isa::dot(total, codes[i][q][p], four);
+                  Dot::add(s, codes[i][q][p], four, pairs[i][q][r][p], sum[first + i][q][r][p]);
                 }
               }
             }
           }
         }
       }
-      x += block_inputs * Isa::bytes_per_input;
+      x += block_inputs * Dot::bytes_per_input;
     }
 #pragma GCC unroll 4
     for (int q = 0; q < P; ++q) {
@@ -321,30 +333,37 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
   }
 }
 
+template <class Dot>
 struct RowByRow {
   static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row, int64_t k) {
-    Isa::place(piece, n, a.codes + row * a.padded_inputs * Isa::bytes_per_input, k);
+    Dot::place(piece, n, a.codes + row * a.padded_inputs * Dot::bytes_per_input, k);
   }
 };
 
 template <class Codes>
-constexpr Product product{.rows = max_rows,
-                          .panels = max_vectors,
-                          .group_padding = block_inputs,
-                          .bytes_per_input = Isa::bytes_per_input,
-                          .macs_per_ns = Isa::macs_per_ns,
-                          .quantize = quantize<RowByRow, block_inputs>,
-                          .multiply = multiply<Codes>};
+struct FewRows {
+  using Dot = Isa::template Dot<Codes::bits>;
 
-// By bits, and by planes in use.
-constexpr const Product* affine_products[] = {
-    &product<Affine<2>>, &product<Affine<3>>, &product<Affine<4>>, &product<Affine<5>>,
-    &product<Affine<6>>, &product<Affine<7>>, &product<Affine<8>>};
-constexpr const Product* binary_products[] = {&product<Binary<1>>, &product<Binary<2>>,
-                                              &product<Binary<3>>, &product<Binary<4>>};
+  static constexpr Product product{.rows = max_rows,
+                                   .panels = max_vectors,
+                                   .group_padding = block_inputs,
+                                   .bytes_per_input = Dot::bytes_per_input,
+                                   .macs_per_ns = Isa::macs_per_ns,
+                                   .quantize = quantize<RowByRow<Dot>, block_inputs>,
+                                   .multiply = multiply<Codes>};
+};
 
-const Product& few_rows(const Linear& op) {
-  return op.form.binary ? *binary_products[op.planes - 1] : *affine_products[op.form.bits - 2];
+// The loops for the bits of affine codes or the planes in use.
+template <template <class> class Affines, template <class> class Binaries = Affines>
+const Product& choose(const Linear& op) {
+  static constexpr const Product* by_bits[] = {
+      &Affines<Affine<2>>::product, &Affines<Affine<3>>::product, &Affines<Affine<4>>::product,
+      &Affines<Affine<5>>::product, &Affines<Affine<6>>::product, &Affines<Affine<7>>::product,
+      &Affines<Affine<8>>::product};
+  static constexpr const Product* by_planes[] = {
+      &Binaries<Binary<1>>::product, &Binaries<Binary<2>>::product, &Binaries<Binary<3>>::product,
+      &Binaries<Binary<4>>::product};
+  return op.form.binary ? *by_planes[op.planes - 1] : *by_bits[op.form.bits - 2];
 }
 
 }  // namespace

@@ -188,23 +188,15 @@ void multiply_tiles(const Linear& op, const Activations& a, int64_t first_row, i
 }
 
 template <class Codes>
-constexpr Product tiles{.rows = block_rows,
-                        .panels = block_panels,
-                        .group_padding = tile_inputs,
-                        .bytes_per_input = 1,
-                        .macs_per_ns = 1000,
-                        .quantize = quantize<InTiles, tile_inputs>,
-                        .multiply = multiply_tiles<Codes>};
-
-constexpr const Product* affine_tiles[] = {&tiles<Affine<2>>, &tiles<Affine<3>>, &tiles<Affine<4>>,
-                                           &tiles<Affine<5>>, &tiles<Affine<6>>, &tiles<Affine<7>>,
-                                           &tiles<Affine<8>>};
-constexpr const Product* binary_tiles[] = {&tiles<Binary<1>>, &tiles<Binary<2>>, &tiles<Binary<3>>,
-                                           &tiles<Binary<4>>};
-
-const Product& many_rows(const Linear& op) {
-  return op.form.binary ? *binary_tiles[op.planes - 1] : *affine_tiles[op.form.bits - 2];
-}
+struct Tiles {
+  static constexpr Product product{.rows = block_rows,
+                                   .panels = block_panels,
+                                   .group_padding = tile_inputs,
+                                   .bytes_per_input = 1,
+                                   .macs_per_ns = 1000,
+                                   .quantize = quantize<InTiles, tile_inputs>,
+                                   .multiply = multiply_tiles<Codes>};
+};
 
 const Product& by_rows(const Linear& op) {
   return op.rows * op.digits <= max_rows ? few_rows(op) : many_rows(op);
@@ -213,7 +205,7 @@ const Product& by_rows(const Linear& op) {
 }  // namespace
 
 void linear(const Linear* ops, int count) {
-  run(ops, count, ops->rows * ops->digits <= max_rows ? few_rows : many_rows);
+  run(ops, count, ops->rows * ops->digits <= max_rows ? choose<FewRows> : choose<Tiles>);
 }
 
 void experts(const Experts& op) { run_experts(op, by_rows); }

@@ -4,7 +4,7 @@
 
 namespace lowbit::avx512vnni {
 
-void linear(const Linear* ops, int count) { run(ops, count, few_rows); }
+void linear(const Linear* ops, int count) { run(ops, count, choose<FewRows>); }
 
 void experts(const Experts& op) { run_experts(op, few_rows); }
 

@@ -162,9 +162,7 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
   if (tasks.out_of_memory) throw std::bad_alloc();
 }
 
-}  // namespace
-
-void run(const Linear* ops, int count, const Product& (*choose)(const Linear&)) {
+void run_alike(const Linear* ops, int count, const Product& (*choose)(const Linear&)) {
   const Product& product = choose(*ops);
   const int64_t rows = ops->rows, inputs = ops->form.inputs, digits = ops->digits;
   const int64_t row_bytes = padded_inputs(ops->form, product) * product.bytes_per_input * digits;
@@ -182,6 +180,19 @@ void run(const Linear* ops, int count, const Product& (*choose)(const Linear&)) 
       layers.emplace_back(part, choose(part));
     }
     run_part(layers, chunk_rows);
+  }
+}
+
+}  // namespace
+
+void run(const Linear* ops, int count, const Product& (*choose)(const Linear&)) {
+  // Layers one after the other whose products arrange activations alike go together.
+  for (int end; count > 0; ops += end, count -= end) {
+    const auto alike = [&](const Linear& op) {
+      return choose(op).quantize == choose(*ops).quantize;
+    };
+    end = static_cast<int>(std::find_if_not(ops, ops + count, alike) - ops);
+    run_alike(ops, end, choose);
   }
 }
 

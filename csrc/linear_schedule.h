@@ -69,8 +69,7 @@ LOWBIT_INLINE constexpr int64_t padded(int64_t n, int64_t multiple) {
   return divided(n, multiple) * multiple;
 }
 
-// All `count` layers of `ops`, each by the product that `choose` has for it; all of these arrange
-// activations alike.
+// All `count` layers of `ops`, each by the product that `choose` has for it.
 void run(const Linear* ops, int count, const Product& (*choose)(const Linear&));
 
 }  // namespace lowbit

@@ -424,6 +424,17 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
     run(both, 2);
     if (scalar_y.empty()) scalar_y = fy;
     for (size_t i = 0; i < y.size(); ++i) {
+      const bool both_nan = std::isnan(y[i]) && std::isnan(wanted[i]);
+      const bool right = y[i] == wanted[i] || both_nan;
+      if (!right)
+        std::fprintf(stderr,
+                     "%s: outputs %ld inputs %ld group %ld bits %d binary %d planes %d rows %ld"
+                     " digits %d half %d: y[%zu] is %a, not %a\n",
+                     path.name.data(), static_cast<long>(form.outputs),
+                     static_cast<long>(form.inputs), static_cast<long>(form.group), form.bits,
+                     form.binary, weight.planes, static_cast<long>(rows), digits, weight.scale.half,
+                     i, y[i], wanted[i]);
+      CHECK(right);
       CHECK(same_bits(fy[i], scalar_y[i]) || (std::isnan(fy[i]) && std::isnan(scalar_y[i])));
       // Float32 activations keep infinities.
       if (std::isinf(y[i])) {
@@ -435,16 +446,6 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
       const double wanted_f = exact(f, y[i]);
       CHECK(std::isnan(y[i]) ? std::isnan(fy[i])
                              : std::fabs(fy[i] - wanted_f) <= 4e-7 * std::fmax(std::fabs(y[i]), 1));
-      const bool both_nan = std::isnan(y[i]) && std::isnan(wanted[i]);
-      if (y[i] == wanted[i] || both_nan) continue;
-      std::fprintf(stderr,
-                   "%s: outputs %ld inputs %ld group %ld bits %d binary %d planes %d rows %ld"
-                   " digits %d half %d: y[%zu] is %a, not %a\n",
-                   path.name.data(), static_cast<long>(form.outputs),
-                   static_cast<long>(form.inputs), static_cast<long>(form.group), form.bits,
-                   form.binary, weight.planes, static_cast<long>(rows), digits, weight.scale.half,
-                   i, y[i], wanted[i]);
-      CHECK(y[i] == wanted[i]);
     }
   }
 }

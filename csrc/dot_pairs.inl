@@ -1,0 +1,93 @@
+// Products of unsigned codes with int8 activations as linear.inl wants them, on vectors that
+// multiply pairs: AVX2, and AVX-512 without VNNI.
+
+#include <cstdint>
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+// Codes of at most 7 bits. Two products fit 16 bits, 2 · 127 · 128 < 2^15, so that nothing
+// saturates; of narrower codes the products of several steps do, and are added there first.
+template <class Vectors, int bits>
+struct BytePairs {
+  using Words = Vectors::Words;
+  using Ints = Vectors::Ints;
+  using Codes = Words;
+  static constexpr int64_t bytes_per_input = 1;
+
+  static constexpr int largest_pair = 2 * ((1 << bits) - 1) * 128;
+  static constexpr int fitting = 0x7fff / largest_pair;
+  static constexpr int steps = fitting >= 8 ? 8 : fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1;
+  static_assert(bits <= 7 && steps * largest_pair < 1 << 15);
+
+  static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
+    __builtin_memcpy(row + k, piece, n);
+  }
+
+  static Codes prepare(Words codes) { return codes; }
+
+  template <int times>
+  static Words four(const int8_t* at) {
+    return Vectors::broadcast_4(at);
+  }
+
+  static void add(int s, Codes codes, Words four, Words& pairs, Ints& sum) {
+    const Words two = Vectors::dot_bytes(codes, four);
+    pairs = s % steps == 0 ? two : Vectors::in_order(Vectors::add_shorts(pairs, two));
+    if (s % steps < steps - 1) return;
+    sum += reinterpret_cast<Ints>(Vectors::dot_shorts(pairs, Words{} + 0x00010001u));
+    if (steps < 8) sum = reinterpret_cast<Ints>(Vectors::in_order(reinterpret_cast<Words>(sum)));
+  }
+};
+
+// Codes of 8 bits would saturate, so both are widened to 16. Codes are split into even and odd
+// inputs by a mask and a shift; activations lie as
+//
+//   cx [rows][inputs/4][4]    int16, inputs 0 2 1 3 of a step
+template <class Vectors>
+struct ShortPairs {
+  using Words = Vectors::Words;
+  using Ints = Vectors::Ints;
+  static constexpr int64_t bytes_per_input = 2;
+
+  struct Codes {
+    Words even, odd;
+  };
+
+  static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
+    int16_t* out = reinterpret_cast<int16_t*>(row) + k;
+    for (int64_t i = 0; i < n; i += 4) {
+      out[i] = piece[i];
+      out[i + 1] = piece[i + 2];
+      out[i + 2] = piece[i + 1];
+      out[i + 3] = piece[i + 3];
+    }
+  }
+
+  static Codes prepare(Words codes) {
+    return {.even = codes & 0x00ff00ffu, .odd = Vectors::high_bytes(codes)};
+  }
+
+  template <int times>
+  static Codes four(const int8_t* at) {
+    return {.even = Vectors::broadcast_4(at), .odd = Vectors::broadcast_4(at + 4)};
+  }
+
+  static void add(int, Codes codes, Codes four, Words&, Ints& sum) {
+    sum += reinterpret_cast<Ints>(Vectors::dot_shorts(codes.even, four.even));
+    sum += reinterpret_cast<Ints>(Vectors::dot_shorts(codes.odd, four.odd));
+    sum = reinterpret_cast<Ints>(Vectors::in_order(reinterpret_cast<Words>(sum)));
+  }
+};
+
+template <class Vectors, int bits>
+struct PairsOf {
+  using Dot = BytePairs<Vectors, bits>;
+};
+template <class Vectors>
+struct PairsOf<Vectors, 8> {
+  using Dot = ShortPairs<Vectors>;
+};
+
+}  // namespace
+}  // namespace lowbit::LOWBIT_ISA

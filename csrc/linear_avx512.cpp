@@ -1,0 +1,29 @@
+#define LOWBIT_ISA avx512
+#include "dot_pairs.inl"
+#include "isa_512.inl"
+#include "linear.h"
+
+namespace lowbit::avx512 {
+namespace {
+
+struct Isa : Vectors512 {
+  static constexpr int64_t macs_per_ns = 200;
+
+  template <int bits>
+  using Dot = PairsOf<Vectors512, bits>::Dot;
+};
+
+}  // namespace
+}  // namespace lowbit::avx512
+
+#include "linear_tables.inl"
+
+namespace lowbit::avx512 {
+
+void linear(const Linear* ops, int count) {
+  run(ops, count,
+      waits_for_weights(ops->rows * ops->digits) ? choose<FewRows, Tables>
+                                                 : choose<Decoded, Tables>);
+}
+
+}  // namespace lowbit::avx512
