@@ -83,10 +83,41 @@ struct ShortPairs {
 template <class Vectors, int bits>
 struct PairsOf {
   using Dot = BytePairs<Vectors, bits>;
+  struct DecodedDot : Dot {
+    // A register for each part of the codes and for each sum of products, one for activations and
+    // one for products. What they become in 32 bits may leave the registers.
+    static constexpr int panels = Vectors::registers == 32 ? 2 : 1, rows = 4;
+    static constexpr bool crossed = false;
+  };
 };
+
+// Codes of 8 bits that are decoded take half the multiplications (S. Winograd, A new algorithm for
+// inner products, IEEE Transactions on Computers C-17, 1968): of even and odd inputs
+//
+//   w0 x0 + w1 x1 = (w0 + x1) (w1 + x0) - w0 w1 - x0 x1
+//
+// and the last two are summed once for all rows and for all outputs. Additions are what processors
+// have more ports for. The sums of two fit 16 bits, and what overflows in 32 cancels.
 template <class Vectors>
 struct PairsOf<Vectors, 8> {
   using Dot = ShortPairs<Vectors>;
+  struct DecodedDot : Dot {
+    using typename Dot::Codes, typename Dot::Ints, typename Dot::Words;
+    // Two registers for each part of the codes and for the activations of a row, two for products.
+    static constexpr int panels = Vectors::registers == 32 ? 2 : 1, rows = 4;
+    static constexpr bool crossed = true;
+
+    static void add(int, Codes codes, Codes four, Words&, Ints& sum) {
+      const Words even = Vectors::add_shorts(codes.even, four.odd);
+      const Words odd = Vectors::add_shorts(codes.odd, four.even);
+      sum += reinterpret_cast<Ints>(Vectors::dot_shorts(even, odd));
+      sum = reinterpret_cast<Ints>(Vectors::in_order(reinterpret_cast<Words>(sum)));
+    }
+
+    static void take_cross(Codes codes, Ints& sum) {
+      sum -= reinterpret_cast<Ints>(Vectors::dot_shorts(codes.even, codes.odd));
+    }
+  };
 };
 
 }  // namespace

@@ -286,6 +286,13 @@ void encode_digits(const float* x, int64_t n, float inv, int8_t* const (&digits)
   }
 }
 
+// The sum of the products of each two codes.
+int32_t cross_sum(const int8_t* codes, int64_t n) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < n; i += 2) sum += codes[i] * codes[i + 1];
+  return sum;
+}
+
 // Rows first … last - 1 as codes, where Arrange::place(a, piece, n, row, k) wants them.
 template <class Arrange, int64_t group_padding>
 void quantize(const Linear& op, const Activations& a, int64_t first, int64_t last) {
@@ -306,7 +313,7 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
       const GroupScale s = fixed       ? fixed_point_scale(x, inputs)
                            : is_static ? static_group_scale(x, inputs, op.input.scale)
                                        : group_scale(x, inputs);
-      int32_t sums[4] = {};
+      int32_t sums[4] = {}, cross_sums[4] = {};
       for (int64_t k = 0; k < end; k += piece_size) {
         const int64_t n = end - k < piece_size ? end - k : piece_size;
         const int64_t real = inputs - k < n ? inputs - k : n;
@@ -320,6 +327,9 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
         for (int d = 0; d < op.digits; ++d) {
           for (int64_t i = real; i < n; ++i) piece[d][i] = 0;
           Arrange::place(a, piece[d], n, m * op.digits + d, to + k);
+          if constexpr (requires { Arrange::crossed; }) {
+            if constexpr (Arrange::crossed) cross_sums[d] += cross_sum(piece[d], n);
+          }
         }
       }
       float scale = s.scale;
@@ -327,6 +337,7 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
         const int64_t at = (m * op.digits + d) * groups + g;
         a.scales[at] = scale;
         a.sums[at] = sums[d];
+        a.cross_sums[at] = cross_sums[d];
       }
       to += end;
     }

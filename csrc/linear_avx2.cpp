@@ -11,6 +11,8 @@ struct Isa : Vectors256 {
 
   template <int bits>
   using Dot = PairsOf<Vectors256, bits>::Dot;
+  template <int bits>
+  using DecodedDot = PairsOf<Vectors256, bits>::DecodedDot;
 };
 
 }  // namespace

@@ -11,6 +11,8 @@ struct Isa : Vectors512 {
 
   template <int bits>
   using Dot = PairsOf<Vectors512, bits>::Dot;
+  template <int bits>
+  using DecodedDot = PairsOf<Vectors512, bits>::DecodedDot;
 };
 
 }  // namespace

@@ -32,6 +32,15 @@ struct Isa : Vectors256 {
 
   template <int bits>
   using Dot = FourProducts;
+
+  // A register for each part of the codes and for each sum, one for activations: 12 sums hide the 5
+  // cycles after which the next of two dpbusd a cycle can add to the same.
+  struct DecodedProducts : FourProducts {
+    static constexpr int panels = 1, rows = 6;
+    static constexpr bool crossed = false;
+  };
+  template <int bits>
+  using DecodedDot = DecodedProducts;
 };
 
 }  // namespace

@@ -1,19 +1,25 @@
 // The loops of linear.h for codes that are decoded once for all rows of a chunk: a task takes the
-// codes of one group and a few panels, decodes them into scratch, multiplies them with all rows and
+// codes of one group of a few panels, decodes them into scratch, multiplies them with all rows and
 // adds what that is worth to the rows' sums, group after group. How codes are decoded and
 // multiplied is a Kernel's:
 //
 //   struct Kernel {
-//     using Codes = …;              // Affine or Binary
-//     static constexpr bool centred;  // its sums are (linear.inl)
-//     static constexpr int panels, rows;  // of a register block
+//     using Codes = …;                       // Affine or Binary
+//     static constexpr int panels, rows;     // of a register block
 //     static constexpr int64_t block_bytes;  // of a block of all panels, decoded
-//     // Rows of activations, as quantize places them.
-//     static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row, int64_t k);
-//     // The blocks from codes[panel] on.
-//     static void decode(const uint8_t* const (&codes)[panels], int64_t blocks, int64_t stored_bytes, uint8_t* decoded);
-//     // sums[term][panel][row][part] of R rows from `row` on; the group's blocks begin at `first`.
-//     template <int R> static void sum(const Group& group, const Activations& a, int64_t row, Ints (&sums)[terms][panels][rows][parts]);
+//     static constexpr int64_t bytes_per_input;
+//     static constexpr bool crossed;         // sums contain cross_sums (linear_schedule.h), too
+//     // The codes of a row of activations, n inputs from k on (Arrange of quantize).
+//     static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row,
+//                       int64_t k);
+//     // `blocks` blocks from codes[panel] on. Sums of each lane begin with `start`, as `sum` adds
+//     // so much too much whatever the row.
+//     static void decode(const uint8_t* const (&codes)[panels], int64_t blocks,
+//                        int64_t stored_bytes, uint8_t* decoded, Words (&start)[panels][parts]);
+//     // Adds the sums of R rows from `row` on; binary ones are those of 0 and 2.
+//     template <int R>
+//     static void sum(const GroupBlocks& group, const Activations& a, const uint8_t* decoded,
+//                     int64_t row, Words (&sums)[terms][panels][R][parts]);
 //   };
 
 #include "linear.inl"
@@ -27,26 +33,54 @@ struct GroupBlocks {
   int64_t first, count;    // blocks
 };
 
-template <class Kernel, int R>
-void add_rows(const GroupBlocks& group, const Activations& a, const uint8_t* decoded,
-              const typename Kernel::Codes::template Parameters<Kernel::centred> (
-                  &parameters)[Kernel::panels][parts],
-              int64_t row, int64_t stride, Floats* acc) {
-  constexpr int P = Kernel::panels, terms = Kernel::Codes::terms;
-  Ints sums[terms][P][R][parts];
-  Kernel::sum(group, a, decoded, row, sums);
-  for (int q = 0; q < P; ++q) {
+template <class Kernel>
+struct DecodedGroup : GroupBlocks {
+  using Codes = Kernel::Codes;
+  static constexpr int P = Kernel::panels, terms = Codes::terms;
+
+  const uint8_t* decoded;
+  Words start[P][parts], minus_zero[P][parts];
+  typename Codes::template Parameters<true> parameters[P][parts];
+
+  // acc[panel][row][part] += what the sums of R rows from `row` on are worth; panels are `stride`
+  // apart. Sums begin with what is to be taken off them.
+  template <int R>
+  void add_rows(const Activations& a, int64_t row, int64_t stride, Floats* acc) const {
+    Words sums[terms][P][R][parts];
     for (int r = 0; r < R; ++r) {
-      const int64_t at = (row + r) * group.groups + group.number;
-      for (int p = 0; p < parts; ++p) {
-        Words of_terms[terms];
-        for (int i = 0; i < terms; ++i) of_terms[i] = reinterpret_cast<Words>(sums[i][q][r][p]);
-        const Floats value = parameters[q][p].value(of_terms, a.scales[at], a.sums[at]);
-        acc[q * stride + r * parts + p] += value;
+      const Words row_sum = Words{} + static_cast<uint32_t>(a.sums[at(row + r)]);
+      Words of_row{};
+      if constexpr (Kernel::crossed) of_row -= static_cast<uint32_t>(a.cross_sums[at(row + r)]);
+      for (int q = 0; q < P; ++q) {
+        for (int p = 0; p < parts; ++p) {
+          const Words off = Codes::binary ? -row_sum : minus_zero[q][p] * row_sum;
+          for (int i = 0; i < terms; ++i) sums[i][q][r][p] = of_row + start[q][p] + off;
+        }
+      }
+    }
+    Kernel::sum(*this, a, decoded, row, sums);
+    for (int r = 0; r < R; ++r) {
+      const float scale = a.scales[at(row + r)];
+      const int32_t row_sum = a.sums[at(row + r)];
+      for (int q = 0; q < P; ++q) {
+        for (int p = 0; p < parts; ++p) {
+          Words of_terms[terms];
+          for (int i = 0; i < terms; ++i) of_terms[i] = sums[i][q][r][p];
+          acc[q * stride + r * parts + p] += parameters[q][p].value(of_terms, scale, row_sum);
+        }
       }
     }
   }
-}
+
+  void read_parameters(const Linear& op, int64_t at, int q) {
+    for (int p = 0; p < parts; ++p) {
+      parameters[q][p] = {op, at, p};
+      if constexpr (!Codes::binary) minus_zero[q][p] = -Codes::zero_points(op, at, p);
+    }
+  }
+
+  int64_t at(int64_t row) const { return row * groups + number; }
+};
 
 // Rows are finished so many at once: whole register blocks, and whole tokens of four digits.
 template <class Kernel>
@@ -55,12 +89,10 @@ constexpr int finished_rows = Kernel::rows % 3 == 0 ? 2 * Kernel::rows : 4;
 template <class Kernel>
 [[gnu::noinline]] void multiply_decoded_panels(const Linear& op, const Activations& a,
                                                int64_t first, int64_t last, int64_t panel) {
-  using Codes = Kernel::Codes;
   constexpr int P = Kernel::panels, R = Kernel::rows, F = finished_rows<Kernel>;
   static_assert(F % R == 0 && F % 4 == 0);
   const PackedLayout& form = op.form;
-  const int64_t blocks = PackedLayout::blocks_of(form.group_inputs(0));
-  const int64_t decoded_bytes = blocks * Kernel::block_bytes;
+  const int64_t decoded_bytes = PackedLayout::blocks_of(form.group_inputs(0)) * Kernel::block_bytes;
   const int64_t stride = padded(last - first, F) * parts;
   auto* decoded = static_cast<uint8_t*>(
       task_scratch(decoded_bytes + P * stride * static_cast<int64_t>(sizeof(Floats))));
@@ -74,33 +106,31 @@ template <class Kernel>
     own[q] = panel + q < form.panels() ? panel + q : form.panels() - 1;
     codes[q] = op.codes + own[q] * form.panel_bytes();
   }
-  GroupBlocks group{.number = 0, .groups = form.groups(), .first = 0, .count = 0};
-  for (; group.number < group.groups; ++group.number) {
+  DecodedGroup<Kernel> group{};
+  group.decoded = decoded;
+  group.groups = form.groups();
+  for (; group.number < group.groups; ++group.number, group.first += group.count) {
     group.count = PackedLayout::blocks_of(form.group_inputs(group.number));
-    Kernel::decode(codes, group.count, form.block_bytes(), decoded);
-    typename Codes::template Parameters<Kernel::centred> parameters[P][parts];
+    Kernel::decode(codes, group.count, form.block_bytes(), decoded, group.start);
     for (int q = 0; q < P; ++q) {
       codes[q] += group.count * form.block_bytes();
-      for (int p = 0; p < parts; ++p) {
-        parameters[q][p] = {op, own[q] * group.groups + group.number, p};
-      }
+      group.read_parameters(op, own[q] * group.groups + group.number, q);
     }
     for (int64_t row = first; row < last; row += F) {
       const int64_t n = last - row < F ? last - row : F;
       Floats* to = acc + (row - first) * parts;
-      for (int64_t r = 0; r < n; r += R, to += R * parts) {
+      for (int64_t r = 0; r < n; r += R) {
         if (n - r > R / 2) {
-          add_rows<Kernel, R>(group, a, decoded, parameters, row + r, stride, to);
+          group.template add_rows<R>(a, row + r, stride, to + r * parts);
         } else if (n - r > 1) {
-          add_rows<Kernel, (R + 1) / 2>(group, a, decoded, parameters, row + r, stride, to);
+          group.template add_rows<(R + 1) / 2>(a, row + r, stride, to + r * parts);
         } else {
-          add_rows<Kernel, 1>(group, a, decoded, parameters, row + r, stride, to);
+          group.template add_rows<1>(a, row + r, stride, to + r * parts);
         }
       }
       if (group.number < group.groups - 1) continue;
-      finish<P, F>(op, acc + (row - first) * parts, stride, row / op.digits, n / op.digits, panel);
+      finish<P, F>(op, to, stride, row / op.digits, n / op.digits, panel);
     }
-    group.first += group.count;
   }
 }
 
@@ -121,53 +151,58 @@ constexpr Product decoded_product{.rows = finished_rows<Kernel>,
                                   .quantize = quantize<Kernel, block_inputs>,
                                   .multiply = multiply_decoded<Kernel>};
 
-// Affine codes, as Dot takes them. A register block's rows of activations lie block by block:
+// Affine codes. A register block's rows of activations lie block by block:
 //
 //   cx [rows/R][inputs/32][R][32]
 template <class Codes_>
 struct Bytes {
   using Codes = Codes_;
-  using Dot = Isa::template Dot<Codes::bits>;
-  static constexpr bool centred = false;
-  // A register for the codes of each part and for the sums of each row and part, one for
-  // activations and one for products: 12 sums hide the latency of dpbusd, 5 cycles at two a cycle.
-  static constexpr int panels = Isa::registers == 32 ? 2 : 1, rows = 6;
+  using Dot = Isa::template DecodedDot<Codes::bits>;
+  static constexpr bool crossed = Dot::crossed;
+  static constexpr int panels = Dot::panels, rows = Dot::rows;
   static constexpr int64_t bytes_per_input = Dot::bytes_per_input;
   static constexpr int64_t row_bytes = block_inputs * bytes_per_input;
   using Step = typename Dot::Codes[panels][parts];
   static constexpr int64_t block_bytes = block_steps * sizeof(Step);
 
+  static int8_t* place_of(const Activations& a, int64_t row, int64_t block) {
+    return a.codes + row / rows * rows * a.padded_inputs * bytes_per_input +
+           (block * rows + row % rows) * row_bytes;
+  }
+
   static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row, int64_t k) {
-    int8_t* at = a.codes + row / rows * rows * a.padded_inputs * bytes_per_input +
-                 (k / block_inputs * rows + row % rows) * row_bytes;
+    int8_t* at = place_of(a, row, k / block_inputs);
     for (int64_t i = 0; i < n; i += block_inputs, at += rows * row_bytes) {
       Dot::place(piece + i, block_inputs, at, 0);
     }
   }
 
   static void decode(const uint8_t* const (&codes)[panels], int64_t blocks, int64_t stored_bytes,
-                     uint8_t* decoded) {
+                     uint8_t* decoded, Words (&start)[panels][parts]) {
     auto* to = reinterpret_cast<Step*>(decoded);
+    Ints cross[panels][parts] = {};
     for (int64_t b = 0; b < blocks; ++b, to += block_steps) {
 #pragma GCC unroll 8
       for (int s = 0; s < block_steps; ++s) {
         for (int q = 0; q < panels; ++q) {
+          const uint8_t* at = codes[q] + b * stored_bytes;
           for (int p = 0; p < parts; ++p) {
-            to[s][q][p] =
-                Dot::prepare(codes_of_step<Codes::bits>(codes[q] + b * stored_bytes, s, p));
+            to[s][q][p] = Dot::prepare(codes_of_step<Codes::bits>(at, s, p));
+            if constexpr (crossed) Dot::take_cross(to[s][q][p], cross[q][p]);
           }
         }
       }
     }
+    __builtin_memcpy(start, cross, sizeof start);
   }
 
   template <int R>
   static void sum(const GroupBlocks& group, const Activations& a, const uint8_t* decoded,
-                  int64_t row, Ints (&sums)[1][panels][R][parts]) {
-    Ints sum[panels][R][parts] = {};
+                  int64_t row, Words (&sums)[1][panels][R][parts]) {
+    Ints sum[panels][R][parts];
+    __builtin_memcpy(sum, sums, sizeof sum);
     auto* codes = reinterpret_cast<const Step*>(decoded);
-    const int8_t* x = a.codes + row / rows * rows * a.padded_inputs * bytes_per_input +
-                      (group.first * rows + row % rows) * row_bytes;
+    const int8_t* x = place_of(a, row, group.first);
     for (int64_t b = 0; b < group.count; ++b, codes += block_steps, x += rows * row_bytes) {
       Words pairs[panels][R][parts] = {};
 #pragma GCC unroll 8

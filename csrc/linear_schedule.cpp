@@ -132,12 +132,13 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
   const int64_t rows = padded(op.rows * op.digits, product.rows);
   const int64_t code_bytes = rows * inputs * product.bytes_per_input;
   const int64_t parameters = rows * op.form.groups();
-  constexpr int64_t parameter_bytes = sizeof(float) + sizeof(int32_t);
+  constexpr int64_t parameter_bytes = sizeof(float) + 2 * sizeof(int32_t);
   auto* memory = static_cast<int8_t*>(call_scratch(code_bytes + parameters * parameter_bytes));
   auto* scales = reinterpret_cast<float*>(memory + code_bytes);
   const Activations a{.codes = memory,
                       .scales = scales,
                       .sums = reinterpret_cast<int32_t*>(scales + parameters),
+                      .cross_sums = reinterpret_cast<int32_t*>(scales + 2 * parameters),
                       .padded_inputs = inputs};
 
   const int64_t rows_per_quantize =

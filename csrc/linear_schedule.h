@@ -44,8 +44,9 @@ namespace lowbit {
 // are padded with zeros at the end of each group, to a multiple that the path chooses.
 struct Activations {
   int8_t* codes;
-  float* scales;  // [rows][groups]
-  int32_t* sums;  // [rows][groups], of the codes
+  float* scales;        // [rows][groups]
+  int32_t* sums;        // [rows][groups], of the codes
+  int32_t* cross_sums;  // [rows][groups], of the products of each two codes, if a path wants them
   int64_t padded_inputs;
 };
 

@@ -34,7 +34,7 @@ Words by_phase(Words v) {
 template <class Codes_>
 struct Lookups {
   using Codes = Codes_;
-  static constexpr bool centred = true;
+  static constexpr bool crossed = false;
   static constexpr int planes = Codes::terms, strip = 4, phases = 4, halves = 2;
   // Registers for two sums of each row and plane, for two tables and for indices.
   static constexpr int panels = strip / parts, rows = planes < 3 ? 4 / planes : 1;
@@ -69,7 +69,10 @@ struct Lookups {
   }
 
   static void decode(const uint8_t* const (&codes)[panels], int64_t blocks, int64_t stored_bytes,
-                     uint8_t* decoded) {
+                     uint8_t* decoded, Words (&start)[panels][parts]) {
+    for (int j = 0; j < strip; ++j) {
+      start[j / parts][j % parts] = Words{} - static_cast<uint32_t>(bias * blocks);
+    }
     auto* to = reinterpret_cast<Block*>(decoded);
     for (int64_t b = 0; b < blocks; ++b, ++to) {
       for (int i = 0; i < planes; ++i) {
@@ -97,17 +100,10 @@ struct Lookups {
 
   template <int R>
   static void sum(const GroupBlocks& group, const Activations& a, const uint8_t* decoded,
-                  int64_t row, Ints (&sums)[planes][panels][R][parts]) {
+                  int64_t row, Words (&sums)[planes][panels][R][parts]) {
     const int64_t row_bytes = a.padded_inputs * bytes_per_input;
     auto* codes = reinterpret_cast<const Block*>(decoded);
     const int8_t* x = a.codes + row * row_bytes + group.first * tables_bytes;
-    for (int r = 0; r < R; ++r) {
-      const auto start = static_cast<int32_t>(-bias * group.count) -
-                         a.sums[(row + r) * group.groups + group.number];
-      for (int i = 0; i < planes; ++i) {
-        for (int j = 0; j < strip; ++j) sums[i][j / parts][r][j % parts] = Ints{} + start;
-      }
-    }
     for (int64_t b = 0; b < group.count;) {
       const int64_t left = group.count - b,
                     end = b + (left < fitting_blocks ? left : fitting_blocks);
@@ -149,9 +145,8 @@ struct Lookups {
 #pragma GCC unroll 4
           for (int j = 0; j < strip; ++j) {
             const Words two = shorts[i][r][j / 2];
-            const Words wide = j % 2 ? Isa::template zip_high<16>(two, Words{})
-                                     : Isa::template zip_low<16>(two, Words{});
-            sums[i][j / parts][r][j % parts] += reinterpret_cast<Ints>(wide);
+            sums[i][j / parts][r][j % parts] += j % 2 ? Isa::template zip_high<16>(two, Words{})
+                                                      : Isa::template zip_low<16>(two, Words{});
           }
         }
       }
