@@ -23,9 +23,9 @@ struct Isa : Vectors256 {
 namespace lowbit::avx2 {
 
 void linear(const Linear* ops, int count) {
+  constexpr int64_t few = 8;  // rows, measured: with more it pays to decode first
   run(ops, count,
-      waits_for_weights(ops->rows * ops->digits) ? choose<FewRows, Tables>
-                                                 : choose<Decoded, Tables>);
+      ops->rows * ops->digits <= few ? choose<FewRows, Tables> : choose<Decoded, Tables>);
 }
 
 void experts(const Experts& op) { run_experts(op, few_rows); }

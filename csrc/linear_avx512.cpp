@@ -23,9 +23,9 @@ struct Isa : Vectors512 {
 namespace lowbit::avx512 {
 
 void linear(const Linear* ops, int count) {
+  constexpr int64_t few = 16;  // rows, measured: with more it pays to decode first
   run(ops, count,
-      waits_for_weights(ops->rows * ops->digits) ? choose<FewRows, Tables>
-                                                 : choose<Decoded, Tables>);
+      ops->rows * ops->digits <= few ? choose<FewRows, Tables> : choose<Decoded, Tables>);
 }
 
 }  // namespace lowbit::avx512

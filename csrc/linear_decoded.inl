@@ -101,19 +101,27 @@ template <class Kernel>
 
   // Panels after the last are the last one again, and what comes of them is not written.
   int64_t own[P];
-  const uint8_t* codes[P];
+  const uint8_t *codes[P], *ends[P];
   for (int q = 0; q < P; ++q) {
     own[q] = panel + q < form.panels() ? panel + q : form.panels() - 1;
     codes[q] = op.codes + own[q] * form.panel_bytes();
+    ends[q] = codes[q] + form.panel_bytes();
   }
   DecodedGroup<Kernel> group{};
   group.decoded = decoded;
   group.groups = form.groups();
   for (; group.number < group.groups; ++group.number, group.first += group.count) {
     group.count = PackedLayout::blocks_of(form.group_inputs(group.number));
+    const int64_t bytes = group.count * form.block_bytes();
+    for (int q = 0; q < P && waits_for_weights(last - first); ++q) {
+      // After these panels come the next P.
+      const uint8_t* next = codes[q] + ahead_bytes;
+      if (next >= ends[q]) next += (P - 1) * form.panel_bytes();
+      for (int64_t i = 0; i < bytes; i += cache_line) __builtin_prefetch(next + i);
+    }
     Kernel::decode(codes, group.count, form.block_bytes(), decoded, group.start);
     for (int q = 0; q < P; ++q) {
-      codes[q] += group.count * form.block_bytes();
+      codes[q] += bytes;
       group.read_parameters(op, own[q] * group.groups + group.number, q);
     }
     for (int64_t row = first; row < last; row += F) {

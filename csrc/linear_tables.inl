@@ -80,7 +80,6 @@ struct Lookups {
         for (int j = 0; j < strip; ++j) {
           const uint8_t* at = codes[j / parts] + b * stored_bytes + i * Codes::term_bytes +
                               j % parts * sizeof(Words);
-          __builtin_prefetch(at + ahead_bytes);
           part[j] = by_phase(load<Words>(at));
         }
         const Words low01 = Isa::template zip_low<32>(part[0], part[1]);

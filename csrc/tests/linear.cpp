@@ -119,6 +119,7 @@ struct Weight {
   std::vector<uint8_t> zero_point;
   bool has_zero_point = below(2), has_offset = below(2);
 
+  // The codes: 0 any, 1 the lowest, 2 the highest, 3 either.
   explicit Weight(const PackedLayout& form, int extreme = 0)
       : form(form),
         planes(form.binary ? static_cast<int>(1 + below(form.bits)) : 1),
@@ -130,7 +131,8 @@ struct Weight {
     for (int64_t n = 0; n < form.outputs; ++n) {
       for (int64_t k = 0; k < form.inputs; ++k) {
         const int all = (1 << form.bits) - 1;
-        const int code = extreme ? (extreme > 1 ? all : 0) : static_cast<int>(below(all + 1));
+        const bool high = extreme == 3 ? below(2) : extreme == 2;
+        const int code = extreme ? high * all : static_cast<int>(below(all + 1));
         codes.push_back(code);
         for (int i = 0; i < form.bits; ++i) {
           const int64_t row = form.binary ? i * form.outputs + n : n;
@@ -450,6 +452,55 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
   }
 }
 
+// Sums as large as they become: static activations of -128 or 127 throughout, or of either sign at
+// random, against codes of all bits, none, or either at random.
+void check_extremes(int bits, bool binary) {
+  for (const int64_t inputs : {1, 31, 64, 1000, 4100}) {
+    for (const int64_t rows : {1, 2, 4, 7, 19}) {
+      const int kind_of_x = static_cast<int>(below(3));
+      const PackedLayout form{
+          .outputs = 37, .inputs = inputs, .group = inputs, .bits = bits, .binary = binary};
+      const Weight weight(form, 1 + static_cast<int>(below(3)));
+      std::vector<float> x(rows * inputs), y(rows * form.outputs, 1234.5f);
+      for (float& value : x) {
+        value = kind_of_x == 0 || (kind_of_x == 2 && below(2)) ? -1000.0f : 1000.0f;
+      }
+      const std::vector<float> ones(divided(form.outputs, 16) * 16 * bits, 1.0f);
+      for (const auto& path : lowbit::linear_paths) {
+        if (!lowbit::has_feature(path.feature)) continue;
+        const Linear linear{.form = form,
+                            .x = x.data(),
+                            .codes = weight.packed.data(),
+                            .scale = ones.data(),
+                            .zero_point = nullptr,
+                            .offset = nullptr,
+                            .bias = nullptr,
+                            .y = y.data(),
+                            .rows = rows,
+                            .planes = binary ? bits : 1,
+                            .digits = 1,
+                            .half_scale = false,
+                            .nonlinearity = Nonlinearity::identity,
+                            .input = {.scale = 1.0f, .zero_point = 0, .lowest = -128}};
+        path.run(&linear, 1);
+        for (int64_t m = 0; m < rows; ++m) {
+          for (int64_t n = 0; n < form.outputs; ++n) {
+            int32_t sums[4] = {};
+            for (int64_t k = 0; k < inputs; ++k) {
+              const int c = x[m * inputs + k] < 0 ? -128 : 127, q = weight.codes[n * inputs + k];
+              if (!binary) sums[0] += c * (q - (1 << (bits - 1)));
+              for (int i = 0; binary && i < bits; ++i) sums[i] += q >> i & 1 ? c : -c;
+            }
+            float wanted = 0;
+            for (const int32_t sum : sums) wanted += static_cast<float>(sum);
+            CHECK(y[m * form.outputs + n] == wanted);
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void test_packed_layout() {
@@ -478,6 +529,11 @@ void test_linear() {
   for (const PackedLayout& form : long_rows) {
     Weight weight(form);
     for (const int digits : {4, 0}) check_linear(weight, 530, digits);
+  }
+  for (int bits = 1; bits <= 8; ++bits) {
+    for (const bool binary : {false, true}) {
+      if (binary ? bits <= 4 : bits >= 2) check_extremes(bits, binary);
+    }
   }
   for (const auto& path : lowbit::linear_paths) {
     std::printf("linear %s: %s\n", path.name.data(),

@@ -25,7 +25,7 @@ class Walled {
   Walled(const Walled&) = delete;
   Walled& operator=(const Walled&) = delete;
 
-  uint8_t* data() { return data_; }
+  uint8_t* data() const { return data_; }
 
  private:
   uint8_t *start_, *data_;
