@@ -37,6 +37,9 @@ void experts(const Experts& op);
 namespace avxvnni {
 void experts(const Experts& op);
 }
+namespace avx512 {
+void experts(const Experts& op);
+}
 namespace avx512vnni {
 void experts(const Experts& op);
 }
@@ -52,6 +55,9 @@ inline constexpr Path<void(const Experts&)> experts_paths[] = {
 #endif
 #ifdef LOWBIT_HAS_AVXVNNI
     {"avxvnni", "avxvnni", avxvnni::experts},
+#endif
+#ifdef LOWBIT_HAS_AVX512
+    {"avx512bw", "avx512", avx512::experts},
 #endif
 #ifdef LOWBIT_HAS_AVX512VNNI
     {"avx512", "avx512vnni", avx512vnni::experts},

@@ -71,7 +71,7 @@ struct Group {
 
   int64_t activation_bytes() const {
     const int64_t rows = padded(op.rows * op.digits, product->rows);
-    const int64_t numbers = rows * op.form.groups() * (sizeof(float) + sizeof(int32_t));
+    const int64_t numbers = rows * op.form.groups() * (sizeof(float) + 2 * sizeof(int32_t));
     return padded(rows * a.padded_inputs * product->bytes_per_input, cache_line) +
            padded(numbers, cache_line);
   }
@@ -101,7 +101,9 @@ class Round {
       group.a.codes = reinterpret_cast<int8_t*>(memory);
       const int64_t codes = rows * group.a.padded_inputs * group.product->bytes_per_input;
       group.a.scales = reinterpret_cast<float*>(memory + padded(codes, cache_line));
-      group.a.sums = reinterpret_cast<int32_t*>(group.a.scales + rows * group.op.form.groups());
+      const int64_t parameters = rows * group.op.form.groups();
+      group.a.sums = reinterpret_cast<int32_t*>(group.a.scales + parameters);
+      group.a.cross_sums = group.a.sums + parameters;
       memory += group.activation_bytes();
       for (int64_t first = 0; first < group.op.rows; first += rows_per_quantize) {
         quantizes_.push_back({.group = static_cast<int64_t>(i), .first = first});

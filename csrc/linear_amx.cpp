@@ -198,16 +198,16 @@ struct Tiles {
                                    .multiply = multiply_tiles<Codes>};
 };
 
-const Product& by_rows(const Linear& op) {
-  return op.rows * op.digits <= max_rows ? few_rows(op) : many_rows(op);
+auto loops(const Linear& op) {
+  return op.rows * op.digits <= max_rows ? choose<FewRows> : choose<Tiles>;
 }
+
+const Product& by_itself(const Linear& op) { return loops(op)(op); }
 
 }  // namespace
 
-void linear(const Linear* ops, int count) {
-  run(ops, count, ops->rows * ops->digits <= max_rows ? choose<FewRows> : choose<Tiles>);
-}
+void linear(const Linear* ops, int count) { run(ops, count, loops(*ops)); }
 
-void experts(const Experts& op) { run_experts(op, by_rows); }
+void experts(const Experts& op) { run_experts(op, by_itself); }
 
 }  // namespace lowbit::amx

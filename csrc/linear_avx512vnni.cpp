@@ -6,6 +6,6 @@ namespace lowbit::avx512vnni {
 
 void linear(const Linear* ops, int count) { run(ops, count, choose<FewRows>); }
 
-void experts(const Experts& op) { run_experts(op, few_rows); }
+void experts(const Experts& op) { run_experts(op, choose<FewRows>); }
 
 }  // namespace lowbit::avx512vnni

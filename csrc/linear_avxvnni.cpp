@@ -49,13 +49,20 @@ struct Isa : Vectors256 {
 #include "linear_tables.inl"
 
 namespace lowbit::avxvnni {
+namespace {
 
-void linear(const Linear* ops, int count) {
-  constexpr int64_t few = 16;  // rows, measured: with more it pays to decode first
-  run(ops, count,
-      ops->rows * ops->digits <= few ? choose<FewRows, Tables> : choose<Decoded, Tables>);
+// For all rows of a call.
+auto loops(const Linear& op) {
+  constexpr int64_t few = 16;  // measured: with more it pays to decode first
+  return op.rows * op.digits <= few ? choose<FewRows, Tables> : choose<Decoded, Tables>;
 }
 
-void experts(const Experts& op) { run_experts(op, few_rows); }
+const Product& by_itself(const Linear& op) { return loops(op)(op); }
+
+}  // namespace
+
+void linear(const Linear* ops, int count) { run(ops, count, loops(*ops)); }
+
+void experts(const Experts& op) { run_experts(op, by_itself); }
 
 }  // namespace lowbit::avxvnni

@@ -53,6 +53,9 @@ inline constexpr LinearFloatPath linear_float_paths[] = {
 #ifdef LOWBIT_HAS_AVXVNNI
     {{"avxvnni", "avxvnni", avx2::linear_float}, true},
 #endif
+#ifdef LOWBIT_HAS_AVX512
+    {{"avx512bw", "avx512", avx512::linear_float}, true},
+#endif
 #ifdef LOWBIT_HAS_AVX512VNNI
     {{"avx512", "avx512vnni", avx512::linear_float}, true},
 #endif
@@ -69,6 +72,9 @@ inline constexpr Path<void(const Experts&)> experts_float_paths[] = {
 #endif
 #ifdef LOWBIT_HAS_AVXVNNI
     {"avxvnni", "avxvnni", avx2::experts_float},
+#endif
+#ifdef LOWBIT_HAS_AVX512
+    {"avx512bw", "avx512", avx512::experts_float},
 #endif
 #ifdef LOWBIT_HAS_AVX512VNNI
     {"avx512", "avx512vnni", avx512::experts_float},

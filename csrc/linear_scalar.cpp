@@ -59,6 +59,6 @@ namespace lowbit::scalar {
 
 void linear(const Linear* ops, int count) { run(ops, count, choose<FewRows>); }
 
-void experts(const Experts& op) { run_experts(op, few_rows); }
+void experts(const Experts& op) { run_experts(op, choose<FewRows>); }
 
 }  // namespace lowbit::scalar
