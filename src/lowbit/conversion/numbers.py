@@ -6,46 +6,74 @@ through.
 """
 
 import os
+from collections.abc import Iterator
+from functools import cache
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lowbit.errors import InputError
-from lowbit.formats.validity import faults, not_a_number, not_finite, unscaled
+from lowbit.formats import Layout
+from lowbit.formats.validity import Test, not_a_number, not_finite, tests, unscaled
 from lowbit.nn import QuantModule
 
 UNCHECKED = "LOWBIT_UNCHECKED"
+# Tensors of fewer numbers are tested together: a model has hundreds, and a call costs more than
+# they do.
+SMALL = 1 << 14
+
+# The name of a tensor, the tensor, and its test.
+Checked = tuple[str, Tensor, Test]
 
 
 def check_numbers(model: nn.Module) -> None:
     """Raises InputError for the first tensor that holds a number which it cannot have."""
     lenient = os.environ.get(UNCHECKED, "0") not in ("", "0")
+    _refuse(_stored(model), "stored tensor {} {}")
+    if not lenient:
+        told = f"{{}} {{}}, with which a model computes nothing ({UNCHECKED}=1 lets it through)"
+        _refuse(_floats(model), told)
+
+
+def _refuse(checked: Iterator[Checked], sentence: str) -> None:
+    together: dict[tuple[object, ...], list[Checked]] = {}
+    for one in checked:
+        name, tensor, test = one
+        if tensor.numel() < SMALL and tensor.is_floating_point():
+            together.setdefault((test, tensor.dtype, tensor.device), []).append(one)
+        elif told := test(tensor):
+            raise InputError(sentence.format(name, told))
+    for small in together.values():
+        test = small[0][2]
+        if test(torch.cat([tensor.detach().flatten() for _, tensor, _ in small])):
+            name, told = next((n, told) for n, tensor, _ in small if (told := test(tensor)))
+            raise InputError(sentence.format(name, told))
+
+
+def _stored(model: nn.Module) -> Iterator[Checked]:
     for name, module in model.named_modules():
-        if isinstance(module, QuantModule):
-            _check_stored(name, module)
-        if not lenient:
-            _check_floats(name, module)
+        if not isinstance(module, QuantModule):
+            continue
+        own = {n: unscaled for n, dtype in module.own_stored().items() if dtype.is_floating_point}
+        weight = () if module.tied_to is not None else _tests(module.layout, module.columns)
+        for stored, test in (*own.items(), *weight):
+            tensor = module._buffers[stored]
+            assert tensor is not None
+            yield f"{name}.{stored}", tensor, test
 
 
-def _check_stored(name: str, module: QuantModule) -> None:
-    for own, dtype in module.own_stored().items():
-        scale = module._buffers[own]
-        assert scale is not None
-        if dtype.is_floating_point and (told := unscaled(scale)):
-            raise InputError(f"stored tensor {name}.{own} {told}")
-    if module.tied_to is None:
-        tensors = {own: t for own, t in module._buffers.items() if t is not None}
-        for own, told in faults(module.layout, tensors, module.columns):
-            raise InputError(f"stored tensor {name}.{own} {told}")
+@cache
+def _tests(layout: Layout, columns: int) -> tuple[tuple[str, Test], ...]:
+    """The same for all layers of a kind."""
+    return tuple(tests(layout, columns))
 
 
-def _check_floats(name: str, module: nn.Module) -> None:
-    stored = module.saved() if isinstance(module, QuantModule) else {}
-    for held, wrong in ((module._parameters, not_finite), (module._buffers, not_a_number)):
-        for own, tensor in held.items():
-            if tensor is None or own in stored or tensor.is_meta or not tensor.is_floating_point():
-                continue
-            if told := wrong(tensor):
-                raise InputError(
-                    f"{name}.{own} {told}, with which a model computes nothing"
-                    f" ({UNCHECKED}=1 lets it through)"
-                )
+def _floats(model: nn.Module) -> Iterator[Checked]:
+    for name, module in model.named_modules():
+        held = [(module._parameters, not_finite)]
+        if not isinstance(module, QuantModule):  # whose buffers are its stored tensors
+            held.append((module._buffers, not_a_number))
+        for tensors, test in held:
+            for own, tensor in tensors.items():
+                if tensor is not None and tensor.is_floating_point() and not tensor.is_meta:
+                    yield f"{name}.{own}".lstrip("."), tensor, test

@@ -9,7 +9,8 @@ Every check is one pass over the tensor, at the speed of memory; a flipped bit i
 not seen (hashes are for that).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,28 +20,36 @@ from lowbit.formats.experts import ExpertsLayout
 from lowbit.formats.stacked import StackedLayout, part_name
 from lowbit.formats.table import PlainLayout
 
+# What is wrong with a tensor, or None.
+Test = Callable[[Tensor], str | None]
+
+
+def tests(
+    layout: PlainLayout | StackedLayout | ExpertsLayout, columns: int
+) -> Iterator[tuple[str, Test]]:
+    """(name, its test) of each stored tensor of a weight with so many columns."""
+    if isinstance(layout, StackedLayout):
+        for i, (_, own) in enumerate(layout.parts):
+            yield from ((part_name(i, name), test) for name, test in tests(own, columns))
+        return
+    if isinstance(layout, ExpertsLayout):
+        layout = layout.each
+    bits = layout.bits if isinstance(layout, AffineLayout) else 1
+    if columns * bits % 8:
+        yield layout.names[0], partial(_padding, bits=columns * bits)
+    for name in layout.names[1:]:
+        if name == "zero_point":
+            yield name, partial(_codes, codes=1 << layout.bits)
+        else:
+            yield name, unscaled if name == "scale" else not_finite
+
 
 def faults(
     layout: PlainLayout | StackedLayout | ExpertsLayout, tensors: Mapping[str, Tensor], columns: int
 ) -> Iterator[tuple[str, str]]:
     """(name, what is wrong) of each stored tensor that holds what it may not."""
-    if isinstance(layout, StackedLayout):
-        for i, (_, own) in enumerate(layout.parts):
-            part = {name: tensors[part_name(i, name)] for name in own.names}
-            yield from ((part_name(i, name), told) for name, told in faults(own, part, columns))
-        return
-    if isinstance(layout, ExpertsLayout):
-        layout = layout.each
-    packed, bits = layout.names[0], layout.bits if isinstance(layout, AffineLayout) else 1
-    if told := _padding(tensors[packed], columns * bits):
-        yield packed, told
-    for name in layout.names[1:]:
-        tensor = tensors[name]
-        if name == "zero_point":
-            largest, codes = int(tensor.max()) if tensor.numel() else 0, 1 << layout.bits
-            if largest >= codes:
-                yield name, f"holds {largest}, outside the codes 0 … {codes - 1}"
-        elif told := unscaled(tensor) if name == "scale" else not_finite(tensor):
+    for name, test in tests(layout, columns):
+        if told := test(tensors[name]):
             yield name, told
 
 
@@ -77,9 +86,13 @@ def _worst(low: float, high: float) -> float:
     return high if high == torch.inf or high != high else low
 
 
+def _codes(zero_point: Tensor, codes: int) -> str | None:
+    largest = int(zero_point.max()) if zero_point.numel() else 0
+    return None if largest < codes else f"holds {largest}, outside the codes 0 … {codes - 1}"
+
+
 def _padding(packed: Tensor, bits: int) -> str | None:
     """Rows are padded with zero bits to whole bytes."""
-    used = bits % 8
-    if not used or not packed.numel() or not bool((packed[..., -1] >> used).any()):
+    if not packed.numel() or not bool((packed[..., -1] >> bits % 8).any()):
         return None
     return f"has bits set beyond the {bits} of a row"
