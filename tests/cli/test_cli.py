@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from lowbit import Absmax, Recipe, Rule
+from lowbit.qat.prepare import finish_qat
+from lowbit.qat.projection import prepare_codes
 from tests.models import make
 
 
@@ -125,3 +127,17 @@ def test_python_dash_m_runs_it():
     )
     for verb in ("quantize", "inspect", "demo"):
         assert verb in done.stdout
+
+
+def test_inspect_says_trained_of_weights_that_became_their_codes(lowbit, tmp_path):
+    model = make("bert")
+    for weight in prepare_codes(model, "bcq2-all"):
+        weight.project()
+        weight.settle()
+    finish_qat(model, progress=False)
+    model.save_pretrained(tmp_path)
+    code, out, _ = lowbit("inspect", tmp_path)
+    assert code == 0 and "inf" not in out
+    rows = [line for line in out.splitlines() if "binary 2-bit" in line]
+    assert rows and all(" trained " in row for row in rows)
+    assert "Infinity" not in lowbit("inspect", tmp_path, "--json")[1]
