@@ -15,7 +15,6 @@ per second, beside one linear layer of as many bytes.
 
 import gc
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -68,14 +67,16 @@ SHAPES: dict[str, tuple[str, Callable[[], PreTrainedConfig]]] = {
 # By bits, llama.cpp's type of as many.
 PEERS = {4: "Q4_0", 3: "Q3_K_M", 2: "Q2_K"}
 NEW_TOKENS, PROMPT = 32, 512
+# Not ru_maxrss, which a process has from the larger one that started it.
 RUN = """
-import json, resource, sys, time
+import json, sys, time
 import lowbit
-imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.perf_counter()
+def peak():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+imports, start = peak(), time.perf_counter()
 lowbit.quantize_checkpoint(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], progress=False)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([time.perf_counter() - start, (peak - imports) * 1024]))
+print(json.dumps([time.perf_counter() - start, peak() - imports]))
 """
 LOAD = """
 import json, sys, torch, lowbit
@@ -259,7 +260,7 @@ def measured(options: Any, config: PreTrainedConfig, work: Path) -> dict[str, An
     ).items():
         runs[f"decoding {kind}"], runs[f"prefill {kind}"] = decode, read
     facts["seconds"] = {
-        name: statistics.median(taken) for name, taken in take_turns(runs, options.rounds).items()
+        name: min(taken) for name, taken in take_turns(runs, options.rounds).items()
     }
     kept.clear()
     runs.clear()
@@ -340,7 +341,7 @@ def main() -> None:
         "# Mixtures of experts",
         "",
         f"`python {' '.join(sys.argv)}`, {time.strftime('%Y-%m-%d')}. {described()}",
-        "Medians of contenders that take turns; random weights.",
+        "Best times of contenders that take turns, as the machine is shared; random weights.",
         "",
         *table(title, facts),
     ]
