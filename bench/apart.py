@@ -27,6 +27,10 @@ class Apart:
         """How long the call takes there."""
         return self._ask(_timed, *arguments)
 
+    def close(self) -> None:
+        """End the process."""
+        self._process.shutdown()
+
     def _ask(self, what: Callable[..., Any], *arguments: Any) -> Any:
         # Pickled here: the executor would do it in a thread of its own, where copying a tensor
         # starts OpenMP threads that stay. With more of them than processors libgomp no longer

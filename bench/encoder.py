@@ -1,104 +1,130 @@
 """BERT-base shape: the whole encoder through transformers, beside other engines.
 
     pip install ".[bench]"
-    python bench/encoder.py [--threads 2] [--rounds 15] [--paths amx,avx512] [--write]
+    python bench/encoder.py [--target avx2] [--only int8] [--seconds 540] [--write]
 
-Random weights. One pass of ours, with its own attention, is taken apart by module. Engines with
-threads of their own run in processes of their own; what is not installed is left out, by name.
+Random weights. Each engine takes turns with torch's float32, with two threads and with one; a row
+is printed when it is measured. Engines with threads of their own run in processes of their own;
+what is not installed is left out, by name. At the end one pass of ours is taken apart by module.
 """
 
 import copy
-import os
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import targets
 import torch
 import transformers
 from apart import Apart
 from engines import Encoder, of_torch, onnx_runtime_int8, openvino, torch_bfloat16, torch_dynamic
-from machine import described, finish, speed_page
+from machine import Page, described
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
-from turns import again, parser, ready, seconds, take_turns, times_faster
+from turns import Budget, in_turns, ready, seconds, times_faster
 
 import lowbit
-from lowbit.kernels import native
-from lowbit.kernels.linear import KERNELS
-from lowbit.kernels.selection import VARIABLE
+from lowbit.errors import UsageError
+from lowbit.inspect.environment import processor
 from lowbit.nn import QuantLinear
 
-RESULT = speed_page("encoder")
-SIZES = ((1, 128), (8, 128))
-OTHER_RECIPES = ("int8-static", "int8", "int4-dynamic", "int4", "bcq3-dynamic")
+THREADS, SIZES = (2, 1), ((1, 128), (8, 128))
+OWN = "its own attention"
+# int8-all-dynamic, the default, has the speed of int8-dynamic: they differ in embeddings alone.
+RECIPES = (
+    "int8-dynamic",
+    "int4-dynamic",
+    "int8-static",
+    "int8",
+    "int4",
+    "bcq3-dynamic",
+    "bcq2-dynamic",
+    "bcq3",
+)
 
 
-def quantized(model: BertModel, recipe: str, path: str, attention: str = "sdpa") -> nn.Module:
-    """A copy that has chosen its kernels, which happens at the first forward pass."""
+@dataclass(frozen=True)
+class Engine:
+    """make: for so many threads, a function from ids to the last hidden state; it ends what it
+    started. held: the instruction set that it keeps to."""
+
+    make: Callable[[int], "Iterator[Encoder]"]
+    held: str
+
+
+def ours(model: BertModel, recipe: str, attention: str) -> BertModel:
     model = copy.deepcopy(model)
     ids = torch.randint(model.config.vocab_size, (8, 128)) if recipe.endswith("static") else None
     lowbit.quantize(model, recipe, progress=False, calibration=ids)
     model.set_attn_implementation(attention)
-    os.environ[VARIABLE] = path
-    model(torch.zeros(1, 8, dtype=torch.long))
-    del os.environ[VARIABLE]
     return model
 
 
-def runnable_paths() -> list[str]:
-    return [k.name for k in KERNELS["dynamic"] if k.isa and not native.lacks(k.isa)]
+def here(make: Callable[[], Encoder]) -> Callable[[int], Iterator[Encoder]]:
+    """An engine of this process, whose threads are torch's."""
+    return lambda threads: iter([make()])
 
 
-def peers(
-    model: BertModel, example: Tensor, folder: Path, threads: int
-) -> tuple[dict[str, Encoder], list[str]]:
-    """The engines that are installed, and what became of the others."""
-    of_openvino = partial(Apart, threads, openvino, model, example, threads)
-    makers: dict[str, Callable[[], Encoder]] = {
-        "torch bfloat16": lambda: torch_bfloat16(copy.deepcopy(model)),
-        "torch quantize_dynamic": lambda: torch_dynamic(model),
-        "ONNX Runtime int8 dynamic": lambda: Apart(
-            threads, onnx_runtime_int8, model, example, folder, threads
-        ),
-        "OpenVINO bfloat16": lambda: of_openvino("bf16", False),
-        "OpenVINO static int8, rest float32": lambda: of_openvino("f32", True),
-        "OpenVINO static int8, rest bfloat16": lambda: of_openvino("bf16", True),
-    }
-    found, absent = {}, []
-    for name, make in makers.items():
+def apart(make: Callable[..., Encoder], model: BertModel, folder: Path, *rest: object):
+    def run(threads: int) -> Iterator[Encoder]:
+        engine = Apart(threads, make, model, folder, threads, *rest)
         try:
-            found[name] = make()
-        except ImportError as error:
-            absent.append(f"{name} ({error})")
-    return found, absent
+            yield engine
+        finally:
+            engine.close()
+
+    return run
+
+
+def engines(model: BertModel, folder: Path, target: str) -> dict[str, Engine]:
+    best = RECIPES[0]
+    found = {
+        f"lowbit {best}, {OWN}": Engine(here(lambda: of_torch(ours(model, best, "lowbit"))), target)
+    }
+    for recipe in RECIPES:
+        make = partial(ours, model, recipe, "sdpa")
+        found[f"lowbit {recipe}"] = Engine(here(lambda make=make: of_torch(make())), target)
+    free = targets.CANNOT_BE_HELD if targets.forced() else "its choice"
+    held = target if targets.forced() else "its choice"
+    products = f"products {target}" if targets.forced() else "its choice"
+    found["torch quantize_dynamic"] = Engine(here(lambda: torch_dynamic(model)), held)
+    found["torch bfloat16"] = Engine(here(lambda: torch_bfloat16(copy.deepcopy(model))), held)
+    found["ONNX Runtime int8 dynamic"] = Engine(apart(onnx_runtime_int8, model, folder), free)
+    found["OpenVINO float32"] = Engine(apart(openvino, model, folder, False), products)
+    found["OpenVINO static int8"] = Engine(apart(openvino, model, folder, True), products)
+    return found
+
+
+@contextmanager
+def threads_of(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def relative_error(y: Tensor, reference: Tensor) -> float:
     return float((y - reference).norm() / reference.norm())
 
 
-def measure(contenders: dict[str, Encoder], ids: Tensor, rounds: int) -> list[str]:
-    """Table rows: milliseconds, ratio to the first contender, error of the last hidden state."""
-    hidden = {name: run(ids) for name, run in contenders.items()}
-    turns = {
-        name: partial(again, partial(run.timed if isinstance(run, Apart) else run, ids))
-        for name, run in contenders.items()
-    }
-    taken = take_turns(turns, rounds, 0)
-    first = next(iter(contenders))
-    rows = []
-    for name, times in taken.items():
-        ratio = times_faster(taken[first], times)
-        error = relative_error(hidden[name], hidden[first])
-        rows.append(
-            f"| {name} | {statistics.median(times) * 1e3:.1f} | {min(times) * 1e3:.1f} |"
-            f" {ratio:.2f} | {error:.4f} |"
-        )
-    return rows
+def measure(float_model: BertModel, run: Encoder, ids: Tensor, budget: float) -> str:
+    """Cells: milliseconds of the engine and of float32, their ratio, and the engine's error."""
+    reference = of_torch(float_model)
+    error = relative_error(run(ids[:1]), reference(ids[:1]))
+    timed = run.timed if isinstance(run, Apart) else run
+    taken = in_turns({"float32": partial(reference, ids), "own": partial(timed, ids)}, budget)
+    ms = {name: statistics.median(times) * 1e3 for name, times in taken.items()}
+    ratio = times_faster(taken["float32"], taken["own"])
+    rounds = len(taken["own"])
+    return f"{ms['own']:.1f} | {ms['float32']:.1f} | {ratio:.2f} | {error:.4f} | {rounds} |"
 
 
 def taken_apart(model: nn.Module, ids: Tensor, rounds: int) -> list[str]:
@@ -141,50 +167,56 @@ def taken_apart(model: nn.Module, ids: Tensor, rounds: int) -> list[str]:
     return [f"| {kind} | {parts[kind] * 1e3:.2f} | {parts[kind] / total:.0%} |" for kind in parts]
 
 
+def table(page: Page, model: BertModel, target: str, only: str, budget: float) -> None:
+    page.say(
+        "",
+        "| processor | target | engine | threads | tokens | ms | torch float32, ms | × float32 |"
+        " relative error | rounds |",
+        "|---" * 10 + "|",
+    )
+    where = processor().partition(" (")[0]
+    with tempfile.TemporaryDirectory() as folder:
+        asked = {n: e for n, e in engines(model, Path(folder), target).items() if only in n}
+        shared = Budget(budget, len(asked) * len(THREADS) * len(SIZES))
+        for name, engine in asked.items():
+            try:
+                for threads in THREADS:
+                    with threads_of(threads):
+                        for run in engine.make(threads):
+                            for batch, tokens in SIZES:
+                                ids = torch.randint(0, 30_000, (batch, tokens))
+                                cells = measure(model, run, ids, shared.share())
+                                page.say(
+                                    f"| {where} | {engine.held} | {name} | {threads} |"
+                                    f" {batch} × {tokens} | {cells}"
+                                )
+            except (ImportError, UsageError) as error:
+                shared.rows -= len(THREADS) * len(SIZES)
+                page.say(f"| {where} | | {name}: left out ({error}) |")
+
+
 def main() -> None:
-    asked = parser(__doc__, RESULT, rounds=15)
-    asked.add_argument("--paths", default=",".join(runnable_paths()))
+    asked = targets.parser(__doc__)
+    asked.add_argument("--only", default="", help="engines whose name has this in it")
     options = asked.parse_args()
-    ready(options.threads)
+    target = targets.enter(options.target)
+    ready(max(THREADS))
 
     model = BertModel(BertConfig()).eval()
-    paths = options.paths.split(",")
-    own = {f"lowbit int8-dynamic, {path}": quantized(model, "int8-dynamic", path) for path in paths}
-    best = f"lowbit int8-dynamic, {paths[0]}, its own attention"
-    own = {best: quantized(model, "int8-dynamic", paths[0], "lowbit"), **own}
-    for recipe in OTHER_RECIPES:
-        own[f"lowbit {recipe}, {paths[0]}"] = quantized(model, recipe, paths[0])
-    lines = [
+    page = Page(targets.page("encoder", target) if options.write else None)
+    page.say(
         "# BERT-base shape, whole encoder",
         "",
-        f"`python bench/encoder.py`, {time.strftime('%Y-%m-%d')}. {described()} transformers"
-        f" {transformers.__version__} (eager). Random weights; {options.rounds} rounds, in each the"
-        " second of two passes in a row.",
-    ]
+        f"`python bench/encoder.py`, {time.strftime('%Y-%m-%d')}, target {target}. {described()}"
+        f" transformers {transformers.__version__} (eager). Random weights. Medians; × float32 is"
+        " the median of the ratios within a round.",
+    )
+    table(page, model, target, options.only, options.seconds)
+    best = ours(model, RECIPES[0], "lowbit")
+    page.say("", f"Where the time of lowbit {RECIPES[0]}, {OWN}, goes with two threads:")
     for batch, tokens in SIZES:
-        ids = torch.randint(0, 30_000, (batch, tokens))
-        parts = taken_apart(own[best], ids, options.rounds)
-        with tempfile.TemporaryDirectory() as folder:
-            others, absent = peers(model, ids, Path(folder), options.threads)
-            contenders = {"torch float32": of_torch(model), **others}
-            contenders |= {name: of_torch(m) for name, m in own.items()}
-            table = measure(contenders, ids, options.rounds)
-        lines += [
-            "",
-            f"## {batch} × {tokens} tokens",
-            "",
-            "| | median ms | fastest ms | × float32 | relative error |",
-            "|---|---|---|---|---|",
-            *table,
-            *(f"\nLeft out: {name}." for name in absent),
-            "",
-            f"Where the time goes in the fastest pass of {best}:",
-            "",
-            "| | ms | share |",
-            "|---|---|---|",
-            *parts,
-        ]
-    finish(lines, RESULT, options.write)
+        parts = taken_apart(best, torch.randint(0, 30_000, (batch, tokens)), 5)
+        page.say("", f"| {batch} × {tokens} tokens | ms | share |", "|---|---|---|", *parts)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ They come with `pip install ".[bench]"`.
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 Encoder = Callable[[Tensor], Tensor]
-CALIBRATION_BATCHES = 8
+CALIBRATION = 4  # batches
+EXAMPLE = torch.zeros(2, 128, dtype=torch.long)
 
 
 def of_torch(model: nn.Module) -> Encoder:
@@ -45,14 +47,18 @@ class _HiddenState(nn.Module):
         return hidden
 
 
-def onnx_runtime_int8(model: BertModel, example: Tensor, folder: Path, threads: int) -> Encoder:
-    """quantize_dynamic, a scale per output channel."""
+def onnx_runtime_int8(model: BertModel, folder: Path, threads: int) -> Encoder:
+    """quantize_dynamic, a scale per output channel. What is exported stays in `folder`."""
     import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    plain, small = folder / f"float-{len(example)}.onnx", folder / f"int8-{len(example)}.onnx"
-    torch.onnx.export(_HiddenState(model).eval(), (example,), plain, verbose=False)
-    quantize_dynamic(plain, small, per_channel=True, weight_type=QuantType.QInt8)
+    plain, small = folder / "float.onnx", folder / "int8.onnx"
+    if not small.exists():
+        any_batch = ({0: torch.export.Dim("batch")},)
+        torch.onnx.export(
+            _HiddenState(model).eval(), (EXAMPLE,), plain, dynamic_shapes=any_batch, verbose=False
+        )
+        quantize_dynamic(plain, small, per_channel=True, weight_type=QuantType.QInt8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(small, options, providers=["CPUExecutionProvider"])
@@ -60,30 +66,37 @@ def onnx_runtime_int8(model: BertModel, example: Tensor, folder: Path, threads: 
     return lambda ids: torch.from_numpy(session.run(None, {name: ids.numpy()})[0])
 
 
-def openvino(
-    model: BertModel, example: Tensor, threads: int, precision: str, static_int8: bool
-) -> Encoder:
-    """`precision` of what is not int8; static int8 by NNCF with SmoothQuant, from random tokens."""
+def openvino(model: BertModel, folder: Path, threads: int, static_int8: bool) -> Encoder:
+    """float32, or static int8 by NNCF with SmoothQuant, from random tokens, and the rest float32.
+    What is converted stays in `folder`."""
     import openvino as ov
 
-    converted = ov.convert_model(_HiddenState(model).eval(), example_input=example)
-    converted.reshape(list(example.shape))
-    if static_int8:
-        import nncf
+    file = folder / ("int8.xml" if static_int8 else "float.xml")
+    if not file.exists():
+        converted = ov.convert_model(_HiddenState(model).eval(), example_input=EXAMPLE)
+        if static_int8:
+            import nncf
 
-        nncf.set_log_level(logging.ERROR)
-        random = np.random.default_rng(0)
-        batches = [random.integers(0, 30_000, example.shape) for _ in range(CALIBRATION_BATCHES)]
-        converted = nncf.quantize(
-            converted,
-            nncf.Dataset(batches),
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=CALIBRATION_BATCHES,
-        )
+            nncf.set_log_level(logging.ERROR)
+            random = np.random.default_rng(0)
+            batches = [random.integers(0, 30_000, EXAMPLE.shape) for _ in range(CALIBRATION)]
+            converted = nncf.quantize(
+                converted,
+                nncf.Dataset(batches),
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=CALIBRATION,
+            )
+        ov.save_model(converted, file, compress_to_fp16=False)
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_PRECISION_HINT": "f32",
     }
-    compiled = ov.Core().compile_model(converted, "CPU", options)
-    return lambda ids: torch.from_numpy(compiled(ids.numpy())[0])
+
+    @cache
+    def compiled(shape: tuple[int, ...]) -> Callable[[np.ndarray], Mapping[int, np.ndarray]]:
+        read = ov.Core().read_model(file)
+        read.reshape(list(shape))
+        return ov.Core().compile_model(read, "CPU", options)
+
+    return lambda ids: torch.from_numpy(compiled(tuple(ids.shape))(ids.numpy())[0])

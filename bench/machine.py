@@ -75,6 +75,22 @@ def speed_page(name: str) -> Path:
     return result_page(f"{name}.md" if best == "amx" else f"{name}-{best}.md")
 
 
+class Page:
+    """A result that grows: each line is printed as it comes and, if so asked, kept at once, so that
+    a run which is cut off leaves what it measured."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.lines: list[str] = []
+
+    def say(self, *lines: str) -> None:
+        self.lines += lines
+        print(*lines, sep="\n", flush=True)
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+
+
 def finish(lines: Sequence[str], page: Path, write: bool) -> None:
     """Print a result and, if so asked, keep it."""
     text = "\n".join(lines) + "\n"

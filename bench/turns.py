@@ -58,6 +58,36 @@ def take_turns(
     return taken
 
 
+class Budget:
+    """Seconds that a bench may take, shared by the rows that are still to come."""
+
+    def __init__(self, seconds: float, rows: int) -> None:
+        self.end, self.rows = time.perf_counter() + seconds, rows
+
+    def share(self) -> float:
+        """Seconds for the next row."""
+        left = self.end - time.perf_counter()
+        self.rows -= 1
+        return left / (self.rows + 1)
+
+
+def in_turns(
+    runs: Mapping[str, Callable[[], object]], budget: float, most: int = 9
+) -> dict[str, list[float]]:
+    """As `take_turns`, in as many rounds as `budget` seconds allow: one to `most`, after one that
+    is not measured."""
+    start = time.perf_counter()
+    taken = take_turns(runs, 1)
+    while len(next(iter(taken.values()))) < most:
+        done = len(next(iter(taken.values()))) + 1
+        spent = time.perf_counter() - start
+        if spent / done * (done + 1) > budget:
+            break
+        for name, times in take_turns(runs, 1, 0).items():
+            taken[name] += times
+    return taken
+
+
 def times_faster(than: Sequence[float], taken: Sequence[float]) -> float:
     """How many times `than` takes as long, round by round."""
     return statistics.median(a / b for a, b in zip(than, taken, strict=True))
