@@ -1,77 +1,48 @@
 """Decoding one sequence, a 1.04-billion-parameter Llama and GPT-2: lowbit beside llama.cpp.
 
     pip install ".[bench]"
-    python bench/decoder.py [--threads 2] [--rounds 5] [--only llama] [--write]
+    python bench/decoder.py [--target avx2] [--only llama] [--seconds 480] [--write]
 
 Random weights, everything quantized (head and tied embedding too). llama.cpp's files are made by
-its own quantizer from a float16 file of the same shape. *Products*: all linear layers, one after
-the other, for as many tokens. *Model*: tokens per second of `lowbit.generate` with lowbit's
-attention, of transformers' `generate` with torch's, and of llama_decode, all from a single token
-on. Contenders take turns within every round.
+its own quantizer from a float16 file of the same shape. *Model*: `lowbit.generate` with lowbit's
+attention, and transformers' `generate` with torch's. *Products*: all linear layers, one after the
+other. All take turns with llama.cpp's type of as many bits and with torch's float32, from a single
+token on; a row is printed when it is measured.
 """
 
-import copy
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import random_models as models
+import targets
 import torch
 import transformers
-from machine import described, finish, speed_page
+from machine import Page, described
 from torch import nn
-from tqdm import tqdm
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
-from turns import parser, ready, take_turns
+from transformers import PreTrainedConfig, PreTrainedModel
+from turns import Budget, in_turns, ready, times_faster
 
 import lowbit
-from lowbit.conversion.recipe import Recipe, Rule
-from lowbit.formats import group
+from lowbit.inspect.environment import processor
 from lowbit.nn import QuantLinear
-from lowbit.schemes import Binary, Scheme, ZeroPoint
 
-RESULT = speed_page("decoder")
-SHAPE = {
-    "vocab_size": 32_000,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
+MODELS: dict[str, tuple[str, Callable[[], PreTrainedConfig]]] = {
+    "llama": ("Llama of 1.04 billion", models.llama),
+    "gpt2": ("GPT-2 of 124 million", models.gpt2),
 }
-MODELS: dict[str, tuple[str, Callable[[], PreTrainedModel]]] = {
-    "llama": ("A Llama of 1.04 billion parameters", lambda: LlamaForCausalLM(LlamaConfig(**SHAPE))),
-    "gpt2": ("GPT-2 of 124 million", lambda: GPT2LMHeadModel(GPT2Config())),
-}
-# By bits, llama.cpp's type of as many.
-PEERS = {4: "Q4_0", 3: "Q3_K_M", 2: "Q2_K"}
-SCHEMES: dict[str, Scheme] = {
-    "int4": ZeroPoint(4, group(64)),
-    "int3": ZeroPoint(3, group(64)),
-    "int2": ZeroPoint(2, group(64)),
-    # Speed does not depend on how well codes fit.
-    "bcq3": Binary(3, group(64), solver="greedy"),
-    "bcq2": Binary(2, group(64), solver="greedy"),
-}
-NEW_TOKENS = 64
-FLOAT = "float32"
-
-
-def quantized(model: PreTrainedModel, scheme: Scheme, activations: str) -> PreTrainedModel:
-    model = copy.deepcopy(model)
-    kinds = "@embedding", "@linear"
-    recipe = Recipe(tuple(Rule(kind, scheme, activations) for kind in kinds))
-    lowbit.quantize(model, recipe, progress=False)
-    return model.eval()
+RECIPES = ("int4-dynamic", "int3-dynamic", "int2-dynamic", "bcq3-dynamic", "bcq2-dynamic")
+RECIPES += ("int4", "int3", "int2")
+THREADS = (2, 1)
+NEW_TOKENS, FLOAT_TOKENS = 24, 4
+COLUMNS = (
+    "processor | target | model | weights | threads | tokens/s | × llama.cpp | × float32 |"
+    " products / llama.cpp | by transformers' generate, tokens/s | llama.cpp, tokens/s |"
+    " float32, tokens/s | rounds"
+)
 
 
 def products(model: nn.Module) -> Callable[[], None]:
@@ -88,85 +59,91 @@ def products(model: nn.Module) -> Callable[[], None]:
 
 
 def generation(
-    generate: Callable[..., object], model: PreTrainedModel, attention: str
+    generate: Callable[..., object], model: PreTrainedModel, attention: str, tokens: int
 ) -> Callable[[], object]:
     first = torch.tensor([[5]])
 
     def run() -> None:
         model.set_attn_implementation(attention)
-        generate(model, first, max_new_tokens=NEW_TOKENS, do_sample=False)
+        generate(model, first, max_new_tokens=tokens, do_sample=False)
 
     return run
 
 
-def rates(name: str, threads: int, rounds: int) -> dict[str, float]:
-    """Tokens per second: medians over rounds."""
-    from llama_cpp_model import decoders
+def row(recipe: str, model: PreTrainedModel, plain: PreTrainedModel, peer, budget: float) -> str:
+    """Cells from tokens/s on."""
+    threads = torch.get_num_threads()
+    theirs = type(model).generate
+    taken = in_turns(
+        {
+            "float32": generation(theirs, plain, "sdpa", FLOAT_TOKENS),
+            "peer": partial(peer.decode, NEW_TOKENS, threads),
+            "own": generation(lowbit.generate, model, "lowbit", NEW_TOKENS),
+            "generate": generation(theirs, model, "sdpa", NEW_TOKENS),
+            "products": products(model),
+        },
+        budget,
+    )
+    # Seconds a token.
+    of = {
+        n: [t / (FLOAT_TOKENS if n == "float32" else NEW_TOKENS) for t in taken[n]] for n in taken
+    }
+    rate = {name: 1 / statistics.median(times) for name, times in of.items()}
+    return (
+        f"{rate['own']:.1f} | {times_faster(of['peer'], of['own']):.2f} |"
+        f" {times_faster(of['float32'], of['own']):.2f} |"
+        f" {times_faster(of['peer'], of['products']):.2f} | {rate['generate']:.1f} |"
+        f" {rate['peer']:.1f} | {rate['float32']:.1f} | {len(of['own'])}"
+    )
 
-    torch.manual_seed(0)
-    float_model = MODELS[name][1]().eval()
-    float_model.generation_config.eos_token_id = None  # all of them give as many tokens
-    transformers_generate = type(float_model).generate
-    runs: dict[str, Callable[[], object]] = {}
+
+def table(page: Page, name: str, target: str, budget: float) -> None:
+    from llama_cpp_model import LlamaCpp, files
+
+    shared = Budget(budget, len(RECIPES) * len(THREADS))
+    told, make = MODELS[name]
+    config, where = make(), processor().partition(" (")[0]
+    plain = models.float_model(config)
     with tempfile.TemporaryDirectory() as folder:
-        config, types = float_model.config, tuple(PEERS.values())
-        peers = decoders(config, types, NEW_TOKENS, Path(folder), threads)
-        runs |= {f"llama.cpp {kind}": run for kind, run in peers.items()}
-        runs[f"generate {FLOAT}"] = generation(transformers_generate, float_model, "sdpa")
-        for key, scheme in tqdm(SCHEMES.items(), desc=name):
-            for activations, suffix in (("dynamic", "-all-dynamic"), ("float", "-all")):
-                model = quantized(float_model, scheme, activations)
-                runs[f"generate {key}{suffix}"] = generation(transformers_generate, model, "sdpa")
-                runs[f"lowbit {key}{suffix}"] = generation(lowbit.generate, model, "lowbit")
-                runs[f"products {key}{suffix}"] = products(model)
-        taken = take_turns(runs, rounds)
-    return {run: NEW_TOKENS / statistics.median(seconds) for run, seconds in taken.items()}
-
-
-def table(name: str, threads: int, rounds: int) -> list[str]:
-    found = rates(name, threads, rounds)
-    lines = [
-        "",
-        f"## {MODELS[name][0]}",
-        "",
-        "| | tokens/s | by transformers' `generate` | products alone, tokens/s | outside products |"
-        " tokens/s / peer's | products / peer |",
-        "|---" * 7 + "|",
-        f"| {FLOAT} | | {found[f'generate {FLOAT}']:.1f} | | | | |",
-    ]
-    lines += [
-        f"| llama.cpp {p} | {found[f'llama.cpp {p}']:.1f} | | | | 1 | |" for p in PEERS.values()
-    ]
-    for scheme, of_scheme in SCHEMES.items():
-        peer = found[f"llama.cpp {PEERS[of_scheme.bits]}"]
-        for key in (f"{scheme}-all-dynamic", f"{scheme}-all"):
-            model, product = found[f"lowbit {key}"], found[f"products {key}"]
-            lines.append(
-                f"| lowbit {key} | {model:.1f} | {found[f'generate {key}']:.1f} | {product:.1f} |"
-                f" {1 - model / product:.0%} | {model / peer:.2f}× | {product / peer:.2f}× |"
-            )
-    return lines
+        found = files(config, models.PEERS.values(), Path(folder))
+        peers = {kind: LlamaCpp(file, 512) for kind, file in found.items()}
+        for recipe in RECIPES:
+            kind = models.PEERS[models.SCHEMES[recipe.partition("-")[0]].bits]
+            model = models.quantized_model(config, recipe)
+            for threads in THREADS:
+                torch.set_num_threads(threads)
+                cells = row(recipe, model, plain, peers[kind], shared.share())
+                what = f"{told} | {recipe} beside {kind} | {threads}"
+                page.say(f"| {where} | {target} | {what} | {cells} |")
+        for peer in peers.values():
+            peer.close()
 
 
 def main() -> None:
-    asked = parser(__doc__, RESULT, rounds=5)
+    asked = targets.parser(__doc__)
     asked.add_argument("--only", choices=MODELS, action="append")
     options = asked.parse_args()
-    ready(options.threads)
+    target = targets.enter(options.target)
+    ready(max(THREADS))
     import llama_cpp
+    from llama_cpp_model import built_for
 
-    lines = [
+    page = Page(targets.page("decoder", target) if options.write else None)
+    page.say(
         "# Decoding one sequence",
         "",
-        f"`python bench/decoder.py`, {time.strftime('%Y-%m-%d')}. {described()} transformers"
-        f" {transformers.__version__}, llama.cpp as built by llama-cpp-python"
-        f" {llama_cpp.__version__}; {NEW_TOKENS} tokens after one, median of {options.rounds}"
-        " rounds. Each recipe against the llama.cpp type of as many bits. Models of lowbit by"
-        ' `lowbit.generate` with `set_attn_implementation("lowbit")`.',
-    ]
-    for name in options.only or MODELS:
-        lines += table(name, options.threads, options.rounds)
-    finish(lines, RESULT, options.write)
+        f"`python bench/decoder.py`, {time.strftime('%Y-%m-%d')}, target {target}. {described()}"
+        f" transformers {transformers.__version__}, llama.cpp as built by llama-cpp-python"
+        f" {llama_cpp.__version__} for {built_for()}; {NEW_TOKENS} tokens after one. Recipes are"
+        " -all: head and embedding have the same bits. Medians; ratios are medians of those within"
+        " a round.",
+        "",
+        f"| {COLUMNS} |",
+        "|---" * (COLUMNS.count("|") + 1) + "|",
+    )
+    asked_for = options.only or list(MODELS)
+    for name in asked_for:
+        table(page, name, target, options.seconds / len(asked_for))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 quantizer."""
 
 import ctypes
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import llama_cpp
 import numpy as np
 from transformers import GPT2Config, LlamaConfig, OlmoeConfig, PreTrainedConfig, Qwen3MoeConfig
 
-CONTEXT = 512
+_SILENT = llama_cpp.llama_log_callback(lambda *_: None)
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
@@ -117,6 +118,7 @@ def write_float16(config: PreTrainedConfig, path: Path) -> None:
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
         tensors = gpt2_tensors(config)
     random = np.random.default_rng(0)
+    block = (random.standard_normal(1 << 20, np.float32) * 0.02).astype(np.float16)
     table = "token_embd.weight", (config.vocab_size, config.hidden_size)
     for name, shape in (table, *tensors):
         if name.endswith("gate_inp.weight"):
@@ -125,72 +127,74 @@ def write_float16(config: PreTrainedConfig, path: Path) -> None:
         elif len(shape) == 1:
             writer.add_tensor(name, np.full(shape, name.endswith("norm.weight"), np.float32))
         else:
-            values = random.standard_normal(shape, np.float32) * 0.02
-            writer.add_tensor(name, values.astype(np.float16))
+            writer.add_tensor(name, np.resize(block, shape))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def contexts(
-    config: PreTrainedConfig,
-    types: tuple[str, ...],
-    folder: Path,
-    threads: int,
-    length: int = CONTEXT,
-) -> Iterator[tuple[str, object]]:
-    """(type, context of llama.cpp) for each type of file; contexts keep their models."""
+def files(config: PreTrainedConfig, types: Iterable[str], folder: Path) -> dict[str, Path]:
+    """By type, a file of such a model that llama.cpp's own quantizer made, in `folder`."""
     llama_cpp.llama_backend_init()
-    llama_cpp.llama_log_set(SILENT, ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
     source = folder / "f16.gguf"
     write_float16(config, source)
+    made = {}
     for name in types:
-        target = folder / f"{name}.gguf"
+        made[name] = folder / f"{name}.gguf"
         options = llama_cpp.llama_model_quantize_default_params()
         options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
-        options.nthread = threads
-        if llama_cpp.llama_model_quantize(
-            str(source).encode(), str(target).encode(), ctypes.byref(options)
-        ):
+        options.nthread = os.cpu_count()
+        paths = str(source).encode(), str(made[name]).encode()
+        if llama_cpp.llama_model_quantize(*paths, ctypes.byref(options)):
             raise RuntimeError(f"llama.cpp could not write {name}")
+    source.unlink()
+    return made
+
+
+def built_for() -> str:
+    """The best instruction set that llama.cpp was built for."""
+    told = llama_cpp.llama_print_system_info().decode()
+    known = ("AMX_INT8", "AVX512_VNNI", "AVX512", "AVX_VNNI", "AVX2", "AVX")
+    return next((name for name in known if f"{name} = 1" in told), "none that is told")
+
+
+class LlamaCpp:
+    """A file as llama.cpp runs it, from an empty cache at each call."""
+
+    def __init__(self, file: Path, tokens: int) -> None:
         model = llama_cpp.llama_model_load_from_file(
-            str(target).encode(), llama_cpp.llama_model_default_params()
+            str(file).encode(), llama_cpp.llama_model_default_params()
         )
         asked = llama_cpp.llama_context_default_params()
-        asked.n_ctx, asked.n_threads, asked.n_threads_batch = length, threads, threads
-        asked.n_batch = asked.n_ubatch = CONTEXT
-        context = llama_cpp.llama_init_from_model(model, asked)
-        if not context:
-            raise RuntimeError(f"llama.cpp could not load {name}")
-        KEPT.append(model)
-        print(f"{name}: {target.stat().st_size / 2**20:.0f} MiB", flush=True)
-        yield name, context
-    source.unlink()
+        asked.n_ctx = asked.n_batch = tokens
+        self._model, self._context = model, llama_cpp.llama_init_from_model(model, asked)
+        if not self._context:
+            raise RuntimeError(f"llama.cpp could not load {file}")
 
+    def close(self) -> None:
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
 
-SILENT = llama_cpp.llama_log_callback(lambda *_: None)
-KEPT: list[object] = []  # models that contexts use
+    def decode(self, tokens: int, threads: int) -> None:
+        """So many tokens, one after the other."""
+        self.run([5] * tokens, 1, threads)
 
+    def read(self, tokens: int, threads: int) -> None:
+        """A prompt of so many tokens at once; the logits of the last."""
+        self.run([5] * tokens, tokens, threads)
 
-def decode(context: object, tokens: list[int], at_once: int) -> None:
-    """Tokens from an empty cache, so many in a call; logits of the last in each."""
-    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-    for start in range(0, len(tokens), at_once):
-        part = tokens[start : start + at_once]
-        given = (llama_cpp.llama_token * len(part))(*part)  # the batch only points to them
-        if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(given, len(part))):
-            raise RuntimeError("llama.cpp could not decode")
-
-
-def decoders(
-    config: PreTrainedConfig, types: tuple[str, ...], tokens: int, folder: Path, threads: int
-) -> dict[str, Callable[[], None]]:
-    """By type of file, as many single-token calls of llama_decode from an empty cache."""
-    return {
-        name: partial(decode, context, [5] * tokens, 1)
-        for name, context in contexts(config, types, folder, threads)
-    }
+    def run(self, tokens: Sequence[int], at_once: int, threads: int) -> None:
+        """Tokens, so many in a call; logits of the last in each."""
+        llama_cpp.llama_set_n_threads(self._context, threads, threads)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        for start in range(0, len(tokens), at_once):
+            part = tokens[start : start + at_once]
+            ids = (llama_cpp.llama_token * len(part))(*part)  # the batch only points to them
+            batch = llama_cpp.llama_batch_get_one(ids, len(part))
+            if llama_cpp.llama_decode(self._context, batch):
+                raise RuntimeError("llama.cpp could not decode")
 
 
 def mixtures(
@@ -202,10 +206,11 @@ def mixtures(
     threads: int,
 ) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
     """By type of file, the first `count` of the tokens one by one, and all of them in one call."""
-    return {
-        name: (
-            partial(decode, context, tokens[:count], 1),
-            partial(decode, context, tokens, CONTEXT),
+    runs = {}
+    for name, file in files(config, types, folder).items():
+        model = LlamaCpp(file, max(1024, len(tokens)))
+        runs[name] = (
+            partial(model.run, tokens[:count], 1, threads),
+            partial(model.run, tokens, len(tokens), threads),
         )
-        for name, context in contexts(config, types, folder, threads, 2 * CONTEXT)
-    }
+    return runs
