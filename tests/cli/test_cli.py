@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lowbit import Absmax, Recipe, Rule
+from lowbit.inspect import speed
 from lowbit.qat.prepare import finish_qat
 from lowbit.qat.projection import prepare_codes
 from tests.models import make
@@ -53,6 +54,19 @@ def test_a_yaml_recipe_is_taken(lowbit, source, tmp_path):
     file.write_text(Recipe((Rule("*.c_fc", Absmax(6)),), name="mine").to_yaml())
     code, out, _ = lowbit("quantize", source, "--recipe", file, "-o", tmp_path / "out", "--json")
     assert code == 0 and json.loads(out)["recipe"]["name"] == "mine"
+
+
+def test_quantize_and_inspect_say_what_is_slower_than_float32(
+    lowbit, source, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(speed, "MATTERS", 1)
+    monkeypatch.setattr(speed, "_times", lambda *_: {1: 0.5, 256: 7.0})
+    code, out, _ = lowbit("quantize", source, "--recipe", "bcq3", "-o", tmp_path / "out")
+    assert code == 0 and "note: 8 layers (binary 3-bit group:64, float activations) are" in out
+    code, out, _ = lowbit("inspect", tmp_path / "out")
+    assert code == 0 and "7.00 times as long for 256 rows" in out
+    code, out, _ = lowbit("inspect", tmp_path / "out", "--json")
+    assert len(json.loads(out)["slow"]) == 1
 
 
 def test_inspect_shows_every_module_and_the_totals(lowbit, source, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import html5lib
@@ -181,6 +182,16 @@ def test_markdown_says_what_the_page_says(html):
     for words in ("6.5× smaller", "+1.8 %, worse", "4.15 MiB", "<ins>thirteenth</ins>", "```yaml",
                   "transformer.h.\\*.attn.c\\_attn", "in parentheses"):  # fmt: skip
         assert words in text, words
+
+
+def test_what_is_slower_than_float32_is_said_in_both_forms():
+    told = study(2)
+    sentence = "12 layers are slower than in float32 here; int3-dynamic takes 0.5 times as long."
+    slow = replace(told, models=(told.models[0], replace(told.models[1], slow=(sentence,))))
+    assert Study.from_dict(slow.to_dict()).models[1].slow == (sentence,)
+    for render in (render_html, render_markdown):
+        assert render(slow).count("int3-dynamic takes 0.5 times as long") == 1
+        assert "int3-dynamic takes" not in render(told)
 
 
 def test_a_report_is_written_whole_in_the_form_of_its_name(tmp_path):

@@ -39,6 +39,8 @@ def inspect(
         for kernel, why in inspection.kernels:
             console.print(f"{kernel}: {why}", soft_wrap=True)
     console.print(total_table(inspection))
+    for sentence in inspection.slow:
+        console.print(sentence, soft_wrap=True, highlight=False)
     if check:
         console.print(f"{verified} tensors and config.json are what lowbit wrote.")
     if not native.available():

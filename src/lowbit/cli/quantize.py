@@ -1,6 +1,7 @@
 """`lowbit quantize`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from lowbit.cli.screen import Screen
 from lowbit.cli.tables import before_after
 from lowbit.conversion.plan import Plan
 from lowbit.errors import UsageError
+from lowbit.inspect.speed import planned, slow_layers
 from lowbit.quantize.calibrated import quantize_calibrated
 from lowbit.quantize.streaming import quantize_checkpoint
 from lowbit.solvers import SOLVERS, Solver
@@ -85,6 +87,9 @@ def quantize(
         result = quantize_checkpoint(model, recipe, output, **shared)
     else:
         result = quantize_calibrated(model, recipe, output, calibration, **given, **shared)
+    if not quiet:
+        slow = slow_layers(planned(result.plan))
+        result = replace(result, notes=(*result.notes, *map(str, slow)))
     if as_json:
         print(json.dumps(result.to_dict()))
     elif not quiet:

@@ -62,6 +62,7 @@ def record(
         kernels=tuple(f"{kernel}: {why}" for kernel, why in sorted(seen.kernels)),
         coverage=coverage,
         modules=_modules(model, seen, histograms),
+        slow=seen.slow,
     )
 
 

@@ -170,6 +170,7 @@ class ModelRecord:
     stored: a checkpoint's tensors; disk: its files; resident: in memory after loading, and after
     one forward pass; peak: of a fresh process that loads it and runs it once, less what the
     process held before. None where it was not measured.
+    slow: in sentences, which layers were slower than in float32 where the model was measured.
     """
 
     name: str
@@ -188,6 +189,7 @@ class ModelRecord:
     measurements: tuple[Measurement, ...] = ()
     timings: tuple[Timing, ...] = ()
     modules: tuple[ModuleRecord, ...] = ()
+    slow: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
@@ -200,6 +202,7 @@ class ModelRecord:
                 "measurements": tuple(Measurement.from_dict(m) for m in stored["measurements"]),
                 "timings": tuple(Timing.from_dict(t) for t in stored["timings"]),
                 "modules": tuple(ModuleRecord.from_dict(m) for m in stored["modules"]),
+                "slow": tuple(stored.get("slow", ())),  # older studies do not say
             },
         )
 

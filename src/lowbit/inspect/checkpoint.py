@@ -17,6 +17,7 @@ from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.footprint import Footprint, ModuleSize, footprint, resident_bytes
 from lowbit.errors import InputError
 from lowbit.formats.error import WeightError
+from lowbit.inspect.speed import present, slow_layers
 from lowbit.nn import QuantEmbedding, QuantExperts, QuantModule
 
 
@@ -38,13 +39,15 @@ class ModuleRow:
 @dataclass(frozen=True)
 class Inspection:
     """`errors` are those recorded when the weights were quantized; `guarded`: whether a program
-    without lowbit fails to load the folder, instead of computing with wrong weights."""
+    without lowbit fails to load the folder, instead of computing with wrong weights; `slow`: in
+    sentences, which layers were slower than in float32 when they were measured (speed.py)."""
 
     rows: tuple[ModuleRow, ...]
     footprint: Footprint
     resident_after_forward: int
     errors: dict[str, WeightError]
     guarded: bool = False
+    slow: tuple[str, ...] = ()
 
     @property
     def kernels(self) -> tuple[tuple[str, str], ...]:
@@ -75,6 +78,7 @@ class Inspection:
             "bytes_read_per_token": self.bytes_read,
             "resident_bytes_after_forward": self.resident_after_forward,
             "guarded": self.guarded,
+            "slow": list(self.slow),
             "modules": [
                 {
                     "name": row.size.name,
@@ -127,7 +131,9 @@ def inspect_model(model: PreTrainedModel, folder: Path | None = None) -> Inspect
     ]
     config = getattr(model.config, "quantization_config", None)
     errors = config.errors if isinstance(config, LowbitConfig) else {}
-    return Inspection(tuple(rows), size, resident_bytes(model), errors)
+    resident = resident_bytes(model)
+    slow = tuple(map(str, slow_layers(present(model))))
+    return Inspection(tuple(rows), size, resident, errors, slow=slow)
 
 
 def run_once(model: PreTrainedModel) -> None:
