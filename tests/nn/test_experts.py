@@ -81,7 +81,7 @@ def test_the_number_behind_the_last_expert_chooses_none(pair):
     weights = torch.tensor([[0.5, 0.25]])
     both = call(pair[1], [1, EXPERTS], weights=weights)
     alone = call(pair[1], [1, 1], weights=torch.tensor([[0.5, 0.0]]))
-    assert torch.equal(both, alone)
+    assert torch.allclose(both, alone, atol=1e-6)  # a BLAS adds up two rows in another order
 
 
 def test_experts_that_live_elsewhere_add_nothing(pair):
