@@ -273,6 +273,12 @@ class QuantModule(nn.Module):
                     self.packed = PackedWeight(self.packed.layout, moved)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of, taken at one moment: another thread may pack or
+        unpack the weight while they are made."""
+        with _CHANGING:
+            return {**vars(self), "_buffers": dict(self._buffers)}
+
     def _stays(self, fn: Callable[[Tensor], Tensor]) -> bool:
         """Whether fn leaves everything as it is."""
         held = [*self._parameters.values(), *self._buffers.values()]
