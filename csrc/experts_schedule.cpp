@@ -6,11 +6,11 @@
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "parallel.h"
 #include "scratch.h"
+#include "wait_for.h"
 
 #define LOWBIT_ISA any_processor
 #include "bfloat16.inl"
@@ -26,20 +26,7 @@ constexpr int64_t most_task_panels = 64;
 constexpr int64_t ns_per_thread = 8000;      // less than this is done sooner by one thread alone
 constexpr int64_t inputs_per_ns = 4;         // quantized by one core
 constexpr int64_t weight_bytes_per_ns = 20;  // one core, from the outer caches
-constexpr int64_t spins_before_yield = 1000;
 constexpr int64_t cache_line = 64;
-
-void pause() {
-#ifdef LOWBIT_X86
-  __builtin_ia32_pause();
-#endif
-}
-
-int64_t padded_inputs(const PackedLayout& form, const Product& product) {
-  const int64_t last = form.groups() - 1;
-  return last * padded(form.group, product.group_padding) +
-         padded(form.group_inputs(last), product.group_padding);
-}
 
 // Bytes of one number of x and y.
 int64_t item(const Linear& op) { return op.bfloat16 ? 2 : 4; }
@@ -133,10 +120,7 @@ class Round {
       quantize(quantizes_[i]);
       quantized_.fetch_add(1, std::memory_order_release);
     }
-    for (int64_t spins = 0; quantized_.load(std::memory_order_acquire) < all; ++spins) {
-      // The other thread may have been put off its core.
-      spins < spins_before_yield ? pause() : std::this_thread::yield();
-    }
+    if (!wait_for(quantized_, all, out_of_memory_)) return;
     const auto start = static_cast<int64_t>(static_cast<double>(tasks_) * share);
     for (int64_t i = start; i < start + tasks_; ++i) {
       const int64_t number = i % tasks_;

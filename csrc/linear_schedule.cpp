@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
-#include <thread>
 #include <vector>
 
 #include "parallel.h"
 #include "scratch.h"
+#include "wait_for.h"
 
 namespace lowbit {
 namespace {
@@ -20,21 +20,8 @@ constexpr int64_t ns_per_thread = 8000;      // less than this is done sooner by
 constexpr int64_t most_task_panels = 64;
 constexpr int64_t first_bytes = 4096;  // asked for ahead of all work
 constexpr int64_t cache_line = 64;
-constexpr int64_t inputs_per_ns = 4;  // quantized by one core
-constexpr int64_t spins_before_yield = 1000;
+constexpr int64_t inputs_per_ns = 4;         // quantized by one core
 constexpr int64_t weight_bytes_per_ns = 20;  // one core, from the outer caches
-
-void pause() {
-#ifdef LOWBIT_X86
-  __builtin_ia32_pause();
-#endif
-}
-
-int64_t padded_inputs(const PackedLayout& form, const Product& product) {
-  const int64_t last = form.groups() - 1;
-  return last * padded(form.group, product.group_padding) +
-         padded(form.group_inputs(last), product.group_padding);
-}
 
 // One layer's part in the tasks of a chunk.
 struct Layer {
@@ -81,7 +68,7 @@ struct Tasks {
         any.product->quantize(any.op, a, from, std::min(last, from + rows_per_quantize));
         quantized[chunk].fetch_add(1, std::memory_order_release);
       }
-      wait_for(quantized[chunk]);
+      if (!wait_for(quantized[chunk], quantizes, out_of_memory)) return;
       for (int64_t i = start; i < start + multiplies; ++i) {
         const int64_t number = i % multiplies;
         std::atomic<bool>& it = taken[chunk * multiplies + number];
@@ -115,13 +102,6 @@ struct Tasks {
     const Layer* layer = layers.data();
     for (; number >= layer->multiplies; ++layer) number -= layer->multiplies;
     return *layer;
-  }
-
-  void wait_for(const std::atomic<int64_t>& done) const {
-    for (int64_t spins = 0; done.load(std::memory_order_acquire) < quantizes; ++spins) {
-      // The other thread may have been put off its core.
-      spins < spins_before_yield ? pause() : std::this_thread::yield();
-    }
   }
 };
 

@@ -70,6 +70,13 @@ LOWBIT_INLINE constexpr int64_t padded(int64_t n, int64_t multiple) {
   return divided(n, multiple) * multiple;
 }
 
+// Of a row of activations, every group with its padding.
+LOWBIT_INLINE int64_t padded_inputs(const PackedLayout& form, const Product& product) {
+  const int64_t last = form.groups() - 1;
+  return last * padded(form.group, product.group_padding) +
+         padded(form.group_inputs(last), product.group_padding);
+}
+
 // All `count` layers of `ops`, each by the product that `choose` has for it.
 void run(const Linear* ops, int count, const Product& (*choose)(const Linear&));
 
