@@ -271,6 +271,8 @@ def test_a_stored_tensor_of_another_shape_is_not_loaded(tmp_path):
     ("change", "sentence"),
     [
         (lambda c: c.update(format_version=3), "format version 3"),
+        (lambda c: c.update(novel=1, producer="lowbit 9.9"), "novel, which .* lowbit 9.9"),
+        (lambda c: c.pop("recipe"), "holds no recipe"),
         (lambda c: c["modules"].update(nothing=dict(c["modules"]["lm_head"])), "nothing"),
         (lambda c: c["modules"]["transformer.wte"].update(format="foreign"), "'foreign'"),
         (lambda c: c["modules"]["transformer.wte"].pop("bits"), "not complete"),

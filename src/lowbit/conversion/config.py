@@ -5,6 +5,7 @@ activations (or the module it is tied to), and, for people, the recipe that made
 """
 
 import importlib.metadata
+import inspect
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -29,7 +30,7 @@ class LowbitConfig(QuantizationConfigMixin):
     tensors (checkpoint/hashes.py), and, for people, the `errors` of the stored weights.
 
     Raises UsageError for an unknown recipe, InputError for a format version that this lowbit cannot
-    read and for maps that are none.
+    read, for keys of config.json that it does not know, and for maps that are none.
     """
 
     def __init__(
@@ -60,6 +61,23 @@ class LowbitConfig(QuantizationConfigMixin):
             for name, error in _entries("errors", errors)
         }
         self.hashes = hashes
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """That of a config.json. Raises InputError also for one without a recipe, and for a key
+        that a later lowbit added."""
+        if "recipe" not in config_dict:
+            raise InputError("quantization_config holds no recipe")
+        unknown = sorted(set(config_dict) - set(inspect.signature(cls).parameters))
+        if unknown:
+            raise InputError(
+                f"quantization_config holds {', '.join(unknown)}, which lowbit"
+                f" {importlib.metadata.version('lowbit')} does not know; it was written by"
+                f" {config_dict.get('producer')}: load it with that version or a later one"
+            )
+        return super().from_dict(config_dict, return_unused_kwargs, **kwargs)
 
     @property
     def format_version(self) -> int:

@@ -189,4 +189,4 @@ def _described(folder: Path) -> tuple[LowbitConfig, dict[str, str]]:
     if quantization.get("quant_method") != METHOD:
         raise InputError(f"{file} describes no module that lowbit quantized")
     with reading(file):
-        return LowbitConfig(**quantization), dtypes
+        return LowbitConfig.from_dict(quantization), dtypes
