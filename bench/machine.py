@@ -67,12 +67,13 @@ def result_page(name: str) -> Path:
     return Path(__file__).parent.parent / "docs" / "results" / name
 
 
-def speed_page(name: str) -> Path:
-    """The same for times, each best instruction set by itself: NAME.md where there are AMX tiles,
-    else NAME-avx512vnni.md and so on."""
+def speed_page(name: str, feature: str | None = None) -> Path:
+    """The same for times, each instruction set (native.Path.feature) by itself, the best one by
+    default: NAME.md where there are AMX tiles, else NAME-avx512vnni.md and so on."""
     products = (path.feature for path in native.paths("linear"))
-    best = next((feature for feature in products if not native.lacks(feature)), native.BASE)
-    return result_page(f"{name}.md" if best == "amx" else f"{name}-{best}.md")
+    best = next((found for found in products if not native.lacks(found)), native.BASE)
+    feature = feature or best
+    return result_page(f"{name}.md" if feature == "amx" else f"{name}-{feature}.md")
 
 
 class Page:

@@ -1,28 +1,40 @@
 """How near the products with packed weights come to what memory and arithmetic allow.
 
-    python bench/products.py            # a table
-    python bench/products.py --write    # the same, written to docs/results/products.md
+    python bench/products.py                  # a table
+    python bench/products.py --kernel avx2    # of another target that this processor can run
+    python bench/products.py --write          # the same, kept in docs/results/
 
 *Few rows* (decoding): weights of 8192 x 2048 stream from memory, many times what the caches hold;
 the share is of the rate at which torch sums a float32 tensor of the same size. *Many rows*
-(encoders, prefill): 1024 rows against 3072 x 768, beside torch's float32 product.
+(encoders, prefill): 1024 rows against 3072 x 768, beside torch's float32 product, which is held to
+the target's instruction set. The share of the limit is that of a short sequence of instructions,
+which multiplies such codes and activations in registers (limits.py). All times are the least of
+several, ours and torch's in turns; torch's that of the whole table. It takes 1 to 3 minutes on a
+quiet machine.
 """
 
 import argparse
-import statistics
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from limits import macs_per_second
 from machine import described, finish, speed_page
 from turns import take_turns
 
 from lowbit.formats import CHANNEL, QTensor, group
-from lowbit.kernels.linear import product
+from lowbit.inspect.environment import processor
+from lowbit.kernels import native
+from lowbit.kernels.linear import families, product
 from lowbit.kernels.packed_layout import PackedLayout
+from lowbit.kernels.selection import VARIABLE
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
 
-RESULT = speed_page("products")
 STREAMED = 512 << 20  # bytes
 FEW, MANY = (8192, 2048), (3072, 768)
 ROWS = 1024
@@ -34,14 +46,58 @@ SCHEMES: dict[str, Scheme] = {
         for bits in (4, 3, 2, 1)
     },
 }
+COLUMNS = (
+    "processor",
+    "target",
+    "weights",
+    "activations",
+    "1 row, Gweights/s",
+    "GB/s",
+    "share of memory",
+    "4 rows, Gweights/s",
+    f"{ROWS} rows, GMAC/s",
+    "share of limit",
+    "against float32",
+)
 
 
-def median_seconds(run: Callable[[], object], repeats: int = 9) -> float:
-    return statistics.median(take_turns({"": run}, repeats)[""])
+@dataclass(frozen=True)
+class Target:
+    """What holds torch to the instruction set, and the sequences (limits.py) that codes of 8 bits,
+    of at most 4 bits, and planes can be multiplied by."""
+
+    aten: str
+    onednn: str
+    mkl: str
+    vector: int  # bytes
+    eight: str
+    narrow: str
+    planes: str
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "ATEN_CPU_CAPABILITY": self.aten,
+            "ONEDNN_MAX_CPU_ISA": self.onednn,
+            "MKL_ENABLE_INSTRUCTIONS": self.mkl,
+        }
 
 
-def few_rows(q: QTensor, activations: str, rows: int) -> float:
-    """Weights per second."""
+FLOAT, DOT, LOOKUPS = "float32 multiply-add", "vpdpbusd", "lookups"
+PAIRS = "16 bits, half the multiplications", "bytes, sums in 16 bits", LOOKUPS
+TARGETS = {
+    "avx2": Target("avx2", "AVX2", "AVX2", 32, *PAIRS),
+    "avxvnni": Target("avx2", "AVX2_VNNI", "AVX2", 32, DOT, DOT, LOOKUPS),
+    "avx512bw": Target("avx512", "AVX512_CORE", "AVX512", 64, *PAIRS),
+    "avx512": Target("avx512", "AVX512_CORE_VNNI", "AVX512_E1", 64, DOT, DOT, DOT),
+}
+
+
+def least_seconds(rounds: int = 7, **runs: Callable[[], object]) -> dict[str, float]:
+    return {name: min(taken) for name, taken in take_turns(runs, rounds).items()}
+
+
+def few_rows(q: QTensor, activations: str, rows: int, memory: torch.Tensor) -> tuple[float, float]:
+    """Weights per second, and bytes per second of torch's sum."""
     form = PackedLayout(q.layout, *q.shape)
     packed = form.pack(q)
     copies = [packed.clone() for _ in range(max(2, STREAMED // len(packed)))]
@@ -52,59 +108,138 @@ def few_rows(q: QTensor, activations: str, rows: int) -> float:
         for copy in copies:
             run(x, copy, None)
 
-    return q.shape[0] * q.shape[1] * len(copies) / median_seconds(stream)
+    taken = least_seconds(ours=stream, memory=memory.sum)
+    weights = q.shape[0] * q.shape[1] * len(copies)
+    return weights / taken["ours"], STREAMED / taken["memory"]
 
 
-def memory_rate() -> float:
-    """Bytes per second of torch's sum."""
-    numbers = torch.zeros(STREAMED // 4)
-    return STREAMED / median_seconds(numbers.sum)
-
-
-def many_rows(q: QTensor, activations: str) -> float:
-    """Multiplications and additions per second."""
+def many_rows(q: QTensor, activations: str, weight: torch.Tensor) -> tuple[float, float]:
+    """Multiplications and additions per second, of ours and of torch's float32 product."""
     form = PackedLayout(q.layout, *q.shape)
     packed, run, x = form.pack(q), product(form, activations), torch.randn(ROWS, q.in_features)
-    return ROWS * q.shape[0] * q.shape[1] / median_seconds(lambda: run(x, packed, None))
+    taken = least_seconds(
+        rounds=30, ours=lambda: run(x, packed, None), float32=lambda: x @ weight.T
+    )
+    macs = ROWS * weight.numel()
+    return macs / taken["ours"], macs / taken["float32"]
 
 
-def table() -> str:
+def limits(kernel: str) -> dict[tuple[bool, bool, int], float]:
+    """Products per second at most, by whether weights are binary, whether activations are float,
+    and bits; what is not known is left out."""
+    target = TARGETS.get(kernel)
+    if target is None:
+        return {}
+    names = {FLOAT, target.eight, target.narrow, target.planes}
+    rates = macs_per_second(dict.fromkeys(sorted(names), target.vector))
+    if not rates:
+        return {}
+    rates = {name: rate * torch.get_num_threads() for name, rate in rates.items()}
+    for name, rate in rates.items():
+        print(f"limit: {name} {rate / 1e9:.0f} GMAC/s", flush=True)
+    found = {(False, False, bits): rates[target.narrow] for bits in (2, 3, 4)}
+    found[False, False, 8] = rates[target.eight]
+    found |= {(True, False, bits): rates[target.planes] / bits for bits in (1, 2, 3, 4)}
+    if families.family("float", kernel) == "fma":
+        found |= {(binary, True, bits): rates[FLOAT] for binary, _, bits in list(found)}
+    return found
+
+
+class Row(NamedTuple):
+    scheme: str
+    activations: str
+    one: float  # weights per second
+    size: float  # bytes of a weight
+    four: float
+    many: float  # products per second
+    limit: float | None
+
+    def line(self, kernel: str, rate: float, float32: float) -> str:
+        """Beside what torch's sum and product did at most."""
+        return line(
+            processor().split(" (")[0],
+            kernel,
+            self.scheme,
+            self.activations,
+            f"{self.one / 1e9:.1f}",
+            f"{self.one * self.size / 1e9:.1f}",
+            f"{self.one * self.size / rate:.0%}",
+            f"{self.four / 1e9:.1f}",
+            f"{self.many / 1e9:.0f}",
+            f"{self.many / self.limit:.0%}" if self.limit else "",
+            f"{self.many / float32:.2f}×",
+        )
+
+
+def line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def table(kernel: str, kinds: Iterable[str]) -> list[str]:
     torch.manual_seed(0)
-    rate = memory_rate()
-    weight = torch.randn(MANY)
-    x = torch.randn(ROWS, MANY[1])
-    float_macs = ROWS * weight.numel() / median_seconds(lambda: x @ weight.T)
-    lines = [
-        f"torch sums float32 at {rate / 1e9:.1f} GB/s; its float32 product of {ROWS} rows does"
-        f" {float_macs / 1e9:.0f} GMAC/s.",
-        "",
-        "| weights | activations | 1 row, Gweights/s | GB/s | share of memory | 4 rows, Gweights/s"
-        f" | {ROWS} rows, GMAC/s | against float32 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, scheme in SCHEMES.items():
+    most = limits(kernel)
+    memory, weight = torch.zeros(STREAMED // 4), torch.randn(MANY)
+    rows: list[Row] = []
+    rate = float32 = 0.0
+    for scheme_name, scheme in SCHEMES.items():
         q, small = scheme.quantize(torch.randn(FEW)), scheme.quantize(weight)
         size = PackedLayout(q.layout, *q.shape).size / (FEW[0] * FEW[1])
-        for activations in ("dynamic", "float"):
-            one, four = few_rows(q, activations, 1), few_rows(q, activations, 4)
-            many = many_rows(small, activations)
-            lines.append(
-                f"| {name} | {activations} | {one / 1e9:.1f} | {one * size / 1e9:.1f}"
-                f" | {one * size / rate:.0%} | {four / 1e9:.1f} | {many / 1e9:.0f}"
-                f" | {many / float_macs:.2f}× |"
-            )
-            print(lines[-1], flush=True)
-    return "\n".join(lines)
+        for activations in kinds:
+            one, sums = few_rows(q, activations, 1, memory)
+            four, _ = few_rows(q, activations, 4, memory)
+            many, floats = many_rows(small, activations, weight)
+            rate, float32 = max(rate, sums), max(float32, floats)
+            limit = most.get((q.layout.format == "binary", activations == "float", q.layout.bits))
+            rows.append(Row(scheme_name, activations, one, size, four, many, limit))
+            print(rows[-1].line(kernel, rate, float32), flush=True)
+    return [
+        f"torch sums float32 at up to {rate / 1e9:.1f} GB/s; its float32 product of {ROWS} rows"
+        f" does up to {float32 / 1e9:.0f} GMAC/s.",
+        "",
+        line(*COLUMNS),
+        line(*["---"] * len(COLUMNS)),
+        *(row.line(kernel, rate, float32) for row in rows),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    runnable = [path for path in native.paths("linear") if not native.lacks(path.feature)]
+    names = [path.name for path in runnable]
+    parser.add_argument("--kernel", choices=names, help="the target [default: the best one]")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dynamic", action="store_true", help="int8 activations alone")
+    parser.add_argument("--note", default="", help="a sentence that the page says of the machine")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    date = time.strftime("%Y-%m-%d")
-    head = f"`python bench/products.py`, {date}. {described()}"
-    lines = ["# The products by themselves", "", head, "", table()]
-    finish(lines, RESULT, arguments.write)
+    best = names[0]
+    kernel = arguments.kernel or best
+    wanted = {VARIABLE: kernel}
+    # The best target is what torch finds by itself, too.
+    if kernel != best and kernel in TARGETS:
+        wanted |= TARGETS[kernel].environment()
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        # torch reads them when it is loaded.
+        command = [sys.executable, *sys.argv]
+        raise SystemExit(subprocess.run(command, env=os.environ | wanted).returncode)
+
+    torch.set_num_threads(arguments.threads)
+    before, date = os.getloadavg()[0], time.strftime("%Y-%m-%d")
+    kinds = ("dynamic",) if arguments.dynamic else ("dynamic", "float")
+    measured = table(kernel, kinds)
+    forced = "" if kernel == best else f", forced on a processor whose best target is {best}"
+    head = [
+        "# The products by themselves",
+        "",
+        f"`python bench/products.py`, {date}. {described()}",
+        "",
+        f"Target: {kernel}{forced}. {arguments.note}".strip(),
+        f"Processes that wanted one of {os.cpu_count()} processors: {before:.1f} at the beginning,"
+        f" {os.getloadavg()[0]:.1f} at the end (load averages of a minute).",
+        "",
+    ]
+    feature = next(path.feature for path in runnable if path.name == kernel)
+    finish([*head, *measured], speed_page("products", feature), arguments.write)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ namespace {
 // saturates; of narrower codes the products of several steps do, and are added there first.
 template <class Vectors, int bits>
 struct BytePairs {
-  using Words = Vectors::Words;
-  using Ints = Vectors::Ints;
+  using Words = typename Vectors::Words;
+  using Ints = typename Vectors::Ints;
   using Codes = Words;
   static constexpr int64_t bytes_per_input = 1;
 
@@ -46,8 +46,8 @@ struct BytePairs {
 //   cx [rows][inputs/4][4]    int16, inputs 0 2 1 3 of a step
 template <class Vectors>
 struct ShortPairs {
-  using Words = Vectors::Words;
-  using Ints = Vectors::Ints;
+  using Words = typename Vectors::Words;
+  using Ints = typename Vectors::Ints;
   static constexpr int64_t bytes_per_input = 2;
 
   struct Codes {

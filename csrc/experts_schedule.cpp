@@ -54,7 +54,7 @@ struct Group {
   const Product* product;
   const int64_t* pairs;  // the place of each row in y
   Activations a;
-  int64_t panels_per_task, tasks;
+  int64_t panels_per_task = 0, tasks = 0;
 
   int64_t activation_bytes() const {
     const int64_t rows = padded(op.rows * op.digits, product->rows);

@@ -286,8 +286,8 @@ void encode_digits(const float* x, int64_t n, float inv, int8_t* const (&digits)
   }
 }
 
-// The sum of the products of each two codes.
-int32_t cross_sum(const int8_t* codes, int64_t n) {
+// The sum of the products of each two codes, for kernels whose sums contain it.
+[[maybe_unused]] int32_t cross_sum(const int8_t* codes, int64_t n) {
   int32_t sum = 0;
   for (int64_t i = 0; i < n; i += 2) sum += codes[i] * codes[i + 1];
   return sum;

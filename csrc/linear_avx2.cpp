@@ -10,9 +10,9 @@ struct Isa : Vectors256 {
   static constexpr int64_t macs_per_ns = 100;
 
   template <int bits>
-  using Dot = PairsOf<Vectors256, bits>::Dot;
+  using Dot = typename PairsOf<Vectors256, bits>::Dot;
   template <int bits>
-  using DecodedDot = PairsOf<Vectors256, bits>::DecodedDot;
+  using DecodedDot = typename PairsOf<Vectors256, bits>::DecodedDot;
 };
 
 }  // namespace

@@ -10,9 +10,9 @@ struct Isa : Vectors512 {
   static constexpr int64_t macs_per_ns = 200;
 
   template <int bits>
-  using Dot = PairsOf<Vectors512, bits>::Dot;
+  using Dot = typename PairsOf<Vectors512, bits>::Dot;
   template <int bits>
-  using DecodedDot = PairsOf<Vectors512, bits>::DecodedDot;
+  using DecodedDot = typename PairsOf<Vectors512, bits>::DecodedDot;
 };
 
 }  // namespace

@@ -35,12 +35,11 @@ struct Isa : Vectors256 {
 
   // A register for each part of the codes and for each sum, one for activations: 12 sums hide the 5
   // cycles after which the next of two dpbusd a cycle can add to the same.
-  struct DecodedProducts : FourProducts {
+  template <int bits>
+  struct DecodedDot : FourProducts {
     static constexpr int panels = 1, rows = 6;
     static constexpr bool crossed = false;
   };
-  template <int bits>
-  using DecodedDot = DecodedProducts;
 };
 
 }  // namespace

@@ -35,7 +35,7 @@ struct GroupBlocks {
 
 template <class Kernel>
 struct DecodedGroup : GroupBlocks {
-  using Codes = Kernel::Codes;
+  using Codes = typename Kernel::Codes;
   static constexpr int P = Kernel::panels, terms = Codes::terms;
 
   const uint8_t* decoded;

@@ -7,7 +7,7 @@
 // with the panels at its own share of the weights, which then stream in order, and goes around to
 // those that nobody has taken: a slow thread just gets fewer of them.
 //
-// The loops, the outermost first:
+// The loops, the outermost first. A few rows (linear.inl):
 //
 //   chunk     rows of codes                       linear_schedule.cpp
 //    task     panels of one layer, by one thread  linear_schedule.cpp
@@ -16,24 +16,40 @@
 //       group     inputs of one scale             sum_panels
 //        block    32 inputs                       sum_panels
 //         step    4 inputs                        sum_panels, unrolled
-//          dot    P R times 16 outputs            Isa::dot
+//          dot    P R times 16 outputs            Isa::Dot
 //
 //   registers  of R rows and P panels the sums, and the codes of one step, decoded once for all R
 //   L1, L2     the codes of P panels, as they are stored, for all rows of the chunk
 //   L2         the activations of the chunk, for all panels
 //   memory     all weights, once for each chunk
 //
+// Many rows, and binary codes without VNNI (linear_decoded.inl), below a task:
+//
+//     panels  P at once                           multiply_decoded
+//      group  inputs of one scale, decoded        multiply_decoded_panels
+//       rows  R at once: a register block         DecodedGroup::add_rows
+//        block    32 inputs                       Kernel::sum
+//         step    4 inputs                        Kernel::sum, unrolled
+//
+//   registers  of R rows and P panels the sums over one group
+//   L1         the codes of one group of P panels, decoded once for all rows of the chunk
+//   L2         the activations of the chunk, and of all its rows and P panels the sums so far
+//
 // On tiles (linear_amx.cpp) a register block is 32 rows of 2 panels, a step 64 inputs, and codes of
 // fewer than 8 bits are decoded group by group, once for all rows of the chunk.
 //
-// What gcc 12 makes of a block, in instructions per 32 products:
+// What gcc 12 makes of a block, in instructions per 32 products (those of 3 planes for each plane):
 //
-//                 R x P   8 bits   4 bits
-//   avx2          4 x 1      7.9      8.2
-//   avxvnni       4 x 1      2.0      2.3
-//   avx512vnni    8 x 3     0.81     0.83
-//   avx512vnni    1 x 1      1.8      2.1
-//   amx          32 x 2    0.007    0.007
+//                         R x P   8 bits   4 bits        R x P   3 planes
+//   avx2, a few rows      4 x 1      6.3      3.5        1 x 2        1.4
+//   avx2, many            4 x 1      5.6      3.0        1 x 2        1.4
+//   avxvnni, a few        4 x 1      2.0      2.3        1 x 2        1.4
+//   avxvnni, many         6 x 1      1.7      1.7        1 x 2        1.4
+//   avx512, a few         8 x 3      2.8      1.4        1 x 4       0.70
+//   avx512, many          4 x 2      2.8      1.5        1 x 4       0.70
+//   avx512vnni            8 x 3     0.81     0.83        8 x 1       0.83
+//   avx512vnni            1 x 1      1.9      2.1        1 x 1        1.9
+//   amx                  32 x 2    0.007    0.007
 #pragma once
 
 #include "linear.h"

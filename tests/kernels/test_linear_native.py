@@ -12,7 +12,7 @@ from lowbit.formats import CHANNEL, FORMATS, group
 from lowbit.formats.binary import prefix
 from lowbit.kernels import linear, native
 from lowbit.kernels.linear import families, reference
-from lowbit.kernels.linear.native import LinearProduct, kernels
+from lowbit.kernels.linear.native import LinearProduct, kernels, together
 from lowbit.kernels.packed_layout import MAX_GROUP, PackedLayout
 from lowbit.kernels.selection import VARIABLE
 from tests.oracles import linear as oracle
@@ -310,6 +310,20 @@ class TestDynamic:
             for path in HERE:
                 got = packed.times(x.numpy(), "dynamic", path)
                 assert np.array_equal(got, wanted), (path, rows, cols, inputs, str(form))
+
+    @every_path
+    @pytest.mark.parametrize("rows", [8, 9, 16, 17, 40])
+    def test_layers_of_all_widths_over_one_input_give_what_they_give_alone(self, path, rows):
+        """Around the numbers of rows from which codes are decoded once, which may arrange the
+        activations of each width in its own way."""
+        forms = [Form("affine", bits, group(64), shift=bits > 3) for bits in (8, 4, 4, 3, 8, 7)]
+        forms[3:3] = [Form("binary", planes, group(64), shift=planes == 2) for planes in (2, 3)]
+        x = activations(rows, 200)
+        q = [form.random(35 + number, 200, number).q for number, form in enumerate(forms)]
+        products = [LinearProduct(form_of(each), "dynamic", path) for each in q]
+        weights = [(form_of(each).pack(each), None) for each in q]
+        for each, got in zip(q, together(products, x, weights), strict=True):
+            assert torch.equal(got, reference.linear_dynamic(x, each, None)), str(each.layout)
 
 
 def by_oracle(x, weight, bias):
