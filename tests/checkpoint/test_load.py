@@ -53,7 +53,7 @@ BROKEN = {
     missing: f"lacks 1 of .*{WEIGHT}",
     wrong_shape: rf"{WEIGHT} has the shape \[3, 3\]",
     truncated: "cannot be loaded",
-    unknown_key: "cannot be loaded.*colour",
+    unknown_key: "holds colour, which lowbit",
 }
 
 

@@ -5,6 +5,7 @@ An operator without an entry fails test_wrong_calls.py: whoever adds one adds a 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -122,10 +123,14 @@ def _attention(paths: list[str]) -> Iterator[RightCall]:
         torch.ones(2, 1, 5, 7, dtype=torch.bool),
         torch.zeros(1, 4, 1, 7),
     )
-    for mask in masks:
+    more: tuple[dict[str, Any], ...] = ({"cap": None, "sinks": None},)
+    if paths[0] in [p.name for p in native.paths("attention_float32")]:
+        more += ({"cap": 5.0, "sinks": torch.randn(4)},)
+        free |= {"cap": frozenset({"finite"}), "sinks": frozenset({"numbers", "none"})}
+    for mask, beyond in product(masks, more):
         call = {"query": query, "key": key, "value": value, "mask": mask, "scale": 0.25}
         yield RightCall(
-            "attention", {**call, "causal": False, "path": paths[0]}, free,
+            "attention", {**call, "causal": False, "path": paths[0], **beyond}, free,
             {"causal": (True, False), "path": tuple(paths)},
         )  # fmt: skip
 

@@ -227,7 +227,7 @@ def _changes(argument: Any, value: Any) -> Iterator[Change]:
     elif kind == "int":
         yield from INT_CHANGES
         yield Change("type", "text", lambda _: "7")
-    elif kind == "float":
+    elif "float" in kind and value is not None:
         yield from FLOAT_CHANGES
     elif kind == "bool":
         yield Change("type", "a tensor of two", lambda _: torch.ones(2))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from transformers.initialization import no_init_weights
 
 from lowbit.conversion.experts import describes_itself
 from lowbit.conversion.plan import Plan, make_plan
@@ -47,7 +48,7 @@ def plan_of(what: Registered) -> Plan | None:
     config_class = model_class.config_class or registered_config
     if registered_config is not None and issubclass(registered_config, config_class):
         config_class = registered_config
-    with torch.device("meta"), transformers.initialization.no_init_weights():
+    with torch.device("meta"), no_init_weights():
         model = model_class(config_class())
     if not any(map(describes_itself, model.modules())):
         return None
