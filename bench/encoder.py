@@ -93,7 +93,7 @@ def engines(model: BertModel, folder: Path, target: str) -> dict[str, Engine]:
     free = targets.CANNOT_BE_HELD if targets.forced() else "its choice"
     held = target if targets.forced() else "its choice"
     products = f"products {target}" if targets.forced() else "its choice"
-    found["torch quantize_dynamic"] = Engine(here(lambda: torch_dynamic(model)), targets.CANNOT_BE_HELD)
+    found["torch quantize_dynamic"] = Engine(here(lambda: torch_dynamic(model)), free)
     found["torch bfloat16"] = Engine(here(lambda: torch_bfloat16(copy.deepcopy(model))), held)
     found["ONNX Runtime int8 dynamic"] = Engine(apart(onnx_runtime_int8, model, folder), free)
     found["OpenVINO float32"] = Engine(apart(openvino, model, folder, False), products)
