@@ -63,7 +63,7 @@ def check_counts(stored: Any, file: Path) -> None:
 
 
 def held_by(files: Sequence[Path], quantized: bool) -> Held:
-    """Raises InputError for a header that is none, or claims more than its file holds.
+    """Raises InputError if a header is not valid or claims more than its file holds.
 
     quantized: whether a byte may hold as many weights as it has bits.
     """

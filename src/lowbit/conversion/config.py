@@ -30,7 +30,7 @@ class LowbitConfig(QuantizationConfigMixin):
     tensors (checkpoint/hashes.py), and, for people, the `errors` of the stored weights.
 
     Raises UsageError for an unknown recipe, InputError for a format version that this lowbit cannot
-    read, for keys of config.json that it does not know, and for maps that are none.
+    read, for keys of config.json that it does not know, and for maps that are not mappings.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LowbitConfig(QuantizationConfigMixin):
 
 
 def _entries(key: str, stored: Any) -> Iterable[tuple[str, Any]]:
-    """The entries of one of the maps. Raises InputError for what is none."""
+    """The entries of one of the maps. Raises InputError if it is no mapping."""
     if not isinstance(stored or {}, Mapping):
         raise InputError(f"{key} of quantization_config is not a mapping")
     for name, entry in (stored or {}).items():

@@ -20,7 +20,7 @@ from lowbit.data.tokens import token_ids
 from lowbit.errors import UsageError
 from lowbit.evaluation.forced import forced
 from lowbit.evaluation.perplexity import perplexity
-from lowbit.evaluation.study import sayable
+from lowbit.evaluation.study import json_safe
 from lowbit.evaluation.task import Subject
 from lowbit.progress import progress_bar
 from lowbit.schemes import Scheme
@@ -46,7 +46,7 @@ class Sensitivity:
     prices: tuple[Price, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        told: dict[str, Any] = sayable(asdict(self))
+        told: dict[str, Any] = json_safe(asdict(self))
         return told
 
 

@@ -25,7 +25,7 @@ VERSION = 1
 
 Prediction = str | int | float
 Record = TypeVar("Record")
-# How `sayable` writes the floats that JSON cannot.
+# How `json_safe` writes the floats that JSON cannot.
 NOT_SAID = ("nan", "inf", "-inf")
 
 
@@ -221,8 +221,8 @@ class Study:
         return self.models[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, as `sayable` makes it."""
-        return {"schema": SCHEMA, "version": VERSION, **sayable(asdict(self))}
+        """Ready for JSON, as `json_safe` makes it."""
+        return {"schema": SCHEMA, "version": VERSION, **json_safe(asdict(self))}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
@@ -261,7 +261,7 @@ def _made(cls: type[Record], stored: Mapping[str, Any]) -> Record:
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:
-    """`value`, if it is of the type `hint`; floats may be integers, or texts as `sayable` has."""
+    """`value`, if it is of the type `hint`; floats may be integers, or texts as `json_safe` has."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         kinds = sorted(inner, key=lambda kind: kind is float)  # integers stay what they are
@@ -294,12 +294,12 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
-def sayable(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """Ready for JSON: a number that JSON cannot say (NaN, an infinity) is its name as text."""
     if isinstance(value, dict):
-        return {key: sayable(item) for key, item in value.items()}
+        return {key: json_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [sayable(item) for item in value]
+        return [json_safe(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lowbit.checkpoint.documents import reading
 from lowbit.conversion.plan import Plan
 from lowbit.conversion.recipe import Recipe
 from lowbit.conversion.unchanged import unchanged_on_error
@@ -37,13 +38,10 @@ class Learned:
 
     @classmethod
     def read(cls, file: str | Path) -> "Learned":
-        """Raises InputError for what is no such file."""
-        try:
-            with safe_open(file, "pt") as opened:
-                told = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file} cannot be read: {error}") from error
+        """Raises InputError if the file holds nothing that training learned."""
+        with reading(file, "read"), safe_open(file, "pt") as opened:
+            told = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
         if (told.get("format"), told.get("version")) != (FORMAT, VERSION):
             raise InputError(f"{file} holds nothing that training learned ({FORMAT} {VERSION})")
         try:

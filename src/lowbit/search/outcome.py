@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowbit.conversion.recipe import Recipe
-from lowbit.evaluation.study import Metric, sayable
+from lowbit.evaluation.study import Metric, json_safe
 from lowbit.schemes import Scheme
 
 
@@ -49,7 +49,7 @@ class Found:
     float_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        told: dict[str, Any] = sayable(
+        told: dict[str, Any] = json_safe(
             {
                 "task": self.task,
                 "metric": self.metric,

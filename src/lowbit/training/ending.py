@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from lowbit.checkpoint.atomic_write import staged, staged_file, writing
 from lowbit.evaluation.bootstrap import Loss, loss
-from lowbit.evaluation.study import Measurement, sayable
+from lowbit.evaluation.study import Measurement, json_safe
 from lowbit.evaluation.task import Subject, Task, agreement
 from lowbit.progress import without_transformers_bars
 from lowbit.qat.learned import LEARNED, learned_state, save_learned
@@ -45,10 +45,10 @@ class Outcome:
             "seconds": self.seconds,
             "folders": [str(folder) for folder in self.folders],
             "notes": list(self.notes),
-            "measurements": {name: sayable(asdict(m)) for name, m in self.measurements.items()},
-            "test": {name: sayable(asdict(m)) for name, m in self.test.items()},
-            "losses": {name: sayable(asdict(each)) for name, each in self.losses.items()},
-            "history": sayable(list(self.history)),
+            "measurements": {name: json_safe(asdict(m)) for name, m in self.measurements.items()},
+            "test": {name: json_safe(asdict(m)) for name, m in self.test.items()},
+            "losses": {name: json_safe(asdict(each)) for name, each in self.losses.items()},
+            "history": json_safe(list(self.history)),
         }
 
     @classmethod
@@ -144,7 +144,7 @@ def starts_at_random(lesson: Lesson) -> Iterator[str]:
 def write_texts(lesson: Lesson, outcome: Outcome, output: Path) -> None:
     """`output`/texts: one file each for what was given, what was wanted, and what each model
     wrote, a line each. output.txt and ref.txt beside it: what the last model wrote of the test set,
-    or of what it was scored on where there is none, and what was wanted."""
+    or of the scored set if there is no test set, and what was wanted."""
     if not lesson.texts:
         return
     outputs = {name: map(str, m.predictions) for name, m in outcome.measurements.items()}

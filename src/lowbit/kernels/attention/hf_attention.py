@@ -219,13 +219,17 @@ def _beyond(module: nn.Module, options: dict[str, Any]) -> str | None:
     return "attention weights are asked for" if asked else None
 
 
+def _refuses_sdpa(module: nn.Module) -> bool:
+    """Whether the module has an eager function, and transformers does not support "sdpa" for it."""
+    return _eager(type(module)) is not None and not _supports_sdpa(type(module).__module__)
+
+
 def _more_than_sdpa(module: nn.Module, options: dict[str, Any]) -> str | None:
     """Why "sdpa" is not what this module computes, or None."""
-    kind: Any = type(module)
-    if _eager(kind) is None:
-        return None
-    if not _supports_sdpa(kind.__module__):
+    if _refuses_sdpa(module):
         return 'transformers does not support "sdpa" for it'
+    if _eager(type(module)) is None:
+        return None
     return next((f"{n} is asked for" for n in MORE if options.get(n) is not None), None)
 
 
@@ -284,11 +288,8 @@ def _try_eager(
 
 
 def _uncausal(module: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-    """Where transformers does not support "sdpa", a mask says all (see `_mask`)."""
-    kind: Any = type(module)
-    if _eager(kind) is None or _supports_sdpa(kind.__module__):
-        return options
-    return options | {"is_causal": False}
+    """If transformers does not support "sdpa", the mask says all (see `_mask`)."""
+    return options | {"is_causal": False} if _refuses_sdpa(module) else options
 
 
 def _by_eager(
