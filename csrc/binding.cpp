@@ -178,7 +178,7 @@ lowbit::Mask mask_at(lowbit::MaskKind kind, uintptr_t address, const Steps& step
 }
 
 // Attention by a path, for calls that differ in where tensors are and in how many keys there are.
-// `sizes`: batch, heads, key heads, queries, size, value size. A cap of 0 and sinks at 0 are none.
+// `sizes`: batch, heads, key heads, queries, size, value size. A cap or sinks of 0 stand for none.
 struct AttentionPath {
   void (*run)(const lowbit::Attention&);
   lowbit::Attention op{};

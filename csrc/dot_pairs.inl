@@ -120,5 +120,14 @@ struct PairsOf<Vectors, 8> {
   };
 };
 
+// Vectors with these products, as linear.inl and linear_decoded.inl want them.
+template <class Vectors>
+struct Pairs : Vectors {
+  template <int bits>
+  using Dot = typename PairsOf<Vectors, bits>::Dot;
+  template <int bits>
+  using DecodedDot = typename PairsOf<Vectors, bits>::DecodedDot;
+};
+
 }  // namespace
 }  // namespace lowbit::LOWBIT_ISA

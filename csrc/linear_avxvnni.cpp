@@ -7,6 +7,7 @@ namespace {
 
 struct Isa : Vectors256 {
   static constexpr int64_t macs_per_ns = 200;
+  static constexpr int64_t few_rows = 16;  // measured: with more it pays to decode first
 
   // dpbusd adds four exact products to 32 bits and does not saturate.
   struct FourProducts {
@@ -46,22 +47,3 @@ struct Isa : Vectors256 {
 }  // namespace lowbit::avxvnni
 
 #include "linear_tables.inl"
-
-namespace lowbit::avxvnni {
-namespace {
-
-// For all rows of a call.
-auto loops(const Linear& op) {
-  constexpr int64_t few = 16;  // measured: with more it pays to decode first
-  return op.rows * op.digits <= few ? choose<FewRows, Tables> : choose<Decoded, Tables>;
-}
-
-const Product& by_itself(const Linear& op) { return loops(op)(op); }
-
-}  // namespace
-
-void linear(const Linear* ops, int count) { run(ops, count, loops(*ops)); }
-
-void experts(const Experts& op) { run_experts(op, by_itself); }
-
-}  // namespace lowbit::avxvnni

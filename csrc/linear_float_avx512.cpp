@@ -1,18 +1,11 @@
 #define LOWBIT_ISA avx512
-#include <cstdint>
-
-#include "intrinsics.h"
+#include "isa_512.inl"
 #include "linear.h"
 
 namespace lowbit::avx512 {
 namespace {
 
-// A step is one vector.
-struct Isa {
-  using Words = uint32_t __attribute__((vector_size(64)));
-  using Ints = int32_t __attribute__((vector_size(64)));
-  using Floats = float __attribute__((vector_size(64)));
-  static constexpr int registers = 32;
+struct Isa : Vectors512 {
   static constexpr int64_t macs_per_ns = 80;
 
   static Ints byte(Words codes, int i) {
@@ -25,14 +18,6 @@ struct Isa {
   }
 
   static Floats broadcast(const float* x) { return _mm512_set1_ps(*x); }
-
-  static Floats widen(const uint16_t* half) {
-    // Masked, as gcc warns of the plain one.
-    return _mm512_maskz_cvtph_ps(0xffff,
-                                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
-  }
-
-  static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 };
 
 }  // namespace

@@ -1,16 +1,11 @@
-// Any processor: vectors of gcc, which the compiler cuts into whatever there is.
 #define LOWBIT_ISA scalar
-#include "half.h"
+#include "isa_scalar.inl"
 #include "linear.h"
 
 namespace lowbit::scalar {
 namespace {
 
-struct Isa {
-  using Words = uint32_t __attribute__((vector_size(16)));
-  using Ints = int32_t __attribute__((vector_size(16)));
-  using Floats = float __attribute__((vector_size(16)));
-  static constexpr int registers = 16, unroll = 1;
+struct Isa : Vectors128 {
   static constexpr int64_t macs_per_ns = 4;
 
   struct FourProducts {
@@ -37,17 +32,6 @@ struct Isa {
 
   template <int bits>
   using Dot = FourProducts;
-
-  [[gnu::noinline]] static Floats widen(const uint16_t* half) {
-    Floats v;
-    for (int i = 0; i < 4; ++i) v[i] = float_of_half(half[i]);
-    return v;
-  }
-
-  static Floats fma(Floats a, Floats b, Floats c) {
-    for (int i = 0; i < 4; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
-    return c;
-  }
 };
 
 }  // namespace

@@ -158,5 +158,17 @@ struct Tables {
   static constexpr const Product& product = decoded_product<Lookups<Codes>>;
 };
 
+// For all rows of a call.
+auto loops(const Linear& op) {
+  return op.rows * op.digits <= Isa::few_rows ? choose<FewRows, Tables> : choose<Decoded, Tables>;
+}
+
+const Product& by_itself(const Linear& op) { return loops(op)(op); }
+
 }  // namespace
+
+void linear(const Linear* ops, int count) { run(ops, count, loops(*ops)); }
+
+void experts(const Experts& op) { run_experts(op, by_itself); }
+
 }  // namespace lowbit::LOWBIT_ISA
