@@ -221,14 +221,16 @@ def _beyond(module: nn.Module, options: dict[str, Any]) -> str | None:
 
 def _refuses_sdpa(module: nn.Module) -> bool:
     """Whether the module has an eager function, and transformers does not support "sdpa" for it."""
-    return _eager(type(module)) is not None and not _supports_sdpa(type(module).__module__)
+    kind: Any = type(module)
+    return _eager(kind) is not None and not _supports_sdpa(kind.__module__)
 
 
 def _more_than_sdpa(module: nn.Module, options: dict[str, Any]) -> str | None:
     """Why "sdpa" is not what this module computes, or None."""
     if _refuses_sdpa(module):
         return 'transformers does not support "sdpa" for it'
-    if _eager(type(module)) is None:
+    kind: Any = type(module)
+    if _eager(kind) is None:
         return None
     return next((f"{n} is asked for" for n in MORE if options.get(n) is not None), None)
 
