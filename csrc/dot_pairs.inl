@@ -97,7 +97,8 @@ struct PairsOf {
 //   w0 x0 + w1 x1 = (w0 + x1) (w1 + x0) - w0 w1 - x0 x1
 //
 // and the last two are summed once for all rows and for all outputs. Additions are what processors
-// have more ports for. The sums of two fit 16 bits, and what overflows in 32 cancels.
+// have more ports for. The sums of two fit 16 bits. What overflows in 32 cancels, so that sums
+// wrap around: they are unsigned.
 template <class Vectors>
 struct PairsOf<Vectors, 8> {
   using Dot = ShortPairs<Vectors>;
@@ -110,12 +111,13 @@ struct PairsOf<Vectors, 8> {
     static void add(int, Codes codes, Codes four, Words&, Ints& sum) {
       const Words even = Vectors::add_shorts(codes.even, four.odd);
       const Words odd = Vectors::add_shorts(codes.odd, four.even);
-      sum += reinterpret_cast<Ints>(Vectors::dot_shorts(even, odd));
-      sum = reinterpret_cast<Ints>(Vectors::in_order(reinterpret_cast<Words>(sum)));
+      const Words wrapped = reinterpret_cast<Words>(sum) + Vectors::dot_shorts(even, odd);
+      sum = reinterpret_cast<Ints>(Vectors::in_order(wrapped));
     }
 
     static void take_cross(Codes codes, Ints& sum) {
-      sum -= reinterpret_cast<Ints>(Vectors::dot_shorts(codes.even, codes.odd));
+      const Words wrapped = reinterpret_cast<Words>(sum);
+      sum = reinterpret_cast<Ints>(wrapped - Vectors::dot_shorts(codes.even, codes.odd));
     }
   };
 };
