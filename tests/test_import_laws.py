@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"conversion", "data"}),
     frozenset({"calibration", "decoding", "inspect"}),
     frozenset({"qat", "solvers"}),
-    frozenset({"quantize"}),
+    frozenset({"quantize", "interop"}),
     frozenset({"evaluation", ""}),  # "": lowbit/__init__.py, the public names
     frozenset({"report", "search", "training"}),
     frozenset({"demo"}),

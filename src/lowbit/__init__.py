@@ -17,6 +17,8 @@ from lowbit.decoding import generate
 from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor, StackedTensor
 from lowbit.inspect import explain
+from lowbit.interop.handing_over import dequantize_checkpoint, export_checkpoint
+from lowbit.interop.taking_over import import_checkpoint
 from lowbit.kernels.attention import hf_attention as attention
 from lowbit.kernels.ops import dequantize
 from lowbit.nn import experts
@@ -56,10 +58,13 @@ __all__ = [
     "UsageError",
     "ZeroPoint",
     "dequantize",
+    "dequantize_checkpoint",
     "explain",
+    "export_checkpoint",
     "finish_qat",
     "footprint",
     "generate",
+    "import_checkpoint",
     "load",
     "prepare_qat",
     "quantize",

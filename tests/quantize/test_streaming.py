@@ -496,7 +496,7 @@ def test_another_pickle_in_a_subfolder_is_one_sentence_and_nothing_is_written(we
 def test_a_pickle_that_is_too_large_is_one_sentence(tmp_path, monkeypatch):
     source = with_dense(tmp_path / "float", {"linear.weight": torch.zeros(64, 64)})
     # Not by its name: `lowbit.quantize` is the public function as well.
-    monkeypatch.setattr(sys.modules["lowbit.quantize.companions"], "MAX_SHARD_BYTES", 1000)
+    monkeypatch.setattr(sys.modules["lowbit.checkpoint.companions"], "MAX_SHARD_BYTES", 1000)
     with pytest.raises(InputError, match="at most 1,000 are read"):
         quantize_checkpoint(source, "int8", tmp_path / "out", max_shard_bytes=10**9, progress=False)
 

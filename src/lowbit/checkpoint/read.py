@@ -52,8 +52,9 @@ def find(model: str | Path) -> Path:
         ) from error
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """config.json as a transformers config. Raises InputError."""
+def read_config(folder: Path, foreign_too: bool = False) -> PreTrainedConfig:
+    """config.json as a transformers config. Raises InputError; also for a model that another
+    program quantized, unless `foreign_too`."""
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(f"{folder} has no config.json, so it is no transformers model")
@@ -66,7 +67,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
     except InputError as error:
         raise InputError(f"{file} is not a valid transformers config: {error}") from error
     check_counts(stored, file)
-    foreign.check_config(folder, stored)
+    if not foreign_too:
+        foreign.check_config(folder, stored)
     if "transformers_weights" in stored:
         raise InputError(
             f"{file} redirects to the weights {stored['transformers_weights']!r}"

@@ -9,8 +9,11 @@ import typer
 
 from lowbit.cli.compare import compare
 from lowbit.cli.demo import demo
+from lowbit.cli.dequantize import dequantize
 from lowbit.cli.eval import eval
+from lowbit.cli.export import export
 from lowbit.cli.failure import DEBUG, fail, stop, without_debug
+from lowbit.cli.import_ import import_
 from lowbit.cli.infer import infer
 from lowbit.cli.inspect import inspect
 from lowbit.cli.quantize import quantize
@@ -42,6 +45,9 @@ VERBS = (
     train,
     infer,
     translate,
+    import_,
+    export,
+    dequantize,
     demo,
     run,
 )
@@ -49,6 +55,7 @@ VERBS = (
 VERBATIM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 for verb in VERBS:
     app.command(
+        verb.__name__.rstrip("_"),  # `import` is Python's own word
         context_settings=VERBATIM if verb is run else None,
         cls=with_bare("--qat", EVERYTHING) if verb is train else None,
     )(verb)

@@ -39,7 +39,7 @@ def quantize_weight(
         matrix = oriented(weight.detach(), decision.weights)
         q = solve(decision, matrix)
         error = WeightError.of(matrix, q)
-    return QuantizedWeight(q, q.layout.to_dict() | _activations(decision), error)
+    return QuantizedWeight(q, stored_entry(decision, q), error)
 
 
 def _quantize_experts(
@@ -56,6 +56,11 @@ def _quantize_experts(
             yield cast(PlainTensor, q)  # one scheme, one form
 
     return ExpertsTensor.of(each(), experts), WeightError.of_sums(sums)
+
+
+def stored_entry(decision: Quantize, q: QTensor) -> dict[str, Any]:
+    """What config.json keeps of a module that holds q."""
+    return q.layout.to_dict() | _activations(decision)
 
 
 def tied_entry(decision: TiedTo) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lowbit.calibration import texts
 from lowbit.checkpoint.atomic_write import check_output, staged, writing
+from lowbit.checkpoint.companions import copy_companions
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.checkpoint.read import find, float_config
 from lowbit.checkpoint.shards import MAX_SHARD_BYTES
@@ -15,13 +16,12 @@ from lowbit.checkpoint.work_folder import claimed
 from lowbit.conversion.apply import Result
 from lowbit.conversion.default_recipe import choose, named
 from lowbit.conversion.footprint import footprint
+from lowbit.conversion.model_card import write_card
 from lowbit.conversion.recipe import Recipe
 from lowbit.errors import InputError
 from lowbit.progress import without_transformers_bars
 from lowbit.qat.prepare import QatOptions
-from lowbit.quantize.companions import copy_companions
 from lowbit.quantize.in_memory import quantize_by
-from lowbit.quantize.model_card import write_card
 from lowbit.solvers import Solver, load_solver
 
 

@@ -15,8 +15,8 @@ TEMPLATE = """---
 
 # {name}, {recipe}
 
-Quantized with {producer}, recipe {named}: {quantized:,} of {total:,} parameters
-({share:.1%}) in {modules} modules are stored in fewer bits. Everything else is as it was.
+{made}: {quantized:,} of {total:,} parameters
+({share:.1%}) in {modules} modules are stored in fewer bits. Everything else is as it was.{origin}
 
 ```python
 import lowbit  # lets transformers read this model; without it the weights load wrong
@@ -36,21 +36,28 @@ model = {architecture}.from_pretrained("path/to/this/folder")
 
 
 def write_card(
-    folder: Path, source: Path, architecture: str, config: LowbitConfig, plan: Plan
+    folder: Path,
+    source: Path,
+    architecture: str,
+    config: LowbitConfig,
+    plan: Plan,
+    origin: tuple[str, ...] = (),
 ) -> None:
-    """Write README.md. The licence and language of the float model's card are carried over."""
+    """Write README.md. The licence and language of the source's card are carried over. origin:
+    sentences that say where codes come from which lowbit did not choose."""
     front: dict[str, object] = {"library_name": "transformers", "tags": ["lowbit", "quantized"]}
     front |= {k: v for k, v in _front_matter(source).items() if k in ("license", "language")}
     kept = "\n".join(
         f"- {code(d.name)} ({markdown(d.module)}): {markdown(d.reason)}" for d in plan.kept
     )
+    verb = "Imported by" if origin else "Quantized with"
     (folder / "README.md").write_text(
         TEMPLATE.format(
             front=yaml.safe_dump(front, sort_keys=False),
             name=markdown(source.resolve().name),
             recipe=markdown(config.recipe.name),
-            named=code(config.recipe.name),
-            producer=markdown(config.producer),
+            made=f"{verb} {markdown(config.producer)}, recipe {code(config.recipe.name)}",
+            origin="".join(f"\n{markdown(sentence)}" for sentence in origin),
             quantized=plan.quantized_parameters,
             total=plan.parameters,
             share=plan.share,

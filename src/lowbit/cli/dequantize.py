@@ -1,0 +1,39 @@
+"""`lowbit dequantize`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.checkpoint.shards import MAX_SHARD_BYTES
+from lowbit.cli.quantize import MEGA
+from lowbit.cli.screen import say
+from lowbit.cli.tables import mebibytes
+from lowbit.interop.handing_over import dequantize_checkpoint
+
+
+def dequantize(
+    model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model folder that is there already.")
+    ] = False,
+    max_shard_size: Annotated[
+        int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file; memory follows it.")
+    ] = MAX_SHARD_BYTES // MEGA,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Write the float checkpoint that a quantized one decodes to, for programs that read floats.
+
+    Example: `lowbit dequantize ./llama-int4 -o ./llama-float`
+    """
+    written = dequantize_checkpoint(
+        model, output, overwrite, max_shard_size * MEGA, progress=not (quiet or as_json)
+    )
+    if as_json:
+        print(json.dumps(asdict(written)))
+    elif not quiet:
+        say(f"{written.weights:,} weights decoded, {mebibytes(written.bytes)}, written to {output}")

@@ -1,0 +1,40 @@
+"""`lowbit export`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit.cli.screen import say
+from lowbit.cli.tables import mebibytes
+from lowbit.interop.doors import DOORS
+from lowbit.interop.handing_over import export_checkpoint
+
+FORMATS = ", ".join(name for name, door in DOORS.items() if door.writer is not None)
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote.")],
+    to: Annotated[str, typer.Option(metavar="NAME[:TYPE]", help=f"The format: {FORMATS}.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder or file to write.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model folder that is there already.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Write a quantized model as another program reads it, with the same codes.
+
+    Example: `lowbit export ./llama-int4 --to compressed-tensors -o ./llama-vllm`
+    """
+    exported = export_checkpoint(model, to, output, overwrite)
+    if as_json:
+        print(json.dumps(asdict(exported)))
+    elif not quiet:
+        say(*(f"note: {note}" for note in exported.notes))
+        say(
+            f"{exported.weights:,} quantized weights, {mebibytes(exported.bytes)},"
+            f" written to {output} as {exported.to}"
+        )

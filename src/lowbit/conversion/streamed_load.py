@@ -1,0 +1,233 @@
+"""A checkpoint read tensor by tensor, each handed to a sink when the loader has it ready.
+
+transformers' own loader does the reading, so that its renaming of old keys and its merging of
+tensors hold here too; every tensor goes to the sink instead of into a model. Experts of a mixture
+are read one by one, whether a checkpoint holds them so or not. A weight may also come quantized
+already (`QuantizedInFile`), and passes through as it is.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    ConversionOps,
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig, str_to_torch_dtype
+
+from lowbit.conversion.config import LowbitConfig
+from lowbit.conversion.expert_by_expert import (
+    ExpertByExpert,
+    Experts,
+    ExpertsInFile,
+    expert_by_expert,
+)
+from lowbit.conversion.hf_quantizer import LowbitQuantizer
+from lowbit.conversion.plan import Quantize
+from lowbit.conversion.recipe import Recipe
+from lowbit.errors import InputError
+from lowbit.formats import QTensor
+from lowbit.progress import without_transformers_bars
+
+
+class QuantizedInFile:
+    """A weight [out, in] that a file holds quantized, as the loader sees a tensor: it is read when
+    the sink calls `read`."""
+
+    def __init__(self, shape: tuple[int, int], nbytes: int, read: Callable[[], QTensor]) -> None:
+        self.shape, self.nbytes, self.read = torch.Size(shape), nbytes, read
+
+    def get_shape(self) -> list[int]:
+        return list(self.shape)
+
+    def __getitem__(self, index: Any) -> "QuantizedInFile":
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> "QuantizedInFile":
+        """The loader says where to, which is where it is read."""
+        return self
+
+
+class Sink(Protocol):
+    """Where tensors go. owners: what is to become of each weight that is quantized, by its name."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def owners(self) -> Mapping[str, Quantize]: ...
+
+    def take(self, name: str, tensor: Tensor | Experts | QuantizedInFile) -> None:
+        """One tensor of the float model, under the name it has there. Raises InputError."""
+
+
+def float_dtype(tensors: Mapping[str, Any]) -> torch.dtype:
+    """The dtype of the checkpoint's first float tensor. Raises InputError where there is none."""
+    known = {
+        "F64": torch.float32,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }
+    for tensor in tensors.values():
+        if tensor.get_dtype() in known:
+            return known[tensor.get_dtype()]
+    raise InputError("the checkpoint holds no float32, float16 or bfloat16 tensor")
+
+
+class _Stop(BaseException):
+    """Carries an error past transformers' loader, which keeps ordinary exceptions for a report."""
+
+
+class _Divert(ConversionOps):
+    """Sends what the loader has ready to the sink; nothing is left for it to put into a model."""
+
+    def __init__(self, sink: Sink, owners: Mapping[str, str], bar: Any) -> None:
+        self.sink, self.owners, self.bar = sink, owners, bar
+
+    def takes(self, name: str) -> bool:
+        """Whether experts of this name are wanted one by one."""
+        decision = self.sink.owners.get(self.owners.get(name, name))
+        return decision is not None and decision.weights.kind == "experts"
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        *args: Any,
+        missing_keys: set[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        try:
+            for name, value in input_dict.items():
+                tensor = value[0] if isinstance(value, list) else value
+                self.sink.take(self.owners.get(name, name), tensor)
+                self.bar.update(tensor.nbytes)
+                if missing_keys is not None:
+                    missing_keys.difference_update({name, self.owners.get(name, name)})
+        except Exception as error:
+            raise _Stop from error
+        return {}
+
+
+class _StreamQuantizer(LowbitQuantizer):
+    """Claims every tensor of the checkpoint."""
+
+    def __init__(self, divert: _Divert) -> None:
+        super().__init__(LowbitConfig(divert.sink.recipe), pre_quantized=False)
+        self.divert = divert
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        return True
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return self.divert
+
+
+def read_all(
+    model: PreTrainedModel,
+    tensors: Mapping[str, Any],
+    sink: Sink,
+    progress: bool,
+    doing: str = "quantizing",
+) -> tuple[str, ...]:
+    """Read every tensor that the model has a place for, and name the others. Raises InputError."""
+    names = names_in_model(model, tensors)
+    owners, repeated = _tied_owners(model, names, tensors)
+    wanted = {name: tensor for name, tensor in tensors.items() if name not in repeated}
+    total = sum(_nbytes(tensor) for tensor in wanted.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc=doing, disable=not progress) as bar:
+        divert = _Divert(sink, owners, bar)
+        for stored, (name, converter) in names.items():
+            readable = converter is None or isinstance(converter, ExpertByExpert)
+            if divert.takes(name) and readable and len(tensors[stored].get_shape()) == 3:
+                wanted[stored] = ExpertsInFile(tensors[stored])
+        try:
+            with without_transformers_bars():
+                info, _ = convert_and_load_state_dict_in_model(
+                    model,
+                    wanted,
+                    LoadStateDictConfig(
+                        hf_quantizer=_StreamQuantizer(divert),
+                        weight_mapping=expert_by_expert(get_model_conversion_mapping(model)),
+                    ),
+                )
+        except _Stop as stop:
+            assert stop.__cause__ is not None
+            raise stop.__cause__ from None
+    model._adjust_missing_and_unexpected_keys(info)
+    missing = sorted(info.missing_keys - set(model.all_tied_weights_keys))
+    if missing:
+        raise InputError(
+            f"the checkpoint lacks {len(missing)} of the {len(model.state_dict())} tensors of"
+            f" {type(model).__name__}: {missing[0]}"
+        )
+    return tuple(sorted(info.unexpected_keys))
+
+
+def names_in_model(
+    model: PreTrainedModel,
+    tensors: Iterable[str],
+    mapping: Sequence[WeightTransform] | None = None,
+) -> dict[str, tuple[str, WeightConverter | None]]:
+    """For each name in the checkpoint that in the model, and what converts the tensor. mapping: the
+    renamings and converters; by default those of float models."""
+    if mapping is None:
+        mapping = expert_by_expert(get_model_conversion_mapping(model))
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {p: converter for converter in converters for p in converter.source_patterns}
+    places, prefix = model.state_dict(), model.base_model_prefix
+    found = {}
+    for stored in tensors:
+        name, pattern = rename_source_key(stored, renamings, converters, prefix, places)
+        found[stored] = name, by_pattern.get(pattern or "")
+    return found
+
+
+def _tied_owners(
+    model: PreTrainedModel,
+    names: Mapping[str, tuple[str, WeightConverter | None]],
+    tensors: Mapping[str, Any],
+) -> tuple[dict[str, str], set[str]]:
+    """Where a checkpoint holds a tied weight under another name than its owner's, the owner; and
+    the names under which it holds one twice. Raises InputError where the two differ."""
+    held = {name: stored for stored, (name, _) in names.items()}
+    owners: dict[str, str] = {}
+    repeated: set[str] = set()
+    for target, source in model.all_tied_weights_keys.items():
+        if target not in held:
+            continue
+        if source not in held:
+            owners[target] = source
+            held[source] = held[target]
+        elif _alike(tensors[held[target]], tensors[held[source]]):
+            repeated.add(held[target])
+        else:
+            raise InputError(
+                f"config.json ties {target} to {source}, but the checkpoint holds two different"
+                " weights; set tie_word_embeddings to false there"
+            )
+    return owners, repeated
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two tensors of a checkpoint hold the same numbers. Of quantized ones nobody knows."""
+    quantized = isinstance(one, QuantizedInFile) or isinstance(other, QuantizedInFile)
+    return not quantized and torch.equal(one[...], other[...])
+
+
+def _nbytes(tensor: Any) -> int:
+    if isinstance(tensor, QuantizedInFile):
+        return tensor.nbytes
+    size = torch.tensor([], dtype=str_to_torch_dtype[tensor.get_dtype()]).element_size()
+    return math.prod(tensor.get_shape()) * size

@@ -1,0 +1,148 @@
+"""A folder that lowbit wrote, opened for whoever writes its weights in another form."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from lowbit.checkpoint import guard
+from lowbit.checkpoint.documents import reading
+from lowbit.checkpoint.foreign import METHOD
+from lowbit.checkpoint.read import find, open_checkpoint, open_tensors, read_config, skeleton
+from lowbit.conversion.config import LowbitConfig
+from lowbit.conversion.experts import weight_at
+from lowbit.conversion.hf_quantizer import LowbitQuantizer
+from lowbit.conversion.module_weights import WeightName, Weights
+from lowbit.conversion.skeleton import build, stored_buffers
+from lowbit.conversion.streamed_load import float_dtype, names_in_model
+from lowbit.errors import InputError
+from lowbit.formats import Layout, QTensor
+from lowbit.formats.validity import faults
+from lowbit.nn import QuantModule
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A quantized weight of the folder; `read` reads its tensors.
+
+    name: of the float parameter. weights: how the float module uses it, with its shape [out, in].
+    dtype: that of the float weight which it decodes to. tied_to: the place of the weight that it
+    is, if it is another's.
+    """
+
+    name: WeightName
+    weights: Weights
+    layout: Layout
+    activations: str
+    dtype: torch.dtype
+    read: Callable[[], QTensor]
+    tied_to: str | None = None
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A folder that lowbit wrote, of which no large tensor is read yet.
+
+    config: that of the float model. quantization: what config.json says of the stored weights.
+    model: the float model, without data. weights: by place, as config.json names them, in the
+    order of the model. floats: all other tensors of the float model, by the names that they have
+    there; `tensor[...]` reads one. dtype: that of the float model.
+    """
+
+    folder: Path
+    config: PreTrainedConfig
+    quantization: LowbitConfig
+    model: PreTrainedModel
+    weights: Mapping[str, StoredWeight]
+    floats: Mapping[str, Any]
+    dtype: torch.dtype
+
+    @property
+    def owners(self) -> dict[str, StoredWeight]:
+        """The weights that are stored, each once."""
+        return {place: w for place, w in self.weights.items() if w.tied_to is None}
+
+
+@contextmanager
+def open_stored(model: str | Path) -> Iterator[StoredModel]:
+    """The folder `model`. Raises InputError for what lowbit did not write, or is incomplete."""
+    folder = find(model)
+    config = read_config(folder)
+    described = getattr(config, "quantization_config", None)
+    if described is None or dict(described).get("quant_method") != METHOD:
+        raise InputError(f"{folder} was not quantized with lowbit")
+    with reading(folder / "config.json"):
+        quantization = LowbitConfig.from_dict(dict(described))
+    checkpoint = open_checkpoint(folder, config)
+    del config.quantization_config
+    with open_tensors(checkpoint.files) as tensors:
+        dtype = config.dtype or float_dtype(tensors)
+        float_model, packed = skeleton(checkpoint, dtype), skeleton(checkpoint, dtype)
+        build(packed, quantization, dtype)
+        places = _places(packed, quantization, tensors)
+        weights = {
+            name: _weight(name, float_model, packed, places, quantization.modules[name])
+            for name in quantization.modules
+        }
+        wanted = float_model.state_dict()
+        floats = {name: tensor for name, tensor in places.items() if name in wanted}
+        missing = wanted.keys() - floats.keys() - {str(w.name) for w in weights.values()}
+        missing -= set(float_model.all_tied_weights_keys)
+        if missing:
+            raise InputError(f"{folder} lacks {min(missing)}")
+        yield StoredModel(folder, config, quantization, float_model, weights, floats, dtype)
+
+
+def _places(
+    packed: PreTrainedModel, quantization: LowbitConfig, tensors: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The tensors of the files by the names that they have in the packed model."""
+    quantizer = LowbitQuantizer(quantization, pre_quantized=True)
+    quantizer.stored_names = frozenset(name for name, _, _ in stored_buffers(packed))
+    mapping = quantizer.update_weight_conversions(get_model_conversion_mapping(packed), packed)
+    guards = guard.guards(packed.base_model_prefix, quantization.modules)
+    names = names_in_model(packed, (n for n in tensors if n not in guards), mapping)
+    for stored, (name, converter) in names.items():
+        if converter is not None:
+            raise InputError(f"{stored} is converted to {name} by transformers: not served yet")
+    return {name: tensors[stored] for stored, (name, _) in names.items()}
+
+
+def _weight(
+    place: str,
+    float_model: PreTrainedModel,
+    packed: PreTrainedModel,
+    tensors: Mapping[str, Any],
+    entry: Mapping[str, Any],
+) -> StoredWeight:
+    name, weights = weight_at(float_model, place)
+    assert isinstance(weights, Weights)  # `build` has put a module there
+    module = packed.get_submodule(place)
+    assert isinstance(module, QuantModule)
+    tied_to = entry.get("tied_to")
+    layout, columns = module.layout, module.columns
+    held = layout.tensors(module.rows, columns) if tied_to is None else {}
+    for own, (shape, _) in held.items():
+        stored = tensors.get(f"{place}.{own}")
+        if stored is None:
+            raise InputError(f"the checkpoint lacks the stored tensor {place}.{own}")
+        if tuple(stored.get_shape()) != shape:
+            raise InputError(
+                f"stored tensor {place}.{own} has the shape {stored.get_shape()}, not {list(shape)}"
+            )
+
+    def read() -> QTensor:
+        found = {own: tensors[f"{place}.{own}"][...] for own in held}
+        for own, told in faults(layout, found, columns):
+            raise InputError(f"stored tensor {place}.{own} {told}")
+        q: QTensor = layout.assemble(found, columns)
+        return q
+
+    activations = entry.get("activations", "float")
+    dtype = module.compute_dtype.dtype
+    return StoredWeight(name, weights, layout, activations, dtype, read, tied_to)

@@ -1,0 +1,165 @@
+"""In: a checkpoint that another program quantized becomes a folder of lowbit's, code by code.
+
+Tensor by tensor, in the memory of one. Nothing is rounded again, but weights that lowbit cannot
+hold, and these only by a recipe that the caller gives.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from lowbit.checkpoint.atomic_write import check_output, staged
+from lowbit.checkpoint.documents import reading
+from lowbit.checkpoint.read import find, skeleton
+from lowbit.checkpoint.shards import MAX_SHARD_BYTES
+from lowbit.conversion.apply import Result
+from lowbit.conversion.default_recipe import named
+from lowbit.conversion.footprint import footprint
+from lowbit.conversion.model_card import write_card
+from lowbit.conversion.module_weights import WeightName
+from lowbit.conversion.plan import Plan, Quantize, check_static, make_plan
+from lowbit.conversion.quantized_folder import QuantizedFolder
+from lowbit.conversion.recipe import KEEP, Recipe, Rule
+from lowbit.conversion.streamed_load import float_dtype, names_in_model, read_all
+from lowbit.errors import InputError
+from lowbit.formats import AffineLayout
+from lowbit.interop.door import ForeignWeight, Reader, Source
+from lowbit.interop.doors import DOORS
+from lowbit.schemes import Absmax, Scheme, ZeroPoint
+
+
+def import_checkpoint(
+    path: str | Path,
+    output: str | Path,
+    requantize: str | Path | Recipe | Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: bool = True,
+) -> Result:
+    """Write the checkpoint `path` of another program (docs/interop.md) as a folder of lowbit's.
+
+    Codes, scales and zero points are taken over as they are. requantize: a recipe for the weights
+    of which lowbit cannot hold the codes (NF4, say): they are decoded and quantized again; without
+    one such a checkpoint is refused. The result's notes say what was done.
+
+    Peak memory is one tensor and one shard beside what torch and transformers take. Raises
+    UsageError and InputError; on error `output` is left unchanged.
+    """
+    recipe = None if requantize is None else named(requantize)
+    path, output = Path(path), Path(output)
+    name, reader = _reader(path)
+    check_output(output, overwrite, path)
+    with reader.open(path, recipe is not None) as source:
+        config = source.checkpoint.config
+        dtype = config.dtype or float_dtype(source.floats)
+        config.dtype = dtype
+        model = skeleton(source.checkpoint, dtype)
+        config.architectures = [type(model).__name__]
+        plan = _plan(model, source, name, recipe)
+        before = footprint(model)
+        with staged(output) as folder:
+            sink = QuantizedFolder(folder, model, plan, max_shard_bytes)
+            tensors = dict(source.floats) | {n: w.file for n, w in source.weights.items()}
+            with reading(path):
+                unused = read_all(model, tensors, sink, progress, "importing")
+            after = sink.finish(config, dtype)
+            source.companions(folder)
+            notes = _notes(source, plan)
+            write_card(
+                folder, path, config.architectures[0], config.quantization_config, plan, notes
+            )
+    return Result(plan, before, after, sink.errors, unused, notes)
+
+
+def _reader(path: Path) -> tuple[str, Reader]:
+    """The format of a file or folder, and its reader. Raises InputError where it has none."""
+    if not path.exists():
+        raise InputError(f"there is no file or folder {path}")
+    for name, door in DOORS.items():
+        if door.reader is not None and door.reader.recognizes(path):
+            return name, door.reader
+    find(path)  # raises for a file
+    readable = ", ".join(name for name, door in DOORS.items() if door.reader is not None)
+    raise InputError(f"{path} is none of the formats that are imported: {readable}")
+
+
+def _plan(model: PreTrainedModel, source: Source, name: str, recipe: Recipe | None) -> Plan:
+    """What is stored where. Raises InputError for a quantized weight that has no place there."""
+    weights = _by_place(model, source)
+    if recipe is None:
+        chosen = Recipe(_rules(model, weights), name, strict=False)
+    else:
+        own = (Rule(place, _scheme(w.layout), w.activations) for place, w in weights.items())
+        chosen = Recipe((*own, *recipe.rules), f"{name}, {recipe.name}", strict=False)
+    plan = make_plan(model, chosen)
+    check_static(plan)
+    decided = {d.name: d for d in plan.decisions}
+    for place in weights:
+        decision = decided.get(place)
+        if not isinstance(decision, Quantize):
+            told = f"it is kept: {decision.reason}" if decision else "it is no matrix"
+            raise InputError(
+                f"{place} is quantized, which {type(model).__name__} cannot be: {told}"
+            )
+    return plan
+
+
+def _by_place(model: PreTrainedModel, source: Source) -> dict[str, ForeignWeight]:
+    """The weights that the model has, by place. Raises InputError where transformers would make
+    another tensor of one."""
+    found = {}
+    there = model.state_dict()
+    every = (*source.floats, *source.weights)
+    for stored, (name, converter) in names_in_model(model, every).items():
+        if stored not in source.weights or name not in there:
+            continue
+        if converter is not None:
+            raise InputError(
+                f"{stored} is a part of {name} in this transformers, and quantized tensors are not"
+                " put together: import the model with a transformers that has it apart, or"
+                " quantize the float model"
+            )
+        found[WeightName.parse(name).place] = source.weights[stored]
+    if not found:
+        raise InputError(f"no quantized weight of the checkpoint is one of {type(model).__name__}")
+    return found
+
+
+def _rules(model: PreTrainedModel, weights: Mapping[str, ForeignWeight]) -> tuple[Rule, ...]:
+    """Rules that say what is stored: one for most layers, and one for each that differs."""
+    said: dict[str, tuple[Scheme | None, str]] = {
+        place: (_scheme(w.layout), w.activations) for place, w in weights.items()
+    }
+    ((common, _),) = Counter(said.values()).most_common(1)
+    most = Rule("@linear", *common)
+    trial = make_plan(model, Recipe((most,), strict=False))
+    reached = {d.name for d in trial.owners}
+    others = {place: found for place, found in said.items() if place not in reached}
+    others |= {place: said.get(place, (KEEP, "float")) for place in reached}
+    different = (Rule(place, *found) for place, found in others.items() if found != common)
+    return (*different, most)
+
+
+def _scheme(layout: AffineLayout) -> Scheme:
+    """The scheme whose layout that is: what a recipe calls it."""
+    for scheme in (Absmax, ZeroPoint):
+        dtype = str(layout.scale_dtype).removeprefix("torch.")
+        made = scheme(layout.bits, layout.granularity, scale_dtype=dtype)
+        if made.layout(1) == layout:
+            return made
+    raise InputError(f"no scheme stores {layout}")
+
+
+def _notes(source: Source, plan: Plan) -> tuple[str, ...]:
+    taken = f"The codes of {len(source.weights):,} weights were taken over from {source.told}."
+    if not source.unheld:
+        return (taken,)
+    kinds = ", ".join(sorted(set(source.unheld.values())))
+    again = (
+        f"{len(source.unheld):,} weights ({kinds}) were decoded, and quantized again by"
+        f" {plan.recipe.name}."
+    )
+    return (taken, again) if source.weights else (again,)
