@@ -73,7 +73,7 @@ def write_data(folder):
 def test_the_commands_of_a_page_run(page, tmp_path, monkeypatch, capsys):
     write_data(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lowbit.cli.signal.signal", lambda number, handler: None)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
     found = commands(page)
     assert len(found) >= 5
     for command in found:

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # The rooms of the house, from the ground up. A room may import those on the floors below it, and
 # itself: never one above, and never one beside it.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "fallbacks", "progress", "versions", "visible"}),
+    frozenset({"errors", "fallbacks", "launch", "progress", "versions", "visible"}),
     frozenset({"extras", "formats"}),
     frozenset({"checkpoint"}),
     frozenset({"kernels", "schemes"}),
@@ -20,7 +20,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"calibration", "decoding", "inspect"}),
     frozenset({"qat", "solvers"}),
     frozenset({"quantize", "interop"}),
-    frozenset({"evaluation", ""}),  # "": lowbit/__init__.py, the public names
+    frozenset({"evaluation", "public"}),
+    frozenset({""}),  # lowbit/__init__.py
     frozenset({"report", "search", "training"}),
     frozenset({"demo"}),
     frozenset({"cli"}),
@@ -29,7 +30,7 @@ FLOORS: tuple[frozenset[str], ...] = (
 ROOMS = frozenset().union(*FLOORS)
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Modules that stand alone at the top of the package: all others live in a room.
-LOOSE = FLOORS[0] | {"extras", "__main__"}
+LOOSE = FLOORS[0] | {"extras", "public", "__main__"}
 # room -> the only parts of lowbit that it may import, fewer than the floors allow
 ONLY = {
     "lowbit.schemes": {"lowbit.schemes", "lowbit.formats", "lowbit.errors"},

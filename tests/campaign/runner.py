@@ -217,10 +217,9 @@ def _work(specimens: Path, numbers: Sequence[int], quick: bool, pipe: socket.soc
 
 def _in_this_process() -> None:
     """Commands run here: no signal handlers of theirs, and no process that measures a peak."""
-    import lowbit.cli
     import lowbit.evaluation.record
 
-    lowbit.cli.signal.signal = lambda number, handler: None
+    signal.signal = lambda number, handler: None
     lowbit.evaluation.record.peak_bytes = lambda folder: None
 
 

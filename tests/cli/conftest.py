@@ -10,7 +10,7 @@ def lowbit(monkeypatch, capsys):
     """Runs the command line in this process: (exit code, stdout, stderr)."""
 
     # The handlers of the command line are for a process of its own.
-    monkeypatch.setattr("lowbit.cli.signal.signal", lambda number, handler: None)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
     # Wide enough that no cell is folded.
     monkeypatch.setenv("COLUMNS", "200")
 

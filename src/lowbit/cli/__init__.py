@@ -1,88 +1,78 @@
-"""The command line: one file per verb, no arithmetic. Exit codes: 0, 2 wrong use, 1 the rest."""
+"""The command line: one file per verb, no arithmetic. Exit codes: 0, 2 wrong use, 1 the rest.
 
-import signal
+What a verb needs takes seconds to import, so only the one that is asked for is.
+"""
+
+import ast
 import sys
-from types import FrameType
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from keyword import iskeyword
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from lowbit.cli.compare import compare
-from lowbit.cli.demo import demo
-from lowbit.cli.dequantize import dequantize
-from lowbit.cli.eval import eval
-from lowbit.cli.export import export
-from lowbit.cli.failure import DEBUG, fail, stop, without_debug
-from lowbit.cli.import_ import import_
-from lowbit.cli.infer import infer
-from lowbit.cli.inspect import inspect
-from lowbit.cli.quantize import quantize
-from lowbit.cli.report import report
-from lowbit.cli.run import run
-from lowbit.cli.search import search
-from lowbit.cli.sensitivity import sensitivity
-from lowbit.cli.settings_file import with_bare
-from lowbit.cli.train import train
-from lowbit.cli.translate import translate
+from lowbit.cli.failure import DEBUG, VERBATIM, fail, stop, without_debug
 from lowbit.cli.version import Version
-from lowbit.training.settings import EVERYTHING
+from lowbit.launch import Interrupted, leave_at_once, let_go, unwind
 
-app = typer.Typer(
-    name="lowbit",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
+# Each is a function in the file of its name, where SETTINGS says how typer takes it.
 VERBS = (
-    quantize,
-    inspect,
-    eval,
-    report,
-    compare,
-    search,
-    sensitivity,
-    train,
-    infer,
-    translate,
-    import_,
-    export,
-    dequantize,
-    demo,
-    run,
+    "quantize",
+    "inspect",
+    "eval",
+    "report",
+    "compare",
+    "search",
+    "sensitivity",
+    "train",
+    "infer",
+    "translate",
+    "import",
+    "export",
+    "dequantize",
+    "demo",
+    "run",
 )
-# What follows the program's name is the program's.
-VERBATIM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
-for verb in VERBS:
-    app.command(
-        verb.__name__.rstrip("_"),  # `import` is Python's own word
-        context_settings=VERBATIM if verb is run else None,
-        cls=with_bare("--qat", EVERYTHING) if verb is train else None,
-    )(verb)
 
 
-@app.callback()
-def options(
+def commands(arguments: Sequence[str]) -> typer.Typer:
+    """All verbs: that of `arguments` whole, of the others the help alone."""
+    app = typer.Typer(
+        name="lowbit",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(about)
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for verb in VERBS:
+        if verb != asked:
+            app.command(verb)(_described(verb))
+            continue
+        if verb != VERBATIM:
+            import_module("lowbit.public")  # so that transformers can load what lowbit saved
+        module = import_module(f"lowbit.cli.{_in_python(verb)}")
+        app.command(verb, **getattr(module, "SETTINGS", {}))(getattr(module, _in_python(verb)))
+    return app
+
+
+def about(
     version: Version = False,
     debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
 ) -> None:
     """Quantize Hugging Face transformers to 8 … 1 bits, and account for every byte."""
 
 
-class Interrupted(SystemExit):
-    """A signal to stop. It unwinds the stack, so that half-written output is removed."""
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(128 + number)
-
-
 def main() -> None:
     """Run a command. Every error a user can cause is one sentence on standard error."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    leave_at_once()
     arguments, debug = without_debug(sys.argv[1:])
     try:
+        app = commands(arguments)
+        unwind()
         app(arguments)
     except Interrupted as signalled:
         stop(
@@ -91,3 +81,25 @@ def main() -> None:
         )
     except Exception as error:
         fail(error, arguments, debug)
+    finally:
+        let_go()
+
+
+def _described(verb: str) -> Callable[[], None]:
+    """A verb that has its help only, read from its file."""
+    name = _in_python(verb)
+
+    def nothing() -> None: ...
+
+    parsed = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+    nothing.__doc__ = next(
+        ast.get_docstring(node)
+        for node in parsed.body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    return nothing
+
+
+def _in_python(verb: str) -> str:
+    """The name of its file and function: `import` is a word of Python's own."""
+    return f"{verb}_" if iskeyword(verb) else verb

@@ -10,6 +10,8 @@ import typer
 from lowbit.errors import UsageError
 
 STARTUP = Path(__file__).parent / "startup"
+# What follows the program's name is the program's.
+SETTINGS = {"context_settings": {"ignore_unknown_options": True, "allow_interspersed_args": False}}
 
 
 def run(

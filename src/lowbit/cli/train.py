@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lowbit.checkpoint.load import load_tokenizer
 from lowbit.cli.screen import Screen, say
-from lowbit.cli.settings_file import from_file, shipped
+from lowbit.cli.settings_file import from_file, shipped, with_bare
 from lowbit.errors import UsageError
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.architecture import KINDS, Architecture
@@ -39,6 +39,7 @@ VOCABULARY = 6000
 CONFIGS = shipped("training/configs")
 # Multi30k (Elliott et al. 2016), English to German, as the hub has it.
 USUAL_PAIRS = "bentrevett/multi30k"
+SETTINGS = {"cls": with_bare("--qat", EVERYTHING)}
 # By the name in Python: the option as it is typed, and its value, None where it was not.
 Options = Mapping[str, tuple[str, Any]]
 

@@ -1,18 +1,19 @@
 """`lowbit --version`."""
 
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
-
-from lowbit.inspect.environment import describe
 
 
 def _say(asked: bool) -> None:
     if not asked:
         return
-    facts = describe()
-    told = [f"{name} {facts[name]}" for name in ("lowbit", "torch", "transformers")]
-    print(", ".join((*told, f"native kernels: {facts['native kernels']}")))
+    # It imports torch, and what only asks for help should not wait for that.
+    from lowbit.kernels import native
+
+    told = [f"{package} {version(package)}" for package in ("lowbit", "torch", "transformers")]
+    print(", ".join((*told, f"native kernels: {native.instruction_sets()}")))
     raise typer.Exit
 
 
