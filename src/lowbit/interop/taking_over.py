@@ -123,7 +123,7 @@ def _by_place(model: PreTrainedModel, source: Source) -> dict[str, ForeignWeight
                 " quantize the float model"
             )
         found[WeightName.parse(name).place] = source.weights[stored]
-    if not found:
+    if not found and not source.unheld:
         raise InputError(f"no quantized weight of the checkpoint is one of {type(model).__name__}")
     return found
 

@@ -1,0 +1,259 @@
+"""compressed-tensors checkpoints, as llm-compressor writes them and vLLM serves them.
+
+    pack-quantized          weight_packed     int32 [out, ceil(in·bits/32)], codes − lowest code,
+                                              bit-contiguous, least significant bit first
+                            weight_shape      [out, in]
+                            weight_zero_point int32 [ceil(out·bits/32), groups], packed likewise
+                                              down the outputs
+    int- or naive-quantized weight            int8 [out, in], codes −2^(bits−1) … 2^(bits−1) − 1
+                            weight_zero_point int8 [out, groups]
+    all                     weight_scale      float [out, groups], [out, 1] or, by tensor, [1]
+
+    w = weight_scale · (q − weight_zero_point); the latter only where weights are not symmetric
+
+`quantization_config` of config.json says of groups of modules how they are quantized. A packed row
+is, byte for byte, that of the affine format, padded to whole words. The layout is that of the
+library's `PackedQuantizationCompressor`.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit.errors import InputError
+from lowbit.formats import CHANNEL, TENSOR, AffineTensor, Granularity, group
+from lowbit.formats.packing import pack, packed_width, unpack
+from lowbit.interop.affine_parameters import AffineParameters
+from lowbit.interop.door import ForeignWeight
+from lowbit.interop.foreign_folder import ForeignFolder, Found, Kind, Module, folder_reader
+
+METHOD = "compressed-tensors"
+PACKED = "pack-quantized"
+PLAIN = ("int-quantized", "naive-quantized")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+PARTS = ("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+
+
+@dataclass(frozen=True)
+class Group:
+    """How a group of modules is quantized. targets: names, classes, and "re:" patterns of names."""
+
+    targets: tuple[str, ...]
+    format: str
+    bits: int
+    granularity: Granularity
+    symmetric: bool
+    activations: str
+
+    @classmethod
+    def parse(cls, stored: Any, format: str, name: str) -> "Group":
+        """An entry of `config_groups`. Raises InputError for what lowbit cannot hold."""
+        try:
+            weights, inputs = stored["weights"], stored.get("input_activations")
+            kind, bits = weights.get("type", "int"), weights["num_bits"]
+            strategy, size = weights.get("strategy"), weights.get("group_size")
+            targets = tuple(map(str, stored["targets"]))
+            format = stored.get("format") or format
+            symmetric = weights.get("symmetric", True)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{name} of config_groups is not complete: {error}") from error
+        if kind != "int" or format not in (PACKED, *PLAIN):
+            raise InputError(
+                f"{name} has weights of {bits} bits of type {kind} in the form {format}; lowbit"
+                f" holds integers in the forms {', '.join((PACKED, *PLAIN))}: quantize the float"
+                " model"
+            )
+        if type(bits) is not int or not 2 <= bits <= 8:
+            raise InputError(f"{name} has weights of {bits!r} bits; lowbit holds 2 … 8")
+        granularities = {"tensor": TENSOR, "channel": CHANNEL, "group": None}
+        if strategy not in granularities or (strategy == "group" and type(size) is not int):
+            raise InputError(
+                f"{name} shares scales by {strategy} (size {size}); lowbit holds"
+                f" {', '.join(granularities)}"
+            )
+        return cls(
+            targets,
+            format,
+            bits,
+            granularities[strategy] or group(size),
+            bool(symmetric),
+            _activations(inputs, name),
+        )
+
+    def matches(self, module: str) -> bool:
+        """Whether the group speaks of a module of that name: by a name, a pattern, or its class,
+        which a checkpoint does not know and that is left to the first group that names one."""
+        return any(
+            re.match(target[3:], module) if target.startswith("re:") else target == module
+            for target in self.targets
+        )
+
+    @property
+    def names_classes(self) -> bool:
+        return any(not t.startswith("re:") and "." not in t for t in self.targets)
+
+
+def find(folder: ForeignFolder, decoding: bool) -> Found:
+    """The weights of a folder. Raises InputError."""
+    told = folder.quantization
+    for key in ("transform_config", "sparsity_config"):
+        if told.get(key):
+            raise InputError(
+                f"{folder.path} has a {key}: its weights are transformed or sparse beside being"
+                " quantized, which lowbit does not hold; quantize the float model"
+            )
+    groups = told.get("config_groups")
+    if not isinstance(groups, dict) or not groups:
+        raise InputError(f"{folder.path} has no config_groups that say how it is quantized")
+    form = folder.option("format", str, PACKED)
+    parsed = [Group.parse(stored, form, name) for name, stored in groups.items()]
+    modules: dict[str, Module] = {}
+    weights: dict[str, ForeignWeight] = {}
+    packed, plain = folder.modules("weight_packed", PARTS), folder.modules("weight", PARTS)
+    plain = {name: m for name, m in plain.items() if "weight_scale" in m}
+    for name, module in (packed | plain).items():
+        found = _group(parsed, name, folder)
+        modules[name] = module
+        weight = (PackedWeight if name in packed else PlainWeight)(module, found)
+        taken = module.weight(weight.shape, weight.read, weight.parameters().layout)
+        weights[name] = ForeignWeight(taken.file, taken.layout, found.activations)
+    kinds = sorted({f"{g.bits} bits by {g.granularity} ({g.format})" for g in parsed})
+    return Found(weights, modules, f"a compressed-tensors checkpoint of {', '.join(kinds)}")
+
+
+def _group(groups: list[Group], name: str, folder: ForeignFolder) -> Group:
+    """The group that speaks of a module. Raises InputError where none does."""
+    found = next((g for g in groups if g.matches(name)), None)
+    found = found or next((g for g in groups if g.names_classes), None)
+    if found is None:
+        raise InputError(f"{folder.path} has no entry of config_groups for {name}")
+    return found
+
+
+def _activations(stored: Any, name: str) -> str:
+    """What a group does to inputs, as lowbit calls it. Raises InputError."""
+    if stored is None:
+        return "float"
+    try:
+        told = (stored.get("type", "int"), stored["num_bits"], stored.get("dynamic", False))
+        known = told == ("int", 8, True) and stored.get("symmetric", True)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{name} has no valid input_activations: {error}") from error
+    if not known:
+        raise InputError(
+            f"{name} has activations of {told[1]} bits of type {told[0]},"
+            f" {'dynamic' if told[2] else 'static'}; lowbit takes over symmetric int8 ones that are"
+            " dynamic: quantize the float model"
+        )
+    return "dynamic"
+
+
+class Weight:
+    """One weight [out, in]; a subclass says where its codes are. Raises InputError where its
+    tensors do not go together."""
+
+    def __init__(self, module: Module, group: Group) -> None:
+        self.module, self.group = module, group
+        if "weight_g_idx" in module:
+            raise InputError(
+                f"{module.name} is quantized in another order of its inputs (weight_g_idx), which"
+                " lowbit does not hold: quantize the float model"
+            )
+        self.shape = self.found_shape()
+        self.units = group.granularity.parameter_shape(*self.shape)
+
+    def found_shape(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def codes(self) -> Tensor:
+        """uint8 [out, ceil(in·bits/8)], packed, the lowest code 0."""
+        raise NotImplementedError
+
+    def zero_points(self) -> Tensor:
+        """uint8 [out, groups], the lowest code 0."""
+        raise NotImplementedError
+
+    def parameters(self) -> AffineParameters:
+        module, group = self.module, self.group
+        stored = module.shape("weight_scale")
+        if torch.Size(stored).numel() != self.units[0] * self.units[1]:
+            raise InputError(
+                f"{module.name}.weight_scale has the shape {list(stored)}; a weight"
+                f" {list(self.shape)} by {group.granularity} has {list(self.units)}"
+            )
+        scale = module.read("weight_scale", stored, *FLOATS).reshape(self.units)
+        zero_point = None if group.symmetric else self.zero_points()
+        return AffineParameters.of(scale, zero_point, group.bits, group.granularity)
+
+    def read(self) -> AffineTensor:
+        """The weight as lowbit stores it."""
+        return self.parameters().hold(self.codes(), self.shape[1])
+
+
+class PackedWeight(Weight):
+    """Of the form pack-quantized."""
+
+    def found_shape(self) -> tuple[int, int]:
+        module = self.module
+        told = module.read("weight_shape", (2,), torch.int64, torch.int32)
+        rows, columns = (int(n) for n in told)
+        stored = module.matrix("weight_packed")
+        if rows < 1 or columns < 1 or stored != (rows, words(columns, self.group.bits)):
+            raise InputError(
+                f"{module.name}.weight_packed has the shape {list(stored)}, which {rows} ×"
+                f" {columns} codes of {self.group.bits} bits do not have (older releases padded"
+                " words of 3, 5, 6 and 7 bits: write the model with a later one)"
+            )
+        return rows, columns
+
+    def codes(self) -> Tensor:
+        rows, columns = self.shape
+        shape = rows, words(columns, self.group.bits)
+        stored = self.module.read("weight_packed", shape, torch.int32).view(torch.uint8)
+        return stored[:, : packed_width(columns, self.group.bits)].contiguous()
+
+    def zero_points(self) -> Tensor:
+        bits, (rows, groups) = self.group.bits, self.units
+        stored = self.module.read("weight_zero_point", (words(rows, bits), groups), torch.int32)
+        return unpack(stored.t().contiguous().view(torch.uint8), bits, rows).t().contiguous()
+
+
+class PlainWeight(Weight):
+    """Of a form with one code a byte."""
+
+    def found_shape(self) -> tuple[int, int]:
+        return self.module.matrix("weight")
+
+    def codes(self) -> Tensor:
+        stored = self.module.read("weight", self.shape, torch.int8)
+        return pack(self._unsigned(stored), self.group.bits)
+
+    def zero_points(self) -> Tensor:
+        shape = self.module.shape("weight_zero_point")
+        if torch.Size(shape).numel() != self.units[0] * self.units[1]:
+            raise InputError(f"{self.module.name}.weight_zero_point has the shape {list(shape)}")
+        return self._unsigned(self.module.read("weight_zero_point", shape, torch.int8)).reshape(
+            self.units
+        )
+
+    def _unsigned(self, stored: Tensor) -> Tensor:
+        """Codes from 0 on. Raises InputError for one that has more bits."""
+        half = 1 << (self.group.bits - 1)
+        low, high = torch.aminmax(stored)
+        if low < -half or high >= half:
+            raise InputError(
+                f"{self.module.name} holds codes {int(low)} … {int(high)}, outside"
+                f" {-half} … {half - 1}"
+            )
+        return (stored.to(torch.int16) + half).to(torch.uint8)
+
+
+def words(codes: int, bits: int) -> int:
+    """How many words of 32 bits hold so many codes."""
+    return -(-codes * bits // 32)
+
+
+READER = folder_reader(Kind(lambda told: told.get("quant_method") == METHOD), find)

@@ -1,0 +1,228 @@
+"""A folder of safetensors that another program quantized: its config, and its tensors by module."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import str_to_torch_dtype
+
+from lowbit.checkpoint.claims import held_by
+from lowbit.checkpoint.companions import copy_companions
+from lowbit.checkpoint.documents import check_folder, read_json
+from lowbit.checkpoint.read import Checkpoint, open_tensors, read_config, weight_files
+from lowbit.conversion.streamed_load import QuantizedInFile
+from lowbit.errors import InputError
+from lowbit.formats import AffineLayout, AffineTensor, Granularity
+from lowbit.interop.door import ForeignWeight, Reader, Source
+
+# Files in which programs say once more how they quantized a model.
+DESCRIPTIONS = ("quantize_config.json", "quant_config.json", "quantization_config.json")
+# dtype -> as the header of safetensors calls it
+NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
+
+
+@dataclass(frozen=True)
+class ForeignFolder:
+    """quantization: the foreign program's own account of what it did. tensors: all, unread."""
+
+    path: Path
+    quantization: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+
+    def modules(self, mark: str, parts: tuple[str, ...] = ()) -> dict[str, "Module"]:
+        """The modules that have a tensor "NAME.mark", by name, with that tensor and their others
+        of these names."""
+        ending = f".{mark}"
+        found = {}
+        for name in self.tensors:
+            if name.endswith(ending):
+                module = name.removesuffix(ending)
+                held = {own: self.tensors.get(f"{module}.{own}") for own in (mark, *parts)}
+                present = {own: tensor for own, tensor in held.items() if tensor is not None}
+                found[module] = Module(module, present)
+        return found
+
+    def option(self, key: str, kind: type, default: Any) -> Any:
+        """An option of the foreign config. Raises InputError for one of another type."""
+        value = self.quantization.get(key)
+        if value is None:
+            return default
+        if type(value) is not kind:
+            raise InputError(f"{self.path} says {key} = {value!r}, not a {kind.__name__}")
+        return value
+
+
+@dataclass(frozen=True)
+class Module:
+    """The tensors of one quantized module, unread."""
+
+    name: str
+    tensors: Mapping[str, Any]
+
+    def __contains__(self, own: str) -> bool:
+        return own in self.tensors
+
+    @property
+    def nbytes(self) -> int:
+        sizes = (
+            torch.Size(t.get_shape()).numel() * str_to_torch_dtype[t.get_dtype()].itemsize
+            for t in self.tensors.values()
+        )
+        return sum(sizes)
+
+    def shape(self, own: str) -> tuple[int, ...]:
+        """Raises InputError where there is no such tensor."""
+        if own not in self.tensors:
+            raise InputError(f"the checkpoint lacks {self.name}.{own}")
+        return tuple(self.tensors[own].get_shape())
+
+    def matrix(self, own: str) -> tuple[int, int]:
+        """The shape of a tensor that has two dimensions. Raises InputError."""
+        shape = self.shape(own)
+        if len(shape) != 2 or not all(shape):
+            raise InputError(f"{self.name}.{own} has the shape {list(shape)}, and is no matrix")
+        return shape[0], shape[1]
+
+    def read(self, own: str, shape: tuple[int, ...], *dtypes: torch.dtype) -> Tensor:
+        """The tensor. Raises InputError where it has another shape, or none of these dtypes."""
+        stored, found = self.shape(own), str_to_torch_dtype[self.tensors[own].get_dtype()]
+        if stored != shape:
+            raise InputError(f"{self.name}.{own} has the shape {list(stored)}, not {list(shape)}")
+        if found not in dtypes:
+            known = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise InputError(f"{self.name}.{own} is {found}, not {known}")
+        tensor: Tensor = self.tensors[own][...]
+        return tensor
+
+    def weight(
+        self, shape: tuple[int, int], read: Callable[[], AffineTensor], layout: AffineLayout
+    ) -> ForeignWeight:
+        """A weight that lowbit holds as it is."""
+        return ForeignWeight(QuantizedInFile(shape, self.nbytes, read), layout)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A weight that is decoded to floats when it is read, as `open_tensors` gives tensors."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    def get_shape(self) -> list[int]:
+        return list(self.shape)
+
+    def get_dtype(self) -> str:
+        return NAMES[self.dtype]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.read().to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a format makes of a folder: weights by module, the tensors that they are made of, and
+    decoded ones with the reason why lowbit cannot hold them as they are."""
+
+    weights: Mapping[str, ForeignWeight]
+    modules: Mapping[str, Module]
+    told: str
+    decoded: Mapping[str, tuple[Decoded, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which folders are of a format. says: whether a quantization_config is of it. file: the name
+    of the file that holds that config where config.json does not, if there ever was one."""
+
+    says: Callable[[Mapping[str, Any]], bool]
+    file: str | None = None
+
+    def described(self, folder: Path) -> Mapping[str, Any] | None:
+        """What a folder says of its quantization; None where it is not of this format."""
+        if not (folder / "config.json").is_file():
+            return None
+        stored = read_json(folder / "config.json")
+        told = stored.get("quantization_config") if isinstance(stored, dict) else None
+        if isinstance(told, dict):
+            return told if self.says(told) else None
+        if self.file is None or not (folder / self.file).is_file():
+            return None
+        beside = read_json(folder / self.file)
+        return beside if isinstance(beside, dict) else None
+
+
+def folder_reader(kind: Kind, find: Callable[[ForeignFolder, bool], Found]) -> Reader:
+    """A reader of such folders. find: (folder, decoding) -> what is in it."""
+    return Reader(partial(_recognizes, kind), partial(_open, kind, find))
+
+
+def granularity(columns: int, groups: int, told: int, name: str) -> Granularity:
+    """What shares one scale, where `groups` scales stand for a row of so many inputs; `told` is the
+    group size that the config says. Raises InputError where they do not go together."""
+    if groups == 1:
+        return Granularity("channel")
+    size = told if told > 0 and -(-columns // told) == groups else columns // groups
+    if size < 2 or -(-columns // size) != groups:
+        raise InputError(f"{name} has {groups} groups for {columns} inputs")
+    return Granularity("group", size)
+
+
+def _recognizes(kind: Kind, path: Path) -> bool:
+    return path.is_dir() and kind.described(path) is not None
+
+
+@contextmanager
+def _open(
+    kind: Kind,
+    find: Callable[[ForeignFolder, bool], Found],
+    path: Path,
+    decoding: bool,
+) -> Iterator[Source]:
+    check_folder(path)
+    quantization = kind.described(path)
+    assert quantization is not None
+    config = read_config(path, foreign_too=True)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    files = _files(path)
+    held = held_by(files, quantized=True)
+    with open_tensors(files) as tensors:
+        found = find(ForeignFolder(path, quantization, tensors), decoding)
+        for name, (_, reason) in found.decoded.items():
+            if not decoding:
+                raise InputError(
+                    f"{name} is {reason}, whose codes lowbit cannot hold as they are:"
+                    " --requantize RECIPE decodes such weights and quantizes them again"
+                )
+        used = {f"{m.name}.{own}" for m in found.modules.values() for own in m.tensors}
+        floats = {name: tensor for name, tensor in tensors.items() if name not in used}
+        floats |= {f"{name}.weight": decoded for name, (decoded, _) in found.decoded.items()}
+        yield Source(
+            Checkpoint(path, config, files, held),
+            {f"{name}.weight": weight for name, weight in found.weights.items()},
+            floats,
+            found.told,
+            partial(_companions, path),
+            {name: reason for name, (_, reason) in found.decoded.items()},
+        )
+
+
+def _files(path: Path) -> list[Path]:
+    """The weights: under the names of transformers, or, as AutoGPTQ and AutoAWQ once named them,
+    the only safetensors file there."""
+    own = sorted(path.glob("*.safetensors"))
+    single = len(own) == 1 and not (path / "model.safetensors.index.json").exists()
+    return own if single else weight_files(path)
+
+
+def _companions(path: Path, folder: Path) -> None:
+    """The tokenizer and so on, but not the files that say how the model was quantized."""
+    copy_companions(path, folder)
+    for name in DESCRIPTIONS:
+        (folder / name).unlink(missing_ok=True)
