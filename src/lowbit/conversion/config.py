@@ -15,12 +15,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowbit.checkpoint.foreign import METHOD
 from lowbit.conversion.recipe import Recipe, load_recipe
-from lowbit.errors import InputError
+from lowbit.errors import InputError, LowbitError
+from lowbit.formats import VERSIONS, layout_from_dict
 from lowbit.formats.error import WeightError
-
-# The second has what the first cannot say, experts. A folder without them is of the first.
-FORMAT_VERSION, EXPERTS_VERSION = 1, 2
-VERSIONS = (FORMAT_VERSION, EXPERTS_VERSION)
 
 
 class LowbitConfig(QuantizationConfigMixin):
@@ -38,15 +35,15 @@ class LowbitConfig(QuantizationConfigMixin):
         recipe: str | Path | Recipe | Mapping[str, Any],
         modules: Mapping[str, Mapping[str, Any]] | None = None,
         errors: Mapping[str, Mapping[str, float] | WeightError] | None = None,
-        format_version: int = FORMAT_VERSION,
+        format_version: int = VERSIONS[0],
         producer: str | None = None,
         quant_method: str = METHOD,
         hashes: Mapping[str, Any] | None = None,
     ) -> None:
         if format_version not in VERSIONS:
             raise InputError(
-                f"format version {format_version!r} cannot be read by this lowbit,"
-                f" which knows versions {' and '.join(map(str, VERSIONS))}"
+                f"the quantized model needs format version {format_version!r}; this lowbit reads"
+                f" {' and '.join(map(str, VERSIONS))}"
             )
         self.quant_method = quant_method
         self.producer = producer or f"lowbit {importlib.metadata.version('lowbit')}"
@@ -82,8 +79,7 @@ class LowbitConfig(QuantizationConfigMixin):
     @property
     def format_version(self) -> int:
         """The first that can say what is stored."""
-        experts = any(entry.get("format") == "experts" for entry in self.modules.values())
-        return EXPERTS_VERSION if experts else FORMAT_VERSION
+        return max((_version(entry) for entry in self.modules.values()), default=VERSIONS[0])
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -104,3 +100,12 @@ def _entries(key: str, stored: Any) -> Iterable[tuple[str, Any]]:
         if not isinstance(entry, Mapping | WeightError):
             raise InputError(f"{key} of quantization_config: {name} is {entry!r}, not a mapping")
         yield name, entry
+
+
+def _version(entry: Mapping[str, Any]) -> int:
+    """The first format version that can say what an entry of `modules` does; a module that is tied
+    to another, or cannot be read, asks for none."""
+    try:
+        return layout_from_dict(entry).version
+    except LowbitError:
+        return VERSIONS[0]

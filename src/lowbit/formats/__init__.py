@@ -19,6 +19,10 @@ from lowbit.formats.granularity import CHANNEL, TENSOR, Granularity, group
 from lowbit.formats.stacked import StackedLayout, StackedTensor
 from lowbit.formats.static_scale import StaticScale, fake_quantize
 from lowbit.formats.table import PLAIN, Format, PlainLayout, PlainTensor, read_layout
+from lowbit.formats.two_level import TwoLevel, TwoLevelFloats
+
+# What is written is of the first version that can say it.
+VERSIONS = (1, 2)
 
 QTensor = PlainTensor | StackedTensor | ExpertsTensor
 Layout = PlainLayout | StackedLayout | ExpertsLayout
@@ -65,6 +69,7 @@ __all__ = [
     "CHANNEL",
     "FORMATS",
     "TENSOR",
+    "VERSIONS",
     "AffineLayout",
     "AffineTensor",
     "BinaryLayout",
@@ -80,6 +85,8 @@ __all__ = [
     "StackedLayout",
     "StackedTensor",
     "StaticScale",
+    "TwoLevel",
+    "TwoLevelFloats",
     "decode",
     "decode_rows",
     "fake_quantize",

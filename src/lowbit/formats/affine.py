@@ -1,16 +1,19 @@
-"""The affine format: w ≈ s · (q − z).
+"""The affine format: w ≈ s · (q − z), or w ≈ s · q + o.
 
     codes       uint8 [out, ceil(in·bits/8)]   codes 0 … 2^bits − 1, bit-contiguous in a row
-                int8  [out, in]                at 8 bits without a stored zero point
+                int8  [out, in]                at 8 bits where z is implied
     scale       float16 or float32 [out, groups], or [1, 1] per tensor
     zero_point  uint8, shaped like scale; absent for symmetric codes, where z = 2^(bits − 1)
                 is implied (z = 0 for int8)
+    offset      like scale, in place of a zero point
 
-Bits per weight: bits + 16/g, and 8/g more with a zero point, g inputs sharing a scale.
+Scales, and offsets where there are some, may be stored in two levels (two_level.py).
+Bits per weight: bits + 16/g, and 8/g more with a zero point or 16/g with an offset, g inputs
+sharing a scale; in two levels of b bits, bits + 16/256 + b/g, and that once more with an offset.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +24,14 @@ from lowbit.errors import UsageError
 from lowbit.formats.granularity import Granularity, by_row_blocks, row_blocks
 from lowbit.formats.packing import pack, packed_width, unpack
 from lowbit.formats.scales import SCALE_DTYPES
+from lowbit.formats.two_level import (
+    SUPER_GROUP,
+    GroupFloats,
+    TwoLevel,
+    TwoLevelFloats,
+    check_granularity,
+    stored_floats,
+)
 
 MIN_BITS, MAX_BITS = 2, 8
 
@@ -34,7 +45,13 @@ def entry(stored: Mapping[str, Any], key: str, kind: type) -> Any:
 
 @dataclass(frozen=True)
 class AffineLayout:
-    """Everything about an affine tensor but its numbers: what config.json keeps of it."""
+    """Everything about an affine tensor but its numbers: what config.json keeps of it.
+
+    signed_scale: plain scales may be zero or negative. Those in two levels always may.
+
+    Raises UsageError for bits that there are not, for zero points and offsets together, and for
+    groups and dtypes that two levels do not have.
+    """
 
     format: ClassVar[str] = "affine"
     prefixes: ClassVar[tuple[int, ...]] = ()  # there are no planes
@@ -42,80 +59,127 @@ class AffineLayout:
     granularity: Granularity
     zero_point: bool
     scale_dtype: torch.dtype = torch.float16
+    offset: bool = False
+    two_level: TwoLevel | None = None
+    signed_scale: bool = False
 
     def __post_init__(self) -> None:
         if not MIN_BITS <= self.bits <= MAX_BITS:
             raise UsageError(f"bits {self.bits} is outside {MIN_BITS} … {MAX_BITS} (affine format)")
+        if self.zero_point and self.offset:
+            raise UsageError("codes have a zero point or an offset, not both")
+        if self.two_level is not None:
+            check_granularity(self.granularity)
+
+    @property
+    def version(self) -> int:
+        """The first format version that can say it."""
+        later = self.offset or self.signed_scale or self.two_level is not None
+        return 2 if later else 1
 
     @property
     def signed(self) -> bool:
         """Whether codes are plain int8."""
-        return self.bits == 8 and not self.zero_point
+        return _signed(self.bits, self.zero_point, self.offset)
+
+    @property
+    def positive(self) -> bool:
+        """Whether every scale is above zero."""
+        return not self.signed_scale and self.two_level is None
 
     def __str__(self) -> str:
-        return f"{self.format} {self.bits}-bit {self.granularity}"
+        later = [str(self.two_level)] * (self.two_level is not None) + ["offsets"] * self.offset
+        return ", ".join([f"{self.format} {self.bits}-bit {self.granularity}", *later])
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the stored tensors, in order: that does not depend on the shape."""
-        return tuple(self.tensors(1, 1))
+        columns = 1 if self.two_level is None else SUPER_GROUP
+        return tuple(self.tensors(1, columns))
 
     def tensors(
         self, out_features: int, in_features: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Name → (shape, dtype) of the stored tensors of a weight [out, in]."""
+        """Name → (shape, dtype) of the stored tensors of a weight [out, in]. Raises InputError for
+        rows that two-level scales do not fit."""
         units = self.granularity.parameter_shape(out_features, in_features)
-        stored: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "codes": (
-                (out_features, packed_width(in_features, self.bits)),
-                torch.int8 if self.signed else torch.uint8,
-            ),
-            "scale": (units, self.scale_dtype),
+
+        def floats(name: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+            if self.two_level is None:
+                return {name: (units, self.scale_dtype)}
+            return self.two_level.tensors(name, out_features, in_features, self.granularity)
+
+        codes = (out_features, packed_width(in_features, self.bits))
+        return {
+            "codes": (codes, torch.int8 if self.signed else torch.uint8),
+            **floats("scale"),
+            **({"zero_point": (units, torch.uint8)} if self.zero_point else {}),
+            **(floats("offset") if self.offset else {}),
         }
-        if self.zero_point:
-            stored["zero_point"] = (units, torch.uint8)
-        return stored
 
     def assemble(self, tensors: Mapping[str, Tensor], in_features: int) -> "AffineTensor":
         """The stored tensors, by name, as one AffineTensor."""
+        groups = self.granularity.parameter_shape(1, in_features)[1]
+
+        def floats(name: str, form: TwoLevel | None) -> GroupFloats:
+            stored = tensors[name]
+            if form is None:
+                return stored
+            return TwoLevelFloats(stored, tensors[f"sub_{name}"], groups, form)
+
+        of_offsets = None if self.two_level is None else self.two_level.unsigned()
         return AffineTensor(
             codes=tensors["codes"],
-            scale=tensors["scale"],
+            scale=floats("scale", self.two_level),
             zero_point=tensors.get("zero_point"),
             bits=self.bits,
             granularity=self.granularity,
             in_features=in_features,
+            offset=floats("offset", of_offsets) if self.offset else None,
+            signed_scale=self.signed_scale,
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Keys of later format versions are there only if they are needed."""
+        later: dict[str, Any] = {"offset": True} if self.offset else {}
+        later |= {"signed_scale": True} if self.signed_scale else {}
+        later |= {} if self.two_level is None else {"two_level": self.two_level.to_dict()}
         return {
             "format": self.format,
             "bits": self.bits,
             "granularity": str(self.granularity),
             "zero_point": self.zero_point,
             "scale_dtype": str(self.scale_dtype).removeprefix("torch."),
-        }
+        } | later
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "AffineLayout":
+        levels = entry(stored, "two_level", dict) if "two_level" in stored else None
         return cls(
             bits=entry(stored, "bits", int),
             granularity=Granularity.parse(stored["granularity"]),
             zero_point=entry(stored, "zero_point", bool),
             scale_dtype=SCALE_DTYPES[stored["scale_dtype"]],
+            offset="offset" in stored and entry(stored, "offset", bool),
+            two_level=levels
+            and TwoLevel(entry(levels, "bits", int), entry(levels, "signed", bool)),
+            signed_scale="signed_scale" in stored and entry(stored, "signed_scale", bool),
         )
 
 
 @dataclass(frozen=True)
 class AffineTensor:
-    """A weight [out, in] in the affine format."""
+    """A weight [out, in] in the affine format. Scales and offsets are tensors [units, groups], or
+    the same in two levels: `float()` has the numbers of either."""
 
     codes: UInt8[Tensor, "out packed"] | Int8[Tensor, "out in"]
-    scale: Float[Tensor, "units groups"]
+    scale: GroupFloats
     zero_point: UInt8[Tensor, "units groups"] | None
     bits: int
     granularity: Granularity
     in_features: int
+    offset: GroupFloats | None = None
+    signed_scale: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,44 +188,67 @@ class AffineTensor:
     @property
     def layout(self) -> AffineLayout:
         return AffineLayout(
-            self.bits, self.granularity, self.zero_point is not None, self.scale.dtype
+            self.bits,
+            self.granularity,
+            self.zero_point is not None,
+            self.scale.dtype,
+            self.offset is not None,
+            self.scale.form if isinstance(self.scale, TwoLevelFloats) else None,
+            self.signed_scale,
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors by name."""
-        stored = {"codes": self.codes, "scale": self.scale}
-        return stored if self.zero_point is None else stored | {"zero_point": self.zero_point}
+        """The stored tensors by name, in the order of the layout."""
+        return {
+            "codes": self.codes,
+            **stored_floats("scale", self.scale),
+            **({} if self.zero_point is None else {"zero_point": self.zero_point}),
+            **({} if self.offset is None else stored_floats("offset", self.offset)),
+        }
 
 
 def encode(
     weight: Float[Tensor, "out in"],
-    scale: Float[Tensor, "units groups"],
+    scale: GroupFloats,
     zero_point: UInt8[Tensor, "units groups"] | None,
     bits: int,
     granularity: Granularity,
     lowest: int | None = None,
+    offset: GroupFloats | None = None,
+    signed_scale: bool = False,
 ) -> AffineTensor:
-    """The nearest codes, q = clamp(round(w / s) + z), halves to even, from the scale as stored.
+    """The nearest codes, halves to even, from scale and offset as stored:
 
-    Without a zero point codes are symmetric, −(2^(bits−1) − 1) … 2^(bits−1) − 1; `lowest` lets
-    them reach down to −2^(bits−1). A scale of zero is not allowed.
+        q = clamp(round(w / s) + z), or, with an offset, clamp(round((w − o) / s))
+
+    With neither zero point nor offset codes are symmetric, −(2^(bits−1) − 1) … 2^(bits−1) − 1;
+    `lowest` lets them reach down to −2^(bits−1). Where s is 0, which `signed_scale` and two levels
+    allow, w / s counts as 0.
     """
-    layout = AffineLayout(bits, granularity, zero_point is not None, scale.dtype)
-    shape, dtype = layout.tensors(*weight.shape)["codes"]
-    codes = torch.empty(shape, dtype=dtype, device=weight.device)
+    rows, columns = weight.shape
+    signed = _signed(bits, zero_point is not None, offset is not None)
+    dtype = torch.int8 if signed else torch.uint8
+    codes = torch.empty(rows, packed_width(columns, bits), dtype=dtype, device=weight.device)
     half = 1 << (bits - 1)
-    shift = None if zero_point is None else zero_point.float()[..., None] - half
-    if lowest is None:
-        lowest = 1 - half if zero_point is None else -half
-    for rows in row_blocks(*weight.shape):
-        units = slice(None) if granularity.kind == "tensor" else rows
-        q = (granularity.split(weight[rows].float()) / scale[units, :, None].float()).round_()
+    step, shift, low = scale.float()[..., None], None, 1 - half if lowest is None else lowest
+    step = step.masked_fill(step == 0, torch.inf)
+    if zero_point is not None:
+        shift = zero_point.float()[..., None] - half
+    taken = None if offset is None else offset.float()[..., None]
+    if lowest is None and (zero_point is not None or offset is not None):
+        low = -half
+    for at in row_blocks(*weight.shape):
+        units = slice(None) if granularity.kind == "tensor" else at
+        w = granularity.split(weight[at].float())
+        steps = ((w if taken is None else w - taken[units]) / step[units]).round_()
         if shift is not None:
-            q += shift[units]
+            steps += shift[units]
+        if taken is not None:
+            steps -= half
         # Via int8, which PyTorch vectorizes; −half … half − 1 wraps around to 0 … 2·half − 1.
-        q = q.clamp_(lowest, half - 1).to(torch.int8).flatten(1)[:, : weight.shape[1]]
-        codes[rows] = q if layout.signed else pack(q.view(torch.uint8) + half, bits)
-    return AffineTensor(codes, scale, zero_point, bits, granularity, weight.shape[1])
+        steps = steps.clamp_(low, half - 1).to(torch.int8).flatten(1)[:, :columns]
+        codes[at] = steps if signed else pack(steps.view(torch.uint8) + half, bits)
+    return AffineTensor(codes, scale, zero_point, bits, granularity, columns, offset, signed_scale)
 
 
 def code_range(
@@ -174,26 +261,34 @@ def code_range(
     if q.zero_point is not None:
         lowest = -q.zero_point.float()
         highest = lowest + (2 * half - 1)
+    if q.offset is not None:
+        lowest, highest = 0, 2 * half - 1
     scale = q.scale.float()
-    return scale * lowest, scale * highest
+    ends = scale * lowest, scale * highest
+    if q.offset is not None:
+        ends = ends[0] + q.offset.float(), ends[1] + q.offset.float()
+    return torch.minimum(*ends), torch.maximum(*ends)
 
 
 def centred_codes(q: AffineTensor) -> Float[Tensor, "out in"]:
-    """q − z as float32 integers, −255 … 255."""
+    """What is scaled, as float32 integers, −255 … 255: q − z, or q with an offset."""
     codes: Tensor = q.codes if q.layout.signed else unpack(q.codes, q.bits, q.in_features)
     centred = q.granularity.split(codes.float()).sub_(_zero(q))
     return centred.flatten(1)[:, : q.in_features]
 
 
 def decode(q: AffineTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
-    """s · (q − z), computed in float32."""
+    """s · (q − z) or s · q + o, computed in float32, each operation rounded once."""
 
     def values(rows: slice) -> Tensor:
         part = take_rows(q, rows)
-        w = q.granularity.split(centred_codes(part)) * part.scale[..., None].float()
+        w = q.granularity.split(centred_codes(part)) * part.scale.float()[..., None]
+        if part.offset is not None:
+            w = w + part.offset.float()[..., None]
         return w.flatten(1)[:, : q.in_features]
 
-    return by_row_blocks(q.shape, dtype, q.codes.device, values, q.scale.requires_grad)
+    gradients = any(tensor.requires_grad for tensor in q.tensors().values())
+    return by_row_blocks(q.shape, dtype, q.codes.device, values, gradients)
 
 
 def decode_rows(
@@ -206,9 +301,12 @@ def decode_rows(
 def take_rows(q: AffineTensor, rows: slice | Integer[Tensor, " n"]) -> AffineTensor:
     """The given output rows, still packed: a view for a slice, a gather for indices."""
     units = slice(None) if q.granularity.kind == "tensor" else rows
-    zero_point = None if q.zero_point is None else q.zero_point[units]
-    return AffineTensor(
-        q.codes[rows], q.scale[units], zero_point, q.bits, q.granularity, q.in_features
+    return replace(
+        q,
+        codes=q.codes[rows],
+        scale=q.scale[units],
+        zero_point=None if q.zero_point is None else q.zero_point[units],
+        offset=None if q.offset is None else q.offset[units],
     )
 
 
@@ -216,4 +314,9 @@ def _zero(q: AffineTensor) -> Tensor | int:
     """What is subtracted from the codes as they are stored."""
     if q.zero_point is not None:
         return q.zero_point[..., None]
-    return 0 if q.layout.signed else 1 << (q.bits - 1)
+    return 0 if q.layout.signed or q.offset is not None else 1 << (q.bits - 1)
+
+
+def _signed(bits: int, zero_point: bool, offset: bool) -> bool:
+    """Whether codes are plain int8."""
+    return bits == 8 and not zero_point and not offset

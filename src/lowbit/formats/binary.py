@@ -31,6 +31,7 @@ class BinaryLayout:
     """Everything about a binary tensor but its numbers: what config.json keeps of it."""
 
     format: ClassVar[str] = "binary"
+    version: ClassVar[int] = 1  # the first format version that can say it
     bits: int
     granularity: Granularity
     offset: bool

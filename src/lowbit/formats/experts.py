@@ -26,6 +26,7 @@ class ExpertsLayout:
     """How many experts there are, and how `each` is stored. Raises InputError for none."""
 
     format: ClassVar[str] = "experts"
+    version: ClassVar[int] = 2  # the first format version that can say it
     experts: int
     each: PlainLayout
 

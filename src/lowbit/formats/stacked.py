@@ -46,6 +46,11 @@ class StackedLayout:
         return f"{', '.join(each)} {self.granularity}"
 
     @property
+    def version(self) -> int:
+        """The first format version that can say it."""
+        return max(layout.version for _, layout in self.parts)
+
+    @property
     def rows(self) -> int:
         return sum(rows for rows, _ in self.parts)
 

@@ -1,6 +1,7 @@
 """Which numbers a stored tensor may hold: what no scheme writes is a fault of the file.
 
-    affine   scale finite and > 0; zero_point a code; pad bits zero
+    affine   scale finite and > 0 (any sign if signed or in two levels); zero_point a code; offset
+             finite; pad bits zero
     binary   alpha_p and offset_p finite; pad bits zero
     stacked  as its parts
     experts  as each of them
@@ -40,8 +41,14 @@ def tests(
     for name in layout.names[1:]:
         if name == "zero_point":
             yield name, partial(_codes, codes=1 << layout.bits)
-        else:
-            yield name, unscaled if name == "scale" else not_finite
+        elif not name.startswith("sub_"):
+            positive = isinstance(layout, AffineLayout) and layout.positive and name == "scale"
+            yield name, unscaled if positive else not_finite
+    if isinstance(layout, AffineLayout) and layout.two_level is not None:
+        used = layout.granularity.parameter_shape(1, columns)[1] * layout.two_level.bits
+        for name in layout.names:
+            if name.startswith("sub_") and used % 8:
+                yield name, partial(_padding, bits=used)
 
 
 def faults(

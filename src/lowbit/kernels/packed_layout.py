@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowbit.errors import RowError, UsageError
-from lowbit.formats import Layout, PlainLayout, PlainTensor, QTensor
+from lowbit.formats import ExpertsLayout, Layout, PlainLayout, PlainTensor, QTensor
 from lowbit.kernels import native
 from lowbit.kernels.selection import VARIABLE
 
@@ -38,6 +38,8 @@ def unsupported(layout: Layout, in_features: int, device: torch.device) -> str |
     """Why such a weight cannot be packed, or None."""
     if device.type != "cpu":
         return f"the weight is on {device}, not on the CPU"
+    if (layout.each if isinstance(layout, ExpertsLayout) else layout).version > 1:
+        return "native code has neither offsets nor two-level scales yet"
     width = layout.granularity.width(in_features)
     if not 1 <= min(width, in_features) <= MAX_GROUP:
         return f"{min(width, in_features)} inputs under one scale are outside 1 … {MAX_GROUP}"

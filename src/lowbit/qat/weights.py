@@ -46,7 +46,7 @@ class Clipped(Straight):
         rounded = decode(q, weight.dtype)
         # What is further than half a step from its code was clamped; a little more is rounding.
         error = q.granularity.split((weight.detach() - rounded).abs())
-        inside = error <= (0.5 + 2**-10) * q.scale[..., None].float()
+        inside = error <= (0.5 + 2**-10) * q.scale.float()[..., None]
         return clipped(weight, rounded, inside.flatten(1)[:, : q.in_features])
 
 
@@ -82,7 +82,7 @@ class LearnedStep(Straight):
             split(weight),
             self.scale.abs()[..., None],  # as the steps are; its gradient knows the sign
             split(decode(q, weight.dtype)),
-            q.scale[..., None].float(),
+            q.scale.float()[..., None],
             low[..., None],
             high[..., None],
             (1 << (q.bits - 1)) - 1,

@@ -5,6 +5,7 @@
 per token, or per token and group where the weight has groups, and with x ≈ sx · cx
 
     affine   y = Σ_g sx s Σ_k cx (q − z)           the inner sum over the group in integers
+             y = Σ_g sx (s Σ_k cx q + o Σ_k cx)
     binary   y = Σ_g sx (Σ_i αᵢ Σ_k cx bᵢ + o Σ_k cx)
 
 Integer sums are exact on every machine; everything after them is float32.
@@ -118,10 +119,20 @@ def _affine_sum(
 ) -> Float32[Tensor, "m out"]:
     y = torch.zeros(len(scales), q.shape[0], dtype=torch.float32, device=scales.device)
     width = q.granularity.width(q.in_features)
-    weight = centred_codes(q).split(width, 1)
+    weight, scale = centred_codes(q).split(width, 1), q.scale.float()
+    offset = None if q.offset is None else q.offset.float()
     for g, (a, b) in enumerate(zip(codes, weight, strict=True)):
-        y += integer_matmul(a, b).float() * (scales[:, g, None] * q.scale[:, g].float())
+        sums = integer_matmul(a, b).float()
+        if offset is None:
+            y += sums * (scales[:, g, None] * scale[:, g])
+        else:
+            y += (sums * scale[:, g] + _code_sums(a) * offset[:, g]) * scales[:, g, None]
     return y
+
+
+def _code_sums(codes: Float32[Tensor, "m k"]) -> Float32[Tensor, "m 1"]:
+    """Of more than 132,104 codes a float32 sum need not be exact."""
+    return codes.sum(1, keepdim=True, dtype=torch.float64).float()
 
 
 def _binary_sum(
@@ -136,8 +147,7 @@ def _binary_sum(
         for i, b in enumerate(plane):
             group += integer_matmul(a, b).float() * alpha[g, i]
         if q.offset is not None:
-            # Of more than 132,104 codes a float32 sum need not be exact.
-            group += a.sum(1, keepdim=True, dtype=torch.float64).float() * q.offset[g].float()
+            group += _code_sums(a) * q.offset[g].float()
         y += group * scales[:, g, None]
     return y
 
