@@ -11,7 +11,8 @@ SOURCE = Path(__file__).parents[1] / "src"
 # The rooms of the house, from the ground up. A room may import those on the floors below it, and
 # itself: never one above, and never one beside it.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "fallbacks", "launch", "progress", "versions", "visible"}),
+    frozenset({"fallbacks", "launch", "progress", "versions", "visible"}),
+    frozenset({"errors"}),
     frozenset({"extras", "formats"}),
     frozenset({"checkpoint"}),
     frozenset({"kernels", "schemes"}),
@@ -30,7 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = (
 ROOMS = frozenset().union(*FLOORS)
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Modules that stand alone at the top of the package: all others live in a room.
-LOOSE = FLOORS[0] | {"extras", "public", "__main__"}
+LOOSE = FLOORS[0] | {"errors", "extras", "public", "__main__"}
 # room -> the only parts of lowbit that it may import, fewer than the floors allow
 ONLY = {
     "lowbit.schemes": {"lowbit.schemes", "lowbit.formats", "lowbit.errors"},

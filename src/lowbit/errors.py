@@ -6,11 +6,17 @@ The class decides the exit code: 2 for wrong use, 1 for a wrong input or machine
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lowbit.visible import visible
+
 
 class LowbitError(ValueError):
-    """Base of every error raised on purpose. `exit_code` is what the command line returns."""
+    """Base of every error raised on purpose. `exit_code` is what the command line returns. Its
+    sentence is text, whatever the files and people that it quotes hide in it."""
 
     exit_code = 1
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(visible(sentence))
 
 
 class UsageError(LowbitError):

@@ -1,11 +1,14 @@
 """Output folders appear whole or not at all."""
 
+import errno
 import os
+import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from lowbit import UsageError
+from lowbit import InputError, UsageError
 from lowbit.checkpoint.atomic_write import check_output, staged
 
 
@@ -82,3 +85,68 @@ def test_the_current_folder_and_a_mount_point_are_refused(tmp_path, monkeypatch)
         check_output(Path("."), overwrite=False, source=tmp_path / "float")
     with pytest.raises(UsageError, match="mount point"):
         check_output(Path("/proc"), overwrite=True, source=tmp_path / "float")
+
+
+@contextmanager
+def mounted(kind, options, folder):
+    """A file system of its own in `folder`."""
+    folder.mkdir()
+    command = ["mount", "-t", kind, *(["-o", options] if options else []), kind, str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def write(output, name):
+    with staged(output) as folder:
+        (folder / name).write_text(name)
+
+
+def test_an_output_on_another_file_system_appears_and_is_replaced(tmp_path):
+    with mounted("tmpfs", "", tmp_path / "a") as one, mounted("tmpfs", "", tmp_path / "b") as other:
+        (one / "link").symlink_to(other / "out")
+        for name in ("first", "second"):
+            write(one / "link", name)
+            assert [f.name for f in (one / "link").iterdir()] == [name]
+        assert [f.name for f in other.iterdir()] == ["out"]
+        assert (one / "link").is_symlink() and len(list(one.iterdir())) == 1
+
+
+TOLD = "out cannot be written: Invalid cross-device link; what is there cannot be moved: remove it"
+
+
+def test_a_folder_that_cannot_be_moved_stays_and_is_one_sentence(tmp_path):
+    """As in a container whose image has the output."""
+    with mounted("tmpfs", "", tmp_path / "disk") as disk:
+        for name in ("lower/out", "upper", "work"):
+            (disk / name).mkdir(parents=True)
+        (disk / "lower" / "out" / "old").touch()
+        layers = f"lowerdir={disk}/lower,upperdir={disk}/upper,workdir={disk}/work"
+        with mounted("overlay", layers, tmp_path / "seen") as seen:
+            with pytest.raises(InputError, match=TOLD):
+                write(seen / "out", "new")
+            assert [f.name for f in seen.iterdir()] == ["out"]
+            assert [f.name for f in (seen / "out").iterdir()] == ["old"]
+            write(seen / "other", "new")
+
+
+@pytest.mark.parametrize("refused", ["out", "new"])
+def test_a_rename_that_is_refused_leaves_the_old_output(refused, tmp_path, monkeypatch):
+    """Of the old folder, and of the new one after it."""
+    write(tmp_path / "out", "old")
+    rename = Path.rename
+
+    def refuse(self, target):
+        if self.name == refused:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(self), None, str(target))
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refuse)
+        with pytest.raises(InputError, match=TOLD):
+            write(tmp_path / "out", "new")
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["old"]

@@ -1,11 +1,17 @@
 """Shards: bounded, complete, indexed."""
 
+import errno
 import json
+import re
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from lowbit import InputError
+from lowbit.checkpoint.atomic_write import staged
+from lowbit.checkpoint.documents import reading
 from lowbit.checkpoint.shards import ShardWriter
 
 
@@ -41,3 +47,27 @@ def test_a_transposed_view_is_written_as_it_reads(tmp_path):
     writer.add("t", tensor)
     writer.close()
     assert torch.equal(load_file(tmp_path / "model.safetensors")["t"], tensor)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+        OSError(errno.ENOSPC, "No space left"),
+    ],
+)
+def test_a_full_disk_names_the_output_and_says_what_to_do(error, tmp_path, monkeypatch):
+    """As safetensors and Python tell it; a real disk is in test_killed.py."""
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("lowbit.checkpoint.shards.save_file", full)
+    told = f"{tmp_path}/out cannot be written: No space left on device; make room there"
+    with pytest.raises(InputError, match=f"^{re.escape(told)}"), staged(tmp_path / "out") as new:
+        writer = ShardWriter(new, 1000)
+        writer.add("t", torch.zeros(2))
+        # What is read at the same time is not to blame.
+        with reading("the model"):
+            writer.close()
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowbit import quantize_checkpoint
+from lowbit import InputError, UsageError, quantize_checkpoint
 from lowbit.cli.failure import without_debug
 from lowbit.cli.screen import Screen
 from tests.folders import save
@@ -73,6 +73,12 @@ def test_nothing_that_is_printed_orders_the_terminal_about(text):
     with screen.capture() as printed:
         screen.print(text, soft_wrap=True)
     assert not OBEYED.search(printed.get())
+
+
+def test_an_error_in_python_is_text_too():
+    for kind in (InputError, UsageError):
+        assert not OBEYED.search(str(kind(HOSTILE))) and "not red" in str(kind(HOSTILE))
+    assert str(InputError("one\ntwo\t√")) == "one\ntwo\t√"
 
 
 def test_text_is_printed_as_it_is():

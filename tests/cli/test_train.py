@@ -1,10 +1,12 @@
 """`lowbit train` and `lowbit infer`: what they are asked for, and what cannot be."""
 
 import json
+import threading
 
 import pytest
 import yaml
 
+from lowbit.checkpoint.work_folder import claimed
 from lowbit.cli.train import CONFIGS
 from lowbit.data.glue_tasks import find_task
 from lowbit.training.architecture import Architecture
@@ -67,6 +69,55 @@ def test_squad_trains_with_its_own_length_and_is_inferred_with_the_same(lowbit, 
     code, _, err = lowbit(*asked, *lengths)
     assert code == 0, err
     assert set(json.loads((tmp_path / "answers.json").read_text())) == {str(n) for n in range(8)}
+
+
+@pytest.fixture
+def written_elsewhere(tmp_path):
+    """An output that another run writes."""
+    out, known, over = tmp_path / "out", threading.Event(), threading.Event()
+
+    def run():
+        with claimed(out):
+            known.set()
+            over.wait()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    known.wait()
+    yield out
+    over.set()
+    thread.join()
+
+
+def test_a_second_run_of_an_output_is_told_before_it_loads_anything(
+    lowbit, source, tmp_path, written_elsewhere, monkeypatch
+):
+    loads = ("lowbit.cli.train.load_tokenizer", "lowbit.training.translation.new_tokenizer")
+    for load in loads:
+        monkeypatch.setattr(load, lambda *_: pytest.fail("it loads"))
+    for given in ((source, "--task", "squad"), ("--task", "translation")):
+        code, _, err = lowbit("train", *given, "--data", tmp_path, "-o", written_elsewhere)
+        assert code == 2 and f"another run writes {written_elsewhere}" in err
+
+
+@pytest.mark.parametrize(
+    ("there", "sentence"),
+    [
+        ("out/training.json", "holds a training that was finished before: --resume goes on"),
+        ("out/float/config.json", "float is there already, and no training says that it wrote it"),
+        ("out", "is a file"),
+    ],
+)
+def test_an_output_that_is_there_is_refused_before_anything_is_loaded(
+    there, sentence, lowbit, source, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lowbit.cli.train.load_tokenizer", lambda *_: pytest.fail("it loads"))
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / there).write_text("mine")
+    given = (source, "--task", "squad", "--data", tmp_path, "-o", tmp_path / "out")
+    code, _, err = lowbit("train", *given)
+    assert code == 2 and sentence in " ".join(err.split()), err
+    assert (tmp_path / there).read_text() == "mine"
 
 
 @pytest.fixture

@@ -2,17 +2,28 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from lowbit.checkpoint.work_folder import NEW, claimed, recover, replace
+from lowbit.checkpoint.work_folder import NEW, claimed, output_of, recover, replace
 from lowbit.errors import InputError, UsageError
 
-# What the system says of a disk, and not of the file that is written.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# What the system says of a disk, and not of the file that is written; and what to do.
+ELSEWHERE = "name an output on another disk"
+OF_DISKS = {
+    errno.ENOSPC: f"make room there, or {ELSEWHERE}",
+    errno.EDQUOT: f"make room there, or {ELSEWHERE}",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or use smaller shards",
+    errno.EROFS: ELSEWHERE,
+    # An overlay cannot move a folder of its lower layer, such as one of a container's image.
+    errno.EXDEV: "what is there cannot be moved: remove it, or name another output",
+}
+# safetensors has no other place for it.
+NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 def check_output(output: Path, overwrite: bool, source: Path | None) -> None:
@@ -65,12 +76,13 @@ def staged(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """Libraries write files inside: what they raise where a disk is full is an InputError."""
+    """Libraries write `output`, or a part of what becomes it, inside: what they raise where a disk
+    is full is an InputError."""
     try:
         yield
     # torch's archive writer knows only RuntimeErrors.
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{output} cannot be written: {error}") from error
+        raise _refusal(output_of(output), error) from error
 
 
 @contextmanager
@@ -107,9 +119,24 @@ def _naming(output: Path, work: Path) -> Iterator[None]:
         yield
     except OSError as error:
         names = [Path(n) for n in (error.filename, error.filename2) if isinstance(n, str | Path)]
-        if error.errno in FULL or any(n.is_relative_to(work) or n == output for n in names):
-            raise InputError(f"{output} cannot be written: {error.strerror}") from error
+        if error.errno in OF_DISKS or any(n.is_relative_to(work) or n == output for n in names):
+            raise _refusal(output, error) from error
         raise
+
+
+def _refusal(output: Path, error: Exception) -> InputError:
+    number = _number(error)
+    why = str(error) if number is None else os.strerror(number)
+    what = OF_DISKS.get(number or 0)
+    return InputError(f"{output} cannot be written: {why}" + (f"; {what}" if what else ""))
+
+
+def _number(error: Exception) -> int | None:
+    """The system's for what went wrong."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = NUMBER.search(str(error))
+    return int(found[1]) if found else None
 
 
 def _open_permissions(folder: Path) -> None:

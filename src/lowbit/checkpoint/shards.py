@@ -4,13 +4,12 @@ import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lowbit.checkpoint.atomic_write import writing
 from lowbit.checkpoint.hashes import tensor_hash
 from lowbit.checkpoint.read import INDEX, SINGLE
-from lowbit.errors import InputError
 
 MAX_SHARD_BYTES = 500 * 10**6
 
@@ -56,10 +55,8 @@ class ShardWriter:
 
     def _flush(self) -> None:
         self.shards.append(list(self.pending))
-        try:
+        with writing(self.folder):
             save_file(self.pending, self._part(len(self.shards)), metadata={"format": "pt"})
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"the checkpoint cannot be written: {error}") from error
         # Only now may the tensors go.
         self.hashes |= {name: found.result() for name, found in self._hashing.items()}
         self._hashing, self.pending = {}, {}

@@ -97,6 +97,14 @@ def work_folder(output: Path) -> Path:
     return output.with_name(name)
 
 
+def output_of(path: Path) -> Path:
+    """The output that this thread writes by what is at `path`: one inside its work folder is on its
+    way to become it."""
+    inside = path.resolve()
+    held = (output for _, output in _HELD.get())
+    return next((out for out in held if inside.is_relative_to(work_folder(out))), path)
+
+
 def replace(work: Path, output: Path) -> None:
     """Let what is in NEW take the place of `output`, file or folder."""
     new = work / NEW

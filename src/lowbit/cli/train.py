@@ -205,6 +205,7 @@ def train(
     Example: `lowbit train ./bert --task glue --name mrpc --qat int8 --data-dir ./MRPC -o ./out`
     """
     # Trainer takes long to import; no other command should wait for it.
+    from lowbit.training.train import check_begin, claiming
     from lowbit.training.train import train as run
     from lowbit.training.translation import new_tokenizer
 
@@ -227,8 +228,6 @@ def train(
     for other, options in by_task.items():
         if other != task:
             _refuse(options, f"is of --task {other}, not of {task}")
-    if task == "translation" and data is None:
-        data = default_data(quiet)
     pairs = Pairs(**_given(by_task["translation"]))
     sizes = {
         "kind": ("--architecture", architecture),
@@ -237,32 +236,13 @@ def train(
         "feed_forward": ("--feed-forward", feed_forward),
         "heads": ("--heads", heads),
     }
-    start: str | Architecture
-    tokenizer: PreTrainedTokenizerBase | None
     if model is None:
         _refuse(
             {"": ("--lower-case", lower_case)}, "is of MODEL's tokenizer: a new one keeps cases"
         )
-        start = Architecture(**_given(sizes | {"dropout": ("--dropout", dropout)}))
-        words = VOCABULARY if vocabulary is None else vocabulary
-        tokenizer = new_tokenizer(data, pairs, words, most)
     else:
         _refuse(sizes, "is of a new translator: MODEL has its own")
         _refuse({"": ("--vocabulary", vocabulary)}, "is of a new translator: MODEL has its own")
-        start, tokenizer = model, load_tokenizer(model, lower_case)
-    if tokenizer is None:
-        raise UsageError(f"{model} has no tokenizer")
-    material = Material(
-        start,
-        tokenizer,
-        data,
-        max_length=most,
-        attention_dropout=attention_dropout,
-        dropout=dropout,
-        pairs=pairs,
-        **_given(by_task["glue"]),
-        **_given(by_task["squad"]),
-    )
     of_codes = {
         "every": ("--project-every", project_every),
         "solver": ("--solver", solver),
@@ -310,17 +290,43 @@ def train(
         seed=seed,
         **{name: value for name, value in own.items() if value is not None},
     )
-    outcome = run(
-        task,
-        material,
-        output,
-        settings,
-        resume,
-        overwrite,
-        progress=not (quiet or as_json),
-        baseline=baseline,
-        keep_checkpoints=keep_checkpoints,
-    )
+    check_begin(output, settings, resume, overwrite)
+    # From here on, so that a second run is told before it loads anything.
+    with claiming(output):
+        if task == "translation" and data is None:
+            data = default_data(quiet)
+        start: str | Architecture
+        tokenizer: PreTrainedTokenizerBase | None
+        if model is None:
+            start = Architecture(**_given(sizes | {"dropout": ("--dropout", dropout)}))
+            words = VOCABULARY if vocabulary is None else vocabulary
+            tokenizer = new_tokenizer(data, pairs, words, most)
+        else:
+            start, tokenizer = model, load_tokenizer(model, lower_case)
+        if tokenizer is None:
+            raise UsageError(f"{model} has no tokenizer")
+        material = Material(
+            start,
+            tokenizer,
+            data,
+            max_length=most,
+            attention_dropout=attention_dropout,
+            dropout=dropout,
+            pairs=pairs,
+            **_given(by_task["glue"]),
+            **_given(by_task["squad"]),
+        )
+        outcome = run(
+            task,
+            material,
+            output,
+            settings,
+            resume,
+            overwrite,
+            progress=not (quiet or as_json),
+            baseline=baseline,
+            keep_checkpoints=keep_checkpoints,
+        )
     if as_json:
         print(json.dumps(outcome.to_dict()))
     elif not quiet and outcome.folders:

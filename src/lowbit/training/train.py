@@ -14,12 +14,13 @@ OUT/
 """
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,45 @@ def train(
     otherwise than the checkpoint's training began, or what a training would replace but no training
     wrote; InputError for unusable data, a loss that is not a number, or a disk that is full.
     """
-    teach = find_teacher(task)
-    recipe, folder = settings.recipe, settings.folder  # both say at once what cannot be
-    if baseline and recipe is None:
-        raise UsageError("the baseline is float, and so is this training: give a --qat or a --bcq")
+    with claiming(output):
+        return _train(
+            task,
+            material,
+            output,
+            settings,
+            resume,
+            overwrite,
+            progress,
+            baseline,
+            keep_checkpoints,
+        )
+
+
+@contextmanager
+def claiming(output: Path) -> Iterator[None]:
+    """No other training writes `output` inside. Of the processes of one, the first writes for all.
+
+    Raises UsageError at once if another training writes it.
+    """
+    first = os.environ.get("RANK", "0") == "0"
+    with claimed(output) if first else nullcontext():
+        yield
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What is there of a training that goes on: its checkpoints, or all of it, whose end is
+    repeated."""
+
+    checkpoints: tuple[Path, ...] = ()
+    ends_again: bool = False
+
+
+def check_begin(output: Path, settings: Settings, resume: bool, overwrite: bool) -> Begun:
+    """Raises UsageError for an output that is there already, before anything is loaded."""
     done = (output / DONE).exists()
-    check_output(output, folder, done)
-    begun = checkpoints(output) if resume or not overwrite else []
+    check_output(output, settings.folder, done)
+    begun = tuple(checkpoints(output)) if resume or not overwrite else ()
     if (done or begun) and not (overwrite or resume):
         raise UsageError(
             f"{output} holds a training that was {'finished' if done else 'begun'} before:"
@@ -87,8 +120,26 @@ def train(
             f"{output} holds a training that was finished and no checkpoint to go on from:"
             " --overwrite starts again"
         )
+    return Begun(begun, ends_again)
+
+
+def _train(
+    task: str,
+    material: Material,
+    output: Path,
+    settings: Settings,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+    baseline: bool,
+    keep_checkpoints: bool,
+) -> Outcome:
+    teach, recipe = find_teacher(task), settings.recipe  # both say at once what cannot be
+    if baseline and recipe is None:
+        raise UsageError("the baseline is float, and so is this training: give a --qat or a --bcq")
+    there = check_begin(output, settings, resume, overwrite)
     asked = {"task": task, **material.to_dict(), **settings.to_dict()}
-    if begun or ends_again:
+    if there.checkpoints or there.ends_again:
         check_settings(output, asked)
     before = None
     if baseline:
@@ -96,7 +147,7 @@ def train(
         before = float_baseline(task, material, output / "baseline", settings, *ways)
     # Seeded before the model is made: a new head is random.
     set_seed(settings.seed)
-    if ends_again:
+    if there.ends_again:
         material = replace(material, model=str(output / "float"))
     start = origin(material, recipe, settings.options)
     lesson = teach(start.material)
@@ -112,45 +163,43 @@ def train(
         prepare_qat(lesson.model, recipe, settings.options)
         if start.learned is not None:
             start.learned.put(lesson.model)
-    if ends_again:
+    if there.ends_again:
         told = read_json(output / DONE)
-        with claimed(output):
-            outcome = finish(lesson, output, settings, told["steps"], told["seconds"], progress)
-            return end(lesson, outcome, before, output, settings)
+        outcome = finish(lesson, output, settings, told["steps"], told["seconds"], progress)
+        return end(lesson, outcome, before, output, settings)
     trainer = LessonTrainer(
         lesson, arguments(output, settings, lesson.best, progress), teacher, settings.distill
     )
     if settings.plan is not None:
         trainer.add_callback(Projections(weights, settings.plan, trainer.score_before))
     first = trainer.is_world_process_zero()
-    # One process of a training writes for all; another training is told at once.
-    with claimed(output) if first else nullcontext():
-        if first:
-            tidy(output)
-            if not begun:
-                begin(output, asked)
-        seconds = learn(trainer, settings, begun[-1] if resume and begun else None)
-        steps = trainer.state.global_step
-        if not first:
-            return Outcome(steps, seconds, {}, ())
-        with without_autocast(lesson.model):
-            outcome = finish(lesson, output, settings, steps, seconds, progress)
-        outcome = replace(outcome, history=tuple(trainer.state.log_history))
-        outcome = end(lesson, outcome, before, output, settings)
-        if not keep_checkpoints:
-            for checkpoint in (output / "checkpoints").glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
+    if first:
+        tidy(output)
+        if not there.checkpoints:
+            begin(output, asked)
+    last = str(there.checkpoints[-1]) if resume and there.checkpoints else None
+    seconds = learn(trainer, settings, last)
+    steps = trainer.state.global_step
+    if not first:
+        return Outcome(steps, seconds, {}, ())
+    with without_autocast(lesson.model):
+        outcome = finish(lesson, output, settings, steps, seconds, progress)
+    outcome = replace(outcome, history=tuple(trainer.state.log_history))
+    outcome = end(lesson, outcome, before, output, settings)
+    if not keep_checkpoints:
+        for checkpoint in (output / "checkpoints").glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
     return outcome
 
 
-def learn(trainer: LessonTrainer, settings: Settings, checkpoint: Path | None) -> float:
+def learn(trainer: LessonTrainer, settings: Settings, checkpoint: str | None) -> float:
     """Train to the end; the seconds that it took."""
     start = time.perf_counter()
     # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
     torch.set_flush_denormal(True)
     try:
         with trainable_attention(trainer.lesson.model, settings.bf16):
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         torch.set_flush_denormal(False)
     return time.perf_counter() - start
@@ -188,6 +237,8 @@ def float_baseline(
 
 def check_output(output: Path, folder: str, done: bool) -> None:
     """Raises UsageError for what a training would replace but no training wrote."""
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"output {output} is a file")
     names = [*OUTPUTS, folder]
     if (output / "baseline" / SETTINGS_FILE).exists():
         names.remove("baseline")
