@@ -41,7 +41,8 @@ class Lesson:
     new: the parameters that start at random. notes: what is to be said of the data. texts: what is
     written beside the outputs of `score`. test: how the model is judged once, in the end, and
     test_references, what it should write there. accuracy: whether each label is that of the logits
-    at its place, so that training can log how many are the likeliest.
+    at its place, so that training can log how many are the likeliest. targets: of each target
+    among the inputs, the model's logits, which distillation compares.
     """
 
     model: PreTrainedModel
@@ -56,6 +57,7 @@ class Lesson:
     test: Task | None = None
     test_references: Sequence[str] = ()
     accuracy: bool = False
+    targets: Mapping[str, str] = field(default_factory=lambda: {"labels": "logits"})
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def teach(material: Material) -> Lesson:
         collated(material.tokenizer),
         score,
         new=new,
+        targets={"start_positions": "start_logits", "end_positions": "end_logits"},
     )
 
 

@@ -207,12 +207,17 @@ class LessonTrainer(Trainer):
             self.right += int((found == labels)[counts].sum())
             self.counted += int(counts.sum())
         if self.teacher is not None:
-            if labels is None or "logits" not in outputs:
+            targets = self.lesson.targets
+            if not (targets.keys() <= inputs.keys() and set(targets.values()) <= outputs.keys()):
                 raise UsageError("this task has no logits that could be distilled")
-            given = {name: value for name, value in inputs.items() if name != "labels"}
+            given = {name: value for name, value in inputs.items() if name not in targets}
             with evaluating(self.teacher), self.accelerator.autocast():
-                wanted = self.teacher.to(labels.device)(**given).logits
-            loss = torch.lerp(loss, divergence(outputs["logits"], wanted, labels), self.distill)
+                wanted = self.teacher.to(loss.device)(**given)
+            far = [
+                divergence(outputs[logits], wanted[logits], inputs[target])
+                for target, logits in targets.items()
+            ]
+            loss = torch.lerp(loss, torch.stack(far).mean(), self.distill)
         return (loss, outputs) if return_outputs else loss
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

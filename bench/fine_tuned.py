@@ -1,0 +1,233 @@
+"""A model that is trained for a task in float, and what integers made of it lose.
+
+Every model is one piece (pieces.py): the float one, those that training by distillation makes of it
+(docs/training.md), and those that are quantized without training. A training that was killed goes
+on from its last checkpoint.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pieces import Pieces
+from torch import Tensor
+
+import lowbit
+from lowbit.checkpoint.documents import read_json
+from lowbit.checkpoint.load import load_model
+from lowbit.conversion.recipe import PRESETS
+from lowbit.evaluation.bootstrap import Loss, loss
+from lowbit.evaluation.study import Measurement, json_safe
+from lowbit.evaluation.task import Subject, Task
+from lowbit.training.ending import FAKE_QUANTIZED, FLOAT, INTEGER, Outcome, save
+from lowbit.training.lesson import Lesson, Material
+from lowbit.training.settings import Settings
+from lowbit.training.teachers import find_teacher
+from lowbit.training.train import DONE, train
+
+CALIBRATION_ROWS = 128
+# What distillation changes of the float training's settings, unless told otherwise.
+DISTILLED = {"learning_rate": 2e-6, "distill": 1.0}
+DISTILLED_SHARE = 0.25  # of the float training's epochs
+
+
+@dataclass(frozen=True)
+class Model:
+    """One piece. measurement, fake: what the task found of it, and of the model that training saw;
+    bytes: of its weights' file; seconds: of training, since it was last resumed."""
+
+    measurement: Measurement
+    bytes: int
+    fake: Measurement | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Model":
+        fake = stored["fake"]
+        return cls(
+            Measurement.from_dict(stored["measurement"]),
+            stored["bytes"],
+            None if fake is None else Measurement.from_dict(fake),
+            stored["seconds"],
+        )
+
+    @property
+    def same(self) -> float | None:
+        """The share of items on which integers predict what training saw."""
+        found = self.measurement.metrics.get("agreement")
+        return None if found is None else found.value
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """One task, and one seed of it. distilled: recipes that are trained towards, and what that
+    changes of DISTILLED; recipes: those of quantization without training."""
+
+    task: str
+    label: str
+    material: Material
+    settings: Settings
+    pieces: Pieces
+    work: Path
+    distilled: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipes: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.label} {self.settings.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.work / self.name.replace(" ", "-")
+
+    @property
+    def float_folder(self) -> Path:
+        return self.folder / "none" / "float"
+
+    @cached_property
+    def lesson(self) -> Lesson:
+        """Of the trained float model: the task that scores it, and the examples it learned from."""
+        return find_teacher(self.task)(replace(self.material, model=str(self.float_folder)))
+
+    @property
+    def score(self) -> Task:
+        return self.lesson.score
+
+    def plan(self) -> dict[str, Callable[[], Model]]:
+        """How each model is made, by the name of its arm; the float one first."""
+        trained = {distilled_name(recipe): recipe for recipe in self.distilled}
+        return {
+            FLOAT: self.train_float,
+            **{name: lambda r=recipe: self.distill(r) for name, recipe in trained.items()},
+            **{recipe: lambda r=recipe: self.quantize(r) for recipe in self.recipes},
+        }
+
+    def find(self, arm: str) -> Model:
+        """A model, made if it is not there yet."""
+        make = self.plan()[arm]
+        stored = self.pieces.find(f"{self.name} {arm}", lambda: json_safe(asdict(make())))
+        return Model.from_dict(stored)
+
+    def known(self) -> dict[str, Model]:
+        """The models that are there, by arm."""
+        names = {arm: f"{self.name} {arm}" for arm in self.plan()}
+        found = self.pieces.found
+        return {arm: Model.from_dict(found[n]) for arm, n in names.items() if n in found}
+
+    def losses(self) -> Iterator[tuple[str, Model, Loss]]:
+        """What each model loses beside the float one."""
+        known = self.known()
+        for arm, model in known.items():
+            if arm != FLOAT:
+                lost = loss(self.score, known[FLOAT].measurement, model.measurement)
+                if lost is not None:
+                    yield arm, model, lost
+
+    def train_float(self) -> Model:
+        return self._train("none", self.material, self.settings)
+
+    def distill(self, recipe: str) -> Model:
+        epochs = DISTILLED_SHARE * self.settings.epochs
+        changes = {"epochs": epochs, **DISTILLED, **self.distilled[recipe]}
+        # The teacher has no dropout either.
+        material = replace(self.material, model=str(self.float_folder), dropout=0.0)
+        return self._train(recipe, material, replace(self.settings, qat=recipe, **changes))
+
+    def _train(self, name: str, material: Material, settings: Settings) -> Model:
+        output = self.folder / name
+        if (output / DONE).exists():
+            outcome = Outcome.from_dict(read_json(output / DONE))
+        else:
+            outcome = train(self.task, material, output, settings, resume=True)
+        found = outcome.measurements
+        last = found.get(INTEGER, found.get(FLOAT))
+        assert last is not None
+        model = Model(
+            last, weights_bytes(outcome.folders[-1]), found.get(FAKE_QUANTIZED), outcome.seconds
+        )
+        if settings.qat != "none":
+            shutil.rmtree(output / "float", ignore_errors=True)  # 4 times the integers' size
+        return model
+
+    def quantize(self, recipe: str) -> Model:
+        model = load_model(self.float_folder)
+        static = any(rule.activations == "static" for rule in PRESETS[recipe].rules)
+        lowbit.quantize(model, recipe, calibration=self.calibration() if static else None)
+        output = self.folder / f"post-training-{recipe}"
+        save(model, self.material.tokenizer, output)
+        measured = self.score.measure(Subject(recipe, model, self.material.tokenizer))
+        return Model(measured, weights_bytes(output))
+
+    def calibration(self) -> list[dict[str, Tensor]]:
+        """Examples of the training set, evenly spread, as the model takes them."""
+        examples = self.lesson.examples
+        some = [examples[i] for i in range(0, len(examples), len(examples) // CALIBRATION_ROWS)]
+        batch = self.lesson.collate(some[:CALIBRATION_ROWS])
+        names = self.material.tokenizer.model_input_names
+        return [{name: batch[name] for name in names if name in batch}]
+
+
+def distilled_name(recipe: str) -> str:
+    return f"{recipe} distilled"
+
+
+def weights_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def table(studies: Sequence[FineTuned]) -> Iterator[str]:
+    """Every model that is there, beside the float one of its study."""
+    yield "| task | metric | float | model | value | loss, % | interval | same | × smaller |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for study in studies:
+        known = study.known()
+        for arm, model, lost in study.losses():
+            base = known[FLOAT]
+            before, value = (m.measurement.metrics[lost.metric].value for m in (base, model))
+            interval = "" if lost.low is None else f"{lost.low:+.2f} … {lost.high:+.2f}"
+            yield (
+                f"| {study.name} | {lost.metric} | {100 * before:.2f} | {arm} | {100 * value:.2f}"
+                f" | {lost.percent:+.2f} | {interval}"
+                f" | {'' if model.same is None else f'{model.same:.2%}'}"
+                f" | {base.bytes / model.bytes:.2f} |"
+            )
+
+
+def summary(studies: Sequence[FineTuned]) -> Iterator[str]:
+    """By arm: the loss on each task, in percent of the sum over seeds; the mean; the worst."""
+    rows = [
+        (s.label, arm, s.known()[FLOAT], m, lost) for s in studies for arm, m, lost in s.losses()
+    ]
+    labels = list(dict.fromkeys(s.label for s in studies))
+    yield f"| model | {' | '.join(labels)} | mean | worst |"
+    yield "|---" * (len(labels) + 3) + "|"
+    for arm in dict.fromkeys(row[1] for row in rows):
+        losses: dict[str, float] = {}
+        for label in labels:
+            mine = [row for row in rows if row[:2] == (label, arm)]
+            if mine:
+                metric = mine[0][4].metric
+                before = sum(row[2].measurement.metrics[metric].value for row in mine)
+                after = sum(row[3].measurement.metrics[metric].value for row in mine)
+                losses[label] = 100 * (before - after) / abs(before)
+        cells = [f"{losses[label]:+.2f} %" if label in losses else "–" for label in labels]
+        mean, worst = sum(losses.values()) / len(losses), max(losses.values())
+        yield f"| {arm} | {' | '.join(cells)} | {mean:+.2f} % | {worst:+.2f} % |"
+
+
+def missing(studies: Sequence[FineTuned]) -> list[str]:
+    return [
+        f"{study.name} {arm}"
+        for study in studies
+        for arm in study.plan()
+        if arm not in study.known()
+    ]
+
+
+def threads(count: int) -> None:
+    """So many threads, as trainings beside other work have."""
+    torch.set_num_threads(count)
