@@ -23,6 +23,7 @@ from lowbit.conversion.recipe import PRESETS
 from lowbit.evaluation.bootstrap import Loss, loss
 from lowbit.evaluation.study import Measurement, json_safe
 from lowbit.evaluation.task import Subject, Task
+from lowbit.nn import STATIC
 from lowbit.training.ending import FAKE_QUANTIZED, FLOAT, INTEGER, Outcome, save
 from lowbit.training.lesson import Lesson, Material
 from lowbit.training.settings import Settings
@@ -155,7 +156,7 @@ class FineTuned:
 
     def quantize(self, recipe: str) -> Model:
         model = load_model(self.float_folder)
-        static = any(rule.activations == "static" for rule in PRESETS[recipe].rules)
+        static = any(rule.activations in STATIC for rule in PRESETS[recipe].rules)
         lowbit.quantize(model, recipe, calibration=self.calibration() if static else None)
         output = self.folder / f"post-training-{recipe}"
         save(model, self.material.tokenizer, output)

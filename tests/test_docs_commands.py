@@ -22,6 +22,7 @@ FEW = ["--max-steps", "2", "--epochs", "1"]
 TINY = {
     "glue": ["--max-length", "24"],
     "squad": ["--max-length", "24"],
+    "token-classification": ["--max-length", "24"],
     "language": ["--max-length", "16", "--batch-size", "2"],
     "translation": ["--max-length", "24"],
 }
@@ -54,7 +55,7 @@ def write_data(folder):
     words(*VOCABULARY).save_pretrained(folder / "bert")
     make("gpt2").save_pretrained(folder / "gpt2")
     byte_tokenizer().save_pretrained(folder / "gpt2")
-    for name in ("MRPC", "squad", "text"):
+    for name in ("MRPC", "squad", "conll", "text"):
         (folder / name).mkdir()
     for split in ("train", "dev", "test"):
         rows = [f"{n % 2}\t1\t2\twho came\tthen {VOCABULARY[n % 7]}" for n in range(12)]
@@ -64,6 +65,7 @@ def write_data(folder):
         stored = {"data": [{"paragraphs": [paragraph(n) for n in range(8)]}]}
         (folder / "squad" / f"{split}-v1.1.json").write_text(json.dumps(stored))
     for split in ("train", "valid"):
+        (folder / "conll" / f"{split}.txt").write_text("who B-PER\ncame O\n\n" * 8)
         (folder / "text" / f"{split}.txt").write_text("who came then a of and " * 20)
     reversing.write(folder / "spa-eng", train=60, valid=6)
 

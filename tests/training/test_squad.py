@@ -1,6 +1,7 @@
 """SQuAD: from answers to tokens of windows, and a model that learns where they are."""
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -110,6 +111,21 @@ def test_a_model_learns_where_answers_are_and_its_integers_find_them(data):
     for found in outcome.measurements.values():
         assert found.metrics["exact_match"].value >= 0.8, found.predictions
     assert outcome.measurements["integer"].metrics["agreement"].value >= 0.9
+
+
+@pytest.mark.slow
+def test_starts_and_ends_of_answers_can_be_distilled(data):
+    make("bert").save_pretrained(data / "bert")
+    settings = Settings(max_steps=2, evaluate_during_training=False)
+    train("squad", material(data / "bert", data), data / "out", settings, progress=False)
+    taught = replace(material(data / "out" / "float", data), dropout=0.0)
+    still = replace(settings, distill=1.0, learning_rate=0.0)
+    outcome = train("squad", taught, data / "more", still, progress=False)
+    # A model is not far from itself.
+    (found,) = [entry["train_loss"] for entry in outcome.history if "train_loss" in entry]
+    assert abs(found) <= 1e-6
+    with pytest.raises(UsageError, match="nothing to distill"):
+        train("squad", material(data / "bert", data), data / "new", still, progress=False)
 
 
 def test_a_model_without_such_a_head_is_refused(data):

@@ -1,4 +1,5 @@
-"""What can be taught: the name of a task is that of the module here whose `teach` makes a lesson.
+"""What can be taught: the name of a task is that of the module here whose `teach` makes a lesson,
+with dashes.
 
 Named, not imported: `lowbit train --help` need not wait for Trainer.
 """
@@ -8,12 +9,12 @@ from importlib import import_module
 from lowbit.errors import UsageError
 from lowbit.training.lesson import Teacher
 
-TEACHERS = ("glue", "squad", "language", "translation")
+TEACHERS = ("glue", "squad", "token-classification", "language", "translation")
 
 
 def find_teacher(task: str) -> Teacher:
     """Raises UsageError."""
     if task not in TEACHERS:
         raise UsageError(f"there is no task {task!r} to train; there are {', '.join(TEACHERS)}")
-    teacher: Teacher = import_module(f"lowbit.training.{task}").teach
+    teacher: Teacher = import_module(f"lowbit.training.{task.replace('-', '_')}").teach
     return teacher

