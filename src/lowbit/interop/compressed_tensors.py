@@ -242,11 +242,10 @@ class PlainWeight(Weight):
     def _unsigned(self, stored: Tensor) -> Tensor:
         """Codes from 0 on. Raises InputError for one that has more bits."""
         half = 1 << (self.group.bits - 1)
-        low, high = torch.aminmax(stored)
+        low, high = (int(end) for end in torch.aminmax(stored))
         if low < -half or high >= half:
             raise InputError(
-                f"{self.module.name} holds codes {int(low)} … {int(high)}, outside"
-                f" {-half} … {half - 1}"
+                f"{self.module.name} holds codes {low} … {high}, outside {-half} … {half - 1}"
             )
         return (stored.to(torch.int16) + half).to(torch.uint8)
 
