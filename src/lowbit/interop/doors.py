@@ -1,10 +1,19 @@
 """The table of doors: formats of other projects, by the name that `--to` takes."""
 
-from lowbit.interop import awq, compressed_tensors, compressed_tensors_out, gptq
+from lowbit.interop import (
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    compressed_tensors_out,
+    gptq,
+    torchao,
+)
 from lowbit.interop.door import Door
 
 DOORS: dict[str, Door] = {
     "gptq": Door(gptq.READER),
     "awq": Door(awq.READER),
     "compressed-tensors": Door(compressed_tensors.READER, compressed_tensors_out.WRITER),
+    "torchao": Door(torchao.READER),
+    "bitsandbytes": Door(bitsandbytes.READER),
 }
