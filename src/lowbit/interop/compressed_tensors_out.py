@@ -140,6 +140,8 @@ def _misfit(weight: StoredWeight) -> str | None:
         return "it is no Linear but a Conv1D, whose layers these programs do not quantize"
     if not isinstance(layout, AffineLayout):
         return f"it is stored as {layout}; quantize with int4"
+    if layout.offset or layout.two_level is not None:
+        return f"it is stored as {layout}, in scales that it has no place for; quantize with int4"
     if layout.bits not in BITS:
         nearest = min(bits for bits in BITS if bits >= layout.bits)
         known = " or ".join(map(str, BITS))
@@ -152,6 +154,7 @@ def _misfit(weight: StoredWeight) -> str | None:
 
 def _packed(q: AffineTensor) -> dict[str, Tensor]:
     """The tensors of the form pack-quantized."""
+    assert isinstance(q.scale, Tensor)
     rows, columns = q.shape
     codes = (q.codes.view(torch.uint8) ^ 0x80) if q.layout.signed else q.codes
     tensors = {
@@ -173,6 +176,7 @@ def _in_words(packed: Tensor, bits: int) -> Tensor:
 
 def _int8(q: AffineTensor) -> dict[str, Tensor]:
     """The tensors of the form int-quantized."""
+    assert isinstance(q.scale, Tensor)
     return {"weight": q.codes, "weight_scale": _by_row(q.scale, q.shape[0])}
 
 

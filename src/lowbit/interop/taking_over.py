@@ -144,13 +144,10 @@ def _rules(model: PreTrainedModel, weights: Mapping[str, ForeignWeight]) -> tupl
 
 
 def _scheme(layout: AffineLayout) -> Scheme:
-    """The scheme whose layout that is: what a recipe calls it."""
-    for scheme in (Absmax, ZeroPoint):
-        dtype = str(layout.scale_dtype).removeprefix("torch.")
-        made = scheme(layout.bits, layout.granularity, scale_dtype=dtype)
-        if made.layout(1) == layout:
-            return made
-    raise InputError(f"no scheme stores {layout}")
+    """What a recipe calls it: the scheme of these bits and groups. The layout says the rest."""
+    shifted = layout.zero_point or layout.offset
+    dtype = str(layout.scale_dtype).removeprefix("torch.")
+    return (ZeroPoint if shifted else Absmax)(layout.bits, layout.granularity, scale_dtype=dtype)
 
 
 def _notes(source: Source, plan: Plan) -> tuple[str, ...]:
