@@ -137,17 +137,20 @@ def _rules(model: PreTrainedModel, weights: Mapping[str, ForeignWeight]) -> tupl
     most = Rule("@linear", *common)
     trial = make_plan(model, Recipe((most,), strict=False))
     reached = {d.name for d in trial.owners}
+    unlike = {place: said.get(place, (KEEP, "float")) for place in reached}
     others = {place: found for place, found in said.items() if place not in reached}
-    others |= {place: said.get(place, (KEEP, "float")) for place in reached}
-    different = (Rule(place, *found) for place, found in others.items() if found != common)
+    others |= {place: found for place, found in unlike.items() if found != common}
+    different = (Rule(place, *found) for place, found in others.items())
     return (*different, most)
 
 
 def _scheme(layout: AffineLayout) -> Scheme:
-    """What a recipe calls it: the scheme of these bits and groups. The layout says the rest."""
-    shifted = layout.zero_point or layout.offset
+    """The scheme whose layout that is, or the one that comes nearest to it: what a recipe, which is
+    for people, calls it. What is stored is the layout itself."""
     dtype = str(layout.scale_dtype).removeprefix("torch.")
-    return (ZeroPoint if shifted else Absmax)(layout.bits, layout.granularity, scale_dtype=dtype)
+    made = [s(layout.bits, layout.granularity, scale_dtype=dtype) for s in (Absmax, ZeroPoint)]
+    near = made[1] if layout.offset else made[0]
+    return next((scheme for scheme in made if scheme.layout(1) == layout), near)
 
 
 def _notes(source: Source, plan: Plan) -> tuple[str, ...]:

@@ -1,0 +1,132 @@
+"""A folder becomes a GGUF file and a folder again: the same codes, names and tokens."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lowbit import Recipe, Rule
+from lowbit.checkpoint.load import load_model, load_tokenizer
+from lowbit.errors import InputError, UsageError
+from lowbit.formats import group
+from lowbit.interop.gguf.incoming import recognizes
+from lowbit.interop.handing_over import export_checkpoint
+from lowbit.interop.stored_model import open_stored
+from lowbit.interop.taking_over import import_checkpoint
+from lowbit.kernels.ops import dequantize
+from lowbit.quantize.streaming import quantize_checkpoint
+from lowbit.schemes import Absmax, ZeroPoint
+from tests.interop.gguf.folders import TEXT, float_file, folder
+
+gguf = pytest.importorskip("gguf", reason="the package gguf is absent")
+Q4_0 = Recipe(
+    (Rule("@embedding"), Rule("@head", Absmax(8)), Rule("@linear", Absmax(4, group(32)))),
+    strict=False,
+)
+
+
+def quantized(name: str, to: Path, recipe: Recipe = Q4_0) -> Path:
+    source = folder(name, to / "float")
+    quantize_checkpoint(str(source), recipe, to / "quantized", progress=False)
+    return to / "quantized"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return quantized("llama", tmp_path_factory.mktemp("llama"))
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids])).logits[0]
+
+
+def test_a_model_comes_back_with_the_same_weights_and_tokens(llama, tmp_path):
+    file = tmp_path / "llama.gguf"
+    exported = export_checkpoint(llama, "gguf", file)
+    assert exported.notes[0] == "Matrices by type: 14 Q4_0, 1 Q8_0, 1 F32."
+    assert recognizes(file)
+    import_checkpoint(file, tmp_path / "back", progress=False)
+    first, second = load_tokenizer(llama), load_tokenizer(tmp_path / "back")
+    ids = first(TEXT).input_ids
+    assert second(TEXT).input_ids == ids
+    with open_stored(llama) as before, open_stored(tmp_path / "back") as after:
+        assert after.owners.keys() == before.owners.keys()
+        for place, weight in before.owners.items():
+            found = dequantize(after.owners[place].read(), torch.float32)
+            assert torch.equal(found, dequantize(weight.read(), torch.float32)), place
+    a, b = (logits(load_model(path), ids) for path in (llama, tmp_path / "back"))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_gguf_reads_the_decoded_weights_of_a_file_in_its_own_order_of_rows(llama, tmp_path):
+    file = tmp_path / "llama.gguf"
+    export_checkpoint(llama, "gguf", file)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    with open_stored(llama) as model:
+        down = model.owners["model.layers.1.mlp.down_proj"].read()
+        query = model.owners["model.layers.0.self_attn.q_proj"].read()
+    stored = tensors["blk.1.ffn_down.weight"]
+    found = gguf.dequantize(stored.data, stored.tensor_type)
+    np.testing.assert_array_equal(found, dequantize(down, torch.float32).numpy())
+    stored = tensors["blk.0.attn_q.weight"]
+    found = gguf.dequantize(stored.data, stored.tensor_type)
+    # 4 heads of 16 rows: row 2·i of a head is its row i here, 2·i + 1 its row 8 + i.
+    rows = [head * 16 + half * 8 + i for head in range(4) for i in range(8) for half in range(2)]
+    np.testing.assert_array_equal(found, dequantize(query, torch.float32).numpy()[rows])
+
+
+def test_a_type_that_does_not_hold_the_codes_is_refused_before_anything_is_written(llama, tmp_path):
+    with pytest.raises(UsageError, match=r"-bit.* is not what Q4_1 holds.*zero: float"):
+        export_checkpoint(llama, "gguf:q4_1", tmp_path / "x.gguf")
+    with pytest.raises(UsageError, match="the type 'iq4_xs' is unknown"):
+        export_checkpoint(llama, "gguf:iq4_xs", tmp_path / "x.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_llama_cpp_computes_otherwise_is_refused(tmp_path):
+    made = quantized("gpt2", tmp_path)
+    config = made / "config.json"
+    config.write_text(config.read_text().replace("gelu_new", "relu"))
+    with pytest.raises(UsageError, match="activation_function = 'relu'"):
+        export_checkpoint(made, "gguf", tmp_path / "x.gguf")
+
+
+def test_zero_points_of_four_bits_go_into_five(tmp_path):
+    recipe = Recipe((Rule("@head"), Rule("@linear", ZeroPoint(4, group(64)))), strict=False)
+    made = quantized("gpt2", tmp_path, recipe)
+    file = tmp_path / "gpt2.gguf"
+    assert "8 Q5_0" in export_checkpoint(made, "gguf", file).notes[0]
+    with open_stored(made) as model:
+        own = model.owners["transformer.h.0.attn.c_attn"].read()
+    stored = next(t for t in gguf.GGUFReader(file).tensors if t.name == "blk.0.attn_qkv.weight")
+    found = gguf.dequantize(stored.data, stored.tensor_type)
+    np.testing.assert_array_equal(found, dequantize(own, torch.float32).numpy())
+
+
+def test_types_without_even_steps_are_refused_by_name_or_quantized_again(tmp_path):
+    file = float_file(folder("gpt2", tmp_path / "float"), tmp_path / "float.gguf")
+    stored = bytearray(file.read_bytes())
+    reader = gguf.GGUFReader(file)
+    tensor = next(t for t in reader.tensors if t.name == "blk.1.ffn_up.weight")
+    iq4 = gguf.GGMLQuantizationType.IQ4_NL
+    # As many weights in fewer bytes: no other tensor moves.
+    name = tensor.name.encode()
+    at = stored.index(name) + len(name) + 4 + 16
+    stored[at : at + 4] = int(iq4).to_bytes(4, "little")
+    size = 256 * 64 // 32 * 18
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (size // 18, 18), dtype=np.uint8)
+    blocks[:, :2] = np.array([0.01], np.float16).view(np.uint8)
+    stored[tensor.data_offset : tensor.data_offset + size] = blocks.tobytes()
+    file.write_bytes(stored)
+    with pytest.raises(InputError, match=r"blk.1.ffn_up.weight: its type IQ4_NL .*requantize"):
+        import_checkpoint(file, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+    result = import_checkpoint(file, tmp_path / "out", "int8", progress=False)
+    assert any("IQ4_NL" in note for note in result.notes)
+    expected = gguf.dequantize(blocks.reshape(256, -1), iq4)
+    with open_stored(tmp_path / "out") as model:
+        own = model.owners["transformer.h.1.mlp.c_fc"].read()
+    np.testing.assert_allclose(dequantize(own, torch.float32).numpy(), expected, atol=0.02)
