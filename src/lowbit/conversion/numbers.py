@@ -6,7 +6,7 @@ through.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
@@ -24,15 +24,17 @@ SMALL = 1 << 14
 
 # The name of a tensor, the tensor, and its test.
 Checked = tuple[str, Tensor, Test]
+Modules = Sequence[tuple[str, nn.Module]]
 
 
 def check_numbers(model: nn.Module) -> None:
     """Raises InputError for the first tensor that holds a number which it cannot have."""
     lenient = os.environ.get(UNCHECKED, "0") not in ("", "0")
-    _refuse(_stored(model), "stored tensor {} {}")
+    modules = [*model.named_modules()]  # once: walking costs as much as looking at the numbers
+    _refuse(_stored(modules), "stored tensor {} {}")
     if not lenient:
         told = f"{{}} {{}}, with which a model computes nothing ({UNCHECKED}=1 lets it through)"
-        _refuse(_floats(model), told)
+        _refuse(_floats(modules), told)
 
 
 def _refuse(checked: Iterator[Checked], sentence: str) -> None:
@@ -50,8 +52,8 @@ def _refuse(checked: Iterator[Checked], sentence: str) -> None:
             raise InputError(sentence.format(name, told))
 
 
-def _stored(model: nn.Module) -> Iterator[Checked]:
-    for name, module in model.named_modules():
+def _stored(modules: Modules) -> Iterator[Checked]:
+    for name, module in modules:
         if not isinstance(module, QuantModule):
             continue
         own = {n: unscaled for n, dtype in module.own_stored().items() if dtype.is_floating_point}
@@ -68,8 +70,8 @@ def _tests(layout: Layout, columns: int) -> tuple[tuple[str, Test], ...]:
     return tuple(tests(layout, columns))
 
 
-def _floats(model: nn.Module) -> Iterator[Checked]:
-    for name, module in model.named_modules():
+def _floats(modules: Modules) -> Iterator[Checked]:
+    for name, module in modules:
         held = [(module._parameters, not_finite)]
         if not isinstance(module, QuantModule):  # whose buffers are its stored tensors
             held.append((module._buffers, not_a_number))
