@@ -72,14 +72,19 @@ class Case:
 
 
 def case(number: int, quick: bool = False) -> Case:
-    """The case of that number; `quick`: one without heavy verbs."""
+    """The case of that number; `quick`: one of the verbs that take milliseconds, mostly."""
     random = Random(number)
-    served = {t: [v for v in t.verbs if not (quick and v.heavy)] for t in TARGETS}
+    served = {t: _quick(t) if quick else t.verbs for t in TARGETS}
     targets = [t for t in TARGETS if served[t]]
     target = random.choices(targets, [t.weight for t in targets])[0]
     verbs = served[target]
     special = random.choice(SPECIAL) if random.random() < 0.06 else None
     return Case(number, target, random.choice(verbs), random.getrandbits(48), special)
+
+
+def _quick(target: Target) -> Sequence[Verb]:
+    verbs = [v for v in target.verbs if not v.heavy]
+    return [v for v in verbs if not v.slow] * 3 + verbs
 
 
 def damage(case: Case, file: Path) -> str:
@@ -239,11 +244,9 @@ def _run(
     one: Case, specimens: Path, arena: Path, right: Answer, events: list[tuple[str, str]]
 ) -> Outcome:
     place, scratch = arena / "place", arena / "scratch"
-    needed = {one.target.folder, "float", "data"}
-    if one.target.folder == "data":
-        needed |= {"glue", "squad", "translator"}
-    for folder in needed:
-        shutil.copytree(specimens / folder, place / folder, copy_function=link)
+    for folder in specimens.iterdir():
+        if not (place / folder.name).exists():
+            shutil.copytree(folder, place / folder.name, copy_function=link)
     scratch.mkdir()
     name = damage(one, place / one.target.folder / one.target.file)
     size = sum(f.stat().st_size for f in (place / one.target.folder).iterdir() if f.is_file())
@@ -262,7 +265,8 @@ def _run(
     if (arena / "CANARY").exists() or (place / one.target.folder / "CANARY").exists():
         found, told = "code", "the canary sings"
     (arena / "CANARY").unlink(missing_ok=True)
-    shutil.rmtree(place)
+    # The others stay for the next case, as nothing writes to them.
+    shutil.rmtree(place / one.target.folder)
     shutil.rmtree(scratch)
     return Outcome(
         one.number, one.target.name, name, one.verb.name, found, told, round(grown, 1), seconds

@@ -56,11 +56,13 @@ def command(*arguments: object) -> str:
 
 @dataclass(frozen=True)
 class Verb:
-    """Reads a folder; `scratch` is an empty one that it may write to."""
+    """Reads a folder; `scratch` is an empty one that it may write to. heavy: it takes seconds;
+    slow: tens of milliseconds."""
 
     name: str
     run: Callable[[Path, Path], Answer]
     heavy: bool = False
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,9 @@ def plain_module():
 
 LOAD = Verb("load_model", load)
 FROM_PRETRAINED = Verb("from_pretrained", load_by_transformers)
-INSPECT = Verb("inspect", inspect)
-TABLE = Verb("inspect, as a table", inspect_table)
-QUANTIZE = Verb("quantize", partial(quantize, "int4-all"))
+INSPECT = Verb("inspect", inspect, slow=True)
+TABLE = Verb("inspect, as a table", inspect_table, slow=True)
+QUANTIZE = Verb("quantize", partial(quantize, "int4-all"), slow=True)
 EVAL = Verb("eval", perplexity, heavy=True)
 QUANTIZED = (LOAD, LOAD, FROM_PRETRAINED, INSPECT, TABLE, EVAL)
 FLOAT = (LOAD, LOAD, QUANTIZE, QUANTIZE, EVAL)
@@ -262,7 +264,7 @@ TARGETS = (
         "data",
         "mrpc.tsv",
         documents.TEXT,
-        (Verb("infer glue", partial(infer, "glue", "mrpc.tsv")),),
+        (Verb("infer glue", partial(infer, "glue", "mrpc.tsv"), slow=True),),
         3,
     ),
     Target(

@@ -1,5 +1,7 @@
 """The command line as its user sees it: output, exit codes, one sentence per error."""
 
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import sys
 import pytest
 
 from lowbit import Absmax, Recipe, Rule
+from lowbit.cli import VERBS, _described, _in_python
 from lowbit.inspect import speed
 from lowbit.qat.prepare import finish_qat
 from lowbit.qat.projection import prepare_codes
@@ -133,6 +136,15 @@ def test_help_has_an_example(command, lowbit):
     code, out, _ = lowbit(*command, "--help")
     assert code == 0
     assert not command or "Example" in out
+
+
+def test_the_list_of_verbs_has_the_help_of_each(lowbit):
+    for verb in VERBS:
+        module = importlib.import_module(f"lowbit.cli.{_in_python(verb)}")
+        own = inspect.getdoc(getattr(module, _in_python(verb)))
+        assert _described(verb).__doc__ == own
+        first = " ".join(own.split("\n\n")[0].split())
+        assert first[:40] in " ".join(lowbit("--help")[1].split()), verb
 
 
 def test_python_dash_m_runs_it():

@@ -3,10 +3,11 @@
 What a verb needs takes seconds to import, so only the one that is asked for is.
 """
 
-import ast
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from inspect import cleandoc
 from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated
@@ -87,16 +88,13 @@ def main() -> None:
 
 def _described(verb: str) -> Callable[[], None]:
     """A verb that has its help only, read from its file."""
-    name = _in_python(verb)
 
     def nothing() -> None: ...
 
-    parsed = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
-    nothing.__doc__ = next(
-        ast.get_docstring(node)
-        for node in parsed.body
-        if isinstance(node, ast.FunctionDef) and node.name == name
-    )
+    source = Path(__file__).with_name(f"{_in_python(verb)}.py").read_text(encoding="utf-8")
+    found = re.search(rf'^def {_in_python(verb)}\(.*?"""(.*?)"""', source, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    nothing.__doc__ = cleandoc(found[1])
     return nothing
 
 
