@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--quick", action="store_true", help="without verbs that take seconds")
     parser.add_argument("--only", help="cases of this file alone")
     parser.add_argument("--out", type=Path, help="a line of JSON for each case")
     options = parser.parse_args()
@@ -30,11 +31,11 @@ def main() -> None:
 
     numbers = range(options.first, options.first + options.count)
     if options.only:
-        numbers = [n for n in numbers if case(n).target.name == options.only]
+        numbers = [n for n in numbers if case(n, options.quick).target.name == options.only]
     with tempfile.TemporaryDirectory() as folder:
         make_all(Path(folder))
         found = []
-        for one in campaign(Path(folder), numbers):
+        for one in campaign(Path(folder), numbers, options.quick):
             found.append(one)
             if options.out:
                 with options.out.open("a") as kept:
