@@ -14,6 +14,7 @@ struct BytePairs {
   using Ints = typename Vectors::Ints;
   using Codes = Words;
   static constexpr int64_t bytes_per_input = 1;
+  static constexpr bool any_bits = false;
 
   static constexpr int largest_pair = 2 * ((1 << bits) - 1) * 128;
   static constexpr int fitting = 0x7fff / largest_pair;
@@ -49,6 +50,7 @@ struct ShortPairs {
   using Words = typename Vectors::Words;
   using Ints = typename Vectors::Ints;
   static constexpr int64_t bytes_per_input = 2;
+  static constexpr bool any_bits = false;
 
   struct Codes {
     Words even, odd;

@@ -13,6 +13,7 @@ struct Isa : Vectors512 {
   struct FourProducts {
     using Codes = Words;
     static constexpr int64_t bytes_per_input = 1;
+    static constexpr bool any_bits = true;
 
     static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
       __builtin_memcpy(row + k, piece, n);
@@ -35,9 +36,12 @@ struct Isa : Vectors512 {
     }
 
     // The instruction can broadcast its operand from memory, which gcc 12 does not make of the
-    // intrinsic but as an instruction of its own.
+    // intrinsic but as an instruction of its own. The sum is copied, as gcc stores to memory after
+    // every instruction what an asm changes by reference.
     static void add(int, Codes codes, const Four* four, Words&, Ints& sum) {
-      asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*four));
+      Ints own = sum;
+      asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(own) : "v"(codes), "m"(*four));
+      sum = own;
     }
 
     static void add(int, Codes codes, Words four, Words&, Ints& sum) {

@@ -18,6 +18,7 @@
 //   struct Dot {
 //     using Codes = …;                           // a part of a step as it is multiplied
 //     static constexpr int64_t bytes_per_input;  // of an activation in this arrangement
+//     static constexpr bool any_bits;            // also multiplies codes of 8 bits
 //     // Puts the codes of one row, n inputs from k on, n a multiple of 32, at `row`.
 //     static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k);
 //     static Codes prepare(Words codes);
@@ -141,6 +142,28 @@ constexpr int together(int count) {
   return 1;
 }
 
+// Additions to one sum wait for each other. If Dot takes codes of any 8 bits, the steps whose codes
+// lie in the same bits of their bytes have a sum of their own, 2^kept times what it is worth, and
+// no code is shifted: as long as these are no more than half of the registers, for so many outputs.
+// As 8 bits of the most inputs do (packed_layout.py), they fit 32 bits.
+template <class Dot, int bits, int outputs>
+struct Sums {
+  static constexpr int width = bits == 3 ? 4 : bits;  // from a code to the next in a byte
+  static constexpr int most = width > 4 ? 2 : width == 1 ? 4 : 8 / width;
+  static constexpr int count = Dot::any_bits && most * outputs <= Isa::registers / 2 ? most : 1;
+  static constexpr bool in_place = count > 1 && width <= 4;
+
+  static constexpr int of_step(int s) { return (in_place ? s / width : s) % count; }
+  static constexpr int kept(int sum) { return in_place ? sum * width : 0; }
+
+  static Words total(const Ints (&sum)[count]) {
+    Ints all = sum[0];
+#pragma GCC unroll 4
+    for (int i = 1; i < count; ++i) all += sum[i] >> kept(i);
+    return reinterpret_cast<Words>(all);
+  }
+};
+
 // to = the sums of all groups of P panels for R rows of codes from `row` on.
 template <class Codes, int P, int R>
 void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t panel,
@@ -149,48 +172,65 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
   constexpr int terms = Codes::terms, at_once = together(terms);
   const PackedLayout& form = op.form;
   const int64_t groups = form.groups();
-  const int64_t block_bytes = form.block_bytes(), panel_bytes = form.panel_bytes();
+  const int64_t block_bytes = Codes::binary ? form.block_bytes() : Codes::bits * vector_bytes;
+  const int64_t panel_bytes = form.panel_bytes();
   using Dot = Isa::template Dot<Codes::bits>;
+  using Own = Sums<Dot, Codes::bits, at_once * P * R * parts>;
   const int64_t row_bytes = a.padded_inputs * Dot::bytes_per_input;
-  const uint8_t* block = op.codes + panel * panel_bytes;
+  const uint8_t* codes = op.codes + panel * panel_bytes;
   const int8_t* x = a.codes + row * row_bytes;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t blocks = PackedLayout::blocks_of(form.group_inputs(g));
-    Ints sum[terms][P][R][parts] = {};
-    for (int64_t b = 0; b < blocks; ++b, block += block_bytes) {
-      if constexpr (waits_for_weights(R)) {
-        for (int64_t at = 0; at < block_bytes; at += cache_line) {
-          __builtin_prefetch(block + ahead_bytes + at);
+    Words total[P][R][parts][terms];
+    for (int first = 0; first < terms; first += at_once) {
+      const uint8_t* block = codes + first * Codes::term_bytes;
+      const int8_t* inputs = x;
+      Ints sum[at_once][P][R][parts][Own::count] = {};
+      for (int64_t b = 0; b < blocks; ++b, block += block_bytes) {
+        if (waits_for_weights(R) && first == 0) {
+          for (int64_t at = 0; at < block_bytes; at += cache_line) {
+            __builtin_prefetch(block + ahead_bytes + at);
+          }
         }
-      }
-      for (int first = 0; first < terms; first += at_once) {
         Words pairs[at_once][P][R][parts] = {};
 #pragma GCC unroll Isa::unroll
         for (int s = 0; s < block_steps; ++s) {
-          typename Dot::Codes codes[at_once][P][parts];
+          const int own = Own::of_step(s);
+          typename Dot::Codes step[at_once][P][parts];
           for (int i = 0; i < at_once; ++i) {
             for (int q = 0; q < P; ++q) {
-              const uint8_t* at = block + (first + i) * Codes::term_bytes + q * panel_bytes;
+              const uint8_t* at = block + i * Codes::term_bytes + q * panel_bytes;
               for (int p = 0; p < parts; ++p) {
-                codes[i][q][p] = Dot::prepare(codes_of_step<Codes::bits>(at, s, p));
+                step[i][q][p] = Dot::prepare(codes_of_step<Codes::bits>(at, s, p, Own::kept(own)));
               }
             }
           }
           for (int r = 0; r < R; ++r) {
-            const int8_t* at = x + r * row_bytes + s * step_inputs * Dot::bytes_per_input;
+            const int8_t* at = inputs + r * row_bytes + s * step_inputs * Dot::bytes_per_input;
             const auto four = Dot::template four<at_once * P>(at);
             for (int i = 0; i < at_once; ++i) {
               for (int q = 0; q < P; ++q) {
                 for (int p = 0; p < parts; ++p) {
-                  Dot::add(s, codes[i][q][p], four, pairs[i][q][r][p], sum[first + i][q][r][p]);
+                  Dot::add(s, step[i][q][p], four, pairs[i][q][r][p], sum[i][q][r][p][own]);
                 }
               }
             }
           }
         }
+        inputs += block_inputs * Dot::bytes_per_input;
       }
-      x += block_inputs * Dot::bytes_per_input;
+      for (int i = 0; i < at_once; ++i) {
+        for (int q = 0; q < P; ++q) {
+          for (int r = 0; r < R; ++r) {
+            for (int p = 0; p < parts; ++p) {
+              total[q][r][p][first + i] = Own::total(sum[i][q][r][p]);
+            }
+          }
+        }
+      }
     }
+    codes += blocks * block_bytes;
+    x += blocks * block_inputs * Dot::bytes_per_input;
 #pragma GCC unroll 4
     for (int q = 0; q < P; ++q) {
 #pragma GCC unroll 4
@@ -198,10 +238,8 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
         const typename Codes::template Parameters<false> group(op, (panel + q) * groups + g, p);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          Words sums[terms];
-          for (int i = 0; i < terms; ++i) sums[i] = reinterpret_cast<Words>(sum[i][q][r][p]);
           const int64_t at = (row + r) * groups + g;
-          acc[q][r][p] += group.value(sums, a.scales[at], a.sums[at]);
+          acc[q][r][p] += group.value(total[q][r][p], a.scales[at], a.sums[at]);
         }
       }
     }

@@ -13,6 +13,7 @@ struct Isa : Vectors256 {
   struct FourProducts {
     using Codes = Words;
     static constexpr int64_t bytes_per_input = 1;
+    static constexpr bool any_bits = true;
 
     static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
       __builtin_memcpy(row + k, piece, n);

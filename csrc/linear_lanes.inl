@@ -27,25 +27,24 @@ Floats load_scales(const void* values, bool half, int64_t at) {
               : load<Floats>(static_cast<const float*>(values) + at);
 }
 
-// The codes of step s of a block, cut into `fields` (packed_layout.h), or of a single plane of it.
-// Inlined, so that s is a constant wherever steps are unrolled.
+// The codes of step s of a block, cut into `fields` (packed_layout.h), or of a single plane of it,
+// times 2^`kept`. Inlined, so that s is a constant wherever steps are unrolled.
 template <int bits>
-LOWBIT_INLINE Words codes_of_step(const uint8_t* block, int s, int part) {
+LOWBIT_INLINE Words codes_of_step(const uint8_t* block, int s, int part, int kept = 0) {
   constexpr Fields fields = fields_of(bits, false);
   block += part * sizeof(Words);
-  if constexpr (bits == 3 && parts == 2) {
-    // Steps j and j + 4 are put together at once, j in the low half of the bytes. AVX-512 combines
-    // masked fields in one instruction and takes them one by one sooner.
+  if constexpr (bits == 3 && parts <= 2) {
+    // Steps j and j + 4 are put together at once, j in the low half of the bytes.
     const int j = s % 4;
     const Words two = load<Words>(block + j % 2 * vector_bytes) >> j / 2 * 2 & 0x33333333u;
     const Words one = load<Words>(block + 2 * vector_bytes);
     const Words both = two | ((j <= 2 ? one << (2 - j) : one >> (j - 2)) & 0x44444444u);
-    return both >> s / 4 * 4 & 0x07070707u;
+    return both >> (s / 4 * 4 - kept) & 0x07070707u << kept;
   }
   Words codes{};
 #pragma GCC unroll 3
   for (int f = 0; f < fields.count; ++f) {
-    const int width = fields.field[f].width, shift = fields.field[f].shift;
+    const int width = fields.field[f].width, shift = fields.field[f].shift + kept;
     const Words four = load<Words>(block + s % width * vector_bytes);
     const int right = s / width * width - shift;
     if (width == 8) {

@@ -158,9 +158,12 @@ struct Tables {
   static constexpr const Product& product = decoded_product<Lookups<Codes>>;
 };
 
-// For all rows of a call.
+// For all rows of a call. With VNNI one or two rows are multiplied by planes as they lie, sooner
+// than these are put in order for lookups.
 auto loops(const Linear& op) {
-  return op.rows * op.digits <= Isa::few_rows ? choose<FewRows, Tables> : choose<Decoded, Tables>;
+  const int64_t rows = op.rows * op.digits;
+  if (Isa::Dot<1>::any_bits && rows <= 2) return choose<FewRows>;
+  return rows <= Isa::few_rows ? choose<FewRows, Tables> : choose<Decoded, Tables>;
 }
 
 const Product& by_itself(const Linear& op) { return loops(op)(op); }

@@ -238,12 +238,13 @@ class TestSums:
 
     @every_path
     def test_of_the_most_inputs_under_one_scale_do_not_overflow(self, path):
-        codes = np.full((17, MAX_GROUP), 255, np.uint8)
         ones, zeros = np.ones((17, 1), np.float32), np.zeros((17, 1), np.int64)
-        packed = Packed(affine(codes, ones, zeros, 8).q)
-        a = np.full((2, MAX_GROUP), 127)
-        wanted = np.full((2, 17), 127 * 255 * MAX_GROUP, np.float32)
-        assert np.array_equal(packed.times(a, "dynamic", path), wanted)
+        for bits, rows in product((2, 3, 4, 8), (1, 2)):
+            codes = np.full((17, MAX_GROUP), (1 << bits) - 1, np.uint8)
+            packed = Packed(affine(codes, ones, zeros, bits).q)
+            a = np.full((rows, MAX_GROUP), 127)
+            wanted = np.full((rows, 17), 127 * ((1 << bits) - 1) * MAX_GROUP, np.float32)
+            assert np.array_equal(packed.times(a, "dynamic", path), wanted), (bits, rows)
         # Three digits of -128 in all but one input, which makes the scale of all of them one.
         a[:] = -128 * (1 + 2**8 + 2**16)
         a[:, 0] = 2**29
