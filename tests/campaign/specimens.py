@@ -22,6 +22,7 @@ from lowbit.report.page import render_html, render_markdown
 from lowbit.solvers.resume import Journal, Solved
 from tests.campaign import documents, tensors
 from tests.folders import byte_tokenizer, save
+from tests.interop import foreign
 from tests.models import VOCABULARY, make, output
 from tests.small_tokenizers import words
 
@@ -126,6 +127,25 @@ def calibrated(folder, scratch):
     return [logits(load_model(out))]
 
 
+def import_it(folder, scratch):
+    out = scratch / "out"
+    command("import", folder, "-o", out, "-q")
+    return [logits(load_model(out))]
+
+
+def dequantize(folder, scratch):
+    out = scratch / "out"
+    command("dequantize", folder, "-o", out, "-q")
+    return [logits(load_model(out))]
+
+
+def export(folder, scratch):
+    out, back = scratch / "out", scratch / "back"
+    command("export", folder, "--to", "compressed-tensors", "-o", out, "-q")
+    command("import", out, "-o", back, "-q")
+    return [logits(load_model(back))]
+
+
 def perplexity(folder, scratch):
     data = folder.parent / "data" / "text.txt"
     return _scores("eval", folder, "--task", "perplexity", "--data", data, "--json")
@@ -197,7 +217,10 @@ INSPECT = Verb("inspect", inspect, slow=True)
 TABLE = Verb("inspect, as a table", inspect_table, slow=True)
 QUANTIZE = Verb("quantize", partial(quantize, "int4-all"), slow=True)
 EVAL = Verb("eval", perplexity, heavy=True)
-QUANTIZED = (LOAD, LOAD, FROM_PRETRAINED, INSPECT, TABLE, EVAL)
+DEQUANTIZE = Verb("dequantize", dequantize)
+QUANTIZED = (LOAD, LOAD, FROM_PRETRAINED, INSPECT, TABLE, DEQUANTIZE, EVAL)
+IMPORT = (Verb("import", import_it),)
+EXPORT = (Verb("export", export),)
 FLOAT = (LOAD, LOAD, QUANTIZE, QUANTIZE, EVAL)
 ENCODE = Verb("load_tokenizer", encode)
 
@@ -209,6 +232,12 @@ TARGETS = (
     Target("quantized config", "int4", "config.json", documents.JSON, QUANTIZED, 8, True),
     Target("static config", "static", "config.json", documents.JSON, QUANTIZED, 4, True),
     Target("stacked config", "stacked", "config.json", documents.JSON, QUANTIZED, 4, True),
+    Target("exported weights", "int8", "model.safetensors", tensors.KINDS, EXPORT, 3, True),
+    Target("exported config", "int8", "config.json", documents.JSON, EXPORT, 3, True),
+    Target("gptq weights", "gptq", "model.safetensors", tensors.KINDS, IMPORT, 4),
+    Target("gptq config", "gptq", "config.json", documents.JSON, IMPORT, 4),
+    Target("foreign weights", "compressed", "model.safetensors", tensors.KINDS, IMPORT, 4),
+    Target("foreign config", "compressed", "config.json", documents.JSON, IMPORT, 4),
     Target("float weights", "float", "model.safetensors", tensors.KINDS, FLOAT, 6),
     Target("float config", "float", "config.json", documents.JSON, FLOAT, 8),
     Target("index", "sharded", "model.safetensors.index.json", documents.JSON, FLOAT, 4),
@@ -296,6 +325,10 @@ def make_all(root: Path) -> None:
     byte_tokenizer().save_pretrained(root / "sharded")
     for name, chosen in (("int4", "int4-all"), ("bcq", "bcq2-all"), ("stacked", stacked())):
         lowbit.quantize_checkpoint(str(root / "float"), chosen, root / name, progress=False)
+    foreign.gptq(root / "gptq")
+    save("llama-untied", root / "llama")
+    lowbit.quantize_checkpoint(str(root / "llama"), "int8", root / "int8", progress=False)
+    lowbit.export_checkpoint(root / "int8", "compressed-tensors", root / "compressed")
     model = make("gpt2")
     ids = torch.arange(64).reshape(2, 32) % VOCABULARY
     lowbit.quantize(model, "int8-all-static", progress=False, calibration=ids)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     ConversionOps,
@@ -38,6 +38,17 @@ from lowbit.conversion.recipe import Recipe
 from lowbit.errors import InputError
 from lowbit.formats import QTensor
 from lowbit.progress import without_transformers_bars
+
+
+def dtype_of(config: PreTrainedConfig, tensors: Mapping[str, Any]) -> torch.dtype:
+    """What the float model computes in: as its config says, or as its first float tensor is.
+    Raises InputError for a dtype that is none of floats."""
+    told = config.dtype
+    if told is None:
+        return float_dtype(tensors)
+    if not isinstance(told, torch.dtype) or not told.is_floating_point:
+        raise InputError(f"config.json says dtype {told}, in which no model computes")
+    return told
 
 
 class QuantizedInFile:

@@ -19,7 +19,7 @@ from lowbit.conversion.experts import weight_at
 from lowbit.conversion.hf_quantizer import LowbitQuantizer
 from lowbit.conversion.module_weights import WeightName, Weights
 from lowbit.conversion.skeleton import build, stored_buffers
-from lowbit.conversion.streamed_load import float_dtype, names_in_model
+from lowbit.conversion.streamed_load import dtype_of, names_in_model
 from lowbit.errors import InputError
 from lowbit.formats import Layout, QTensor
 from lowbit.formats.validity import faults
@@ -81,9 +81,10 @@ def open_stored(model: str | Path) -> Iterator[StoredModel]:
     checkpoint = open_checkpoint(folder, config)
     del config.quantization_config
     with open_tensors(checkpoint.files) as tensors:
-        dtype = config.dtype or float_dtype(tensors)
+        dtype = dtype_of(config, tensors)
         float_model, packed = skeleton(checkpoint, dtype), skeleton(checkpoint, dtype)
-        build(packed, quantization, dtype)
+        with reading(folder / "config.json"):
+            build(packed, quantization, dtype)
         places = _places(packed, quantization, tensors)
         weights = {
             name: _weight(name, float_model, packed, places, quantization.modules[name])

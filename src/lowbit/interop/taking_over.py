@@ -23,7 +23,7 @@ from lowbit.conversion.module_weights import WeightName
 from lowbit.conversion.plan import Plan, Quantize, check_static, make_plan
 from lowbit.conversion.quantized_folder import QuantizedFolder
 from lowbit.conversion.recipe import KEEP, Recipe, Rule
-from lowbit.conversion.streamed_load import float_dtype, names_in_model, read_all
+from lowbit.conversion.streamed_load import dtype_of, names_in_model, read_all
 from lowbit.errors import InputError
 from lowbit.formats import AffineLayout
 from lowbit.interop.door import ForeignWeight, Reader, Source
@@ -54,11 +54,12 @@ def import_checkpoint(
     check_output(output, overwrite, path)
     with reader.open(path, recipe is not None) as source:
         config = source.checkpoint.config
-        dtype = config.dtype or float_dtype(source.floats)
+        dtype = dtype_of(config, source.floats)
         config.dtype = dtype
         model = skeleton(source.checkpoint, dtype)
         config.architectures = [type(model).__name__]
-        plan = _plan(model, source, name, recipe)
+        with reading(path):
+            plan = _plan(model, source, name, recipe)
         before = footprint(model)
         with staged(output) as folder:
             sink = QuantizedFolder(folder, model, plan, max_shard_bytes)
