@@ -149,13 +149,15 @@ struct ExpertsPath {
 
   void operator()(const Layer& layer, bool gated, int64_t experts, int64_t stride, uintptr_t x,
                   uintptr_t ids, int64_t rows, int64_t slots, uintptr_t codes, uintptr_t bias,
-                  uintptr_t y, int digits) const {
+                  uintptr_t y, int digits, uintptr_t weights, bool bfloat16_weights) const {
     run({.layer = layer.linear(x, codes, bias, y, rows, digits),
          .experts = experts,
          .stride = stride,
          .ids = pointer<const int64_t>(ids),
          .slots = slots,
-         .gated = gated});
+         .gated = gated,
+         .weights = pointer<const void>(weights),
+         .bfloat16_weights = bfloat16_weights});
   }
 };
 
@@ -409,5 +411,5 @@ NB_MODULE(_native, m) {
       .def(nb::init<std::string_view, bool>(), "name"_a, "fma"_a)
       .def("__call__", &ExpertsPath::operator(), "layer"_a, "gated"_a, "experts"_a, "stride"_a,
            "x"_a, "ids"_a, "rows"_a, "slots"_a, "codes"_a, "bias"_a, "y"_a, "digits"_a,
-           without_gil);
+           "weights"_a = 0, "bfloat16_weights"_a = false, without_gil);
 }

@@ -6,6 +6,10 @@
 //
 //   y[t, s] = f(W'[e] x[t] + bias'[e]) (W"[e] x[t] + bias"[e])
 //
+// or, with `weights`, for which x has a row for each slot, summed in the order of the slots:
+//
+//   y[t] = sum_s weights[t, s] (W[e] x[t, s] + bias[e])
+//
 // All experts have one form; the packed weight of each (linear.h) is `stride` bytes after that of
 // the one before. An id that equals the number of experts chooses none: its result is 0. What a
 // linear layer computes for a token does not depend on the tokens beside it, so these results do
@@ -26,6 +30,11 @@ struct Experts {
   const int64_t* ids;  // [rows, slots]
   int64_t slots;
   bool gated;  // half of the outputs are whole panels
+  // [rows, slots], or null; float32 or, if `bfloat16_weights`, that. Then x is [rows, slots,
+  // inputs] and y [rows, outputs]. Sums are float32; where x and weights are bfloat16, each product
+  // is rounded to that first.
+  const void* weights = nullptr;
+  bool bfloat16_weights = false;
 };
 
 namespace scalar {

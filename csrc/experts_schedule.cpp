@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "experts_sum.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "wait_for.h"
@@ -23,9 +24,11 @@ constexpr int64_t scratch_bytes = 1 << 24;   // for the activations of all group
 constexpr int64_t rows_per_quantize = 8;     // of one group
 constexpr int64_t bytes_per_task = 1 << 16;  // of weights times rows: a task outlasts its start
 constexpr int64_t most_task_panels = 64;
-constexpr int64_t ns_per_thread = 8000;      // less than this is done sooner by one thread alone
-constexpr int64_t inputs_per_ns = 4;         // quantized by one core
-constexpr int64_t weight_bytes_per_ns = 20;  // one core, from the outer caches
+constexpr int64_t strip_bytes = 1 << 20;       // of results that a thread sums at a time
+constexpr int64_t few_result_bytes = 1 << 18;  // of all results: summed when all are there
+constexpr int64_t ns_per_thread = 8000;        // less than this is done sooner by one thread alone
+constexpr int64_t inputs_per_ns = 4;           // quantized by one core
+constexpr int64_t weight_bytes_per_ns = 20;    // one core, from the outer caches
 constexpr int64_t cache_line = 64;
 
 // Bytes of one number of x and y.
@@ -76,9 +79,16 @@ struct Quantize {
   int64_t group, first;
 };
 
+// The pairs sorted by expert, those of one in order; ends[e] is where those of expert e end.
+struct Sorted {
+  std::vector<int64_t> pairs, ends;
+};
+
 class Round {
  public:
-  Round(const Experts& op, std::vector<Group>& groups) : op_(op), groups_(groups) {
+  // `sum`, if given, is what the pairs of `op` are summed to.
+  Round(const Experts& op, const Sorted& sorted, std::vector<Group>& groups, const Experts* sum)
+      : op_(op), sorted_(sorted), groups_(groups), sum_(sum) {
     int64_t bytes = 0;
     for (const Group& group : groups_) bytes += group.activation_bytes();
     auto* memory = static_cast<char*>(call_scratch(bytes));
@@ -98,6 +108,7 @@ class Round {
       tasks_ += group.tasks;
       ns_ += group.ns();
     }
+    if (sum_) cut_into_strips();
     taken_ = std::vector<std::atomic<bool>>(tasks_);
   }
 
@@ -132,6 +143,17 @@ class Round {
     }
   }
 
+  // A task is some panels of all groups. Their results stay in the cache until they are summed.
+  void cut_into_strips() {
+    const auto pairs = static_cast<int64_t>(sorted_.pairs.size());
+    const int64_t wanted = strip_bytes / (pairs * panel_rows * item(op_.layer));
+    const int64_t at_once = groups_.empty() ? 1 : groups_[0].product->panels;
+    strip_panels_ = padded(std::clamp<int64_t>(wanted, 1, most_task_panels), at_once);
+    tasks_ = divided(op_.layer.form.panels(), strip_panels_);
+    places_.resize(pairs);
+    for (int64_t i = 0; i < pairs; ++i) places_[sorted_.pairs[i]] = i;
+  }
+
   // Rows of a group are not beside each other in x: each is given as if it were at its place.
   void quantize(const Quantize& task) const {
     const Group& group = groups_[task.group];
@@ -146,6 +168,7 @@ class Round {
   }
 
   void multiply(int64_t number) const {
+    if (sum_) return multiply_and_sum(number * strip_panels_);
     const Group* group = groups_.data();
     for (; number >= group->tasks; ++group) number -= group->tasks;
     const int64_t panels = group->op.form.panels() / (op_.gated ? 2 : 1);
@@ -205,6 +228,24 @@ class Round {
     }
   }
 
+  void multiply_and_sum(int64_t first) const {
+    const PackedLayout& form = op_.layer.form;
+    const int64_t last = std::min(form.panels(), first + strip_panels_),
+                  output = first * panel_rows;
+    const int64_t width = std::min(form.outputs, last * panel_rows) - output;
+    const int64_t bytes = width * item(op_.layer), pairs = places_.size();
+    auto* strip = static_cast<char*>(strip_scratch(pairs * bytes));
+    int64_t row = 0;
+    for (const Group& group : groups_) {
+      Linear part = panels_of(group.op, first, last);
+      part.y = strip + row * bytes;
+      group.product->multiply(part, group.a, 0, part.rows, 0, last - first);
+      row += part.rows;
+    }
+    std::memset(strip + row * bytes, 0, (pairs - row) * bytes);  // of those that chose none
+    sum_slots(*sum_, strip, bytes, places_.data(), output, width);
+  }
+
   static void product(const float* a, const float* b, int64_t n, float* to) {
     for (int64_t i = 0; i < n; ++i) to[i] = a[i] * b[i];
   }
@@ -222,17 +263,16 @@ class Round {
   }
 
   const Experts& op_;
+  const Sorted& sorted_;
   std::vector<Group>& groups_;
+  const Experts* const sum_;
+  int64_t strip_panels_ = 0;     // if there is a sum
+  std::vector<int64_t> places_;  // then that of each pair among the sorted
   std::vector<Quantize> quantizes_;
   std::vector<std::atomic<bool>> taken_;
   int64_t tasks_ = 0, ns_ = 0;
   std::atomic<int64_t> next_ = 0, quantized_ = 0;
   std::atomic<bool> out_of_memory_ = false;
-};
-
-// The pairs sorted by expert, those of one in order; ends[e] is where those of expert e end.
-struct Sorted {
-  std::vector<int64_t> pairs, ends;
 };
 
 Sorted sorted(const Experts& op) {
@@ -268,19 +308,19 @@ Group group_of(const Experts& op, const Linear& layer, const Product& product,
   return group;
 }
 
-}  // namespace
-
-void run_experts(const Experts& op, const Product& (*choose)(const Linear&)) {
+// y of all pairs, or `sum` alone, if it is given.
+void run_pairs(const Experts& op, const Product& (*choose)(const Linear&), const Experts* sum) {
   const Sorted all = sorted(op);
   const int64_t outputs = op.layer.form.outputs;
   const int64_t result_bytes = (op.gated ? outputs / 2 : outputs) * item(op.layer);
-  for (int64_t i = op.experts ? all.ends[op.experts - 1] : 0; i < all.ends[op.experts]; ++i) {
+  const int64_t none = op.experts ? all.ends[op.experts - 1] : 0;
+  for (int64_t i = none; !sum && i < all.ends[op.experts]; ++i) {
     std::memset(static_cast<char*>(op.layer.y) + all.pairs[i] * result_bytes, 0, result_bytes);
   }
   std::vector<Group> groups;
   int64_t bytes = 0;
   const auto flush = [&] {
-    if (!groups.empty()) Round(op, groups).run();
+    if (sum || !groups.empty()) Round(op, all, groups, sum).run();
     groups.clear();
     bytes = 0;
   };
@@ -305,10 +345,49 @@ void run_experts(const Experts& op, const Product& (*choose)(const Linear&)) {
       layer.rows = std::min(chunk, count - row);
       groups.push_back(group_of(op, layer, product, &all.pairs[first + row]));
       bytes += groups.back().activation_bytes();
-      if (bytes > scratch_bytes) flush();
+      if (bytes > scratch_bytes && !sum) flush();
     }
   }
   flush();
+}
+
+// Tokens whose activations one round holds.
+int64_t summed_at_once(const Experts& op, const Product& (*choose)(const Linear&)) {
+  Linear layer = op.layer;
+  layer.rows *= op.slots;
+  const Product& product = choose(layer);
+  const int64_t row_bytes = padded_inputs(layer.form, product) * product.bytes_per_input;
+  return std::max<int64_t>(1, scratch_bytes / (row_bytes * layer.digits * op.slots + 1));
+}
+
+void run_sum(const Experts& op, const Product& (*choose)(const Linear&)) {
+  Experts pairs = op;
+  pairs.layer.rows *= op.slots;
+  pairs.slots = 1;
+  pairs.weights = nullptr;
+  const int64_t outputs = op.layer.form.outputs, bytes = outputs * item(op.layer);
+  if (pairs.layer.rows * bytes > few_result_bytes) return run_pairs(pairs, choose, &op);
+  auto* results = static_cast<char*>(result_scratch(pairs.layer.rows * bytes));
+  pairs.layer.y = results;
+  run_pairs(pairs, choose, nullptr);
+  sum_slots(op, results, bytes, nullptr, 0, outputs);
+}
+
+}  // namespace
+
+void run_experts(const Experts& op, const Product& (*choose)(const Linear&)) {
+  if (!op.weights) return run_pairs(op, choose, nullptr);
+  const int64_t at_once = summed_at_once(op, choose), bytes = item(op.layer);
+  for (int64_t first = 0; first < op.layer.rows; first += at_once) {
+    Experts part = op;
+    const int64_t pair = first * op.slots;
+    part.layer.rows = std::min(at_once, op.layer.rows - first);
+    part.layer.x = behind(op.layer.x, pair * op.layer.form.inputs * bytes);
+    part.layer.y = static_cast<char*>(op.layer.y) + first * op.layer.form.outputs * bytes;
+    part.ids += pair;
+    part.weights = behind(op.weights, pair * (op.bfloat16_weights ? 2 : 4));
+    run_sum(part, choose);
+  }
 }
 
 }  // namespace lowbit

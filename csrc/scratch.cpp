@@ -31,7 +31,7 @@ class Scratch {
   int64_t size_ = 0;
 };
 
-thread_local Scratch of_call, of_task, of_strip;
+thread_local Scratch of_call, of_task, of_strip, of_results;
 
 }  // namespace
 
@@ -40,5 +40,7 @@ void* call_scratch(int64_t bytes) { return of_call.at_least(bytes); }
 void* task_scratch(int64_t bytes) { return of_task.at_least(bytes); }
 
 void* strip_scratch(int64_t bytes) { return of_strip.at_least(bytes); }
+
+void* result_scratch(int64_t bytes) { return of_results.at_least(bytes); }
 
 }  // namespace lowbit

@@ -97,6 +97,49 @@ void check_once(int64_t experts, int64_t tokens, int64_t slots, bool gated) {
   }
 }
 
+// Of rows for each slot, with `weights`: what the rows give, weighted and added in order.
+void check_sum(int64_t experts, int64_t tokens, int64_t slots, int64_t outputs, int64_t inputs) {
+  const int64_t pairs = tokens * slots;
+  const Weights weights(experts, outputs, inputs, 1 + below(inputs), 4);
+  std::vector<float> x(pairs * inputs), bias(experts * outputs), slot_weights(pairs);
+  for (float& v : x) v = normal();
+  for (float& v : bias) v = normal();
+  for (float& v : slot_weights) v = normal();
+  std::vector<int64_t> ids(pairs);
+  for (auto& id : ids) id = below(experts + 1);
+  std::vector<float> wanted(tokens * outputs, 0.0f), y(wanted.size());
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    if (ids[pair] == experts) continue;
+    std::vector<float> own(outputs);
+    Linear one = weights.layer(ids[pair], 1);
+    one.x = &x[pair * inputs];
+    one.bias = &bias[ids[pair] * outputs];
+    one.rows = 1;
+    one.y = own.data();
+    lowbit::scalar::linear(&one, 1);
+    for (int64_t i = 0; i < outputs; ++i) {
+      wanted[pair / slots * outputs + i] += own[i] * slot_weights[pair];
+    }
+  }
+  Experts op{.layer = weights.layer(0, 1),
+             .experts = experts,
+             .stride = weights.stride,
+             .ids = ids.data(),
+             .slots = slots,
+             .gated = false,
+             .weights = slot_weights.data()};
+  op.layer.x = x.data();
+  op.layer.bias = bias.data();
+  op.layer.rows = tokens;
+  op.layer.y = y.data();
+  for (const auto& path : lowbit::experts_paths) {
+    if (!lowbit::has_feature(path.feature)) continue;
+    for (float& v : y) v = NAN;
+    path.run(op);
+    CHECK(y.empty() || std::memcmp(y.data(), wanted.data(), y.size() * sizeof(float)) == 0);
+  }
+}
+
 void check_refused(int64_t id) {
   const Weights weights(3, 16, 8, 8, 4);
   std::vector<float> x(8), y(16);
@@ -123,6 +166,11 @@ void check_refused(int64_t id) {
 void test_experts() {
   for (int i = 0; i < 60; ++i) check_once(1 + below(6), below(40), 1 + below(4), i % 2 == 1);
   check_once(2, 300, 1, true);
+  for (int i = 0; i < 20; ++i) {
+    check_sum(1 + below(6), below(12), 1 + below(9), 1 + below(90), 1 + below(100));
+  }
+  check_sum(3, 400, 3, 100, 50);   // more than are summed when all are there
+  check_sum(2, 2500, 4, 3, 2000);  // and more than one round holds
   check_refused(-1);
   check_refused(4);
 }

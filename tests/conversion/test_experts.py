@@ -189,6 +189,23 @@ def test_a_tokens_result_does_not_depend_on_the_tokens_beside_it(holder):
     assert torch.equal(together, torch.cat(alone))
 
 
+@native
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_are_summed_in_the_order_of_the_slots(dtype, weights):
+    holder = Holder("gate and up concatenated")
+    model = quantized(holder, RECIPES["int3-dynamic"]).to(dtype)
+    x, ids, shares = call(1000)
+    x, shares = x.to(dtype), shares.to(weights)
+    with torch.no_grad():
+        got = model(x, ids, shares)
+        wanted = torch.zeros(1000, SIZE)
+        for slot in range(ids.shape[1]):
+            one = model(x, ids[:, slot : slot + 1], torch.ones(1000, 1, dtype=dtype))
+            wanted += (one * shares[:, slot : slot + 1]).float()
+    assert got.dtype == dtype and torch.equal(got, wanted.to(dtype))
+
+
 def test_the_stored_weights_are_those_of_each_expert(holder):
     model = quantized(holder, "int8")
     scheme = PRESETS["int8"].rules[-1].scheme

@@ -115,5 +115,4 @@ def test_negative_and_zero_scales_are_said_exactly(bits):
         codes = pack(torch.from_numpy(q.astype(np.uint8)), bits)
         found = held.hold(codes, 80)
         assert found.layout == held.layout
-        assert (found.scale > 0).all()
         np.testing.assert_array_equal(decode(found).numpy(), expected)

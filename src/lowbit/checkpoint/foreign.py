@@ -1,7 +1,7 @@
 """Models that other programs quantized: what each is, told from its config or from its tensors.
 
-lowbit reads float models and those that it wrote. A folder of another quantizer is refused in one
-sentence that says whose it is, whatever was to be done with it.
+lowbit runs float models and those that it wrote. A folder of another quantizer is refused in one
+sentence that says whose it is, whatever was to be done with it, but to import it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -57,6 +57,10 @@ FILES = {
     ".mlmodelc": "Core ML",
     ".tflite": "TensorFlow Lite",
 }
+# Those whose codes `lowbit import` takes over (interop/doors.py), by quant_method and by file.
+IMPORTED = ("auto-round", "awq", "bitsandbytes", "compressed-tensors", "gptq", "torchao")
+IMPORTED_FILES = ("quantize_config.json", "quant_config.json")
+IMPORT = "take it over with `lowbit import`, or quantize the float model that it was made from"
 ADVICE = (
     "lowbit reads float models in safetensors and models that it quantized itself: quantize the"
     " float model that this one was made from"
@@ -75,7 +79,8 @@ def check_config(folder: Path, stored: Mapping[str, Any]) -> None:
         method = "bitsandbytes"
     if method != METHOD:
         library = LIBRARIES.get(str(method))
-        _refuse(folder, str(method) + (f", by {library}" if library else ""))
+        advice = IMPORT if method in IMPORTED else ADVICE
+        _refuse(folder, str(method) + (f", by {library}" if library else ""), advice)
 
 
 def check_tensors(folder: Path, names: Iterable[str]) -> None:
@@ -88,13 +93,14 @@ def check_tensors(folder: Path, names: Iterable[str]) -> None:
 
 
 def written_by(folder: Path) -> str | None:
-    """Which other program wrote the files of a folder without safetensors, as a remark."""
+    """Which other program wrote the files of a folder without safetensors, and what to do."""
     for file in sorted(folder.iterdir()):
         library = FILES.get(file.name) or FILES.get(file.suffix)
         if library is not None:
-            return f"{file.name} is a file of {library}"
+            advice = IMPORT if {file.name, file.suffix} & set(IMPORTED_FILES) else ADVICE
+            return f"{file.name} is a file of {library}; {advice}"
     return None
 
 
-def _refuse(folder: Path, told: str) -> None:
-    raise InputError(f"{folder} is already quantized ({told}); {ADVICE}")
+def _refuse(folder: Path, told: str, advice: str = ADVICE) -> None:
+    raise InputError(f"{folder} is already quantized ({told}); {advice}")

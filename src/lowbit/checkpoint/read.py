@@ -170,7 +170,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise InputError(f"{folder} lacks {len(absent)} of {len(names)} shards: {absent[0]}")
         return [folder / name for name in names]
     if (told := foreign.written_by(folder)) is not None:
-        raise InputError(f"{folder} has no {SINGLE}: {told}; {foreign.ADVICE}")
+        raise InputError(f"{folder} has no {SINGLE}: {told}")
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickles:
         raise InputError(

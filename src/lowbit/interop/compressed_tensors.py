@@ -18,7 +18,7 @@ library's `PackedQuantizationCompressor`.
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -155,6 +155,8 @@ class Weight:
     """One weight [out, in]; a subclass says where its codes are. Raises InputError where its
     tensors do not go together."""
 
+    scale_name: ClassVar[str] = "weight_scale"
+
     def __init__(self, module: Module, group: Group) -> None:
         self.module, self.group = module, group
         if "weight_g_idx" in module:
@@ -178,13 +180,13 @@ class Weight:
 
     def parameters(self) -> AffineParameters:
         module, group = self.module, self.group
-        stored = module.shape("weight_scale")
+        stored = module.shape(self.scale_name)
         if torch.Size(stored).numel() != self.units[0] * self.units[1]:
             raise InputError(
-                f"{module.name}.weight_scale has the shape {list(stored)}; a weight"
+                f"{module.name}.{self.scale_name} has the shape {list(stored)}; a weight"
                 f" {list(self.shape)} by {group.granularity} has {list(self.units)}"
             )
-        scale = module.read("weight_scale", stored, *FLOATS).reshape(self.units)
+        scale = module.read(self.scale_name, stored, *FLOATS).reshape(self.units)
         zero_point = None if group.symmetric else self.zero_points()
         return AffineParameters.of(scale, zero_point, group.bits, group.granularity)
 
@@ -224,29 +226,30 @@ class PackedWeight(Weight):
 class PlainWeight(Weight):
     """Of a form with one code a byte."""
 
+    codes_name: ClassVar[str] = "weight"
+    zeros_name: ClassVar[str] = "weight_zero_point"
+
     def found_shape(self) -> tuple[int, int]:
-        return self.module.matrix("weight")
+        return self.module.matrix(self.codes_name)
 
     def codes(self) -> Tensor:
-        stored = self.module.read("weight", self.shape, torch.int8)
+        stored = self.module.read(self.codes_name, self.shape, torch.int8)
         return pack(self._unsigned(stored), self.group.bits)
 
     def zero_points(self) -> Tensor:
-        shape = self.module.shape("weight_zero_point")
+        shape = self.module.shape(self.zeros_name)
         if torch.Size(shape).numel() != self.units[0] * self.units[1]:
-            raise InputError(f"{self.module.name}.weight_zero_point has the shape {list(shape)}")
-        return self._unsigned(self.module.read("weight_zero_point", shape, torch.int8)).reshape(
-            self.units
-        )
+            raise InputError(f"{self.module.name}.{self.zeros_name} has the shape {list(shape)}")
+        stored = self.module.read(self.zeros_name, shape, torch.int8)
+        return self._unsigned(stored).reshape(self.units)
 
     def _unsigned(self, stored: Tensor) -> Tensor:
         """Codes from 0 on. Raises InputError for one that has more bits."""
         half = 1 << (self.group.bits - 1)
-        low, high = torch.aminmax(stored)
+        low, high = (int(end) for end in torch.aminmax(stored))
         if low < -half or high >= half:
             raise InputError(
-                f"{self.module.name} holds codes {int(low)} … {int(high)}, outside"
-                f" {-half} … {half - 1}"
+                f"{self.module.name} holds codes {low} … {high}, outside {-half} … {half - 1}"
             )
         return (stored.to(torch.int16) + half).to(torch.uint8)
 

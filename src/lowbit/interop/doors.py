@@ -1,11 +1,21 @@
 """The table of doors: formats of other projects, by the name that `--to` takes."""
 
-from lowbit.interop import awq, compressed_tensors, gguf, gptq
+from lowbit.interop import (
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    compressed_tensors_out,
+    gguf,
+    gptq,
+    torchao,
+)
 from lowbit.interop.door import Door
 
 DOORS: dict[str, Door] = {
     "gguf": Door(gguf.READER, gguf.WRITER),
     "gptq": Door(gptq.READER),
     "awq": Door(awq.READER),
-    "compressed-tensors": Door(compressed_tensors.READER),
+    "compressed-tensors": Door(compressed_tensors.READER, compressed_tensors_out.WRITER),
+    "torchao": Door(torchao.READER),
+    "bitsandbytes": Door(bitsandbytes.READER),
 }

@@ -146,12 +146,11 @@ def _rules(model: PreTrainedModel, weights: Mapping[str, ForeignWeight]) -> tupl
 
 
 def _scheme(layout: AffineLayout) -> Scheme:
-    """The scheme whose layout that is, or the one that comes nearest to it: what a recipe, which is
-    for people, calls it. What is stored is the layout itself."""
+    """What a recipe, which is for people, calls it: the scheme of these bits and groups. The layout
+    says the rest."""
+    shifted = layout.zero_point or layout.offset
     dtype = str(layout.scale_dtype).removeprefix("torch.")
-    made = [s(layout.bits, layout.granularity, scale_dtype=dtype) for s in (Absmax, ZeroPoint)]
-    near = made[1] if layout.offset else made[0]
-    return next((scheme for scheme in made if scheme.layout(1) == layout), near)
+    return (ZeroPoint if shifted else Absmax)(layout.bits, layout.granularity, scale_dtype=dtype)
 
 
 def _notes(source: Source, plan: Plan) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ it had a parameter it has a QuantExperts, which code that reads the parameter ca
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,20 +58,38 @@ class QuantExperts(QuantModule):
         # transformers initializes what no checkpoint held, and this is none of it.
         self._is_hf_initialized = True
 
-    def forward(self, x: Tensor, ids: Tensor, bias: Tensor | None, gate: str = IDENTITY) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        bias: Tensor | None,
+        gate: str = IDENTITY,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """x [tokens, in] by the experts ids [tokens, slots] -> [tokens, slots, out].
 
         gate: a nonlinearity that `takes_gate` allows; half as many numbers come out, f(first half)
         times the other.
+        weights: [tokens, slots]; x is then [tokens · slots, in], a row for each slot. The slots'
+        results, times these, are summed in order: [tokens, out].
         """
-        if has_torch_function((x, ids)):  # whoever watches calls sees one
-            return handle_torch_function(QuantExperts.forward, (x, ids), self, x, ids, bias, gate)
+        if has_torch_function((x, ids)):  # TorchFunctionModes see one call
+            return handle_torch_function(
+                QuantExperts.forward, (x, ids), self, x, ids, bias, gate, weights
+            )
         packed, product = self._packed_call()
         if packed is None or product is None:
             q = self.weight_in_use
             assert isinstance(q, ExpertsTensor)
-            return ops.experts_linear(x, ids, q, bias, self.activations)
-        return ops.experts_linear_packed(x, ids, packed.bytes, bias, product, gate)
+            linear = partial(ops.experts_linear, q=q, bias=bias, activations=self.activations)
+        else:
+            if weights is not None and product.sums(x, weights) and not _seen(x, bias, weights):
+                return product(x, ids, packed.bytes, bias, weights=weights)
+            call = ops.experts_linear_packed
+            linear = partial(call, packed=packed.bytes, bias=bias, product=product, gate=gate)
+        if weights is None:
+            return linear(x, ids)
+        return weighted_sum(linear(x, ids.reshape(-1, 1)).flatten(0, 1), weights)
 
     def takes_gate(self, gate: str, x: Tensor, bias: Tensor | None) -> bool:
         """Whether the product can apply such a gate in a call with x."""
@@ -174,19 +193,29 @@ def experts_forward(
     if module.has_bias:
         name = "gate_up_proj_bias" if module.has_gate else "up_proj_bias"
         biases = getattr(module, name), module.down_proj_bias
-    tokens, slots = ids.shape
-    up.slots = down.slots = slots
+    up.slots = down.slots = ids.shape[1]
     gate = known_gate(module, up.out_features // 2) if module.has_gate else IDENTITY
     if up.takes_gate(gate, hidden_states, biases[0]):
         x = up(hidden_states, ids, biases[0], gate).flatten(0, 1)
     else:
         x = up(hidden_states, ids, biases[0]).flatten(0, 1)
         x = module._apply_gate(x) if module.has_gate else module.act_fn(x)  # type: ignore[operator]
-    x = down(x, ids.reshape(-1, 1), biases[1]).flatten(0, 1)
     if module.has_post_expert_norm:
-        x = module.post_expert_norm(x)  # type: ignore[operator]
-    weighted = x * top_k_weights.reshape(-1, 1)
-    return weighted.unflatten(0, (tokens, slots)).sum(1).to(hidden_states.dtype)
+        x = down(x, ids.reshape(-1, 1), biases[1]).flatten(0, 1)
+        x = weighted_sum(module.post_expert_norm(x), top_k_weights)  # type: ignore[operator]
+    else:
+        x = down(x, ids, biases[1], weights=top_k_weights)
+    return x.to(hidden_states.dtype)
+
+
+def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
+    """x [tokens · slots, size] times weights [tokens, slots], summed over the slots."""
+    return (x * weights.reshape(-1, 1)).unflatten(0, weights.shape).sum(1)
+
+
+def _seen(x: Tensor, bias: Tensor | None, weights: Tensor) -> bool:
+    """Whether autograd, a compiler or a tracer must see the call."""
+    return ops.dispatched(x, bias) or ops.dispatched(weights, None)
 
 
 def projections(module: nn.Module) -> tuple[QuantExperts | None, QuantExperts | None]:

@@ -20,6 +20,7 @@ from lowbit.kernels.packed_layout import PANEL_ROWS
 from lowbit.kernels.selection import Kernel
 
 IDENTITY = "identity"
+SUMMED = frozenset((torch.float32, torch.bfloat16))
 
 
 class ExpertsProduct:
@@ -50,6 +51,10 @@ class ExpertsProduct:
         """Whether it can apply such a gate: halves of the outputs must be whole panels."""
         return nonlinearity != IDENTITY and self.form.rows % (2 * PANEL_ROWS) == 0
 
+    def sums(self, x: Tensor, weights: Tensor) -> bool:
+        """Whether it can sum in numbers of these types."""
+        return x.dtype in SUMMED and weights.dtype in SUMMED
+
     def _layer(self, *how: Any) -> Any:
         """What native code knows of each expert: found once for a gate and the dtypes."""
         assert module is not None
@@ -70,12 +75,15 @@ class ExpertsProduct:
         packed: UInt8[Tensor, " bytes"],
         bias: Float[Tensor, "experts out"] | None,
         gate: str = IDENTITY,
-    ) -> Float[Tensor, "tokens slots _out"]:
+        weights: Float[Tensor, "tokens slots"] | None = None,
+    ) -> Float[Tensor, "tokens slots _out"] | Float[Tensor, "tokens out"]:
         """x by the experts chosen for each token, in x's dtype; 0 where none is chosen. Raises
         RowError for ids that no expert has.
 
         gate: another nonlinearity than "identity" is applied to the upper half of the outputs, and
         multiplied by the lower half: half as many come out. `gates` must allow it.
+        weights: x is [tokens · slots, in], a row for each slot; a token's results, times these, are
+        summed in the order of the slots. There is no gate then.
         """
         form, dtype = self.form, x.dtype
         half = dtype is torch.bfloat16
@@ -85,7 +93,14 @@ class ExpertsProduct:
             bias = (bias.float() if wide else bias).contiguous()
         ids = ids.contiguous()
         gated = gate != IDENTITY
-        y = x.new_empty(*ids.shape, form.rows // 2 if gated else form.rows)
+        if weights is None:
+            y = x.new_empty(*ids.shape, form.rows // 2 if gated else form.rows)
+            summed: tuple[Any, ...] = ()
+        else:
+            half_weights = weights.dtype is torch.bfloat16
+            weights = (weights if half_weights else weights.float()).contiguous()
+            y = x.new_empty(len(ids), form.rows)
+            summed = weights.data_ptr(), half_weights
         half_bias = half and bias is not None and bias.dtype is torch.bfloat16
         call = (
             self._layer(gate, half, half_bias),
@@ -100,6 +115,7 @@ class ExpertsProduct:
             0 if bias is None else bias.data_ptr(),
             y.data_ptr(),
             self._digits,
+            *summed,
         )
         try:
             self._path(*call)
