@@ -59,7 +59,7 @@ FILES = {
 }
 # Those whose codes `lowbit import` takes over (interop/doors.py), by quant_method and by file.
 IMPORTED = ("auto-round", "awq", "bitsandbytes", "compressed-tensors", "gptq", "torchao")
-IMPORTED_FILES = ("quantize_config.json", "quant_config.json")
+IMPORTED_FILES = ("quantize_config.json", "quant_config.json", ".gguf")
 IMPORT = "take it over with `lowbit import`, or quantize the float model that it was made from"
 ADVICE = (
     "lowbit reads float models in safetensors and models that it quantized itself: quantize the"

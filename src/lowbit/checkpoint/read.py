@@ -41,7 +41,9 @@ def find(model: str | Path) -> Path:
     if folder.exists():
         known = foreign.FILES.get(folder.suffix)
         told = f"{model} is a file" + (f" of {known}" if known else "")
-        raise InputError(f"{told}; a model is a folder with config.json and safetensors")
+        importable = folder.suffix in foreign.IMPORTED_FILES
+        remedy = "; `lowbit import` makes one of it" if importable else ""
+        raise InputError(f"{told}; a model is a folder with config.json and safetensors{remedy}")
     if model.count("/") > 1 or model.startswith((".", "/", "~")):
         raise InputError(f"there is no folder {model}")
     try:
