@@ -1,20 +1,36 @@
 // The C++ tests: each op over random shapes on every path that this processor has. Inputs and
 // outputs are exact heap allocations, so that AddressSanitizer sees a single element too far.
+//
+//     lowbit_csrc_tests [THREADS]     all of them in so many threads at once, for ThreadSanitizer
 
 #include <cstdio>
+#include <cstdlib>
+#include <thread>
+#include <vector>
 
 #include "cpu.h"
 #include "tests/check.h"
 
-int main() {
-  std::printf("features:");
-  for (const auto& feature : lowbit::cpu_features()) std::printf(" %s", feature.c_str());
-  std::printf("\n");
+namespace {
+
+void test_all() {
   test_quantize_rows();
   test_packed_layout();
   test_linear();
   test_experts();
   test_attention();
   test_elementwise();
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  std::printf("features:");
+  for (const auto& feature : lowbit::cpu_features()) std::printf(" %s", feature.c_str());
+  std::printf("\n");
+  std::vector<std::thread> others(count > 1 ? std::atoi(arguments[1]) - 1 : 0);
+  for (std::thread& other : others) other = std::thread(test_all);
+  test_all();
+  for (std::thread& other : others) other.join();
   return 0;
 }

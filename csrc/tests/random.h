@@ -1,10 +1,10 @@
-// Random numbers for tests, the same ones in every run.
+// Random numbers for tests, the same ones in every run and every thread.
 #pragma once
 
 #include <cstdint>
 #include <random>
 
-inline std::mt19937 random_bits(0);
+inline thread_local std::mt19937 random_bits(0);
 
 // One of 0 … n − 1.
 inline int64_t below(int64_t n) {
@@ -12,6 +12,6 @@ inline int64_t below(int64_t n) {
 }
 
 inline float normal() {
-  static std::normal_distribution<float> distribution;
+  static thread_local std::normal_distribution<float> distribution;
   return distribution(random_bits);
 }

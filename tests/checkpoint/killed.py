@@ -34,6 +34,8 @@ import torch
 from lowbit.checkpoint.work_folder import recover
 from lowbit.cli import main as command
 from tests.folders import save
+from tests.models import make
+from tests.training.test_squad import VOCABULARY, paragraph, words
 
 Job = Callable[[], None]
 
@@ -115,6 +117,8 @@ def lowbit(*arguments: object) -> Job:
 class Case:
     """A command that writes `output`, alone in its folder, over `old` if that is not empty."""
 
+    stoppable = True  # by a signal, which leaves nothing
+
     def __init__(self, folder: Path, job: Job, output: str, old: bool) -> None:
         self.folder, self.job, self.output, self.old = folder, job, folder / output, old
         self.wanted = {self.output.name}
@@ -187,6 +191,64 @@ class Case:
             yield moment, [*self.faults(1, "")]
 
 
+class Training(Case):
+    """A command whose output are several models: each is absent or complete, and `again` goes on
+    from there to all of them."""
+
+    stoppable = False  # it keeps its checkpoints
+
+    def __init__(self, folder: Path, job: Job, again: Job) -> None:
+        self.again = again
+        super().__init__(folder, job, "out", old=False)
+        run(job)
+        self.models = {name: _weights(self.output / name) for name in ("float", "int8")}
+        assert all(self.models.values())
+        self.clear()
+
+    def faults(self, status: int, said: str, signalled: int = 0) -> Iterator[str]:
+        for name, complete in self.models.items():
+            if _weights(self.output / name) not in ("", complete):
+                yield f"{name} is not complete: {_listed(self.output)}"
+        told = self.output / "training.json"
+        if told.exists():
+            json.loads(told.read_text())
+        status, said = run(self.again)
+        if status != 0:
+            yield f"the next run ended with {status >> 8} (signal {status & 127}): {said}"
+        elif not all(_weights(self.output / name) for name in self.models) or not told.exists():
+            yield f"the next run is not complete: {_listed(self.output)}"
+        if hidden := [*self.hidden(), *(f.name for f in self.output.glob(".*"))]:
+            yield f"the next run left {hidden}"
+
+
+def _weights(folder: Path) -> str:
+    """What the files say that a model is; nothing of when it was made."""
+    return "".join(digest(folder / name) for name in ("model.safetensors", "config.json"))
+
+
+def training(work: Path) -> Training:
+    """Two steps towards integers, with a checkpoint after each."""
+    for name in ("model", "data", "training"):
+        (work / name).mkdir()
+    make("bert").save_pretrained(work / "model")
+    words(*VOCABULARY).save_pretrained(work / "model")
+    for split in ("train", "dev"):
+        stored = {"data": [{"paragraphs": [paragraph(n) for n in range(4)]}]}
+        (work / "data" / f"{split}-v1.1.json").write_text(json.dumps(stored))
+    given = ("train", work / "model", "--task", "squad", "--data", work / "data", "--max-steps", 2,
+             "--save-steps", 1, "--max-length", 24, "--stride", 4, "--qat", "int8", "-q",
+             "-o", work / "training" / "out")  # fmt: skip
+    return Training(work / "training", lowbit(*given), lowbit(*given, "--resume"))
+
+
+def searching(work: Path, source: Path, text: Path) -> Case:
+    (work / "search").mkdir()
+    job = lowbit("search", source, "--task", "perplexity", "--data", text, "--calibration", text,
+                 "--samples", 2, "--schemes", "int2,int8", "--max-bits", 5, "-q",
+                 "-o", work / "search" / "recipe.yaml")  # fmt: skip
+    return Case(work / "search", job, "recipe.yaml", old=False)
+
+
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -196,7 +258,7 @@ def _listed(folder: Path) -> list[str]:
 
 
 def cases(work: Path) -> dict[str, Case]:
-    """Each command, over nothing and over an old output."""
+    """Each command, over nothing and, those that quantize, over an old output."""
     source, text = save("gpt2", work / "float"), work / "text.txt"
     text.write_text("\n".join(f"w{i % 90 + 4} w{i % 7 + 4} w{i % 11 + 4}" for i in range(200)))
     made = {}
@@ -213,6 +275,7 @@ def cases(work: Path) -> dict[str, Case]:
             made[f"{name}, {'over an old output' if old else 'new'}"] = Case(
                 folder, job, "out", old
             )
+    made["search"], made["train"] = searching(work, source, text), training(work)
     return made
 
 
@@ -221,10 +284,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=300, help="at random moments, of all cases")
     parser.add_argument("--step", type=int, default=1, help="every so many points")
+    parser.add_argument("--only", default="", help="cases whose name begins so")
     asked = parser.parse_args()
     total: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as work:
         made = cases(Path(work))
+        made = {name: case for name, case in made.items() if name.startswith(asked.only)}
         for number, (name, case) in enumerate(made.items()):
             told: Counter[str] = Counter()
             runs: list[tuple[str, Iterator[tuple[float, list[str]]]]] = [
@@ -232,7 +297,7 @@ def main() -> None:
                 ("random kill", case.at_random(
                     random.Random(asked.seed + number), asked.kills // len(made))),
             ]  # fmt: skip
-            for signalled in (signal.SIGINT, signal.SIGTERM):
+            for signalled in (signal.SIGINT, signal.SIGTERM) if case.stoppable else ():
                 act = _signalling(signalled)
                 runs.append((signalled.name, case.at_every_point(act, signalled, 3 * asked.step)))
             for kind, found in runs:

@@ -117,7 +117,7 @@ def test_a_command_that_is_killed_leaves_its_output_absent_old_or_complete(strea
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("kind", ["streaming", "in memory", "journal"])
+@pytest.mark.parametrize("kind", ["streaming", "in memory", "journal", "search", "train"])
 def test_fifty_kills_of_each_command_and_one_at_every_point(kind, tmp_path):
     for number, (name, case) in enumerate(killed.cases(tmp_path).items()):
         if name.startswith(kind):

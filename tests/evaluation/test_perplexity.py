@@ -163,3 +163,12 @@ def test_a_trained_gpt2_has_its_known_perplexity_on_wikitext():
     assert before == pytest.approx(straightforward(model, some, 256, 256), rel=1e-4)
     lowbit.quantize(model, "int8")
     assert abs(perplexity(model, some) / before - 1) < 0.002
+
+
+def test_windows_of_a_model_with_few_tokens_to_choose_from_are_bounded_too():
+    """A line of 200,000 bytes took a gigabyte: what layers compute is wider than the logits."""
+    model = make("gpt2")
+    windows = module.Windows(model, torch.zeros(20_000, dtype=torch.int64))
+    assert model.config.vocab_size == 200
+    sizes = [batch.tokens.numel() for batch in windows]
+    assert max(sizes) == 2048 and sum(sizes) == 20_000

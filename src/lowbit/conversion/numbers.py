@@ -6,7 +6,7 @@ through.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 import torch
@@ -72,7 +72,7 @@ def _tests(layout: Layout, columns: int) -> tuple[tuple[str, Test], ...]:
 
 def _floats(modules: Modules) -> Iterator[Checked]:
     for name, module in modules:
-        held = [(module._parameters, not_finite)]
+        held: list[tuple[Mapping[str, Tensor | None], Test]] = [(module._parameters, not_finite)]
         if not isinstance(module, QuantModule):  # whose buffers are its stored tensors
             held.append((module._buffers, not_a_number))
         for tensors, test in held:

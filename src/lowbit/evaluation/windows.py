@@ -19,8 +19,10 @@ from transformers import PreTrainedModel
 from lowbit.errors import InputError, UsageError
 from lowbit.nn.eval_mode import positions
 
-# Windows go through the model together as long as their logits hold no more numbers than this.
+# Windows go through the model together as long as their logits hold no more numbers than this, and
+# what layers compute, which may be wider than a small vocabulary.
 LOGITS_AT_ONCE = 1 << 24
+WIDTH = 1 << 13
 
 Window = tuple[int, int, int]
 
@@ -65,7 +67,7 @@ class Windows:
         vocabulary = model.config.get_text_config().vocab_size
         _check_ids(ids, vocabulary)
         self.windows = list(_windows(len(ids), self.context, self.stride))
-        self.at_once = max(1, LOGITS_AT_ONCE // (self.context * vocabulary))
+        self.at_once = max(1, LOGITS_AT_ONCE // (self.context * max(vocabulary, WIDTH)))
 
     @property
     def predicted(self) -> int:
