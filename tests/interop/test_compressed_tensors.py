@@ -19,6 +19,7 @@ pytest.importorskip(
     "compressed_tensors", reason="compressed-tensors is not installed: pip install lowbit[interop]"
 )
 
+pytestmark = pytest.mark.slow
 TOKENS = torch.arange(1, 25).reshape(2, 12)
 
 
