@@ -193,13 +193,13 @@ def costs(study: FineTuned, given: argparse.Namespace) -> list[str]:
 
 def page(study: FineTuned, pieces: Pieces) -> Iterator[str]:
     yield "# torchao's quantization-aware training beside ours\n"
-    yield "All-MiniLM-L6-v2, which learned to tag words in float ([the data](ner.md)), is trained on"
-    yield f"towards integers by each, for {STEPS} steps in float32, with the same batches, seed,"
-    yield "optimizer and layers; written by `bench/torchao_qat.py`. Activations: 8 bits per token"
-    yield "(torchao's with a zero point, ours without). 8-bit weights: per row, symmetric. 4-bit ones:"
-    yield "in groups of 64 (ours with a zero point). loss: of the float model's F1; its 95 % interval"
-    yield "is by a paired bootstrap over sentences. words alike: that the integers label as the model"
-    yield "did in training.\n"
+    yield "All-MiniLM-L6-v2, which learned to tag words in float ([the data](ner.md)), is"
+    yield f"trained on towards integers by each, for {STEPS} steps in float32, with the same"
+    yield "batches, seed, optimizer and layers; written by `bench/torchao_qat.py`. Activations:"
+    yield "8 bits per token (torchao's with a zero point, ours without). 8-bit weights: per"
+    yield "row, symmetric. 4-bit ones: in groups of 64 (ours with a zero point). loss: of the"
+    yield "float model's F1; its 95 % interval is by a paired bootstrap over sentences. words"
+    yield "alike: that the integers label as the model did in training.\n"
     yield f"{described()} torchao {torchao.__version__}.\n"
     yield from rows(study, pieces)
     if "costs" in pieces.found:

@@ -67,11 +67,14 @@ CONTROL, THREE_BITS = find_plan("bcq-reference", {}), find_plan("3", PER_ROW)
 @dataclass(frozen=True)
 class Arm:
     """Trained on from the float model: towards a plan, or in float. distill: the share of the loss
-    that is the divergence from the model that it started from. times: as long as other arms."""
+    that is the divergence from the model that it started from. times: as long as other arms.
+    epochs: so many of the reference's in place of that, each as long as from one score to the
+    next."""
 
     plan: BcqPlan | None
     distill: float = DISTILL
     times: int = 1
+    epochs: int | None = None
 
     @property
     def folder(self) -> str:
@@ -82,6 +85,7 @@ class Arm:
 # The control arm is the reference's own schedule, which learns from labels alone. That it loses
 # for want of distillation, or others win by longer training, is seen from two arms more.
 MIXED, LONGER = find_plan("bcq-mixed", {}), 3
+REFERENCE_EPOCHS = 30  # of the reference's own training
 ARMS = {
     "reference schedule, 3 bits": Arm(CONTROL, distill=0.0),
     "mixed": Arm(MIXED),
@@ -90,6 +94,7 @@ ARMS = {
     "3 bits, longer": Arm(THREE_BITS, times=LONGER),
     "float32, trained on": Arm(None),
     "reference schedule, distilled": Arm(CONTROL),
+    "reference schedule, 30 epochs": Arm(CONTROL, distill=0.0, epochs=REFERENCE_EPOCHS),
     "2 bits": Arm(find_plan("2", PER_ROW)),
     "mixed, clustered embeddings": Arm(find_plan("bcq-clustered", {})),
 }
@@ -150,7 +155,12 @@ CORPORA = {
         ("test.tsv", None),
         epochs=2,
         further=0.75,
-        arms=("reference schedule, 3 bits", "mixed", "float32, trained on"),
+        arms=(
+            "reference schedule, 3 bits",
+            "mixed",
+            "float32, trained on",
+            "reference schedule, 30 epochs",
+        ),
         # The steps of one of the reference's epochs.
         eval_steps=810,
     ),
@@ -215,7 +225,8 @@ class Run:
             tokenizer = load_tokenizer(self.float_folder)
             settings = replace(
                 settings,
-                epochs=corpus.further * ARMS[arm].times,
+                epochs=ARMS[arm].epochs or corpus.further * ARMS[arm].times,
+                max_steps=trial or (ARMS[arm].epochs or 0) * corpus.eval_steps,
                 learning_rate=FURTHER_LEARNING_RATE,
                 plan=ARMS[arm].plan,
                 distill=ARMS[arm].distill,
@@ -443,7 +454,8 @@ def page(runs: Sequence[Run], given: argparse.Namespace) -> Iterator[str]:
         " in float32;",
         "written by `bench/translation.py`. What is trained on learns by half from the float",
         "model's tokens (distillation), but for the reference schedule: that is greedy, per row,",
-        "projected when it is scored, from labels alone. `float32, trained on` has as many steps",
+        "projected when it is scored, from labels alone; `30 epochs`: of the reference's own, each",
+        "from one score to the next. `float32, trained on` has as many steps",
         f"more, without codes. `longer`: {LONGER} times as many. Sizes count everything: codes,",
         "scales, norms, biases, positions. In memory: the tensors of a model that has translated.",
         "Peak memory is that of a fresh process that loads the model and runs it once. p: how",
