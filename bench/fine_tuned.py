@@ -99,12 +99,12 @@ class FineTuned:
         return self.lesson.score
 
     def plan(self) -> dict[str, Callable[[], Model]]:
-        """How each model is made, by the name of its arm; the float one first."""
+        """How each model is made, by the name of its arm; the float one first, then what is quick."""
         trained = {distilled_name(recipe): recipe for recipe in self.distilled}
         return {
             FLOAT: self.train_float,
-            **{name: lambda r=recipe: self.distill(r) for name, recipe in trained.items()},
             **{recipe: lambda r=recipe: self.quantize(r) for recipe in self.recipes},
+            **{name: lambda r=recipe: self.distill(r) for name, recipe in trained.items()},
         }
 
     def find(self, arm: str) -> Model:

