@@ -19,11 +19,10 @@ from torch import Tensor
 import lowbit
 from lowbit.checkpoint.documents import read_json
 from lowbit.checkpoint.load import load_model
-from lowbit.conversion.recipe import PRESETS
+from lowbit.conversion.recipe import Recipe, load_recipe
 from lowbit.evaluation.bootstrap import Loss, loss
 from lowbit.evaluation.study import Measurement, json_safe
 from lowbit.evaluation.task import Subject, Task
-from lowbit.nn import STATIC
 from lowbit.training.ending import FAKE_QUANTIZED, FLOAT, INTEGER, Outcome, save
 from lowbit.training.lesson import Lesson, Material
 from lowbit.training.settings import Settings
@@ -75,7 +74,7 @@ class FineTuned:
     pieces: Pieces
     work: Path
     distilled: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    recipes: Sequence[str] = ()
+    recipes: Sequence[str | Recipe] = ()
 
     @property
     def name(self) -> str:
@@ -99,11 +98,11 @@ class FineTuned:
         return self.lesson.score
 
     def plan(self) -> dict[str, Callable[[], Model]]:
-        """How each model is made, by the name of its arm; the float one first, then what is quick."""
+        """How each model is made, by the name of its arm: in float, then what is quick."""
         trained = {distilled_name(recipe): recipe for recipe in self.distilled}
         return {
             FLOAT: self.train_float,
-            **{recipe: lambda r=recipe: self.quantize(r) for recipe in self.recipes},
+            **{called(recipe): lambda r=recipe: self.quantize(r) for recipe in self.recipes},
             **{name: lambda r=recipe: self.distill(r) for name, recipe in trained.items()},
         }
 
@@ -154,13 +153,13 @@ class FineTuned:
             shutil.rmtree(output / "float", ignore_errors=True)  # 4 times the integers' size
         return model
 
-    def quantize(self, recipe: str) -> Model:
+    def quantize(self, recipe: str | Recipe) -> Model:
         model = load_model(self.float_folder)
-        static = any(rule.activations in STATIC for rule in PRESETS[recipe].rules)
+        static = any(rule.is_static for rule in load_recipe(recipe).rules)
         lowbit.quantize(model, recipe, calibration=self.calibration() if static else None)
-        output = self.folder / f"post-training-{recipe}"
+        output = self.folder / f"post-training-{called(recipe)}"
         save(model, self.material.tokenizer, output)
-        measured = self.score.measure(Subject(recipe, model, self.material.tokenizer))
+        measured = self.score.measure(Subject(called(recipe), model, self.material.tokenizer))
         return Model(measured, weights_bytes(output))
 
     def calibration(self) -> list[dict[str, Tensor]]:
@@ -170,6 +169,10 @@ class FineTuned:
         batch = self.lesson.collate(some[:CALIBRATION_ROWS])
         names = self.material.tokenizer.model_input_names
         return [{name: batch[name] for name in names if name in batch}]
+
+
+def called(recipe: str | Recipe) -> str:
+    return recipe if isinstance(recipe, str) else recipe.name
 
 
 def distilled_name(recipe: str) -> str:

