@@ -223,13 +223,13 @@ def summary(studies: Sequence[FineTuned]) -> Iterator[str]:
         yield f"| {arm} | {' | '.join(cells)} | {mean:+.2f} % | {worst:+.2f} % |"
 
 
-def missing(studies: Sequence[FineTuned]) -> list[str]:
-    return [
-        f"{study.name} {arm}"
-        for study in studies
-        for arm in study.plan()
-        if arm not in study.known()
-    ]
+def missing(studies: Sequence[FineTuned]) -> Iterator[str]:
+    """What has not been made, by study."""
+    for study in studies:
+        known = study.known()
+        absent = [arm for arm in study.plan() if arm not in known]
+        if absent:
+            yield f"{study.name} ({', '.join(absent) if known else 'all'})"
 
 
 def threads(count: int) -> None:

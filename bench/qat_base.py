@@ -59,6 +59,7 @@ SEEDS = {"cola": (1, 2, 3), "mrpc": (1, 2, 3), "rte": (1, 2, 3)}
 DISTILLED = {"int8-all": {}, "int4-all": {"learning_rate": 1e-5}}
 POST_TRAINING = ("int8-all-static", "int8-all-dynamic", "int4-all")
 TIMED, SHAPES, SECONDS = ("int8-all-static", "int4-all-static"), ((1, 128), (8, 128)), 7.0
+SPEED_THREADS = 2
 MAX_LENGTH, SQUAD_LENGTH = 128, 384
 DEV_ARTICLES = 4  # of XQuAD's, each fourth
 
@@ -125,7 +126,6 @@ def speed(folder: Path, work: Path, times: Pieces) -> None:
     """Each engine in turns with float32 is a piece. What is exported stays in `work`."""
     model = AutoModel.from_pretrained(folder).eval()
     work.mkdir(parents=True, exist_ok=True)
-    count = torch.get_num_threads()
     engines = {
         **{
             f"lowbit {recipe}": here(lambda r=recipe: of_torch(ours(folder, r))) for recipe in TIMED
@@ -136,7 +136,7 @@ def speed(folder: Path, work: Path, times: Pieces) -> None:
         "OpenVINO static int8": apart(openvino, model, work, True),
     }
     for name, make in engines.items():
-        times.find(name, lambda make=make: [*timed(model, make(count))])
+        times.find(name, lambda make=make: [*timed(model, make(SPEED_THREADS))])
 
 
 def timed(model: PreTrainedModel, made: Iterator[Encoder]) -> Iterator[str]:
@@ -179,14 +179,14 @@ def page(every: list[FineTuned], times: Pieces) -> Iterator[str]:
     yield from table(every)
     if times.found:
         yield "\n## Speed\n"
-        yield "The encoder, each engine in turns with torch's float32; static scales are those of"
-        yield "random tokens.\n"
+        yield f"The encoder, each engine in turns with torch's float32, {SPEED_THREADS} threads;"
+        yield "static scales are those of random tokens.\n"
         yield "| engine | tokens | ms | float32, ms | × float32 | rounds |"
         yield "|---|---|---|---|---|---|"
         for name, rows in times.found.items():
             yield from (f"| {name} | {row}" for row in rows)
-    if absent := missing(every):
-        yield f"\nNot made yet: {', '.join(absent)}."
+    if absent := [*missing(every)]:
+        yield f"\nNot made yet: {'; '.join(absent)}."
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ ARMS: dict[str, Callable[[PreTrainedModel], Finish]] = {
     "lowbit, 4 bits": with_lowbit("int4-dynamic"),
     "torchao, 4 bits": with_torchao(torch.int4, "int4-dynamic"),
 }
+NAMES = {"float": None, **{name: name for name in ARMS}}
+COSTS = "steps", "forward", "peaks"
 
 
 def trained(name: str, study: FineTuned) -> dict[str, Any]:
@@ -175,20 +178,36 @@ def memory(name: str | None, given: argparse.Namespace) -> int:
         apart.close()
 
 
-def costs(study: FineTuned, given: argparse.Namespace) -> list[str]:
-    names = {"float": None, **{name: name for name in ARMS}}
-    steps = {called: stepping(name, study, ROUNDS + 1) for called, name in names.items()}
-    taken = take_turns(steps, ROUNDS)
-    memories = {called: memory(name, given) for called, name in names.items()}
-    lines = ["| model | ms a step | × | MiB | × |", "|---|---|---|---|---|"]
-    for called, seconds in taken.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds, taken["float"], strict=True))
-        mine = memories[called]
-        lines.append(
-            f"| {called} | {1e3 * statistics.median(seconds):.0f} | {ratio:.2f}"
-            f" | {mine / MEBI:.0f} | {mine / memories['float']:.2f} |"
-        )
-    return lines
+def step_times(study: FineTuned) -> dict[str, list[float]]:
+    """Seconds of each round, all in turns."""
+    return take_turns({n: stepping(arm, study, ROUNDS + 1) for n, arm in NAMES.items()}, ROUNDS)
+
+
+def forward_times(study: FineTuned) -> dict[str, list[float]]:
+    """Of what is used in the end, on 128 sentences."""
+    (inputs,) = study.calibration()
+    models = {called: load_model(study.float_folder) for called in NAMES}
+    for called, arm in NAMES.items():
+        if arm is not None:
+            ARMS[arm](models[called])()
+    runs = {called: partial(model.eval(), **inputs) for called, model in models.items()}
+    with torch.inference_mode():
+        return take_turns(runs, ROUNDS)
+
+
+def cost_rows(pieces: Pieces) -> Iterator[str]:
+    steps, forward, peaks = (pieces.found[name] for name in COSTS)
+
+    def beside(taken: dict[str, list[float]], called: str) -> str:
+        pairs = zip(taken[called], taken["float"], strict=True)
+        ratio = statistics.median(a / b for a, b in pairs)
+        return f"{1e3 * statistics.median(taken[called]):.0f} | {ratio:.2f}"
+
+    yield "| model | step, ms | × | MiB | × | forward, ms | × |"
+    yield "|---|---|---|---|---|---|---|"
+    for called in NAMES:
+        grown = f"{peaks[called] / MEBI:.0f} | {peaks[called] / peaks['float']:.2f}"
+        yield f"| {called} | {beside(steps, called)} | {grown} | {beside(forward, called)} |"
 
 
 def page(study: FineTuned, pieces: Pieces) -> Iterator[str]:
@@ -202,9 +221,12 @@ def page(study: FineTuned, pieces: Pieces) -> Iterator[str]:
     yield "alike: that the integers label as the model did in training.\n"
     yield f"{described()} torchao {torchao.__version__}.\n"
     yield from rows(study, pieces)
-    if "costs" in pieces.found:
-        yield "\nA step of training, batch 32, all in turns; memory: what a fresh process adds.\n"
-        yield from pieces.found["costs"]
+    if pieces.found.keys() >= set(COSTS):
+        yield "\nA step of training (batch 32), and a forward pass of what is used in the end (128"
+        yield "sentences), all in turns. MiB: what training adds to a fresh process. torchao's converted"
+        yield "layers decode their weights and multiply in float32 here: they compute what training"
+        yield "computed, to the bit. Ours multiply integers.\n"
+        yield from cost_rows(pieces)
     if absent := [name for name in ARMS if name not in pieces.found]:
         yield f"\nNot trained yet: {'; '.join(absent)}."
 
@@ -225,7 +247,9 @@ def main() -> None:
     for name in ARMS if given.train else ():
         pieces.find(name, lambda name=name: trained(name, study))
     if given.measure:
-        pieces.find("costs", lambda: costs(study, given))
+        pieces.find("steps", lambda: step_times(study))
+        pieces.find("forward", lambda: forward_times(study))
+        pieces.find("peaks", lambda: {n: memory(arm, given) for n, arm in NAMES.items()})
     finish(list(page(study, pieces)), result_page("torchao-qat.md"), given.write)
 
 

