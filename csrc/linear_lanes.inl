@@ -33,8 +33,9 @@ template <int bits>
 LOWBIT_INLINE Words codes_of_step(const uint8_t* block, int s, int part, int kept = 0) {
   constexpr Fields fields = fields_of(bits, false);
   block += part * sizeof(Words);
-  if constexpr (bits == 3 && parts <= 2) {
-    // Steps j and j + 4 are put together at once, j in the low half of the bytes.
+  if constexpr (bits == 3 && parts == 2) {
+    // Steps j and j + 4 are put together at once, j in the low half of the bytes. AVX-512 combines
+    // masked fields in one instruction and takes them one by one sooner.
     const int j = s % 4;
     const Words two = load<Words>(block + j % 2 * vector_bytes) >> j / 2 * 2 & 0x33333333u;
     const Words one = load<Words>(block + 2 * vector_bytes);
