@@ -48,7 +48,7 @@
 //   avx512, a few         8 x 3      2.8      1.4        1 x 4       0.70
 //   avx512, many          4 x 2      2.8      1.5        1 x 4       0.70
 //   avx512vnni            8 x 3     0.81     0.83        8 x 1       0.83
-//   avx512vnni            1 x 1      1.9      2.1        1 x 1        1.9
+//   avx512vnni            1 x 1      1.8      1.6        1 x 1        1.6
 //   amx                  32 x 2    0.007    0.007
 #pragma once
 
