@@ -8,11 +8,12 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from lowbit import InputError, UsageError, quantize_checkpoint
+from lowbit import InputError, UsageError, quantize, quantize_checkpoint, save
 from lowbit.cli.failure import without_debug
 from lowbit.cli.screen import Screen
-from tests.folders import save
+from tests import folders
 
 # Everything that a terminal takes for an order, and what reorders the text after it.
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -21,7 +22,7 @@ HOSTILE = "\x1b[2J\x1b]0;owned\x07[red]not red[/red] [/x] :smile: \u202e\x9b2J"
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return save("gpt2", tmp_path_factory.mktemp("files") / "float")
+    return folders.save("gpt2", tmp_path_factory.mktemp("files") / "float")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,16 @@ def test_every_verb_says_whose_a_model_of_another_quantizer_is(verb, lowbit, sou
     assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
     assert "already quantized (gptq, by GPTQModel or AutoGPTQ)" in err
     assert "quantize the float model" in err
+
+
+@pytest.mark.parametrize("verb", ["inspect", "eval", "quantize"])
+def test_every_verb_says_what_reads_a_module_that_is_no_transformers_model(verb, lowbit, tmp_path):
+    module = nn.Sequential(nn.Linear(64, 64))
+    quantize(module, "int8", progress=False)
+    save(module, tmp_path / "module")
+    more = ("-o", tmp_path / "out") if verb == "quantize" else ()
+    code, _, err = lowbit(verb, tmp_path / "module", *more)
+    assert code == 1 and err.count("\n") == 1 and "lowbit.load(module, folder) reads it" in err
 
 
 def test_inspect_verifies_on_request(lowbit, stored):

@@ -68,6 +68,12 @@ def read_config(folder: Path, foreign_too: bool = False) -> PreTrainedConfig:
             raise InputError("its quantization_config is not a mapping")
     except InputError as error:
         raise InputError(f"{file} is not a valid transformers config: {error}") from error
+    quantized = stored.get("quantization_config") or {}
+    if quantized.get("quant_method") == foreign.METHOD and "model_type" not in stored:
+        raise InputError(
+            f"{folder} is no transformers model but a module that lowbit.save wrote:"
+            " lowbit.load(module, folder) reads it"
+        )
     check_counts(stored, file)
     if not foreign_too:
         foreign.check_config(folder, stored)
