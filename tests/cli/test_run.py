@@ -121,7 +121,12 @@ def test_exit_code_signal_and_arguments_are_the_programs():
 
 @pytest.mark.parametrize(
     ("program", "sentence"),
-    [("no-such-program", "there is no program"), ("{script}", "lowbit run -- python")],
+    [
+        ("no-such-program", "there is no program"),
+        ("{script}", "lowbit run -- python"),
+        ("", "cannot be run: an empty name"),
+        ("a\0b", "cannot be run: an empty name, or a null"),
+    ],
 )
 def test_what_cannot_be_run_is_a_sentence(program, sentence, lowbit, tmp_path):
     script = tmp_path / "script.py"

@@ -56,6 +56,6 @@ def _told(error: Exception) -> str:
 
 
 def _about(arguments: Sequence[str]) -> str:
-    named = [argument for argument in arguments if Path(argument).exists()]
+    named = [argument for argument in arguments if argument and Path(argument).exists()]
     files = f" (it worked on {', '.join(named)})" if named else ""
     return f"{files}; {DEBUG} shows the traceback, with which it can be reported"

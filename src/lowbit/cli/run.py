@@ -31,7 +31,9 @@ def run(
         os.execvpe(program[0], program, environment(os.environ))
     except FileNotFoundError:
         raise UsageError(f"there is no program {program[0]}") from None
-    except (PermissionError, OSError) as error:
+    except ValueError:  # no text that could be a name or an argument
+        raise UsageError(f"{program} cannot be run: an empty name, or a null character") from None
+    except OSError as error:
         raise UsageError(
             f"{program[0]} is no program ({error.strerror}); a script is run by"
             f" lowbit run -- python {program[0]}"
