@@ -83,7 +83,7 @@ ARMS: dict[str, Callable[[PreTrainedModel], Finish]] = {
     "torchao, 4 bits": with_torchao(torch.int4, "int4-dynamic"),
 }
 NAMES = {"float": None, **{name: name for name in ARMS}}
-COSTS = "steps", "forward", "peaks"
+COSTS = ["steps", "forward", *(f"peak {name}" for name in NAMES)]
 
 
 def trained(name: str, study: FineTuned) -> dict[str, Any]:
@@ -196,7 +196,8 @@ def forward_times(study: FineTuned) -> dict[str, list[float]]:
 
 
 def cost_rows(pieces: Pieces) -> Iterator[str]:
-    steps, forward, peaks = (pieces.found[name] for name in COSTS)
+    steps, forward = pieces.found["steps"], pieces.found["forward"]
+    peaks = {name: pieces.found[f"peak {name}"] for name in NAMES}
 
     def beside(taken: dict[str, list[float]], called: str) -> str:
         pairs = zip(taken[called], taken["float"], strict=True)
@@ -223,9 +224,9 @@ def page(study: FineTuned, pieces: Pieces) -> Iterator[str]:
     yield from rows(study, pieces)
     if pieces.found.keys() >= set(COSTS):
         yield "\nA step of training (batch 32), and a forward pass of what is used in the end (128"
-        yield "sentences), all in turns. MiB: what training adds to a fresh process. torchao's converted"
-        yield "layers decode their weights and multiply in float32 here: they compute what training"
-        yield "computed, to the bit. Ours multiply integers.\n"
+        yield "sentences), all in turns. MiB: what training adds to a fresh process. torchao's"
+        yield "converted layers decode their weights and multiply in float32 here: they compute"
+        yield "what training computed, to the bit. Ours multiply integers.\n"
         yield from cost_rows(pieces)
     if absent := [name for name in ARMS if name not in pieces.found]:
         yield f"\nNot trained yet: {'; '.join(absent)}."
@@ -249,7 +250,8 @@ def main() -> None:
     if given.measure:
         pieces.find("steps", lambda: step_times(study))
         pieces.find("forward", lambda: forward_times(study))
-        pieces.find("peaks", lambda: {n: memory(arm, given) for n, arm in NAMES.items()})
+        for name, arm in NAMES.items():
+            pieces.find(f"peak {name}", lambda arm=arm: memory(arm, given))
     finish(list(page(study, pieces)), result_page("torchao-qat.md"), given.write)
 
 
