@@ -285,8 +285,14 @@ def all_calls(operator: str, most: int, seed: int) -> list[Call]:
     return calls[:most]
 
 
+# What two changes may make right together: as many rows of one argument as ids of another.
+SIZES = ("rows", "columns", "shape", "ids")
+
+
 def _call(operator: str, right: RightCall, *changes: tuple[str, Change]) -> Call:
     verdicts = {_verdict(right, name, change) for name, change in changes}
+    if len(changes) > 1 and all(change.kind in SIZES for _, change in changes):
+        verdicts = {"free"}  # two sizes that agree again
     first = next(v for v in ("wrong", "free", "same") if v in verdicts)
     what = ", ".join(f"{name}: {change.what}" for name, change in changes)
     return Call(operator, what, first, right, changes)
