@@ -33,11 +33,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lowbit.checkpoint.read import open_checkpoint, open_tensors, read_config, skeleton
-from lowbit.conversion.config import LowbitConfig
-from lowbit.interop.gguf.outgoing import write
 from lowbit.interop.gguf.vocabulary import SPLITS
-from lowbit.interop.stored_model import StoredModel
 
 TEXT = "A quick brown fox, it's 1905: jumps over the lazy dogs  of the town. They weren't amused!"
 CORPUS = [TEXT, TEXT.lower(), "the thing that they thought of then there was nothing to it"] * 3
@@ -217,17 +213,4 @@ def folder(name: str, to: Path) -> Path:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     model.eval().save_pretrained(to)
     tokenizer.save_pretrained(to)
-    return to
-
-
-def float_file(source: Path, to: Path) -> Path:
-    """The float model of a folder as a GGUF file, in the types that it has."""
-    config = read_config(source)
-    checkpoint = open_checkpoint(source, config)
-    with open_tensors(checkpoint.files) as tensors:
-        model = skeleton(checkpoint, torch.float32)
-        stored = StoredModel(
-            source, config, LowbitConfig("int8"), model, {}, dict(tensors), torch.float32
-        )
-        write(stored, None, to)
     return to

@@ -27,7 +27,7 @@ def quantize(source, to, kind):
 
 
 class LlamaCpp:
-    def __init__(self, file, context=64, embeddings=False):
+    def __init__(self, file, context=128, embeddings=False):
         silence()
         self._model = llama_cpp.llama_model_load_from_file(
             str(file).encode(), llama_cpp.llama_model_default_params()

@@ -11,13 +11,14 @@ from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.errors import InputError, UsageError
 from lowbit.formats import group
 from lowbit.interop.gguf.incoming import recognizes
+from lowbit.interop.gguf.outgoing import write_float
 from lowbit.interop.handing_over import export_checkpoint
 from lowbit.interop.stored_model import open_stored
 from lowbit.interop.taking_over import import_checkpoint
 from lowbit.kernels.ops import dequantize
 from lowbit.quantize.streaming import quantize_checkpoint
 from lowbit.schemes import Absmax, ZeroPoint
-from tests.interop.gguf.folders import TEXT, float_file, folder
+from tests.interop.gguf.folders import TEXT, folder
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is absent")
 Q4_0 = Recipe(
@@ -106,7 +107,8 @@ def test_zero_points_of_four_bits_go_into_five(tmp_path):
 
 
 def test_types_without_even_steps_are_refused_by_name_or_quantized_again(tmp_path):
-    file = float_file(folder("gpt2", tmp_path / "float"), tmp_path / "float.gguf")
+    file = tmp_path / "float.gguf"
+    write_float(folder("gpt2", tmp_path / "float"), file)
     stored = bytearray(file.read_bytes())
     reader = gguf.GGUFReader(file)
     tensor = next(t for t in reader.tensors if t.name == "blk.1.ffn_up.weight")

@@ -15,6 +15,8 @@ from torch import Tensor
 from lowbit.checkpoint.atomic_write import writing
 from lowbit.checkpoint.documents import read_json
 from lowbit.checkpoint.load import load_tokenizer
+from lowbit.checkpoint.read import float_config, open_checkpoint, open_tensors, skeleton
+from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.module_weights import Weights, oriented, weights_of
 from lowbit.errors import InputError, UsageError, naming
 from lowbit.extras import needed
@@ -198,3 +200,16 @@ def _order(model: StoredModel, architecture: Architecture, module: str, rows: in
     last = module.rpartition(".")[2]
     order = architecture.order.get(last)
     return None if order is None else order(model.config, rows)
+
+
+def write_float(source: Path, file: Path) -> tuple[str, ...]:
+    """Write a float model as it is, which llama.cpp's own quantizer reads: the folder `source`.
+
+    Raises InputError. Returns sentences for people."""
+    config = float_config(source)
+    checkpoint = open_checkpoint(source, config)
+    with open_tensors(checkpoint.files) as tensors:
+        model = skeleton(checkpoint, torch.float32)
+        nothing = LowbitConfig({"rules": [{"match": "@linear", "keep": True}]})
+        floats = StoredModel(source, config, nothing, model, {}, dict(tensors), torch.float32)
+        return write(floats, None, file)

@@ -1,0 +1,91 @@
+"""llama.cpp opens what is exported, cuts text as our tokenizer does, and computes the same.
+
+It rounds keys and values to float16, so logits of a file of float32 agree to 0.3 % of their norm,
+which shows that it computes the same model; and the inputs of quantized matrices to int8 in blocks,
+so those of such a file agree to 4 %.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from lowbit import Recipe, Rule
+from lowbit.checkpoint.load import load_model, load_tokenizer
+from lowbit.formats import group
+from lowbit.interop.gguf.outgoing import write_float
+from lowbit.interop.handing_over import export_checkpoint
+from lowbit.interop.taking_over import import_checkpoint
+from lowbit.quantize.streaming import quantize_checkpoint
+from lowbit.schemes import Absmax
+from tests.interop.gguf.folders import TEXT, folder
+from tests.interop.gguf.llama_cpp_model import LlamaCpp, quantize
+from tests.real import model as real_model
+
+pytestmark = pytest.mark.slow
+FLOAT, QUANTIZED = 3e-3, 4e-2
+Q4_0 = Recipe((Rule("@embedding"), Rule("@linear", Absmax(4, group(32)))), strict=False)
+
+
+def run(folder, ids):
+    with torch.no_grad():
+        found = load_model(folder)(input_ids=torch.tensor([ids]))
+    return found.logits[0].numpy()
+
+
+def apart(found, expected):
+    """The distance relative to the norm; NaN is no agreement."""
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama3", "qwen2", "qwen3"])
+def test_logits_and_tokens_are_ours(name, tmp_path):
+    source, file = folder(name, tmp_path / "float"), tmp_path / "model.gguf"
+    ids = load_tokenizer(source)(TEXT).input_ids
+    write_float(source, file)
+    peer = LlamaCpp(file)
+    assert peer.tokens(TEXT) == ids
+    assert apart(peer.logits(ids), run(source, ids)) < FLOAT
+    quantize_checkpoint(str(source), Q4_0, tmp_path / "quantized", progress=False)
+    export_checkpoint(tmp_path / "quantized", "gguf:q4_0", tmp_path / "q4_0.gguf")
+    peer = LlamaCpp(tmp_path / "q4_0.gguf")
+    assert apart(peer.logits(ids), run(tmp_path / "quantized", ids)) < QUANTIZED
+
+
+def test_embeddings_of_bert_are_ours(tmp_path):
+    source, file = folder("bert", tmp_path / "float"), tmp_path / "model.gguf"
+    ids = load_tokenizer(source)(TEXT).input_ids
+    pooling = source / "1_Pooling"
+    pooling.mkdir()
+    (pooling / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    write_float(source, file)
+    peer = LlamaCpp(file, embeddings=True)
+    assert peer.tokens(TEXT) == ids
+    with torch.no_grad():
+        expected = load_model(source)(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0)
+    # Its GELU is the approximation by tanh.
+    assert apart(peer.embedding(ids), expected.numpy()) < 1e-2
+
+
+def test_logits_of_t5_are_ours(tmp_path):
+    source, file = folder("t5", tmp_path / "float"), tmp_path / "model.gguf"
+    ids = load_tokenizer(source)(TEXT).input_ids
+    write_float(source, file)
+    peer = LlamaCpp(file)
+    assert peer.tokens(TEXT) == ids
+    start = [0, 5, 6]
+    with torch.no_grad():
+        expected = load_model(source)(
+            input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([start])
+        ).logits[0]
+    assert apart(peer.translated(ids, start), expected.numpy()) < FLOAT
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q5_1", "Q2_K", "Q3_K_M", "Q4_K_M", "Q6_K"])
+def test_files_of_its_own_quantizer_come_in_and_run_the_same(kind, tmp_path):
+    source = real_model("gpt2-wikitext2")
+    write_float(source, tmp_path / "float.gguf")
+    file = quantize(tmp_path / "float.gguf", tmp_path / f"{kind}.gguf", kind)
+    import_checkpoint(file, tmp_path / "back", progress=False)
+    peer, ids = LlamaCpp(file), load_tokenizer(source)(TEXT).input_ids
+    assert load_tokenizer(tmp_path / "back")(TEXT).input_ids == ids == peer.tokens(TEXT)
+    assert apart(peer.logits(ids), run(tmp_path / "back", ids)) < QUANTIZED
