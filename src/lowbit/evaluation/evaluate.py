@@ -1,6 +1,7 @@
 """From models and tasks to a study: every model measured alike, the reference first."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.checkpoint.read import find
 from lowbit.errors import UsageError
+from lowbit.evaluation.experts import counted
 from lowbit.evaluation.latency import ROUNDS, Shape, time_beside
 from lowbit.evaluation.record import record
 from lowbit.evaluation.study import ModelRecord, Study
@@ -21,8 +23,8 @@ class EvaluationPlan:
     """What is asked of every model.
 
     shapes: what is timed, in so many `rounds`; nothing where it is empty. pictures: whether weights
-    are counted into histograms, which a report draws. peak: whether a process of its own tells each
-    model's peak.
+    are counted into histograms, and the experts that tasks choose, which a report draws. peak:
+    whether a process of its own tells each model's peak.
     """
 
     tasks: tuple[Task, ...] = ()
@@ -94,16 +96,19 @@ def examine(
     found = reference_record.measurements if reference_record else ()
     before = dict(zip(plan.tasks, found, strict=bool(reference_record)))
     measurements = []
-    for task in plan.tasks:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.seed)
-            if reference is None or task not in before:
-                measurements.append(task.measure(subject, progress))
-            else:
-                measurements.append(task.measure_beside(subject, reference, before[task], progress))
+    experts: dict[str, tuple[int, ...]] = {}
+    with counted(subject.model, experts) if plan.pictures and plan.tasks else nullcontext():
+        for task in plan.tasks:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(plan.seed)
+                if reference is None or task not in before:
+                    measurements.append(task.measure(subject, progress))
+                else:
+                    both = subject, reference
+                    measurements.append(task.measure_beside(*both, before[task], progress))
     other = None if reference is None else reference.model
     timings = time_beside(subject.model, other, plan.shapes, plan.rounds, progress)
-    return replace(seen, measurements=tuple(measurements), timings=timings)
+    return replace(seen, measurements=tuple(measurements), timings=timings, experts=experts)
 
 
 def distinct_names(records: Sequence[ModelRecord]) -> tuple[ModelRecord, ...]:

@@ -1,4 +1,4 @@
-"""How often each expert of a mixture is chosen, on token ids."""
+"""How often each expert of a mixture is chosen, on token ids or while something else runs it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,33 +20,30 @@ def chosen_experts(
     """For each experts module by name, how many tokens chose each expert, in all of the `batches`:
     mappings of model inputs. The model may be float or quantized. Raises UsageError for one without
     experts."""
-    mixtures = {name: m for name, m in model.named_modules() if describes_itself(m)}
-    if not mixtures:
-        raise UsageError(f"{type(model).__name__} has no experts that describe themselves")
-    counts: dict[str, Counter[int]] = {name: Counter() for name in mixtures}
-    with evaluating(model), _counting(mixtures, counts):
+    counts: dict[str, tuple[int, ...]] = {}
+    with evaluating(model), counted(model, counts):
         for batch in batches:
             model(**batch)
-    return {
-        name: tuple(counts[name][i] for i in range(int(module.num_experts)))
-        for name, module in mixtures.items()
-    }
+    if not counts:
+        raise UsageError(f"{type(model).__name__} has no experts that describe themselves")
+    return counts
 
 
 @contextmanager
-def _counting(
-    mixtures: Mapping[str, nn.Module], counts: Mapping[str, Counter[int]]
-) -> Iterator[None]:
-    """Within it, each call of a mixture counts the experts that it is given."""
+def counted(model: nn.Module, counts: dict[str, tuple[int, ...]]) -> Iterator[None]:
+    """Whatever runs the model within it: for each experts module by name, `counts` holds at its end
+    how many tokens chose each expert."""
+    mixtures = {name: m for name, m in model.named_modules() if describes_itself(m)}
+    found: dict[str, Counter[int]] = {name: Counter() for name in mixtures}
 
     def count(own: Counter[int], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         ids = next(v for v in (*args, *kwargs.values()) if _is_choice(v))
-        found, times = torch.unique(ids, return_counts=True)
-        own.update(dict(zip(found.tolist(), times.tolist(), strict=True)))
+        numbers, times = torch.unique(ids, return_counts=True)
+        own.update(dict(zip(numbers.tolist(), times.tolist(), strict=True)))
 
     handles = [
         module.register_forward_pre_hook(
-            lambda _, args, kwargs, own=counts[name]: count(own, args, kwargs), with_kwargs=True
+            lambda _, args, kwargs, own=found[name]: count(own, args, kwargs), with_kwargs=True
         )
         for name, module in mixtures.items()
     ]
@@ -55,6 +52,8 @@ def _counting(
     finally:
         for handle in handles:
             handle.remove()
+    for name, module in mixtures.items():
+        counts[name] = tuple(found[name][i] for i in range(int(module.num_experts)))
 
 
 def _is_choice(value: Any) -> bool:

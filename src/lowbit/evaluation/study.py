@@ -171,6 +171,8 @@ class ModelRecord:
     one forward pass; peak: of a fresh process that loads it and runs it once, less what the
     process held before. None where it was not measured.
     slow: in sentences, which layers were slower than in float32 where the model was measured.
+    experts: of a mixture, for each of its layers by name, how many tokens of the tasks chose each
+    expert.
     """
 
     name: str
@@ -190,6 +192,7 @@ class ModelRecord:
     timings: tuple[Timing, ...] = ()
     modules: tuple[ModuleRecord, ...] = ()
     slow: tuple[str, ...] = ()
+    experts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
@@ -202,7 +205,9 @@ class ModelRecord:
                 "measurements": tuple(Measurement.from_dict(m) for m in stored["measurements"]),
                 "timings": tuple(Timing.from_dict(t) for t in stored["timings"]),
                 "modules": tuple(ModuleRecord.from_dict(m) for m in stored["modules"]),
-                "slow": tuple(stored.get("slow", ())),  # older studies do not say
+                # Older studies do not say.
+                "slow": tuple(stored.get("slow", ())),
+                "experts": {k: tuple(v) for k, v in stored.get("experts", {}).items()},
             },
         )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lowbit.evaluation.study import Histogram, ModelRecord, Study
 from lowbit.report.comparison import deciding, shapes, tasks
-from lowbit.report.pictures import heatmap, histograms, speed, tradeoff
+from lowbit.report.pictures import experts, heatmap, histograms, speed, tradeoff
 from lowbit.report.places import evenly
 from lowbit.report.wording import MEBI
 
@@ -87,6 +87,15 @@ def maps(study: Study) -> Maps | None:
     )
     most = max(heatmap.left_out(model.modules) for model in shown)
     return Maps(heatmap.legend("error-scale", ends), pictures, most)
+
+
+def choices(study: Study) -> list[tuple[str, str]]:
+    """Of each mixture whose tokens were counted, its name and the picture of its experts."""
+    return [
+        (model.name, experts.chosen(f"experts-{i}", model.name, model.experts))
+        for i, model in enumerate(study.models)
+        if any(map(any, model.experts.values()))
+    ]
 
 
 def tradeoffs(study: Study) -> list[Tradeoff]:

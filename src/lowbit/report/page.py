@@ -41,6 +41,7 @@ def render_html(study: Study) -> str:
         digest=digest,
         layers=gallery.layers(study),
         maps=gallery.maps(study),
+        choices=gallery.choices(study),
         speeds=gallery.speeds(study),
         tradeoffs=gallery.tradeoffs(study),
         svg=Markup,
