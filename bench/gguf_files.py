@@ -256,8 +256,8 @@ def page(bench: Bench, blocks: int, samples: int) -> Iterator[str]:
     yield ""
     yield "The same model in files of the same types and bytes, all run by llama.cpp. The linear"
     yield "layers of a language model of 8.5 million parameters are in the type, its table is"
-    yield f"float32. Perplexity of the first {blocks} blocks of {CONTEXT} WikiText-2 test tokens, KL"
-    yield "divergence (nats a token) from the float32 file, and agreement on the first token."
+    yield f"float32. Perplexity of the first {blocks} blocks of {CONTEXT} WikiText-2 test tokens,"
+    yield "KL divergence (nats a token) from the float32 file, and agreement on the first token."
     yield f"Solvers and the importance matrix saw {samples} windows of {CONTEXT} tokens of the"
     yield "training text. The matrix holds the mean square of each input, computed here, as"
     yield "llama-imatrix does. llama.cpp's quantizer ran with `pure`, so that every linear layer is"
@@ -265,8 +265,10 @@ def page(bench: Bench, blocks: int, samples: int) -> Iterator[str]:
     yield "did other work too. Written by `bench/gguf_files.py`."
     yield described() + f" llama-cpp-python {llama_cpp.__version__}."
     yield ""
-    yield "| type | codes | bytes | perplexity | KL divergence | of llama.cpp's | same token | seconds |"
-    yield "|---|---|---|---|---|---|---|---|"
+    columns = ("type", "codes", "bytes", "perplexity", "KL divergence", "of llama.cpp's")
+    columns += ("same token", "seconds")
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
     order = [FLOAT, *TYPES]
     for row in sorted(bench.rows.values(), key=lambda row: (order.index(row.kind), -row.kl)):
         own = bench.rows.get((row.kind, OWN))
