@@ -47,12 +47,23 @@ void quantize_rows(uintptr_t x, uintptr_t codes, uintptr_t scales, int64_t rows,
 }
 
 // A weight's form and the places of its parts, which do not change from call to call; `scale`,
-// `zero_point` and `offset` are counted from the first of the codes, and 0 where there is none.
+// `zero_point`, `offset` and `sub_…` are counted from the first of the codes, and 0 if there is
+// none.
 struct Weight {
   PackedLayout form;
   int64_t scale, zero_point, offset;
   int planes;
   bool half_scale;
+  int64_t sub_scale, sub_offset, sub_groups;
+  int sub_bits, sub_lowest;
+
+  lowbit::SubScales sub(uintptr_t codes) const {
+    return {.scale = sub_scale ? pointer<const uint8_t>(codes + sub_scale) : nullptr,
+            .offset = sub_offset ? pointer<const uint8_t>(codes + sub_offset) : nullptr,
+            .groups = sub_groups,
+            .bits = sub_bits,
+            .lowest = sub_lowest};
+  }
 
   lowbit::Linear linear(uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y, int64_t rows,
                         int digits, lowbit::Nonlinearity nonlinearity) const {
@@ -68,7 +79,8 @@ struct Weight {
             .planes = planes,
             .digits = digits,
             .half_scale = half_scale,
-            .nonlinearity = nonlinearity};
+            .nonlinearity = nonlinearity,
+            .sub = sub(codes)};
   }
 
   void decode(uintptr_t codes, uintptr_t rows, int64_t count, uintptr_t out,
@@ -90,7 +102,8 @@ struct Weight {
          .half_scale = half_scale,
          .rows = pointer<const int64_t>(rows),
          .count = count,
-         .out = pointer<float>(out)});
+         .out = pointer<float>(out),
+         .sub = sub(codes)});
   }
 };
 
@@ -370,15 +383,23 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Weight* weight, const PackedLayout& form, int64_t scale, int64_t zero_point,
-             int64_t offset, int planes, bool half_scale) {
+             int64_t offset, int planes, bool half_scale, int64_t sub_scale, int64_t sub_offset,
+             int64_t sub_groups, int sub_bits, int sub_lowest) {
             new (weight) Weight{.form = form,
                                 .scale = scale,
                                 .zero_point = zero_point,
                                 .offset = offset,
                                 .planes = planes,
-                                .half_scale = half_scale};
+                                .half_scale = half_scale,
+                                .sub_scale = sub_scale,
+                                .sub_offset = sub_offset,
+                                .sub_groups = sub_groups,
+                                .sub_bits = sub_bits,
+                                .sub_lowest = sub_lowest};
           },
-          "form"_a, "scale"_a, "zero_point"_a, "offset"_a, "planes"_a, "half_scale"_a)
+          "form"_a, "scale"_a, "zero_point"_a, "offset"_a, "planes"_a, "half_scale"_a,
+          "sub_scale"_a = 0, "sub_offset"_a = 0, "sub_groups"_a = 1, "sub_bits"_a = 0,
+          "sub_lowest"_a = 0)
       .def("decode", &Weight::decode, "codes"_a, "rows"_a, "count"_a, "out"_a, "path"_a,
            without_gil);
 

@@ -57,15 +57,22 @@ template <int bits_>
 struct Affine {
   static constexpr int bits = bits_;
   static constexpr bool binary = false;
-  float scale, zero;
+  float scale, zero, offset = -0.0f;  // which, added, changes nothing
 
   Affine(const DecodePacked& op, int64_t group, int64_t lane) {
-    const int64_t at = group * panel_rows + lane;
-    scale = number(op.scale, op.half_scale, at);
-    zero = static_cast<float>(op.zero_point ? op.zero_point[at] : 1 << (bits - 1));
+    const int64_t at = group * panel_rows + lane, super = group / op.sub.groups * panel_rows + lane;
+    scale = number(op.scale, op.half_scale, super);
+    if (op.sub.scale) scale *= static_cast<float>(op.sub.scale[at] + op.sub.lowest);
+    if (op.offset) {
+      zero = 0;
+      offset = number(op.offset, op.half_scale, super);
+      if (op.sub.offset) offset *= static_cast<float>(op.sub.offset[at]);
+    } else {
+      zero = static_cast<float>(op.zero_point ? op.zero_point[at] : 1 << (bits - 1));
+    }
   }
 
-  Floats of(const uint8_t* codes) const { return scale * (Isa::floats(codes) - zero); }
+  Floats of(const uint8_t* codes) const { return scale * (Isa::floats(codes) - zero) + offset; }
 };
 
 template <int planes>

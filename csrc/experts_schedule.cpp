@@ -38,15 +38,22 @@ const void* behind(const void* values, int64_t bytes) {
   return values ? static_cast<const char*>(values) + bytes : nullptr;
 }
 
+const uint8_t* behind(const uint8_t* values, int64_t bytes) {
+  return values ? values + bytes : nullptr;
+}
+
 // The panels first … last - 1 of a layer as a layer of its own.
 Linear panels_of(const Linear& op, int64_t first, int64_t last) {
   Linear part = op;
   const int64_t numbers = first * op.form.groups() * panel_rows, row = first * panel_rows;
   part.form.outputs = std::min(op.form.outputs, last * panel_rows) - row;
   part.codes = op.codes + first * op.form.panel_bytes();
-  part.scale = behind(op.scale, numbers * op.planes * (op.half_scale ? 2 : 4));
-  part.offset = behind(op.offset, numbers * (op.half_scale ? 2 : 4));
-  if (op.zero_point) part.zero_point = op.zero_point + numbers;
+  const int64_t scale_bytes = numbers / op.sub.groups * (op.half_scale ? 2 : 4);
+  part.scale = behind(op.scale, scale_bytes * op.planes);
+  part.offset = behind(op.offset, scale_bytes);
+  part.zero_point = behind(op.zero_point, numbers);
+  part.sub.scale = behind(op.sub.scale, numbers);
+  part.sub.offset = behind(op.sub.offset, numbers);
   part.bias = behind(op.bias, row * (op.bfloat16_bias ? 2 : 4));
   return part;
 }
@@ -332,7 +339,9 @@ void run_pairs(const Experts& op, const Product& (*choose)(const Linear&), const
     layer.codes += away;
     layer.scale = behind(layer.scale, away);
     layer.offset = behind(layer.offset, away);
-    if (layer.zero_point) layer.zero_point += away;
+    layer.zero_point = behind(layer.zero_point, away);
+    layer.sub.scale = behind(layer.sub.scale, away);
+    layer.sub.offset = behind(layer.sub.offset, away);
     layer.bias = behind(layer.bias, expert * outputs * (layer.bfloat16_bias ? 2 : 4));
     layer.rows = count;
     const Product& product = choose(layer);

@@ -1,6 +1,7 @@
 // A linear layer over codes in lanes (packed_layout.h), with activations of int8 codes:
 //
 //   affine  y[m,n] = f(bias[n] + sum_g sx s[n,g] sum_k cx (q[n,k] - z[n,g]))
+//           y[m,n] = f(bias[n] + sum_g sx (s[n,g] sum_k cx q[n,k] + o[n,g] sum_k cx))
 //   binary  y[m,n] = f(bias[n] + sum_g sx (sum_i alpha[n,g,i] sum_k cx b[i,n,k] + o[n,g] sum_k cx))
 //
 // with f the identity or a nonlinearity (nonlinearity.inl).
@@ -47,7 +48,7 @@ struct Linear {
   const void* x;              // [rows, inputs], float32 or, if `bfloat16`, that
   const uint8_t* codes;       // in lanes, and so are the next three
   const void* scale;          // s, or alpha of the planes in use
-  const uint8_t* zero_point;  // z; null for 2^(bits - 1)
+  const uint8_t* zero_point;  // z; null for 2^(bits - 1), or 0 with an offset
   const void* offset;         // o; null for zeros
   const void* bias;           // [outputs], or null for zeros; float32 or, if `bfloat16_bias`, that
   void* y;                    // [rows, outputs], like x
@@ -59,6 +60,7 @@ struct Linear {
   StaticScale input = {};
   // bfloat16 is widened as it is read; results are computed in float32 and rounded once, to even.
   bool bfloat16 = false, bfloat16_bias = false;
+  SubScales sub = {};
 };
 
 // A path takes several layers at once where they have x, rows, inputs, group and digits in common:

@@ -61,7 +61,7 @@ struct Affine {
   static constexpr int64_t term_bytes = 0;
 
   static Words zero_points(const Linear& op, int64_t group, int part) {
-    Words z = Words{} + (1 << (bits - 1));
+    Words z = Words{} + (op.offset ? 0 : 1 << (bits - 1));
     if (!op.zero_point) return z;
     const uint8_t* at = op.zero_point + group * panel_rows + part * lanes;
     for (int i = 0; i < lanes; ++i) z[i] = at[i];
@@ -71,20 +71,22 @@ struct Affine {
   // Of one group, for the lanes of a part.
   template <bool centred>
   struct Parameters {
-    Floats s{};
+    Floats s{}, o{};
     Words z{};
     bool same_zero = true;  // for all rows: costs no product per lane
+    bool has_offset = false;
 
     Parameters() = default;
     Parameters(const Linear& op, int64_t group, int part)
-        : s(load_scales(op.scale, op.half_scale, group * panel_rows + part * lanes)),
-          same_zero(!op.zero_point) {
+        : s(scales_of(op, group, part)), same_zero(!op.zero_point), has_offset(op.offset) {
       if constexpr (!centred) z = zero_points(op, group, part);
+      if (has_offset) o = offsets_of(op, group, part);
     }
 
     // `sums[i]` of term i; sx and the sum of the codes are the activations'.
     Floats value(const Words (&sums)[terms], float sx, int32_t row_sum) const {
       Words exact = sums[0];
+      if (has_offset) return (floats_of(exact) * s + static_cast<float>(row_sum) * o) * sx;
       if constexpr (!centred) {
         const auto sum = static_cast<uint32_t>(row_sum);
         exact -= same_zero ? Words{} + (sum << (bits - 1)) : z * sum;

@@ -2,9 +2,9 @@
 // multiply-adds. Beside the byte limbs of linear.h it is the other family of arithmetic for such
 // activations: for processors on which four int8 products cost more than one of float32.
 //
-// A weight w[n,k] is the float32 that decode_packed gives for it: s (q - z), or o + the sum of
-// alpha b. The inputs of a row, every group padded to whole blocks by inputs of zero, are cut into
-// spans of 32 blocks; input i of each step of a span (i = 0 … 3) is added to sum i:
+// A weight w[n,k] is the float32 that decode_packed gives for it: s (q - z), s q + o, or o + the
+// sum of alpha b. The inputs of a row, every group padded to whole blocks by inputs of zero, are
+// cut into spans of 32 blocks; input i of each step of a span (i = 0 … 3) is added to sum i:
 //
 //   sum[i] = 0, then for the steps of the span, in order: sum[i] = fma(x, w, sum[i])
 //   total  = 0, then for the spans, in order: total = (((total + sum[0]) + sum[1]) + sum[2]) + sum[3]

@@ -41,26 +41,31 @@ struct Affine {
     Step(const uint8_t* block, int s, int part) : codes(codes_of_step<bits>(block, s, part)) {}
   };
 
-  // Of one group, for the lanes of a part. A float16 scale times a zero point is exact in float32,
-  // and so is their weight: fma gives s (q - z) in one operation.
-  template <bool half>
+  // Of one group, for the lanes of a part. If s times a code is `exact` in float32, fma gives
+  // s (q - z) or s q + o in one operation: s is short then, and s times a zero point exact, too.
+  template <bool exact>
   struct Weights {
     Floats s, z;
+    Floats o = Floats{} - 0.0f;  // which, added, changes nothing
 
-    Weights(const Linear& op, int64_t group, int part)
-        : s(load_scales(op.scale, half, group * panel_rows + part * lanes)) {
+    Weights(const Linear& op, int64_t group, int part) : s(scales_of(op, group, part)) {
+      if (op.offset) {
+        (exact ? z : o) = offsets_of(op, group, part);
+        if constexpr (!exact) z = Floats{};
+        return;
+      }
       Ints zero = Ints{} + (1 << (bits - 1));
       if (op.zero_point) {
         const uint8_t* at = op.zero_point + group * panel_rows + part * lanes;
         for (int i = 0; i < lanes; ++i) zero[i] = at[i];
       }
       z = __builtin_convertvector(zero, Floats);
-      if constexpr (half) z *= -s;
+      if constexpr (exact) z *= -s;
     }
 
     Floats of(const Step& step, int i) const {
       const Floats q = __builtin_convertvector(Isa::byte(step.codes, i), Floats);
-      return half ? Isa::fma(q, s, z) : s * (q - z);
+      return exact ? Isa::fma(q, s, z) : s * (q - z) + o;
     }
   };
 };
@@ -102,6 +107,13 @@ struct Binary {
     }
   };
 };
+
+// Whether scales times codes are exact in float32, with 24 bits: a float16 has 11, and what
+// multiplies it and is signed a bit less than it takes.
+bool is_exact(const Linear& op) {
+  const int sub_bits = op.sub.bits - (op.sub.lowest < 0);
+  return op.half_scale && (op.form.binary || 11 + sub_bits + op.form.bits <= 24);
+}
 
 // fn(group, first block, last block) for the groups of a span, whose blocks are first … last - 1.
 template <class Fn>
@@ -279,8 +291,8 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, 
   for (int64_t first = 0; first < blocks; first += span_blocks) {
     const int64_t last = first + span_blocks < blocks ? first + span_blocks : blocks;
     for (int q = 0; q < P; ++q) {
-      const auto decode = op.half_scale ? decode_span<Half, typename Codes::Step>
-                                        : decode_span<Single, typename Codes::Step>;
+      const auto decode = is_exact(op) ? decode_span<Half, typename Codes::Step>
+                                       : decode_span<Single, typename Codes::Step>;
       decode(op, panel + q, first, last, V, w + q * parts);
     }
     const int64_t steps = (last - first) * block_steps;
@@ -409,7 +421,7 @@ const Product& many_rows(const Linear& op) { return *products_of(op).many; }
 // ones are not. Scales of float32, which are rare, are read by one loop alone.
 bool is_few(const Linear& op) {
   const int blocks = op.form.binary ? 1 : 2;
-  return op.half_scale && op.rows <= blocks * few_rows_at_once;
+  return is_exact(op) && op.rows <= blocks * few_rows_at_once;
 }
 
 const Product& by_itself(const Linear& op) { return is_few(op) ? few_rows(op) : many_rows(op); }

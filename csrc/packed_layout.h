@@ -15,7 +15,12 @@
 //   scale       [ceil(outputs/16)][groups][16]          float16 or float32
 //   zero_point  [ceil(outputs/16)][groups][16]          uint8, affine
 //   alpha       [ceil(outputs/16)][groups][planes][16]  float16 or float32, binary
-//   offset      [ceil(outputs/16)][groups][16]          like alpha
+//   offset      [ceil(outputs/16)][groups][16]          like scale or alpha
+//
+// In two levels scale is [ceil(outputs/16)][groups / n][16], n groups to 256 inputs, and so is
+// offset:
+//
+//   sub_scale   [ceil(outputs/16)][groups][16]          uint8, and sub_offset
 //
 // Every group of inputs starts a block: its last block may be short. Rows and inputs are padded
 // with codes of zero. int8 codes have their sign bit flipped, so that z = 128. Where the last
@@ -80,19 +85,29 @@ struct PackedLayout {
 void pack_codes(const PackedLayout& form, const uint8_t* stored, uint8_t flip, uint8_t* codes);
 void unpack_codes(const PackedLayout& form, const uint8_t* codes, uint8_t flip, uint8_t* stored);
 
-// Some rows as floats: s (q - z), or o + the sum of alpha b, each operation rounded once to
-// float32.
+// What scales and offsets of groups are multiplied by, affine: integers less `lowest`, those of
+// offsets from 0 on. Null where they are plain, or there are none.
+struct SubScales {
+  const uint8_t* scale = nullptr;
+  const uint8_t* offset = nullptr;
+  int64_t groups = 1;  // that share a scale
+  int bits = 0, lowest = 0;
+};
+
+// Some rows as floats: s (q - z), s q + o, or o + the sum of alpha b, each operation rounded once
+// to float32.
 struct DecodePacked {
   PackedLayout form;
   const uint8_t* codes;
   const void* scale;          // or alpha
-  const uint8_t* zero_point;  // affine; null for 2^(bits - 1)
-  const void* offset;         // binary; null for zeros
+  const uint8_t* zero_point;  // affine; null for 2^(bits - 1), or 0 with an offset
+  const void* offset;         // null for zeros
   int planes;                 // binary: the first so many, whose alpha and offset these are
   bool half_scale;
   const int64_t* rows;  // `count` of them, all below form.outputs
   int64_t count;
   float* out;  // [count, inputs]
+  SubScales sub = {};
 };
 
 namespace scalar {

@@ -14,6 +14,8 @@ from lowbit.formats import (
     BinaryTensor,
     QTensor,
     StackedTensor,
+    TwoLevel,
+    TwoLevelFloats,
     group,
 )
 from lowbit.formats.granularity import Granularity
@@ -28,7 +30,7 @@ class Stored:
     codes: np.ndarray  # uint8 [out, in]; bit i of a binary code is plane i
     scale: np.ndarray  # float16 or float32 [out, groups], binary [out, groups, planes]
     zero_point: np.ndarray  # int64 [out, groups]
-    offset: np.ndarray | None  # binary [out, groups]
+    offset: np.ndarray | None  # [out, groups]
 
     @property
     def binary(self) -> bool:
@@ -44,11 +46,12 @@ def tensor(array):
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def affine(codes, scale, zero_point, bits, granularity=CHANNEL):
-    """`scale` and `zero_point` (or None, for 2^(bits - 1)) are [out, groups], or [1, 1]."""
+def affine(codes, scale, zero_point, bits, granularity=CHANNEL, offset=None):
+    """`scale` and `zero_point` (or None, for 2^(bits - 1)) or `offset` are [out, groups], or
+    [1, 1]."""
     shape = (len(codes), scale.shape[1])
     packed = packing.pack(codes, bits)
-    if bits == 8 and zero_point is None:
+    if bits == 8 and zero_point is None and offset is None:
         packed = (codes ^ 0x80).view(np.int8)
     q = AffineTensor(
         tensor(packed),
@@ -57,11 +60,48 @@ def affine(codes, scale, zero_point, bits, granularity=CHANNEL):
         bits,
         granularity,
         codes.shape[1],
+        None if offset is None else tensor(offset),
     )
-    zero = np.full((1, 1), 1 << (bits - 1)) if zero_point is None else zero_point
+    implied = 0 if offset is not None else 1 << (bits - 1)
+    zero = np.full((1, 1), implied) if zero_point is None else zero_point
     return Stored(
-        q, codes, np.broadcast_to(scale, shape), np.broadcast_to(zero, shape).astype(np.int64), None
+        q,
+        codes,
+        np.broadcast_to(scale, shape),
+        np.broadcast_to(zero, shape).astype(np.int64),
+        None if offset is None else np.broadcast_to(offset, shape),
     )
+
+
+def two_level(codes, bits, size, sub_bits, signed, seed=0):
+    """Affine codes in groups of `size`, rows of whole super-groups, with random scales in two
+    levels: signed ones, or unsigned ones and offsets."""
+    rng = np.random.default_rng(seed)
+    rows, columns = codes.shape
+    supers, groups = columns // 256, columns // size
+    d, e = rng.normal(0, 0.02, (2, rows, supers)).astype(np.float16)
+    small = rng.integers(0, 1 << sub_bits, (2, rows, groups), dtype=np.uint8)
+    lowest = -(1 << sub_bits - 1) if signed else 0
+    form = TwoLevel(sub_bits, signed)
+
+    def floats(shared, stored, form):
+        return TwoLevelFloats(tensor(shared), tensor(packing.pack(stored, sub_bits)), groups, form)
+
+    def values(shared, integers):
+        return np.repeat(shared.astype(np.float32), 256 // size, 1) * integers.astype(np.float32)
+
+    q = AffineTensor(
+        tensor(packing.pack(codes, bits)),
+        floats(d, small[0], form),
+        None,
+        bits,
+        group(size),
+        columns,
+        None if signed else floats(e, small[1], form),
+    )
+    zero = np.full((rows, groups), 1 << bits - 1 if signed else 0, np.int64)
+    scale = values(d, small[0].astype(int) + lowest)
+    return Stored(q, codes, scale, zero, None if signed else values(e, small[1]))
 
 
 def binary(codes, alphas, offsets, bits, granularity=CHANNEL):
@@ -88,9 +128,11 @@ class Form:
     shift: bool = False  # affine: zero points; binary: offsets
     nested: bool = False
     dtype: type = np.float16
+    offset: bool = False  # affine
 
     def __str__(self) -> str:
         options = ["shift"] * self.shift + ["nested"] * self.nested
+        options += ["offset"] * self.offset
         return "-".join(
             [self.format, str(self.bits), str(self.granularity), *options, self.dtype.__name__]
         )
@@ -103,7 +145,8 @@ class Form:
         if self.format == "affine":
             scale = rng.uniform(0.01, 0.04, shape).astype(self.dtype)
             zero = rng.integers(0, 1 << self.bits, shape) if self.shift else None
-            return affine(codes, scale, zero, self.bits, self.granularity)
+            offset = rng.normal(0, 0.1, shape).astype(self.dtype) if self.offset else None
+            return affine(codes, scale, zero, self.bits, self.granularity, offset)
         prefixes = range(1 if self.nested else self.bits, self.bits + 1)
         alphas = [rng.normal(0, 0.1, (*shape, p)).astype(self.dtype) for p in prefixes]
         offsets = [rng.normal(0, 0.1, shape).astype(self.dtype) for _ in prefixes]
@@ -141,7 +184,8 @@ def values(stored):
     columns = np.arange(stored.q.in_features) // stored.width
     scale, zero = stored.scale.astype(np.float32), stored.zero_point.astype(np.float32)
     if not stored.binary:
-        return scale[:, columns] * (stored.codes.astype(np.float32) - zero[:, columns])
+        product = scale[:, columns] * (stored.codes.astype(np.float32) - zero[:, columns])
+        return product if stored.offset is None else product + stored.offset[:, columns]
     total = np.zeros(stored.codes.shape, np.float32)
     if stored.offset is not None:
         total = stored.offset.astype(np.float32)[:, columns]
@@ -180,6 +224,9 @@ FORMS = [
     Form("affine", 3, TENSOR, shift=True),
     Form("affine", 3, group(50)),
     Form("affine", 2, group(32), shift=True),
+    Form("affine", 8, TENSOR, offset=True),
+    Form("affine", 4, group(32), offset=True),
+    Form("affine", 5, CHANNEL, dtype=np.float32, offset=True),
     Form("binary", 1, CHANNEL),
     Form("binary", 2, group(64), shift=True),
     Form("binary", 3, group(48), shift=True, nested=True),
@@ -188,7 +235,7 @@ FORMS = [
 
 
 # Groups that are not padded too much.
-GROUPS = [size for size in range(2, 140) if -(-size // 32) * 32 <= 1.5 * size]
+GROUPS = [size for size in range(2, 140) if -(-size // 32) * 32 <= 2 * size]
 
 
 @st.composite
@@ -201,4 +248,5 @@ def forms(draw):
     if format == "binary":
         return Form(format, draw(st.integers(1, 4)), granularity, shift, draw(st.booleans()), dtype)
     granularity = draw(st.sampled_from([granularity, granularity, TENSOR]))
-    return Form(format, draw(st.integers(2, 8)), granularity, shift, dtype=dtype)
+    offset = not shift and draw(st.booleans())
+    return Form(format, draw(st.integers(2, 8)), granularity, shift, dtype=dtype, offset=offset)

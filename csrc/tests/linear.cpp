@@ -118,6 +118,10 @@ struct Weight {
   Numbers scale, offset;
   std::vector<uint8_t> zero_point;
   bool has_zero_point = below(2), has_offset = below(2);
+  // Affine ones may have scales in two levels, shared by any number that divides the groups.
+  bool has_sub = !form.binary && below(2);
+  std::vector<uint8_t> sub_scale, sub_offset;
+  lowbit::SubScales sub;
 
   // The codes: 0 any, 1 the lowest, 2 the highest, 3 either.
   explicit Weight(const PackedLayout& form, int extreme = 0)
@@ -145,6 +149,19 @@ struct Weight {
     // A kernel for narrow codes holds q - z in 8 bits.
     for (int64_t i = 0; i < parameters(); ++i)
       zero_point.push_back(static_cast<uint8_t>(below(1 << form.bits)));
+    if (has_sub) {
+      sub.bits = static_cast<int>(2 + below(7));
+      sub.lowest = below(2) ? -(1 << (sub.bits - 1)) : 0;
+      do {
+        sub.groups = 1 + below(groups_of(form));
+      } while (groups_of(form) % sub.groups);
+      for (int64_t i = 0; i < parameters(); ++i) {
+        sub_scale.push_back(static_cast<uint8_t>(below(1 << sub.bits)));
+        sub_offset.push_back(static_cast<uint8_t>(below(1 << sub.bits)));
+      }
+      sub.scale = sub_scale.data();
+      if (has_offset) sub.offset = sub_offset.data();
+    }
     std::memset(packed.data() + codes_bytes(form), 0xab, readable_bytes(form));
     lowbit::pack_codes(form, stored.data(), 0, packed.data());
   }
@@ -152,15 +169,29 @@ struct Weight {
   int64_t parameters() const { return divided(form.outputs, 16) * groups_of(form) * 16; }
   int64_t at(int64_t n, int64_t g) const { return (n / 16 * groups_of(form) + g) * 16 + n % 16; }
   int zero(int64_t n, int64_t g) const {
+    if (has_offset) return 0;
     return has_zero_point ? zero_point[at(n, g)] : 1 << (form.bits - 1);
   }
   float alpha(int64_t n, int64_t g, int i) const {
     return scale[((n / 16 * groups_of(form) + g) * planes + i) * 16 + n % 16];
   }
-  const uint8_t* zeros() const {
-    return !form.binary && has_zero_point ? zero_point.data() : nullptr;
+  int64_t super(int64_t n, int64_t g) const {
+    return (n / 16 * groups_of(form) + g) / sub.groups * 16 + n % 16;
   }
-  const void* offsets() const { return form.binary && has_offset ? offset.data() : nullptr; }
+  float affine_scale(int64_t n, int64_t g) const {
+    const float d = scale[super(n, g)];
+    return has_sub ? d * static_cast<float>(sub_scale[at(n, g)] + sub.lowest) : d;
+  }
+  // -0 for none, which changes no sum.
+  float group_offset(int64_t n, int64_t g) const {
+    if (!has_offset) return form.binary ? 0.0f : -0.0f;
+    const float e = offset[super(n, g)];
+    return has_sub ? e * static_cast<float>(sub_offset[at(n, g)]) : e;
+  }
+  const uint8_t* zeros() const {
+    return !form.binary && !has_offset && has_zero_point ? zero_point.data() : nullptr;
+  }
+  const void* offsets() const { return has_offset ? offset.data() : nullptr; }
 };
 
 void check_packed(Weight& weight) {
@@ -210,7 +241,8 @@ void check_decode(Weight& weight) {
               .half_scale = weight.scale.half,
               .rows = rows.data(),
               .count = static_cast<int64_t>(rows.size()),
-              .out = out.data()});
+              .out = out.data(),
+              .sub = weight.sub});
     const float* got = out.data();
     for (const int64_t n : rows) {
       for (int64_t k = 0; k < form.inputs; ++k) {
@@ -218,12 +250,13 @@ void check_decode(Weight& weight) {
         const int code = weight.codes[n * form.inputs + k];
         float wanted;
         if (form.binary) {
-          wanted = weight.offsets() ? weight.offset[weight.at(n, g)] : 0.0f;
+          wanted = weight.group_offset(n, g);
           for (int i = 0; i < weight.planes; ++i) {
             wanted += code >> i & 1 ? weight.alpha(n, g, i) : -weight.alpha(n, g, i);
           }
         } else {
-          wanted = weight.scale[weight.at(n, g)] * static_cast<float>(code - weight.zero(n, g));
+          wanted = weight.affine_scale(n, g) * static_cast<float>(code - weight.zero(n, g)) +
+                   weight.group_offset(n, g);
         }
         CHECK(same_bits(*got++, wanted));
       }
@@ -321,15 +354,25 @@ std::vector<float> expected(const Weight& weight, const Activations& a, int digi
               part += static_cast<float>(sum) * weight.alpha(n, g, i);
             }
             if (weight.offsets()) {
-              part += static_cast<float>(sum_c) * weight.offset[weight.at(n, g)];
+              part += static_cast<float>(sum_c) * weight.group_offset(n, g);
             }
             acc += sx * part;
           } else {
             int32_t sum = 0;
             const int z = weight.zero(n, g);
-            for (int64_t k = 0; k < inputs_of(form, g); ++k) sum += c[k] * (q[k] - z);
-            const float scale = sx * weight.scale[weight.at(n, g)];
-            acc += scale * static_cast<float>(sum);
+            int32_t sum_c = 0;
+            for (int64_t k = 0; k < inputs_of(form, g); ++k) {
+              sum += c[k] * (q[k] - z);
+              sum_c += c[k];
+            }
+            const float scale = weight.affine_scale(n, g);
+            if (weight.offsets()) {
+              const float part = static_cast<float>(sum) * scale +
+                                 static_cast<float>(sum_c) * weight.group_offset(n, g);
+              acc += sx * part;
+            } else {
+              acc += sx * scale * static_cast<float>(sum);
+            }
           }
         }
         total = d ? total + acc : acc;
@@ -360,12 +403,12 @@ std::vector<float> expected_by_fma(const Weight& weight, const Activations& a, c
           if (i >= inputs_of(form, g)) continue;
           const int64_t k = g * form.group + i;
           const int code = weight.codes[n * form.inputs + k];
-          float w = form.binary && weight.offsets() ? weight.offset[weight.at(n, g)] : 0.0f;
+          float w = weight.group_offset(n, g);
           for (int p = 0; form.binary && p < weight.planes; ++p) {
             w += code >> p & 1 ? weight.alpha(n, g, p) : -weight.alpha(n, g, p);
           }
           if (!form.binary) {
-            w = weight.scale[weight.at(n, g)] * static_cast<float>(code - weight.zero(n, g));
+            w += weight.affine_scale(n, g) * static_cast<float>(code - weight.zero(n, g));
           }
           sum[i % 4] = std::fma(a.x[m * form.inputs + k], w, sum[i % 4]);
         }
@@ -419,7 +462,8 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
                         .planes = weight.planes,
                         .digits = digits ? digits : 1,
                         .half_scale = weight.scale.half,
-                        .nonlinearity = Nonlinearity::identity};
+                        .nonlinearity = Nonlinearity::identity,
+                        .sub = weight.sub};
     Linear both[] = {linear, linear};
     both[1].y = fy.data();
     both[1].nonlinearity = f;

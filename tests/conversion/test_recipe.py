@@ -56,7 +56,7 @@ def test_head8_gives_tables_and_heads_8_bits_and_heads_float_activations(name):
 
 
 def test_there_are_twelve_variants_of_each_of_nine_schemes():
-    assert len([name for name in PRESETS if "-experts" not in name]) == 12 * 9
+    assert len([name for name in PRESETS if "-experts" not in name]) == 15 * 9
 
 
 def test_mixtures_have_variants_with_fewer_bits_for_experts():

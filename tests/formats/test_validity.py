@@ -26,7 +26,7 @@ def test_what_was_packed_has_no_faults(form, columns):
 
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize(
-    "weight", [torch.zeros(8, 128), torch.eye(8, 128) * 1e-30, torch.randn(8, 128) * 1e30]
+    "weight", [torch.zeros(8, 256), torch.eye(8, 256) * 1e-30, torch.randn(8, 256) * 1e3]
 )
 def test_what_schemes_write_of_odd_weights_has_no_faults(name, weight):
     assert found(NAMED[name].quantize(weight)) == {}

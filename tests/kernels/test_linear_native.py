@@ -330,7 +330,7 @@ class TestDynamic:
 def by_oracle(x, weight, bias):
     if not weight.binary:
         args = (weight.codes, weight.scale, weight.zero_point)
-        return oracle.float_affine(x, *args, bias, weight.width)
+        return oracle.float_affine(x, *args, bias, weight.width, weight.offset)
     return oracle.float_binary(x, weight.codes, weight.scale, weight.offset, bias, weight.width)
 
 

@@ -2,7 +2,8 @@
 one of float activations as csrc/linear_float.h does: one fused multiply-add after the other.
 
 Weights come as plain numbers: `codes` [out, in], `scale` [out, groups] and `zero`, int64 and shaped
-like scale; binary ones have a `scale` [out, groups, planes] and an `offset` [out, groups] or None.
+like scale; binary ones have a `scale` [out, groups, planes]. Either has an `offset` [out, groups]
+or None.
 `width` inputs share a scale.
 """
 
@@ -29,11 +30,15 @@ def fixed_point(x):
     return scale, np.stack(digits)
 
 
-def float_affine(x, codes, scale, zero, bias, width):
+def float_affine(x, codes, scale, zero, bias, width, offset=None):
     """y [rows, out] for finite x [rows, in]."""
 
     def group(digit, k, g):
         sums = digit @ (codes[:, k] - zero[:, g, None]).T
+        if offset is not None:
+            part = sums.astype(float32) * scale[:, g].astype(float32)
+            part = part + digit.sum(1).astype(float32)[:, None] * offset[:, g].astype(float32)
+            return lambda sx: part * sx[:, None]
         return lambda sx: sums.astype(float32) * (sx[:, None] * scale[:, g].astype(float32))
 
     return _of_digits(x, group, bias, width, len(codes))
@@ -86,7 +91,8 @@ def decoded(codes, scale, zero, offset, width):
     """The float32 weight [out, in]; `zero` is None for a binary one."""
     group = np.arange(codes.shape[1]) // width
     if zero is not None:
-        return scale[:, group].astype(float32) * (codes - zero[:, group]).astype(float32)
+        w = scale[:, group].astype(float32) * (codes - zero[:, group]).astype(float32)
+        return w if offset is None else w + offset[:, group].astype(float32)
     w = np.zeros(codes.shape, float32)
     if offset is not None:
         w = offset[:, group].astype(float32)

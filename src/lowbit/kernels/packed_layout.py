@@ -5,13 +5,15 @@ of 8, 4, 2 and 1 bits, every group padded to whole blocks of 32 inputs. Behind t
 stored parameters, sixteen rows side by side too:
 
     scale, zero_point   [panels][groups][16]             affine; a scale per tensor is repeated
+    sub_scale           [panels][groups][16]             affine; a byte each; scale: [groups / n]
     alpha_p             [panels][groups][p][16]          binary
-    offset_p            [panels][groups][16]
+    offset_p            [panels][groups][16]             binary; offset, sub_offset of affine, too
 
 Nothing is lost: `unpack` gives the stored tensors back bit for bit.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -22,7 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowbit.errors import RowError, UsageError
-from lowbit.formats import ExpertsLayout, Layout, PlainLayout, PlainTensor, QTensor
+from lowbit.formats import AffineLayout, Layout, PlainLayout, PlainTensor, QTensor
+from lowbit.formats.packing import pack, unpack
+from lowbit.formats.two_level import SUPER_GROUP
 from lowbit.kernels import native
 from lowbit.kernels.selection import VARIABLE
 
@@ -31,15 +35,14 @@ CACHE_LINE = 64
 READABLE_BEHIND_CODES = 512
 # Beyond this many inputs under one scale a sum of |digit| ≤ 128 times |q − z| ≤ 255 leaves int32.
 MAX_GROUP = (2**31 - 1) // (128 * 255)
-MOST_PADDING = 1.5  # times the codes of a group
+MOST_PADDING = 2  # times the codes of a group
+TOLD_PADDING = 1.5  # what is said of it
 
 
 def unsupported(layout: Layout, in_features: int, device: torch.device) -> str | None:
     """Why such a weight cannot be packed, or None."""
     if device.type != "cpu":
         return f"the weight is on {device}, not on the CPU"
-    if (layout.each if isinstance(layout, ExpertsLayout) else layout).version > 1:
-        return "native code has neither offsets nor two-level scales yet"
     width = layout.granularity.width(in_features)
     if not 1 <= min(width, in_features) <= MAX_GROUP:
         return f"{min(width, in_features)} inputs under one scale are outside 1 … {MAX_GROUP}"
@@ -50,6 +53,15 @@ def unsupported(layout: Layout, in_features: int, device: torch.device) -> str |
             f" {MOST_PADDING} times as many"
         )
     return None
+
+
+def padding(layout: Layout, in_features: int) -> str | None:
+    """What is to be said of groups that take many more codes than they have, or None."""
+    width = min(layout.granularity.width(in_features), in_features)
+    padded = -(-width // BLOCK_INPUTS) * BLOCK_INPUTS
+    if layout.granularity.kind != "group" or padded < TOLD_PADDING * width:
+        return None
+    return f"groups of {width} inputs are padded to {padded}"
 
 
 def decode_path() -> str:
@@ -130,8 +142,9 @@ class PackedLayout:
     def places(self) -> dict[str, slice]:
         """The bytes of each stored tensor but the codes."""
         places, start = {}, self.codes_size
-        for name, (shape, dtype) in self.stored.items():
+        for name in self.stored:
             if name != self.codes:
+                shape, dtype = self._laid(name)
                 per_row = torch.Size(self._rest(shape)).numel()
                 size = self.panels * PANEL_ROWS * per_row * dtype.itemsize
                 places[name] = slice(start, start + size)
@@ -152,7 +165,10 @@ class PackedLayout:
         packed = torch.zeros(self.size, dtype=torch.uint8, device="cpu")
         self.native.pack(tensors[self.codes].data_ptr(), self.flip, packed.data_ptr())
         for name, place in self.places.items():
-            rows = tensors[name].movedim(self._rows_axis, 0)
+            parameter = tensors[name]
+            if name in self._small:
+                parameter = unpack(parameter, self._small[name], self._laid(name)[0][1])
+            rows = parameter.movedim(self._rows_axis, 0)
             rows = rows.expand(self.out_features, *rows.shape[1:])
             rows = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, -self.out_features % PANEL_ROWS))
             lanes = rows.unflatten(0, (-1, PANEL_ROWS)).movedim(1, -1)
@@ -165,10 +181,12 @@ class PackedLayout:
         tensors = {self.codes: torch.empty(shape, dtype=dtype, device="cpu")}
         self.native.unpack(packed.data_ptr(), self.flip, tensors[self.codes].data_ptr())
         for name, place in self.places.items():
-            shape, dtype = self.stored[name]
+            shape, dtype = self._laid(name)
             lanes = packed[place].view(dtype).view(self.panels, *self._rest(shape), PANEL_ROWS)
             rows = lanes.movedim(-1, 1).flatten(0, 1)[: shape[self._rows_axis]]
             back = rows.movedim(0, self._rows_axis)
+            if name in self._small:
+                back = pack(back, self._small[name])
             tensors[name] = back.clone(memory_format=torch.contiguous_format)
         return self.layout.assemble(tensors, self.in_features)
 
@@ -181,7 +199,13 @@ class PackedLayout:
             scale, offset = f"alpha_{planes}", f"offset_{planes}"
         starts = [self.places[n].start if n in self.places else 0 for n in (scale, zero, offset)]
         half = self.stored[scale][1] is torch.float16
-        return native.module.Weight(self.native, *starts, planes, half)  # type: ignore[union-attr]
+        weight: Callable[..., Any] = native.module.Weight  # type: ignore[union-attr]
+        form = self.layout.two_level if isinstance(self.layout, AffineLayout) else None
+        if form is None:
+            return weight(self.native, *starts, planes, half)
+        sub = [self.places[n].start if n in self.places else 0 for n in ("sub_scale", "sub_offset")]
+        groups = SUPER_GROUP // self.layout.granularity.width(self.in_features)
+        return weight(self.native, *starts, planes, half, *sub, groups, form.bits, form.lowest)
 
     def decode(
         self, packed: UInt8[Tensor, " bytes"], rows: Integer[Tensor, " n"], dtype: torch.dtype
@@ -199,6 +223,20 @@ class PackedLayout:
         except IndexError as error:
             raise RowError(str(error)) from None
         return out if dtype is torch.float32 else out.to(dtype)
+
+    @property
+    def _small(self) -> dict[str, int]:
+        """Bits of small integers by the name of their stored tensor; they are laid out as bytes."""
+        if not isinstance(self.layout, AffineLayout) or self.layout.two_level is None:
+            return {}
+        return {n: self.layout.two_level.bits for n in self.stored if n.startswith("sub_")}
+
+    def _laid(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """The shape and dtype of a parameter as it is laid out."""
+        if name not in self._small:
+            return self.stored[name]
+        units = self.layout.granularity.parameter_shape(self.out_features, self.in_features)
+        return units, torch.uint8
 
     @property
     def _rows_axis(self) -> int:

@@ -46,7 +46,7 @@ class Clipped(Straight):
         rounded = decode(q, weight.dtype)
         # What is further than half a step from its code was clamped; a little more is rounding.
         error = q.granularity.split((weight.detach() - rounded).abs())
-        inside = error <= (0.5 + 2**-10) * q.scale.float()[..., None]
+        inside = error <= (0.5 + 2**-10) * q.scale.float().abs()[..., None]
         return clipped(weight, rounded, inside.flatten(1)[:, : q.in_features])
 
 
@@ -56,6 +56,11 @@ class LearnedStep(Straight):
     def __init__(self, scheme: Scheme, weight: Float[Tensor, "out in"]) -> None:
         super().__init__(scheme, weight)
         first = _check_affine("lsq", scheme, weight)
+        if first.layout.version > 1:
+            raise UsageError(
+                f"estimator lsq trains plain scales without offsets, and scheme {scheme.name} has"
+                f" {first.layout}: use ste or clipped"
+            )
         self.scale = nn.Parameter(first.scale.float())
         self.register_buffer("zero_point", first.zero_point)
         self.zero_point: Tensor | None

@@ -7,11 +7,14 @@ from lowbit.errors import UsageError
 from lowbit.schemes.absmax import Absmax
 from lowbit.schemes.binary import Binary
 from lowbit.schemes.clustered import Clustered
+from lowbit.schemes.k_quant import KQuant
 from lowbit.schemes.options import options_of, with_options
 from lowbit.schemes.scheme import Scheme
 from lowbit.schemes.zero_point import ZeroPoint
 
-SCHEMES: dict[str, type[Scheme]] = {s.name: s for s in (Absmax, ZeroPoint, Binary, Clustered)}
+SCHEMES: dict[str, type[Scheme]] = {
+    s.name: s for s in (Absmax, ZeroPoint, KQuant, Binary, Clustered)
+}
 
 
 def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
@@ -33,6 +36,7 @@ __all__ = [
     "Absmax",
     "Binary",
     "Clustered",
+    "KQuant",
     "Scheme",
     "ZeroPoint",
     "scheme_from_dict",

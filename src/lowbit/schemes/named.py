@@ -3,6 +3,7 @@
 from lowbit.formats import TENSOR, group
 from lowbit.schemes.absmax import Absmax
 from lowbit.schemes.binary import Binary
+from lowbit.schemes.k_quant import KQuant
 from lowbit.schemes.scheme import Scheme
 from lowbit.schemes.zero_point import ZeroPoint
 
@@ -12,6 +13,7 @@ NAMED: dict[str, Scheme] = {
     "int8": Absmax(8),
     "int8-zeropoint": ZeroPoint(8),
     **{f"int{bits}": ZeroPoint(bits, GROUPS) for bits in (4, 3, 2)},
+    **{f"int{bits}-k": KQuant(bits) for bits in (4, 3, 2)},
     **{f"bcq{bits}": Binary(bits, GROUPS) for bits in (1, 2, 3, 4)},
 }
 # As `simulate` calls them: one scale for all of a tensor.

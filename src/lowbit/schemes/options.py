@@ -11,7 +11,7 @@ from lowbit.schemes.scheme import Scheme
 
 # Options that came later: they are written only if they are not at their default, so that older
 # releases read what they can hold.
-LATER = ("scale_dtype",)
+LATER = ("scale_dtype", "zero")
 
 
 def options_of(scheme: Scheme) -> dict[str, Any]:

@@ -39,6 +39,11 @@ class Scheme(ABC):
         Raises InputError for a weight that is not finite, UsageError for one that does not fit.
         """
 
+    def fit(self, weight: Tensor, importance: Tensor | None) -> QTensor:
+        """As `quantize`; a scheme that searches for its parameters counts the error of each input
+        by its importance [in], if there is one."""
+        return self.quantize(weight)
+
     @property
     def bits(self) -> int:
         """Of a code; the most that any row has."""

@@ -30,9 +30,10 @@ def check_finite(statistic: Tensor, weight: Tensor) -> None:
 
 
 def weight_range(
-    weight: Tensor, granularity: Granularity
+    weight: Tensor, granularity: Granularity, with_zero: bool = True
 ) -> tuple[Float32[Tensor, "units groups"], Float32[Tensor, "units groups"]]:
-    """(min(w, 0), max(w, 0)) of each unit. Raises InputError where a weight is not finite."""
+    """(min(w, 0), max(w, 0)) of each unit; (min(w), max(w)) without zero, but of
+    a short last group. Raises InputError where a weight is not finite."""
     check_weight(weight, granularity)
     if weight.numel() == 0:
         zeros = weight.new_zeros(granularity.parameter_shape(*weight.shape), dtype=torch.float32)
@@ -43,7 +44,7 @@ def weight_range(
     if granularity.kind == "tensor":
         low, high = low.amin().reshape(1, 1), high.amax().reshape(1, 1)
     check_finite(torch.stack([low, high]), weight)
-    return low.clamp(max=0.0), high.clamp(min=0.0)
+    return (low.clamp(max=0.0), high.clamp(min=0.0)) if with_zero else (low, high)
 
 
 def step_of(

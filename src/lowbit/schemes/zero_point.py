@@ -2,7 +2,8 @@
 
     s = (max − min) / (2^b − 1),  z = round(−min / s),  q = clamp(round(w / s) + z, 0, 2^b − 1)
 
-The range includes 0, so that 0 is a code and z fits b bits.
+The range includes 0, so that 0 is a code and z fits b bits. With `zero="float"` there is an offset
+in place of z, w ≈ s · q + o with o = min, and 0 need be no code.
 """
 
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lowbit.errors import UsageError
 from lowbit.formats import CHANNEL, AffineLayout, AffineTensor, Granularity
 from lowbit.formats.affine import encode
-from lowbit.formats.scales import named_dtype, safe_scale
+from lowbit.formats.scales import FLOAT16, named_dtype, safe_scale
 from lowbit.schemes.scheme import Scheme
 from lowbit.schemes.weight_range import step_of, weight_range
 
@@ -22,6 +24,7 @@ from lowbit.schemes.weight_range import step_of, weight_range
 class ZeroPoint(Scheme):
     """Asymmetric quantization at 2 … 8 bits. Raises UsageError for options out of range.
 
+    zero: "integer", or "float" for an offset per scale.
     scale_dtype: "float16", or "float32" for the codes that float32 arithmetic finds.
     """
 
@@ -29,18 +32,32 @@ class ZeroPoint(Scheme):
     bits: int = 8
     granularity: Granularity = CHANNEL
     scale_dtype: str = "float16"
+    zero: str = "integer"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.zero not in ("integer", "float"):
+            raise UsageError(f"zero {self.zero!r} is unknown: use integer or float")
 
     def layout(self, rows: int) -> AffineLayout:
-        """The affine layout, with zero points."""
-        return AffineLayout(self.bits, self.granularity, True, named_dtype(self.scale_dtype))
+        """The affine layout, with zero points or offsets."""
+        offset, dtype = self.zero == "float", named_dtype(self.scale_dtype)
+        return AffineLayout(self.bits, self.granularity, not offset, dtype, offset)
 
     def quantize(self, weight: Tensor) -> AffineTensor:
         """A float weight [out, in] of any dtype in the affine format.
 
         Raises InputError where it is not finite, UsageError where it is no matrix of whole groups.
         """
-        low, high = weight_range(weight, self.granularity)
         levels = (1 << self.bits) - 1
+        if self.zero == "float":
+            low, high = weight_range(weight, self.granularity, with_zero=False)
+            scale = safe_scale(step_of(low, high, levels, self.scale_dtype), self.scale_dtype)
+            if bool((low.abs() > FLOAT16.max).any()):
+                scale = scale.float()
+            offset = low.to(scale.dtype)
+            return encode(weight, scale, None, self.bits, self.granularity, offset=offset)
+        low, high = weight_range(weight, self.granularity)
         step = step_of(low, high, levels, self.scale_dtype)
         scale = safe_scale(step, self.scale_dtype)
         zero_point = (-low / scale.float()).round_().clamp_(0, levels).to(torch.uint8)

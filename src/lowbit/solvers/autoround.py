@@ -3,7 +3,8 @@
     ŵ = s · (q − z),  q = clamp(round(w / s + v) + z, 0, 2^b − 1),  v in −1/2 … 1/2
     s = (α max − β min) / (2^b − 1),  z = round(−β min / s),        α, β in 1/2 … 1
 
-v for every weight, α and β for every scale (symmetric codes: z fixed, min = −max). The weights of
+v for every weight, α and β for every scale (symmetric codes: z fixed, min = −max; two-level scales:
+both fixed). The weights of
 a block are found together, so that its output errs least (block.py):
 
     p ← p − rate · sign(∂ error / ∂ p),   rate = (1 − t / T) / T in step t of T
@@ -86,7 +87,8 @@ def solve(
     Options and errors as those of `solve_block`.
     """
     _check(iterations)
-    codes, matrix = AffineCodes.of(scheme, weight), damp(hessian, DAMPING).float()
+    matrix = damp(hessian, DAMPING).float()
+    codes = AffineCodes.of(scheme, weight, matrix.diagonal())
     weight = weight.float()
     whole = codes.granularity.kind == "tensor"
     at_once = len(weight) if whole else max(1, WEIGHTS_AT_ONCE // weight.shape[1])
@@ -99,8 +101,10 @@ def solve(
         return error
 
     parts = []
-    for part in weight.split(at_once):
-        parts.append(Rounding(part, codes))
+    for start in range(0, len(weight), at_once):
+        rows = slice(start, start + at_once)
+        part = weight[rows]
+        parts.append(Rounding(part, codes.rows(rows)))
         _descend({"": parts[-1]}, error_from(part), 1, iterations, progress=False)
     found, nearest = _assemble(codes, parts), scheme.quantize(weight)
     error = error_from(weight)
@@ -115,8 +119,13 @@ class Rounding:
     def __init__(self, weight: Float[Tensor, "out in"], codes: AffineCodes) -> None:
         self.codes, self.columns = codes, weight.shape[1]
         self.weight = codes.granularity.split(weight.float())
-        self.low, self.high = weight_range(weight, codes.granularity)
-        if not codes.zero_point:
+        self.low, self.high = weight_range(weight, codes.granularity, not codes.offset)
+        grids = codes.grids()
+        self.given: tuple[Tensor, Tensor] | None = None
+        if grids is not None:
+            scale, zero = torch.stack([g.scale for g in grids], 1), [g.zero for g in grids]
+            self.given = scale.float(), torch.stack(zero, 1).float()
+        if not codes.asymmetric:
             self.high = torch.maximum(-self.low, self.high)
             self.low = -self.high
         self.learned = [
@@ -139,14 +148,25 @@ class Rounding:
     def _codes(self) -> tuple[Tensor, Tensor, Tensor]:
         """As `stored`, but the codes in groups [out, groups, width]."""
         (v, alpha, beta), levels = self.learned, self.codes.levels
+        if self.given is not None:
+            scale, zero = self.given
+            return self._rounded_by(scale, zero, v), scale, zero
         # Divided first, as the schemes do: the start has their scale to the last bit of float16.
         exact = self.high * alpha / levels - self.low * beta / levels
         scale = straight_through(exact, self.codes.stored(exact).float())
         zero = torch.full_like(scale, self.codes.middle)
         if self.codes.zero_point:
             zero = _rounded(-self.low * beta / scale).clamp(0, levels)
-        shifted = _rounded(self.weight / scale[..., None] + v) + zero[..., None]
-        return shifted.clamp(0, levels), scale, zero
+        elif self.codes.offset:
+            exact = -self.low * beta / scale
+            zero = straight_through(exact, self.codes.stored_zero(exact, scale))
+        return self._rounded_by(scale, zero, v), scale, zero
+
+    def _rounded_by(self, scale: Tensor, zero: Tensor, v: Tensor) -> Tensor:
+        whole = zero.round()
+        quotient = self.weight / scale[..., None] + (zero - whole)[..., None]
+        shifted = _rounded(quotient + v) + whole[..., None]
+        return shifted.clamp(0, self.codes.levels)
 
 
 def _rounded(x: Tensor) -> Tensor:

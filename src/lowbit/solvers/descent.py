@@ -31,7 +31,7 @@ def descend(
     """Codes and grids after so many rounds, or fewer where they gain nothing."""
     error = row_errors(target, matrix, q, grids, width).sum()
     for _ in range(rounds):
-        if codes.granularity.kind != "tensor":
+        if codes.granularity.kind != "tensor" and codes.given is None:
             grids = better_scales(target, matrix, q, grids, width, codes)
         q = better_codes(target, matrix, q, grids, width)
         before, error = error, row_errors(target, matrix, q, grids, width).sum()
@@ -68,9 +68,9 @@ def better_scales(
     usable = solved.isfinite() & (solved > 0) & (failed == 0)[:, None]
     new = codes.stored(torch.where(usable, solved, old))
     before, after = (
-        row_errors(target, matrix, q, _with(grids, scale), width) for scale in (old, new)
+        row_errors(target, matrix, q, _with(grids, scale, codes), width) for scale in (old, new)
     )
-    return _with(grids, torch.where((after < before)[:, None], new, old))
+    return _with(grids, torch.where((after < before)[:, None], new, old), codes)
 
 
 def better_codes(
@@ -110,8 +110,11 @@ def _values(q: Tensor, grids: Sequence[Grid], width: int) -> Float64[Tensor, "in
     return torch.cat([g.values(p) for p, g in zip(q.split(width), grids, strict=True)])
 
 
-def _with(grids: Sequence[Grid], scale: Float64[Tensor, "out groups"]) -> list[Grid]:
-    return [Grid(s, g.zero, g.levels) for s, g in zip(scale.unbind(1), grids, strict=True)]
+def _with(
+    grids: Sequence[Grid], scale: Float64[Tensor, "out groups"], codes: AffineCodes
+) -> list[Grid]:
+    each = zip(scale.unbind(1), grids, strict=True)
+    return [Grid(s, codes.stored_zero(g.zero, s), g.levels) for s, g in each]
 
 
 def _group_sums(x: Float64[Tensor, "in out"], width: int) -> Float64[Tensor, "out groups"]:

@@ -5,8 +5,9 @@
 
 Groups are taken in the order of their mean H_jj, columns within a group by their own, so that what
 matters most is rounded while most is free. The grid of a group is found when the sweep reaches it,
-for the weights as compensated by then, each counting by 1 / U_jj². Updates beyond a block of
-columns wait until it is done (lazy updates).
+for the weights as compensated by then, each counting by 1 / U_jj². Grids in two levels are found
+beforehand, each weight counting by H_jj. Updates beyond a block of columns wait until it is done
+(lazy updates).
 
 Then *descent*: with everything else fixed, the best scales are a small linear system for each row,
 and the best code of one column is known exactly; both in turn, as long as the error falls.
@@ -42,8 +43,8 @@ def solve(
 
     Raises UsageError for a scheme that is not affine, InputError for a weight that is not finite.
     """
-    codes = AffineCodes.of(scheme, weight)
     target, matrix = weight.double().t().contiguous(), damp(hessian, damping)
+    codes = AffineCodes.of(scheme, weight, matrix.diagonal())
     columns = len(target)
     width = codes.granularity.width(columns)
     groups = ordered(matrix.diagonal(), width, order)
@@ -54,13 +55,18 @@ def solve(
     free, q = target[sweep], torch.empty_like(target)
     # One scale for the whole tensor cannot follow what its parts take up.
     whole = _fit_tensor(target, codes) if codes.granularity.kind == "tensor" else None
+    given = codes.grids()
     grids: dict[int, Grid] = {}
     at = 0
     for group in groups:
         end = at + len(group)
         importance = lower.diagonal()[at:end].square().reciprocal()
-        grid = whole or fit_grid(free[at:end], importance, codes)
-        grids[int(group[0]) // width] = grid
+        number = int(group[0]) // width
+        if given is not None:
+            grid = given[number]
+        else:
+            grid = whole or fit_grid(free[at:end], importance, codes)
+        grids[number] = grid
         for start in range(at, end, COLUMNS_AT_ONCE):
             block = slice(start, min(start + COLUMNS_AT_ONCE, end))
             error = _round(free[block], q[block], lower[block, block], grid)

@@ -7,8 +7,9 @@ Split in two by an auxiliary error e, in steps of s, that is all but free to be 
     e ← shrink(w/s − (q − z)),  shrink(x) = sign(x) · max(|x| − |x|^(p−1) / β, 0)
     z ← mean(q − w/s + e),      s ← least squares of w − s·e on q − z
 
-with growing β. In the format z is one of the codes, so that it is rounded as it is used, and s
-moves too. The best grid met on the way is kept; nearest rounding is the first.
+with growing β. In the format z is one of the codes, unless there is an offset, so that it is
+rounded as it is used, and s moves too. The best grid met on the way is kept; nearest rounding is
+the first.
 
 Source: Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models",
 equations 3 to 7.
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from lowbit.errors import UsageError
 from lowbit.formats import AffineTensor
 from lowbit.formats.granularity import row_blocks
 from lowbit.schemes import Scheme
@@ -36,9 +38,15 @@ def solve(
 ) -> AffineTensor:
     """`weight` in the affine form of `scheme`; the hessian is not looked at.
 
-    Raises UsageError for a scheme that is not affine, InputError for a weight that is not finite.
+    Raises UsageError for a scheme that is not affine or has two levels, InputError for a weight
+    that is not finite.
     """
     codes = AffineCodes.of(scheme, weight)
+    if codes.given is not None:
+        raise UsageError(
+            f"solver hqq finds a scale for each group, and scheme {scheme.name} has them in two"
+            " levels: use nearest, gptq or autoround"
+        )
     width = codes.granularity.width(weight.shape[1])
     if codes.granularity.kind == "tensor":
         whole = half_quadratic(weight.double().reshape(-1, 1), codes, iterations, beta)
@@ -58,16 +66,19 @@ def half_quadratic(
     w: Float64[Tensor, "n out"], codes: AffineCodes, iterations: int, beta: float
 ) -> Grid:
     """The best grid met for each row of the weight."""
-    low, high = w.amin(0).clamp(max=0), w.amax(0).clamp(min=0)
-    if codes.zero_point:
+    low, high = codes.ends(w)
+    if codes.asymmetric:
         scale = codes.stored((high - low) / codes.levels)
         zero = -low / scale
     else:
         scale = codes.stored(2 * torch.maximum(-low, high) / codes.levels)
         zero = torch.full_like(scale, codes.middle)
-    best, least = Grid(scale, zero.round(), codes.levels), torch.full_like(low, torch.inf)
+    best, least = (
+        Grid(scale, codes.stored_zero(zero, scale), codes.levels),
+        torch.full_like(low, torch.inf),
+    )
     for _ in range(iterations + 1):
-        grid = Grid(scale, zero.round().clamp_(0, codes.levels), codes.levels)
+        grid = Grid(scale, codes.stored_zero(zero, scale), codes.levels)
         q = grid.codes(w)
         off = w / scale - (q - grid.zero)
         error = (off.abs() ** NORM).sum(0) * scale**NORM
@@ -80,7 +91,7 @@ def half_quadratic(
         least = torch.minimum(error, least)
         size = off.abs()
         excess = off.sign() * (size - size ** (NORM - 1) / beta).clamp(min=0)
-        if codes.zero_point:
+        if codes.asymmetric:
             zero = (q - w / scale + excess).mean(0)
         centred = q - grid.zero
         wanted = (centred * (w - scale * excess)).sum(0) / centred.square().sum(0)

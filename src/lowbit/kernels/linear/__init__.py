@@ -7,6 +7,7 @@ from torch import Tensor
 from lowbit.formats import Layout, QTensor, StaticScale
 from lowbit.kernels.linear import families, native, reference
 from lowbit.kernels.linear.native import LinearProduct
+from lowbit.kernels.packed_layout import padding
 from lowbit.kernels.selection import Kernel, never, select
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
 
@@ -22,7 +23,11 @@ def kernel(
 ) -> tuple[Kernel, str]:
     """The kernel that serves such a weight here, and why; of float activations also the family."""
     chosen, why = select(KERNELS[activations], layout, in_features, device)
-    return chosen, why if chosen.isa is None else families.reason(why, activations, chosen.name)
+    if chosen.isa is None:
+        return chosen, why
+    padded = padding(layout, in_features)
+    why = families.reason(why, activations, chosen.name)
+    return chosen, why if padded is None else f"{why}; {padded}"
 
 
 def linear(

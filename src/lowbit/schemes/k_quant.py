@@ -1,0 +1,105 @@
+"""K-quant: affine codes whose scales, and offsets, are in two levels (formats/two_level.py).
+
+    bits  groups  scales, offsets       bits per weight     the grid of llama.cpp's
+    2     16      4 bits, and offsets   2.625               Q2_K
+    3     16      6 bits, signed        3.4375              Q3_K
+    4     32      6 bits, and offsets   4.5                 Q4_K
+    5     32      6 bits, and offsets   5.5                 Q5_K
+    6     16      8 bits, signed        6.5625              Q6_K
+
+The parameters are found by a search (two_level_fit.py); rows must be of a multiple of 256 inputs.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lowbit.errors import InputError, UsageError
+from lowbit.formats import AffineLayout, AffineTensor, TwoLevel, group
+from lowbit.formats.affine import encode
+from lowbit.formats.granularity import row_blocks
+from lowbit.formats.two_level import TwoLevelFloats, misfit
+from lowbit.schemes.scheme import Scheme
+from lowbit.schemes.two_level_fit import fit
+from lowbit.schemes.weight_range import weight_range
+
+
+class Kind(NamedTuple):
+    """The size of a group, what scales are, and whether there are offsets."""
+
+    size: int
+    form: TwoLevel
+    offsets: bool
+
+
+KINDS = {
+    2: Kind(16, TwoLevel(4, False), True),
+    3: Kind(16, TwoLevel(6, True), False),
+    4: Kind(32, TwoLevel(6, False), True),
+    5: Kind(32, TwoLevel(6, False), True),
+    6: Kind(16, TwoLevel(8, True), False),
+}
+# Of a weight: largest float16 times the largest code times the largest signed integer of 6 bits.
+MOST = 65504.0
+
+
+@dataclass(frozen=True)
+class KQuant(Scheme):
+    """Two-level quantization at 2 … 6 bits. Raises UsageError for other bits."""
+
+    name: ClassVar[str] = "k-quant"
+    bits: int = 4
+
+    @property
+    def kind(self) -> Kind:
+        """What goes with the bits."""
+        return KINDS[self.bits]
+
+    def layout(self, rows: int) -> AffineLayout:
+        """The affine layout, in two levels."""
+        if self.bits not in KINDS:
+            raise UsageError(f"k-quants have 2 … 6 bits, not {self.bits}")
+        size, form, offsets = self.kind
+        return AffineLayout(self.bits, group(size), False, torch.float16, offsets, form)
+
+    def misfit(self, rows: int, columns: int) -> str | None:
+        """Why a weight [rows, columns] cannot be stored, or None."""
+        return super().misfit(rows, columns) or misfit(columns)
+
+    def quantize(self, weight: Tensor) -> AffineTensor:
+        """A float weight [out, in] of any dtype in the affine format.
+
+        Raises InputError for one that is not finite or leaves float16, UsageError for one whose
+        rows are no whole super-groups.
+        """
+        return self.fit(weight, None)
+
+    def fit(self, weight: Tensor, importance: Float[Tensor, " in"] | None) -> AffineTensor:
+        """The same, the error of each input counted by its importance."""
+        size, form, offsets = self.kind
+        granularity = group(size)
+        low, high = weight_range(weight, granularity)
+        if refusal := misfit(weight.shape[1]):
+            raise UsageError(refusal)
+        largest = max(-low.min().item(), high.max().item()) if weight.numel() else 0.0
+        if largest > MOST:
+            raise InputError(
+                f"a weight of {largest:g} leaves two-level scales, which hold up to {MOST:g}"
+            )
+        found = [
+            fit(weight[rows], importance, size, self.bits, form, offsets)
+            for rows in row_blocks(*weight.shape)
+        ]
+        scale = _joined([scale for scale, _ in found])
+        offset = _joined([o for _, o in found if o is not None]) if offsets else None
+        lowest = None if offsets else -(1 << self.bits - 1)
+        return encode(weight, scale, None, self.bits, granularity, lowest, offset)
+
+
+def _joined(parts: list[TwoLevelFloats]) -> TwoLevelFloats:
+    """Those of all rows."""
+    floats, codes = (torch.cat(x) for x in zip(*((p.floats, p.codes) for p in parts), strict=True))
+    return TwoLevelFloats(floats, codes, parts[0].groups, parts[0].form)

@@ -1,0 +1,201 @@
+"""Two-level grids by weighted least squares: what d, c (and e, m) serve 256 inputs best.
+
+    min Σ_j p_j (w_j − s · q_j − o)²,   s = d · c_g,  o = e · m_g (or −z · s, z fixed) of group g
+
+In two steps, each accepting only decreases of the error of the weights as they will be read back:
+
+groups         s and o of each group are free: shares of its range, each with the codes that follow
+               and least squares for s and o given these
+super-groups   c and m are the nearest to them, d and e those of the largest; then, in turn, c and m
+               among their neighbours for each group, and d and e by least squares for the codes and
+               integers that are chosen, as rounded to float16
+
+Every group is one number in a tensor [rows, supers, groups], its weights a fourth dimension.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from lowbit.formats.two_level import SUPER_GROUP, TwoLevel, TwoLevelFloats
+
+SHARES = torch.linspace(1.05, 0.55, 11, dtype=torch.float32).tolist()
+ROUNDS = 3
+NEIGHBOURS = (-1, 0, 1)
+LEAST = float(torch.finfo(torch.float16).smallest_normal)
+
+
+class Grid(NamedTuple):
+    """Scale and offset of each group, [rows, supers, groups]."""
+
+    scale: Float32[Tensor, "rows supers groups"]
+    offset: Float32[Tensor, "rows supers groups"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Some rows of a weight in groups, and what each weight counts."""
+
+    w: Float32[Tensor, "rows supers groups n"]
+    p: Float32[Tensor, "#rows supers groups n"]
+    highest: int  # code
+    zero: int  # the implied one of codes, if there are no offsets
+    offsets: bool
+
+    def codes(self, grid: Grid) -> Float32[Tensor, "rows supers groups n"]:
+        q = (self.w - grid.offset[..., None]) / grid.scale[..., None]
+        return q.round_().clamp_(0, self.highest)
+
+    def errors(self, grid: Grid) -> Float32[Tensor, "rows supers groups"]:
+        away = self.codes(grid).mul_(grid.scale[..., None]).add_(grid.offset[..., None]) - self.w
+        return (away.square_() * self.p).sum(-1)
+
+    def around(self, scale: Tensor, offset: Tensor) -> Grid:
+        """The grid of such scales: with offsets at most 0, or those that the zero implies."""
+        return Grid(scale, offset.clamp(max=0) if self.offsets else -self.zero * scale)
+
+
+def fit(
+    weight: Float[Tensor, "rows columns"],
+    importance: Float[Tensor, " columns"] | None,
+    size: int,
+    bits: int,
+    form: TwoLevel,
+    offsets: bool,
+) -> tuple[TwoLevelFloats, TwoLevelFloats | None]:
+    """Scales and offsets, or scales alone, for codes of `bits` in groups of `size`. importance: of
+    each input; without it all count alike."""
+    w = weight.float().unflatten(1, (-1, SUPER_GROUP // size, size))
+    if importance is None:
+        p = torch.ones_like(w[:1])
+    else:
+        p = importance.float().clamp(min=0).reshape(1, *w.shape[1:])
+        p = p / p.mean().clamp(min=torch.finfo(torch.float32).tiny) + 1e-6
+    parts = Parts(w, p, (1 << bits) - 1, 0 if offsets else 1 << bits - 1, offsets)
+    grid = _of_groups(parts)
+    d, c = _quantized(grid.scale, form)
+    e, m = _quantized(grid.offset, form.unsigned())
+    for _ in range(ROUNDS):
+        c, m = _neighbours(parts, d, c, e, m, form)
+        d, e = _floats(parts, d, c, e, m)
+    scale = _stored(d, c, form)
+    return scale, _stored(e, m, form.unsigned()) if offsets else None
+
+
+def _of_groups(parts: Parts) -> Grid:
+    """The best grid of each group by itself."""
+    w = parts.w
+    low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
+    tiny = torch.finfo(torch.float32).smallest_normal
+    if parts.offsets:
+        widest = [(high - low) / parts.highest]
+    else:  # the larger side has the lowest code, which is further from zero, or the highest
+        largest = torch.where(high > -low, high, low)
+        widest = [-largest / parts.zero, largest / (parts.highest - parts.zero)]
+    best = parts.around(torch.full_like(low, 1.0), low)
+    least = torch.full_like(low, torch.inf)
+
+    def try_out(scale: Tensor, offset: Tensor) -> None:
+        nonlocal best, least
+        scale = torch.where(scale.abs() < tiny, torch.ones_like(scale), scale)
+        grid = parts.around(scale, offset)
+        errors = parts.errors(grid)
+        better = errors < least
+        best = Grid(*(torch.where(better, new, old) for new, old in zip(grid, best, strict=True)))
+        least = torch.minimum(errors, least)
+
+    for wide in widest:
+        for share in SHARES:
+            scale = wide * share
+            try_out(scale, low * share)
+            scale = torch.where(scale.abs() < tiny, torch.ones_like(scale), scale)
+            try_out(*_least_squares(parts, parts.codes(parts.around(scale, low * share))))
+    for _ in range(ROUNDS):
+        try_out(*_least_squares(parts, parts.codes(best)))
+    return best
+
+
+def _least_squares(parts: Parts, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and offset of least error for such codes; 0 where there is none."""
+    w, p = parts.w, parts.p
+    centred = q if parts.offsets else q - parts.zero
+    qq, qw = (p * centred * centred).sum(-1), (p * centred * w).sum(-1)
+    alone = (qw / qq).nan_to_num(0.0, 0.0, 0.0)
+    if not parts.offsets:
+        return alone, torch.zeros_like(alone)
+    one, ones_q, ones_w = p.sum(-1), (p * q).sum(-1), (p * w).sum(-1)
+    determinant = one * qq - ones_q.square()
+    scale = ((one * qw - ones_q * ones_w) / determinant).nan_to_num(0.0, 0.0, 0.0)
+    offset = ((qq * ones_w - ones_q * qw) / determinant).nan_to_num(0.0, 0.0, 0.0)
+    lifted = offset > 0
+    return torch.where(lifted, alone, scale), offset.clamp(max=0)
+
+
+def _quantized(floats: Tensor, form: TwoLevel) -> tuple[Tensor, Tensor]:
+    """The shared float of each super-group, as stored, and the integers [rows, supers, groups]."""
+    size, at = floats.abs().max(-1)
+    largest = floats.gather(-1, at[..., None])[..., 0]
+    # Signed integers reach one further below zero than above it.
+    shared = largest / (form.lowest or form.highest)
+    shared = _half(torch.where(size == 0, torch.ones_like(shared), shared))
+    return shared, _integers(floats / shared[..., None], form)
+
+
+def _integers(quotients: Tensor, form: TwoLevel) -> Tensor:
+    return quotients.round().clamp(form.lowest, form.highest)
+
+
+def _half(floats: Tensor) -> Tensor:
+    """As float16 holds it, but never 0."""
+    floats = torch.where(floats.abs() < 2**-24, torch.full_like(floats, 2**-24), floats)
+    return floats.to(torch.float16).float()
+
+
+def _grid(parts: Parts, d: Tensor, c: Tensor, e: Tensor, m: Tensor) -> Grid:
+    scale = d[..., None] * c
+    return Grid(scale, e[..., None] * m if parts.offsets else -parts.zero * scale)
+
+
+def _neighbours(
+    parts: Parts, d: Tensor, c: Tensor, e: Tensor, m: Tensor, form: TwoLevel
+) -> tuple[Tensor, Tensor]:
+    """The best integers of each group within one of what they are. No scale is 0."""
+    best, least = (c, m), torch.full_like(c, torch.inf)
+    for up in NEIGHBOURS:
+        for on in NEIGHBOURS if parts.offsets else (0,):
+            other = (c + up).clamp(form.lowest, form.highest)
+            other = torch.where(other == 0, torch.ones_like(other), other)
+            moved = (m + on).clamp(0, form.unsigned().highest)
+            errors = parts.errors(_grid(parts, d, other, e, moved))
+            better = errors < least
+            best = torch.where(better, other, best[0]), torch.where(better, moved, best[1])
+            least = torch.minimum(errors, least)
+    return best
+
+
+def _floats(parts: Parts, d: Tensor, c: Tensor, e: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    """The floats of super-groups of least error, where that is less."""
+    grid = _grid(parts, d, c, e, m)
+    q, w, p = parts.codes(grid), parts.w, parts.p
+    u = c[..., None] * (q if parts.offsets else q - parts.zero)
+    uu, uw = (p * u * u).sum((-2, -1)), (p * u * w).sum((-2, -1))
+    if parts.offsets:
+        v = m[..., None].expand_as(u)
+        uv, vv, vw = ((p * v * x).sum((-2, -1)) for x in (u, v, w))
+        determinant = uu * vv - uv.square()
+        scale, offset = (vv * uw - uv * vw) / determinant, (uu * vw - uv * uw) / determinant
+        usable = scale.isfinite() & offset.isfinite() & (scale > 0) & (offset <= 0)
+    else:
+        scale, offset = uw / uu, e
+        usable = scale.isfinite() & (scale != 0)
+    scale, offset = _half(torch.where(usable, scale, d)), _half(torch.where(usable, offset, e))
+    before = parts.errors(grid).sum(-1)
+    better = parts.errors(_grid(parts, scale, c, offset, m)).sum(-1) < before
+    return torch.where(better, scale, d), torch.where(better, offset, e)
+
+
+def _stored(floats: Tensor, integers: Tensor, form: TwoLevel) -> TwoLevelFloats:
+    return TwoLevelFloats.of(floats.to(torch.float16), integers.flatten(1).long(), form)
