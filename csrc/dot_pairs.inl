@@ -76,9 +76,11 @@ struct ShortPairs {
   }
 
   static void add(int, Codes codes, Codes four, Words&, Ints& sum) {
-    sum += reinterpret_cast<Ints>(Vectors::dot_shorts(codes.even, four.even));
-    sum += reinterpret_cast<Ints>(Vectors::dot_shorts(codes.odd, four.odd));
-    sum = reinterpret_cast<Ints>(Vectors::in_order(reinterpret_cast<Words>(sum)));
+    // Unsigned: rows behind the last are computed too, from whatever the scratch holds.
+    Words all = reinterpret_cast<Words>(sum);
+    all += Vectors::dot_shorts(codes.even, four.even);
+    all += Vectors::dot_shorts(codes.odd, four.odd);
+    sum = reinterpret_cast<Ints>(Vectors::in_order(all));
   }
 };
 
