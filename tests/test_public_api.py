@@ -13,6 +13,7 @@ NAMES = [
     "Footprint",
     "Granularity",
     "InputError",
+    "KQuant",
     "LowbitConfig",
     "LowbitError",
     "QTensor",

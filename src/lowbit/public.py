@@ -23,7 +23,7 @@ from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
 from lowbit.quantize.calibrated import quantize_calibrated
 from lowbit.quantize.in_memory import quantize
 from lowbit.quantize.streaming import quantize_checkpoint
-from lowbit.schemes import Absmax, Binary, Clustered, Scheme, ZeroPoint
+from lowbit.schemes import Absmax, Binary, Clustered, KQuant, Scheme, ZeroPoint
 from lowbit.versions import warn_of_untested
 
 warn_of_untested()
@@ -42,6 +42,7 @@ __all__ = [
     "Footprint",
     "Granularity",
     "InputError",
+    "KQuant",
     "LowbitConfig",
     "LowbitError",
     "QTensor",

@@ -186,16 +186,26 @@ def test_an_operator_called_with_what_does_not_fit_raises(number):
         getattr(torch.ops.lowbit, name)(*call)
 
 
-def wrong_packed_calls():
+def packed_arguments():
     q = stored(SCHEMES[4])
-    form = packed_layout_of(q.layout, 24, 40)
-    packed, layout = form.pack(q), ops.layout_text(q.layout)
-    x, ids = torch.randn(5, 40), torch.tensor([0, 23])
+    packed, layout = packed_layout_of(q.layout, 24, 40).pack(q), ops.layout_text(q.layout)
     rest = "dynamic", "identity", "scalar", 0.0, 0
+    return packed, layout, torch.randn(5, 40), torch.tensor([0, 23]), rest
+
+
+def right_packed_calls():
+    packed, layout, x, ids, rest = packed_arguments()
+    yield "linear_packed", (x, packed, torch.randn(24), layout, 24, 0, *rest)
+    yield "embedding_packed", (ids, packed, layout, 24, 40, 0, torch.float32)
+
+
+def wrong_packed_calls():
+    """(operator, arguments) of which each has one thing wrong."""
+    packed, layout, x, ids, rest = packed_arguments()
     for bad in (packed[:-1], packed.int(), packed[None], packed.repeat(2)[::2]):
         yield "linear_packed", (x, bad, None, layout, 24, 0, *rest)
         yield "embedding_packed", (ids, bad, layout, 24, 40, 0, torch.float32)
-    for rows, planes in ((0, 0), (-1, 0), (25, 0), (24, 1), (24, -1)):
+    for rows, planes in ((0, 0), (-1, 0), (33, 0), (24, 1), (24, -1)):  # panels hold 32 rows
         yield "linear_packed", (x, packed, None, layout, rows, planes, *rest)
         yield "embedding_packed", (ids, packed, layout, rows, 40, planes, torch.float32)
     for bias in (torch.randn(23), torch.randn(1, 24), torch.ones(24, dtype=torch.int8)):
@@ -210,6 +220,8 @@ def wrong_packed_calls():
 def test_an_operator_on_packed_bytes_called_with_what_does_not_fit_raises():
     calls = list(wrong_packed_calls())
     assert len(calls) > 20
+    for name, call in right_packed_calls():
+        assert getattr(torch.ops.lowbit, name)(*call).isfinite().all()
     for name, call in calls:
         with pytest.raises((ValueError, IndexError, KeyError, AttributeError, RuntimeError)):
             getattr(torch.ops.lowbit, name)(*call)

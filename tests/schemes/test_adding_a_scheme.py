@@ -246,11 +246,11 @@ def test_one_with_parts_is_stored_as_a_stack(tmp_path):
 
 
 def test_every_scheme_says_its_layout_and_what_does_not_fit():
-    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(8, 256, generator=torch.Generator().manual_seed(0))
     for kind in SCHEMES.values():
         scheme = kind()
         assert scheme.layout(8) == scheme.quantize(weight).layout
-        assert scheme.misfit(8, 64) is None
+        assert scheme.misfit(8, 256) is None
         assert scheme.misfit(8, 0) == "it has no inputs"
         assert all(hasattr(scheme, f.name) for f in fields(scheme))
     assert Halves().misfit(1, 64) == "1 row has no halves"

@@ -9,6 +9,7 @@ from lowbit.schemes import (
     Absmax,
     Binary,
     Clustered,
+    KQuant,
     Scheme,
     ZeroPoint,
     scheme_from_dict,
@@ -30,6 +31,7 @@ schemes = st.one_of(
         iterations=st.integers(0, 1000),
         nested=st.booleans(),
     ),
+    st.builds(KQuant, bits=st.integers(2, 6)),
     st.builds(
         Clustered,
         base=st.builds(Binary, st.just(4), rows, nested=st.booleans()),
@@ -50,6 +52,7 @@ def test_every_scheme_is_in_the_table_under_its_own_name():
     assert SCHEMES == {
         "absmax": Absmax,
         "zero-point": ZeroPoint,
+        "k-quant": KQuant,
         "binary": Binary,
         "clustered": Clustered,
     }
@@ -72,7 +75,7 @@ def test_options_left_out_have_their_defaults():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "scheme None is unknown: use absmax, zero-point, binary, clustered"),
+        ({}, "scheme None is unknown: use absmax, zero-point, k-quant, binary, clustered"),
         ({"scheme": "ternary"}, "scheme 'ternary' is unknown"),
         ({"scheme": ["absmax"]}, "is unknown"),
         ({"scheme": "absmax", "bit": 8}, "has no option 'bit': use bits, granularity, range"),

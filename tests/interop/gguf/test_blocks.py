@@ -5,22 +5,9 @@ import pytest
 import torch
 
 from lowbit.interop.gguf.blocks import TYPES, decode, pack, unpack
+from tests.interop.gguf.random_blocks import random_blocks
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is absent")
-
-
-def random_blocks(name: str, rows: int = 3, blocks: int = 2) -> np.ndarray:
-    """Every bit random, but for the float16 numbers, which are finite."""
-    kind = TYPES[name]
-    generator = np.random.default_rng(kind.number)
-    raw = generator.integers(0, 256, (rows, blocks, kind.bytes), dtype=np.uint8)
-    at = 0
-    for field, size in kind.fields.items():
-        if field in ("d", "m"):
-            halves = generator.normal(size=(rows, blocks, 1)).astype(np.float16)
-            raw[..., at : at + size] = halves.view(np.uint8)
-        at += size
-    return raw.reshape(rows, -1)
 
 
 @pytest.mark.parametrize("name", TYPES)

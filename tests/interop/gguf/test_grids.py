@@ -10,7 +10,7 @@ from lowbit.formats.granularity import CHANNEL, TENSOR
 from lowbit.interop.gguf.blocks import TYPES, pack, unpack
 from lowbit.interop.gguf.grids import LAYOUTS, from_blocks, to_blocks, type_for
 from lowbit.schemes import Absmax, ZeroPoint
-from tests.interop.gguf.test_blocks import random_blocks
+from tests.interop.gguf.random_blocks import random_blocks
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is absent")
 
