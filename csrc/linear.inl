@@ -83,10 +83,12 @@ struct Affine {
       if (has_offset) o = offsets_of(op, group, part);
     }
 
-    // `sums[i]` of term i; sx and the sum of the codes are the activations'.
+    // `sums[i]` of term i; sx and the sum of the codes are the activations'. `offset` is
+    // has_offset, known where the loops over rows are compiled.
+    template <bool offset>
     Floats value(const Words (&sums)[terms], float sx, int32_t row_sum) const {
       Words exact = sums[0];
-      if (has_offset) return (floats_of(exact) * s + static_cast<float>(row_sum) * o) * sx;
+      if constexpr (offset) return (floats_of(exact) * s + static_cast<float>(row_sum) * o) * sx;
       if constexpr (!centred) {
         const auto sum = static_cast<uint32_t>(row_sum);
         exact -= same_zero ? Words{} + (sum << (bits - 1)) : z * sum;
@@ -118,13 +120,14 @@ struct Binary {
       }
     }
 
+    template <bool offset>
     Floats value(const Words (&sums)[terms], float sx, int32_t row_sum) const {
       Floats part{};
       for (int i = 0; i < planes; ++i) {
         const auto exact = centred ? sums[i] : 2 * sums[i] - static_cast<uint32_t>(row_sum);
         part += floats_of(exact) * alpha[i];
       }
-      if (has_offset) part += static_cast<float>(row_sum) * o;
+      if constexpr (offset) part += static_cast<float>(row_sum) * o;
       return part * sx;
     }
   };
@@ -238,11 +241,14 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
 #pragma GCC unroll 4
       for (int p = 0; p < parts; ++p) {
         const typename Codes::template Parameters<false> group(op, (panel + q) * groups + g, p);
+        const auto add = [&]<bool offset>() {
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const int64_t at = (row + r) * groups + g;
-          acc[q][r][p] += group.value(total[q][r][p], a.scales[at], a.sums[at]);
-        }
+          for (int r = 0; r < R; ++r) {
+            const int64_t at = (row + r) * groups + g;
+            acc[q][r][p] += group.template value<offset>(total[q][r][p], a.scales[at], a.sums[at]);
+          }
+        };
+        group.has_offset ? add.template operator()<true>() : add.template operator()<false>();
       }
     }
   }

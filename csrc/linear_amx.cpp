@@ -98,7 +98,9 @@ void each_value(const Linear& op, const Activations& a, const int32_t* sums, int
         of_terms[i] = load<Words>(sums + ((i * block_rows + r) * P + p) * panel_rows);
       }
       const int64_t at = (row + r) * groups + g;
-      put(r, p, group.value(of_terms, a.scales[at], a.sums[at]));
+      put(r, p,
+          group.has_offset ? group.template value<true>(of_terms, a.scales[at], a.sums[at])
+                           : group.template value<false>(of_terms, a.scales[at], a.sums[at]));
     }
   }
 }

@@ -59,6 +59,16 @@ struct DecodedGroup : GroupBlocks {
       }
     }
     Kernel::sum(*this, a, decoded, row, sums);
+    if (parameters[0][0].has_offset) {
+      add_values<R, true>(a, row, stride, sums, acc);
+    } else {
+      add_values<R, false>(a, row, stride, sums, acc);
+    }
+  }
+
+  template <int R, bool offset>
+  LOWBIT_INLINE void add_values(const Activations& a, int64_t row, int64_t stride,
+                                const Words (&sums)[terms][P][R][parts], Floats* acc) const {
     for (int r = 0; r < R; ++r) {
       const float scale = a.scales[at(row + r)];
       const int32_t row_sum = a.sums[at(row + r)];
@@ -66,7 +76,8 @@ struct DecodedGroup : GroupBlocks {
         for (int p = 0; p < parts; ++p) {
           Words of_terms[terms];
           for (int i = 0; i < terms; ++i) of_terms[i] = sums[i][q][r][p];
-          acc[q * stride + r * parts + p] += parameters[q][p].value(of_terms, scale, row_sum);
+          acc[q * stride + r * parts + p] +=
+              parameters[q][p].template value<offset>(of_terms, scale, row_sum);
         }
       }
     }
