@@ -78,9 +78,11 @@ struct Affine {
 
     Parameters() = default;
     Parameters(const Linear& op, int64_t group, int part)
-        : s(scales_of(op, group, part)), same_zero(!op.zero_point), has_offset(op.offset) {
+        : s(scales_of(op, op.half_scale, group, part)),
+          same_zero(!op.zero_point),
+          has_offset(op.offset) {
       if constexpr (!centred) z = zero_points(op, group, part);
-      if (has_offset) o = offsets_of(op, group, part);
+      if (has_offset) o = offsets_of(op, op.half_scale, group, part);
     }
 
     // `sums[i]` of term i; sx and the sum of the codes are the activations'. `offset` is

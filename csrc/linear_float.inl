@@ -48,9 +48,10 @@ struct Affine {
     Floats s, z;
     Floats o = Floats{} - 0.0f;  // which, added, changes nothing
 
-    Weights(const Linear& op, int64_t group, int part) : s(scales_of(op, group, part)) {
+    Weights(const Linear& op, int64_t group, int part)
+        : s(scales_of(op, exact || op.half_scale, group, part)) {
       if (op.offset) {
-        (exact ? z : o) = offsets_of(op, group, part);
+        (exact ? z : o) = offsets_of(op, exact || op.half_scale, group, part);
         if constexpr (!exact) z = Floats{};
         return;
       }

@@ -27,23 +27,24 @@ Floats load_scales(const void* values, bool half, int64_t at) {
               : load<Floats>(static_cast<const float*>(values) + at);
 }
 
-// Scales of a group of affine codes, or offsets: `values` times `sub`, if there is that.
-Floats group_floats(const Linear& op, const void* values, const uint8_t* sub, int lowest,
+// Scales of a group of affine codes, or offsets: `values` times `sub`, if there is that. `half` is
+// op.half_scale, as a constant where loops know it.
+Floats group_floats(const Linear& op, bool half, const void* values, const uint8_t* sub, int lowest,
                     int64_t group, int part) {
   const int64_t at = part * lanes;
-  if (!sub) return load_scales(values, op.half_scale, group * panel_rows + at);
+  if (!sub) return load_scales(values, half, group * panel_rows + at);
   Ints integers{};
   for (int i = 0; i < lanes; ++i) integers[i] = sub[group * panel_rows + at + i];
-  return load_scales(values, op.half_scale, group / op.sub.groups * panel_rows + at) *
+  return load_scales(values, half, group / op.sub.groups * panel_rows + at) *
          __builtin_convertvector(integers + lowest, Floats);
 }
 
-Floats scales_of(const Linear& op, int64_t group, int part) {
-  return group_floats(op, op.scale, op.sub.scale, op.sub.lowest, group, part);
+Floats scales_of(const Linear& op, bool half, int64_t group, int part) {
+  return group_floats(op, half, op.scale, op.sub.scale, op.sub.lowest, group, part);
 }
 
-Floats offsets_of(const Linear& op, int64_t group, int part) {
-  return group_floats(op, op.offset, op.sub.offset, 0, group, part);
+Floats offsets_of(const Linear& op, bool half, int64_t group, int part) {
+  return group_floats(op, half, op.offset, op.sub.offset, 0, group, part);
 }
 
 // The codes of step s of a block, cut into `fields` (packed_layout.h), or of a single plane of it,
