@@ -31,6 +31,7 @@ def test_there_are_pages_to_run():
         "README.md",
         "any-module.md",
         "quantize.md",
+        "recipes.md",
         "solvers.md",
         "training.md",
         "decoding.md",
@@ -44,10 +45,10 @@ def test_there_are_pages_to_run():
     } <= {page.name for page in PAGES}
 
 
-def test_the_yaml_of_the_readme_is_a_recipe(tmp_path):
+def test_the_yaml_of_the_page_of_recipes_is_a_recipe(tmp_path):
     from lowbit.conversion.recipe import load_recipe
 
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(block)
     assert len(load_recipe(tmp_path / "recipe.yaml").rules) == 3
 
