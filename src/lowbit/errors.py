@@ -3,8 +3,9 @@
 The class decides the exit code: 2 for wrong use, 1 for a wrong input or machine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 from lowbit.visible import visible
 
@@ -31,6 +32,26 @@ class InputError(LowbitError):
 
 class RowError(InputError, IndexError):
     """A row that a table does not have: an IndexError too, as torch raises it."""
+
+
+def check_choice(
+    kind: str,
+    name: object,
+    known: Collection[str],
+    others: str = "",
+    error: type[LowbitError] = UsageError,
+) -> None:
+    """Raises `error` if `name` is not among `known` names of this `kind`.
+
+    The sentence suggests the nearest name, and says what to use: `others`, or all that is known.
+    """
+    if name in known:
+        return
+    given = name[:100] if isinstance(name, str) else name
+    listed = others or (" or " if len(known) == 2 else ", ").join(known)
+    near = get_close_matches(str(given), known, n=1)
+    use = f"; did you mean {near[0]}? Use {listed}" if near else f": use {listed}"
+    raise error(f"{kind} {given!r} is unknown{use}")
 
 
 @contextmanager

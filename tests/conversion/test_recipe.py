@@ -109,6 +109,7 @@ def test_yaml_says_the_same_as_python(tmp_path):
     ("recipe", "sentence"),
     [
         ("int5", "'int5' is unknown"),
+        ("int8-al", "'int8-al' is unknown; did you mean int8-all"),
         ("int8-all-dynamic-all", "unknown"),
         ("int8-static-all", "unknown"),
         ("missing.yaml", "cannot be read"),

@@ -103,7 +103,7 @@ GOOD = AffineLayout(4, group(64), zero_point=True).to_dict()
     "stored, message",
     [
         (GOOD | {"format": "float"}, "format 'float' is unknown: use affine, binary"),
-        ({}, "format None is unknown"),
+        ({}, "format 'None' is unknown"),
         ({k: v for k, v in GOOD.items() if k != "bits"}, "not complete or valid"),
         (GOOD | {"scale_dtype": "float64"}, "not complete or valid"),
         (GOOD | {"bits": "4"}, "not complete or valid"),

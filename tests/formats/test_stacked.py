@@ -107,7 +107,7 @@ def changed(**part):
         (changed(rows=5.0), "not complete or valid"),
         (changed(rows="5"), "not complete or valid"),
         (changed(granularity="group:4"), "differ in granularity: channel, group:4"),
-        (changed(format="stacked"), "format 'stacked' is unknown: use affine, binary"),
+        (changed(format="stacked"), "format 'stacked' is unknown: use affine or binary"),
         (changed(bits="2"), "not complete or valid"),
         ({"format": "stacked", "parts": []}, "a stack of 0 parts is outside 1 … 16"),
         ({"format": "stacked"}, "not complete or valid"),

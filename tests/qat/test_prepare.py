@@ -241,7 +241,7 @@ def test_a_static_scale_that_the_folder_lacks_is_refused(tmp_path):
         (lambda m: (prepare_qat(m, "int8"), prepare_qat(m, "int8")), "is prepared"),
         (lambda m: (prepare_qat(m, "int8-static"), finish_qat(m)), "no activation was seen"),
         (lambda m: lowbit.quantize(m, "int8-static"), "give calibration data"),
-        (lambda m: QatOptions("lsp"), "estimator 'lsp' is unknown: use ste, clipped, lsq"),
+        (lambda m: QatOptions("lsp"), "estimator 'lsp' is unknown; did you mean lsq. Use ste"),
         (lambda m: QatOptions(ranges="emma"), "range 'emma' is unknown"),
         (lambda m: QatOptions(start=-1), "start -1 is before"),
         (lambda m: QatOptions(range_options={"dekay": 1}), "no option 'dekay'"),

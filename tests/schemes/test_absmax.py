@@ -95,5 +95,5 @@ def test_the_default_is_8_bits_by_channel():
 
 
 def test_an_unknown_range_is_a_usage_error():
-    with pytest.raises(UsageError, match="range 'max' is unknown: use absmax or minmax"):
+    with pytest.raises(UsageError, match="range 'max' is unknown; did you mean minmax"):
         Absmax(range="max")

@@ -212,7 +212,7 @@ def test_a_parameter_is_quantized_as_a_tensor_is(weight, solver):
         ({"bits": 0}, "bits 0 is outside 1 … 4"),
         ({"bits": 5}, "bits 5 is outside 1 … 4"),
         ({"granularity": TENSOR}, "per channel or group, not per tensor"),
-        ({"solver": "newton"}, "solver 'newton' is unknown: use greedy, alternating"),
+        ({"solver": "newton"}, "solver 'newton' is unknown: use greedy or alternating"),
         ({"iterations": -1}, "iterations -1 is outside 0 … 1000"),
         ({"iterations": 1001}, "iterations 1001 is outside 0 … 1000"),
     ],

@@ -146,7 +146,7 @@ def test_it_comes_back_from_dicts_and_yaml_and_the_default_is_not_written(scheme
 
 def test_another_dtype_is_refused():
     for scheme in (Absmax, ZeroPoint, Binary):
-        with pytest.raises(UsageError, match="'bfloat16' is unknown: use float16 or float32"):
+        with pytest.raises(UsageError, match="'bfloat16' is unknown; did you mean float16"):
             scheme(scale_dtype="bfloat16")
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 import yaml
 
 from lowbit.checkpoint.documents import read_yaml
-from lowbit.errors import InputError, UsageError, naming
+from lowbit.errors import InputError, UsageError, check_choice, naming
 from lowbit.nn import ACTIVATIONS, STATIC
 from lowbit.schemes import Scheme, scheme_from_dict, scheme_to_dict
 from lowbit.schemes.named import NAMED
@@ -40,12 +40,9 @@ class Rule:
     activations: str = "float"
 
     def __post_init__(self) -> None:
-        if self.match.startswith("@") and self.match not in KINDS:
-            raise UsageError(f"kind {self.match!r} is unknown: use {', '.join(KINDS)}")
-        if self.activations not in ACTIVATIONS:
-            raise UsageError(
-                f"activations {self.activations!r} are unknown: use {', '.join(ACTIVATIONS)}"
-            )
+        if self.match.startswith("@"):
+            check_choice("kind", self.match, KINDS)
+        check_choice("activations", self.activations, ACTIVATIONS)
 
     @property
     def is_static(self) -> bool:
@@ -187,18 +184,18 @@ def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
         return Recipe.from_dict(recipe)
     if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")):
         return Recipe.from_yaml(recipe)
-    if recipe in PRESETS:
-        return PRESETS[recipe]
-    raise UsageError(
-        f"recipe {recipe!r} is unknown: use {', '.join(NAMED)}, each with -all or -head8, for"
-        " mixtures with -experts4, -experts3 or -experts2 (fewer bits than the rest), with"
-        " -dynamic, -static or -requantized, or with one of both, or the path of a .yaml file"
+    others = (
+        f"{', '.join(NAMED)}, each with -all or -head8, for mixtures with -experts4, -experts3 or"
+        " -experts2 (fewer bits than the rest), with -dynamic, -static or -requantized, or with one"
+        " of both, or the path of a .yaml file"
     )
+    check_choice("recipe", recipe, PRESETS, others)
+    return PRESETS[recipe]
 
 
 def schemes_of(presets: Iterable[str]) -> tuple[Scheme, ...]:
     """The schemes of presets without suffix, each once. Raises UsageError."""
     names = [preset.strip() for preset in presets]
-    if unknown := [name for name in names if name not in NAMED]:
-        raise UsageError(f"scheme {unknown[0]!r} is unknown: use {', '.join(NAMED)}")
+    for name in names:
+        check_choice("scheme", name, NAMED)
     return tuple(NAMED[name] for name in dict.fromkeys(names))

@@ -10,7 +10,7 @@ are taken as [out, in], tensors of more dimensions as [out, rest], vectors as on
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lowbit.errors import UsageError, naming
+from lowbit.errors import UsageError, check_choice, naming
 from lowbit.formats import QTensor, decode
 from lowbit.nn import is_quantized
 from lowbit.schemes import Scheme
@@ -27,10 +27,7 @@ def simulate(model: nn.Module, scheme: str | Scheme) -> dict[str, float]:
     parameter; InputError for a parameter that is not finite. In both cases nothing has changed.
     """
     if isinstance(scheme, str):
-        if scheme not in PER_TENSOR:
-            raise UsageError(
-                f"scheme {scheme!r} is unknown: use {', '.join(PER_TENSOR)}, or a Scheme"
-            )
+        check_choice("scheme", scheme, PER_TENSOR, f"{', '.join(PER_TENSOR)}, or a Scheme")
         scheme = PER_TENSOR[scheme]
     if is_quantized(model):
         raise UsageError("the model is already quantized with lowbit; simulate on the float model")

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_choice
 
 MAX_GROUP_SIZE = 1 << 16
 # Rows are worked on in blocks whose temporaries stay in the cache of a core.
@@ -26,10 +26,8 @@ class Granularity:
     group_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("tensor", "channel", "group"):
-            raise UsageError(
-                f"granularity {self.kind!r} is unknown: use tensor, channel or group:SIZE"
-            )
+        known = ("tensor", "channel", "group")
+        check_choice("granularity", self.kind, known, "tensor, channel or group:SIZE")
         if (self.kind == "group") != (self.group_size is not None):
             raise UsageError(
                 "a granularity of groups, and no other, needs a size, as in group:64;"

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from lowbit.errors import UsageError
+from lowbit.errors import check_choice
 
 FLOAT16 = torch.finfo(torch.float16)
 SCALE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -13,8 +13,7 @@ SCALE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 def named_dtype(wanted: str) -> torch.dtype:
     """The dtype of that name. Raises UsageError for one that is not in SCALE_DTYPES."""
-    if wanted not in SCALE_DTYPES:
-        raise UsageError(f"scale_dtype {wanted!r} is unknown: use {' or '.join(SCALE_DTYPES)}")
+    check_choice("scale_dtype", wanted, SCALE_DTYPES)
     return SCALE_DTYPES[wanted]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lowbit.errors import InputError, LowbitError
+from lowbit.errors import InputError, LowbitError, check_choice
 from lowbit.formats import affine, binary
 from lowbit.formats.affine import AffineLayout, AffineTensor
 from lowbit.formats.binary import BinaryLayout, BinaryTensor
@@ -33,11 +33,10 @@ PLAIN = {
 
 def read_layout(stored: Mapping[str, Any], formats: Mapping[str, Format]) -> Any:
     """The inverse of `Layout.to_dict`. Raises InputError for a format or key it does not know."""
-    known = formats.get(str(stored.get("format")))
-    if known is None:
-        raise InputError(f"format {stored.get('format')!r} is unknown: use {', '.join(formats)}")
+    name = str(stored.get("format"))
+    check_choice("format", name, formats, error=InputError)
     try:
-        return known.layout.from_dict(stored)
+        return formats[name].layout.from_dict(stored)
     except LowbitError:
         raise
     except (KeyError, TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_choice
 from lowbit.kernels import native
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -96,12 +96,6 @@ def check_at_least(name: str, number: int, least: int) -> None:
     """Raises UsageError for a smaller number."""
     if number < least:
         raise UsageError(f"{name} must be at least {least}, not {number}")
-
-
-def check_choice(name: str, value: str, known: Collection[str]) -> None:
-    """Raises UsageError for a name that is not known."""
-    if value not in known:
-        raise UsageError(f"{name} {value[:40]!r} is unknown: use {', '.join(known)}")
 
 
 def check_path(path: str, *operators: str) -> None:

@@ -19,7 +19,7 @@ from lowbit.conversion.plan import Plan, Quantize, TiedTo, check_no_experts, mak
 from lowbit.conversion.recipe import Recipe, load_recipe
 from lowbit.conversion.swap import hand_over_hooks, replace_module
 from lowbit.conversion.unchanged import unchanged_on_error
-from lowbit.errors import UsageError, naming
+from lowbit.errors import UsageError, check_choice, naming
 from lowbit.formats import StaticScale
 from lowbit.nn import ACTIVATIONS, STATIC, RequantizedLinear
 from lowbit.qat.modules import (
@@ -57,8 +57,7 @@ class QatOptions:
             ("estimator", self.estimator, ESTIMATORS),
             ("range", self.ranges, RANGES),
         ):
-            if name not in table:
-                raise UsageError(f"{kind} {name!r} is unknown: use {', '.join(table)}")
+            check_choice(kind, name, table)
         if self.start < 0:
             raise UsageError(f"start {self.start} is before the first training pass")
         self.new_range()

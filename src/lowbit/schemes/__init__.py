@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lowbit.errors import UsageError
+from lowbit.errors import check_choice
 from lowbit.schemes.absmax import Absmax
 from lowbit.schemes.binary import Binary
 from lowbit.schemes.clustered import Clustered
@@ -21,8 +21,7 @@ def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
     """{"scheme": "absmax", "bits": 8, …} -> Scheme. Raises UsageError for what is unknown."""
     options = dict(options)
     name = options.pop("scheme", None)
-    if not isinstance(name, str) or name not in SCHEMES:
-        raise UsageError(f"scheme {name!r} is unknown: use {', '.join(SCHEMES)}")
+    check_choice("scheme", name, tuple(SCHEMES))
     return with_options(SCHEMES[name](), options)
 
 

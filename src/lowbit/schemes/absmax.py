@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowbit.errors import UsageError
+from lowbit.errors import check_choice
 from lowbit.formats import CHANNEL, AffineLayout, AffineTensor, Granularity
 from lowbit.formats.affine import encode
 from lowbit.formats.scales import named_dtype, safe_scale
@@ -35,8 +35,7 @@ class Absmax(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.range not in ("absmax", "minmax"):
-            raise UsageError(f"range {self.range!r} is unknown: use absmax or minmax")
+        check_choice("range", self.range, ("absmax", "minmax"))
 
     def layout(self, rows: int) -> AffineLayout:
         """The affine layout, without zero points."""

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float32, Shaped, UInt8
 from torch import Tensor
 
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_choice
 from lowbit.formats import BinaryLayout, BinaryTensor, Granularity, group
 from lowbit.formats.granularity import row_blocks
 from lowbit.formats.packing import pack, packed_width
@@ -49,8 +49,7 @@ class Binary(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.solver not in SOLVERS:
-            raise UsageError(f"solver {self.solver!r} is unknown: use {', '.join(SOLVERS)}")
+        check_choice("solver", self.solver, SOLVERS)
         if not 0 <= self.iterations <= 1000:
             raise UsageError(f"iterations {self.iterations} is outside 0 … 1000")
 

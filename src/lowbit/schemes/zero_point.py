@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowbit.errors import UsageError
+from lowbit.errors import check_choice
 from lowbit.formats import CHANNEL, AffineLayout, AffineTensor, Granularity
 from lowbit.formats.affine import encode
 from lowbit.formats.scales import FLOAT16, named_dtype, safe_scale
@@ -36,8 +36,7 @@ class ZeroPoint(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.zero not in ("integer", "float"):
-            raise UsageError(f"zero {self.zero!r} is unknown: use integer or float")
+        check_choice("zero", self.zero, ("integer", "float"))
 
     def layout(self, rows: int) -> AffineLayout:
         """The affine layout, with zero points or offsets."""

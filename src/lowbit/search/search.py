@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowbit.calibration import Calibration, batches_of
 from lowbit.conversion.footprint import Footprint, footprint
-from lowbit.errors import InputError, UsageError
+from lowbit.errors import InputError, UsageError, check_choice
 from lowbit.evaluation.study import Metric
 from lowbit.evaluation.task import Subject, Task
 from lowbit.progress import tracked
@@ -56,9 +56,10 @@ def search(
     the smallest that one would.
     """
     task.check(subject)
-    if not measures or (unknown := [name for name in measures if name not in MEASURES]):
-        given = repr(unknown[0]) if measures else "none"
-        raise UsageError(f"sensitivity {given} is unknown: use {', '.join(MEASURES)}")
+    if not measures:
+        raise UsageError(f"name at least one sensitivity: {', '.join(MEASURES)}")
+    for name in measures:
+        check_choice("sensitivity", name, MEASURES)
     batches = batches_of(calibration, subject.model)
     limit = budget.bytes_of(footprint(subject.model).parameters)
     solver = load_solver(solver)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lowbit.conversion.plan import Quantize
-from lowbit.errors import UsageError, naming
+from lowbit.errors import UsageError, check_choice, naming
 from lowbit.formats import QTensor
 from lowbit.schemes import Scheme
 from lowbit.solvers import autoround, awq, gptq, hqq, nearest, smoothquant
@@ -70,8 +70,7 @@ class Solver:
     tune: int = 0
 
     def __post_init__(self) -> None:
-        if self.name not in SOLVERS:
-            raise UsageError(f"solver {self.name!r} is unknown: use {', '.join(SOLVERS)}")
+        check_choice("solver", self.name, SOLVERS)
         known = list(inspect.signature(self.method.solve).parameters)[3:]
         for option in self.options:
             if option not in known:

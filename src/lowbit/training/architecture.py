@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_choice
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class Architecture:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"architecture {self.kind!r} is unknown: use {', '.join(KINDS)}")
+        check_choice("architecture", self.kind, KINDS)
         if min(self.layers, self.width, self.feed_forward, self.heads) < 1:
             raise UsageError(
                 f"{self.layers} layers of width {self.width}, feed-forward {self.feed_forward} and"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lowbit.conversion.recipe import PRESETS, Recipe, Rule, load_recipe
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_choice
 from lowbit.qat.projection import PARTS
 from lowbit.qat.stacked_codes import has_codes
 from lowbit.schemes import Scheme, scheme_from_dict, with_options
@@ -107,10 +107,9 @@ def find_plan(name: str, options: Mapping[str, Any]) -> BcqPlan:
     those of a scheme in all its rules. Raises UsageError."""
     plan = PLANS.get(name)
     if plan is None:
-        if not name.endswith((".yaml", ".yml")) and name not in PRESETS:
-            raise UsageError(
-                f"plan {name!r} is unknown: use {', '.join(PLANS)}, or a recipe of binary codes"
-            )
+        if not name.endswith((".yaml", ".yml")):
+            others = f"{', '.join(PLANS)}, or a recipe of binary codes"
+            check_choice("plan", name, (*PLANS, *PRESETS), others)
         plan = BcqPlan(load_recipe(name))
     given = {key: value for key, value in options.items() if value is not None}
     of_plan = {key: given.pop(key) for key in list(given) if hasattr(plan, key)}

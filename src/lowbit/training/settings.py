@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lowbit.conversion.recipe import PRESETS, Recipe, load_recipe, names_a_folder
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_choice
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.bcq import BcqPlan
 
@@ -57,8 +57,7 @@ class Settings:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise UsageError(f"schedule {self.schedule!r} is unknown: use {', '.join(SCHEDULES)}")
+        check_choice("schedule", self.schedule, SCHEDULES)
         for name in ("batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)} is less than 1")
@@ -86,9 +85,9 @@ class Settings:
         static = f"{self.qat}-static"
         if static in PRESETS:
             return static
-        if self.qat in PRESETS or self.qat.endswith((".yaml", ".yml")):
-            return self.qat
-        raise UsageError(f"qat {self.qat!r} is unknown: use none, or a recipe such as int8 or int4")
+        if not self.qat.endswith((".yaml", ".yml")):
+            check_choice("qat", self.qat, PRESETS, "none, or a recipe such as int8 or int4")
+        return self.qat
 
     @property
     def folder(self) -> str:

@@ -81,7 +81,7 @@ def test_gguf_reads_the_decoded_weights_of_a_file_in_its_own_order_of_rows(llama
 def test_a_type_that_does_not_hold_the_codes_is_refused_before_anything_is_written(llama, tmp_path):
     with pytest.raises(UsageError, match=r"-bit.* is not what Q4_1 holds.*zero: float"):
         export_checkpoint(llama, "gguf:q4_1", tmp_path / "x.gguf")
-    with pytest.raises(UsageError, match="the type 'iq4_xs' is unknown"):
+    with pytest.raises(UsageError, match="type 'iq4_xs' is unknown"):
         export_checkpoint(llama, "gguf:iq4_xs", tmp_path / "x.gguf")
     assert list(tmp_path.iterdir()) == []
 

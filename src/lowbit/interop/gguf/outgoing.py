@@ -18,7 +18,7 @@ from lowbit.checkpoint.load import load_tokenizer
 from lowbit.checkpoint.read import float_config, open_checkpoint, open_tensors, skeleton
 from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.module_weights import Weights, oriented, weights_of
-from lowbit.errors import InputError, UsageError, naming
+from lowbit.errors import InputError, UsageError, check_choice, naming
 from lowbit.extras import needed
 from lowbit.interop.gguf.architectures import (
     Architecture,
@@ -74,8 +74,8 @@ def _plan(
     model: StoredModel, kind: str | None
 ) -> tuple[dict[str, Any], list[NewTensor], tuple[str, ...]]:
     """(metadata, tensors, names of tensors that are left out). Raises InputError."""
-    if kind is not None and kind.upper() not in TYPES:
-        raise InputError(f"the type {kind!r} is unknown: use {', '.join(TYPES).lower()}")
+    if kind is not None:
+        check_choice("type", kind.lower(), [name.lower() for name in TYPES], error=InputError)
     architecture = architecture_of(model.config)
     name_of = _names(model, architecture)
     tensors: list[NewTensor] = []

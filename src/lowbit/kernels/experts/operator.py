@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_choice
 from lowbit.formats import ExpertsLayout, ExpertsTensor, decode
 from lowbit.kernels import experts as kernels
 from lowbit.kernels.arguments import (
@@ -25,7 +25,6 @@ from lowbit.kernels.arguments import (
     stored_arguments,
 )
 from lowbit.kernels.checks import (
-    check_choice,
     check_dimensions,
     check_ids,
     check_path,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowbit.errors import check_choice
 from lowbit.formats import QTensor, StaticScale
 from lowbit.kernels import linear as kernels
 from lowbit.kernels.arguments import (
@@ -21,7 +22,7 @@ from lowbit.kernels.arguments import (
     static_scale,
     stored_arguments,
 )
-from lowbit.kernels.checks import check_bias, check_choice, check_path, check_rows, check_static
+from lowbit.kernels.checks import check_bias, check_path, check_rows, check_static
 from lowbit.kernels.dequantize import dequantize_op
 from lowbit.kernels.embedding.operator import embedding_packed_op
 from lowbit.kernels.linear import families
