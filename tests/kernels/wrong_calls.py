@@ -30,7 +30,7 @@ import resource
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -251,6 +251,9 @@ class Call:
     right: RightCall
     changes: tuple[tuple[str, Change], ...]
 
+    def __str__(self) -> str:
+        return f"{self.operator}({self.what}) [{self.verdict}]"
+
     def arguments(self) -> tuple[Any, ...]:
         arguments = dict(self.right.arguments)
         for name, change in self.changes:
@@ -399,19 +402,23 @@ def _forms(result: Any) -> list[tuple[torch.Size, torch.dtype]]:
     return [(t.shape, t.dtype) for t in tree_leaves(result) if isinstance(t, Tensor)]
 
 
-def campaign(calls: list[Call]) -> list[tuple[Call, str, str]]:
+def campaign(
+    calls: list[Any], outcome: Callable[[Any], tuple[str, str]] = outcome
+) -> list[tuple[Any, str, str]]:
     """Each call with its outcome. They run in forked processes: one that ends costs one call."""
-    found: list[tuple[Call, str, str]] = []
+    found: list[tuple[Any, str, str]] = []
     while len(found) < len(calls):
-        told, status = _in_a_child(calls[len(found) :])
-        found += [(call, *each) for call, each in zip(calls[len(found) :], told, strict=False)]
+        heard, status = _in_a_child(calls[len(found) :], outcome)
+        found += [(call, *each) for call, each in zip(calls[len(found) :], heard, strict=False)]
         if status and len(found) < len(calls):
             how = signal.Signals(status & 127).name if status & 127 else f"exit {status >> 8}"
             found.append((calls[len(found)], "crash", how))
     return found
 
 
-def _in_a_child(calls: list[Call]) -> tuple[list[tuple[str, str]], int]:
+def _in_a_child(
+    calls: list[Any], outcome: Callable[[Any], tuple[str, str]]
+) -> tuple[list[tuple[str, str]], int]:
     """The outcomes of the first of the calls, as far as they came, and how the process ended."""
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -439,17 +446,13 @@ def _in_a_child(calls: list[Call]) -> tuple[list[tuple[str, str]], int]:
     return told, os.waitpid(child, 0)[1]
 
 
-def counts(found: list[tuple[Call, str, str]]) -> dict[str, int]:
+def counts(found: list[tuple[Any, str, str]]) -> dict[str, int]:
     return dict(sorted(Counter(what for _, what, _ in found).items()))
 
 
-def faults(found: list[tuple[Call, str, str]]) -> list[str]:
+def faults(found: list[tuple[Any, str, str]], kinds: Sequence[str] = FAULTS) -> list[str]:
     """One line each."""
-    return [
-        ascii(f"{call.operator}({call.what}) [{call.verdict}]: {what}, {said}")
-        for call, what, said in found
-        if what in FAULTS
-    ]
+    return [ascii(f"{call}: {what}, {said}") for call, what, said in found if what in kinds]
 
 
 def main() -> None:

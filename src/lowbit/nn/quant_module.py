@@ -25,6 +25,7 @@ from lowbit.errors import UsageError
 from lowbit.fallbacks import note
 from lowbit.formats import Layout, QTensor, prefix
 from lowbit.kernels import ops
+from lowbit.kernels.checks import check_tensors
 from lowbit.kernels.selection import Kernel
 from lowbit.nn.decoded_weight import DecodedWeight
 from lowbit.nn.packed_weight import PackedWeight
@@ -147,6 +148,13 @@ class QuantModule(nn.Module):
     def _assembled(self) -> QTensor:
         return self.layout.assemble(self._buffers, self.columns)  # type: ignore[arg-type]
 
+    def _check_stored(self) -> None:
+        """Raises UsageError for buffers that somebody replaced by tensors that do not fit: native
+        code is given their addresses."""
+        stored = {name: self._buffers[name] for name in self.layout.names}
+        wanted = self.layout.tensors(self.rows, self.columns)
+        check_tensors(stored, wanted, torch.device("cpu"))  # type: ignore[arg-type]
+
     @property
     def weight(self) -> Tensor:
         """The float weight, which is decoded when its numbers are asked for (decoded_weight.py)."""
@@ -203,6 +211,7 @@ class QuantModule(nn.Module):
         with _CHANGING, torch.inference_mode(False), _untraced():
             packed = owner.packed
             if packed is None:
+                owner._check_stored()
                 q = owner._assembled()
                 packed = owner.packed = PackedWeight.of(q, owner.planes_in_use)
                 for name, tensor in q.tensors().items():

@@ -62,6 +62,8 @@ def unsupported(
     options = options or {}
     operands = {"query": query, "key": key, "value": value}
     for name, t in operands.items():
+        if t.dim() != 4:
+            return f"the {name} {list(t.shape)} is not [batch, heads, tokens, size]"
         if not t.is_cpu:
             return f"the {name} is on {t.device}, not on the CPU"
         if t.dtype not in DTYPES:

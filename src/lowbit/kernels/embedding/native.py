@@ -7,6 +7,7 @@ from jaxtyping import Float, Float32, Int64, Integer, UInt8
 from torch import Tensor
 
 from lowbit.errors import RowError
+from lowbit.kernels.checks import check_ids
 from lowbit.kernels.packed_layout import PackedLayout, decode_path
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
 
@@ -17,7 +18,9 @@ def embedding(
     form: AnyPackedLayout,
     dtype: torch.dtype,
 ) -> Float[Tensor, "*tokens in"]:
-    """The decoded rows. Raises RowError for an id outside the table."""
+    """The decoded rows. Raises RowError for an id outside the table, UsageError for ids that are no
+    integers or not on the CPU."""
+    check_ids(ids, torch.device("cpu"))
     return form.decode(packed, ids.flatten(), dtype).view(*ids.shape, form.in_features)
 
 

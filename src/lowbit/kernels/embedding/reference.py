@@ -6,12 +6,15 @@ from torch import Tensor
 
 from lowbit.errors import RowError
 from lowbit.formats import QTensor, decode_rows
+from lowbit.kernels.checks import check_ids
 
 
 def embedding(
     ids: Integer[Tensor, "*tokens"], q: QTensor, dtype: torch.dtype
 ) -> Float[Tensor, "*tokens in"]:
-    """The decoded rows. Raises RowError for an id outside the table."""
+    """The decoded rows. Raises RowError for an id outside the table, UsageError for ids that are no
+    integers or on another device."""
+    check_ids(ids, next(iter(q.tensors().values())).device)
     rows = ids.flatten().long()
     if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < q.shape[0]:
         raise RowError(
