@@ -1,5 +1,7 @@
 """Offsets and two-level scales, against NumPy and the arithmetic of K-quants."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,21 @@ def test_layouts_survive_config_and_say_version_2(kind):
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in q.tensors().items()}
     assert layout.tensors(*q.shape) == shapes
     assert torch.equal(decode(layout.assemble(q.tensors(), q.in_features)), decode(q))
+
+
+@pytest.mark.parametrize(
+    "stored", [{}, {"bits": 4}, {"bits": "4", "signed": False}, {"bits": 4, "signed": 0}, [], None]
+)
+def test_levels_that_config_does_not_say_in_full_are_an_input_error(stored):
+    layout = k_quant("q4_k")[0].layout.to_dict() | {"two_level": stored}
+    with pytest.raises(InputError, match="a stored layout is not complete or valid"):
+        layout_from_dict(layout)
+
+
+@pytest.mark.parametrize("change", [{"signed_scale": True}, {"scale_dtype": torch.float32}])
+def test_two_levels_have_float16_scales_of_any_sign_and_nothing_is_said_of_them(change):
+    with pytest.raises(UsageError, match="two-level scales are float16 and need no signed_scale"):
+        replace(k_quant("q4_k")[0].layout, **change)
 
 
 @pytest.mark.parametrize("kind", K_QUANTS)

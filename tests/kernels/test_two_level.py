@@ -1,5 +1,7 @@
 """Two-level scales and offsets on every path of native code."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -44,8 +46,7 @@ def weight_of(bits, size, sub_bits, signed, rows=37, columns=768, seed=0):
     if bits == 8 and signed:  # plain int8 is stored as such
         stored = two_level(codes, bits, size, sub_bits, signed, seed)
         int8 = torch.from_numpy((codes ^ 0x80).view(np.int8))
-        object.__setattr__(stored.q, "codes", int8)
-        return stored
+        return replace(stored, q=replace(stored.q, codes=int8))
     return two_level(codes, bits, size, sub_bits, signed, seed)
 
 

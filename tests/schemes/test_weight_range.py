@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowbit.errors import InputError, UsageError
-from lowbit.formats import FORMATS, TENSOR, Granularity, group
-from lowbit.schemes import Absmax, Binary, ZeroPoint
+from lowbit.formats import FORMATS, TENSOR, Granularity, decode, group
+from lowbit.schemes import Absmax, Binary, KQuant, ZeroPoint
 from lowbit.schemes.weight_range import weight_range
 from tests.oracles import affine as oracle
 from tests.weights import units_of, weights
@@ -17,6 +17,7 @@ SCHEMES = [
     Absmax(4, TENSOR),
     ZeroPoint(8),
     ZeroPoint(3, group(4)),
+    ZeroPoint(3, group(4), zero="float"),
     Binary(3, group(4)),
     Binary(1, group(5)),
     Binary(2, group(4), solver="greedy", nested=True),
@@ -31,6 +32,39 @@ def test_ranges_equal_numpys_and_include_zero(weight, data):
     wanted = oracle.ranges(weight.float().numpy(), size)
     for got, ours in zip(weight_range(weight, granularity), wanted, strict=True):
         np.testing.assert_array_equal(got.numpy(), ours)
+
+
+@pytest.mark.parametrize("columns", [7, 8, 9, 15])
+def test_ranges_without_zero_are_those_of_the_weights_alone(columns):
+    weight = torch.rand(3, columns, generator=torch.Generator().manual_seed(0)) - 3
+    low, high = weight_range(weight, group(4), with_zero=False)
+    parts = [weight.numpy()[:, i : i + 4] for i in range(0, columns, 4)]
+    np.testing.assert_array_equal(low.numpy(), np.stack([p.min(1) for p in parts], 1))
+    np.testing.assert_array_equal(high.numpy(), np.stack([p.max(1) for p in parts], 1))
+
+
+def test_offsets_serve_a_short_last_group_as_well_as_the_others():
+    weight = 10 + torch.rand(8, 36, generator=torch.Generator().manual_seed(0))
+    away = (decode(ZeroPoint(2, group(32), zero="float").quantize(weight)) - weight).abs()
+    # A quarter unit is a step and a bit; with 0 in the range a step would be more than 3.
+    assert away[:, 32:].max() < 0.2 and away[:, :32].max() < 0.2
+
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize(
+    "scheme", [Absmax(b) for b in (6, 8)]
+    + [Absmax(4, range="minmax"), ZeroPoint(4), ZeroPoint(5), ZeroPoint(4, zero="float")]
+    + [Binary(2, group(8)), Binary(4, group(8))],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("signs", [(1, 0), (-1, 0), (-1, 1)])
+def test_weights_that_would_decode_to_infinity_are_refused_with_their_size(scheme, signs):
+    weight = torch.tensor([[1.0, 3, 5, 0, 0.2, 7, *(sign * LARGEST for sign in signs)]])
+    with pytest.raises(InputError, match=r"a weight of 3.40282e\+38 is too large"):
+        scheme.quantize(weight)
+    assert torch.isfinite(decode(scheme.quantize(weight / 4))).all()
 
 
 @each_scheme
@@ -78,12 +112,12 @@ def test_a_group_larger_than_the_inputs_is_a_usage_error(scheme):
         scheme.quantize(torch.ones(2, 8))
 
 
-@each_scheme
+@pytest.mark.parametrize("scheme", [*SCHEMES, *map(KQuant, (2, 3, 4, 5, 6))], ids=str)
 def test_a_weight_without_rows_is_stored_and_decoded(scheme):
-    q = scheme.quantize(torch.ones(0, 10))
+    q = scheme.quantize(torch.ones(0, 256))
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in q.tensors().items()}
-    assert q.layout.tensors(0, 10) == shapes
-    assert FORMATS[q.layout.format].decode(q).shape == (0, 10)
+    assert q.layout.tensors(0, 256) == shapes
+    assert FORMATS[q.layout.format].decode(q).shape == (0, 256)
 
 
 @each_scheme

@@ -55,6 +55,24 @@ def test_hqq_errs_less_with_offsets_than_with_zero_points():
     assert q.layout == FLOAT_ZERO.layout(24)
 
 
+@pytest.mark.parametrize("solver", [gptq, autoround, hqq])
+@pytest.mark.parametrize("scheme", [KQuant(4), ZeroPoint(4, group(32)), FLOAT_ZERO], ids=str)
+def test_a_weight_without_rows_has_no_codes(solver, scheme):
+    if solver is hqq and scheme == KQuant(4):
+        return
+    _, hessian = case()
+    q = solver.solve(torch.ones(0, 256), hessian, scheme)
+    assert decode(q).shape == (0, 256) and q.layout == scheme.layout(0)
+
+
+def test_autoround_searches_for_two_level_scales_once(monkeypatch):
+    weight, hessian = case()
+    found, search = [], KQuant.fit
+    monkeypatch.setattr(KQuant, "fit", lambda *args: found.append(args) or search(*args))
+    autoround.solve(weight, hessian, KQuant(4), iterations=2)
+    assert len(found) == 1
+
+
 def test_hqq_refuses_two_level_scales_by_name():
     with pytest.raises(
         UsageError, match="scheme k-quant has them in two levels: use nearest, gptq"

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int8, Integer, UInt8
 from torch import Tensor
 
 from lowbit.errors import UsageError
+from lowbit.formats.entry import entry
 from lowbit.formats.granularity import Granularity, by_row_blocks, row_blocks
 from lowbit.formats.packing import pack, packed_width, unpack
 from lowbit.formats.scales import SCALE_DTYPES
@@ -36,21 +37,14 @@ from lowbit.formats.two_level import (
 MIN_BITS, MAX_BITS = 2, 8
 
 
-def entry(stored: Mapping[str, Any], key: str, kind: type) -> Any:
-    """stored[key]. Raises TypeError where it is no `kind`: "false", say, is not False."""
-    if type(stored[key]) is not kind:
-        raise TypeError(f"{key} is {stored[key]!r}, not of type {kind.__name__}")
-    return stored[key]
-
-
 @dataclass(frozen=True)
 class AffineLayout:
     """Everything about an affine tensor but its numbers: what config.json keeps of it.
 
     signed_scale: plain scales may be zero or negative. Those in two levels always may.
 
-    Raises UsageError for bits that there are not, for zero points and offsets together, and for
-    groups and dtypes that two levels do not have.
+    Raises UsageError for bits that there are not, for zero points and offsets together, and beside
+    two levels for other groups, float32 scales and `signed_scale`.
     """
 
     format: ClassVar[str] = "affine"
@@ -70,12 +64,16 @@ class AffineLayout:
             raise UsageError("codes have a zero point or an offset, not both")
         if self.two_level is not None:
             check_granularity(self.granularity)
+            if self.scale_dtype != TwoLevel.dtype or self.signed_scale:
+                raise UsageError(
+                    f"two-level scales are float16 and need no signed_scale, not"
+                    f" {self.scale_dtype} with signed_scale {self.signed_scale}"
+                )
 
     @property
     def version(self) -> int:
         """The first format version that can say it."""
-        later = self.offset or self.signed_scale or self.two_level is not None
-        return 2 if later else 1
+        return 2 if self._second_version() else 1
 
     @property
     def signed(self) -> bool:
@@ -88,8 +86,9 @@ class AffineLayout:
         return not self.signed_scale and self.two_level is None
 
     def __str__(self) -> str:
-        later = [str(self.two_level)] * (self.two_level is not None) + ["offsets"] * self.offset
-        return ", ".join([f"{self.format} {self.bits}-bit {self.granularity}", *later])
+        levels = "" if self.two_level is None else f", {self.two_level}"
+        offsets = ", offsets" if self.offset else ""
+        return f"{self.format} {self.bits}-bit {self.granularity}{levels}{offsets}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -140,17 +139,21 @@ class AffineLayout:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Keys of later format versions are there only if they are needed."""
-        later: dict[str, Any] = {"offset": True} if self.offset else {}
-        later |= {"signed_scale": True} if self.signed_scale else {}
-        later |= {} if self.two_level is None else {"two_level": self.two_level.to_dict()}
+        """The keys of version 2 are there only if they are needed."""
         return {
             "format": self.format,
             "bits": self.bits,
             "granularity": str(self.granularity),
             "zero_point": self.zero_point,
             "scale_dtype": str(self.scale_dtype).removeprefix("torch."),
-        } | later
+            **self._second_version(),
+        }
+
+    def _second_version(self) -> dict[str, Any]:
+        """What only version 2 of the format can say."""
+        levels = None if self.two_level is None else self.two_level.to_dict()
+        said = {"offset": self.offset, "signed_scale": self.signed_scale, "two_level": levels}
+        return {key: value for key, value in said.items() if value}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "AffineLayout":
@@ -161,8 +164,7 @@ class AffineLayout:
             zero_point=entry(stored, "zero_point", bool),
             scale_dtype=SCALE_DTYPES[stored["scale_dtype"]],
             offset="offset" in stored and entry(stored, "offset", bool),
-            two_level=levels
-            and TwoLevel(entry(levels, "bits", int), entry(levels, "signed", bool)),
+            two_level=None if levels is None else TwoLevel.from_dict(levels),
             signed_scale="signed_scale" in stored and entry(stored, "signed_scale", bool),
         )
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from lowbit.errors import UsageError
-from lowbit.formats.affine import entry
+from lowbit.formats.entry import entry
 from lowbit.formats.granularity import Granularity, by_row_blocks
 from lowbit.formats.packing import packed_width, unpack
 from lowbit.formats.scales import SCALE_DTYPES

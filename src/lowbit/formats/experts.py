@@ -16,7 +16,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from lowbit.errors import InputError
-from lowbit.formats.affine import entry
+from lowbit.formats.entry import entry
 from lowbit.formats.granularity import Granularity
 from lowbit.formats.table import PLAIN, PlainLayout, PlainTensor, read_layout
 

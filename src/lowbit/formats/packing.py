@@ -30,6 +30,8 @@ def pack(codes: UInt8[Tensor, "*rows n"], bits: int) -> UInt8[Tensor, "*rows pac
     if bits == 8:
         return codes.contiguous()
     n = codes.shape[-1]
+    if not codes.numel():  # whose strides may be any, and fit no view
+        return codes.new_empty(*codes.shape[:-1], packed_width(n, bits))
     size = word_size(bits)
     dtype, lanes = WORDS[size]
     word = pad(codes, (0, -n % size)).contiguous().view(dtype)

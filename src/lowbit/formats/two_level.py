@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, Int64, Integer, UInt8
 from torch import Tensor
 
 from lowbit.errors import InputError, UsageError
+from lowbit.formats.entry import entry
 from lowbit.formats.granularity import Granularity
 from lowbit.formats.packing import pack, packed_width, unpack
 
@@ -25,8 +26,9 @@ MIN_BITS, MAX_BITS = 2, 8
 
 @dataclass(frozen=True)
 class TwoLevel:
-    """The bits of the small integers, and whether they are signed, −2^(bits−1) … 2^(bits−1) − 1,
-    or 0 … 2^bits − 1. The same holds for scales and offsets, but that offsets are never signed."""
+    """How many bits the small integers have, and their range: −2^(bits−1) … 2^(bits−1) − 1 if they
+    are signed, else 0 … 2^bits − 1. Scales and offsets have the same bits; offsets are never
+    signed."""
 
     dtype: ClassVar[torch.dtype] = torch.float16
     bits: int
@@ -68,6 +70,10 @@ class TwoLevel:
 
     def to_dict(self) -> dict[str, Any]:
         return {"bits": self.bits, "signed": self.signed}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "TwoLevel":
+        return cls(entry(stored, "bits", int), entry(stored, "signed", bool))
 
 
 def misfit(columns: int) -> str | None:
@@ -126,8 +132,8 @@ class TwoLevelFloats:
     def float(self) -> Float32[Tensor, "out groups"]:
         """d · c."""
         d = self.floats.float()[..., None]
-        c = self.integers.float().unflatten(1, (d.shape[1], -1))
-        return (d * c).flatten(1)
+        c = unpack(self.codes, self.form.bits, self.groups).float() + self.form.lowest
+        return (d * c.unflatten(1, (d.shape[1], -1))).flatten(1)
 
     def __getitem__(self, rows: slice | Integer[Tensor, " n"]) -> "TwoLevelFloats":
         return replace(self, floats=self.floats[rows], codes=self.codes[rows])

@@ -38,17 +38,16 @@ def tests(
     bits = layout.bits if isinstance(layout, AffineLayout) else 1
     if columns * bits % 8:
         yield layout.names[0], partial(_padding, bits=columns * bits)
+    levels = layout.two_level if isinstance(layout, AffineLayout) else None
+    sub_bits = layout.granularity.parameter_shape(1, columns)[1] * levels.bits if levels else 0
     for name in layout.names[1:]:
         if name == "zero_point":
             yield name, partial(_codes, codes=1 << layout.bits)
         elif not name.startswith("sub_"):
             positive = isinstance(layout, AffineLayout) and layout.positive and name == "scale"
             yield name, unscaled if positive else not_finite
-    if isinstance(layout, AffineLayout) and layout.two_level is not None:
-        used = layout.granularity.parameter_shape(1, columns)[1] * layout.two_level.bits
-        for name in layout.names:
-            if name.startswith("sub_") and used % 8:
-                yield name, partial(_padding, bits=used)
+        elif sub_bits % 8:
+            yield name, partial(_padding, bits=sub_bits)
 
 
 def faults(

@@ -144,7 +144,7 @@ class PackedLayout:
         places, start = {}, self.codes_size
         for name in self.stored:
             if name != self.codes:
-                shape, dtype = self._laid(name)
+                shape, dtype = self._unpacked(name)
                 per_row = torch.Size(self._rest(shape)).numel()
                 size = self.panels * PANEL_ROWS * per_row * dtype.itemsize
                 places[name] = slice(start, start + size)
@@ -166,8 +166,8 @@ class PackedLayout:
         self.native.pack(tensors[self.codes].data_ptr(), self.flip, packed.data_ptr())
         for name, place in self.places.items():
             parameter = tensors[name]
-            if name in self._small:
-                parameter = unpack(parameter, self._small[name], self._laid(name)[0][1])
+            if name in self._sub_bits:
+                parameter = unpack(parameter, self._sub_bits[name], self._unpacked(name)[0][1])
             rows = parameter.movedim(self._rows_axis, 0)
             rows = rows.expand(self.out_features, *rows.shape[1:])
             rows = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, -self.out_features % PANEL_ROWS))
@@ -181,12 +181,12 @@ class PackedLayout:
         tensors = {self.codes: torch.empty(shape, dtype=dtype, device="cpu")}
         self.native.unpack(packed.data_ptr(), self.flip, tensors[self.codes].data_ptr())
         for name, place in self.places.items():
-            shape, dtype = self._laid(name)
+            shape, dtype = self._unpacked(name)
             lanes = packed[place].view(dtype).view(self.panels, *self._rest(shape), PANEL_ROWS)
             rows = lanes.movedim(-1, 1).flatten(0, 1)[: shape[self._rows_axis]]
             back = rows.movedim(0, self._rows_axis)
-            if name in self._small:
-                back = pack(back, self._small[name])
+            if name in self._sub_bits:
+                back = pack(back, self._sub_bits[name])
             tensors[name] = back.clone(memory_format=torch.contiguous_format)
         return self.layout.assemble(tensors, self.in_features)
 
@@ -225,15 +225,15 @@ class PackedLayout:
         return out if dtype is torch.float32 else out.to(dtype)
 
     @property
-    def _small(self) -> dict[str, int]:
+    def _sub_bits(self) -> dict[str, int]:
         """Bits of small integers by the name of their stored tensor; they are laid out as bytes."""
         if not isinstance(self.layout, AffineLayout) or self.layout.two_level is None:
             return {}
         return {n: self.layout.two_level.bits for n in self.stored if n.startswith("sub_")}
 
-    def _laid(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+    def _unpacked(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         """The shape and dtype of a parameter as it is laid out."""
-        if name not in self._small:
+        if name not in self._sub_bits:
             return self.stored[name]
         units = self.layout.granularity.parameter_shape(self.out_features, self.in_features)
         return units, torch.uint8

@@ -44,7 +44,8 @@ class Absmax(Scheme):
     def quantize(self, weight: Tensor) -> AffineTensor:
         """A float weight [out, in] of any dtype in the affine format.
 
-        Raises InputError where it is not finite, UsageError where it is no matrix of whole groups.
+        Raises InputError if it is not finite or too large, UsageError if it is no matrix of whole
+        groups.
         """
         low, high = weight_range(weight, self.granularity)
         half = 1 << (self.bits - 1)

@@ -24,7 +24,7 @@ from lowbit.formats.scales import named_dtype, stored_dtype
 from lowbit.schemes import levels
 from lowbit.schemes.levels import Levels, SortedGroups
 from lowbit.schemes.scheme import Scheme
-from lowbit.schemes.weight_range import check_finite, check_weight
+from lowbit.schemes.weight_range import check_finite, check_size, check_weight
 
 # Groups are solved in pieces: so large that the calls cost less than the arithmetic, so small
 # that the temporaries stay in the cache.
@@ -61,11 +61,11 @@ class Binary(Scheme):
     def quantize(self, weight: Tensor) -> BinaryTensor:
         """A float weight [out, in] of any dtype in the binary format.
 
-        Raises InputError where it is not finite, UsageError where it is no matrix of whole groups.
+        Raises InputError if it is not finite or too large, UsageError if it is no matrix of whole
+        groups.
         """
-        check_weight(weight, self.granularity)
-        weight = weight.detach().float()
-        check_finite(weight.sum(dtype=torch.float64), weight)
+        weight = self._checked(weight)
+        check_size(weight.abs().max().item() if weight.numel() else 0.0)
         parts = whole_and_last(weight, self.granularity)
         found = [self._levels(part.flatten(0, 1)) for part in parts]
         magnitudes = torch.cat([self._magnitudes(weight, f) for f in found])
@@ -96,9 +96,7 @@ class Binary(Scheme):
         self, weight: Tensor, q: BinaryTensor, of: Callable[[Tensor, Levels], Tensor]
     ) -> Shaped[Tensor, "out in"]:
         """What follows from the codes at these levels, group by group."""
-        check_weight(weight, self.granularity)
-        weight = weight.detach().float()
-        check_finite(weight.sum(dtype=torch.float64), weight)
+        weight = self._checked(weight)
         solver, result, first = SOLVERS[self.solver], [], 0
         for part in whole_and_last(weight, self.granularity):
             groups, found = pieces(part.flatten(0, 1)), stored_levels(q, first, part.shape[1])
@@ -107,6 +105,14 @@ class Binary(Scheme):
             result.append(made.reshape(part.shape).flatten(1))
             first += part.shape[1]
         return torch.cat(result, 1)
+
+    def _checked(self, weight: Tensor) -> Float32[Tensor, "out in"]:
+        """The weight in float32. Raises InputError if it is not finite, UsageError if it is no
+        matrix of whole groups."""
+        check_weight(weight, self.granularity)
+        weight = weight.detach().float()
+        check_finite(weight.sum(dtype=torch.float64), weight)
+        return weight
 
     def _levels(self, groups: Float32[Tensor, "N n"]) -> Levels:
         found = [SOLVERS[self.solver].levels(piece, self) for piece in pieces(groups)]

@@ -42,8 +42,8 @@ KINDS = {
     5: Kind(32, TwoLevel(6, False), True),
     6: Kind(16, TwoLevel(8, True), False),
 }
-# Of a weight: largest float16 times the largest code times the largest signed integer of 6 bits.
-MOST = 65504.0
+# The largest |weight|: d and e must be float16 numbers, whatever c and m are.
+MOST = float(torch.finfo(torch.float16).max)
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ class Scheme(ABC):
         """
 
     def fit(self, weight: Tensor, importance: Tensor | None) -> QTensor:
-        """As `quantize`; a scheme that searches for its parameters counts the error of each input
-        by its importance [in], if there is one."""
+        """As `quantize`. A scheme that searches for its parameters counts the error of each input
+        by its importance [in], if there is one. Others ignore importance."""
         return self.quantize(weight)
 
     @property

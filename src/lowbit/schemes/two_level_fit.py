@@ -25,7 +25,7 @@ from lowbit.formats.two_level import SUPER_GROUP, TwoLevel, TwoLevelFloats
 SHARES = torch.linspace(1.05, 0.55, 11, dtype=torch.float32).tolist()
 ROUNDS = 3
 NEIGHBOURS = (-1, 0, 1)
-LEAST = float(torch.finfo(torch.float16).smallest_normal)
+TINY = float(torch.finfo(torch.float32).smallest_normal)
 
 
 class Grid(NamedTuple):
@@ -54,7 +54,9 @@ class Parts:
         return (away.square_() * self.p).sum(-1)
 
     def around(self, scale: Tensor, offset: Tensor) -> Grid:
-        """The grid of such scales: with offsets at most 0, or those that the zero implies."""
+        """The grid of such scales, 1 for one that vanishes: with offsets at most 0, or those that
+        the zero implies."""
+        scale = torch.where(scale.abs() < TINY, torch.ones_like(scale), scale)
         return Grid(scale, offset.clamp(max=0) if self.offsets else -self.zero * scale)
 
 
@@ -89,7 +91,6 @@ def _of_groups(parts: Parts) -> Grid:
     """The best grid of each group by itself."""
     w = parts.w
     low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
-    tiny = torch.finfo(torch.float32).smallest_normal
     if parts.offsets:
         widest = [(high - low) / parts.highest]
     else:  # the larger side has the lowest code, which is further from zero, or the highest
@@ -98,10 +99,8 @@ def _of_groups(parts: Parts) -> Grid:
     best = parts.around(torch.full_like(low, 1.0), low)
     least = torch.full_like(low, torch.inf)
 
-    def try_out(scale: Tensor, offset: Tensor) -> None:
+    def try_out(grid: Grid) -> None:
         nonlocal best, least
-        scale = torch.where(scale.abs() < tiny, torch.ones_like(scale), scale)
-        grid = parts.around(scale, offset)
         errors = parts.errors(grid)
         better = errors < least
         best = Grid(*(torch.where(better, new, old) for new, old in zip(grid, best, strict=True)))
@@ -109,29 +108,31 @@ def _of_groups(parts: Parts) -> Grid:
 
     for wide in widest:
         for share in SHARES:
-            scale = wide * share
-            try_out(scale, low * share)
-            scale = torch.where(scale.abs() < tiny, torch.ones_like(scale), scale)
-            try_out(*_least_squares(parts, parts.codes(parts.around(scale, low * share))))
+            grid = parts.around(wide * share, low * share)
+            try_out(grid)
+            try_out(_least_squares(parts, grid))
     for _ in range(ROUNDS):
-        try_out(*_least_squares(parts, parts.codes(best)))
+        try_out(_least_squares(parts, best))
     return best
 
 
-def _least_squares(parts: Parts, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and offset of least error for such codes; 0 where there is none."""
-    w, p = parts.w, parts.p
+def _least_squares(parts: Parts, grid: Grid) -> Grid:
+    """That of least error for the codes of a grid."""
+    w, p, q = parts.w, parts.p, parts.codes(grid)
     centred = q if parts.offsets else q - parts.zero
     qq, qw = (p * centred * centred).sum(-1), (p * centred * w).sum(-1)
     alone = (qw / qq).nan_to_num(0.0, 0.0, 0.0)
     if not parts.offsets:
-        return alone, torch.zeros_like(alone)
+        return parts.around(alone, torch.zeros_like(alone))
     one, ones_q, ones_w = p.sum(-1), (p * q).sum(-1), (p * w).sum(-1)
-    determinant = one * qq - ones_q.square()
-    scale = ((one * qw - ones_q * ones_w) / determinant).nan_to_num(0.0, 0.0, 0.0)
-    offset = ((qq * ones_w - ones_q * qw) / determinant).nan_to_num(0.0, 0.0, 0.0)
-    lifted = offset > 0
-    return torch.where(lifted, alone, scale), offset.clamp(max=0)
+    scale, offset = (x.nan_to_num(0.0, 0.0, 0.0) for x in _pair(qq, ones_q, one, qw, ones_w))
+    return parts.around(torch.where(offset > 0, alone, scale), offset)
+
+
+def _pair(uu: Tensor, uv: Tensor, vv: Tensor, uw: Tensor, vw: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y of least Σ (w − x·u − y·v)², given the sums of the products."""
+    determinant = uu * vv - uv.square()
+    return (vv * uw - uv * vw) / determinant, (uu * vw - uv * uw) / determinant
 
 
 def _quantized(floats: Tensor, form: TwoLevel) -> tuple[Tensor, Tensor]:
@@ -185,8 +186,7 @@ def _floats(parts: Parts, d: Tensor, c: Tensor, e: Tensor, m: Tensor) -> tuple[T
     if parts.offsets:
         v = m[..., None].expand_as(u)
         uv, vv, vw = ((p * v * x).sum((-2, -1)) for x in (u, v, w))
-        determinant = uu * vv - uv.square()
-        scale, offset = (vv * uw - uv * vw) / determinant, (uu * vw - uv * uw) / determinant
+        scale, offset = _pair(uu, uv, vv, uw, vw)
         usable = scale.isfinite() & offset.isfinite() & (scale > 0) & (offset <= 0)
     else:
         scale, offset = uw / uu, e

@@ -1,4 +1,4 @@
-"""The smallest and the largest weight of each unit that shares a scale, 0 always included."""
+"""The smallest and the largest weight of each unit that shares a scale, with 0 or without."""
 
 import torch
 from jaxtyping import Float32
@@ -22,6 +22,10 @@ def check_weight(weight: Tensor, granularity: Granularity) -> None:
         )
 
 
+# The largest |weight|: codes times scales, and their sums, stay within float32 then.
+MOST = torch.finfo(torch.float32).max / 4
+
+
 def check_finite(statistic: Tensor, weight: Tensor) -> None:
     """Raises InputError if a statistic that any NaN or infinity reaches is not finite."""
     if not bool(torch.isfinite(statistic).all()):
@@ -29,21 +33,33 @@ def check_finite(statistic: Tensor, weight: Tensor) -> None:
         raise InputError(f"{bad} of {weight.numel()} weights are NaN or infinite in float32")
 
 
+def check_size(largest: float) -> None:
+    """Raises InputError if the largest |weight| is so large that weights could overflow when they
+    are decoded."""
+    if largest > MOST:
+        raise InputError(f"a weight of {largest:g} is too large: at most {MOST:g} is quantized")
+
+
 def weight_range(
     weight: Tensor, granularity: Granularity, with_zero: bool = True
 ) -> tuple[Float32[Tensor, "units groups"], Float32[Tensor, "units groups"]]:
-    """(min(w, 0), max(w, 0)) of each unit; (min(w), max(w)) without zero, but of
-    a short last group. Raises InputError where a weight is not finite."""
+    """(min(w, 0), max(w, 0)) of each unit, or (min(w), max(w)) without zero. Raises InputError if a
+    weight is not finite or too large to be decoded."""
     check_weight(weight, granularity)
     if weight.numel() == 0:
         zeros = weight.new_zeros(granularity.parameter_shape(*weight.shape), dtype=torch.float32)
         return zeros, zeros.clone()
-    groups = granularity.split(weight)
+    # A short last group is filled with its last weight, which no range notices.
+    missing = -weight.shape[1] % granularity.width(weight.shape[1])
+    filled = torch.cat([weight, weight[:, -1:].expand(-1, missing)], 1) if missing else weight
+    groups = granularity.split(filled)
     # Three times as fast as one torch.aminmax, which is not vectorized along rows.
     low, high = groups.amin(-1).float(), groups.amax(-1).float()
     if granularity.kind == "tensor":
         low, high = low.amin().reshape(1, 1), high.amax().reshape(1, 1)
-    check_finite(torch.stack([low, high]), weight)
+    ends = torch.stack([low, high])
+    check_finite(ends, weight)
+    check_size(ends.abs().max().item())
     return (low.clamp(max=0.0), high.clamp(min=0.0)) if with_zero else (low, high)
 
 
@@ -53,11 +69,8 @@ def step_of(
     steps: int,
     scale_dtype: str,
 ) -> Float32[Tensor, "units groups"]:
-    """(max − min) / steps."""
-    # Divided first: high − low overflows float32 where both are near its limits.
-    divided = high / steps - low / steps
-    if scale_dtype == "float16":
-        return divided
-    # As others compute it, to the last bit, which float16 would round away.
-    whole = (high - low) / steps
-    return torch.where(whole.isfinite(), whole, divided)
+    """(max − min) / steps: in float32 as others compute it, to the last bit, and else with two
+    divisions, which is what codes of earlier releases follow from."""
+    if scale_dtype == "float32":
+        return (high - low) / steps
+    return high / steps - low / steps

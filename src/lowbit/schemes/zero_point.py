@@ -46,7 +46,8 @@ class ZeroPoint(Scheme):
     def quantize(self, weight: Tensor) -> AffineTensor:
         """A float weight [out, in] of any dtype in the affine format.
 
-        Raises InputError where it is not finite, UsageError where it is no matrix of whole groups.
+        Raises InputError if it is not finite or too large, UsageError if it is no matrix of whole
+        groups.
         """
         levels = (1 << self.bits) - 1
         if self.zero == "float":

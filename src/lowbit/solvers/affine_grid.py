@@ -14,8 +14,8 @@ from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from lowbit.errors import UsageError
-from lowbit.formats import AffineTensor, Granularity
-from lowbit.formats.affine import AffineLayout, take_rows
+from lowbit.formats import AffineLayout, AffineTensor, QTensor
+from lowbit.formats.affine import take_rows
 from lowbit.formats.packing import pack
 from lowbit.schemes import Scheme
 
@@ -26,14 +26,12 @@ ITERATIONS = 3
 
 @dataclass(frozen=True)
 class AffineCodes:
-    """Which codes there are: lowest … highest of q − half, the zero point among 0 … 2^bits − 1."""
+    """Which codes there are: lowest … highest of q − half, the zero point among 0 … 2^bits − 1, or
+    any number if there is an offset in its place. given: two-level grids, which a scheme finds, and
+    the nearest codes to them."""
 
-    bits: int
-    zero_point: bool
-    granularity: Granularity
-    scale_dtype: torch.dtype
-    offset: bool = False  # in place of a zero point, which is any number then
-    given: AffineTensor | None = None  # two-level grids, and the nearest codes
+    layout: AffineLayout
+    given: AffineTensor | None
 
     @classmethod
     def of(cls, scheme: Scheme, weight: Tensor, importance: Tensor | None = None) -> "AffineCodes":
@@ -44,20 +42,16 @@ class AffineCodes:
             raise UsageError(f"this solver finds affine codes, and scheme {scheme.name} has others")
         q = scheme.fit(weight, importance)  # what its scales take, float16 or float32
         assert isinstance(q, AffineTensor)
-        layout = q.layout
-        return cls(
-            layout.bits,
-            layout.zero_point,
-            layout.granularity,
-            layout.scale_dtype,
-            layout.offset,
-            None if layout.two_level is None else q,
-        )
+        return cls(q.layout, None if q.layout.two_level is None else q)
+
+    def nearest(self, scheme: Scheme, weight: Tensor) -> QTensor:
+        """The nearest codes of the scheme that these are of."""
+        return self.given or scheme.quantize(weight)
 
     @property
     def asymmetric(self) -> bool:
         """Whether groups have zeros of their own."""
-        return self.zero_point or self.offset
+        return self.layout.zero_point or self.layout.offset
 
     @property
     def left_out(self) -> int:
@@ -67,18 +61,18 @@ class AffineCodes:
     @property
     def levels(self) -> int:
         """The number of steps between the lowest and the highest code."""
-        return (1 << self.bits) - 1 - self.left_out
+        return (1 << self.layout.bits) - 1 - self.left_out
 
     @property
     def middle(self) -> int:
         """The zero point of symmetric codes, counted from the lowest."""
-        return (1 << self.bits - 1) - self.left_out
+        return (1 << self.layout.bits - 1) - self.left_out
 
     def stored_zero(self, zero: Tensor, scale: Tensor) -> Tensor:
         """The zero point as it is read back: a code, or −o / s of an offset as stored."""
-        if not self.offset:
+        if not self.layout.offset:
             return zero.round().clamp(0, self.levels)
-        return (zero * scale).to(self.scale_dtype).to(zero.dtype) / scale
+        return (zero * scale).to(self.layout.scale_dtype).to(zero.dtype) / scale
 
     def grids(self) -> "list[Grid] | None":
         """One for each group, if they are given."""
@@ -97,17 +91,17 @@ class AffineCodes:
 
     def stored(self, scale: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
         """The scale as it is read back; 1 where there is none."""
-        least = torch.finfo(self.scale_dtype).smallest_normal
-        most = torch.finfo(self.scale_dtype).max
+        dtype = self.layout.scale_dtype
+        least, most = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
         scale = torch.where(scale > 0, scale.clamp(least, most), torch.ones_like(scale))
-        return scale.to(self.scale_dtype).double()
+        return scale.to(dtype).double()
 
     def ends(
         self, w: Float64[Tensor, "n out"]
     ) -> tuple[Float64[Tensor, " out"], Float64[Tensor, " out"]]:
         """The smallest and the largest weight of each row; without offsets 0 is a code."""
         low, high = w.amin(0), w.amax(0)
-        return (low, high) if self.offset else (low.clamp(max=0), high.clamp(min=0))
+        return (low, high) if self.layout.offset else (low.clamp(max=0), high.clamp(min=0))
 
     def assemble(
         self,
@@ -117,22 +111,19 @@ class AffineCodes:
     ) -> AffineTensor:
         """The stored form of codes counted from the lowest, 0 … levels; scales and zeros that are
         given stay."""
-        codes = q.t().to(torch.int16)
-        layout = AffineLayout(
-            self.bits, self.granularity, self.zero_point, self.scale_dtype, self.offset
-        )
-        stored: UInt8[Tensor, "out packed"]
+        layout, codes = self.layout, q.t().to(torch.int16)
         if self.given is not None:
-            return replace(self.given, codes=pack(codes.to(torch.uint8), self.bits))
+            return replace(self.given, codes=pack(codes.to(torch.uint8), layout.bits))
+        stored: UInt8[Tensor, "out packed"]
         if layout.signed:
             stored = (codes - self.middle).to(torch.int8)
         else:
             # Symmetric codes leave out the lowest that the bits could say.
-            stored = pack((codes + self.left_out).to(torch.uint8), self.bits)
-        z = zero.to(torch.uint8) if self.zero_point else None
-        offset = (-zero * scale).to(self.scale_dtype) if self.offset else None
-        scale = scale.to(self.scale_dtype)
-        return AffineTensor(stored, scale, z, self.bits, self.granularity, q.shape[0], offset)
+            stored = pack((codes + self.left_out).to(torch.uint8), layout.bits)
+        z = zero.to(torch.uint8) if layout.zero_point else None
+        offset = (-zero * scale).to(layout.scale_dtype) if layout.offset else None
+        scale = scale.to(layout.scale_dtype)
+        return AffineTensor(stored, scale, z, layout.bits, layout.granularity, q.shape[0], offset)
 
 
 @dataclass
@@ -178,17 +169,19 @@ def fit_grid(
         scale = codes.stored(share * widest)
         if codes.asymmetric:
             zero = codes.levels / 2 - centre / scale
-            zero = zero if codes.offset else zero.round_()
-            for step in NEIGHBOURS[: 1 if codes.offset else None]:
+            zero = zero if codes.layout.offset else zero.round_()
+            for step in NEIGHBOURS[: 1 if codes.layout.offset else None]:
                 try_out(scale, codes.stored_zero(zero + step, scale))
         else:
             try_out(scale, torch.full_like(scale, codes.middle))
     for _ in range(ITERATIONS):
         q, zero, middle = best.codes(w), best.zero, torch.zeros_like(best.zero)
-        if codes.offset:
+        if codes.layout.offset:
             zero, middle = (importance @ x / importance.sum() for x in (q, w))
         centred = q - zero
         scale = (importance @ (centred * (w - middle))) / (importance @ centred.square())
         scale = codes.stored(scale.nan_to_num(0.0))
-        try_out(scale, codes.stored_zero(zero - middle / scale, scale) if codes.offset else zero)
+        if codes.layout.offset:
+            zero = codes.stored_zero(zero - middle / scale, scale)
+        try_out(scale, zero)
     return best

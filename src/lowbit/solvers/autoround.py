@@ -4,8 +4,7 @@
     s = (α max − β min) / (2^b − 1),  z = round(−β min / s),        α, β in 1/2 … 1
 
 v for every weight, α and β for every scale (symmetric codes: z fixed, min = −max; two-level scales:
-both fixed). The weights of
-a block are found together, so that its output errs least (block.py):
+both fixed). The weights of a block are found together, so that its output errs least (block.py):
 
     p ← p − rate · sign(∂ error / ∂ p),   rate = (1 − t / T) / T in step t of T
 
@@ -64,7 +63,7 @@ def solve_block(
     for name, weight in weights.items():
         with naming(f"{name}.weight"):
             roundings[name] = Rounding(weight, AffineCodes.of(schemes[name], weight))
-            nearest[name] = schemes[name].quantize(weight)
+            nearest[name] = roundings[name].codes.nearest(schemes[name], weight)
     _descend(roundings, block.error, block.batches, iterations, progress)
     found: dict[str, QTensor] = {name: _assemble(r.codes, [r]) for name, r in roundings.items()}
 
@@ -90,8 +89,8 @@ def solve(
     matrix = damp(hessian, DAMPING).float()
     codes = AffineCodes.of(scheme, weight, matrix.diagonal())
     weight = weight.float()
-    whole = codes.granularity.kind == "tensor"
-    at_once = len(weight) if whole else max(1, WEIGHTS_AT_ONCE // weight.shape[1])
+    whole = codes.layout.granularity.kind == "tensor"
+    at_once = max(1, len(weight) if whole else WEIGHTS_AT_ONCE // weight.shape[1])
 
     def error_from(part: Tensor) -> Error:
         def error(weights: Mapping[str, Tensor], index: int) -> Tensor:
@@ -101,12 +100,12 @@ def solve(
         return error
 
     parts = []
-    for start in range(0, len(weight), at_once):
+    for start in range(0, max(1, len(weight)), at_once):
         rows = slice(start, start + at_once)
         part = weight[rows]
         parts.append(Rounding(part, codes.rows(rows)))
         _descend({"": parts[-1]}, error_from(part), 1, iterations, progress=False)
-    found, nearest = _assemble(codes, parts), scheme.quantize(weight)
+    found, nearest = _assemble(codes, parts), codes.nearest(scheme, weight)
     error = error_from(weight)
     errors = [error({"": decode(q)}, 0) for q in (found, nearest)]
     return found if errors[0] <= errors[1] else nearest
@@ -118,8 +117,9 @@ class Rounding:
 
     def __init__(self, weight: Float[Tensor, "out in"], codes: AffineCodes) -> None:
         self.codes, self.columns = codes, weight.shape[1]
-        self.weight = codes.granularity.split(weight.float())
-        self.low, self.high = weight_range(weight, codes.granularity, not codes.offset)
+        layout = codes.layout
+        self.weight = layout.granularity.split(weight.float())
+        self.low, self.high = weight_range(weight, layout.granularity, not layout.offset)
         grids = codes.grids()
         self.given: tuple[Tensor, Tensor] | None = None
         if grids is not None:
@@ -155,9 +155,9 @@ class Rounding:
         exact = self.high * alpha / levels - self.low * beta / levels
         scale = straight_through(exact, self.codes.stored(exact).float())
         zero = torch.full_like(scale, self.codes.middle)
-        if self.codes.zero_point:
+        if self.codes.layout.zero_point:
             zero = _rounded(-self.low * beta / scale).clamp(0, levels)
-        elif self.codes.offset:
+        elif self.codes.layout.offset:
             exact = -self.low * beta / scale
             zero = straight_through(exact, self.codes.stored_zero(exact, scale))
         return self._rounded_by(scale, zero, v), scale, zero

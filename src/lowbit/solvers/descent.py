@@ -31,7 +31,7 @@ def descend(
     """Codes and grids after so many rounds, or fewer where they gain nothing."""
     error = row_errors(target, matrix, q, grids, width).sum()
     for _ in range(rounds):
-        if codes.granularity.kind != "tensor" and codes.given is None:
+        if codes.layout.granularity.kind != "tensor" and codes.given is None:
             grids = better_scales(target, matrix, q, grids, width, codes)
         q = better_codes(target, matrix, q, grids, width)
         before, error = error, row_errors(target, matrix, q, grids, width).sum()

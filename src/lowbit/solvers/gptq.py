@@ -46,7 +46,7 @@ def solve(
     target, matrix = weight.double().t().contiguous(), damp(hessian, damping)
     codes = AffineCodes.of(scheme, weight, matrix.diagonal())
     columns = len(target)
-    width = codes.granularity.width(columns)
+    width = codes.layout.granularity.width(columns)
     groups = ordered(matrix.diagonal(), width, order)
     sweep = torch.cat(groups)
     # H⁻¹ = Uᵀ U in the order of the sweep; Uᵀ is `lower`.
@@ -54,7 +54,7 @@ def solve(
     lower = torch.linalg.cholesky(torch.cholesky_inverse(factor))
     free, q = target[sweep], torch.empty_like(target)
     # One scale for the whole tensor cannot follow what its parts take up.
-    whole = _fit_tensor(target, codes) if codes.granularity.kind == "tensor" else None
+    whole = _fit_tensor(target, codes) if codes.layout.granularity.kind == "tensor" else None
     given = codes.grids()
     grids: dict[int, Grid] = {}
     at = 0
@@ -75,7 +75,7 @@ def solve(
     found = [grids[i] for i in sorted(grids)]
     q, found = descend(target, matrix, q[sweep.argsort()], found, width, codes, rounds)
     scale, zero = torch.stack([g.scale for g in found], 1), torch.stack([g.zero for g in found], 1)
-    units = codes.granularity.parameter_shape(*weight.shape)
+    units = codes.layout.granularity.parameter_shape(*weight.shape)
     return codes.assemble(q, scale[: units[0]], zero[: units[0]])
 
 

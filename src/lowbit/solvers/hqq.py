@@ -47,8 +47,8 @@ def solve(
             f"solver hqq finds a scale for each group, and scheme {scheme.name} has them in two"
             " levels: use nearest, gptq or autoround"
         )
-    width = codes.granularity.width(weight.shape[1])
-    if codes.granularity.kind == "tensor":
+    width = codes.layout.granularity.width(weight.shape[1])
+    if codes.layout.granularity.kind == "tensor":
         whole = half_quadratic(weight.double().reshape(-1, 1), codes, iterations, beta)
         scale, zero = whole.scale[:, None], whole.zero[:, None]
         return codes.assemble(whole.codes(weight.double().t()), scale, zero)

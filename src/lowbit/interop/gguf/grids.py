@@ -54,8 +54,7 @@ def type_for(layout: object, columns: int, wanted: str | None = None) -> str:
     told: str | None = f"{layout} is no grid of even steps"
     if isinstance(layout, AffineLayout):
         for name in TYPES if wanted is None else [wanted]:
-            same = replace(LAYOUTS[name], signed_scale=layout.signed_scale) == layout
-            if same and columns % TYPES[name].weights == 0:
+            if _same(LAYOUTS[name], layout) and columns % TYPES[name].weights == 0:
                 return name
         told = _why_none(layout, columns)
         fitting = WITH_OFFSET if layout.offset else PLAIN
@@ -65,6 +64,13 @@ def type_for(layout: object, columns: int, wanted: str | None = None) -> str:
         told = told or f"{layout} is not what {wanted or 'any type of GGUF'} holds"
     fills = SCHEMES[wanted or "Q8_0"]
     raise InputError(f"{told}: quantize it by the rule {{match: …, {fills}}}")
+
+
+def _same(of_type: AffineLayout, layout: AffineLayout) -> bool:
+    """Whether they are the same but for the signs of plain scales, of which types hold either."""
+    if of_type.two_level is None and layout.two_level is None:
+        of_type = replace(of_type, signed_scale=layout.signed_scale)
+    return of_type == layout
 
 
 def _why_none(layout: AffineLayout, columns: int) -> str | None:
