@@ -141,6 +141,29 @@ def test_layers_of_the_same_input_and_of_others_give_their_own_bits():
         assert torch.equal(step([], 0, **given), function(**given))
 
 
+@pytest.mark.skipif(bool(native.lacks("scalar")), reason=native.lacks("scalar") or "present")
+def test_a_layer_that_reads_all_tokens_so_far_gets_all_of_them():
+    torch.manual_seed(0)
+    project = quantized(None)
+
+    @torch.no_grad()
+    def function(layer, x, y):
+        keys, _ = append(layer, x[:1, None], y[:1, None])
+        return project(keys).sum(2) + x
+
+    layer, plain = GrowingLayer(), GrowingLayer()
+    for each in (layer, plain):
+        each.extended(*torch.randn(2, 1, 1, 3, SIZE, generator=torch.Generator().manual_seed(0)))
+    recordings = []
+    for seed in (1, 2):
+        recordings.append(recording(lambda x, y: function(layer, x, y), seed))
+        function(plain, **inputs(seed))
+    step = program(*recordings, [layer])
+    for seed in range(3, 6):
+        given = inputs(seed)
+        assert torch.equal(step([layer], seed, **given), function(plain, **given))
+
+
 def test_python_that_looks_at_values_is_refused():
     def function(x, y):
         return x if y.sum() > 0 else -x

@@ -66,6 +66,17 @@ def test_a_buffer_that_is_filled_again_is_seen(mode):
         assert torch.equal(k(x), alone(k, x))
 
 
+@every_mode
+@pytest.mark.parametrize("rows", [1, 1 << 12])
+def test_a_change_of_shape_between_two_layers_is_seen(mode, rows):
+    (q, k), _ = group_of(2)
+    with mode():
+        x = torch.randn(5, 64)
+        q(x)
+        x.resize_(rows, 64)[5:] = 0
+        assert torch.equal(k(x), alone(k, x))
+
+
 def test_two_groups_at_once_do_not_mix_up_their_copies():
     (q, k), _ = group_of(2)
     (gate, up), _ = group_of(2)

@@ -166,7 +166,9 @@ class _Writer:
 
     def quantized(self, call: Call) -> bool:
         """A quantized layer served by native code, and all that read the same input."""
-        if call.function is not QuantLinear.forward or not self.pure:
+        if call.function is not QuantLinear.forward or id(call.result) not in self.steady:
+            return False
+        if not self.pure:
             return False
         x = self.original(call.args[1])
         own = _packed_call(call)

@@ -16,7 +16,7 @@ from lowbit.formats import (
     StaticScale,
     layout_from_dict,
 )
-from lowbit.kernels.checks import check_at_least, check_tensors
+from lowbit.kernels.checks import check_at_least, check_bytes, check_tensors
 from lowbit.kernels.packed_layout import unsupported
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 
@@ -87,9 +87,7 @@ def check_packed(
     """Raises UsageError for a shape or a number of planes that cannot be packed, and for bytes that
     are not such a weight."""
     form = packed_layout(layout, int(out_features), int(in_features), int(planes))
-    check_tensors({"packed": packed}, {"packed": ((form.size,), torch.uint8)}, CPU)
-    if not packed.is_contiguous():
-        raise UsageError(f"packed has the strides {packed.stride()}; its bytes must be contiguous")
+    check_bytes(packed, form.size)
 
 
 @lru_cache(maxsize=4096)

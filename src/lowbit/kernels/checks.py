@@ -55,6 +55,14 @@ def check_tensors(
             )
 
 
+def check_bytes(packed: Tensor, size: int) -> None:
+    """Raises UsageError for what is not so many bytes of a packed weight, side by side."""
+    cpu = torch.device("cpu")
+    check_tensors({"packed": packed}, {"packed": ((size,), torch.uint8)}, cpu)
+    if not packed.is_contiguous():
+        raise UsageError(f"packed has the strides {packed.stride()}; its bytes must be contiguous")
+
+
 def check_bias(bias: Tensor | None, out_features: int, device: torch.device) -> None:
     """Raises UsageError for a bias that is not one float for each output."""
     if bias is not None:
@@ -84,6 +92,33 @@ def check_ids(ids: Tensor, device: torch.device) -> None:
     _check_dtype("ids", ids, WHOLE)
     if ids.device != device:
         raise UsageError(f"ids on {ids.device} do not fit a table on {device}")
+
+
+def check_choices(x: Tensor, ids: Tensor, weights: Tensor | None = None) -> None:
+    """Raises UsageError for ids that do not choose experts for the rows of x: int64 [tokens, slots]
+    for a row for each token or, with weights as many as ids, for one for each slot."""
+    if ids.dtype is not torch.int64 or ids.dim() != 2:
+        raise UsageError(
+            f"ids {list(ids.shape)} of {ids.dtype} choose no experts: int64 [tokens, slots] are"
+            " needed"
+        )
+    if weights is None:
+        if len(x) != len(ids):
+            raise UsageError(
+                f"ids {list(ids.shape)} do not choose experts for x {list(x.shape)}:"
+                f" {len(x)} tokens need as many rows of ids"
+            )
+        return
+    if weights.shape != ids.shape:
+        raise UsageError(
+            f"weights {list(weights.shape)} do not go with ids {list(ids.shape)}: every chosen"
+            " expert needs one"
+        )
+    if len(x) != ids.numel():
+        raise UsageError(
+            f"x {list(x.shape)} does not go with ids {list(ids.shape)}: every chosen expert needs"
+            f" a row, {ids.numel()} in all"
+        )
 
 
 def check_result(dtype: torch.dtype) -> None:

@@ -21,6 +21,7 @@ from lowbit.errors import InputError
 from lowbit.fallbacks import note
 from lowbit.formats import ExpertsLayout, ExpertsTensor
 from lowbit.kernels import experts, ops
+from lowbit.kernels.checks import check_choices
 from lowbit.kernels.experts.native import ExpertsProduct
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
 from lowbit.kernels.selection import Kernel
@@ -72,11 +73,14 @@ class QuantExperts(QuantModule):
         times the other.
         weights: [tokens, slots]; x is then [tokens · slots, in], a row for each slot. The slots'
         results, times these, are summed in order: [tokens, out].
+
+        Raises UsageError where the sizes of x, ids and weights do not go together.
         """
         if has_torch_function((x, ids)):  # TorchFunctionModes see one call
             return handle_torch_function(
                 QuantExperts.forward, (x, ids), self, x, ids, bias, gate, weights
             )
+        check_choices(x, ids, weights)
         packed, product = self._packed_call()
         if packed is None or product is None:
             q = self.weight_in_use

@@ -7,16 +7,21 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from lowbit.formats import QTensor
+from lowbit.kernels.checks import check_bytes
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
     """Where everything lies, and the bytes. Made and dropped as a whole: whoever has one computes
-    with it to the end, whatever becomes of the module meanwhile."""
+    with it to the end, whatever becomes of the module meanwhile. Raises UsageError for bytes that
+    are not those of such a weight: native code is given their address and nothing else."""
 
     layout: AnyPackedLayout
     bytes: UInt8[Tensor, " bytes"]
+
+    def __post_init__(self) -> None:
+        check_bytes(self.bytes, self.layout.size)
 
     @classmethod
     def of(cls, q: QTensor, planes: int | None) -> Self:

@@ -28,6 +28,7 @@ class _Copy(threading.local):
     """The content of one inference tensor. A thread has one copy, of the tensor that was last."""
 
     buffer = torch.empty(0, dtype=torch.uint8)
+    shape = torch.Size()
     of: "_Pending | None" = None
 
     def take(self, x: Tensor, of: "_Pending") -> bool:
@@ -38,11 +39,11 @@ class _Copy(threading.local):
             with torch.inference_mode(False):
                 self.buffer = torch.empty(x.nbytes, dtype=torch.uint8)
         memmove(self.buffer.data_ptr(), x.data_ptr(), x.nbytes)
-        self.of = of
+        self.of, self.shape = of, x.shape
         return True
 
     def equals(self, x: Tensor, of: "_Pending") -> bool:
-        if self.of is not of:
+        if self.of is not of or x.shape != self.shape or not x.is_contiguous():
             return False
         assert native.module is not None
         same: bool = native.module.same_bytes(self.buffer.data_ptr(), x.data_ptr(), x.nbytes)

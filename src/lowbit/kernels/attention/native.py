@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
+from lowbit.errors import UsageError
 from lowbit.kernels.native import module
 
 MASKS = {
@@ -41,7 +42,8 @@ def attention(
     and rounds it, without a cap or sinks. A boolean mask is true where a key may be seen, one of
     float32 or bfloat16 is added. cap: scores x become cap · tanh(x / cap). sinks: a head's score of
     one more key, which has no value. `causal`: query i sees keys 0 … i. Queries that see no key get
-    zeros. The shapes are the caller's to vouch for.
+    zeros. The shapes of query, key and value are the caller's to vouch for. Raises UsageError for a
+    mask that does not broadcast to the scores.
     """
     batch, heads, queries, _ = query.shape
     y = query.new_empty((batch, queries, heads, value.shape[3]))
@@ -68,7 +70,7 @@ def in_place(
     def call(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
         query, key, value = _rows(query), _rows(key), _rows(value)
         keys = key.shape[2]
-        mask = _over(mask, keys)
+        mask = _over(mask, y, keys)
         run(
             query.data_ptr(),
             query.stride(),
@@ -115,7 +117,7 @@ def appending(
         filled: int,
         mask: Tensor | None,
     ) -> None:
-        mask = _over(mask, filled + new)
+        mask = _over(mask, y, filled + new)
         run(
             query,
             steps,
@@ -152,9 +154,18 @@ def _path(
     return module.AttentionPath(path, sizes, scale, cap or 0.0, causal, half)
 
 
-def _over(mask: Tensor | None, keys: int) -> Tensor | None:
-    """The mask with a number for every key."""
-    return None if mask is None else _rows(mask.expand(-1, -1, -1, keys))
+def _over(mask: Tensor | None, y: Tensor, keys: int) -> Tensor | None:
+    """The mask with a number for every key. Raises UsageError for one that does not broadcast to
+    the scores of the results y."""
+    if mask is None:
+        return None
+    batch, queries, heads, _ = y.shape
+    scores = batch, heads, queries, keys
+    if len(mask.shape) != 4 or any(
+        n not in (1, m) for n, m in zip(mask.shape, scores, strict=True)
+    ):
+        raise UsageError(f"mask {list(mask.shape)} does not broadcast to {list(scores)}")
+    return _rows(mask.expand(-1, -1, -1, keys))
 
 
 def _mask(mask: Tensor | None) -> tuple[Any, int, tuple[int, ...]]:

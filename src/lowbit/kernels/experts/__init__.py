@@ -6,6 +6,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lowbit.formats import ExpertsTensor, Layout
+from lowbit.kernels.checks import check_choices
 from lowbit.kernels.experts import native, reference
 from lowbit.kernels.experts.native import ExpertsProduct
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
@@ -36,7 +37,9 @@ def experts_linear(
     bias: Float[Tensor, "experts out"] | None,
     activations: str,
 ) -> Float[Tensor, "tokens slots out"]:
-    """x by the experts chosen for each token, in x's dtype."""
+    """x by the experts chosen for each token, in x's dtype. Raises UsageError where there are not
+    as many rows of ids as tokens."""
+    check_choices(x, ids)
     device = next(iter(q.stored.values())).device
     chosen, _ = kernel(q.layout, q.in_features, device, activations)
     y: Tensor = chosen.run(x, ids, q, bias, activations)

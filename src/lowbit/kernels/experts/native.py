@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from lowbit.errors import RowError
+from lowbit.errors import RowError, UsageError
 from lowbit.formats import ExpertsTensor
 from lowbit.kernels import packed_layout
+from lowbit.kernels.checks import check_choices
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
 from lowbit.kernels.linear import families
 from lowbit.kernels.native import module, paths
@@ -78,13 +79,15 @@ class ExpertsProduct:
         weights: Float[Tensor, "tokens slots"] | None = None,
     ) -> Float[Tensor, "tokens slots _out"] | Float[Tensor, "tokens out"]:
         """x by the experts chosen for each token, in x's dtype; 0 where none is chosen. Raises
-        RowError for ids that no expert has.
+        RowError for ids that no expert has, UsageError for tensors whose sizes do not go together
+        or that are not on the CPU: native code is given their addresses.
 
         gate: another nonlinearity than "identity" is applied to the upper half of the outputs, and
         multiplied by the lower half: half as many come out. `gates` must allow it.
         weights: x is [tokens · slots, in], a row for each slot; a token's results, times these, are
         summed in the order of the slots. There is no gate then.
         """
+        self._check(x, ids, bias, weights)
         form, dtype = self.form, x.dtype
         half = dtype is torch.bfloat16
         x = x.contiguous() if half else x.float().contiguous()
@@ -122,6 +125,19 @@ class ExpertsProduct:
         except IndexError as error:
             raise RowError(str(error)) from None
         return y if y.dtype is dtype else y.to(dtype)
+
+    def _check(self, x: Tensor, ids: Tensor, bias: Tensor | None, weights: Tensor | None) -> None:
+        form = self.form
+        check_choices(x, ids, weights)
+        if x.dim() != 2 or x.shape[1] != form.in_features:
+            raise UsageError(f"x {list(x.shape)} is not rows of {form.in_features}")
+        if bias is not None and tuple(bias.shape) != (form.layout.experts, form.rows):
+            raise UsageError(
+                f"bias is {list(bias.shape)}, expected {[form.layout.experts, form.rows]}"
+            )
+        for t in (x, ids, bias, weights):
+            if t is not None and not t.is_cpu:
+                raise UsageError(f"a tensor {list(t.shape)} is on {t.device}, the experts on cpu")
 
 
 def experts_linear(

@@ -25,6 +25,7 @@ from lowbit.kernels.arguments import (
     stored_arguments,
 )
 from lowbit.kernels.checks import (
+    check_choices,
     check_dimensions,
     check_ids,
     check_path,
@@ -89,11 +90,7 @@ def _check_rows(x: Tensor, ids: Tensor, in_features: int, device: torch.device) 
     check_dimensions("x", x, 2)
     check_rows("x", x, in_features, device)
     check_ids(ids, device)
-    if ids.dtype is not torch.int64 or ids.dim() != 2 or len(ids) != len(x):
-        raise UsageError(
-            f"ids {list(ids.shape)} of {ids.dtype} do not choose experts for {len(x)} tokens:"
-            " int64 [tokens, slots] are needed"
-        )
+    check_choices(x, ids)
 
 
 def _check_bias(bias: Tensor | None, experts: int, rows: int, device: torch.device) -> None:

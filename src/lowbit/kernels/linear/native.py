@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from lowbit.errors import UsageError
 from lowbit.formats import QTensor, StaticScale
 from lowbit.kernels import packed_layout
 from lowbit.kernels.linear import families
@@ -102,12 +103,12 @@ class LinearProduct:
         packed: UInt8[Tensor, " bytes"],
         bias: Float[Tensor, " out"] | None,
     ) -> Float[Tensor, "*tokens out"]:
-        """f(x · Wᵀ + bias) in x's dtype. Raises ValueError for an x that does not fit."""
+        """f(x · Wᵀ + bias) in x's dtype. Raises UsageError for an x or a bias that does not fit."""
         if len(self._layers) > 1:
             return together([self], x, [(packed, bias)])[0]
         shape, dtype = x.shape, x.dtype
         x = self._ready(x)
-        bias = _beside(x, bias)
+        bias = _beside(x, bias, self.out_features)
         # Sizes one by one: as a tuple that is the sum of two they take twice as long.
         y = x.new_empty(*shape[:-1], self.out_features)
         self._path(
@@ -124,7 +125,7 @@ class LinearProduct:
     def _ready(self, x: Tensor) -> Tensor:
         """x as the native code takes it."""
         if x.shape[-1] != self.in_features or not x.is_cpu:
-            raise ValueError(
+            raise UsageError(
                 f"x {list(x.shape)} on {x.device} does not fit a weight"
                 f" {[self.out_features, self.in_features]} prepacked on the CPU"
             )
@@ -132,11 +133,28 @@ class LinearProduct:
         return x if half else _contiguous_float32(x)
 
 
-def _beside(x: Tensor, bias: Tensor | None) -> Tensor | None:
-    """The bias as native code takes it with such an x: float32, or bfloat16 with bfloat16."""
-    if bias is None or (bias.dtype is x.dtype and bias.is_contiguous()):
-        return bias
-    return _contiguous_float32(bias)
+def _beside(x: Tensor, bias: Tensor | None, outputs: int) -> Tensor | None:
+    """The bias as native code takes it with such an x: float32, or bfloat16 with bfloat16. Raises
+    UsageError for one that is not a number for each output, on the CPU."""
+    if bias is None:
+        return None
+    if bias.numel() != outputs or not bias.is_cpu:
+        raise UsageError(
+            f"bias {list(bias.shape)} on {bias.device} does not fit a weight of {outputs} outputs"
+            " prepacked on the CPU"
+        )
+    return bias if bias.dtype is x.dtype and bias.is_contiguous() else _contiguous_float32(bias)
+
+
+def _all_beside(
+    products: Sequence[LinearProduct],
+    x: Tensor,
+    weights: Sequence[tuple[UInt8[Tensor, " bytes"], Float[Tensor, " out"] | None]],
+) -> list[Tensor | None]:
+    return [
+        _beside(x, bias, product.out_features)
+        for product, (_, bias) in zip(products, weights, strict=True)
+    ]
 
 
 def _contiguous_float32(x: Tensor) -> Tensor:
@@ -154,7 +172,7 @@ def together(
     """
     first, shape, dtype = products[0], x.shape, x.dtype
     x = first._ready(x)
-    biases = [_beside(x, bias) for _, bias in weights]
+    biases = _all_beside(products, x, weights)
     results = [
         [x.new_empty(*shape[:-1], part.layout.out_features) for part in product.parts]
         for product in products
@@ -193,7 +211,7 @@ def in_place(
     """`together` for calls that follow each other with the same weights: results are written to the
     float32 tensors `ys`, and what is called takes nothing but the address of x, which must be
     contiguous float32 of as many tokens."""
-    first, biases = products[0], [_beside(ys[0], bias) for _, bias in weights]
+    first, biases = products[0], _all_beside(products, ys[0], weights)
     results, joined = [], []
     for product, y in zip(products, ys, strict=True):
         parts = [y]
