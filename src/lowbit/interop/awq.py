@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import InputError
-from lowbit.formats import AffineTensor
 from lowbit.formats.packing import pack
 from lowbit.interop.affine_parameters import AffineParameters
 from lowbit.interop.foreign_folder import (
@@ -27,6 +26,7 @@ from lowbit.interop.foreign_folder import (
     folder_reader,
     granularity,
 )
+from lowbit.interop.held_weight import HeldWeight
 
 BITS = 4
 CODES = 32 // BITS  # in a word
@@ -54,13 +54,12 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
         )
     weights = {}
     for name, module in modules.items():
-        weight = Weight(module, told)
-        weights[name] = module.weight(weight.shape, weight.read, weight.parameters().layout)
+        weights[name] = Weight(module, told).foreign()
     return Found(weights, modules, f"an AWQ checkpoint of {BITS} bits")
 
 
-class Weight:
-    """One weight [out, in]. Raises InputError where its tensors do not go together."""
+class Weight(HeldWeight):
+    """One weight [out, in]."""
 
     def __init__(self, module: Module, told: int) -> None:
         self.module = module
@@ -75,11 +74,10 @@ class Weight:
         parameters = scale.t().contiguous(), zeros.t().contiguous()
         return AffineParameters.of(*parameters, BITS, self.granularity)
 
-    def read(self) -> AffineTensor:
-        """The weight as lowbit stores it."""
+    def codes(self) -> Tensor:
         columns = self.shape[1]
         codes = _codes(self.module.read("qweight", (columns, self.words), torch.int32))
-        return self.parameters().hold(pack(codes.t().contiguous(), BITS), columns)
+        return pack(codes.t().contiguous(), BITS)
 
 
 def _codes(words: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ Codes of 4 bits stand for values that are no even steps: no affine format holds 
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import InputError
-from lowbit.formats import CHANNEL, AffineTensor
+from lowbit.formats import CHANNEL
 from lowbit.interop.affine_parameters import AffineParameters
 from lowbit.interop.foreign_folder import (
     Decoded,
@@ -36,6 +37,7 @@ from lowbit.interop.foreign_folder import (
     Module,
     folder_reader,
 )
+from lowbit.interop.held_weight import HeldWeight
 
 METHOD = "bitsandbytes"
 STATE = "weight.quant_state.bitsandbytes__"
@@ -57,26 +59,29 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
             decoded[name] = Decoded(four.shape, four.dtype, four.decoded), reason
     for name, module in folder.modules("SCB", ("weight", "weight_format")).items():
         modules[name] = module
-        eight = EightBits(module)
-        weights[name] = module.weight(eight.shape, eight.read, eight.parameters().layout)
+        weights[name] = EightBits(module).foreign()
     return Found(weights, modules, "a bitsandbytes checkpoint (LLM.int8())", decoded)
 
 
-class EightBits:
-    """A weight [out, in] with one int8 scale a row. Raises InputError."""
+class EightBits(HeldWeight):
+    """A weight [out, in] with one int8 scale a row."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
         self.shape = module.matrix("weight")
+        order = "weight_format"
+        if order in module and bool(module.read(order, module.shape(order), torch.uint8).any()):
+            raise InputError(
+                f"{module.name}.weight is in the order of one kind of GPU, not by rows: save the"
+                " model with a later release of bitsandbytes"
+            )
 
     def parameters(self) -> AffineParameters:
         largest = self.module.read("SCB", self.shape[:1], torch.float32)
         return AffineParameters.of((largest / INT8)[:, None], None, 8, CHANNEL)
 
-    def read(self) -> AffineTensor:
-        """The weight as lowbit stores it."""
-        codes = self.module.read("weight", self.shape, torch.int8)
-        return self.parameters().hold(codes.view(torch.uint8) ^ 0x80, self.shape[1])
+    def codes(self) -> Tensor:
+        return self.module.read("weight", self.shape, torch.int8).view(torch.uint8) ^ 0x80
 
 
 class FourBits:
@@ -86,16 +91,19 @@ class FourBits:
         self.module = module
         told = self._state(kind)
         shape = told.get("shape")
-        if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int for n in shape):
+        if not isinstance(shape, list) or len(shape) != 2 or not all(map(_is_length, shape)):
             raise InputError(f"{module.name}.weight is said to have the shape {shape}")
         self.shape = shape[0], shape[1]
         self.block = self._positive(told, "blocksize")
         self.nested = self._positive(told, "nested_blocksize") if self._is_nested() else 0
-        self.offset = float(told.get("nested_offset") or 0)
+        offset = told.get("nested_offset") or 0.0
+        if not isinstance(offset, int | float) or not math.isfinite(offset):
+            raise InputError(f"{module.name}.weight is said to have the nested_offset {offset!r}")
+        self.offset = float(offset)
         self.dtype = DTYPES.get(str(told.get("dtype")), torch.float32)
         numbers = self.shape[0] * self.shape[1]
         held = torch.Size(module.shape("weight")).numel()
-        if numbers < 1 or held != -(-numbers // 2):
+        if held != -(-numbers // 2):
             raise InputError(f"{module.name}.weight has {held} bytes for {numbers} codes of 4 bits")
 
     def decoded(self) -> Tensor:
@@ -140,6 +148,10 @@ class FourBits:
         if not isinstance(told, dict):
             raise InputError(f"{self.module.name}.{name} is no mapping")
         return told
+
+
+def _is_length(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def _says(told: Mapping[str, object]) -> bool:

@@ -17,6 +17,7 @@ library's `PackedQuantizationCompressor`.
 """
 
 import re
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,11 +25,12 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import InputError
-from lowbit.formats import CHANNEL, TENSOR, AffineTensor, Granularity, group
+from lowbit.formats import CHANNEL, TENSOR, Granularity, group
 from lowbit.formats.packing import pack, packed_width, unpack
 from lowbit.interop.affine_parameters import AffineParameters
 from lowbit.interop.door import ForeignWeight
 from lowbit.interop.foreign_folder import ForeignFolder, Found, Kind, Module, folder_reader
+from lowbit.interop.held_weight import HeldWeight
 
 METHOD = "compressed-tensors"
 PACKED = "pack-quantized"
@@ -118,8 +120,7 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
         found = _group(parsed, name, folder)
         modules[name] = module
         weight = (PackedWeight if name in packed else PlainWeight)(module, found)
-        taken = module.weight(weight.shape, weight.read, weight.parameters().layout)
-        weights[name] = ForeignWeight(taken.file, taken.layout, found.activations)
+        weights[name] = weight.foreign(found.activations)
     kinds = sorted({f"{g.bits} bits by {g.granularity} ({g.format})" for g in parsed})
     return Found(weights, modules, f"a compressed-tensors checkpoint of {', '.join(kinds)}")
 
@@ -151,9 +152,8 @@ def _activations(stored: Any, name: str) -> str:
     return "dynamic"
 
 
-class Weight:
-    """One weight [out, in]; a subclass says where its codes are. Raises InputError where its
-    tensors do not go together."""
+class Weight(HeldWeight):
+    """One weight [out, in]; a subclass says where its codes and zero points are."""
 
     scale_name: ClassVar[str] = "weight_scale"
 
@@ -167,16 +167,13 @@ class Weight:
         self.shape = self.found_shape()
         self.units = group.granularity.parameter_shape(*self.shape)
 
+    @abstractmethod
     def found_shape(self) -> tuple[int, int]:
-        raise NotImplementedError
+        """[out, in]. Raises InputError."""
 
-    def codes(self) -> Tensor:
-        """uint8 [out, ceil(in·bits/8)], packed, the lowest code 0."""
-        raise NotImplementedError
-
+    @abstractmethod
     def zero_points(self) -> Tensor:
         """uint8 [out, groups], the lowest code 0."""
-        raise NotImplementedError
 
     def parameters(self) -> AffineParameters:
         module, group = self.module, self.group
@@ -189,10 +186,6 @@ class Weight:
         scale = module.read(self.scale_name, stored, *FLOATS).reshape(self.units)
         zero_point = None if group.symmetric else self.zero_points()
         return AffineParameters.of(scale, zero_point, group.bits, group.granularity)
-
-    def read(self) -> AffineTensor:
-        """The weight as lowbit stores it."""
-        return self.parameters().hold(self.codes(), self.shape[1])
 
 
 class PackedWeight(Weight):

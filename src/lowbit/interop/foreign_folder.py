@@ -13,11 +13,10 @@ from transformers.modeling_utils import str_to_torch_dtype
 
 from lowbit.checkpoint.claims import held_by
 from lowbit.checkpoint.companions import copy_companions
-from lowbit.checkpoint.documents import check_folder, read_json
+from lowbit.checkpoint.documents import check_folder, read_json, reading
 from lowbit.checkpoint.read import Checkpoint, open_tensors, read_config, weight_files
-from lowbit.conversion.streamed_load import QuantizedInFile
-from lowbit.errors import InputError
-from lowbit.formats import AffineLayout, AffineTensor, Granularity
+from lowbit.errors import InputError, UsageError
+from lowbit.formats import Granularity
 from lowbit.interop.door import ForeignWeight, Reader, Source
 
 # Files in which programs say once more how they quantized a model.
@@ -81,6 +80,11 @@ class Module:
             raise InputError(f"the checkpoint lacks {self.name}.{own}")
         return tuple(self.tensors[own].get_shape())
 
+    def dtype(self, own: str) -> torch.dtype:
+        """Raises InputError where there is no such tensor."""
+        self.shape(own)
+        return str_to_torch_dtype[self.tensors[own].get_dtype()]
+
     def matrix(self, own: str) -> tuple[int, int]:
         """The shape of a tensor that has two dimensions. Raises InputError."""
         shape = self.shape(own)
@@ -90,7 +94,7 @@ class Module:
 
     def read(self, own: str, shape: tuple[int, ...], *dtypes: torch.dtype) -> Tensor:
         """The tensor. Raises InputError where it has another shape, or none of these dtypes."""
-        stored, found = self.shape(own), str_to_torch_dtype[self.tensors[own].get_dtype()]
+        stored, found = self.shape(own), self.dtype(own)
         if stored != shape:
             raise InputError(f"{self.name}.{own} has the shape {list(stored)}, not {list(shape)}")
         if found not in dtypes:
@@ -98,12 +102,6 @@ class Module:
             raise InputError(f"{self.name}.{own} is {found}, not {known}")
         tensor: Tensor = self.tensors[own][...]
         return tensor
-
-    def weight(
-        self, shape: tuple[int, int], read: Callable[[], AffineTensor], layout: AffineLayout
-    ) -> ForeignWeight:
-        """A weight that lowbit holds as it is."""
-        return ForeignWeight(QuantizedInFile(shape, self.nbytes, read), layout)
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,8 @@ class Kind:
         stored = read_json(folder / "config.json")
         told = stored.get("quantization_config") if isinstance(stored, dict) else None
         if isinstance(told, dict):
-            return told if self.says(told) else None
+            with reading(folder / "config.json"):
+                return told if self.says(told) else None
         if self.file is None or not (folder / self.file).is_file():
             return None
         beside = read_json(folder / self.file)
@@ -193,7 +192,8 @@ def _open(
     files = _files(path)
     held = held_by(files, quantized=True)
     with open_tensors(files) as tensors:
-        found = find(ForeignFolder(path, quantization, tensors), decoding)
+        with _reading_config(path):
+            found = find(ForeignFolder(path, quantization, tensors), decoding)
         for name, (_, reason) in found.decoded.items():
             if not decoding:
                 raise InputError(
@@ -211,6 +211,16 @@ def _open(
             partial(_companions, path),
             {name: reason for name, (_, reason) in found.decoded.items()},
         )
+
+
+@contextmanager
+def _reading_config(path: Path) -> Iterator[None]:
+    """What a folder asks for and lowbit does not have is a fault of the folder, not of its user."""
+    try:
+        with reading(path):
+            yield
+    except UsageError as error:
+        raise InputError(f"{path} cannot be imported: {error}") from error
 
 
 def _files(path: Path) -> list[Path]:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import InputError
-from lowbit.formats import AffineTensor
 from lowbit.formats.packing import unpack
 from lowbit.interop.affine_parameters import AffineParameters
 from lowbit.interop.foreign_folder import (
@@ -31,6 +30,7 @@ from lowbit.interop.foreign_folder import (
     folder_reader,
     granularity,
 )
+from lowbit.interop.held_weight import HeldWeight
 
 # What is added to stored zero points, by the format's own name of its version.
 VERSIONS = {
@@ -60,15 +60,15 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
     for name, module in modules.items():
         weight = Weight(module, bits, told, VERSIONS[version])
         if weight.is_reordered():
-            dtype = weight.scales().dtype
+            dtype = module.dtype("scales")
             decoded[name] = Decoded(weight.shape, dtype, weight.decoded), REORDERED
         else:
-            weights[name] = module.weight(weight.shape, weight.read, weight.parameters().layout)
+            weights[name] = weight.foreign()
     return Found(weights, modules, _told(folder.quantization, bits), decoded)
 
 
-class Weight:
-    """One weight [out, in]. Raises InputError where its tensors do not go together."""
+class Weight(HeldWeight):
+    """One weight [out, in]."""
 
     def __init__(self, module: Module, bits: int, told: int, offset: int) -> None:
         self.module, self.offset = module, offset
@@ -121,8 +121,7 @@ class Weight:
         expected = torch.arange(columns) // self.granularity.width(columns)
         return not torch.equal(self.groups_of_inputs(), expected)
 
-    def packed(self) -> Tensor:
-        """uint8 [out, in·bits/8]: the codes of each row."""
+    def codes(self) -> Tensor:
         rows, columns = self.shape
         words = self.module.read("qweight", (columns * self.bits // 32, rows), torch.int32)
         return words.t().contiguous().view(torch.uint8)
@@ -131,13 +130,9 @@ class Weight:
         scale = self.scales().t().contiguous()
         return AffineParameters.of(scale, self.zero_points(), self.bits, self.granularity)
 
-    def read(self) -> AffineTensor:
-        """The weight as lowbit stores it."""
-        return self.parameters().hold(self.packed(), self.shape[1])
-
     def decoded(self) -> Tensor:
         """The weight as floats, in float32, whatever the order of its inputs."""
-        codes = unpack(self.packed(), self.bits, self.shape[1]).float()
+        codes = unpack(self.codes(), self.bits, self.shape[1]).float()
         groups = self.groups_of_inputs()
         scales, zero_points = self.scales().t().float(), self.zero_points().float()
         return (codes - zero_points[:, groups]) * scales[:, groups]

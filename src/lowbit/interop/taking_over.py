@@ -28,7 +28,7 @@ from lowbit.errors import InputError
 from lowbit.formats import AffineLayout
 from lowbit.interop.door import ForeignWeight, Reader, Source
 from lowbit.interop.doors import DOORS
-from lowbit.schemes import Absmax, Scheme, ZeroPoint
+from lowbit.schemes import Absmax, KQuant, Scheme, ZeroPoint
 
 
 def import_checkpoint(
@@ -148,9 +148,13 @@ def _rules(model: PreTrainedModel, weights: Mapping[str, ForeignWeight]) -> tupl
 def _scheme(layout: AffineLayout) -> Scheme:
     """What a recipe, which is for people, calls it: the scheme of these bits and groups. The layout
     says the rest."""
-    shifted = layout.zero_point or layout.offset
+    if layout.two_level is not None:
+        return KQuant(layout.bits)
     dtype = str(layout.scale_dtype).removeprefix("torch.")
-    return (ZeroPoint if shifted else Absmax)(layout.bits, layout.granularity, scale_dtype=dtype)
+    if layout.zero_point or layout.offset:
+        zero = "float" if layout.offset else "integer"
+        return ZeroPoint(layout.bits, layout.granularity, dtype, zero)
+    return Absmax(layout.bits, layout.granularity, scale_dtype=dtype)
 
 
 def _notes(source: Source, plan: Plan) -> tuple[str, ...]:

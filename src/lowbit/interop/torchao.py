@@ -20,7 +20,6 @@ from lowbit.checkpoint.documents import reading
 from lowbit.errors import InputError
 from lowbit.formats import CHANNEL, TENSOR, Granularity, group
 from lowbit.interop.compressed_tensors import Group, PlainWeight
-from lowbit.interop.door import ForeignWeight
 from lowbit.interop.foreign_folder import ForeignFolder, Found, Kind, Module, folder_reader
 
 METHOD = "torchao"
@@ -46,9 +45,8 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
         classes.add(kind)
         if "_weight_act_pre_scale" in module:
             raise InputError(f"{name} scales its inputs (act_pre_scale), which lowbit does not do")
-        weight = Weight(module, _group(kind, described, module))
-        taken = module.weight(weight.shape, weight.read, weight.parameters().layout)
-        weights[name] = ForeignWeight(taken.file, taken.layout, weight.group.activations)
+        group = _group(kind, described, module)
+        weights[name] = Weight(module, group).foreign(group.activations)
     others = [n for n in told if n.endswith(".weight") and n[:-7] not in modules and _kind(told, n)]
     if others:
         raise InputError(

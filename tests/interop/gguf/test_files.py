@@ -10,6 +10,7 @@ from lowbit import Recipe, Rule
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.errors import InputError, UsageError
 from lowbit.formats import group
+from lowbit.interop.gguf import outgoing
 from lowbit.interop.gguf.incoming import recognizes
 from lowbit.interop.gguf.outgoing import write_float
 from lowbit.interop.handing_over import export_checkpoint
@@ -17,7 +18,7 @@ from lowbit.interop.stored_model import open_stored
 from lowbit.interop.taking_over import import_checkpoint
 from lowbit.kernels.ops import dequantize
 from lowbit.quantize.streaming import quantize_checkpoint
-from lowbit.schemes import Absmax, ZeroPoint
+from lowbit.schemes import Absmax, KQuant, ZeroPoint
 from tests.interop.gguf.folders import TEXT, folder
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is absent")
@@ -104,6 +105,30 @@ def test_zero_points_of_four_bits_go_into_five(tmp_path):
     stored = next(t for t in gguf.GGUFReader(file).tensors if t.name == "blk.0.attn_qkv.weight")
     found = gguf.dequantize(stored.data, stored.tensor_type)
     np.testing.assert_array_equal(found, dequantize(own, torch.float32).numpy())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("split.count", "two", "is one of two parts"),
+        ("split.count", 3, "is one of 3 parts"),
+        ("llama.block_count", "many", "asks for many blocks"),
+    ],
+)
+def test_metadata_of_another_type_are_told(key, value, told, llama, tmp_path, monkeypatch):
+    write = outgoing.write_file
+    monkeypatch.setattr(outgoing, "write_file", lambda f, m, t: write(f, m | {key: value}, t))
+    export_checkpoint(llama, "gguf", tmp_path / "llama.gguf")
+    with pytest.raises(InputError, match=told):
+        import_checkpoint(tmp_path / "llama.gguf", tmp_path / "back", progress=False)
+
+
+def test_a_recipe_names_the_scheme_of_k_quants(tmp_path):
+    recipe = Recipe((Rule("@embedding"), Rule("@head"), Rule("@linear", KQuant(3))), strict=False)
+    folder = quantized("gpt2", tmp_path, recipe)
+    export_checkpoint(folder, "gguf:q3_k", tmp_path / "gpt2.gguf")
+    plan = import_checkpoint(tmp_path / "gpt2.gguf", tmp_path / "back", progress=False).plan
+    assert {decision.scheme for decision in plan.quantized} == {KQuant(3)}
 
 
 def test_types_without_even_steps_are_refused_by_name_or_quantized_again(tmp_path):

@@ -39,6 +39,7 @@ from lowbit.interop.gguf.architectures import rope_factors
 from lowbit.interop.gguf.blocks import FLOATS, TYPES, decode, unpack
 from lowbit.interop.gguf.grids import LAYOUTS, from_blocks
 from lowbit.interop.gguf.header import Header, StoredTensor, read_header
+from lowbit.visible import shortened
 
 NAMES = {kind.number: name for name, kind in TYPES.items()} | {
     number: name for name, (number, _) in FLOATS.items()
@@ -79,7 +80,7 @@ def open_gguf(path: Path, decoding: bool) -> Iterator[Source]:
     for own, stored in header.tensors.items():
         if own == ROPE_FACTORS:
             continue
-        with naming(own):
+        with naming(shortened(own, 80)), reading("it", "imported"):
             name, order = _place(processor, names, stored)
             tensor = _InFile(path, stored, processor, own)
             if name is None:
@@ -105,14 +106,14 @@ def open_gguf(path: Path, decoding: bool) -> Iterator[Source]:
 
 def _check_whole(header: Header) -> None:
     """Raises InputError for one file of several, and for more blocks than there are tensors."""
-    if (parts := header.metadata.get("split.count", 0)) > 1:
+    if (parts := header.metadata.get("split.count", 0)) not in (0, 1):
         raise InputError(
-            f"{header.file} is one of {parts:,} parts: put them together with llama-gguf-split"
+            f"{header.file} is one of {parts} parts: put them together with llama-gguf-split"
         )
     blocks = header.metadata.get(f"{header.architecture}.block_count", 0)
     if not isinstance(blocks, int) or blocks > len(header.tensors):
         raise InputError(
-            f"{header.file} asks for {blocks:,} blocks, and holds {len(header.tensors):,} tensors"
+            f"{header.file} asks for {blocks} blocks, and holds {len(header.tensors):,} tensors"
         )
 
 
