@@ -168,7 +168,7 @@ def linear_bits(model: nn.Module) -> float:
     weights: dict[int, int] = {}
     for module in model.modules():
         if isinstance(module, QuantModule):
-            tensors = list(module.qweight.tensors().values())
+            tensors = list(module.stored_weight.tensors().values())
             stored |= {t.data_ptr(): t.nbytes for t in tensors}
             weights[tensors[0].data_ptr()] = module.rows * module.columns
     return 8 * sum(stored.values()) / sum(weights.values())

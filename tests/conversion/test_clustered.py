@@ -54,13 +54,13 @@ def test_a_saved_model_is_loaded_bit_for_bit(name, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
     assert torch.equal(output(loaded), expected)
-    stored = table_of(loaded).qweight
+    stored = table_of(loaded).stored_weight
     assert isinstance(stored, StackedTensor) and [p.bits for p in stored.parts] == [4, 3, 2, 1]
     assert [part.shape[0] for part in stored.parts] == [13, 27, 53, 107]
     assert lowbit.footprint(loaded).stored_bytes == result.after.stored_bytes
     if name not in ("llama-untied", "distilbert"):
         head = loaded.get_output_embeddings()
-        assert head.tied_to is not None and head.qweight.layout == stored.layout
+        assert head.tied_to is not None and head.stored_weight.layout == stored.layout
 
 
 def test_every_byte_of_a_clustered_table_is_counted():
@@ -94,10 +94,10 @@ def test_streaming_and_quantizing_while_loading_give_the_same(tmp_path):
 @pytest.mark.parametrize("name", ["marian", "gpt2"])
 def test_the_float_model_and_a_copy_have_the_decoded_table(name):
     model, _ = quantized(name)
-    twin, weight = copy.deepcopy(model), lowbit.dequantize(table_of(model).qweight)
+    twin, weight = copy.deepcopy(model), lowbit.dequantize(table_of(model).stored_weight)
     assert torch.equal(output(twin), output(model))
     model.to(torch.bfloat16)
-    assert torch.equal(lowbit.dequantize(table_of(model).qweight), weight)
+    assert torch.equal(lowbit.dequantize(table_of(model).stored_weight), weight)
     restored = twin.dequantize()
     assert torch.equal(table_of(restored).weight, weight)
     assert restored.get_output_embeddings().weight is table_of(restored).weight
@@ -122,7 +122,7 @@ def test_training_that_sees_the_stored_table_ends_in_it():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     expected = output(model.eval())
     lowbit.finish_qat(model, progress=False)
-    assert isinstance(table_of(model).qweight, StackedTensor)
+    assert isinstance(table_of(model).stored_weight, StackedTensor)
     torch.testing.assert_close(output(model), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(lowbit.UsageError, match="lsq needs an affine scheme, not clustered"):
         lowbit.prepare_qat(make("llama-tied"), recipe, lowbit.QatOptions(estimator="lsq"))
@@ -149,7 +149,7 @@ def test_any_precision_reaches_every_cluster():
     scheme = Clustered(Binary(3, group(64), solver="greedy", nested=True), 3)
     model, _ = quantized("marian", Recipe((Rule("@embedding", scheme),)))
     whole, table = output(model), table_of(model)
-    every = [lowbit.dequantize(table.qweight)]
+    every = [lowbit.dequantize(table.stored_weight)]
     for planes in (2, 1):
         lowbit.use_planes(model, planes)
         assert f"first {planes} planes" in table.describe()
@@ -177,7 +177,7 @@ def test_solvers_take_clusters_or_say_that_they_do_not():
     recipe = Recipe((Rule("*h.0.mlp.c_fc", TABLE),))
     model = make("gpt2")
     lowbit.quantize(model, recipe, calibration=ids, solver="binary", progress=False)
-    stored = model.transformer.h[0].mlp.c_fc.qweight
+    stored = model.transformer.h[0].mlp.c_fc.stored_weight
     assert isinstance(stored, StackedTensor) and stored.shape == (512, 128)
     for solver in ("gptq", "hqq", "autoround"):
         given = {} if solver == "hqq" else {"calibration": ids}

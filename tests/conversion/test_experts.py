@@ -210,7 +210,7 @@ def test_the_stored_weights_are_those_of_each_expert(holder):
     model = quantized(holder, "int8")
     scheme = PRESETS["int8"].rules[-1].scheme
     for name, use in experts_weights(holder.experts).items():
-        q = model.experts.get_submodule(name).qweight
+        q = model.experts.get_submodule(name).stored_weight
         assert isinstance(q, ExpertsTensor) and q.experts == EXPERTS
         for i, weight in enumerate(getattr(holder.experts, name).detach()):
             alone = scheme.quantize(weight.t() if use.transposed else weight)
@@ -230,7 +230,7 @@ def test_every_parameter_is_accounted_for(holder):
 def test_scales_beyond_float16_are_float32_for_all_and_change_nothing():
     holder = Holder("gate and up concatenated")
     holder.experts.down_proj.data[2] *= 1e8
-    q = quantized(holder, "int8").experts.get_submodule("down_proj").qweight
+    q = quantized(holder, "int8").experts.get_submodule("down_proj").stored_weight
     assert q.tensors()["scale"].dtype == torch.float32
     alone = PRESETS["int8"].rules[-1].scheme.quantize(holder.experts.down_proj[0].detach())
     assert alone.tensors()["scale"].dtype == torch.float16

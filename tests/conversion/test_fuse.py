@@ -75,6 +75,26 @@ class TestAppliedBefore:
         block.intermediate_act_fn = kept
         assert torch.equal(output(model), output(self.block()[0]))
 
+    def test_what_a_module_around_the_layer_adds_is_under_the_function(self):
+        class Shifted(nn.Module):
+            def __init__(self, base):
+                super().__init__()
+                self.base = base
+
+            def forward(self, x):
+                return self.base(x) - 1
+
+        model, block = self.block()
+        twin = copy.deepcopy(model).dequantize()
+        plain, layer = output(model), block.dense
+        block.dense = Shifted(layer)
+        of_twin = twin.encoder.layer[0].intermediate
+        of_twin.dense = Shifted(of_twin.dense)
+        y, wanted = output(model), output(twin)
+        assert ((y - wanted).abs() <= 1e-4 * wanted.abs().max()).all()
+        block.dense = layer
+        assert torch.equal(output(model), plain)
+
     @pytest.mark.parametrize("hooked", ["layer", "function", "before", "after"])
     def test_hooks_see_what_they_see_in_the_float_model(self, hooked):
         model, block = self.block()

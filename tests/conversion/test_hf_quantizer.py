@@ -76,7 +76,7 @@ def test_dequantize_gives_a_float_model_with_the_decoded_weights(name, tmp_path)
     lowbit.quantize(model, "int4-all")
     expected = output(model)
     stored = {
-        n: lowbit.dequantize(m.qweight)
+        n: lowbit.dequantize(m.stored_weight)
         for n, m in model.named_modules()
         if isinstance(m, QuantModule)
     }

@@ -84,7 +84,7 @@ def test_a_model_is_that_of_its_first_planes(name, path):
         for module in own.modules():
             if isinstance(module, QuantModule) and module.tied_to is None:
                 assert f"first {planes} planes" in module.describe()
-                q = prefix(module.qweight, planes)
+                q = prefix(module.stored_weight, planes)
                 for stored in module.saved():
                     delattr(module, stored)
                 module.planes_in_use, module.layout = None, q.layout
@@ -117,7 +117,7 @@ def test_copies_and_the_float_model_are_those_of_the_planes_in_use():
     part = output(model)
     assert torch.equal(output(copy.deepcopy(model)), part)
     layer = model.encoder.layer[0].output.dense
-    weight = ops.dequantize(prefix(layer.qweight, 2))
+    weight = ops.dequantize(prefix(layer.stored_weight, 2))
     model.dequantize()
     assert torch.equal(model.encoder.layer[0].output.dense.weight, weight)
 

@@ -46,7 +46,7 @@ def test_histograms_count_every_weight_between_the_same_edges():
     assert {n for n, h in first.items() if h} == {n for n, h in second.items() if h}
     name = "transformer.h.0.mlp.c_fc"
     weight = model.get_submodule(name).weight.detach().numpy()
-    decoded = lowbit.dequantize(quantized.get_submodule(name).qweight).numpy()
+    decoded = lowbit.dequantize(quantized.get_submodule(name).stored_weight).numpy()
     for histogram, values in ((first[name], weight), (second[name], decoded)):
         edges = np.linspace(-histogram.edge, histogram.edge, BINS + 1)
         wanted = np.histogram(values, edges)[0]

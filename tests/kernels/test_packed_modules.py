@@ -92,10 +92,10 @@ class TestLinear:
         assert_stored(m.state_dict(), q)
         assert m.packed is None
         assert torch.equal(m(x), y) and m.packed is not None
-        assert_stored(m.qweight.tensors(), q)
+        assert_stored(m.stored_weight.tensors(), q)
         assert m.packed is None
         m(x)
-        assert torch.equal(ops.dequantize(m.qweight), ops.dequantize(q))
+        assert torch.equal(ops.dequantize(m.stored_weight), ops.dequantize(q))
 
     @pytest.mark.parametrize("form", SOME[:4], ids=str)
     def test_a_weight_without_rows_comes_back_too(self, form):
@@ -246,7 +246,7 @@ class TestEmbedding:
         assert_stored(m.state_dict(), q)
         assert m.packed is None
         assert torch.equal(m(torch.tensor([3, 49])), rows) and m.packed is not None
-        assert_stored(m.qweight.tensors(), q)
+        assert_stored(m.stored_weight.tensors(), q)
 
     def test_a_copy_gives_the_same_rows_and_is_a_copy(self):
         m, q = embedding()
@@ -302,7 +302,7 @@ class TestTied:
         table, head, q = self.pair(form, kind)
         x = activations(3, 192)
         y = head(x)
-        assert_stored(head.qweight.tensors(), q)
+        assert_stored(head.stored_weight.tensors(), q)
         assert table.packed is None
         assert torch.equal(head(x), y) and table.packed is not None
         state = nn.ModuleList([table, head]).state_dict()

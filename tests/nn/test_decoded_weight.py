@@ -161,7 +161,7 @@ def test_multiplying_it_in_place_multiplies_what_is_stored(scheme, packs):
         np.testing.assert_array_equal(layer.weight.numpy(), before * factor)
         wanted = QuantLinear(q.layout, 40, 24, None, "dynamic").hold(q)(x) * factor
         assert torch.equal(layer(x), wanted)
-    assert all(torch.equal(t, q.tensors()[n]) for n, t in layer.qweight.tensors().items())
+    assert all(torch.equal(t, q.tensors()[n]) for n, t in layer.stored_weight.tensors().items())
 
 
 def test_what_was_read_before_follows():
@@ -200,7 +200,7 @@ def test_a_model_whose_code_divides_weights_at_inference_is_quantized():
     quantized(ids)
     weight = model.rwkv.blocks[3].feed_forward.value.weight.detach().numpy()
     np.testing.assert_array_equal(
-        quantized.rwkv.blocks[3].feed_forward.value.qweight.scale[:, 0].numpy(),
+        quantized.rwkv.blocks[3].feed_forward.value.stored_weight.scale[:, 0].numpy(),
         (np.abs(weight).max(1) / 127).astype(np.float16),
     )
 
@@ -237,9 +237,9 @@ def test_the_first_parameter_tells_dtype_and_device(name):
         if isinstance(module, QuantModule):
             first = next(module.parameters())
             assert (first.dtype, first.device) == (torch.float32, torch.device("cpu"))
-    assert not any("compute_dtype" in key for key in model.state_dict())
+    assert not any("compute" in key for key in model.state_dict())
     model.load_state_dict(model.state_dict(), strict=True)
-    assert sum(p.numel() for n, p in model.named_parameters() if "compute_dtype" in n) == 0
+    assert sum(p.numel() for n, p in model.named_parameters() if "compute" in n) == 0
 
 
 def test_a_model_in_which_every_parameter_is_quantized_still_has_a_dtype():

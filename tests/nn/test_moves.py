@@ -132,4 +132,4 @@ def test_a_moved_layer_is_pickled_like_any_other():
     y = layer.to("cpu")(x)
     again = pickle.loads(pickle.dumps(layer))
     assert torch.equal(again(x), y)
-    assert torch.equal(ops.dequantize(again.qweight), ops.dequantize(q))
+    assert torch.equal(ops.dequantize(again.stored_weight), ops.dequantize(q))

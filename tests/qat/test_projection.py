@@ -46,7 +46,7 @@ def test_float_weights_and_stored_codes_are_the_same_model(name, recipe, mode):
     assert torch.equal(output(model), before)
     floats = {d: m.matrix().detach().clone() for d, m in fake_quantized(model).items()}
     finish_qat(model, progress=False)
-    stored = {n: m.qweight for n, m in model.named_modules() if hasattr(m, "qweight")}
+    stored = {n: m.stored_weight for n, m in model.named_modules() if hasattr(m, "stored_weight")}
     assert stored.keys() == floats.keys()
     for module, q in stored.items():
         assert torch.equal(FORMATS[q.layout.format].decode(q), floats[module]), module
@@ -73,9 +73,9 @@ def test_projecting_is_what_quantizing_the_moved_weights_is(recipe):
     for weight in prepare_codes(model, recipe):
         weight.project()
     lowbit.quantize(other, recipe)
-    quantized = {n: m for n, m in other.named_modules() if hasattr(m, "qweight")}
+    quantized = {n: m for n, m in other.named_modules() if hasattr(m, "stored_weight")}
     for name, module in fake_quantized(model).items():
-        wanted = lowbit.dequantize(quantized[name].qweight)
+        wanted = lowbit.dequantize(quantized[name].stored_weight)
         assert torch.equal(matrix(module, module.weights), wanted), name
 
 

@@ -139,7 +139,7 @@ def test_models_with_it_are_planned_quantized_saved_and_loaded(source, tmp_path)
     weight = layer_of(model).weight.detach().numpy()
     assert len(make_plan(model, load_recipe(RULES)).quantized) == 2 + 7 * 2
     lowbit.quantize(model, RULES, progress=False)
-    decoded = lowbit.dequantize(layer_of(model).qweight).numpy()
+    decoded = lowbit.dequantize(layer_of(model).stored_weight).numpy()
     np.testing.assert_allclose(decoded, ternary(weight, 0.5), rtol=2**-10)
     expected = output(model)
     model.save_pretrained(tmp_path / "memory")
@@ -229,7 +229,7 @@ def test_one_with_parts_is_stored_as_a_stack(tmp_path):
     assert load_recipe(rules).rules[0].scheme == Halves(ZeroPoint(3, group(16)))
     model = make("llama-tied")
     lowbit.quantize(model, rules, progress=False)
-    q = layer_of(model).qweight
+    q = layer_of(model).stored_weight
     assert isinstance(q, StackedTensor) and [p.shape[0] for p in q.parts] == [96, 96]
     assert [part.bits for part in q.parts] == [8, 3]
     model.save_pretrained(tmp_path)

@@ -157,7 +157,7 @@ def test_candidates_are_what_the_solver_makes_of_the_whole_model():
     assert len(candidates) == 8
     for _, candidate in candidates:
         module = quantized.get_submodule(candidate.module)
-        assert torch.equal(dequantize(candidate.stored), dequantize(module.qweight))
+        assert torch.equal(dequantize(candidate.stored), dequantize(module.stored_weight))
     # AWQ scales parameters that all candidates share.
     plain, moved = (
         candidates_of(model, schemes, ["@embedding"], False, Solver(name), batches)

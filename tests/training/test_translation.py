@@ -100,10 +100,10 @@ def test_words_are_reversed_in_three_bits(tmp_path):
     # Stored codes and the float model beside them are one model, bit for bit.
     integer, dense = load_model(tmp_path / "b" / "bcq3-all"), load_model(tmp_path / "b" / "float")
     weights = dict(dense.named_parameters())
-    packed = {n: m for n, m in integer.named_modules() if hasattr(m, "qweight")}
+    packed = {n: m for n, m in integer.named_modules() if hasattr(m, "stored_weight")}
     assert len(packed) == 20
     for name, module in packed.items():
-        decoded = FORMATS["binary"].decode(module.qweight)
+        decoded = FORMATS["binary"].decode(module.stored_weight)
         owner = name if f"{name}.weight" in weights else "model.shared"
         assert torch.equal(decoded, weights[f"{owner}.weight"]), name
 
@@ -131,7 +131,7 @@ def test_a_few_steps_towards_a_clustered_table(data, tmp_path):
     outcome = train("translation", reversing.material(data), tmp_path, settings, progress=False)
     assert value(outcome, "integer", "agreement") == 1
     integer, dense = load_model(tmp_path / "bcq-clustered"), load_model(tmp_path / "float")
-    table = integer.model.shared.qweight
+    table = integer.model.shared.stored_weight
     assert [(part.shape[0], part.bits) for part in table.parts] == [
         (69, 4),
         (68, 3),

@@ -135,6 +135,6 @@ def _module_sizes(model: nn.Module) -> list[ModuleSize]:
             assert isinstance(module, QuantModule)
             weights = module.rows * module.columns if module.tied_to is None else 0
             parameters += weights
-            as_float += weights * module.compute_dtype.element_size()
+            as_float += weights * module.compute.element_size()
         sizes.append(ModuleSize(name, type(module).__name__, parameters, stored, as_float))
     return sizes

@@ -54,30 +54,36 @@ SHARED = (
 class AppliedBefore(nn.Module):
     """Stands in `block` where `function` was, which the layer before it now applies.
 
-    The layer leaves it to this module again if somebody puts another function here, or has hooks
-    that would see what lies between the two.
+    The layer leaves it to this module again if somebody puts another function here or a module
+    around the layer (an adapter adds to what the function is applied to), or has hooks that would
+    see what lies between the two.
     """
 
     block: nn.Module
     layer: QuantLinear
 
-    def __init__(self, block: nn.Module, name: str, layer: QuantLinear) -> None:
+    def __init__(self, block: nn.Module, name: str, layer_name: str) -> None:
         super().__init__()
         function = block.get_submodule(name)
-        self.name, self.function = name, function
+        self.name, self.layer_name, self.function = name, layer_name, function
         # Registered nowhere: they hold this module, not the other way round.
         object.__setattr__(self, "block", block)
-        object.__setattr__(self, "layer", layer)
+        object.__setattr__(self, "layer", block.get_submodule(layer_name))
         self.train(function.training)
 
     def in_force(self) -> bool:
         """Whether the layer applies the function."""
-        return self.block._modules.get(self.name) is self and not (
-            self.layer._forward_hooks
-            or self._forward_pre_hooks
-            or self._forward_hooks
-            or self.function._forward_pre_hooks
-            or self.function._forward_hooks
+        around = self.block._modules
+        return (
+            around.get(self.name) is self
+            and around.get(self.layer_name) is self.layer
+            and not (
+                self.layer._forward_hooks
+                or self._forward_pre_hooks
+                or self._forward_hooks
+                or self.function._forward_pre_hooks
+                or self.function._forward_hooks
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,10 +102,11 @@ def fuse(model: nn.Module) -> None:
         functions = {n: m for n, m in children.items() if type(m) in FUNCTIONS}
         for name, function in functions.items() if layers else ():
             kind: type = type(block)
-            layer = layers.get(layer_before(kind, name) or "")
+            layer_name = layer_before(kind, name) or ""
+            layer = layers.get(layer_name)
             # Outputs are rounded before what follows.
             if layer is not None and not isinstance(layer, RequantizedLinear):
-                applied = AppliedBefore(block, name, layer)
+                applied = AppliedBefore(block, name, layer_name)
                 setattr(block, name, applied)
                 layer.set_nonlinearity(FUNCTIONS[type(function)], applied.in_force)
         for names in SHARED:

@@ -48,7 +48,7 @@ def save(module: nn.Module, folder: str | Path, overwrite: bool = False) -> None
     check_output(output, overwrite, None)
     tensors = _state(module)
     dtypes = {
-        name: str(packed.compute_dtype.dtype).removeprefix("torch.")
+        name: str(packed.compute.dtype).removeprefix("torch.")
         for name, packed in module.named_modules()
         if isinstance(packed, QuantModule)
     }
@@ -148,7 +148,7 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         path, _, own = name.rpartition(".")
         owner = module.get_submodule(path)
         if isinstance(owner, QuantModule) and own in owner.saved():
-            setattr(owner, own, tensor.to(owner.compute_dtype.device))
+            setattr(owner, own, tensor.to(owner.compute.device))
         else:
             here = state[name]
             _replace(module, here, tensor.to(here.device))

@@ -118,7 +118,7 @@ def fill_replaced(model: PreTrainedModel) -> None:
         buffers = module.replaced._buffers
         empty = {own: b for own, b in buffers.items() if b is not None and b.is_meta}
         for own, buffer in empty.items():
-            buffers[own] = torch.empty_like(buffer, device=module.compute_dtype.device)
+            buffers[own] = torch.empty_like(buffer, device=module.compute.device)
         if empty:
             _innermost(model, name)._init_weights(module.replaced)
         if isinstance(module, QuantEmbedding):

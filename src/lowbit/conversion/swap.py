@@ -98,7 +98,7 @@ def swap_tied(model: nn.Module, name: str, weights: Weights, source: str, activa
     owner = model.get_submodule(source)
     assert isinstance(owner, QuantModule)
     module = model.get_submodule(name)
-    packed = packed_like(module, weights, owner.layout, activations, owner.compute_dtype)
+    packed = packed_like(module, weights, owner.layout, activations, owner.compute)
     replace_module(model, name, packed.tie(owner))
 
 
@@ -111,7 +111,7 @@ def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
         name: module for name, module in model.named_modules() if isinstance(module, QuantModule)
     }
     decoded = {
-        module: nn.Parameter(_float_weight(module, dtype or module.compute_dtype.dtype))
+        module: nn.Parameter(_float_weight(module, dtype or module.compute.dtype))
         for module in packed.values()
         if module.tied_to is None
     }
@@ -126,7 +126,7 @@ def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
         if isinstance(module, QuantLinear):
             float_module.register_parameter("bias", module._parameters["bias"])
         # The packed module may have moved since it took this one's place.
-        float_module.to(module.compute_dtype.device)
+        float_module.to(module.compute.device)
         hand_over_hooks(module, float_module)
         replace_module(model, name, float_module.train(module.training))
 

@@ -117,7 +117,7 @@ def _histograms(model: PreTrainedModel, reference: PreTrainedModel) -> dict[str,
 def _weight(module: nn.Module) -> Float[Tensor, "out in"] | None:
     """The matrix that a module holds, decoded, or None where it holds none of its own."""
     if isinstance(module, QuantModule):
-        return None if module.tied_to is not None else dequantize(module.qweight)
+        return None if module.tied_to is not None else dequantize(module.stored_weight)
     weights = weights_of(module)
     return matrix(module, weights).float() if isinstance(weights, Weights) else None
 

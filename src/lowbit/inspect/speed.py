@@ -108,7 +108,7 @@ def present(model: nn.Module) -> list[Layer]:
     return [
         layer
         for m in model.modules()
-        if isinstance(m, QuantLinear) and m.compute_dtype.device.type == "cpu"
+        if isinstance(m, QuantLinear) and m.compute.device.type == "cpu"
         for layer in _parts(m.layout, m.activations, m.out_features, m.in_features)
     ]
 

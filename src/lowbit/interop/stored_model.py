@@ -145,5 +145,5 @@ def _weight(
         return q
 
     activations = entry.get("activations", "float")
-    dtype = module.compute_dtype.dtype
+    dtype = module.compute.dtype
     return StoredWeight(name, weights, layout, activations, dtype, read, tied_to)

@@ -35,7 +35,7 @@ class QuantEmbedding(QuantModule):
     def forward(self, ids: Tensor) -> Tensor:
         if has_torch_function_unary(ids):  # whoever watches calls sees one
             return handle_torch_function(QuantEmbedding.forward, (ids,), self, ids)
-        packed, dtype = self.pack(), self.compute_dtype.dtype
+        packed, dtype = self.pack(), self.compute.dtype
         if packed is None:
             rows = ops.embedding(ids, self.weight_in_use, dtype)
         else:
@@ -44,7 +44,7 @@ class QuantEmbedding(QuantModule):
 
     def choose(self) -> tuple[Kernel, str]:
         """The kernel that serves this module here, and why."""
-        return embedding.kernel(self.layout, self.embedding_dim, self.compute_dtype.device)
+        return embedding.kernel(self.layout, self.embedding_dim, self.compute.device)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.describe()}"

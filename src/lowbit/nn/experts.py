@@ -124,7 +124,7 @@ class QuantExperts(QuantModule):
 
     def choose(self) -> tuple[Kernel, str]:
         """The kernel that serves these weights here, and why."""
-        device = self.compute_dtype.device
+        device = self.compute.device
         return experts.kernel(self.layout, self.in_features, device, self.activations)
 
     def describe(self) -> str:
@@ -146,7 +146,7 @@ class QuantExperts(QuantModule):
             return self._decoded_expert(range(self.experts)[number])
 
     def _decoded_expert(self, number: int) -> Tensor:
-        packed, dtype = self.packed, self.compute_dtype.dtype
+        packed, dtype = self.packed, self.compute.dtype
         if packed is None:
             q = self.weight_in_use
             assert isinstance(q, ExpertsTensor)

@@ -94,7 +94,7 @@ class QuantLinear(QuantModule):
 
     def static_tensors(self, static: StaticScale) -> tuple[Tensor, Tensor]:
         """Scale and zero point as they are stored."""
-        device = self.compute_dtype.device
+        device = self.compute.device
         return (
             torch.tensor(static.scale, dtype=torch.float32, device=device),
             torch.tensor(static.zero_point, dtype=torch.int8, device=device),
@@ -117,9 +117,9 @@ class QuantLinear(QuantModule):
         self.call, self.scales = None, None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = self.compute_dtype.dtype
+        before = self.compute.dtype
         super()._apply(fn, recurse)
-        if self.compute_dtype.dtype != before:  # the bias is another
+        if self.compute.dtype != before:  # the bias is another
             self.call = None
         return self
 
@@ -173,9 +173,7 @@ class QuantLinear(QuantModule):
 
     def choose(self) -> tuple[Kernel, str]:
         """The kernel that serves this module here, and why."""
-        return linear.kernel(
-            self.layout, self.in_features, self.compute_dtype.device, self.activations
-        )
+        return linear.kernel(self.layout, self.in_features, self.compute.device, self.activations)
 
     def describe(self) -> str:
         activations = (

@@ -7,8 +7,8 @@ module that does.
 Where native code serves the module, the weight is *packed* at the first forward pass: one tensor in
 the order that the kernels read (kernels/packed_layout.py), saved nowhere, takes the place of the
 stored ones, whose buffers stay behind without data. A tied module uses that of the other. Whoever
-asks for the stored weight (state_dict, `.to()`, `qweight`) gets it back bit for bit, and the next
-forward pass packs again. There is never a second copy.
+asks for the stored weight (state_dict, `.to()`, `stored_weight`) gets it back bit for bit, and the
+next forward pass packs again. There is never a second copy.
 """
 
 import inspect
@@ -37,7 +37,7 @@ _CHANGING = threading.RLock()
 class QuantModule(nn.Module):
     """Holds a quantized tensor [rows, columns]; `float_shape` is that of the weight it replaced."""
 
-    compute_dtype: nn.Parameter
+    compute: nn.Parameter
     tied_to: "QuantModule | None"
     replaced: nn.Module | None
     packed: PackedWeight | None
@@ -58,8 +58,9 @@ class QuantModule(nn.Module):
         for name, (shape, dtype) in layout.tensors(rows, columns).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
         # Follows `.to(dtype)` as a float weight would. Empty and saved nowhere, but a parameter, so
-        # that code which asks the first one for its dtype and device finds the right ones.
-        self.compute_dtype = _empty_parameter(torch.float32, torch.device("cpu"))
+        # that code which asks the first one for its dtype and device finds the right ones. PEFT
+        # takes an attribute `compute_dtype` for a dtype, and `qweight` for a tensor.
+        self.compute = _empty_parameter(torch.float32, torch.device("cpu"))
 
     def hold(self, q: QTensor) -> Self:
         """Take over the tensors of q, which must have this module's layout and shape."""
@@ -95,14 +96,14 @@ class QuantModule(nn.Module):
     def compute_like(self, compute: Tensor) -> None:
         """Compute in the dtype and on the device of `compute`."""
         device = "cpu" if compute.is_meta else compute.device
-        self.compute_dtype = _empty_parameter(compute.dtype, torch.device(device))
+        self.compute = _empty_parameter(compute.dtype, torch.device(device))
 
     def follow_stored(self) -> None:
         """Compute on the device where the stored tensors are: a loader puts them there itself."""
         owner = self.owner
         device = owner._buffers[owner.layout.names[0]].device  # type: ignore[union-attr]
-        if device != self.compute_dtype.device:
-            self.compute_dtype = _empty_parameter(self.compute_dtype.dtype, device)
+        if device != self.compute.device:
+            self.compute = _empty_parameter(self.compute.dtype, device)
 
     def own_stored(self) -> dict[str, torch.dtype]:
         """Names and dtypes of what is stored beside the weight: one number each."""
@@ -114,7 +115,7 @@ class QuantModule(nn.Module):
         return weight | {name: ((), dtype) for name, dtype in self.own_stored().items()}
 
     @property
-    def qweight(self) -> QTensor:
+    def stored_weight(self) -> QTensor:
         """The stored weight."""
         owner = self.owner
         if torch.compiler.is_compiling():  # a lock cannot be traced, nor is it needed
@@ -126,7 +127,7 @@ class QuantModule(nn.Module):
     @property
     def weight_in_use(self) -> QTensor:
         """The stored weight, or the part of it that `use_planes` left in use."""
-        q, planes = self.qweight, self.owner.planes_in_use
+        q, planes = self.stored_weight, self.owner.planes_in_use
         return q if planes is None else prefix(q, planes)
 
     def use_planes(self, planes: int) -> None:
@@ -160,13 +161,13 @@ class QuantModule(nn.Module):
         """The float weight, which is decoded when its numbers are asked for (decoded_weight.py)."""
         if torch.compiler.is_compiling():
             return self.decoded()
-        like = torch.empty(self.float_shape, dtype=self.compute_dtype.dtype, device="meta")
-        device = self.compute_dtype.device
+        like = torch.empty(self.float_shape, dtype=self.compute.dtype, device="meta")
+        device = self.compute.device
         return DecodedWeight(like, device, self._decoded_for_a_reader, self.rescale)
 
     def decoded(self) -> Tensor:
         """The float weight [rows, columns] in the dtype of computation; packed bytes stay."""
-        packed, dtype = self.owner.packed, self.compute_dtype.dtype
+        packed, dtype = self.owner.packed, self.compute.dtype
         if packed is None:
             return ops.dequantize(self.weight_in_use, dtype)
         return ops.embedding_packed(torch.arange(self.rows), packed.bytes, packed.layout, dtype)
@@ -184,7 +185,7 @@ class QuantModule(nn.Module):
         with _CHANGING, torch.inference_mode(False), torch.no_grad():
             scales = {
                 name: tensor
-                for name, tensor in owner.qweight.tensors().items()
+                for name, tensor in owner.stored_weight.tensors().items()
                 if tensor.is_floating_point()
             }
             scaled = {name: _scaled(scale, factor) for name, scale in scales.items()}
@@ -232,7 +233,7 @@ class QuantModule(nn.Module):
         with _CHANGING:
             self.restore_stored()
             super()._save_to_state_dict(destination, prefix, keep_vars)
-        del destination[f"{prefix}compute_dtype"]
+        del destination[f"{prefix}compute"]
 
     def _load_from_state_dict(
         self,
@@ -249,7 +250,7 @@ class QuantModule(nn.Module):
                 state_dict, prefix, local_metadata, strict, missing_keys, *others
             )
         if strict:
-            missing_keys.remove(f"{prefix}compute_dtype")
+            missing_keys.remove(f"{prefix}compute")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Stored tensors follow a change of device but never one of dtype.
