@@ -20,7 +20,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"conversion", "data"}),
     frozenset({"calibration", "decoding", "inspect"}),
     frozenset({"qat", "solvers"}),
-    frozenset({"quantize", "interop"}),
+    frozenset({"quantize", "interop", "peft"}),
     frozenset({"evaluation", "public"}),
     frozenset({""}),  # lowbit/__init__.py
     frozenset({"report", "search", "training"}),

@@ -50,6 +50,18 @@ def test_a_program_without_transformers_pays_nothing(start):
     assert python(start, code).stdout == "[]\n"
 
 
+def test_what_adapts_quantized_models_is_imported_after_peft(start, tmp_path):
+    for name, text in {
+        "peft.py": "import transformers; print('peft', end=' ')",
+        "lowbit/__init__.py": "print('lowbit', end=' ')",
+        "lowbit/peft.py": "import peft; print(peft.__name__, 'adapted')",
+    }.items():
+        (tmp_path / "packages" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "packages" / name).write_text(text)
+    ended = python(start, "import peft")
+    assert (ended.stdout, ended.stderr) == ("transformers lowbit peft peft adapted\n", "")
+
+
 def test_looking_for_transformers_without_importing_it_changes_nothing(start):
     code = """
         from importlib.util import find_spec

@@ -281,6 +281,14 @@ def check_no_experts(plan: Plan, learner: str) -> None:
             )
 
 
+def scheme_for(model: nn.Module, name: str, weights: Weights, recipe: Recipe) -> Scheme | None:
+    """The scheme that `recipe` has for the weight of the module `name`, which may be quantized
+    already; None if it keeps it."""
+    kinds = _kinds(weights, name in _head_names(model), name in router_names(model))
+    rule = recipe.rule_for(name, kinds)
+    return None if rule is None else rule.scheme
+
+
 def _head_names(model: nn.Module) -> set[str]:
     """Of each transformers model: output embeddings, and every module outside the base model if
     there is one inside. Other modules have no heads but those that a recipe names."""

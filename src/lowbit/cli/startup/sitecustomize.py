@@ -1,10 +1,12 @@
 """Python imports this file at its start when `lowbit run` puts its folder on PYTHONPATH.
 
-As soon as the program has imported transformers, lowbit is imported too; a program that never
-does pays nothing. Processes that it starts inherit PYTHONPATH, and so do the same.
+As soon as the program has imported transformers, lowbit is imported too, and after peft what lets
+it adapt quantized models; a program that never does pays nothing. Processes that it starts inherit
+PYTHONPATH, and so do the same.
 """
 
 import sys
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
@@ -13,14 +15,15 @@ from typing import Any
 
 
 class ImportAfter:
-    """Imports lowbit after transformers, which is complete by then."""
+    """Imports a module of lowbit after `package`, which is complete by then."""
 
-    def __init__(self) -> None:
+    def __init__(self, package: str, own: str) -> None:
+        self.package, self.own = package, own
         self.looking = False
 
     def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        """The spec of transformers as others find it, with a loader that goes on with lowbit."""
-        if name != "transformers" or self.looking:
+        """The spec of the package as others find it, with a loader that goes on with ours."""
+        if name != self.package or self.looking:
             return None
         self.looking = True
         try:
@@ -36,15 +39,15 @@ class ImportAfter:
             del loader.exec_module
             run(module)
             sys.meta_path.remove(self)
-            import_lowbit()
+            import_ours(self.own)
 
         loader.exec_module = run_both
         return spec
 
 
-def import_lowbit() -> None:
+def import_ours(name: str) -> None:
     try:
-        import lowbit  # noqa: F401
+        import_module(name)
     except ModuleNotFoundError as error:
         if error.name != "lowbit":
             raise
@@ -62,5 +65,5 @@ def hand_over(folder: str) -> None:
         spec.loader.exec_module(module)
 
 
-sys.meta_path.insert(0, ImportAfter())
+sys.meta_path[:0] = [ImportAfter("transformers", "lowbit"), ImportAfter("peft", "lowbit.peft")]
 hand_over(str(Path(__file__).parent))
