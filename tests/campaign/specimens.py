@@ -1,6 +1,7 @@
 """Undamaged files of every kind that lowbit reads, in a folder each, and what reads them."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import shutil
@@ -20,7 +21,7 @@ from lowbit.evaluation.evaluate import EvaluationPlan, evaluate
 from lowbit.evaluation.study import Study
 from lowbit.report.page import render_html, render_markdown
 from lowbit.solvers.resume import Journal, Solved
-from tests.campaign import documents, tensors
+from tests.campaign import documents, gguf_files, tensors
 from tests.folders import byte_tokenizer, save
 from tests.interop import foreign
 from tests.models import VOCABULARY, make, output
@@ -133,6 +134,10 @@ def import_it(folder, scratch):
     return [logits(load_model(out))]
 
 
+def import_file(folder, scratch):
+    return import_it(folder / "model.gguf", scratch)
+
+
 def dequantize(folder, scratch):
     out = scratch / "out"
     command("dequantize", folder, "-o", out, "-q")
@@ -223,6 +228,11 @@ IMPORT = (Verb("import", import_it),)
 EXPORT = (Verb("export", export),)
 FLOAT = (LOAD, LOAD, QUANTIZE, QUANTIZE, EVAL)
 ENCODE = Verb("load_tokenizer", encode)
+# The package that its vocabulary is read with may be absent.
+HAS_GGUF = importlib.util.find_spec("gguf") is not None
+GGUF = (
+    Target("gguf", "gguf", "model.gguf", gguf_files.KINDS, (Verb("import", import_file),), 4),
+) * HAS_GGUF
 
 TARGETS = (
     Target("quantized weights", "int4", "model.safetensors", tensors.KINDS, QUANTIZED, 8, True),
@@ -238,6 +248,7 @@ TARGETS = (
     Target("gptq config", "gptq", "config.json", documents.JSON, IMPORT, 4),
     Target("foreign weights", "compressed", "model.safetensors", tensors.KINDS, IMPORT, 4),
     Target("foreign config", "compressed", "config.json", documents.JSON, IMPORT, 4),
+    *GGUF,
     Target("float weights", "float", "model.safetensors", tensors.KINDS, FLOAT, 6),
     Target("float config", "float", "config.json", documents.JSON, FLOAT, 8),
     Target("index", "sharded", "model.safetensors.index.json", documents.JSON, FLOAT, 4),
@@ -329,6 +340,10 @@ def make_all(root: Path) -> None:
     save("llama-untied", root / "llama")
     lowbit.quantize_checkpoint(str(root / "llama"), "int8", root / "int8", progress=False)
     lowbit.export_checkpoint(root / "int8", "compressed-tensors", root / "compressed")
+    if HAS_GGUF:
+        (root / "gguf").mkdir()
+        lowbit.quantize_checkpoint(str(root / "llama"), q4_0(), root / "q4_0", progress=False)
+        lowbit.export_checkpoint(root / "q4_0", "gguf", root / "gguf" / "model.gguf")
     model = make("gpt2")
     ids = torch.arange(64).reshape(2, 32) % VOCABULARY
     lowbit.quantize(model, "int8-all-static", progress=False, calibration=ids)
@@ -348,6 +363,11 @@ def stacked():
         lowbit.Rule("@linear", lowbit.Absmax(8), "dynamic"),
     )
     return lowbit.Recipe(rules, name="stacked", strict=False)
+
+
+def q4_0():
+    linear = lowbit.Rule("@linear", lowbit.Absmax(4, lowbit.Granularity("group", 32)))
+    return lowbit.Recipe((lowbit.Rule("@embedding"), linear), name="q4_0", strict=False)
 
 
 def quantized_module():
