@@ -86,6 +86,26 @@ def test_mse_has_less_error_than_minmax_where_there_are_outliers(symmetric):
     assert errors[0] < 0.9 * errors[1]
 
 
+def test_mse_moves_one_end_alone_if_only_one_side_has_outliers():
+    inputs = 0.3 * torch.randn(60_000, generator=torch.Generator().manual_seed(5)) - 0.8
+    values = torch.nn.functional.gelu(inputs)
+    values[0] = 4.0
+    x = values.double().numpy()
+
+    def error(low, high):
+        step = (high - low) / 255
+        zero = np.rint(-128 - low / step)
+        codes = np.clip(np.rint(x / step) + zero, -128, 127)
+        return np.square((codes - zero) * step - x).mean()
+
+    low, high = x.min(), x.max()
+    parts = np.linspace(0.05, 1, 20)
+    least = min(error(low * a, high * b) for a in parts for b in parts)
+    found = watched(LeastSquares(), [values])
+    assert (found(values) - values).square().mean().item() <= 1.05 * least
+    assert least < 0.9 * min(error(low * a, high * a) for a in parts)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("name", RANGES)
 def test_the_forward_pass_equals_quantize_and_dequantize(name, symmetric):

@@ -29,6 +29,7 @@ LEVELS = 255
 BINS = 2048  # of the histogram that percentile and mse look at
 COUNTED = 1 << 16  # values of a batch, so that it takes no time: at least half of them
 CANDIDATES = 100  # ends of the range that mse tries
+COARSE = 4  # each fourth of them for one end alone
 
 
 class Range(nn.Module):
@@ -197,10 +198,22 @@ class Percentile(_Histogram):
 
 
 class LeastSquares(_Histogram):
+    """Both ends are moved together, then each by itself: what follows a GELU is dense below 0 and
+    sparse far above it, where an end can move alone."""
+
     def interval(self) -> tuple[float, float]:
         low, high = super().interval()
         parts = [part / CANDIDATES for part in range(1, CANDIDATES + 1)]
-        tried = [scale_of(low * part, high * part, self.symmetric) for part in parts]
+        low, high = self._best([(low * part, high * part) for part in parts])
+        if self.symmetric:
+            return low, high
+        few = parts[COARSE - 1 :: COARSE]  # up to the whole
+        low, high = self._best([(low, high * part) for part in few])
+        return self._best([(low * part, high) for part in few])
+
+    def _best(self, intervals: list[tuple[float, float]]) -> tuple[float, float]:
+        """That of the least squared error."""
+        tried = [scale_of(*interval, self.symmetric) for interval in intervals]
         # All at once, a row each: `fake_quantize` of one after the other takes ten times as long.
         scale, zero, lowest = (
             torch.tensor(column, dtype=torch.float32)[:, None]
@@ -209,8 +222,7 @@ class LeastSquares(_Histogram):
         centers = self._centers().float()
         codes = (centers / scale).round_().add_(zero).clamp_(lowest, lowest.new_tensor(127))
         errors = codes.sub_(zero).mul_(scale).sub_(centers).square_().double() @ self.counts.cpu()
-        best = parts[int(errors.argmin())]
-        return low * best, high * best
+        return intervals[int(errors.argmin())]
 
 
 class Learned(Ema):
