@@ -1,6 +1,7 @@
 """`lowbit demo`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -54,9 +55,8 @@ def demo(
     console = Screen()
     console.print(comparison_table(report.study))
     console.print(sample_table(report.study))
-    for model in report.study.models:
-        if used := ", ".join(f"{count} by {name}" for name, _, count in kernels(model)):
-            console.print(f"{model.name}, layers: {used}", soft_wrap=True)
+    for line in kernel_lines(report.study):
+        console.print(line, soft_wrap=True, markup=False)
     say_written(report.study, report.outputs)
     console.print(f"float model: {report.model}", soft_wrap=True)
 
@@ -90,6 +90,16 @@ def comparison_table(study: Study) -> Table:
             "" if timing.speedup is None else f"{timing.speedup:.2f}×",
         )
     return table
+
+
+def kernel_lines(study: Study) -> Iterator[str]:
+    """For each model how many layers each kernel serves, and why that one."""
+    for model in study.models:
+        used = (
+            f"{count} by {name}{f' ({why})' if why else ''}" for name, why, count in kernels(model)
+        )
+        if served := ", ".join(used):
+            yield f"{model.name}, layers: {served}"
 
 
 def sample_table(study: Study) -> Table:
