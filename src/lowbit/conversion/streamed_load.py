@@ -42,7 +42,7 @@ from lowbit.progress import without_transformers_bars
 
 def dtype_of(config: PreTrainedConfig, tensors: Mapping[str, Any]) -> torch.dtype:
     """What the float model computes in: as its config says, or as its first float tensor is.
-    Raises InputError for a dtype that is none of floats."""
+    Raises InputError for a dtype that is not a floating-point one."""
     told = config.dtype
     if told is None:
         return float_dtype(tensors)
