@@ -33,7 +33,7 @@ def source(tmp_path_factory):
         (["--groups", "group:64", "--qat", "int8"], "--groups says how binary codes are trained"),
         (["--width", "64"], "--width is of a new translator: MODEL has its own"),
         (["--vocabulary", "64"], "--vocabulary is of a new translator: MODEL has its own"),
-        (["--batch-size", "0"], "batch_size 0 is less than 1"),
+        (["--batch-size", "0"], "batch_size must be at least 1, not 0"),
         (["--name", "mrpc"], "--name is of --task glue, not of squad"),
         (["--source-column", "2"], "--source-column is of --task translation, not of squad"),
     ],

@@ -40,7 +40,7 @@ def test_items_are_as_long_as_model_and_tokenizer_allow():
 
 
 def test_batches_that_cannot_be_are_wrong_use():
-    with pytest.raises(UsageError, match="batch size 0 is none"):
+    with pytest.raises(UsageError, match="batch size must be at least 1, not 0"):
         check_batch_size(0)
     check_batch_size(1)
     check_padding(Tokenizer(pad=0), 8)

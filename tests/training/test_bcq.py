@@ -139,7 +139,7 @@ def test_options_take_the_place_of_a_plans_own():
     [
         ("5", {}, "plan '5' is unknown: use 1, 2"),
         ("int8", {}, "rule '@linear' of recipe int8 is not of binary codes"),
-        ("3", {"every": -1}, "-1 steps between projections"),
+        ("3", {"every": -1}, "steps between projections must be at least 0, not -1"),
         ("3", {"frozen": 1.0}, "a share of 1.0 frozen steps"),
         ("3", {"solver": "best"}, "solver 'best' is unknown"),
     ],

@@ -69,7 +69,7 @@ def longest(model: PreTrainedModel, tokenizer: Any, wanted: int | None) -> int |
 def check_batch_size(size: int) -> None:
     """Raises UsageError."""
     if size < 1:
-        raise UsageError(f"batch size {size} is none: at least 1 is needed")
+        raise UsageError(f"batch size must be at least 1, not {size}")
 
 
 def check_padding(tokenizer: Any, size: int) -> None:

@@ -63,7 +63,7 @@ class Translator:
             )
         check_batch_size(self.batch_size)
         if self.beams < 1:
-            raise UsageError(f"{self.beams} beams are none: 1 is greedy search")
+            raise UsageError(f"beams must be at least 1, which is greedy search, not {self.beams}")
         _ = self.new_tokens
 
     @property
@@ -75,7 +75,7 @@ class Translator:
         if self.max_new_tokens is None:
             return MOST_NEW_TOKENS if room is None else min(MOST_NEW_TOKENS, room)
         if self.max_new_tokens < 1:
-            raise UsageError(f"{self.max_new_tokens} new tokens are none: at least 1 is needed")
+            raise UsageError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         if room is not None and self.max_new_tokens > room:
             raise UsageError(
                 f"{self.max_new_tokens} new tokens do not fit the decoder's {most} positions,"

@@ -38,7 +38,7 @@ class BcqPlan:
 
     def __post_init__(self) -> None:
         if self.every < 0:
-            raise UsageError(f"{self.every} steps between projections are none: 0 is once an epoch")
+            raise UsageError(f"steps between projections must be at least 0, not {self.every}")
         if not 0 <= self.frozen < 1:
             raise UsageError(f"a share of {self.frozen} frozen steps is outside 0 … 1")
 

@@ -1,5 +1,6 @@
 """How to train: hyper-parameters, and the integers that are trained towards."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -60,13 +61,13 @@ class Settings:
         check_choice("schedule", self.schedule, SCHEDULES)
         for name in ("batch_size", "accumulate"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} {getattr(self, name)} is less than 1")
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         steps = "max_steps", "eval_steps", "save_steps"
         for name in (*steps, "weight_decay", "learning_rate", "seed"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} {getattr(self, name)} is no number from 0 on")
-        if not self.epochs > 0:
-            raise UsageError(f"{self.epochs} epochs are none")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} must be at least 0 and finite, not {getattr(self, name)}")
+        if not 0 < self.epochs < math.inf:
+            raise UsageError(f"epochs must be more than 0 and finite, not {self.epochs}")
         for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)} is not a share from 0 to below 1")

@@ -174,7 +174,7 @@ def test_a_model_or_options_that_do_not_fit_are_wrong_use(tmp_path, told):
         Squad(data, max_length=64, stride=4, max_answer_length=0).check(told)
     with pytest.raises(UsageError, match="stride -1 must be"):
         Squad(data, max_length=64, stride=-1).check(told)
-    with pytest.raises(UsageError, match="batch size 0"):
+    with pytest.raises(UsageError, match="batch size must be at least 1, not 0"):
         Squad(data, max_length=64, stride=4, batch_size=0).check(told)
     with pytest.raises(UsageError, match="told has no tokenizer"):
         Squad(data).check(Subject("told", told.model, None))

@@ -268,7 +268,7 @@ def test_a_model_or_options_that_do_not_fit_are_wrong_use(tmp_path, monkeypatch)
         Translation(data).check(Subject("random", random.model, None))
     with pytest.raises(UsageError, match="0 beams"):
         Translation(data, beams=0).check(random)
-    with pytest.raises(UsageError, match="batch size 0"):
+    with pytest.raises(UsageError, match="batch size must be at least 1, not 0"):
         Translation(data, batch_size=0).check(random)
     with pytest.raises(UsageError, match="0 new tokens"):
         Translation(data, max_new_tokens=0).check(random)
