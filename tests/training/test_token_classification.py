@@ -1,16 +1,19 @@
 """Token classification: labels go to the first token of each word, and a model learns them."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import BertConfig, BertForTokenClassification
 
 from lowbit import InputError
+from lowbit.evaluation.task import Subject
 from lowbit.training.lesson import Material
 from lowbit.training.settings import Settings
 from lowbit.training.token_classification import collated, teach
 from lowbit.training.train import train
-from tests.models import make
+from tests.models import BERT, make
 from tests.small_tokenizers import words
 
 NAMES, PLACES = ["anna", "bert"], ["oslo", "rome"]
@@ -49,6 +52,26 @@ def test_labels_stay_at_their_tokens_when_a_batch_is_padded(data, side):
         for token, label in zip(lesson.tokenizer.convert_ids_to_tokens(ids), labels, strict=True):
             wanted = said.get(token, "O") if token in VOCABULARY else None
             assert (None if label == -100 else names[int(label)]) == wanted
+
+
+def test_a_model_that_names_the_labels_keeps_its_order_of_them(data):
+    model = BertForTokenClassification(BertConfig(**BERT, num_labels=3))
+    model.config.id2label = {0: "O", 1: "B-PER", 2: "B-LOC"}
+    model.save_pretrained(data / "bert")
+    lesson = teach(material(data))
+    assert lesson.model.config.label2id == {"O": 0, "B-PER": 1, "B-LOC": 2}
+    saw = lesson.tokenizer.convert_tokens_to_ids("saw")
+    pairs = [p for e in lesson.examples for p in zip(e["input_ids"], e["labels"], strict=True)]
+    assert {label for token, label in pairs if token == saw} == {0}
+    lesson.score.check(Subject("model", lesson.model, lesson.tokenizer))
+
+
+def test_words_that_are_cut_are_said_and_sentences_of_such_alone_are_not_learned(data):
+    lesson = teach(replace(material(data), max_length=4))
+    assert "words of" in lesson.notes[0] and "are not learned" in lesson.notes[0]
+    nothing = replace(material(data), max_length=2)
+    with pytest.raises(InputError, match="nothing to train on"):
+        train("token-classification", nothing, data / "out", Settings(), progress=False)
 
 
 def test_one_label_is_nothing_to_learn(data):

@@ -313,12 +313,14 @@ def test_rounding_that_never_began_is_said(source, data, tmp_path):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"batch_size": 0}, "batch_size 0 is less than 1"),
-        ({"accumulate": 0}, "accumulate 0 is less than 1"),
-        ({"learning_rate": -1.0}, "learning_rate -1.0 is no number from 0 on"),
-        ({"learning_rate": float("nan")}, "learning_rate nan is no number from 0 on"),
-        ({"seed": -1}, "seed -1 is no number from 0 on"),
-        ({"epochs": 0.0}, "0.0 epochs are none"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"accumulate": 0}, "accumulate must be at least 1, not 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0 and finite, not -1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be .*, not nan"),
+        ({"weight_decay": float("inf")}, "weight_decay must be .*, not inf"),
+        ({"seed": -1}, "seed must be at least 0 and finite, not -1"),
+        ({"epochs": 0.0}, "epochs must be more than 0 and finite, not 0.0"),
+        ({"epochs": float("inf")}, "epochs must be .*, not inf"),
         ({"warmup": 1.0}, "warmup 1.0 is not a share from 0 to below 1"),
         ({"label_smoothing": -0.1}, "label_smoothing -0.1 is not a share"),
         ({"schedule": "luck"}, "schedule 'luck' is unknown"),
@@ -464,19 +466,46 @@ def test_what_is_distilled_comes_from_the_teacher_alone(source, data, tmp_path):
     assert before.std() >= 1.5 and far[1.0] <= 0.5 and far[0.0] >= 2, far
 
 
+def test_a_model_that_names_the_labels_keeps_its_order_of_them(source, data, tmp_path):
+    turned = load_model(source)
+    turned.config.id2label = {0: "Positive", 1: "Negative"}
+    turned.save_pretrained(tmp_path)
+    lesson = teach(replace(material(source, data), model=str(tmp_path)))
+    assert lesson.model.config.id2label == {0: "positive", 1: "negative"}
+    assert not lesson.other_labels
+    for example, line in zip(
+        lesson.examples, (data / "train.tsv").read_text().split("\n")[1:], strict=False
+    ):
+        assert example["labels"] == 1 - int(line[-1])
+    lesson = teach(material(source, data))
+    assert lesson.model.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_a_model_of_other_labels_is_trained_and_not_distilled(source, data, tmp_path):
+    model = BertForSequenceClassification(BertConfig(**BERT))
+    model.config.id2label = {0: "entailment", 1: "not_entailment"}
+    model.save_pretrained(tmp_path / "rte")
+    given = replace(material(source, data), model=str(tmp_path / "rte"))
+    settings = replace(QUICK, distill=0.5)
+    with pytest.raises(UsageError, match="the labels entailment, not_entailment, and .* negative"):
+        train("glue", given, tmp_path / "out", settings, progress=False)
+    assert teach(given).other_labels == ("entailment", "not_entailment")
+
+
 def test_another_number_of_labels_makes_a_new_head_on_the_same_model(source, tmp_path):
     three = BertForSequenceClassification(BertConfig(**BERT, num_labels=3))
     three.save_pretrained(tmp_path)
     start = Material(str(tmp_path), load_tokenizer(source), None)
-    two, new = load_with_head(AutoModelForSequenceClassification, start, num_labels=2)
-    assert new == ("classifier.bias", "classifier.weight")
+    loaded = load_with_head(AutoModelForSequenceClassification, start, ("no", "yes"))
+    two = loaded.model
+    assert loaded.new == ("classifier.bias", "classifier.weight")
     assert two.classifier.weight.shape == (2, BERT["hidden_size"])
     kept = three.bert.state_dict()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in two.bert.state_dict().items())
     config = json.loads((tmp_path / "config.json").read_text()) | {"intermediate_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"bert.encoder.* has the shape \[192"):
-        load_with_head(AutoModelForSequenceClassification, start, num_labels=2)
+        load_with_head(AutoModelForSequenceClassification, start, ("no", "yes"))
 
 
 @pytest.mark.parametrize(
@@ -486,7 +515,7 @@ def test_another_number_of_labels_makes_a_new_head_on_the_same_model(source, tmp
 def test_dropout_is_the_one_asked_for(tmp_path, kind, of_attention):
     save(kind, tmp_path)
     start = Material(str(tmp_path), load_tokenizer(tmp_path), None, dropout=0.3)
-    model, _ = load_with_head(AutoModelForSequenceClassification, start)
+    model = load_with_head(AutoModelForSequenceClassification, start).model
     found = {name: m.p for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
     assert 0.3 in found.values()
     assert found == {name: 0.0 if name.endswith(of_attention) else 0.3 for name in found}

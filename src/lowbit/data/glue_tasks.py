@@ -104,3 +104,8 @@ def find_task(name: str) -> GlueTask:
     if plain not in TASKS:
         raise UsageError(f"there is no GLUE task {name!r}; there are {', '.join(TASKS)}")
     return TASKS[plain]
+
+
+def plain_label(label: str) -> str:
+    """One spelling of a class's name, as models of the hub have several: Not-Entailment."""
+    return label.lower().replace("-", "_").replace(" ", "_")

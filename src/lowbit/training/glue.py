@@ -14,7 +14,6 @@ from lowbit.training.lesson import (
     check_folder,
     load_with_head,
     padded,
-    some,
 )
 
 
@@ -23,7 +22,8 @@ def teach(material: Material) -> Lesson:
     if material.subset is None:
         raise UsageError("task glue needs the name of one of its tasks: cola, mrpc, …")
     task = find_task(material.subset)
-    check_folder(material.data, "train.tsv and dev.tsv")
+    if material.data is not None:
+        check_folder(material.data, "train.tsv and dev.tsv")
     (part,) = glue.read(task.name, "train", material.data)
     if part.labels is None:
         raise InputError(f"{part.source} has no labels to learn")
@@ -33,28 +33,32 @@ def teach(material: Material) -> Lesson:
             f" {task.labels[int(part.labels[0])]}: there is nothing to learn"
         )
     names = list(task.labels) or ["score"]
-    model, new = load_with_head(
+    loaded = load_with_head(
         AutoModelForSequenceClassification,
         material,
-        num_labels=len(names),
-        id2label=dict(enumerate(names)),
-        label2id={name: number for number, name in enumerate(names)},
+        names,
         problem_type="regression" if task.is_regression else "single_label_classification",
         **{TRAINED_FOR: {"task": "glue", "name": task.name}},
     )
     encoded = material.tokenizer(
         *columns(part.sentences), truncation=True, max_length=material.max_length, verbose=False
     )
+    numbers = loaded.model.config.label2id
+
+    def target(label: float) -> float:
+        return label if task.is_regression else numbers[task.labels[int(label)]]
+
     examples: list[Example] = [
-        {**{key: values[row] for key, values in encoded.items()}, "labels": label}
+        {**{key: values[row] for key, values in encoded.items()}, "labels": target(label)}
         for row, label in enumerate(part.labels)
     ]
     return Lesson(
-        model,
+        loaded.model,
         material.tokenizer,
-        some(examples, part.source),
+        examples,
         padded(material.tokenizer),
         Glue(material.data, task.name, "dev", max_length=material.max_length),
-        new=new,
+        new=loaded.new,
+        other_labels=loaded.other_labels,
         accuracy=not task.is_regression,
     )

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lowbit.checkpoint.claims import describing
 from lowbit.checkpoint.documents import reading
 from lowbit.checkpoint.read import find, open_checkpoint, read_config
+from lowbit.data.glue_tasks import plain_label
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Task
 from lowbit.progress import without_load_reports
@@ -38,7 +39,8 @@ class Lesson:
     while it trains and in the end.
 
     best: the metric of which the highest makes the checkpoint that is kept; None: the last one is.
-    new: the parameters that start at random. notes: what is to be said of the data. texts: what is
+    new: the parameters that start at random. other_labels: those of the model's head, if it was
+    trained for others than the task's. notes: what is to be said of the data. texts: what is
     written beside the outputs of `score`. test: how the model is judged once, in the end, and
     test_references, what it should write there. accuracy: whether each label is that of the logits
     at its place, so that training can log how many are the likeliest. targets: of each target
@@ -52,6 +54,7 @@ class Lesson:
     score: Task
     best: str | None = None
     new: tuple[str, ...] = ()
+    other_labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     test: Task | None = None
@@ -102,7 +105,7 @@ class Material:
             if share is not None and not 0 <= share < 1:
                 raise UsageError(f"dropout {share} is outside 0 … 1")
         if self.max_length < 1:
-            raise UsageError(f"examples of at most {self.max_length} tokens are none")
+            raise UsageError(f"max_length must be at least 1, not {self.max_length}")
 
     def to_dict(self) -> dict[str, Any]:
         """All but the tokenizer, which comes with the model, or from the data; files by their full
@@ -124,13 +127,25 @@ class Teacher(Protocol):
     def __call__(self, material: Material) -> Lesson: ...
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """new: the names of parameters that the checkpoint lacks, or has for another number of labels:
+    these are initialized at random. other_labels: what the checkpoint's config calls its classes,
+    if it has as many and names others."""
+
+    model: PreTrainedModel
+    new: tuple[str, ...]
+    other_labels: tuple[str, ...] = ()
+
+
 def load_with_head(
-    head: Any, material: Material, **changes: Any
-) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The checkpoint in the class that `head`, one of transformers' Auto classes, has for it, and
-    the names of parameters that the checkpoint lacks, or has for another number of labels: these
-    are initialized at random. Raises InputError for what is no float checkpoint, UsageError where
-    the architecture has no such head.
+    head: Any, material: Material, labels: Sequence[str] = (), **changes: Any
+) -> Loaded:
+    """The checkpoint in the class that `head`, one of transformers' Auto classes, has for it.
+
+    labels: the names of its classes. If the checkpoint names the same ones, it keeps their numbers
+    (config.label2id); else they are numbered as given. changes: of the config. Raises InputError
+    for what is no float checkpoint, UsageError if the architecture has no such head.
     """
     if isinstance(material.model, Architecture):
         raise UsageError("this task starts from a model: only translation makes a new one")
@@ -143,6 +158,7 @@ def load_with_head(
         raise UsageError(
             f"{type(config).__name__} has no model for {head.__name__.removeprefix('AutoModelFor')}"
         )
+    others = _name_classes(config, labels) if labels else ()
     for name, value in changes.items():
         setattr(config, name, value)
     _set(config, ATTENTION_DROPOUT, material.attention_dropout)
@@ -165,7 +181,22 @@ def load_with_head(
                 f" {list(expected)} in the model that config.json describes"
             )
     new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-    return model, tuple(sorted(new))
+    return Loaded(model, tuple(sorted(new)), others)
+
+
+def _name_classes(config: PreTrainedConfig, labels: Sequence[str]) -> tuple[str, ...]:
+    """Gives the classes of a config these names; the names that it had, if it had as many others.
+    Numbers are no names, and neither are LABEL_0, LABEL_1, …"""
+    before = {plain_label(name): number for number, name in config.id2label.items()}
+    known = not all(name.removeprefix("label_").isdigit() for name in before)
+    alike = len(before) == len(labels)
+    same = alike and before.keys() == {plain_label(label) for label in labels}
+    numbers = [before[plain_label(label)] for label in labels] if same else range(len(labels))
+    others = tuple(config.id2label.values()) if known and alike and not same else ()
+    config.num_labels = len(labels)
+    config.id2label = dict(sorted(zip(numbers, labels, strict=True)))
+    config.label2id = dict(zip(labels, numbers, strict=True))
+    return others
 
 
 def _set(config: PreTrainedConfig, names: Sequence[str], share: float) -> None:
@@ -187,17 +218,19 @@ def padded(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Example]], dict
     return collate
 
 
-def check_folder(data: str | None, files: str) -> None:
-    """Raises UsageError for one file: the model would be scored on what it learned from."""
-    if data is not None and Path(data).is_file():
+def folder_of(material: Material, task: str, files: str) -> str:
+    """The data, a folder with these files. Raises UsageError if none is given, and for one file:
+    the model would be scored on what it learned from."""
+    if material.data is None:
+        raise UsageError(f"task {task} needs --data: a folder with {files}")
+    check_folder(material.data, files)
+    return material.data
+
+
+def check_folder(data: str, files: str) -> None:
+    """Raises UsageError for one file, as `folder_of` does."""
+    if Path(data).is_file():
         raise UsageError(
             f"{data} is one file, and a model is not scored on what it learned from: --data is a"
             f" folder with {files}"
         )
-
-
-def some(examples: Sequence[Example], source: str) -> Sequence[Example]:
-    """Raises InputError where there are none."""
-    if not examples:
-        raise InputError(f"{source} holds nothing to train on")
-    return examples

@@ -9,26 +9,22 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from lowbit.data import squad, squad_windows
 from lowbit.data.squad_windows import QuestionWindows
-from lowbit.errors import UsageError
 from lowbit.evaluation.tasks.squad import Squad
 from lowbit.training.lesson import (
     Example,
     Lesson,
     Material,
-    check_folder,
+    folder_of,
     load_with_head,
     padded,
-    some,
 )
 
 
 def teach(material: Material) -> Lesson:
     """data: a folder with train*.json and dev*.json. Raises UsageError, InputError."""
-    if material.data is None:
-        raise UsageError("task squad needs --data: a folder with train*.json and dev*.json")
-    check_folder(material.data, "train*.json and dev*.json")
-    score = Squad(material.data, "dev", material.max_length, material.stride)
-    train = squad.read(material.data, "train")
+    data = folder_of(material, "squad", "train*.json and dev*.json")
+    score = Squad(data, "dev", material.max_length, material.stride)
+    train = squad.read(data, "train")
     train.check_answers()
     questions = train.questions
     windows = squad_windows.split(material.tokenizer, questions, material.max_length, score.overlap)
@@ -43,14 +39,14 @@ def teach(material: Material) -> Lesson:
                 "end_positions": last,
             }
         )
-    model, new = load_with_head(AutoModelForQuestionAnswering, material)
+    loaded = load_with_head(AutoModelForQuestionAnswering, material)
     return Lesson(
-        model,
+        loaded.model,
         material.tokenizer,
-        some(examples, material.data),
+        examples,
         collated(material.tokenizer),
         score,
-        new=new,
+        new=loaded.new,
         targets={"start_positions": "start_logits", "end_positions": "end_logits"},
     )
 

@@ -1,38 +1,36 @@
 """Token classification: the first token of each word has its label (Devlin et al. 2019, section
 5.3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from lowbit.data import tagged
-from lowbit.data.word_tokens import word_tokens
-from lowbit.errors import InputError, UsageError
+from lowbit.data.word_tokens import WordTokens, word_tokens
+from lowbit.errors import InputError
 from lowbit.evaluation.forced import IGNORED
 from lowbit.evaluation.tasks.token_classification import TokenClassification
 from lowbit.training.lesson import (
     Example,
     Lesson,
     Material,
-    check_folder,
+    folder_of,
     load_with_head,
     padded,
-    some,
 )
 
 
 def teach(material: Material) -> Lesson:
     """data: a folder with train* and dev*. Raises UsageError, InputError."""
-    if material.data is None:
-        raise UsageError("task token-classification needs --data: a folder with train* and dev*")
-    check_folder(material.data, "train* and dev*")
-    train = tagged.read(material.data, "train")
+    data = folder_of(material, "token-classification", "train* and dev*")
+    train = tagged.read(data, "train")
     names = train.label_set
     if len(names) == 1:
         raise InputError(f"{train.source} has one label, {names[0]}: there is nothing to learn")
-    numbers = {name: number for number, name in enumerate(names)}
+    loaded = load_with_head(AutoModelForTokenClassification, material, names)
+    numbers = loaded.model.config.label2id
     tokens = word_tokens(material.tokenizer, train.words, material.max_length)
     examples: list[Example] = []
     for row, (places, labels) in enumerate(zip(tokens.first, train.labels, strict=True)):
@@ -40,23 +38,30 @@ def teach(material: Material) -> Lesson:
         for place, label in zip(places, labels, strict=True):
             if place is not None:
                 targets[place] = numbers[label]
-        examples.append({**{k: v[row] for k, v in tokens.inputs.items()}, "labels": targets})
-    model, new = load_with_head(
-        AutoModelForTokenClassification,
-        material,
-        num_labels=len(names),
-        id2label=dict(enumerate(names)),
-        label2id=numbers,
-    )
+        # A mean over no label is no number.
+        if any(place is not None for place in places):
+            examples.append({**{k: v[row] for k, v in tokens.inputs.items()}, "labels": targets})
     return Lesson(
-        model,
+        loaded.model,
         material.tokenizer,
-        some(examples, train.source),
+        examples,
         collated(material.tokenizer),
-        TokenClassification(material.data, "dev", max_length=material.max_length),
-        new=new,
+        TokenClassification(data, "dev", max_length=material.max_length),
+        new=loaded.new,
+        other_labels=loaded.other_labels,
+        notes=tuple(_without_token(tokens, train.source)),
         accuracy=True,
     )
+
+
+def _without_token(tokens: WordTokens, source: str) -> Iterator[str]:
+    """What is said of words that are not learned."""
+    if tokens.cut:
+        words = sum(map(len, tokens.first))
+        yield (
+            f"{tokens.cut} of {words} words of {source} are not learned: they are behind the"
+            " longest length (--max-length), or the tokenizer drops their characters"
+        )
 
 
 def collated(

@@ -251,7 +251,15 @@ def check_output(output: Path, folder: str, done: bool) -> None:
 
 
 def check_lesson(lesson: Lesson, settings: Settings) -> None:
-    """Raises UsageError for settings that this lesson cannot have."""
+    """Raises InputError for no examples, UsageError for settings that this lesson cannot have."""
+    if not lesson.examples:
+        raise InputError("the data holds nothing to train on")
+    if settings.distill and lesson.other_labels:
+        raise UsageError(
+            f"there is nothing to distill: the model was trained for the labels"
+            f" {', '.join(lesson.other_labels)}, and the task has"
+            f" {', '.join(lesson.model.config.label2id)}"
+        )
     if settings.distill and lesson.new:
         raise UsageError(
             f"there is nothing to distill: {len(lesson.new)} parameters of the model are new, such"

@@ -14,7 +14,7 @@ from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.translation import Translation, deciding_metric
 from lowbit.nn.eval_mode import positions
 from lowbit.training.architecture import Architecture, new_model
-from lowbit.training.lesson import Lesson, Material, Pairs, load_with_head, some
+from lowbit.training.lesson import Lesson, Loaded, Material, Pairs, load_with_head
 from lowbit.training.subwords import train_tokenizer
 
 
@@ -61,9 +61,10 @@ def teach(material: Material) -> Lesson:
         )
     if isinstance(material.model, Architecture):
         model = new_model(material.model, material.tokenizer, material.attention_dropout)
-        new = tuple(name for name, _ in model.named_parameters())
+        loaded = Loaded(model, tuple(name for name, _ in model.named_parameters()))
     else:
-        model, new = load_with_head(AutoModelForSeq2SeqLM, material)
+        loaded = load_with_head(AutoModelForSeq2SeqLM, material)
+    model = loaded.model
     longest = min(material.max_length, positions(model) or material.max_length)
     rows = encoded(material.tokenizer, train.sources, train.targets)
     both = zip(train.sources, train.targets, strict=True)
@@ -76,11 +77,11 @@ def teach(material: Material) -> Lesson:
     return Lesson(
         model,
         material.tokenizer,
-        some(examples, train.source),
+        examples,
         DataCollatorForSeq2Seq(material.tokenizer, model=model),
         score,
         best=deciding_metric(score.pairs.targets),
-        new=new,
+        new=loaded.new,
         notes=_left_out(len(rows), len(examples), sum(empty), longest),
         texts={"sources": score.pairs.sources, "references": score.pairs.targets},
         test=test,

@@ -180,7 +180,7 @@ def test_scores_of_stsb_are_correlated_as_they_come_unrounded(tmp_path):
 )
 def test_a_model_that_names_its_classes_is_read_by_the_names(tmp_path, label2id):
     predictions, labels = classified(tmp_path, "mnli", "dev_matched")
-    config = {"label2id": label2id, "id2label": {v: k for k, v in label2id.items()}}
+    config = {"id2label": {place: name for name, place in label2id.items()}}
     task = Glue(str(tmp_path), "mnli", "dev_matched")
     found = task.measure(told(3, **config), progress=False)
     names = {place: name.lower() for name, place in label2id.items()}
@@ -262,7 +262,7 @@ def test_a_model_that_does_not_fit_is_wrong_use(tmp_path):
         Glue(str(tmp_path), "xnli").check(told(2))
     with pytest.raises(UsageError, match="max_length 65 is longer than the model's 64"):
         Glue(str(tmp_path), "rte", max_length=65).check(told(2))
-    with pytest.raises(UsageError, match="batch size 0"):
+    with pytest.raises(UsageError, match="batch size must be at least 1, not 0"):
         Glue(str(tmp_path), "rte", batch_size=0).check(told(2))
     with pytest.raises(UsageError, match="no padding token: batch size 1, not 32"):
         task.check(told(2, words(*WORDS, pad=False)))

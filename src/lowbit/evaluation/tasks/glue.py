@@ -1,7 +1,7 @@
 """GLUE: a class, or for STS-B a score, of one sentence or two; GLUE's own metrics.
 
 Class k is the k-th of the task's labels, whatever the model's own order of them: a model whose
-`label2id` names the task's labels is read by these names.
+`id2label` names the task's labels is read by these names.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedMo
 from lowbit.data import glue
 from lowbit.data.batches import Texts, check_batch_size, check_padding, longest
 from lowbit.data.glue import GlueData
-from lowbit.data.glue_tasks import TASKS, GlueTask, find_task
+from lowbit.data.glue_tasks import TASKS, GlueTask, find_task, plain_label
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import scores
 from lowbit.evaluation.heads import check_head
@@ -175,13 +175,9 @@ class Glue(Task):
         return longest(subject.model, subject.tokenizer, self.max_length)
 
 
-def _plain(label: str) -> str:
-    return label.lower().replace("-", "_").replace(" ", "_")
-
-
 def _is_named(model: PreTrainedModel, task: GlueTask) -> bool:
     """Whether the model's names of its classes are the task's."""
-    named = {_plain(name) for name in model.config.label2id}
+    named = {plain_label(name) for name in model.config.id2label.values()}
     return named == set(task.labels) or (bool(task.written) and named == set(task.written))
 
 
@@ -201,16 +197,16 @@ def _check_labels(model: PreTrainedModel, task: GlueTask) -> None:
 
 def _has_labels(model: PreTrainedModel, task: GlueTask) -> bool:
     """Whether the model's names of its classes are words, and the task's."""
-    return bool(task.labels) and {_plain(name) for name in model.config.label2id} == set(
-        task.labels
-    )
+    return bool(task.labels) and set(task.labels) == {
+        plain_label(name) for name in model.config.id2label.values()
+    }
 
 
 def _order(model: PreTrainedModel, task: GlueTask) -> list[int]:
     """Which of the model's outputs is class 0, 1, … of the task."""
     if task.is_regression or not _is_named(model, task):
         return list(range(len(task.labels)))
-    place = {_plain(name): index for name, index in model.config.label2id.items()}
+    place = {plain_label(name): index for index, name in model.config.id2label.items()}
     return [
         place[name if name in place else written]
         for name, written in zip(task.labels, task.written or task.labels, strict=True)

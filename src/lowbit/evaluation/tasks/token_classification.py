@@ -146,7 +146,7 @@ def counts(
 
 
 def _of_entities(total: Int64[np.ndarray, " 3"]) -> dict[str, Metric]:
-    """0 where there are none."""
+    """Each is 0 if its denominator is."""
     right, found, wanted = map(int, total)
     return {
         "f1": Metric(2 * right / max(1, found + wanted), "higher", "of entities"),
