@@ -2,6 +2,7 @@
 
 python -m tests.campaign --count 10000            # cases 0 … 9999
 python -m tests.campaign --first 137 --count 1    # one case again
+python -m tests.campaign --count 10000 --out cases.jsonl --resume    # on from where it was stopped
 """
 
 import argparse
@@ -22,19 +23,25 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="without verbs that take seconds")
     parser.add_argument("--only", help="cases of this file alone")
     parser.add_argument("--out", type=Path, help="a line of JSON for each case")
+    parser.add_argument("--resume", action="store_true", help="without the cases that are in --out")
     options = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
-    from tests.campaign.runner import campaign, case, table, wrong
+    from tests.campaign.runner import Outcome, campaign, case, table, wrong
     from tests.campaign.specimens import make_all
 
     numbers = range(options.first, options.first + options.count)
     if options.only:
         numbers = [n for n in numbers if case(n, options.quick).target.name == options.only]
+    found = []
+    if options.resume and options.out and options.out.exists():
+        lines = options.out.read_text().splitlines()
+        found = [Outcome(**json.loads(line)) for line in lines]
+        done = {one.case for one in found}
+        numbers = [n for n in numbers if n not in done]
     with tempfile.TemporaryDirectory() as folder:
         make_all(Path(folder))
-        found = []
         for one in campaign(Path(folder), numbers, options.quick):
             found.append(one)
             if options.out:

@@ -244,6 +244,8 @@ TARGETS = (
     Target("stacked config", "stacked", "config.json", documents.JSON, QUANTIZED, 4, True),
     Target("exported weights", "int8", "model.safetensors", tensors.KINDS, EXPORT, 3, True),
     Target("exported config", "int8", "config.json", documents.JSON, EXPORT, 3, True),
+    Target("awq weights", "awq", "model.safetensors", tensors.KINDS, IMPORT, 3),
+    Target("awq config", "awq", "config.json", documents.JSON, IMPORT, 3),
     Target("gptq weights", "gptq", "model.safetensors", tensors.KINDS, IMPORT, 4),
     Target("gptq config", "gptq", "config.json", documents.JSON, IMPORT, 4),
     Target("foreign weights", "compressed", "model.safetensors", tensors.KINDS, IMPORT, 4),
@@ -337,6 +339,7 @@ def make_all(root: Path) -> None:
     for name, chosen in (("int4", "int4-all"), ("bcq", "bcq2-all"), ("stacked", stacked())):
         lowbit.quantize_checkpoint(str(root / "float"), chosen, root / name, progress=False)
     foreign.gptq(root / "gptq")
+    foreign.awq(root / "awq")
     save("llama-untied", root / "llama")
     lowbit.quantize_checkpoint(str(root / "llama"), "int8", root / "int8", progress=False)
     lowbit.export_checkpoint(root / "int8", "compressed-tensors", root / "compressed")

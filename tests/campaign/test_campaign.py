@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import lowbit
 from tests.campaign.runner import (
     BAD,
     OBEYED,
@@ -20,9 +21,12 @@ from tests.campaign.runner import (
     table,
     wrong,
 )
-from tests.campaign.specimens import CommandError, Target, Verb, copy, make_all
+from tests.campaign.specimens import CommandError, Target, Verb, copy, make_all, quantized_module
 
 QUICK, NIGHTLY, COMMANDS = 300, 10_000, 300
+
+
+pytest.importorskip("gguf", reason="the package gguf is absent")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +34,15 @@ def specimens(tmp_path_factory):
     root = tmp_path_factory.mktemp("campaign") / "specimens"
     root.mkdir()
     make_all(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    """A folder in the place of the specimens, with a saved module and a file of no meaning."""
+    root = tmp_path_factory.mktemp("module")
+    lowbit.save(quantized_module(), root / "module")
+    (root / "module" / "notes.txt").write_text("one\n")
     return root
 
 
@@ -91,7 +104,7 @@ def leave(folder, scratch):
 
 
 def swallow(folder, scratch):
-    assert b"x" * (700 << 20)
+    assert b"x" * (400 << 20)
     return []
 
 
@@ -131,7 +144,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_seen(fault, specimens, monkeypatch):
+def test_each_fault_is_seen(fault, module, monkeypatch):
     """A verb with the fault stands for code that has it."""
 
     def verb(folder, scratch):
@@ -142,13 +155,12 @@ def test_each_fault_is_seen(fault, specimens, monkeypatch):
 
     def one(number: int, quick: bool = False) -> Case:
         kinds = (lambda random, stored: stored + b"\n",)
-        file = "generation_config.json"  # of which there is no hash
-        target = Target("generation config", "int4", file, kinds, (), hashed=True)
+        target = Target("notes", "module", "notes.txt", kinds, (), hashed=True)
         return Case(number, target, Verb("a verb", verb), 0, None)
 
     monkeypatch.setattr("tests.campaign.runner.case", one)
     # Long enough for a busy machine, except where it is waited for.
     monkeypatch.setattr("tests.campaign.runner.SECONDS", 0.5 if fault == "hang" else 5)
-    outcomes: list[Outcome] = list(campaign(specimens, range(2)))
+    outcomes: list[Outcome] = list(campaign(module, range(2)))
     assert [o.found for o in outcomes] == [fault, fault] and fault in BAD
     assert len(wrong(outcomes)) == 2 and SECONDS > 5

@@ -134,3 +134,12 @@ def test_whatever_bytes_are_cut_or_changed_is_read_or_refused(file):
             read_header(file, SIZES)
         except InputError as error:
             assert len(str(error)) < 600
+
+
+@pytest.mark.parametrize("value", ["two", 2.5, True])
+def test_a_count_that_is_none_is_told(value, tmp_path):
+    write_file(tmp_path / "model.gguf", {"general.architecture": "llama", "split.count": value}, [])
+    header = read_header(tmp_path / "model.gguf", SIZES)
+    assert header.count("llama.block_count") == 0
+    with pytest.raises(InputError, match=rf"split.count = '?{value}'?, which is no count"):
+        header.count("split.count")

@@ -63,6 +63,15 @@ class Header:
         """As llama.cpp calls it."""
         return str(self.metadata[ARCHITECTURE])
 
+    def count(self, key: str) -> int:
+        """The whole number under a key; 0 where there is none. Raises InputError for others."""
+        value = self.metadata.get(key, 0)
+        if type(value) is not int or value < 0:
+            raise InputError(
+                f"{self.file} says {key} = {shortened(repr(value), 80)}, which is no count"
+            )
+        return value
+
 
 def read_header(file: Path, sizes: dict[int, tuple[int, int]]) -> Header:
     """The header of `file`. sizes: number of a type -> (weights, bytes) of its blocks.

@@ -106,14 +106,14 @@ def open_gguf(path: Path, decoding: bool) -> Iterator[Source]:
 
 def _check_whole(header: Header) -> None:
     """Raises InputError for one file of several, and for more blocks than there are tensors."""
-    if (parts := header.metadata.get("split.count", 0)) not in (0, 1):
+    if (parts := header.count("split.count")) > 1:
         raise InputError(
-            f"{header.file} is one of {parts} parts: put them together with llama-gguf-split"
+            f"{header.file} is one of {parts:,} parts: put them together with llama-gguf-split"
         )
-    blocks = header.metadata.get(f"{header.architecture}.block_count", 0)
-    if not isinstance(blocks, int) or blocks > len(header.tensors):
+    blocks = header.count(f"{header.architecture}.block_count")
+    if blocks > len(header.tensors):
         raise InputError(
-            f"{header.file} asks for {blocks} blocks, and holds {len(header.tensors):,} tensors"
+            f"{header.file} asks for {blocks:,} blocks, and holds {len(header.tensors):,} tensors"
         )
 
 
