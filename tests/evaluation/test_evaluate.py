@@ -68,6 +68,15 @@ def test_what_a_model_cannot_do_is_told_before_any_work(tmp_path, plan):
         evaluate([bert], plan, progress=False)
 
 
+def test_a_broken_model_is_told_before_another_is_measured(source, quantized, plan, tmp_path):
+    bad = shutil.copytree(quantized, tmp_path / "bad")
+    (bad / "model.safetensors").write_bytes((bad / "model.safetensors").read_bytes()[:-8])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lowbit.evaluation.evaluate.examine", lambda *_, **__: pytest.fail("early"))
+        with pytest.raises(InputError, match="bad"):
+            evaluate([quantized, bad], plan, source, progress=False)
+
+
 def test_a_stride_that_cannot_be_is_told_before_any_work(source):
     plan = EvaluationPlan((make_task("perplexity", text=TEXT, context=8, stride=9),))
     with pytest.raises(UsageError, match="stride 9 is outside 1 … 8, the context"):

@@ -65,7 +65,7 @@ def evaluate(
     plan: what to measure, or how to find that from the loaded reference.
 
     Raises UsageError for a plan that does not fit a model, InputError for models or data that
-    cannot be read.
+    cannot be read, both before anything is measured.
     """
     if not models and against is None:
         raise UsageError("there is no model to evaluate")
@@ -73,10 +73,11 @@ def evaluate(
     reference = load_subject(first)
     plan = plan if isinstance(plan, EvaluationPlan) else plan(reference)
     plan.check(reference)
+    for model in others:  # before anything is measured, which takes minutes
+        plan.check(load_subject(model))
     records = [examine(reference, find(first), plan, progress=progress)]
     for model in others:
         subject = load_subject(model)
-        plan.check(subject)
         records.append(
             examine(subject, find(model), plan, reference, records[0], progress=progress)
         )
