@@ -115,12 +115,14 @@ def lowbit(*arguments: object) -> Job:
 
 
 class Case:
-    """A command that writes `output`, alone in its folder, over `old` if that is not empty."""
+    """A command that writes `output`, alone in its folder, over `old` if that is not empty. kept:
+    the hidden folder from which it goes on after a signal."""
 
-    stoppable = True  # by a signal, which leaves nothing
+    stoppable = True  # by a signal, which leaves nothing else
 
-    def __init__(self, folder: Path, job: Job, output: str, old: bool) -> None:
+    def __init__(self, folder: Path, job: Job, output: str, old: bool, kept: str = "") -> None:
         self.folder, self.job, self.output, self.old = folder, job, folder / output, old
+        self.kept = kept
         self.wanted = {self.output.name}
         self.clear()
         status, said = run(job)
@@ -150,7 +152,7 @@ class Case:
                 yield f"ended with {status >> 8} (signal {status & 127})"
             if "interrupted" not in said or len(said.strip().split("\n")) != 1:
                 yield f"said {said!r}"
-            if hidden := self.hidden():
+            if hidden := [name for name in self.hidden() if name != self.kept]:
                 yield f"left {hidden}"
         status, said = run(self.job)
         if status != 0:
@@ -272,8 +274,9 @@ def cases(work: Path) -> dict[str, Case]:
             folder = work / f"{name} {old}"
             folder.mkdir()
             job = lowbit("quantize", source, *options, "-o", folder / "out", "-q", "--overwrite")
+            kept = ".out.solving" if name == "journal" else ""
             made[f"{name}, {'over an old output' if old else 'new'}"] = Case(
-                folder, job, "out", old
+                folder, job, "out", old, kept
             )
     made["search"], made["train"] = searching(work, source, text), training(work)
     return made

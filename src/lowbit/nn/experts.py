@@ -93,7 +93,7 @@ class QuantExperts(QuantModule):
             linear = partial(call, packed=packed.bytes, bias=bias, product=product, gate=gate)
         if weights is None:
             return linear(x, ids)
-        return weighted_sum(linear(x, ids.reshape(-1, 1)).flatten(0, 1), weights)
+        return weighted_sum(linear(x, ids.reshape(-1, 1)).flatten(0, 1), weights).to(x.dtype)
 
     def takes_gate(self, gate: str, x: Tensor, bias: Tensor | None) -> bool:
         """Whether the product can apply such a gate in a call with x."""

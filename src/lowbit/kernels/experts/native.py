@@ -102,7 +102,8 @@ class ExpertsProduct:
         else:
             half_weights = weights.dtype is torch.bfloat16
             weights = (weights if half_weights else weights.float()).contiguous()
-            y = x.new_empty(len(ids), form.rows)
+            # A sum of nothing is written by nobody.
+            y = (x.new_empty if ids.shape[1] else x.new_zeros)(len(ids), form.rows)
             summed = weights.data_ptr(), half_weights
         half_bias = half and bias is not None and bias.dtype is torch.bfloat16
         call = (
@@ -129,8 +130,10 @@ class ExpertsProduct:
     def _check(self, x: Tensor, ids: Tensor, bias: Tensor | None, weights: Tensor | None) -> None:
         form = self.form
         check_choices(x, ids, weights)
-        if x.dim() != 2 or x.shape[1] != form.in_features:
-            raise UsageError(f"x {list(x.shape)} is not rows of {form.in_features}")
+        if x.dim() != 2 or x.shape[1] != form.in_features or not x.is_floating_point():
+            raise UsageError(
+                f"x {list(x.shape)} of {x.dtype} is not rows of {form.in_features} floats"
+            )
         if bias is not None and tuple(bias.shape) != (form.layout.experts, form.rows):
             raise UsageError(
                 f"bias is {list(bias.shape)}, expected {[form.layout.experts, form.rows]}"

@@ -18,6 +18,7 @@ from torch import Tensor
 from lowbit.errors import UsageError
 from lowbit.formats import QTensor, StaticScale
 from lowbit.kernels import packed_layout
+from lowbit.kernels.checks import check_bias
 from lowbit.kernels.linear import families
 from lowbit.kernels.native import module, paths
 from lowbit.kernels.selection import Kernel
@@ -25,6 +26,7 @@ from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_
 
 ROWS_AT_ONCE = 1024
 DYNAMIC = StaticScale(0.0)  # what the native code takes for none
+_READ = (torch.float32, torch.bfloat16)  # activations as they are; others become float32
 
 
 class LinearProduct:
@@ -129,8 +131,11 @@ class LinearProduct:
                 f"x {list(x.shape)} on {x.device} does not fit a weight"
                 f" {[self.out_features, self.in_features]} prepacked on the CPU"
             )
-        half = x.dtype is torch.bfloat16 and x.is_contiguous()
-        return x if half else _contiguous_float32(x)
+        if x.dtype in _READ and x.is_contiguous():
+            return x
+        if not x.is_floating_point():
+            raise UsageError(f"x {list(x.shape)} is {x.dtype}: a linear layer takes floats")
+        return x.float().contiguous()
 
 
 def _beside(x: Tensor, bias: Tensor | None, outputs: int) -> Tensor | None:
@@ -138,12 +143,13 @@ def _beside(x: Tensor, bias: Tensor | None, outputs: int) -> Tensor | None:
     UsageError for one that is not a number for each output, on the CPU."""
     if bias is None:
         return None
-    if bias.numel() != outputs or not bias.is_cpu:
+    if bias.numel() != outputs or bias.dim() != 1 or not bias.is_cpu:
         raise UsageError(
             f"bias {list(bias.shape)} on {bias.device} does not fit a weight of {outputs} outputs"
             " prepacked on the CPU"
         )
-    return bias if bias.dtype is x.dtype and bias.is_contiguous() else _contiguous_float32(bias)
+    same = bias.dtype is x.dtype and bias.is_contiguous()
+    return bias if same else bias.float().contiguous()
 
 
 def _all_beside(
@@ -155,10 +161,6 @@ def _all_beside(
         _beside(x, bias, product.out_features)
         for product, (_, bias) in zip(products, weights, strict=True)
     ]
-
-
-def _contiguous_float32(x: Tensor) -> Tensor:
-    return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
 
 
 def together(
@@ -259,7 +261,9 @@ def shifted_bias(
     input: StaticScale,
 ) -> Float[Tensor, " out"] | None:
     """The bias less what the zero point of static activations adds to every token's product:
-    scale · zero_point · Σ_k w, summed in float64."""
+    scale · zero_point · Σ_k w, summed in float64. Raises UsageError for a bias that does not
+    fit."""
+    check_bias(bias, form.out_features, torch.device("cpu"))
     if input.zero_point == 0:
         return bias
     sums = torch.zeros(form.out_features, dtype=torch.float64)
