@@ -23,9 +23,6 @@ from tests.campaign.specimens import CommandError, Target, Verb, make_all, quant
 QUICK, NIGHTLY, COMMANDS = 300, 10_000, 300
 
 
-pytest.importorskip("gguf", reason="the package gguf is absent")
-
-
 @pytest.fixture(scope="module")
 def specimens(tmp_path_factory):
     root = tmp_path_factory.mktemp("campaign") / "specimens"
