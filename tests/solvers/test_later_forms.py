@@ -8,6 +8,7 @@ from lowbit.formats import decode, group
 from lowbit.formats.validity import faults
 from lowbit.schemes import KQuant
 from lowbit.solvers import autoround, gptq, hqq
+from lowbit.solvers.scale_finetuning import Scales
 
 FLOAT_ZERO = ZeroPoint(2, group(32), zero="float")
 
@@ -71,6 +72,25 @@ def test_autoround_searches_for_two_level_scales_once(monkeypatch):
     monkeypatch.setattr(KQuant, "fit", lambda *args: found.append(args) or search(*args))
     autoround.solve(weight, hessian, KQuant(4), iterations=2)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("scheme", [KQuant(2), KQuant(3), FLOAT_ZERO], ids=str)
+def test_scales_of_every_form_are_tuned_and_stored_as_they_were(scheme):
+    weight, _ = case()
+    scales = Scales(scheme.quantize(weight))
+    with torch.enable_grad():
+        tuned = scales.stored()
+        (decode(tuned) - weight).square().sum().backward()
+    assert all(change.grad.abs().max() > 0 for change in scales.changes.values())
+    with torch.no_grad():
+        for change in scales.changes.values():
+            change.sub_(1e-2 * change.grad.sign())
+        after = scales.stored()
+    assert after.layout == scales.q.layout
+    assert dict(faults(after.layout, after.tensors(), 256)) == {}
+    assert torch.equal(after.codes, scales.q.codes) and not torch.equal(
+        decode(after), decode(tuned)
+    )
 
 
 def test_hqq_refuses_two_level_scales_by_name():

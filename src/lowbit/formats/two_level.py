@@ -121,8 +121,8 @@ class TwoLevelFloats:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the stored floats."""
-        return self.floats.dtype
+        """Of the floats as they are stored; while they are trained they may be float32."""
+        return self.form.dtype
 
     @property
     def integers(self) -> Int64[Tensor, "out groups"]:
