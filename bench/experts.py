@@ -62,7 +62,11 @@ SHAPES: dict[str, tuple[str, Callable[[], PreTrainedConfig]]] = {
             tie_word_embeddings=False,
         ),
     ),
-    "olmoe": ("OLMoE-1B-7B", lambda: OlmoeConfig(max_position_embeddings=2048)),
+    # The default of transformers has experts of twice that size.
+    "olmoe": (
+        "OLMoE-1B-7B",
+        lambda: OlmoeConfig(intermediate_size=1024, max_position_embeddings=2048),
+    ),
 }
 # By bits, llama.cpp's type of as many.
 PEERS = {4: "Q4_0", 3: "Q3_K_M", 2: "Q2_K"}

@@ -75,10 +75,28 @@ def twin(
     separated: dict[int, SeparateExperts] = {}
     for name, own in mixtures.items():
         key = id(modules[name])
+        if not hasattr(modules[name], "has_gate"):
+            for part in own:
+                _round_experts(modules[name], part, rounded)
+            continue
         if key not in separated:
             separated[key] = SeparateExperts(modules[name], {part: rounded for part in own})
         model.set_submodule(name, separated[key])
     return model
+
+
+@torch.no_grad()
+def _round_experts(
+    module: nn.Module, name: str, rounded: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Of a module that does not describe itself: its parameters are rounded where they are. The
+    halves of gate and up are outputs, and so tell how the weights are stored."""
+    up, down = module.gate_up_proj, module.down_proj
+    transposed = up.shape[2] == 2 * down.shape[1] and up.shape[1] == down.shape[2]
+    for weight in getattr(module, name):
+        matrix = (weight.T if transposed else weight).float().numpy()
+        near = torch.from_numpy(np.ascontiguousarray(rounded(np.ascontiguousarray(matrix))))
+        weight.copy_(near.T if transposed else near)
 
 
 class SeparateExperts(nn.Module):
@@ -136,7 +154,7 @@ def _linear_layers(model: nn.Module, names: Iterable[str]) -> Iterator[nn.Module
         around, _, own = name.rpartition(".")
         if name in modules:
             yield modules[name]
-        else:
+        elif isinstance(modules[around], SeparateExperts):
             yield from modules[around].down if own == "down_proj" else modules[around].up
 
 

@@ -1,13 +1,15 @@
 """Mixtures of experts in a float model: which parameters are their weights, and what chooses.
 
 transformers sets attributes on every module whose class it decorates with
-`use_experts_implementation`; they say all that is needed, so that no class is named here.
+`use_experts_implementation`; they say all that is needed, so that no class is named here. Modules
+of other classes are run on a few tokens (expert_probe.py).
 """
 
 from collections.abc import Mapping
 
 from torch import nn
 
+from lowbit.conversion.expert_probe import transposed_by_name
 from lowbit.conversion.module_weights import WeightName, Weights, weights_of
 from lowbit.nn.experts import IMPLEMENTATION, projections
 
@@ -27,20 +29,25 @@ def experts_weights(module: nn.Module) -> dict[str, Weights]:
     """The weights of experts that the module holds, by parameter; none where it holds no
     experts, or not as it says."""
     if not describes_itself(module):
-        return {}
+        probed = transposed_by_name(module).items()
+        own = module._parameters
+        return {name: _weights(own[name], how) for name, how in probed if name in own}
     found = {}
     for name in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj"):
         weight = module._parameters.get(name)
         if weight is None or weight.ndim != 3 or not weight.is_floating_point():
             continue
-        experts, rows, columns = weight.shape
-        if module.is_transposed:
-            rows, columns = columns, rows
-        if experts == module.num_experts and rows and columns:
-            found[name] = Weights(
-                "experts", (experts * rows, columns), bool(module.is_transposed), experts=experts
-            )
+        if len(weight) == module.num_experts and weight.numel():
+            found[name] = _weights(weight, bool(module.is_transposed))
     return found
+
+
+def _weights(weight: nn.Parameter | None, transposed: bool) -> Weights:
+    assert weight is not None
+    experts, rows, columns = weight.shape
+    if transposed:
+        rows, columns = columns, rows
+    return Weights("experts", (experts * rows, columns), transposed, experts=experts)
 
 
 def weights_in(module: nn.Module) -> Mapping[str, Weights | str]:
@@ -71,7 +78,8 @@ def router_names(model: nn.Module) -> dict[str, int]:
     inside the module that holds both, with a row of weights for each expert."""
     found = {}
     for name, module in model.named_modules():
-        if not describes_itself(module):
+        number = _number_of_experts(module)
+        if number is None:
             continue
         around = model.get_submodule(name.rpartition(".")[0])
         prefix = f"{name.rpartition('.')[0]}.".removeprefix(".")
@@ -80,12 +88,19 @@ def router_names(model: nn.Module) -> dict[str, int]:
             if (
                 weight is not None
                 and weight.ndim == 2
-                and weight.shape[0] == module.num_experts
+                and weight.shape[0] == number
                 and inside is not module
                 and not f"{prefix}{own}.".startswith(f"{name}.")
             ):
                 found[prefix + own] = int(weight.shape[0])
     return found
+
+
+def _number_of_experts(module: nn.Module) -> int | None:
+    """How many experts the module holds; None for one that holds none."""
+    if describes_itself(module):
+        return int(module.num_experts)  # type: ignore[arg-type]
+    return max((weights.experts for weights in experts_weights(module).values()), default=None)
 
 
 def use_experts(model: nn.Module, implementation: str = IMPLEMENTATION) -> None:

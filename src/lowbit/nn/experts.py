@@ -5,6 +5,7 @@ transformers describes an experts module by attributes (`use_experts_implementat
 is a gate, biases, transposed weights, a norm after each expert. Its forward is looked up in a
 registry by name; ours serves every class that describes itself. The module stays what it is: where
 it had a parameter it has a QuantExperts, which code that reads the parameter can use like a tensor.
+Of a class that does not describe itself that code is the forward; its products are ours.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_map_only
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -25,6 +27,7 @@ from lowbit.kernels.checks import check_choices
 from lowbit.kernels.experts.native import ExpertsProduct
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
 from lowbit.kernels.selection import Kernel
+from lowbit.nn.decoded_weight import DecodedWeight
 from lowbit.nn.gates import IDENTITY, known_gate
 from lowbit.nn.packed_weight import PackedWeight
 from lowbit.nn.quant_module import QuantModule
@@ -141,9 +144,30 @@ class QuantExperts(QuantModule):
             number = int(index)
         if not isinstance(number, int) or torch.compiler.is_compiling():
             return self.weight[index]
+        number = range(self.experts)[number]
+        like = torch.empty(self.float_shape[1:], dtype=self.compute_dtype.dtype, device="meta")
+        decode = partial(self._decoded_for_code, number)
+        one = ExpertWeight(like, self.compute_dtype.device, decode, None)
+        if not self.transposed:
+            one.linear = partial(self._of_one_expert, number)
+        return one
+
+    def _of_one_expert(self, number: int, x: Tensor) -> Tensor:
+        """x [*, in] by one expert -> [*, out]."""
+        rows = x.reshape(-1, self.in_features)
+        y = self(rows, rows.new_full((len(rows), 1), number, dtype=torch.int64), None)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _of_all_experts(self, x: Tensor) -> Tensor:
+        """x [experts, tokens, in], by each its own -> [experts, tokens, out]."""
+        ids = torch.arange(self.experts, device=x.device).repeat_interleave(x.shape[1])
+        y = self(x.reshape(-1, self.in_features), ids[:, None], None)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _decoded_for_code(self, number: int) -> Tensor:
         note(self, "Code reads the weights of experts, which are decoded for it.", warn=False)
         with torch.no_grad():
-            return self._decoded_expert(range(self.experts)[number])
+            return self._decoded_expert(number)
 
     def _decoded_expert(self, number: int) -> Tensor:
         packed, dtype = self.packed, self.compute.dtype
@@ -164,7 +188,11 @@ class QuantExperts(QuantModule):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Functions of torch take the decoded weights."""
+        """Functions of torch take the decoded weights; a product by those of all is ours."""
+        match func, args:
+            case torch.bmm, (Tensor() as x, QuantExperts() as own) if not kwargs and own.transposed:
+                if x.shape[::2] == (own.experts, own.in_features):
+                    return own._of_all_experts(x)
         call = args, dict(kwargs or {})
         args, kwargs = tree_map_only(QuantExperts, lambda own: own.weight, call)
         return func(*args, **kwargs)
@@ -177,6 +205,27 @@ class QuantExperts(QuantModule):
             if name not in _OF_TENSORS:
                 raise
             return getattr(self.weight, name)
+
+
+class ExpertWeight(DecodedWeight):
+    """That of one expert as code reads it: linear layers with it are ours, and decode nothing."""
+
+    linear: Callable[[Tensor], Tensor] | None = None  # None: of a view
+
+    @classmethod
+    def __torch_function__(  # type: ignore[override]
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        match func, args:
+            case F.linear, (Tensor() as x, ExpertWeight() as own) if not kwargs:
+                if own.linear is not None and x.shape[-1:] == own.shape[1:]:
+                    return own.linear(x)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
 
 def experts_forward(
