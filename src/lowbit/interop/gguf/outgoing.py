@@ -18,8 +18,10 @@ from lowbit.checkpoint.load import load_tokenizer
 from lowbit.checkpoint.read import float_config, open_checkpoint, open_tensors, skeleton
 from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.module_weights import Weights, oriented, weights_of
+from lowbit.conversion.streamed_load import names_in_model
 from lowbit.errors import InputError, UsageError, check_choice, naming
 from lowbit.extras import needed
+from lowbit.formats import decode
 from lowbit.interop.gguf.architectures import (
     Architecture,
     architecture_of,
@@ -155,6 +157,8 @@ def _quantized(
     wanted: str | None,
 ) -> NewTensor:
     rows, columns = weight.weights.shape
+    if weight.name.module.endswith(architecture.added):
+        return NewTensor(name, "F32", (rows, columns), lambda: decode(weight.read()))
     kind = type_for(weight.layout, columns, None if wanted is None else wanted.upper())
     if weight.weights.embed_scale is not None:
         raise InputError("its rows are scaled when they are read, which llama.cpp does not do")
@@ -204,6 +208,8 @@ def _order(model: StoredModel, architecture: Architecture, module: str, rows: in
 
 def write_float(source: Path, file: Path) -> tuple[str, ...]:
     """Write a float model as it is, which llama.cpp's own quantizer reads: the folder `source`.
+    Tensors that the model does not have, such as masks of earlier releases of transformers, are
+    left out.
 
     Raises InputError. Returns sentences for people."""
     config = float_config(source)
@@ -211,5 +217,8 @@ def write_float(source: Path, file: Path) -> tuple[str, ...]:
     with open_tensors(checkpoint.files) as tensors:
         model = skeleton(checkpoint, torch.float32)
         nothing = LowbitConfig({"rules": [{"match": "@linear", "keep": True}]})
-        floats = StoredModel(source, config, nothing, model, {}, dict(tensors), torch.float32)
+        there = model.state_dict()
+        names = names_in_model(model, tensors)
+        held = {own: t for own, t in tensors.items() if names[own][0] in there}
+        floats = StoredModel(source, config, nothing, model, {}, held, torch.float32)
         return write(floats, None, file)
