@@ -15,7 +15,7 @@ def assert_holds(folder, weights):
     packed = {n: m for n, m in model.named_modules() if isinstance(m, QuantModule)}
     assert packed.keys() == weights.keys()
     for name, module in packed.items():
-        found = dequantize(module.qweight).numpy()
+        found = dequantize(module.stored_weight).numpy()
         np.testing.assert_array_equal(found, weights[name], err_msg=name)
     tokens = torch.arange(12).reshape(1, -1) % model.config.vocab_size
     with torch.no_grad():

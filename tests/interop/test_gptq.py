@@ -73,7 +73,7 @@ def test_they_are_quantized_again_by_a_recipe(tmp_path):
     assert "14 weights (quantized in another order of its inputs (desc_act))" in result.notes[0]
     model = load_model(tmp_path / "out")
     for name, weight in weights.items():
-        found = lowbit.dequantize(model.get_submodule(name).qweight).numpy()
+        found = lowbit.dequantize(model.get_submodule(name).stored_weight).numpy()
         step = np.abs(weight).max(1, keepdims=True) / 127
         assert (np.abs(found - weight) <= step * 0.51 + 2e-3 * np.abs(weight)).all()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lowbit.checkpoint.read import Checkpoint
 from lowbit.conversion.streamed_load import QuantizedInFile
-from lowbit.formats import AffineLayout
+from lowbit.formats import AffineLayout, ExpertsLayout
 from lowbit.interop.stored_model import StoredModel
 
 
@@ -25,7 +25,7 @@ class ForeignWeight:
     """
 
     file: QuantizedInFile
-    layout: AffineLayout
+    layout: AffineLayout | ExpertsLayout
     activations: str = "float"
 
 

@@ -7,7 +7,7 @@ hold, and these only by a recipe that the caller gives.
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 
@@ -25,7 +25,7 @@ from lowbit.conversion.quantized_folder import QuantizedFolder
 from lowbit.conversion.recipe import KEEP, Recipe, Rule
 from lowbit.conversion.streamed_load import dtype_of, names_in_model, read_all
 from lowbit.errors import InputError
-from lowbit.formats import AffineLayout
+from lowbit.formats import AffineLayout, ExpertsLayout
 from lowbit.interop.door import ForeignWeight, Reader, Source
 from lowbit.interop.doors import DOORS
 from lowbit.schemes import Absmax, KQuant, Scheme, ZeroPoint
@@ -145,9 +145,11 @@ def _rules(model: PreTrainedModel, weights: Mapping[str, ForeignWeight]) -> tupl
     return (*different, most)
 
 
-def _scheme(layout: AffineLayout) -> Scheme:
+def _scheme(layout: AffineLayout | ExpertsLayout) -> Scheme:
     """What a recipe, which is for people, calls it: the scheme of these bits and groups. The layout
     says the rest."""
+    if isinstance(layout, ExpertsLayout):
+        layout = cast(AffineLayout, layout.each)
     if layout.two_level is not None:
         return KQuant(layout.bits)
     dtype = str(layout.scale_dtype).removeprefix("torch.")

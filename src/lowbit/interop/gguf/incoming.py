@@ -6,7 +6,7 @@ asked by letting it do the same to the numbers of the rows: if rows change place
 blocks, and no code changes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +29,14 @@ from transformers.models.auto.modeling_auto import (
 from lowbit.checkpoint.claims import Held
 from lowbit.checkpoint.documents import reading
 from lowbit.checkpoint.read import Checkpoint, skeleton
+from lowbit.conversion.experts import experts_weights
 from lowbit.conversion.module_weights import Weights, weights_of
 from lowbit.conversion.streamed_load import QuantizedInFile
 from lowbit.errors import InputError, naming
 from lowbit.extras import needed
-from lowbit.formats import AffineTensor
+from lowbit.formats import AffineTensor, ExpertsLayout, ExpertsTensor
 from lowbit.interop.door import ForeignWeight, Source
+from lowbit.interop.foreign_folder import Decoded
 from lowbit.interop.gguf.architectures import rope_factors
 from lowbit.interop.gguf.blocks import FLOATS, TYPES, decode, unpack
 from lowbit.interop.gguf.grids import LAYOUTS, from_blocks
@@ -45,7 +47,14 @@ NAMES = {kind.number: name for name, kind in TYPES.items()} | {
     number: name for name, (number, _) in FLOATS.items()
 }
 # Keys, after the name of the architecture, that transformers does not read for every model.
-ALSO = {"context_length": "max_position_embeddings", "attention.key_length": "head_dim"}
+ALSO = {
+    "context_length": "max_position_embeddings",
+    "attention.key_length": "head_dim",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
+# What llama.cpp computes for every file of an architecture, where transformers has a choice.
+FIXED = {"qwen3moe": {"norm_topk_prob": True}, "qwen2moe": {"norm_topk_prob": False}}
 ROPE_FACTORS = "rope_freqs.weight"
 # What every Llama has whose frequencies are scaled one by one, but for the factor.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -75,12 +84,17 @@ def open_gguf(path: Path, decoding: bool) -> Iterator[Source]:
         processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config.to_dict())
         names = get_gguf_hf_weights_map(model, processor)
     weights: dict[str, ForeignWeight] = {}
+    experts: dict[str, list[_Part]] = {}
     floats: dict[str, Any] = {}
     unheld: dict[str, str] = {}
     for own, stored in header.tensors.items():
         if own == ROPE_FACTORS:
             continue
         with naming(shortened(own, 80)), reading("it", "imported"):
+            if len(stored.shape) == 3:
+                together, start = _place_of_experts(processor, names, stored)
+                experts.setdefault(together, []).append(_Part(start, stored))
+                continue
             name, order = _place(processor, names, stored)
             tensor = _InFile(path, stored, processor, own)
             if name is None:
@@ -88,20 +102,36 @@ def open_gguf(path: Path, decoding: bool) -> Iterator[Source]:
                 continue
             kind = NAMES.get(stored.kind)
             if kind is None:
-                kind = gguf.GGMLQuantizationType(stored.kind).name
-                if not decoding:
-                    raise InputError(
-                        f"its type {kind} is no grid of even steps, so its codes cannot be taken"
-                        " over; --requantize RECIPE decodes and quantizes it again"
-                    )
-                unheld[name] = kind
+                unheld[name] = kind = _no_grid(stored.kind, decoding)
             if kind in TYPES and _quantizable(model, name):
                 weights[name] = _weight(tensor, kind, order)
             else:
                 floats[name] = tensor
+    for name, parts in experts.items():
+        with naming(name), reading("it", "imported"):
+            parts.sort(key=lambda part: part.start)
+            kinds = {part.stored.kind for part in parts}
+            for number in kinds - NAMES.keys():
+                unheld[name] = _no_grid(number, decoding)
+            kind = NAMES.get(kinds.pop()) if len(kinds) == 1 else None
+            if kind in TYPES and _holds_experts(model, name):
+                weights[name] = _quantized_experts(path, parts, kind)
+            else:
+                floats[name] = _float_experts(path, parts)
     by = header.metadata.get("general.quantized_by", "llama.cpp's quantizer or another")
     told = f"{path.name}, a GGUF file of {by}"
     yield Source(checkpoint, weights, floats, told, lambda to: _tokenizer(header, to), unheld)
+
+
+def _no_grid(number: int, decoding: bool) -> str:
+    """The name of a type that lowbit does not hold. Raises InputError unless it is decoded."""
+    kind = str(needed("gguf", "gguf", "interop").GGMLQuantizationType(number).name)
+    if not decoding:
+        raise InputError(
+            f"its type {kind} is no grid of even steps, so its codes cannot be taken over;"
+            " --requantize RECIPE decodes and quantizes it again"
+        )
+    return kind
 
 
 def _check_whole(header: Header) -> None:
@@ -126,6 +156,8 @@ def _config(header: Header) -> PreTrainedConfig:
             value = header.metadata.get(f"{header.architecture}.{key}")
             if value is not None and hasattr(config, attribute):
                 setattr(config, attribute, value)
+        for attribute, fixed in FIXED.get(header.architecture, {}).items():
+            setattr(config, attribute, fixed)
         _set_rope(header, config)
     config.dtype = torch.float32  # that of the norms in every file
     if not config.architectures:
@@ -182,6 +214,72 @@ def _place(
     if result.shape != stored.shape or (result != result[:, :1]).any():
         raise InputError("transformers changes more than the order of its rows")
     return name, None if torch.equal(order, torch.arange(rows)) else order
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of each expert, from `start` on in the tensor that transformers has."""
+
+    start: int
+    stored: StoredTensor
+
+
+def _place_of_experts(
+    processor: TensorProcessor, names: Mapping[str, str], stored: StoredTensor
+) -> tuple[str, int]:
+    """(name in the model, where the rows of each expert begin there). Raises InputError if they
+    become anything else."""
+    rows = stored.shape[1]
+    found = {"tensors": dict[str, Any]()}
+    done = processor.process(
+        # Numbers of the rows of one expert, as those of all are many.
+        weights=np.arange(1, rows + 1, dtype=np.int32).reshape(1, rows, 1),
+        name=stored.name,
+        tensor_key_mapping=names,
+        parsed_parameters=found,
+    )
+    if done.name is not None or len(found["tensors"]) != 1:
+        raise InputError("it is a part of another tensor in transformers, and not imported")
+    ((name, made),) = found["tensors"].items()
+    numbers = torch.as_tensor(made)[0].flatten()
+    start = int((numbers == 1).nonzero()[0])
+    if not torch.equal(numbers[start : start + rows], torch.arange(1, rows + 1).to(numbers)):
+        raise InputError("transformers changes more than the place of its rows")
+    return name, start
+
+
+def _holds_experts(model: PreTrainedModel, name: str) -> bool:
+    """Whether lowbit can hold the experts of that name quantized, as a file has them."""
+    module, _, parameter = name.rpartition(".")
+    found = experts_weights(model.get_submodule(module)).get(parameter)
+    return found is not None and not found.transposed
+
+
+def _quantized_experts(file: Path, parts: Sequence[_Part], kind: str) -> ForeignWeight:
+    experts, _, columns = parts[0].stored.shape
+    rows = sum(part.stored.shape[1] for part in parts)
+
+    def read() -> ExpertsTensor:
+        each = (_bytes(file, p.stored).reshape(experts, p.stored.shape[1], -1) for p in parts)
+        stored = torch.cat(list(each), 1)
+        return ExpertsTensor.of(
+            (from_blocks(unpack(TYPES[kind], one), kind) for one in stored), experts
+        )
+
+    size = sum(part.stored.bytes for part in parts)
+    held = QuantizedInFile((experts * rows, columns), size, read)
+    return ForeignWeight(held, ExpertsLayout(experts, LAYOUTS[kind]))
+
+
+def _float_experts(file: Path, parts: Sequence[_Part]) -> Decoded:
+    """Decoded to float32, those of one expert together."""
+    experts, _, columns = parts[0].stored.shape
+    shape = experts, sum(part.stored.shape[1] for part in parts), columns
+
+    def read() -> Tensor:
+        return torch.cat([_floats(file, part.stored) for part in parts], 1)
+
+    return Decoded(shape, torch.float32, read)
 
 
 def _quantizable(model: PreTrainedModel, name: str) -> bool:
