@@ -145,9 +145,9 @@ class QuantExperts(QuantModule):
         if not isinstance(number, int) or torch.compiler.is_compiling():
             return self.weight[index]
         number = range(self.experts)[number]
-        like = torch.empty(self.float_shape[1:], dtype=self.compute_dtype.dtype, device="meta")
+        like = torch.empty(self.float_shape[1:], dtype=self.compute.dtype, device="meta")
         decode = partial(self._decoded_for_code, number)
-        one = ExpertWeight(like, self.compute_dtype.device, decode, None)
+        one = ExpertWeight(like, self.compute.device, decode, None)
         if not self.transposed:
             one.linear = partial(self._of_one_expert, number)
         return one
