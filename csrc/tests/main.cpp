@@ -1,7 +1,8 @@
 // The C++ tests: each op over random shapes on every path that this processor has. Inputs and
 // outputs are exact heap allocations, so that AddressSanitizer sees a single element too far.
 //
-//     lowbit_csrc_tests [THREADS]     all of them in so many threads at once, for ThreadSanitizer
+//     lowbit_csrc_tests [THREADS]     all of them in so many threads at once, each of which
+//                                     spreads its loops over so many, for ThreadSanitizer
 
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +11,7 @@
 
 #include "cpu.h"
 #include "tests/check.h"
+#include "tests/torch_threads.h"
 
 namespace {
 
@@ -28,7 +30,9 @@ int main(int count, char** arguments) {
   std::printf("features:");
   for (const auto& feature : lowbit::cpu_features()) std::printf(" %s", feature.c_str());
   std::printf("\n");
-  std::vector<std::thread> others(count > 1 ? std::atoi(arguments[1]) - 1 : 0);
+  const int threads = count > 1 ? std::atoi(arguments[1]) : 1;
+  set_torch_threads(threads);
+  std::vector<std::thread> others(threads - 1);
   for (std::thread& other : others) other = std::thread(test_all);
   test_all();
   for (std::thread& other : others) other.join();

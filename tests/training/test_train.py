@@ -268,6 +268,13 @@ def test_what_no_training_wrote_is_never_replaced(source, data, tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_folder_that_a_killed_training_left_empty_is_its_own(source, data, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    settings = replace(QUICK, max_steps=1, evaluate_during_training=False)
+    train("glue", material(source, data), tmp_path, settings, resume=True, progress=False)
+    assert (tmp_path / "training.json").exists()
+
+
 def test_label_smoothing_of_a_regression_is_refused(source, data, tmp_path):
     folder = tmp_path / "STS-B"
     folder.mkdir()

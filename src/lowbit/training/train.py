@@ -242,12 +242,17 @@ def check_output(output: Path, folder: str, done: bool) -> None:
     names = [*OUTPUTS, folder]
     if (output / "baseline" / SETTINGS_FILE).exists():
         names.remove("baseline")
-    there = [name for name in names if (output / name).exists()]
+    there = [name for name in names if _holds(output / name)]
     if there and not done and not (output / SETTINGS_FILE).exists():
         raise UsageError(
             f"{output / there[0]} is there already, and no training says that it wrote it: choose"
             " another output"
         )
+
+
+def _holds(path: Path) -> bool:
+    """Whether anything is there: a training that was killed may have left an empty folder."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def check_lesson(lesson: Lesson, settings: Settings) -> None:
