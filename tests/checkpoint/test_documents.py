@@ -1,7 +1,9 @@
 """JSON and YAML that anybody may have written: one sentence, soon, and in little memory."""
 
 import os
+import struct
 import time
+import tracemalloc
 
 import pytest
 import yaml
@@ -9,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowbit import InputError, Recipe, UsageError
-from lowbit.checkpoint.documents import check_folder, read_bytes, read_json, read_yaml, reading
+from lowbit.checkpoint.claims import read_header
+from lowbit.checkpoint.documents import (
+    check_folder,
+    check_regular,
+    read_bytes,
+    read_json,
+    read_yaml,
+    reading,
+)
+from lowbit.checkpoint.load import load_model, load_tokenizer
+from tests.folders import save
 
 BOMB = "a0: &a0 [x, x]\n" + "\n".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)
@@ -44,6 +56,38 @@ JSON = {
     '{"a": ': "line 1, column 7",
     "": "line 1, column 1",
 }
+
+
+WIDE = '{"a": [' + "[]," * (2 << 20) + "[]]}"  # 6 MB, which would take 140 as lists
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+)
+def test_values_are_counted_before_they_take_memory(name, tmp_path):
+    folder = save("gpt2", tmp_path / "float")
+    (folder / name).write_text(WIDE)
+    tracemalloc.start()
+    try:
+        for read in (load_model, load_tokenizer):
+            with pytest.raises(InputError, match=rf"{name} holds more than [14],000,000 values"):
+                read(folder)
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_header_of_many_values_is_refused_before_it_takes_memory(tmp_path):
+    text = WIDE.encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(InputError, match="holds more than 2,000,000 values"):
+        read_header(tmp_path / "a.safetensors")
+
+
+def test_what_is_no_regular_file_is_named_as_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(InputError, match=f"^{tmp_path}/config.json is a pipe; only regular files"):
+        check_regular(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("text", YAML, ids=range(len(YAML)))

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.modules import module as hooks
 
+from lowbit.checkpoint.documents import check_amount
 from lowbit.errors import InputError
 
 # How the keys of config.json begin or end that count what is made one by one: transformers makes
@@ -23,6 +24,7 @@ from lowbit.errors import InputError
 COUNT_BEGINS, COUNT_ENDS = "num_", ("layers", "layer", "labels")
 MOST_COUNTED = 1 << 20
 MOST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
+MOST_OF_HEADER = 2_000_000  # values; a tensor has about eight
 # A tied weight is described up to four times (T5), and buffers are computed.
 TIMES = 4
 FREE_ELEMENTS = 1 << 25
@@ -93,6 +95,7 @@ def read_header(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         opened.seek(8)
         text = opened.read(length)
+    check_amount(text, file, MOST_OF_HEADER)
     try:
         header = json.loads(text)
         if not isinstance(header, dict):

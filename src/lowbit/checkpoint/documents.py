@@ -23,6 +23,9 @@ MOST_JSON = 64 * MEBI  # the index of 100,000 tensors has 9
 MOST_YAML = MEBI  # a rule for each of 10,000 modules
 MOST_DEPTH = 64
 MOST_VALUES = 1_000_000
+# Words and merges of the largest vocabularies are 2 million values.
+MOST_OF = {"tokenizer.json": 4_000_000}
+SMALL = MEBI  # bytes, of which no values can fill the memory
 MOST_SCALAR = 10_000  # characters of one value of a recipe
 MOST_BITS = 128  # of an integer; some configs say "no limit" by 10³⁰
 
@@ -72,16 +75,27 @@ def check_regular(file: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises InputError where an entry of the folder is a pipe, a device or a socket: readers of
-    models open whatever has a name that they know."""
+    """Raises InputError where an entry of the folder is a pipe, a device or a socket, or JSON of
+    more values than any model needs: readers of models open whatever has a name that they know."""
     with _told(folder):
         for entry in os.scandir(folder):
             try:
-                mode = entry.stat().st_mode
+                status = entry.stat()
             except OSError:
                 continue  # a link that leads nowhere is not read either
-            if not stat.S_ISDIR(mode):
-                _check_mode(Path(entry.path), mode)
+            if stat.S_ISDIR(status.st_mode):
+                continue
+            _check_mode(Path(entry.path), status.st_mode)
+            if status.st_size > SMALL and entry.name.endswith(".json"):
+                stored = Path(entry.path).read_bytes()
+                check_amount(stored, entry.path, MOST_OF.get(entry.name, MOST_VALUES))
+
+
+def check_amount(stored: bytes, source: object, most: int = MOST_VALUES) -> None:
+    """Raises InputError for JSON of more values, before it is parsed: one of three bytes can take
+    fifty times as much memory. Beside each value is a comma, or what opens a list or a mapping."""
+    if sum(map(stored.count, (b",", b"[", b"{"))) > most:
+        raise InputError(f"{source} holds more than {most:,} values")
 
 
 def read_bytes(file: Path, most: int) -> bytes:
@@ -102,6 +116,7 @@ def read_bytes(file: Path, most: int) -> bytes:
 def read_json(file: Path, most: int = MOST_JSON) -> Any:
     """The value that a JSON file holds. Raises InputError."""
     stored = read_bytes(file, most)
+    check_amount(stored, file)
     try:
         text = stored.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_constant)
@@ -200,6 +215,8 @@ def _check(value: Any, source: str) -> None:
 def _told(file: Path) -> Iterator[None]:
     try:
         yield
+    except LowbitError:
+        raise
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:  # a name with a zero byte

@@ -136,6 +136,13 @@ def test_whatever_bytes_are_cut_or_changed_is_read_or_refused(file):
             assert len(str(error)) < 600
 
 
+def test_an_array_that_would_become_millions_of_objects_is_refused(tmp_path):
+    metadata = {"general.architecture": "llama", "many": bytes(3 << 20)}
+    write_file(tmp_path / "model.gguf", metadata, [])
+    with pytest.raises(InputError, match="arrays of 3,145,728 items; 2,097,152 are read"):
+        read_header(tmp_path / "model.gguf", SIZES)
+
+
 @pytest.mark.parametrize("value", ["two", 2.5, True])
 def test_a_count_that_is_none_is_told(value, tmp_path):
     write_file(tmp_path / "model.gguf", {"general.architecture": "llama", "split.count": value}, [])

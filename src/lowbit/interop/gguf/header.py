@@ -29,6 +29,7 @@ TEXT, ARRAY = 8, 9
 MOST_KEYS = 1 << 16
 MOST_TENSORS = 1 << 20
 MOST_HEADER = 1 << 28  # bytes; vocabulary and merges of a large model take 10 million
+MOST_ITEMS = 1 << 21  # of all arrays together: transformers makes an object of each
 MOST_NAME = (1 << 16) - 1
 MOST_DIMENSIONS = 4
 KEY_BYTES, TENSOR_BYTES = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8  # of the smallest
@@ -131,6 +132,7 @@ class _Cursor:
     held: mmap.mmap
     end: int
     at: int = field(default=0)
+    items: int = field(default=0)  # of arrays, up to here
 
     def take(self, form: str) -> tuple[Any, ...]:
         """The next values of that struct form."""
@@ -175,6 +177,11 @@ class _Cursor:
         if kind != ARRAY:
             raise InputError(f"{self.file} holds a value of the unknown type {kind}")
         each, count = self.take("<IQ")
+        self.items += count
+        if self.items > MOST_ITEMS and count <= self.end - self.at:
+            raise InputError(
+                f"{self.file} has arrays of {self.items:,} items; {MOST_ITEMS:,} are read"
+            )
         if each in SCALARS:
             self.claim(count * struct.calcsize(SCALARS[each]), f"an array of {count:,}")
             self.at += count * struct.calcsize(SCALARS[each])
