@@ -154,6 +154,8 @@ def test_going_on_is_refused_with_other_settings_and_without_a_checkpoint(source
     ):
         with pytest.raises(UsageError, match=words):
             train("glue", other, out, settings, resume=True, progress=False)
+    spelled = replace(lesson, subset="SST-2")
+    assert train("glue", spelled, out, settings, resume=True, progress=False).steps == 2
     # What there is stays until the new training can begin.
     nowhere = replace(lesson, data=str(tmp_path / "nowhere"))
     with pytest.raises(InputError):
@@ -343,6 +345,16 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(source, data, tmp_path):
     settings = replace(QUICK, learning_rate=1e30, save_steps=1, evaluate_during_training=False)
     with pytest.raises(InputError, match="the loss is (nan|inf) at step .*last good checkpoint is"):
         train("glue", material(source, data), tmp_path, settings, progress=False)
+
+
+def test_weights_and_logits_that_are_no_numbers_stop_with_the_step_too(source, data, tmp_path):
+    settings = replace(QUICK, learning_rate=1e30, max_steps=2, eval_steps=2)
+    with pytest.raises(InputError, match="not finite at step 2: .*no checkpoint was saved yet"):
+        train("glue", material(source, data), tmp_path / "scored", settings, progress=False)
+    settings = replace(QUICK, learning_rate=3e38, weight_decay=1e9, warmup=0.0, max_steps=1)
+    with pytest.raises(InputError, match="is not finite at step 1: .*no checkpoint was saved yet"):
+        train("glue", material(source, data), tmp_path / "saved", settings, progress=False)
+    assert not checkpoints(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("part", [0.1, 1.1])

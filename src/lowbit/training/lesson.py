@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lowbit.checkpoint.claims import describing
 from lowbit.checkpoint.documents import reading
 from lowbit.checkpoint.read import find, open_checkpoint, read_config
-from lowbit.data.glue_tasks import plain_label
+from lowbit.data.glue_tasks import find_task, plain_label
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Task
 from lowbit.progress import without_load_reports
@@ -109,11 +109,12 @@ class Material:
 
     def to_dict(self) -> dict[str, Any]:
         """All but the tokenizer, which comes with the model, or from the data; files by their full
-        path."""
+        path, GLUE's task by its plain name. Raises UsageError for a task that GLUE does not have."""
         names = [name for name in self.__dataclass_fields__ if name != "tokenizer"]
         found = {name: getattr(self, name) for name in names}
         found["model"] = _located(self.model) if isinstance(self.model, str) else asdict(self.model)
         found["data"] = self.data and _located(self.data)
+        found["subset"] = self.subset and find_task(self.subset).name
         found["pairs"] = asdict(self.pairs)
         return found
 

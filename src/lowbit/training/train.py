@@ -68,7 +68,7 @@ def train(
 
     Raises UsageError for settings that are unknown, an output that is there already, going on
     otherwise than the checkpoint's training began, or what a training would replace but no training
-    wrote; InputError for unusable data, a loss that is not a number, or a disk that is full.
+    wrote; InputError for unusable data, a loss or a weight that is not finite, or a disk that is full.
     """
     with claiming(output):
         return _train(
@@ -179,6 +179,7 @@ def _train(
             begin(output, asked)
     last = str(there.checkpoints[-1]) if resume and there.checkpoints else None
     seconds = learn(trainer, settings, last)
+    trainer.check_weights()
     steps = trainer.state.global_step
     if not first:
         return Outcome(steps, seconds, {}, ())

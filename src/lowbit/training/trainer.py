@@ -135,7 +135,7 @@ def freeze_what_is_not_saved(model: PreTrainedModel) -> None:
 
 
 class LessonTrainer(Trainer):
-    """Trainer that scores with the lesson's task, and stops where the loss is no number.
+    """Trainer that scores with the lesson's task, and stops if a loss or a weight is not finite.
 
     teacher: a model of which `distill`, a share of the loss, is how far the trained one is away.
     """
@@ -181,14 +181,24 @@ class LessonTrainer(Trainer):
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(model, *args, **kwargs)
         if not math.isfinite(loss.item()):
-            raise InputError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: a smaller"
-                f" learning rate than {self.args.learning_rate} may help;"
-                f" {last_good(Path(self.args.output_dir).parent)}"
-            )
+            raise self._diverged(f"the loss is {loss.item()}", self.state.global_step + 1)
         return loss
 
+    def check_weights(self) -> None:
+        """Raises InputError for a weight that is not finite: a step made it so, and its loss was
+        found before."""
+        for name, parameter in self.lesson.model.named_parameters():
+            if not parameter.isfinite().all():
+                raise self._diverged(f"{name} is not finite", self.state.global_step)
+
+    def _diverged(self, what: str, step: int) -> InputError:
+        return InputError(
+            f"{what} at step {step}: a smaller learning rate than {self.args.learning_rate} may"
+            f" help; {last_good(Path(self.args.output_dir).parent)}"
+        )
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.check_weights()
         output = Path(self.args.output_dir).parent
         try:
             with writing(output), without_transformers_bars():
@@ -248,7 +258,11 @@ class LessonTrainer(Trainer):
         return {f"eval_{name}": metric.value for name, metric in found.metrics.items()}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics = self._scores()
+        self.check_weights()
+        try:
+            metrics = self._scores()
+        except InputError as error:
+            raise self._diverged(str(error), self.state.global_step) from error
         if self.counted:
             metrics["train_accuracy"] = self.right / self.counted
             self.right = self.counted = 0
