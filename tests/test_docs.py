@@ -45,12 +45,13 @@ def test_there_are_pages_to_run():
     } <= {page.name for page in PAGES}
 
 
-def test_the_yaml_of_the_page_of_recipes_is_a_recipe(tmp_path):
+@pytest.mark.parametrize(("page", "rules"), [("recipes.md", 3), ("training.md", 2)])
+def test_the_yaml_of_a_page_is_a_recipe(tmp_path, page, rules):
     from lowbit.conversion.recipe import load_recipe
 
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(block)
-    assert len(load_recipe(tmp_path / "recipe.yaml").rules) == 3
+    assert len(load_recipe(tmp_path / "recipe.yaml").rules) == rules
 
 
 def test_links_between_pages_lead_somewhere():

@@ -109,7 +109,7 @@ class Material:
 
     def to_dict(self) -> dict[str, Any]:
         """All but the tokenizer, which comes with the model, or from the data; files by their full
-        path, GLUE's task by its plain name. Raises UsageError for a task that GLUE does not have."""
+        path, GLUE's task by its plain name. Raises UsageError for a task that is not GLUE's."""
         names = [name for name in self.__dataclass_fields__ if name != "tokenizer"]
         found = {name: getattr(self, name) for name in names}
         found["model"] = _located(self.model) if isinstance(self.model, str) else asdict(self.model)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from lowbit.checkpoint.atomic_write import staged, staged_file, writing
 from lowbit.checkpoint.documents import read_json
@@ -38,7 +38,7 @@ from lowbit.qat.projection import CodedWeight, prepare_codes
 from lowbit.training.attention import trainable_attention
 from lowbit.training.ending import Outcome, finish, starts_at_random, write_texts
 from lowbit.training.frequencies import bits_read
-from lowbit.training.lesson import Lesson, Material
+from lowbit.training.lesson import Lesson, Material, Teacher
 from lowbit.training.origin import origin
 from lowbit.training.projections import Projections
 from lowbit.training.settings import OUTPUTS, Settings
@@ -68,20 +68,55 @@ def train(
 
     Raises UsageError for settings that are unknown, an output that is there already, going on
     otherwise than the checkpoint's training began, or what a training would replace but no training
-    wrote; InputError for unusable data, a loss or a weight that is not finite, or a disk that is full.
+    wrote; InputError for unusable data, a loss or weight that is not finite, or a full disk.
     """
     with claiming(output):
-        return _train(
-            task,
-            material,
-            output,
-            settings,
-            resume,
-            overwrite,
-            progress,
-            baseline,
-            keep_checkpoints,
-        )
+        teach, recipe = find_teacher(task), settings.recipe  # both say at once what cannot be
+        if baseline and recipe is None:
+            raise UsageError(
+                "the baseline is float, and so is this training: give a --qat or a --bcq"
+            )
+        there = check_begin(output, settings, resume, overwrite)
+        asked = {"task": task, **material.to_dict(), **settings.to_dict()}
+        if there.checkpoints or there.ends_again:
+            check_settings(output, asked)
+        before = None
+        if baseline:
+            # From labels alone; what is there of it goes on or stays.
+            floats = replace(settings, qat="none", plan=None, distill=0.0, options=QatOptions())
+            folder = output / "baseline"
+            before = finished(folder, {**asked, **floats.to_dict()}) if resume else None
+            if before is None:
+                before = train(task, material, folder, floats, resume, overwrite, progress)
+        # Seeded before the model is made: a new head is random.
+        set_seed(settings.seed)
+        if there.ends_again:
+            material = replace(material, model=str(output / "float"))
+        made = prepare(teach, material, settings)
+        if there.ends_again:
+            told = read_json(output / DONE)
+            taken = told["steps"], told["seconds"]
+            outcome = finish(made.lesson, output, settings, *taken, progress)
+            return end(made.lesson, outcome, before, output, settings)
+        trainer = made.trainer(output, settings, progress)
+        first = trainer.is_world_process_zero()
+        if first:
+            tidy(output)
+            if not there.checkpoints:
+                begin(output, asked)
+        last = str(there.checkpoints[-1]) if resume and there.checkpoints else None
+        seconds = learn(trainer, settings, last)
+        steps = trainer.state.global_step
+        if not first:
+            return Outcome(steps, seconds, {}, ())
+        with without_autocast(made.lesson.model):
+            outcome = finish(made.lesson, output, settings, steps, seconds, progress)
+        outcome = replace(outcome, history=tuple(trainer.state.log_history))
+        outcome = end(made.lesson, outcome, before, output, settings)
+        if not keep_checkpoints:
+            for checkpoint in (output / "checkpoints").glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+        return outcome
 
 
 @contextmanager
@@ -123,36 +158,30 @@ def check_begin(output: Path, settings: Settings, resume: bool, overwrite: bool)
     return Begun(begun, ends_again)
 
 
-def _train(
-    task: str,
-    material: Material,
-    output: Path,
-    settings: Settings,
-    resume: bool,
-    overwrite: bool,
-    progress: bool,
-    baseline: bool,
-    keep_checkpoints: bool,
-) -> Outcome:
-    teach, recipe = find_teacher(task), settings.recipe  # both say at once what cannot be
-    if baseline and recipe is None:
-        raise UsageError("the baseline is float, and so is this training: give a --qat or a --bcq")
-    there = check_begin(output, settings, resume, overwrite)
-    asked = {"task": task, **material.to_dict(), **settings.to_dict()}
-    if there.checkpoints or there.ends_again:
-        check_settings(output, asked)
-    before = None
-    if baseline:
-        ways = resume, overwrite, progress
-        before = float_baseline(task, material, output / "baseline", settings, *ways)
-    # Seeded before the model is made: a new head is random.
-    set_seed(settings.seed)
-    if there.ends_again:
-        material = replace(material, model=str(output / "float"))
+@dataclass(frozen=True)
+class Prepared:
+    """A lesson whose model has stand-ins for what is trained towards; the model that it is
+    distilled from, if it is; the weights of a plan for binary codes."""
+
+    lesson: Lesson
+    teacher: PreTrainedModel | None
+    weights: tuple[CodedWeight, ...]
+
+    def trainer(self, output: Path, settings: Settings, progress: bool) -> LessonTrainer:
+        given = arguments(output, settings, self.lesson.best, progress)
+        trainer = LessonTrainer(self.lesson, given, self.teacher, settings.distill)
+        if settings.plan is not None:
+            trainer.add_callback(Projections(self.weights, settings.plan, trainer.score_before))
+        return trainer
+
+
+def prepare(teach: Teacher, material: Material, settings: Settings) -> Prepared:
+    """Raises UsageError, InputError for what cannot be learned so, before any step is made."""
+    recipe = settings.recipe
     start = origin(material, recipe, settings.options)
     lesson = teach(start.material)
-    lesson.score.check(Subject("model", lesson.model, lesson.tokenizer))
     check_lesson(lesson, settings)
+    lesson.score.check(Subject("model", lesson.model, lesson.tokenizer))
     lesson = replace(lesson, notes=(*start.notes, *lesson.notes, *starts_at_random(lesson)))
     teacher = deepcopy(lesson.model) if settings.distill else None
     weights: tuple[CodedWeight, ...] = ()
@@ -163,38 +192,11 @@ def _train(
         prepare_qat(lesson.model, recipe, settings.options)
         if start.learned is not None:
             start.learned.put(lesson.model)
-    if there.ends_again:
-        told = read_json(output / DONE)
-        outcome = finish(lesson, output, settings, told["steps"], told["seconds"], progress)
-        return end(lesson, outcome, before, output, settings)
-    trainer = LessonTrainer(
-        lesson, arguments(output, settings, lesson.best, progress), teacher, settings.distill
-    )
-    if settings.plan is not None:
-        trainer.add_callback(Projections(weights, settings.plan, trainer.score_before))
-    first = trainer.is_world_process_zero()
-    if first:
-        tidy(output)
-        if not there.checkpoints:
-            begin(output, asked)
-    last = str(there.checkpoints[-1]) if resume and there.checkpoints else None
-    seconds = learn(trainer, settings, last)
-    trainer.check_weights()
-    steps = trainer.state.global_step
-    if not first:
-        return Outcome(steps, seconds, {}, ())
-    with without_autocast(lesson.model):
-        outcome = finish(lesson, output, settings, steps, seconds, progress)
-    outcome = replace(outcome, history=tuple(trainer.state.log_history))
-    outcome = end(lesson, outcome, before, output, settings)
-    if not keep_checkpoints:
-        for checkpoint in (output / "checkpoints").glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-    return outcome
+    return Prepared(lesson, teacher, weights)
 
 
 def learn(trainer: LessonTrainer, settings: Settings, checkpoint: str | None) -> float:
-    """Train to the end; the seconds that it took."""
+    """Train to the end; the seconds that it took. Raises InputError as LessonTrainer does."""
     start = time.perf_counter()
     # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
     torch.set_flush_denormal(True)
@@ -203,6 +205,7 @@ def learn(trainer: LessonTrainer, settings: Settings, checkpoint: str | None) ->
             trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         torch.set_flush_denormal(False)
+    trainer.check_weights()
     return time.perf_counter() - start
 
 
@@ -219,21 +222,13 @@ def end(
     return outcome
 
 
-def float_baseline(
-    task: str,
-    material: Material,
-    output: Path,
-    settings: Settings,
-    resume: bool,
-    overwrite: bool,
-    progress: bool,
-) -> Outcome:
-    """The same training in float, from labels alone; what is there of it goes on or stays."""
-    in_float = replace(settings, qat="none", plan=None, distill=0.0, options=QatOptions())
-    if resume and (output / DONE).exists():
-        check_settings(output, {"task": task, **material.to_dict(), **in_float.to_dict()})
-        return Outcome.from_dict(read_json(output / DONE))
-    return train(task, material, output, in_float, resume, overwrite, progress)
+def finished(output: Path, asked: Mapping[str, Any]) -> Outcome | None:
+    """The outcome of a training that has finished, if it is there. Raises UsageError if it began
+    otherwise than it is asked for."""
+    if not (output / DONE).exists():
+        return None
+    check_settings(output, asked)
+    return Outcome.from_dict(read_json(output / DONE))
 
 
 def check_output(output: Path, folder: str, done: bool) -> None:
