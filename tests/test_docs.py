@@ -15,9 +15,13 @@ PAGES = sorted(
     if "```python" in page.read_text()
 )
 
+NEEDS = {"peft.md": ["peft"]}
+
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+    for package in NEEDS.get(page.name, ()):
+        pytest.importorskip(package, reason=f"{page.name} needs the package {package}")
     monkeypatch.chdir(tmp_path)
     make("gpt2").save_pretrained("gpt2")
     words(*(f"w{i}" for i in range(150))).save_pretrained("gpt2")
@@ -36,6 +40,7 @@ def test_there_are_pages_to_run():
         "training.md",
         "decoding.md",
         "evaluation.md",
+        "peft.md",
         "affine.md",
         "binary.md",
         "stacked.md",

@@ -134,6 +134,27 @@ def test_the_gradient_is_that_of_the_decoded_weight(activations):
     torch.testing.assert_close(bias.grad, grad.sum(0))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("nonlinearity", "kept"), [("identity", 0), ("gelu", 1)])
+def test_activations_are_kept_for_the_backward_pass_only_where_it_reads_them(
+    nonlinearity, kept, packed
+):
+    layer = QuantLinear(stored(ZeroPoint(4, group(16))).layout, 40, 24, None)
+    layer.hold(stored(ZeroPoint(4, group(16)))).set_nonlinearity(nonlinearity)
+    if not packed:
+        layer.pack = lambda: None
+    x = torch.randn(64, 40, requires_grad=True)
+    found = []
+
+    def note(tensor):
+        found.append(tensor.untyped_storage().nbytes() == x.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        layer(x)
+    assert found and sum(found) == kept
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_embedding_rows_are_rows_of_the_decoded_table(scheme):
     q = stored(scheme)

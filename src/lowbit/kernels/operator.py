@@ -29,6 +29,7 @@ def operator(
     check: Callable[..., None],
     fake: Callable[..., Any],
     gradient: Callable[..., tuple[Tensor | None, ...]] | None = None,
+    reads: Callable[..., tuple[Any, ...]] | None = None,
     schema: str | None = None,
 ) -> Callable[[Callable[..., Any]], CustomOpDef]:
     """Makes a function the operator lowbit::name.
@@ -36,7 +37,9 @@ def operator(
     check: (*inputs) -> None, or UsageError for inputs that the operator does not take; it reads
     shapes, dtypes and numbers beside tensors, for the operator and for its fake version.
     fake: (*inputs) -> empty outputs. gradient: (gradient of the output, *inputs) -> those of the
-    first inputs; others have none. schema: where the annotations of the function do not tell it.
+    first inputs; others have none. reads: (*inputs) -> them as the gradient is given them: of those
+    whose shape alone it reads `shape_alone`, which keeps no memory from the forward pass to the
+    backward pass. schema: where the annotations of the function do not tell it.
     """
 
     def declare(function: Callable[..., Any]) -> CustomOpDef:
@@ -71,13 +74,21 @@ def operator(
                     for value, found in zip_longest(inputs, own)
                 )
 
-            made.register_autograd(backward, setup_context=_keep)
+            def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+                _keep(ctx, inputs if reads is None else reads(*inputs))
+
+            made.register_autograd(backward, setup_context=keep)
         return made
 
     return declare
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def shape_alone(x: Tensor) -> Tensor:
+    """A tensor like x whose numbers are one number, whichever."""
+    return x.new_empty(()).expand(x.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...]) -> None:
     leaves, ctx.structure = tree_flatten(inputs)
     ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     ctx.save_for_backward(*(leaf if isinstance(leaf, Tensor) else None for leaf in leaves))

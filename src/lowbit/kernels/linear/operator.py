@@ -28,7 +28,7 @@ from lowbit.kernels.embedding.operator import embedding_packed_op
 from lowbit.kernels.linear import families
 from lowbit.kernels.linear.native import LinearProduct
 from lowbit.kernels.linear.reference import NONLINEARITIES
-from lowbit.kernels.operator import dispatched, operator
+from lowbit.kernels.operator import dispatched, operator, shape_alone
 
 # d out / d in of the nonlinearities, times the gradient of what comes out.
 _BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -45,6 +45,11 @@ def _gradients(
     """Of x, the weight and the bias; codes are frozen. int8 activations pass straight through."""
     own = None if bias is None else grad.reshape(-1, grad.shape[-1]).sum(0).to(bias.dtype)
     return grad @ weight, None, own
+
+
+def _read(x: Tensor, nonlinearity: str) -> Tensor:
+    """What gradients read of x: its numbers only to compute once more what a nonlinearity met."""
+    return x if nonlinearity in _BACKWARD else shape_alone(x)
 
 
 def _stored_gradients(
@@ -93,6 +98,7 @@ def _check_how(
     check=_check,
     fake=lambda x, stored, bias, layout, *_: x.new_empty((*x.shape[:-1], rows_of(stored, layout))),
     gradient=_stored_gradients,
+    reads=lambda x, *others: (_read(x, others[4]), *others),
 )
 def _linear_op(
     x: Tensor,
@@ -174,6 +180,7 @@ def _check_packed(
     check=_check_packed,
     fake=lambda x, packed, bias, layout, rows, *_: x.new_empty((*x.shape[:-1], rows)),
     gradient=_packed_gradients,
+    reads=lambda x, *others: (_read(x, others[6]), *others),
 )
 def _linear_packed_op(
     x: Tensor,
