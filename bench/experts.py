@@ -1,7 +1,7 @@
 """Mixtures of experts, decoding and prefill: lowbit beside llama.cpp and torch's bfloat16.
 
     pip install ".[bench]"
-    python bench/experts.py [--shape qwen3] [--layers 6] [--vocabulary 151936] [--write]
+    python bench/experts.py [--shape qwen3] [--layers 6] [--target avx2] [--work FOLDER] [--write]
 
 Random weights at real shapes: Qwen3-30B-A3B cut to 6 layers, or OLMoE-1B-7B whole. The checkpoint
 is made in bfloat16, expert by expert, and quantized by streaming: no process ever holds the float
@@ -13,18 +13,21 @@ products of every layer's mixture with experts chosen by chance, in bytes of the
 per second, beside one linear layer of as many bytes.
 """
 
-import gc
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
+import targets
 import torch
-from machine import described, finish, speed_page
+from llama_cpp_model import LlamaCpp, built_for, files
+from machine import described, finish
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -35,7 +38,7 @@ from transformers import (
     PreTrainedModel,
     Qwen3MoeConfig,
 )
-from turns import parser, ready, take_turns
+from turns import ready, take_turns
 
 import lowbit
 from lowbit.formats import AffineLayout, ExpertsLayout, group
@@ -43,7 +46,6 @@ from lowbit.kernels import experts, linear
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
 from lowbit.kernels.packed_layout import PackedLayout
 
-RESULT = speed_page("experts")
 SHAPES: dict[str, tuple[str, Callable[[], PreTrainedConfig]]] = {
     "qwen3": (
         "Qwen3-30B-A3B",
@@ -233,48 +235,62 @@ def random_bytes(size: int) -> Tensor:
     return torch.randint(0, 64, (size,), dtype=torch.uint8)
 
 
-def measured(options: Any, config: PreTrainedConfig, work: Path) -> dict[str, Any]:
-    """Seconds of every contender by name, and sizes."""
-    tokens = torch.randint(5, config.vocab_size, (PROMPT,)).tolist()
+def prepared(options: Any, config: PreTrainedConfig, work: Path) -> dict[str, Any]:
+    """The files of all contenders, unless they are there; what making them took, and sizes."""
+    told = work / "facts.json"
+    facts: dict[str, Any] = json.loads(told.read_text()) if told.exists() else {}
     source = work / "float"
-    source.mkdir()
-    make_checkpoint(config, source)
-    facts: dict[str, Any] = {"float bytes": size_of(source)}
-    runs: dict[str, Callable[[], object]] = {}
-    kept = []
+    if not source.exists():
+        source.mkdir()
+        make_checkpoint(config, source)
+        facts["float bytes"] = size_of(source)
     for bits in PEERS:
         output = work / f"int{bits}"
-        text = json.dumps(recipe(bits, options.activations))
-        facts[f"streaming {bits}"] = asked(RUN, str(source), text, str(output))
-        facts[f"memory {bits}"] = asked(LOAD, str(output))
-        model = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32).eval()
-        model.set_attn_implementation("lowbit")
-        runs[f"decoding lowbit {bits}"] = decoding(model, tokens, lowbit.generate)
-        runs[f"prefill lowbit {bits}"] = prefill(model, tokens)
-        kept.append(model)
-    if not options.without_torch:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
-        runs["decoding torch"] = decoding(model, tokens, type(model).generate)
-        runs["prefill torch"] = prefill(model, tokens)
-        kept.append(model)
-    from llama_cpp_model import mixtures
-
-    for kind, (decode, read) in mixtures(
-        config, tuple(PEERS.values()), tokens, NEW_TOKENS, work, options.threads
-    ).items():
-        runs[f"decoding {kind}"], runs[f"prefill {kind}"] = decode, read
-    facts["seconds"] = {
-        name: min(taken) for name, taken in take_turns(runs, options.rounds).items()
-    }
-    kept.clear()
-    runs.clear()
-    gc.collect()
-    for bits in PEERS:
-        single = alone(config, bits)
-        taken = take_turns({name: run for name, (run, _) in single.items()}, options.rounds)
-        for name, (_, read) in single.items():
-            facts[f"{name} {bits}"] = read / min(taken[name]) / 1e9
+        if not output.exists():
+            text = json.dumps(recipe(bits, options.activations))
+            facts[f"streaming {bits}"] = asked(RUN, str(source), text, str(output))
+            facts[f"memory {bits}"] = asked(LOAD, str(output))
+    files(config, PEERS.values(), work)
+    told.write_text(json.dumps(facts))
     return facts
+
+
+def measured(options: Any, config: PreTrainedConfig, work: Path) -> dict[str, Any]:
+    """Seconds of every contender by name, beside what `prepared` tells. Of each number of bits the
+    two models are loaded, and dropped."""
+    tokens = torch.randint(5, config.vocab_size, (PROMPT,)).tolist()
+    facts = prepared(options, config, work)
+    facts["seconds"] = {}
+    for bits, kind in PEERS.items():
+        model = AutoModelForCausalLM.from_pretrained(work / f"int{bits}", dtype=torch.float32)
+        model.eval().set_attn_implementation("lowbit")
+        peer = LlamaCpp(work / f"{kind}.gguf", max(1024, PROMPT))
+        runs: dict[str, Callable[[], object]] = {
+            f"decoding lowbit {bits}": decoding(model, tokens, lowbit.generate),
+            f"decoding {kind}": partial(peer.run, tokens[:NEW_TOKENS], 1, options.threads),
+            f"prefill lowbit {bits}": prefill(model, tokens),
+            f"prefill {kind}": partial(peer.run, tokens, PROMPT, options.threads),
+        }
+        facts["seconds"] |= best(runs, options.rounds)
+        runs.clear()
+        del model
+        peer.close()
+        single = alone(config, bits)
+        taken = best({name: run for name, (run, _) in single.items()}, options.rounds)
+        for name, (_, read) in single.items():
+            facts[f"{name} {bits}"] = read / taken[name] / 1e9
+    if not options.without_torch:
+        model = AutoModelForCausalLM.from_pretrained(work / "float", dtype=torch.bfloat16).eval()
+        runs = {
+            "decoding torch": decoding(model, tokens, type(model).generate),
+            "prefill torch": prefill(model, tokens),
+        }
+        facts["seconds"] |= best(runs, options.rounds)
+    return facts
+
+
+def best(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    return {name: min(taken) for name, taken in take_turns(runs, rounds).items()}
 
 
 def size_of(folder: Path) -> int:
@@ -286,7 +302,7 @@ def table(title: str, facts: dict[str, Any]) -> list[str]:
 
     def rate(kind: str, name: str) -> float:
         tokens = NEW_TOKENS if kind == "decoding" else PROMPT
-        return tokens / taken[f"{kind} {name}"] if f"{kind} {name}" in taken else float("nan")
+        return tokens / taken[f"{kind} {name}"]
 
     lines = [
         f"## {title}",
@@ -295,9 +311,10 @@ def table(title: str, facts: dict[str, Any]) -> list[str]:
         "",
         "| | decoding, tokens/s | / peer | prefill, tokens/s | / peer |",
         "|---|---:|---:|---:|---:|",
-        f"| torch bfloat16 | {rate('decoding', 'torch'):.1f} | |"
-        f" {rate('prefill', 'torch'):.0f} | |",
     ]
+    if "decoding torch" in taken:
+        decode, read = rate("decoding", "torch"), rate("prefill", "torch")
+        lines.append(f"| torch bfloat16 | {decode:.1f} | | {read:.0f} | |")
     for bits, peer in PEERS.items():
         own = f"lowbit {bits}"
         lines += [
@@ -325,31 +342,48 @@ def table(title: str, facts: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    options_of = parser(__doc__, RESULT, 5)
+    options_of = targets.parser(__doc__)
+    options_of.add_argument("--threads", type=int, default=2)
+    options_of.add_argument("--rounds", type=int, default=5)
     options_of.add_argument("--shape", choices=SHAPES, default="qwen3")
     options_of.add_argument("--layers", type=int, help="fewer than the shape has")
     options_of.add_argument("--vocabulary", type=int, help="smaller than the shape has")
     options_of.add_argument("--activations", choices=("dynamic", "float"), default="dynamic")
     options_of.add_argument("--without-torch", action="store_true")
-    options_of.add_argument("--work", type=Path, help="where the files go: 20 GB and more")
+    options_of.add_argument(
+        "--work",
+        type=Path,
+        help="where files are made and stay, 20 GB and more: a later call of"
+        " the same shape measures only",
+    )
+    options_of.add_argument("--prepare", action="store_true", help="make the files, and no more")
     options = options_of.parse_args()
+    target = targets.enter(options.target)
     ready(options.threads)
     name, make = SHAPES[options.shape]
     config = make()
-    config.num_hidden_layers = options.layers or config.num_hidden_layers
+    layers = config.num_hidden_layers = options.layers or config.num_hidden_layers
     config.vocab_size = options.vocabulary or config.vocab_size
-    with tempfile.TemporaryDirectory(dir=options.work) as work:
-        facts = measured(options, config, Path(work))
-    title = f"{name}, {config.num_hidden_layers} layers, {config.vocab_size:,} words"
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        if options.prepare:
+            prepared(options, config, work)
+            return
+        facts = measured(options, config, work)
+    threads = f"{options.threads} thread{'s' * (options.threads > 1)}"
+    title = f"{name}, {layers} layers, {config.vocab_size:,} words, {threads}"
+    page = targets.page(f"experts-{options.shape}", target)
     lines = [
         "# Mixtures of experts",
         "",
-        f"`python {' '.join(sys.argv)}`, {time.strftime('%Y-%m-%d')}. {described()}",
-        "Best times of contenders that take turns, as the machine is shared; random weights.",
+        f"`python bench/experts.py`, {time.strftime('%Y-%m-%d')}, target {target}. {described()}"
+        f" llama.cpp as built by llama-cpp-python {llama_cpp.__version__} for {built_for()}. Best"
+        " times of contenders that take turns; random weights.",
         "",
         *table(title, facts),
     ]
-    finish(lines, RESULT, options.write)
+    finish(lines, page, options.write)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@ quantizer."""
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import gguf
@@ -135,21 +134,23 @@ def write_float16(config: PreTrainedConfig, path: Path) -> None:
 
 
 def files(config: PreTrainedConfig, types: Iterable[str], folder: Path) -> dict[str, Path]:
-    """By type, a file of such a model that llama.cpp's own quantizer made, in `folder`."""
+    """By type, a file of such a model that llama.cpp's own quantizer made, in `folder`; those that
+    are there are taken."""
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
     source = folder / "f16.gguf"
-    write_float16(config, source)
-    made = {}
-    for name in types:
-        made[name] = folder / f"{name}.gguf"
+    made = {name: folder / f"{name}.gguf" for name in types}
+    missing = [name for name, file in made.items() if not file.exists()]
+    if missing:
+        write_float16(config, source)
+    for name in missing:
         options = llama_cpp.llama_model_quantize_default_params()
         options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
         options.nthread = os.cpu_count()
         paths = str(source).encode(), str(made[name]).encode()
         if llama_cpp.llama_model_quantize(*paths, ctypes.byref(options)):
             raise RuntimeError(f"llama.cpp could not write {name}")
-    source.unlink()
+    source.unlink(missing_ok=True)
     return made
 
 
@@ -195,22 +196,3 @@ class LlamaCpp:
             batch = llama_cpp.llama_batch_get_one(ids, len(part))
             if llama_cpp.llama_decode(self._context, batch):
                 raise RuntimeError("llama.cpp could not decode")
-
-
-def mixtures(
-    config: PreTrainedConfig,
-    types: tuple[str, ...],
-    tokens: list[int],
-    count: int,
-    folder: Path,
-    threads: int,
-) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
-    """By type of file, the first `count` of the tokens one by one, and all of them in one call."""
-    runs = {}
-    for name, file in files(config, types, folder).items():
-        model = LlamaCpp(file, max(1024, len(tokens)))
-        runs[name] = (
-            partial(model.run, tokens[:count], 1, threads),
-            partial(model.run, tokens, len(tokens), threads),
-        )
-    return runs

@@ -5,15 +5,17 @@ import json
 import os
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.activations import SiLUActivation
 from transformers.models.aria.configuration_aria import AriaTextConfig
 from transformers.models.aria.modeling_aria import AriaExperts
 from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts, GptOssForCausalLM
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.nemotron_h.configuration_nemotron_h import NemotronHConfig
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
@@ -28,7 +30,7 @@ from lowbit.formats import ExpertsTensor
 from lowbit.kernels.native import paths
 from lowbit.nn import QuantExperts
 from lowbit.quantize import streaming
-from tests.sweep.oracle import SeparateExperts
+from tests.sweep.oracle import SeparateExperts, int8
 
 EXPERTS, SIZE, INNER = 5, 48, 32
 native = pytest.mark.skipif(
@@ -461,3 +463,52 @@ def test_plain_transformers_refuses_the_folder(tmp_path):
     entries = {"model.layers.0.mlp.experts.down_proj": {"format": "experts"}}
     names = guards("model", entries)
     assert "model.layers.0.mlp.experts.down_proj" in names
+
+
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def test_mxfp4_is_dequantized_by_transformers_and_then_quantized(tmp_path):
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=EXPERTS,
+        num_experts_per_tok=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    GptOssForCausalLM(config).save_pretrained(tmp_path)
+    state, wanted = load_file(tmp_path / "model.safetensors"), {}
+    for name in ("gate_up_proj", "down_proj"):
+        stored = f"model.layers.0.mlp.experts.{name}"
+        experts, inputs, outputs = state.pop(stored).shape
+        # As the format has it: 32 inputs share a power of two, two codes are in a byte.
+        codes = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(118, 122, codes.shape[:-1], dtype=torch.uint8)
+        state |= {f"{stored}_blocks": codes, f"{stored}_scales": scales}
+        low_high = np.stack([codes.numpy() & 15, codes.numpy() >> 4], -1)
+        groups = FP4[low_high].reshape(experts, outputs, -1, 32)
+        groups *= 2.0 ** (scales.numpy()[..., None].astype(np.float32) - 127)
+        wanted[name] = groups.reshape(experts, outputs, inputs)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["quantization_config"] = {"quant_method": "mxfp4"}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+
+    sentence = "already quantized .mxfp4.*transformers loads it as a float model"
+    with pytest.raises(lowbit.InputError, match=sentence):
+        lowbit.quantize_checkpoint(str(tmp_path), "int8", tmp_path / "out", progress=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    plan = lowbit.quantize(model, "int8", progress=False).plan
+    assert sum(d.weights.kind == "experts" for d in plan.owners) == 2
+    for name, weight in wanted.items():
+        got = getattr(model.model.layers[0].mlp.experts, name)
+        rounded = np.stack([int8(each).T for each in weight])
+        assert torch.equal(torch.cat([got[i][None] for i in range(EXPERTS)]), torch.tensor(rounded))

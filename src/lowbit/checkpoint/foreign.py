@@ -61,6 +61,12 @@ FILES = {
 IMPORTED = ("auto-round", "awq", "bitsandbytes", "compressed-tensors", "gptq", "torchao")
 IMPORTED_FILES = ("quantize_config.json", "quant_config.json", ".gguf")
 IMPORT = "take it over with `lowbit import`, or quantize the float model that it was made from"
+# Those that transformers makes floats of while it loads them, on a CPU too.
+DEQUANTIZED = ("mxfp4",)
+DEQUANTIZE = (
+    "transformers loads it as a float model: lowbit.quantize(AutoModelForCausalLM.from_pretrained("
+    "folder), recipe) quantizes that, in the memory that the float model takes"
+)
 ADVICE = (
     "lowbit reads float models in safetensors and models that it quantized itself: quantize the"
     " float model that this one was made from"
@@ -79,7 +85,8 @@ def check_config(folder: Path, stored: Mapping[str, Any]) -> None:
         method = "bitsandbytes"
     if method != METHOD:
         library = LIBRARIES.get(str(method))
-        advice = IMPORT if method in IMPORTED else ADVICE
+        known = dict.fromkeys(IMPORTED, IMPORT) | dict.fromkeys(DEQUANTIZED, DEQUANTIZE)
+        advice = known.get(str(method), ADVICE)
         _refuse(folder, str(method) + (f", by {library}" if library else ""), advice)
 
 
