@@ -1,0 +1,225 @@
+"""What quantized modules become before a model is traced: modules that hold a weight in the layout
+of ONNX's operators and call these.
+
+    activations   scales of the weight    operators
+    float         any                     MatMulNBits
+    dynamic       of rows                 ReduceMax, Div, Round, Cast; MatMulInteger
+    dynamic       of groups               MatMulNBits that may round a row's blocks to int8
+    static        of rows                 QuantizeLinear, DequantizeLinear; MatMul
+    static        of groups               QuantizeLinear, DequantizeLinear; MatMulNBits
+    embeddings    any                     GatherBlockQuantized
+
+Tracing sees shapes and dtypes: the operators are recorded, not computed. MatMulNBits and
+GatherBlockQuantized are of the domain com.microsoft, the others of the standard. Weights of int8
+products are uint8 around 128: programs add up uint8 · int8 in 16 bits on processors without VNNI,
+where such sums saturate.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.onnx import ops
+
+from lowbit.formats import AffineTensor, StaticScale
+from lowbit.formats.packing import pack
+from lowbit.interop.onnx.blocks import Blocks, codes_from_zero, to_blocks
+from lowbit.kernels.quantize_rows.reference import TINY
+from lowbit.nn import QuantEmbedding, QuantLinear, QuantModule, RequantizedLinear
+from lowbit.nn.embedding import scaled
+
+OWN = "com.microsoft"
+INT8_ACTIVATIONS = 4  # of `accuracy_level`
+LEVELS = 127.0  # of int8 codes, on either side of 0
+MIDDLE = 128  # the zero point of uint8 codes that are int8 ones moved up
+
+
+def call(
+    name: str,
+    inputs: Sequence[Tensor],
+    shape: Sequence[Any],
+    dtype: torch.dtype,
+    **attributes: Any,
+) -> Tensor:
+    """The result of an operator, "domain::Name", as tracing sees it."""
+    version = 1 if name.startswith(OWN) else None
+    result: Tensor = ops.symbolic(
+        name, inputs, attributes, dtype=dtype, shape=list(shape), version=version
+    )
+    return result
+
+
+class Layer(nn.Module):
+    """Stands in for a quantized module. Code that asks for the weight finds its shape and dtype."""
+
+    def __init__(self, module: QuantModule) -> None:
+        super().__init__()
+        self.weight = torch.empty(module.float_shape, dtype=torch.float32, device="meta")
+
+    def hold(self, tensors: Mapping[str, Tensor | None]) -> None:
+        """Constants of the model to write."""
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+
+class Linear(Layer):
+    """y = x · Wᵀ + bias."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, module: QuantLinear) -> None:
+        super().__init__(module)
+        self.rows, self.columns = module.rows, module.columns
+        self.bias = module._parameters["bias"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias
+
+    def product(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class BlockLinear(Linear):
+    """MatMulNBits."""
+
+    def __init__(self, module: QuantLinear, weight: Blocks) -> None:
+        super().__init__(module)
+        zero = None if weight.zero_point is None else pack(weight.zero_point, weight.bits)
+        self.hold({"codes": weight.codes, "scale": weight.scale, "zero_point": zero})
+        self.attributes = {
+            "K": self.columns,
+            "N": self.rows,
+            "bits": weight.bits,
+            "block_size": weight.width,
+        }
+        if module.activations == "dynamic":
+            self.attributes["accuracy_level"] = INT8_ACTIVATIONS
+
+    def product(self, x: Tensor) -> Tensor:
+        held = [self.codes, self.scale, self.zero_point]
+        inputs = [x, *(tensor for tensor in held if tensor is not None)]
+        shape = (*x.shape[:-1], self.rows)
+        return call(f"{OWN}::MatMulNBits", inputs, shape, x.dtype, **self.attributes)
+
+
+class IntegerLinear(Linear):
+    """Holds W [in, out] as uint8 for products of integers, with a scale for each output."""
+
+    def __init__(self, module: QuantLinear, q: AffineTensor) -> None:
+        super().__init__(module)
+        zero = q.zero_point if q.zero_point is not None else torch.tensor([[MIDDLE]])
+        self.hold(
+            {
+                "codes": codes_from_zero(q, 8).t().contiguous(),
+                "scale": q.scale.float().expand(self.rows, 1).flatten().contiguous(),
+                "zero_point": zero.to(torch.uint8).expand(self.rows, 1).flatten().contiguous(),
+            }
+        )
+
+
+class DynamicLinear(IntegerLinear):
+    """Activations become int8 with a scale for each token, found at run time:
+
+        scale = max |x| / 127,    code = rint(x · (127 / max |x|)) + 128
+    """
+
+    def __init__(self, module: QuantLinear, q: AffineTensor) -> None:
+        super().__init__(module, q)
+        middle, levels = torch.tensor(MIDDLE, dtype=torch.uint8), torch.tensor(LEVELS)
+        self.hold({"middle": middle, "levels": levels})
+
+    def product(self, x: Tensor) -> Tensor:
+        largest = x.abs().amax(-1, keepdim=True).clamp(min=TINY)
+        codes = ((x * (self.levels / largest)).round() + MIDDLE).to(torch.uint8)
+        inputs = [codes, self.codes, self.middle, self.zero_point]
+        sums = call("MatMulInteger", inputs, (*x.shape[:-1], self.rows), torch.int32)
+        return sums.to(x.dtype) * self.scale * (largest / self.levels)
+
+
+class StaticLinear(IntegerLinear):
+    """Activations become int8 with one scale that is known."""
+
+    def __init__(self, module: QuantLinear, q: AffineTensor) -> None:
+        super().__init__(module, q)
+        self.activations = Rounded(module.static_scales()[0])
+
+    def product(self, x: Tensor) -> Tensor:
+        held = [self.codes, self.scale, self.zero_point]
+        weight = call("DequantizeLinear", held, self.codes.shape, x.dtype, axis=1)
+        return self.activations(x) @ weight
+
+
+class Rounded(nn.Module):
+    """x as int8 codes of one scale stand for it: QuantizeLinear and DequantizeLinear."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, static: StaticScale) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(static.scale, dtype=torch.float32))
+        zero = torch.tensor(static.zero_point + MIDDLE, dtype=torch.uint8)
+        self.register_buffer("zero_point", zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        form = [self.scale, self.zero_point]
+        codes = call("QuantizeLinear", [x, *form], x.shape, torch.uint8)
+        return call("DequantizeLinear", [codes, *form], x.shape, x.dtype)
+
+
+class BlockEmbedding(Layer):
+    """GatherBlockQuantized."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, module: QuantEmbedding, weight: Blocks) -> None:
+        super().__init__(module)
+        self.factor = module.embed_scale, module.rounds_scale
+        self.columns, self.width = weight.columns, weight.width
+        zero = None if weight.zero_point is None else weight.zero_point[..., None]
+        self.hold({"codes": weight.codes, "scale": weight.scale[..., None], "zero_point": zero})
+        self.attributes = {
+            "bits": weight.bits,
+            "block_size": weight.width,
+            "gather_axis": 0,
+            "quantize_axis": 2,
+        }
+
+    def forward(self, ids: Tensor) -> Tensor:
+        held = [self.scale, self.zero_point]
+        inputs = [self.codes, ids, *(tensor for tensor in held if tensor is not None)]
+        shape = (*ids.shape, self.scale.shape[1], self.width)
+        name = f"{OWN}::GatherBlockQuantized"
+        rows = call(name, inputs, shape, torch.float32, **self.attributes)
+        return scaled(rows.flatten(-2)[..., : self.columns], *self.factor)
+
+
+def layer_for(module: QuantModule, blocks: dict[QuantModule, Blocks]) -> nn.Module:
+    """What takes the place of `module`, whose layout has one (`misfit`). blocks: what was made of
+    weights before, by their owners, so that a tied one is written once."""
+    q = module.qweight
+    assert isinstance(q, AffineTensor)
+
+    def weight() -> Blocks:
+        owner = module.owner
+        if owner not in blocks:
+            blocks[owner] = to_blocks(q)
+        return blocks[owner]
+
+    if isinstance(module, QuantEmbedding):
+        return BlockEmbedding(module, weight())
+    assert isinstance(module, QuantLinear)
+    rows = q.granularity.group_size is None
+    static = module.static_scales()
+    if module.activations == "float" or not rows:
+        layer: nn.Module = BlockLinear(module, weight())
+        layer = nn.Sequential(Rounded(static[0]), layer) if static else layer
+    else:
+        layer = StaticLinear(module, q) if static else DynamicLinear(module, q)
+    if isinstance(module, RequantizedLinear):
+        layer = nn.Sequential(layer, Rounded(static[1]))
+    return layer
