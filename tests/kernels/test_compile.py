@@ -69,6 +69,20 @@ for packed in (False, True):
     torch._dynamo.reset()
     compiled = torch.compile(Reads(layer), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), x @ ops.dequantize(q).T)
+# One graph for texts of any number and length.
+for recipe in recipes[: number // 2]:
+    model = make("bert")
+    lowbit.quantize(model, recipe, progress=False)
+    texts = [torch.arange(3, 3 + rows * n).view(rows, n) % 200 for rows, n in ((2, 5), (3, 9))]
+    with torch.no_grad():
+        expected = [model(ids)[0] for ids in texts]
+        size = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
+        exported = torch.export.export(model, (texts[0],), dynamic_shapes={"input_ids": size})
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+        for ids, y in zip(texts, expected):
+            torch.testing.assert_close(exported.module()(ids)[0], y)
+            torch.testing.assert_close(compiled(ids)[0], y)
 print("compiled")
 """
 

@@ -19,6 +19,10 @@ def export(
     model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote.")],
     to: Annotated[str, typer.Option(metavar="NAME[:TYPE]", help=f"The format: {FORMATS}.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder or file to write.")],
+    layout: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The layout of the folder, if there are several."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model folder that is there already.")
     ] = False,
@@ -29,7 +33,7 @@ def export(
 
     Example: `lowbit export ./llama-int4 --to compressed-tensors -o ./llama-vllm`
     """
-    exported = export_checkpoint(model, to, output, overwrite)
+    exported = export_checkpoint(model, to, output, overwrite, layout)
     if as_json:
         print(json.dumps(asdict(exported)))
     elif not quiet:

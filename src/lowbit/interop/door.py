@@ -65,12 +65,15 @@ class Writer:
     work, with the nearest recipe that it can. write: into a new folder, or a new file if
     `into_file`; returns sentences for people.
 
-    Both are given the TYPE of `--to NAME:TYPE`, or None.
+    Both are given the TYPE of `--to NAME:TYPE`, or None. weights: a pattern of the files that are
+    counted as weights. layouts: other ways to lay a folder out, by name.
     """
 
     check: Callable[[StoredModel, str | None], None]
     write: Callable[[StoredModel, str | None, Path], tuple[str, ...]]
     into_file: bool = False
+    weights: str = "*.safetensors"
+    layouts: "Mapping[str, Writer]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

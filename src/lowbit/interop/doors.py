@@ -7,6 +7,7 @@ from lowbit.interop import (
     compressed_tensors_out,
     gguf,
     gptq,
+    onnx,
     torchao,
 )
 from lowbit.interop.door import Door
@@ -16,6 +17,7 @@ DOORS: dict[str, Door] = {
     "gptq": Door(gptq.READER),
     "awq": Door(awq.READER),
     "compressed-tensors": Door(compressed_tensors.READER, compressed_tensors_out.WRITER),
+    "onnx": Door(writer=onnx.WRITER),
     "torchao": Door(torchao.READER),
     "bitsandbytes": Door(bitsandbytes.READER),
 }

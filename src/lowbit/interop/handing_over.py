@@ -8,7 +8,7 @@ from lowbit.checkpoint.companions import copy_companions
 from lowbit.checkpoint.documents import reading
 from lowbit.checkpoint.shards import MAX_SHARD_BYTES, ShardWriter
 from lowbit.conversion.module_weights import as_stored
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_choice
 from lowbit.interop.door import Writer
 from lowbit.interop.doors import DOORS
 from lowbit.interop.stored_model import open_stored
@@ -29,16 +29,21 @@ class Exported:
 
 
 def export_checkpoint(
-    model: str | Path, to: str, output: str | Path, overwrite: bool = False
+    model: str | Path,
+    to: str,
+    output: str | Path,
+    overwrite: bool = False,
+    layout: str | None = None,
 ) -> Exported:
     """Write the folder `model`, which lowbit wrote, as another program reads it.
 
-    to: "NAME" or "NAME:TYPE" of docs/interop.md. The codes stay what they are. Raises UsageError
-    for a name that is unknown and for a model that the format cannot hold, both before any work,
-    InputError for a folder that is not lowbit's. On error, `output` is left unchanged.
+    to: "NAME" or "NAME:TYPE" of docs/interop.md. layout: of the folder that is written, if the
+    format has several. The codes stay what they are. Raises UsageError for a name that is unknown
+    and for a model that the format cannot hold, both before any work, InputError for a folder that
+    is not lowbit's. On error, `output` is left unchanged.
     """
     name, _, kind = to.partition(":")
-    writer, output, type = _writer(name), Path(output), kind or None
+    writer, output, type = _writer(name, layout), Path(output), kind or None
     with open_stored(model) as stored:
         writer.check(stored, type)
         if writer.into_file:
@@ -47,7 +52,7 @@ def export_checkpoint(
             check_output(output, overwrite, stored.folder)
         with staged_file(output) if writer.into_file else staged(output) as new:
             notes = writer.write(stored, type, new)
-            files = [new] if new.is_file() else [*new.glob("*.safetensors")]
+            files = [new] if new.is_file() else [*new.glob(writer.weights)]
             size = sum(file.stat().st_size for file in files)
     return Exported(name, type, size, len(stored.owners), notes)
 
@@ -84,10 +89,15 @@ def dequantize_checkpoint(
     return Exported("float", None, size, len(owners))
 
 
-def _writer(name: str) -> Writer:
-    """Raises UsageError for a format that is unknown, or is only read."""
+def _writer(name: str, layout: str | None) -> Writer:
+    """Raises UsageError for a format that is unknown or is only read, and for an unknown layout."""
     door = DOORS.get(name)
     if door is None or door.writer is None:
         known = ", ".join(name for name, door in DOORS.items() if door.writer is not None)
         raise UsageError(f"there is no format {name!r} to export to: use {known}")
-    return door.writer
+    if layout is None:
+        return door.writer
+    if not door.writer.layouts:
+        raise UsageError(f"{name} has one layout: leave {layout!r} out")
+    check_choice("layout", layout, door.writer.layouts)
+    return door.writer.layouts[layout]

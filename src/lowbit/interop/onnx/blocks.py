@@ -56,8 +56,8 @@ def block_width(layout: AffineLayout, columns: int) -> int | None:
 def codes_from_zero(q: AffineTensor, bits: int) -> UInt8[Tensor, "out in"]:
     """The codes, one a byte, from 0 on; symmetric ones around 2^(bits − 1) for the wider `bits`."""
     rows, columns = q.shape
-    codes = q.codes.view(torch.uint8) ^ 0x80 if q.layout.signed else unpack(
-        q.codes, q.bits, columns
+    codes = (
+        q.codes.view(torch.uint8) ^ 0x80 if q.layout.signed else unpack(q.codes, q.bits, columns)
     )
     if q.zero_point is None:
         codes = codes + ((1 << (bits - 1)) - (1 << (q.bits - 1)))

@@ -62,6 +62,11 @@ class Layer(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
 
+    def held(self, *names: str) -> list[Tensor]:
+        """Those of the given names that there are."""
+        found = (self._buffers[name] for name in names)
+        return [tensor for tensor in found if tensor is not None]
+
 
 class Linear(Layer):
     """y = x · Wᵀ + bias."""
@@ -99,8 +104,7 @@ class BlockLinear(Linear):
             self.attributes["accuracy_level"] = INT8_ACTIVATIONS
 
     def product(self, x: Tensor) -> Tensor:
-        held = [self.codes, self.scale, self.zero_point]
-        inputs = [x, *(tensor for tensor in held if tensor is not None)]
+        inputs = [x, *self.held("codes", "scale", "zero_point")]
         shape = (*x.shape[:-1], self.rows)
         return call(f"{OWN}::MatMulNBits", inputs, shape, x.dtype, **self.attributes)
 
@@ -123,8 +127,10 @@ class IntegerLinear(Linear):
 class DynamicLinear(IntegerLinear):
     """Activations become int8 with a scale for each token, found at run time:
 
-        scale = max |x| / 127,    code = rint(x · (127 / max |x|)) + 128
+    scale = max |x| / 127,    code = rint(x · (127 / max |x|)) + 128
     """
+
+    levels: Tensor
 
     def __init__(self, module: QuantLinear, q: AffineTensor) -> None:
         super().__init__(module, q)
@@ -134,7 +140,7 @@ class DynamicLinear(IntegerLinear):
     def product(self, x: Tensor) -> Tensor:
         largest = x.abs().amax(-1, keepdim=True).clamp(min=TINY)
         codes = ((x * (self.levels / largest)).round() + MIDDLE).to(torch.uint8)
-        inputs = [codes, self.codes, self.middle, self.zero_point]
+        inputs = [codes, *self.held("codes", "middle", "zero_point")]
         sums = call("MatMulInteger", inputs, (*x.shape[:-1], self.rows), torch.int32)
         return sums.to(x.dtype) * self.scale * (largest / self.levels)
 
@@ -147,7 +153,7 @@ class StaticLinear(IntegerLinear):
         self.activations = Rounded(module.static_scales()[0])
 
     def product(self, x: Tensor) -> Tensor:
-        held = [self.codes, self.scale, self.zero_point]
+        held = self.held("codes", "scale", "zero_point")
         weight = call("DequantizeLinear", held, self.codes.shape, x.dtype, axis=1)
         return self.activations(x) @ weight
 
@@ -190,8 +196,7 @@ class BlockEmbedding(Layer):
         }
 
     def forward(self, ids: Tensor) -> Tensor:
-        held = [self.scale, self.zero_point]
-        inputs = [self.codes, ids, *(tensor for tensor in held if tensor is not None)]
+        inputs = [self.codes, ids, *self.held("scale", "zero_point")]
         shape = (*ids.shape, self.scale.shape[1], self.width)
         name = f"{OWN}::GatherBlockQuantized"
         rows = call(name, inputs, shape, torch.float32, **self.attributes)
@@ -201,7 +206,7 @@ class BlockEmbedding(Layer):
 def layer_for(module: QuantModule, blocks: dict[QuantModule, Blocks]) -> nn.Module:
     """What takes the place of `module`, whose layout has one (`misfit`). blocks: what was made of
     weights before, by their owners, so that a tied one is written once."""
-    q = module.qweight
+    q = module.stored_weight
     assert isinstance(q, AffineTensor)
 
     def weight() -> Blocks:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -9,59 +10,70 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import SUPPORTED_NODES, tree_leaves
 
-from lowbit.errors import InputError
-from lowbit.interop.onnx.graphs import Graph, input_name, output_name
+from lowbit.interop.onnx.graphs import Graph, axes_of, input_name, output_name
 from lowbit.progress import without_load_reports
 
 
 def trace(graph: Graph, opset: int) -> Any:
     """An onnx_ir.Model with names for inputs, outputs and their axes."""
     from transformers.exporters import OnnxConfig, OnnxExporter
-
-    with _quietly():
-        shapes = _shapes(graph)
-        config = OnnxConfig(dynamic_shapes=shapes, opset_version=opset)
-        program = OnnxExporter().export(graph.model, dict(graph.inputs), config).program
-    for value in program.graph.inputs:
-        value.name = input_name(value.name)
-    for value in program.graph.outputs:
-        value.name = output_name(value.name)
-    return _with_axes(program, graph)
-
-
-def _shapes(graph: Graph) -> dict[str, Any]:
-    """`graph.axes` as torch.export has it: a tree like that of the inputs."""
     from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model
 
-    register_cache_pytrees_for_model(graph.model)
-    axes = iter(graph.axes)
-
-    def of(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return dict.fromkeys(next(axes), torch.export.Dim.DYNAMIC)
-        children, _ = torch.utils._pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
-        return [of(child) for child in children]
-
-    return {n: of(value) for n, value in graph.inputs.items() if not isinstance(value, bool)}
-
-
-def _with_axes(program: Any, graph: Graph) -> Any:
-    """Axes are called what `graph.axes` calls them, everywhere."""
-    names: dict[str, str] = {}
-    for value, axes in zip(program.graph.inputs, graph.axes, strict=True):
-        for axis, name in axes.items():
-            size = value.shape[axis]
-            if isinstance(size, int):
-                raise InputError(f"{name} of {value.name} can only be {size} in an ONNX model of it")
-            names[size.value] = name
-    import onnx_ir
-
-    for node in program.graph.all_nodes():
-        for value in (*node.inputs, *node.outputs):
-            if value is not None and value.shape is not None:
-                value.shape = onnx_ir.Shape([names.get(getattr(d, "value", d), d) for d in value.shape])
+    with _quietly():
+        register_cache_pytrees_for_model(graph.model)
+        tensors = {n: value for n, value in graph.inputs.items() if not isinstance(value, bool)}
+        shapes = {name: _shapes(value) for name, value in tensors.items()}
+        axes = [axes_of(leaf) for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor)]
+        config = OnnxConfig(dynamic_shapes=shapes, opset_version=opset)
+        program = OnnxExporter().export(graph.model, dict(graph.inputs), config).program
+    _name_axes(program.graph, axes)
+    for value in program.graph.inputs:
+        value.name = input_name(value.name, graph)
+    for value in program.graph.outputs:
+        value.name = output_name(value.name)
+    _leave_out(program.graph, graph)
     return program
+
+
+def _shapes(value: Any) -> Any:
+    """`axes_of` every tensor as torch.export has it: a tree like that of the inputs."""
+    if isinstance(value, Tensor):
+        return dict.fromkeys(axes_of(value), torch.export.Dim.DYNAMIC)
+    if value is None:
+        return None
+    children, _ = SUPPORTED_NODES[type(value)].flatten_fn(value)
+    return [_shapes(child) for child in children]
+
+
+def _name_axes(graph: Any, axes: list[dict[int, str]]) -> None:
+    """Sizes are called what the axes of the inputs are called, everywhere. What the tracer says of
+    each node is left out: it is a third of the file of a small model."""
+    names: dict[str, str] = {}
+    for value, own in zip(graph.inputs, axes, strict=True):
+        names |= {str(value.shape[axis]): name for axis, name in own.items()}
+    symbol = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    values = list(graph.inputs)
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        values += node.outputs
+    for value in values:
+        for axis, size in enumerate(value.shape or ()):
+            told = None if isinstance(size, int) else size.value
+            if told is not None:
+                value.shape[axis] = symbol.sub(lambda found: names[found[0]], told)
+
+
+def _leave_out(graph: Any, described: Graph) -> None:
+    """Inputs that nothing reads, and outputs that are inputs."""
+    if described.constant is not None:
+        kept = [value for value in graph.outputs if described.constant not in value.name]
+        graph.outputs[:] = kept
+        for node in reversed(list(graph)):
+            if not any(v.uses() or v.is_graph_output() for v in node.outputs):
+                graph.remove(node, safe=True)
+    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
 
 
 @contextmanager

@@ -1,0 +1,98 @@
+"""What cannot be written as ONNX is refused in one sentence, before any work; nothing is left."""
+
+import json
+
+import pytest
+
+import lowbit
+from lowbit.interop.onnx import outgoing
+from tests.cli.conftest import lowbit as command  # noqa: F401  a fixture
+from tests.folders import save
+
+pytest.importorskip("onnxscript", reason='onnxscript is absent: pip install "lowbit[onnx]"')
+pytest.importorskip("transformers.exporters", reason="transformers is older than 5.24")
+
+
+@pytest.fixture
+def folder(tmp_path, request):
+    """A folder that lowbit wrote with the recipe of the test."""
+    save("bert", tmp_path / "float")
+    lowbit.quantize_checkpoint(
+        str(tmp_path / "float"), request.param, tmp_path / "ours", progress=False
+    )
+    return tmp_path / "ours"
+
+
+def groups(size):
+    return {
+        "rules": [
+            {
+                "match": "*.query",
+                "scheme": "absmax",
+                "bits": 4,
+                "granularity": f"group:{size}",
+            }
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("folder", "to", "layout", "told"),
+    [
+        ("bcq3", "onnx", None, "dense cannot be written as ONNX: .*quantize with int3"),
+        ("bcq1", "onnx", None, "quantize with int2"),
+        (groups(24), "onnx", None, "groups of 24 inputs are no multiple of 16.*groups of 32"),
+        ("int8", "onnx:17", None, "opset '17' is none of 18 … 23"),
+        ("int8", "onnx:new", None, "opset 'new' is none of 18 … 23"),
+        ("int8", "onnx", "sentence-transformers", "has no modules.json"),
+        ("int8", "onnx", "sentence-transformer", "did you mean sentence-transformers"),
+        ("int8", "compressed-tensors", "other", "has one layout: leave 'other' out"),
+    ],
+    indirect=["folder"],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_written(folder, to, layout, told, tmp_path):
+    with pytest.raises(lowbit.UsageError, match=told) as raised:
+        lowbit.export_checkpoint(folder, to, tmp_path / "out", layout=layout)
+    assert "\n" not in str(raised.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["float", "ours"]
+
+
+@pytest.mark.parametrize("folder", ["int8"], indirect=True)
+def test_an_output_that_exists_is_kept(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(outgoing, "trace", None)  # it is not reached
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(lowbit.UsageError, match="exists and is not empty"):
+        lowbit.export_checkpoint(folder, "onnx", tmp_path / "out")
+    assert (tmp_path / "out" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", ["int8"], indirect=True)
+def test_a_model_that_cannot_be_traced_is_told_and_leaves_nothing(folder, tmp_path, monkeypatch):
+    def untraceable(graph, opset):
+        raise RuntimeError("data-dependent control flow\nand a long story")
+
+    monkeypatch.setattr(outgoing, "trace", untraceable)
+    told = "ours cannot be traced for ONNX: data-dependent control flow$"
+    with pytest.raises(lowbit.InputError, match=told):
+        lowbit.export_checkpoint(folder, "onnx", tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["float", "ours"]
+
+
+@pytest.mark.parametrize("folder", ["int8"], indirect=True)
+def test_missing_packages_are_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(lowbit.InputError, match=r'onnxscript: pip install "lowbit\[onnx\]"'):
+        lowbit.export_checkpoint(folder, "onnx", tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["int3"], indirect=True)
+def test_the_command_says_what_it_wrote(folder, command, tmp_path):  # noqa: F811
+    out = tmp_path / "onnx"
+    code, said, err = command("export", folder, "--to", "onnx:18", "-o", out, "--json")
+    told = json.loads(said)
+    assert (code, told["to"], told["type"]) == (0, "onnx", "18"), err
+    assert told["bytes"] == (out / "model.onnx").stat().st_size
+    assert any("13 weights of 3 bits are stored in 4" in note for note in told["notes"])
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
