@@ -13,6 +13,7 @@ from lowbit.interop.gguf.blocks import TYPES, pack
 from lowbit.interop.gguf.grids import to_blocks
 from lowbit.interop.gguf.vocabulary import vocabulary
 from lowbit.interop.gguf.writer import NewTensor, write_file
+from lowbit.interop.handing_over import export_checkpoint
 from lowbit.interop.stored_model import open_stored
 from lowbit.interop.taking_over import import_checkpoint
 from lowbit.schemes import Absmax, KQuant
@@ -27,8 +28,8 @@ SCHEMES = {"Q4_0": Absmax(4, group(32)), "Q8_0": Absmax(8, group(32)), "Q3_K": K
 def mixture():
     torch.manual_seed(0)
     own = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": INNER}
-    heads = {"head_dim": 16, "norm_topk_prob": True}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**DECODER | own | heads)).eval()
+    own |= {"head_dim": 16, "norm_topk_prob": True, "vocab_size": VOCABULARY}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**DECODER | own)).eval()
 
 
 def blocks(weights, kind):
@@ -40,6 +41,8 @@ def blocks(weights, kind):
 def written(file, gate="Q4_0", up="Q4_0", down="Q3_K"):
     """A file of the mixture, all but its experts in float32."""
     model, tokenizer = mixture(), byte_level("qwen2")
+    # transformers gives it to every such tokenizer; those of real files have it.
+    tokenizer.add_special_tokens({"pad_token": "<|endoftext|>"})
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3MOE, config.num_hidden_layers)
     tensors = []
@@ -143,11 +146,32 @@ def test_experts_of_another_number_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "ours").exists()
 
 
+def test_they_go_out_as_the_bytes_that_came_in(tmp_path):
+    """Quantized or float: gates of two types are decoded on the way in, and stay floats."""
+    for name, gate in (("one", "Q4_0"), ("two", "Q8_0")):
+        file = written(tmp_path / f"{name}.gguf", gate=gate)
+        import_checkpoint(file, tmp_path / name, progress=False)
+        export_checkpoint(tmp_path / name, "gguf", tmp_path / f"{name}-again.gguf")
+        before, after = (
+            {tensor.name: tensor for tensor in gguf.GGUFReader(each).tensors}
+            for each in (file, tmp_path / f"{name}-again.gguf")
+        )
+        assert before.keys() == after.keys()
+        for own, tensor in before.items():
+            if after[own].tensor_type == tensor.tensor_type:
+                np.testing.assert_array_equal(after[own].data, tensor.data, err_msg=own)
+            else:
+                assert gate == "Q8_0" and after[own].tensor_type.name == "F32", own
+                found = gguf.dequantize(tensor.data, tensor.tensor_type)
+                np.testing.assert_array_equal(after[own].data, found, err_msg=own)
+
+
 @pytest.mark.slow
 def test_llama_cpp_computes_the_same(tmp_path):
     llama_cpp_model = pytest.importorskip("tests.interop.gguf.llama_cpp_model")
-    file = written(tmp_path / "moe.gguf")
-    import_checkpoint(file, tmp_path / "ours", progress=False)
+    import_checkpoint(written(tmp_path / "moe.gguf"), tmp_path / "ours", progress=False)
+    file = tmp_path / "again.gguf"
+    export_checkpoint(tmp_path / "ours", "gguf", file)
     ids = load_tokenizer(tmp_path / "ours")(TEXT).input_ids
     peer = llama_cpp_model.LlamaCpp(file)
     assert peer.tokens(TEXT) == ids

@@ -87,6 +87,22 @@ ARCHITECTURES = {
     "mistral": Architecture("llama", _ROTARY, _SILU | {"sliding_window": (None,)}, order=_HALVES),
     "qwen2": Architecture("qwen2", _ROTARY, _SILU | {"use_sliding_window": (False,)}),
     "qwen3": Architecture("qwen3", _ROTARY, _SILU | {"use_sliding_window": (False,)}),
+    "qwen3_moe": Architecture(
+        "qwen3moe",
+        _ROTARY
+        | {
+            "expert_count": "num_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "moe_intermediate_size",
+        },
+        _SILU
+        | {
+            "use_sliding_window": (False,),
+            "norm_topk_prob": (True,),
+            "decoder_sparse_step": (1,),
+            "mlp_only_layers": ([], None),
+        },
+    ),
     "gpt2": Architecture(
         "gpt2",
         _TRANSFORMER
@@ -137,6 +153,10 @@ ARCHITECTURES = {
         },
     ),
 }
+
+# A parameter of experts -> the tensors of llama.cpp that hold equal parts of each expert's rows, by
+# the names that they have in checkpoints.
+EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:

@@ -5,9 +5,9 @@ packed and written one after the other.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from lowbit.conversion.module_weights import Weights, oriented, weights_of
 from lowbit.conversion.streamed_load import names_in_model
 from lowbit.errors import InputError, UsageError, check_choice, naming
 from lowbit.extras import needed
-from lowbit.formats import decode
+from lowbit.formats import AffineTensor, ExpertsLayout, ExpertsTensor, decode
+from lowbit.formats.affine import take_rows
 from lowbit.interop.gguf.architectures import (
+    EXPERTS,
     Architecture,
     architecture_of,
     numbers_of,
@@ -84,13 +86,17 @@ def _plan(
     left_out: list[str] = []
     for place, weight in model.owners.items():
         with naming(place):
-            if (name := name_of(str(weight.name))) is None:
+            if weight.weights.kind == "experts":
+                tensors += _quantized_experts(weight, name_of, kind)
+            elif (name := name_of(str(weight.name))) is None:
                 left_out.append(str(weight.name))
             else:
                 tensors.append(_quantized(model, architecture, weight, name, kind))
     for own, tensor in model.floats.items():
         with naming(own):
-            if (name := name_of(own)) is None:
+            if own.rpartition(".")[2] in EXPERTS and len(tensor.get_shape()) == 3:
+                tensors += _float_experts(own, tensor, name_of)
+            elif (name := name_of(own)) is None:
                 left_out.append(own)
             else:
                 tensors.append(_float(model, architecture, own, tensor, name))
@@ -169,6 +175,52 @@ def _quantized(
         return stored if order is None else stored[order]
 
     return NewTensor(name, kind, (rows, columns), read)
+
+
+def _quantized_experts(
+    weight: StoredWeight, name_of: Callable[[str], str | None], wanted: str | None
+) -> Iterator[NewTensor]:
+    """The tensors of llama.cpp that hold the rows of a weight of experts."""
+    layout, (every, columns) = weight.layout, weight.weights.shape
+    assert isinstance(layout, ExpertsLayout)
+    if weight.weights.transposed:
+        raise InputError("its experts are transposed, which llama.cpp has no place for")
+    kind = type_for(layout.each, columns, None if wanted is None else wanted.upper())
+    names = _experts_names(str(weight.name), name_of)
+    rows = every // layout.experts // len(names)
+    for i, name in enumerate(names):
+
+        def read(own: slice = slice(i * rows, (i + 1) * rows)) -> Tensor:
+            q = weight.read()
+            assert isinstance(q, ExpertsTensor)
+            each = (take_rows(cast(AffineTensor, q.expert(e)), own) for e in range(q.experts))
+            return torch.stack([pack(TYPES[kind], to_blocks(one, kind)) for one in each])
+
+        yield NewTensor(name, kind, (layout.experts, rows, columns), read)
+
+
+def _float_experts(
+    own: str, tensor: Any, name_of: Callable[[str], str | None]
+) -> Iterator[NewTensor]:
+    """The same of one that is float."""
+    names = _experts_names(own, name_of)
+    experts, every, columns = tensor.get_shape()
+    rows = every // len(names)
+    dtype = DTYPES.get(tensor.get_dtype(), torch.float32)
+    for i, name in enumerate(names):
+
+        def read(part: slice = slice(i * rows, (i + 1) * rows)) -> Tensor:
+            found: Tensor = tensor[...][:, part]
+            return found.to(dtype)
+
+        yield NewTensor(name, FLOAT_NAMES[str(dtype)], (experts, rows, columns), read)
+
+
+def _experts_names(own: str, name_of: Callable[[str], str | None]) -> list[str]:
+    """Those of llama.cpp of a parameter of experts. Raises InputError where it has none."""
+    module, _, parameter = own.rpartition(".")
+    found = [name_of(f"{module}.{part}.weight") for part in EXPERTS.get(parameter, (parameter,))]
+    return [name for name in found if name is not None]
 
 
 def _float(
