@@ -1,10 +1,12 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lowbit import InputError, UsageError
+from lowbit.cli.demo import kernel_lines
 from lowbit.demo import DemoSettings, run
 from lowbit.demo.cache import DIGESTS, cache_folder, fingerprint, intact, trained
 from lowbit.demo.chain import RECIPES
@@ -170,3 +172,9 @@ def test_a_properly_trained_model_survives_eight_bits(tmp_path):
     assert found["float32"] < 400
     assert abs(found["int8-all"] / found["float32"] - 1) < 0.01
     assert found["bcq3-all"] > found["int8-all"]
+
+
+def test_layers_of_one_kernel_are_told_apart_by_the_reason():
+    modules = [SimpleNamespace(kernel="avx512", why=why) for why in ("", "no VNNI", "no VNNI")]
+    study = SimpleNamespace(models=[SimpleNamespace(name="int4", kernels=(), modules=modules)])
+    assert list(kernel_lines(study)) == ["int4, layers: 1 by avx512, 2 by avx512 (no VNNI)"]
