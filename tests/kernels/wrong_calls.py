@@ -44,7 +44,7 @@ from lowbit.errors import LowbitError
 from tests.kernels.right_calls import RightCall, right_calls
 
 FAULTS = ("crash", "foreign", "accepted", "unlike")
-SECONDS = 60  # a call that takes longer hangs
+SECONDS = 60  # a call that computes for longer, or waits for ten times as long, hangs
 MEMORY = 8 << 30
 
 
@@ -429,10 +429,12 @@ def _in_a_child(
             os.close(reader)
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            for late in (signal.SIGALRM, signal.SIGPROF):
+                signal.signal(late, signal.SIG_DFL)
             torch.set_num_threads(1)  # a fork has none of its parent's
             for call in calls:
-                signal.alarm(SECONDS)
+                signal.alarm(10 * SECONDS)
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
                 told = pickle.dumps(outcome(call))
                 os.write(writer, len(told).to_bytes(4, "little") + told)
             status = 0

@@ -3,9 +3,8 @@
 transformers alone only warns of a `quant_method` that it does not know, and puts random numbers
 where the weights should be. So beside the packed tensors a checkpoint holds a few empty tensors
 under the names of float weights: of modules, or of the experts of a mixture, which are parameters
-themselves. No model has weights of that shape, so that transformers refuses
-to load them, and its report shows the name of one more empty tensor, which says what to do. lowbit
-reads neither.
+themselves. No model has weights of that shape, so that transformers refuses to load them, and its
+report shows the name of one more empty tensor, which says what to do. lowbit reads neither.
 """
 
 import re
