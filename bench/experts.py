@@ -243,16 +243,15 @@ def prepared(options: Any, config: PreTrainedConfig, work: Path) -> dict[str, An
     if not source.exists():
         source.mkdir()
         make_checkpoint(config, source)
-        facts["float bytes"] = size_of(source)
     for bits in PEERS:
         output = work / f"int{bits}"
         if not output.exists():
             text = json.dumps(recipe(bits, options.activations))
             facts[f"streaming {bits}"] = asked(RUN, str(source), text, str(output))
             facts[f"memory {bits}"] = asked(LOAD, str(output))
+            told.write_text(json.dumps(facts))
     files(config, PEERS.values(), work)
-    told.write_text(json.dumps(facts))
-    return facts
+    return facts | {"float bytes": size_of(source)}
 
 
 def measured(options: Any, config: PreTrainedConfig, work: Path) -> dict[str, Any]:
@@ -326,17 +325,25 @@ def table(title: str, facts: dict[str, Any]) -> list[str]:
         ]
     lines += [
         "",
-        "| bits | streaming: seconds | above the imports, MB | stored, MB | in memory, MB |"
-        " experts alone, GB/s | one layer, GB/s | share |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| bits | experts alone, GB/s | one layer, GB/s | share |",
+        "|---|---:|---:|---:|",
     ]
     for bits in PEERS:
+        mixture, one = facts[f"experts {bits}"], facts[f"one layer {bits}"]
+        lines.append(f"| {bits} | {mixture:.1f} | {one:.1f} | {mixture / one:.0%} |")
+    made = [bits for bits in PEERS if f"memory {bits}" in facts]
+    if made:  # by this call, or one before it
+        lines += [
+            "",
+            "| bits | streaming: seconds | above the imports, MB | stored, MB | in memory, MB |",
+            "|---|---:|---:|---:|---:|",
+        ]
+    for bits in made:
         seconds, peak = facts[f"streaming {bits}"]
         memory, stored = facts[f"memory {bits}"]
-        mixture, one = facts[f"experts {bits}"], facts[f"one layer {bits}"]
         lines.append(
             f"| {bits} | {seconds:.0f} | {peak / 1e6:,.0f} | {stored / 1e6:,.0f} |"
-            f" {memory / 1e6:,.0f} | {mixture:.1f} | {one:.1f} | {mixture / one:.0%} |"
+            f" {memory / 1e6:,.0f} |"
         )
     return lines
 
