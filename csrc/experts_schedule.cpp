@@ -315,22 +315,11 @@ Group group_of(const Experts& op, const Linear& layer, const Product& product,
   return group;
 }
 
-// y of all pairs, or `sum` alone, if it is given.
-void run_pairs(const Experts& op, const Product& (*choose)(const Linear&), const Experts* sum) {
-  const Sorted all = sorted(op);
+// fn(group) for the rows of each expert, chunk after chunk.
+template <class Fn>
+void for_groups(const Experts& op, const Sorted& all, const Product& (*choose)(const Linear&),
+                const Fn& fn) {
   const int64_t outputs = op.layer.form.outputs;
-  const int64_t result_bytes = (op.gated ? outputs / 2 : outputs) * item(op.layer);
-  const int64_t none = op.experts ? all.ends[op.experts - 1] : 0;
-  for (int64_t i = none; !sum && i < all.ends[op.experts]; ++i) {
-    std::memset(static_cast<char*>(op.layer.y) + all.pairs[i] * result_bytes, 0, result_bytes);
-  }
-  std::vector<Group> groups;
-  int64_t bytes = 0;
-  const auto flush = [&] {
-    if (sum || !groups.empty()) Round(op, all, groups, sum).run();
-    groups.clear();
-    bytes = 0;
-  };
   for (int64_t expert = 0; expert < op.experts; ++expert) {
     const int64_t first = expert ? all.ends[expert - 1] : 0, count = all.ends[expert] - first;
     if (count == 0) continue;
@@ -352,12 +341,41 @@ void run_pairs(const Experts& op, const Product& (*choose)(const Linear&), const
     const int64_t chunk = std::max<int64_t>(1, fitting / product.rows) * product.rows;
     for (int64_t row = 0; row < count; row += chunk) {
       layer.rows = std::min(chunk, count - row);
-      groups.push_back(group_of(op, layer, product, &all.pairs[first + row]));
-      bytes += groups.back().activation_bytes();
-      if (bytes > scratch_bytes && !sum) flush();
+      fn(group_of(op, layer, product, &all.pairs[first + row]));
     }
   }
-  flush();
+}
+
+// y of all pairs.
+void run_pairs(const Experts& op, const Product& (*choose)(const Linear&)) {
+  const Sorted all = sorted(op);
+  const int64_t outputs = op.layer.form.outputs;
+  const int64_t result_bytes = (op.gated ? outputs / 2 : outputs) * item(op.layer);
+  const int64_t none = op.experts ? all.ends[op.experts - 1] : 0;
+  for (int64_t i = none; i < all.ends[op.experts]; ++i) {
+    std::memset(static_cast<char*>(op.layer.y) + all.pairs[i] * result_bytes, 0, result_bytes);
+  }
+  std::vector<Group> groups;
+  int64_t bytes = 0;
+  const auto run_round = [&] {
+    if (!groups.empty()) Round(op, all, groups, nullptr).run();
+    groups.clear();
+    bytes = 0;
+  };
+  for_groups(op, all, choose, [&](const Group& group) {
+    groups.push_back(group);
+    bytes += group.activation_bytes();
+    if (bytes > scratch_bytes) run_round();
+  });
+  run_round();
+}
+
+// `sum` of all pairs, in one round.
+void sum_pairs(const Experts& op, const Product& (*choose)(const Linear&), const Experts& sum) {
+  const Sorted all = sorted(op);
+  std::vector<Group> groups;
+  for_groups(op, all, choose, [&](const Group& group) { groups.push_back(group); });
+  Round(op, all, groups, &sum).run();
 }
 
 // Tokens whose activations one round holds.
@@ -375,17 +393,17 @@ void run_sum(const Experts& op, const Product& (*choose)(const Linear&)) {
   pairs.slots = 1;
   pairs.weights = nullptr;
   const int64_t outputs = op.layer.form.outputs, bytes = outputs * item(op.layer);
-  if (pairs.layer.rows * bytes > few_result_bytes) return run_pairs(pairs, choose, &op);
+  if (pairs.layer.rows * bytes > few_result_bytes) return sum_pairs(pairs, choose, op);
   auto* results = static_cast<char*>(result_scratch(pairs.layer.rows * bytes));
   pairs.layer.y = results;
-  run_pairs(pairs, choose, nullptr);
+  run_pairs(pairs, choose);
   sum_slots(op, results, bytes, nullptr, 0, outputs);
 }
 
 }  // namespace
 
 void run_experts(const Experts& op, const Product& (*choose)(const Linear&)) {
-  if (!op.weights) return run_pairs(op, choose, nullptr);
+  if (!op.weights) return run_pairs(op, choose);
   const int64_t at_once = summed_at_once(op, choose), bytes = item(op.layer);
   for (int64_t first = 0; first < op.layer.rows; first += at_once) {
     Experts part = op;
