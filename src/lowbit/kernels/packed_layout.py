@@ -36,7 +36,7 @@ READABLE_BEHIND_CODES = 512
 # Beyond this many inputs under one scale a sum of |digit| ≤ 128 times |q − z| ≤ 255 leaves int32.
 MAX_GROUP = (2**31 - 1) // (128 * 255)
 MOST_PADDING = 2  # times the codes of a group
-TOLD_PADDING = 1.5  # what is said of it
+REPORTED_PADDING = 1.5  # from so many times the codes of a group on
 
 
 def unsupported(layout: Layout, in_features: int, device: torch.device) -> str | None:
@@ -46,10 +46,9 @@ def unsupported(layout: Layout, in_features: int, device: torch.device) -> str |
     width = layout.granularity.width(in_features)
     if not 1 <= min(width, in_features) <= MAX_GROUP:
         return f"{min(width, in_features)} inputs under one scale are outside 1 … {MAX_GROUP}"
-    padded = -(-width // BLOCK_INPUTS) * BLOCK_INPUTS
-    if layout.granularity.kind == "group" and padded > MOST_PADDING * width:
+    if layout.granularity.kind == "group" and _padded(width) > MOST_PADDING * width:
         return (
-            f"groups of {width} inputs would be padded to {padded}, more than"
+            f"groups of {width} inputs would be padded to {_padded(width)}, more than"
             f" {MOST_PADDING} times as many"
         )
     return None
@@ -58,10 +57,14 @@ def unsupported(layout: Layout, in_features: int, device: torch.device) -> str |
 def padding(layout: Layout, in_features: int) -> str | None:
     """What is to be said of groups that take many more codes than they have, or None."""
     width = min(layout.granularity.width(in_features), in_features)
-    padded = -(-width // BLOCK_INPUTS) * BLOCK_INPUTS
-    if layout.granularity.kind != "group" or padded < TOLD_PADDING * width:
+    if layout.granularity.kind != "group" or _padded(width) < REPORTED_PADDING * width:
         return None
-    return f"groups of {width} inputs are padded to {padded}"
+    return f"groups of {width} inputs are padded to {_padded(width)}"
+
+
+def _padded(width: int) -> int:
+    """Inputs of a group with its padding: whole blocks."""
+    return -(-width // BLOCK_INPUTS) * BLOCK_INPUTS
 
 
 def decode_path() -> str:
