@@ -2,6 +2,7 @@
 
     python bench/products.py                  # a table
     python bench/products.py --kernel avx2    # of another target that this processor can run
+    python bench/products.py --threads 1      # [default: 1 2]
     python bench/products.py --write          # the same, kept in docs/results/
 
 *Few rows* (decoding): weights of 8192 x 2048 stream from memory, many times what the caches hold;
@@ -9,11 +10,12 @@ the share is of the rate at which torch sums a float32 tensor of the same size. 
 (encoders, prefill): 1024 rows against 3072 x 768, beside torch's float32 product, which is held to
 the target's instruction set. The share of the limit is that of a short sequence of instructions,
 which multiplies such codes and activations in registers (limits.py). All times are the least of
-several, ours and torch's in turns; torch's that of the whole table. It takes 1 to 3 minutes on a
-quiet machine.
+several, ours and torch's in turns; torch's that of all rows with as many threads. It takes 1 to 3
+minutes on a quiet machine.
 """
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -49,6 +51,7 @@ SCHEMES: dict[str, Scheme] = {
 COLUMNS = (
     "processor",
     "target",
+    "threads",
     "weights",
     "activations",
     "1 row, Gweights/s",
@@ -118,14 +121,14 @@ def many_rows(q: QTensor, activations: str, weight: torch.Tensor) -> tuple[float
     form = PackedLayout(q.layout, *q.shape)
     packed, run, x = form.pack(q), product(form, activations), torch.randn(ROWS, q.in_features)
     taken = least_seconds(
-        rounds=30, ours=lambda: run(x, packed, None), float32=lambda: x @ weight.T
+        rounds=12, ours=lambda: run(x, packed, None), float32=lambda: x @ weight.T
     )
     macs = ROWS * weight.numel()
     return macs / taken["ours"], macs / taken["float32"]
 
 
 def limits(kernel: str) -> dict[tuple[bool, bool, int], float]:
-    """Products per second at most, by whether weights are binary, whether activations are float,
+    """Products per second and core at most, by whether weights are binary, activations are float,
     and bits; what is not known is left out."""
     target = TARGETS.get(kernel)
     if target is None:
@@ -134,9 +137,8 @@ def limits(kernel: str) -> dict[tuple[bool, bool, int], float]:
     rates = macs_per_second(dict.fromkeys(sorted(names), target.vector))
     if not rates:
         return {}
-    rates = {name: rate * torch.get_num_threads() for name, rate in rates.items()}
     for name, rate in rates.items():
-        print(f"limit: {name} {rate / 1e9:.0f} GMAC/s", flush=True)
+        print(f"limit of one core: {name} {rate / 1e9:.0f} GMAC/s", flush=True)
     found = {(False, False, bits): rates[target.narrow] for bits in (2, 3, 4)}
     found[False, False, 8] = rates[target.eight]
     found |= {(True, False, bits): rates[target.planes] / bits for bits in (1, 2, 3, 4)}
@@ -146,6 +148,7 @@ def limits(kernel: str) -> dict[tuple[bool, bool, int], float]:
 
 
 class Row(NamedTuple):
+    threads: int
     scheme: str
     activations: str
     one: float  # weights per second
@@ -159,6 +162,7 @@ class Row(NamedTuple):
         return line(
             processor().split(" (")[0],
             kernel,
+            str(self.threads),
             self.scheme,
             self.activations,
             f"{self.one / 1e9:.1f}",
@@ -166,7 +170,7 @@ class Row(NamedTuple):
             f"{self.one * self.size / rate:.0%}",
             f"{self.four / 1e9:.1f}",
             f"{self.many / 1e9:.0f}",
-            f"{self.many / self.limit:.0%}" if self.limit else "",
+            f"{self.many / (self.limit * self.threads):.0%}" if self.limit else "",
             f"{self.many / float32:.2f}×",
         )
 
@@ -175,30 +179,36 @@ def line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(kernel: str, kinds: Iterable[str]) -> list[str]:
+def table(kernel: str, kinds: Iterable[str], threads: Iterable[int]) -> list[str]:
     torch.manual_seed(0)
     most = limits(kernel)
     memory, weight = torch.zeros(STREAMED // 4), torch.randn(MANY)
     rows: list[Row] = []
-    rate = float32 = 0.0
+    rate, float32 = dict.fromkeys(threads, 0.0), dict.fromkeys(threads, 0.0)
     for scheme_name, scheme in SCHEMES.items():
         q, small = scheme.quantize(torch.randn(FEW)), scheme.quantize(weight)
         size = PackedLayout(q.layout, *q.shape).size / (FEW[0] * FEW[1])
-        for activations in kinds:
+        for activations, count in itertools.product(kinds, threads):
+            torch.set_num_threads(count)
             one, sums = few_rows(q, activations, 1, memory)
             four, _ = few_rows(q, activations, 4, memory)
             many, floats = many_rows(small, activations, weight)
-            rate, float32 = max(rate, sums), max(float32, floats)
+            rate[count], float32[count] = max(rate[count], sums), max(float32[count], floats)
             limit = most.get((q.layout.format == "binary", activations == "float", q.layout.bits))
-            rows.append(Row(scheme_name, activations, one, size, four, many, limit))
-            print(rows[-1].line(kernel, rate, float32), flush=True)
+            rows.append(Row(count, scheme_name, activations, one, size, four, many, limit))
+            print(rows[-1].line(kernel, rate[count], float32[count]), flush=True)
+    rows.sort(key=lambda row: row.threads)
     return [
-        f"torch sums float32 at up to {rate / 1e9:.1f} GB/s; its float32 product of {ROWS} rows"
-        f" does up to {float32 / 1e9:.0f} GMAC/s.",
+        *(
+            f"With {count} thread{'s' * (count > 1)} torch sums float32 at up to"
+            f" {rate[count] / 1e9:.1f} GB/s; its float32 product of {ROWS} rows does up to"
+            f" {float32[count] / 1e9:.0f} GMAC/s."
+            for count in threads
+        ),
         "",
         line(*COLUMNS),
         line(*["---"] * len(COLUMNS)),
-        *(row.line(kernel, rate, float32) for row in rows),
+        *(row.line(kernel, rate[row.threads], float32[row.threads]) for row in rows),
     ]
 
 
@@ -207,7 +217,7 @@ def main() -> None:
     runnable = [path for path in native.paths("linear") if not native.lacks(path.feature)]
     names = [path.name for path in runnable]
     parser.add_argument("--kernel", choices=names, help="the target [default: the best one]")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dynamic", action="store_true", help="int8 activations alone")
     parser.add_argument("--note", default="", help="a sentence that the page says of the machine")
     parser.add_argument("--write", action="store_true")
@@ -223,10 +233,10 @@ def main() -> None:
         command = [sys.executable, *sys.argv]
         raise SystemExit(subprocess.run(command, env=os.environ | wanted).returncode)
 
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(max(arguments.threads))
     before, date = os.getloadavg()[0], time.strftime("%Y-%m-%d")
     kinds = ("dynamic",) if arguments.dynamic else ("dynamic", "float")
-    measured = table(kernel, kinds)
+    measured = table(kernel, kinds, arguments.threads)
     forced = "" if kernel == best else f", forced on a processor whose best target is {best}"
     head = [
         "# The products by themselves",
