@@ -85,8 +85,9 @@ struct PackedLayout {
 void pack_codes(const PackedLayout& form, const uint8_t* stored, uint8_t flip, uint8_t* codes);
 void unpack_codes(const PackedLayout& form, const uint8_t* codes, uint8_t flip, uint8_t* stored);
 
-// What scales and offsets of groups are multiplied by, affine: integers less `lowest`, those of
-// offsets from 0 on. Null where they are plain, or there are none.
+// The second level of affine scales: a group's scale is multiplied by its byte of `scale` plus
+// `lowest`, its offset by its byte of `offset`. Null if scales have one level; `offset` also if
+// weights have no offset.
 struct SubScales {
   const uint8_t* scale = nullptr;
   const uint8_t* offset = nullptr;

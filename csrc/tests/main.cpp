@@ -4,6 +4,7 @@
 //     lowbit_csrc_tests [THREADS]     all of them in so many threads at once, each of which
 //                                     spreads its loops over so many, for ThreadSanitizer
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
@@ -30,7 +31,7 @@ int main(int count, char** arguments) {
   std::printf("features:");
   for (const auto& feature : lowbit::cpu_features()) std::printf(" %s", feature.c_str());
   std::printf("\n");
-  const int threads = count > 1 ? std::atoi(arguments[1]) : 1;
+  const int threads = count > 1 ? std::max(1, std::atoi(arguments[1])) : 1;
   set_torch_threads(threads);
   std::vector<std::thread> others(threads - 1);
   for (std::thread& other : others) other = std::thread(test_all);
