@@ -62,6 +62,11 @@ struct Vectors512 {
                                  _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
   }
 
+  static Ints widen(const uint8_t* bytes) {
+    return reinterpret_cast<Ints>(_mm512_maskz_cvtepu8_epi32(
+        0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
+  }
+
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 };
 

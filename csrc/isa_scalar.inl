@@ -20,6 +20,11 @@ struct Vectors128 {
     return v;
   }
 
+  static Ints widen(const uint8_t* bytes) { return Ints{bytes[0], bytes[1], bytes[2], bytes[3]}; }
+
+#ifndef __FP_FAST_FMAF
+  [[gnu::noinline]]  // four calls
+#endif
   static Floats fma(Floats a, Floats b, Floats c) {
     for (int i = 0; i < 4; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
     return c;

@@ -9,6 +9,7 @@
 //     static constexpr int unroll;           // steps: 8 makes shifts constants
 //     static constexpr int64_t macs_per_ns;  // as in Product
 //     static Floats widen(const uint16_t* half);  // float16, as many as there are lanes
+//     static Ints widen(const uint8_t* bytes);    // as many; gcc 12 converts vectors one by one
 //     static Floats fma(Floats a, Floats b, Floats c);  // a b + c, rounded once
 //     template <int bits> using Dot = …;
 //   };
@@ -63,10 +64,10 @@ struct Affine {
   static Words zero_points(const Linear& op, int64_t group, int part) {
     Words z = Words{} + (op.offset ? 0 : 1 << (bits - 1));
     if (!op.zero_point) return z;
-    const uint8_t* at = op.zero_point + group * panel_rows + part * lanes;
-    for (int i = 0; i < lanes; ++i) z[i] = at[i];
-    return z;
+    return reinterpret_cast<Words>(Isa::widen(op.zero_point + group * panel_rows + part * lanes));
   }
+
+  static int64_t block_bytes(const PackedLayout&) { return bits * vector_bytes; }
 
   // Of one group, for the lanes of a part.
   template <bool centred>
@@ -74,19 +75,16 @@ struct Affine {
     Floats s{}, o{};
     Words z{};
     bool same_zero = true;  // for all rows: costs no product per lane
-    bool has_offset = false;
 
     Parameters() = default;
     Parameters(const Linear& op, int64_t group, int part)
-        : s(scales_of(op, op.half_scale, group, part)),
-          same_zero(!op.zero_point),
-          has_offset(op.offset) {
+        : s(scales_of(op, op.half_scale, group, part)), same_zero(!op.zero_point) {
       if constexpr (!centred) z = zero_points(op, group, part);
-      if (has_offset) o = offsets_of(op, op.half_scale, group, part);
+      if (op.offset) o = offsets_of(op, op.half_scale, group, part);
     }
 
-    // `sums[i]` of term i; sx and the sum of the codes are the activations'. `offset` is
-    // has_offset, known where the loops over rows are compiled.
+    // `sums[i]` of term i; sx and the sum of the codes are the activations'. `offset`: whether
+    // weights have one.
     template <bool offset>
     Floats value(const Words (&sums)[terms], float sx, int32_t row_sum) const {
       Words exact = sums[0];
@@ -106,18 +104,20 @@ struct Binary {
   static constexpr int bits = 1, terms = planes;
   static constexpr int64_t term_bytes = vector_bytes;
 
+  // A block has all planes, those that are not in use too.
+  static int64_t block_bytes(const PackedLayout& form) { return form.block_bytes(); }
+
   template <bool centred>
   struct Parameters {
     Floats alpha[planes] = {}, o{};
-    bool has_offset = false;
 
     Parameters() = default;
-    Parameters(const Linear& op, int64_t group, int part) : has_offset(op.offset) {
+    Parameters(const Linear& op, int64_t group, int part) {
       for (int i = 0; i < planes; ++i) {
         const int64_t at = (group * planes + i) * panel_rows + part * lanes;
         alpha[i] = load_scales(op.scale, op.half_scale, at);
       }
-      if (has_offset) {
+      if (op.offset) {
         o = load_scales(op.offset, op.half_scale, group * panel_rows + part * lanes);
       }
     }
@@ -135,6 +135,16 @@ struct Binary {
   };
 };
 
+// fn<whether weights have an offset>(), so that loops over rows do not ask.
+template <class Fn>
+LOWBIT_INLINE void with_offset(const Linear& op, const Fn& fn) {
+  if (op.offset) {
+    fn.template operator()<true>();
+  } else {
+    fn.template operator()<false>();
+  }
+}
+
 // A few rows wait for the weights, which come faster one panel after the other, asked for
 // beforehand across the pages where the processor's own prefetching stops.
 constexpr int64_t waiting_rows = 4;
@@ -149,10 +159,10 @@ constexpr int together(int count) {
   return 1;
 }
 
-// Additions to one sum wait for each other. If Dot takes codes of any 8 bits, the steps whose codes
-// lie in the same bits of their bytes have a sum of their own, 2^kept times what it is worth, and
-// no code is shifted: as long as these are no more than half of the registers, for so many outputs.
-// As 8 bits of the most inputs do (packed_layout.py), they fit 32 bits.
+// Additions to one sum wait for each other. If Dot takes codes of any 8 bits, steps whose codes lie
+// in the same bits of their bytes share a sum of their own, 2^kept times its worth, and no code is
+// shifted. These sums take at most half of the registers, for so many outputs. They fit 32 bits:
+// packed_layout.py limits the inputs of a group so that sums of 8-bit codes fit.
 template <class Dot, int bits, int outputs>
 struct Sums {
   static constexpr int width = bits == 3 ? 4 : bits;  // from a code to the next in a byte
@@ -179,7 +189,7 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
   constexpr int terms = Codes::terms, at_once = together(terms);
   const PackedLayout& form = op.form;
   const int64_t groups = form.groups();
-  const int64_t block_bytes = Codes::binary ? form.block_bytes() : Codes::bits * vector_bytes;
+  const int64_t block_bytes = Codes::block_bytes(form);
   const int64_t panel_bytes = form.panel_bytes();
   using Dot = Isa::template Dot<Codes::bits>;
   using Own = Sums<Dot, Codes::bits, at_once * P * R * parts>;
@@ -243,14 +253,13 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
 #pragma GCC unroll 4
       for (int p = 0; p < parts; ++p) {
         const typename Codes::template Parameters<false> group(op, (panel + q) * groups + g, p);
-        const auto add = [&]<bool offset>() {
+        with_offset(op, [&]<bool offset>() {
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
             const int64_t at = (row + r) * groups + g;
             acc[q][r][p] += group.template value<offset>(total[q][r][p], a.scales[at], a.sums[at]);
           }
-        };
-        group.has_offset ? add.template operator()<true>() : add.template operator()<false>();
+        });
       }
     }
   }

@@ -34,7 +34,7 @@ constexpr int sums = step_inputs;
 
 template <int bits>
 struct Affine {
-  static constexpr bool binary = false;
+  static int64_t block_bytes(const PackedLayout&) { return bits * vector_bytes; }
 
   struct Step {
     Words codes;
@@ -43,23 +43,21 @@ struct Affine {
 
   // Of one group, for the lanes of a part. If s times a code is `exact` in float32, fma gives
   // s (q - z) or s q + o in one operation: s is short then, and s times a zero point exact, too.
-  template <bool exact>
+  template <bool exact, bool plain>
   struct Weights {
-    Floats s, z;
+    Floats s, z{};
     Floats o = Floats{} - 0.0f;  // which, added, changes nothing
 
-    Weights(const Linear& op, int64_t group, int part)
-        : s(scales_of(op, exact || op.half_scale, group, part)) {
-      if (op.offset) {
-        (exact ? z : o) = offsets_of(op, exact || op.half_scale, group, part);
-        if constexpr (!exact) z = Floats{};
+    Weights(const Linear& op, int64_t group, int part) {
+      const bool half = exact || op.half_scale;
+      s = plain ? load_scales(op.scale, half, group * panel_rows + part * lanes)
+                : scales_of(op, half, group, part);
+      if (!plain && op.offset) {
+        (exact ? z : o) = offsets_of(op, half, group, part);
         return;
       }
       Ints zero = Ints{} + (1 << (bits - 1));
-      if (op.zero_point) {
-        const uint8_t* at = op.zero_point + group * panel_rows + part * lanes;
-        for (int i = 0; i < lanes; ++i) zero[i] = at[i];
-      }
+      if (op.zero_point) zero = Isa::widen(op.zero_point + group * panel_rows + part * lanes);
       z = __builtin_convertvector(zero, Floats);
       if constexpr (exact) z *= -s;
     }
@@ -73,7 +71,8 @@ struct Affine {
 
 template <int planes>
 struct Binary {
-  static constexpr bool binary = true;
+  // A block has all planes, those that are not in use too.
+  static int64_t block_bytes(const PackedLayout& form) { return form.block_bytes(); }
 
   struct Step {
     Words plane[planes];
@@ -85,7 +84,7 @@ struct Binary {
     }
   };
 
-  template <bool half>
+  template <bool half, bool plain>
   struct Weights {
     Floats minus_alpha[planes], o{};
 
@@ -94,7 +93,9 @@ struct Binary {
         const int64_t at = (group * planes + p) * panel_rows + part * lanes;
         minus_alpha[p] = -load_scales(op.scale, half, at);
       }
-      if (op.offset) o = load_scales(op.offset, half, group * panel_rows + part * lanes);
+      if (!plain && op.offset) {
+        o = load_scales(op.offset, half, group * panel_rows + part * lanes);
+      }
     }
 
     Floats of(const Step& step, int i) const {
@@ -115,6 +116,10 @@ bool is_exact(const Linear& op) {
   const int sub_bits = op.sub.bits - (op.sub.lowest < 0);
   return op.half_scale && (op.form.binary || 11 + sub_bits + op.form.bits <= 24);
 }
+
+// Whether scales have one level and weights no offset. Loops for a few rows are compiled for it: to
+// ask for each group costs them up to a tenth.
+bool is_plain(const Linear& op) { return !op.offset && !op.sub.scale; }
 
 // fn(group, first block, last block) for the groups of a span, whose blocks are first … last - 1.
 template <class Fn>
@@ -151,16 +156,17 @@ template <int R>
 constexpr int sums_at_once = sums * R <= Isa::registers - 4 ? sums : 2;
 
 // Adds sums I … of a span to the totals of one part of a panel.
-template <class Codes, int R, int I>
+template <class Codes, bool plain, int R, int I>
 [[gnu::noinline]] void add_span(const Linear& op, const float* x, int64_t row_inputs, int64_t panel,
                                 int64_t first, int64_t last, int part, Floats (&total)[R][parts]) {
   constexpr int S = sums_at_once<R>;
   const PackedLayout& form = op.form;
-  const int64_t block_bytes = form.block_bytes();
+  const int64_t block_bytes = Codes::block_bytes(form);
   const uint8_t* codes = op.codes + panel * form.panel_bytes();
   Floats sum[S][R] = {};
   for_groups(form, first, last, [&](int64_t g, int64_t from, int64_t to) {
-    const typename Codes::template Weights<true> weights(op, panel * form.groups() + g, part);
+    const typename Codes::template Weights<true, plain> weights(op, panel * form.groups() + g,
+                                                                part);
     for (int64_t at = from; at < to; ++at) {
       const uint8_t* block = codes + at * block_bytes;
       for (int64_t i = 0; i < block_bytes; i += cache_line) {
@@ -188,11 +194,11 @@ template <class Codes, int R, int I>
   }
 }
 
-template <class Codes, int R>
+template <class Codes, bool plain, int R>
 void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t rows,
                    int64_t panel) {
   if constexpr (R > 1) {
-    if (rows < R) return multiply_rows<Codes, R - 1>(op, a, row, rows, panel);
+    if (rows < R) return multiply_rows<Codes, plain, R - 1>(op, a, row, rows, panel);
   }
   const float* x = reinterpret_cast<const float*>(a.codes) + row * a.padded_inputs;
   Floats total[R][parts] = {};
@@ -200,21 +206,21 @@ void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t 
   for (int64_t first = 0; first < blocks; first += span_blocks) {
     const int64_t last = first + span_blocks < blocks ? first + span_blocks : blocks;
     for (int part = 0; part < parts; ++part) {
-      add_span<Codes, R, 0>(op, x, a.padded_inputs, panel, first, last, part, total);
+      add_span<Codes, plain, R, 0>(op, x, a.padded_inputs, panel, first, last, part, total);
       if constexpr (sums_at_once<R> < sums) {
-        add_span<Codes, R, 2>(op, x, a.padded_inputs, panel, first, last, part, total);
+        add_span<Codes, plain, R, 2>(op, x, a.padded_inputs, panel, first, last, part, total);
       }
     }
   }
   finish<1, R>(op, total[0], R * parts, row, R, panel);
 }
 
-template <class Codes>
+template <class Codes, bool plain>
 void multiply_few(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
                   int64_t first_panel, int64_t last_panel) {
   for (int64_t panel = first_panel; panel < last_panel; ++panel) {
     for_row_blocks<few_rows_at_once>(last_row - first_row, [&](int64_t row, int64_t n) {
-      multiply_rows<Codes, few_rows_at_once>(op, a, first_row + row, n, panel);
+      multiply_rows<Codes, plain, few_rows_at_once>(op, a, first_row + row, n, panel);
     });
   }
 }
@@ -226,7 +232,7 @@ constexpr int most_panels = Isa::registers / (8 * parts) ? Isa::registers / (8 *
 constexpr int register_rows = (Isa::registers - 3) / (most_panels * parts);
 
 // The weights of a span: to[sum][step][vectors], those of one panel from `to` on.
-template <class Weights, class Step>
+template <class Codes, bool exact, bool plain>
 void decode_span(const Linear& op, int64_t panel, int64_t first, int64_t last, int64_t vectors,
                  Floats* to) {
   const PackedLayout& form = op.form;
@@ -234,19 +240,27 @@ void decode_span(const Linear& op, int64_t panel, int64_t first, int64_t last, i
   const int64_t sum_stride = (last - first) * block_steps * vectors;
   for_groups(form, first, last, [&](int64_t g, int64_t from, int64_t end) {
     for (int p = 0; p < parts; ++p) {
-      const Weights weights(op, panel * form.groups() + g, p);
+      const typename Codes::template Weights<exact, plain> weights(op, panel * form.groups() + g,
+                                                                   p);
       for (int64_t at = from; at < end; ++at) {
-        const uint8_t* block = codes + at * form.block_bytes();
+        const uint8_t* block = codes + at * Codes::block_bytes(form);
         Floats* out = to + (at - first) * block_steps * vectors + p;
 #pragma GCC unroll 8
         for (int s = 0; s < block_steps; ++s) {
-          const Step step(block, s, p);
+          const typename Codes::Step step(block, s, p);
 #pragma GCC unroll 4
           for (int i = 0; i < sums; ++i) out[i * sum_stride + s * vectors] = weights.of(step, i);
         }
       }
     }
   });
+}
+
+// Scales of float32, which are rare, have one loop for all that they come with.
+template <class Codes>
+auto decode_span_of(const Linear& op) {
+  if (!is_exact(op)) return decode_span<Codes, false, false>;
+  return is_plain(op) ? decode_span<Codes, true, true> : decode_span<Codes, true, false>;
 }
 
 // Adds one sum of a span to the totals of R rows, those of P panels panel_stride apart: R rows of
@@ -280,8 +294,7 @@ template <class Codes, int P>
 void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
                      int64_t panel) {
   constexpr int V = P * parts;
-  using Half = typename Codes::template Weights<true>;
-  using Single = typename Codes::template Weights<false>;
+  const auto decode = decode_span_of<Codes>(op);
   const int64_t rows = last_row - first_row, blocks = op.form.blocks();
   const int64_t weights = span_blocks * block_inputs * V, panel_stride = rows * parts;
   auto* w = static_cast<Floats*>(
@@ -291,11 +304,7 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, 
   const float* x = reinterpret_cast<const float*>(a.codes) + first_row * a.padded_inputs;
   for (int64_t first = 0; first < blocks; first += span_blocks) {
     const int64_t last = first + span_blocks < blocks ? first + span_blocks : blocks;
-    for (int q = 0; q < P; ++q) {
-      const auto decode = is_exact(op) ? decode_span<Half, typename Codes::Step>
-                                       : decode_span<Single, typename Codes::Step>;
-      decode(op, panel + q, first, last, V, w + q * parts);
-    }
+    for (int q = 0; q < P; ++q) decode(op, panel + q, first, last, V, w + q * parts);
     const int64_t steps = (last - first) * block_steps;
     for (int i = 0; i < sums; ++i) {
       const float* inputs = x + i * (blocks * block_steps) + first * block_steps;
@@ -378,14 +387,14 @@ void arrange_many(const Linear& op, const Activations& a, int64_t first, int64_t
   arrange(op, a, first, last, put);
 }
 
-template <class Codes>
+template <class Codes, bool plain>
 constexpr Product few{.rows = 1,
                       .panels = 1,
                       .group_padding = block_inputs,
                       .bytes_per_input = sizeof(float),
                       .macs_per_ns = Isa::macs_per_ns,
                       .quantize = arrange_few,
-                      .multiply = multiply_few<Codes>};
+                      .multiply = multiply_few<Codes, plain>};
 
 template <class Codes>
 constexpr Product many{.rows = register_rows,
@@ -398,11 +407,11 @@ constexpr Product many{.rows = register_rows,
                        .multiply = multiply_many<Codes>};
 
 struct Products {
-  const Product *few, *many;
+  const Product *plain_few, *few, *many;
 };
 
 template <class Codes>
-constexpr Products products{&few<Codes>, &many<Codes>};
+constexpr Products products{&few<Codes, true>, &few<Codes, false>, &many<Codes>};
 
 // By bits, and by planes in use.
 constexpr Products affine_products[] = {
@@ -415,11 +424,14 @@ const Products& products_of(const Linear& op) {
   return op.form.binary ? binary_products[op.planes - 1] : affine_products[op.form.bits - 2];
 }
 
-const Product& few_rows(const Linear& op) { return *products_of(op).few; }
+const Product& few_rows(const Linear& op) {
+  const Products& known = products_of(op);
+  return is_plain(op) ? *known.plain_few : *known.few;
+}
 const Product& many_rows(const Linear& op) { return *products_of(op).many; }
 
 // Affine codes are decoded in as little time as it takes to store them and load them again; binary
-// ones are not. Scales of float32, which are rare, are read by one loop alone.
+// ones are not. Weights that are not exact, which are rare, have loops for many rows alone.
 bool is_few(const Linear& op) {
   const int blocks = op.form.binary ? 1 : 2;
   return is_exact(op) && op.rows <= blocks * few_rows_at_once;

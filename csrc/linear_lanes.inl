@@ -33,10 +33,9 @@ Floats group_floats(const Linear& op, bool half, const void* values, const uint8
                     int64_t group, int part) {
   const int64_t at = part * lanes;
   if (!sub) return load_scales(values, half, group * panel_rows + at);
-  Ints integers{};
-  for (int i = 0; i < lanes; ++i) integers[i] = sub[group * panel_rows + at + i];
+  const Ints integers = Isa::widen(sub + group * panel_rows + at) + lowest;
   return load_scales(values, half, group / op.sub.groups * panel_rows + at) *
-         __builtin_convertvector(integers + lowest, Floats);
+         __builtin_convertvector(integers, Floats);
 }
 
 Floats scales_of(const Linear& op, bool half, int64_t group, int part) {

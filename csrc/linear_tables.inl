@@ -158,8 +158,8 @@ struct Tables {
   static constexpr const Product& product = decoded_product<Lookups<Codes>>;
 };
 
-// For all rows of a call. With VNNI one or two rows are multiplied by planes as they lie, sooner
-// than these are put in order for lookups.
+// The loops for all rows of a call. With VNNI, one or two rows are multiplied by planes as they are
+// stored: to order planes for lookups takes longer.
 auto loops(const Linear& op) {
   const int64_t rows = op.rows * op.digits;
   if (Isa::Dot<1>::any_bits && rows <= 2) return choose<FewRows>;
