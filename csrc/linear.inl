@@ -67,24 +67,25 @@ struct Affine {
     return reinterpret_cast<Words>(Isa::widen(op.zero_point + group * panel_rows + part * lanes));
   }
 
-  static int64_t block_bytes(const PackedLayout&) { return bits * vector_bytes; }
-
   // Of one group, for the lanes of a part.
   template <bool centred>
   struct Parameters {
     Floats s{}, o{};
     Words z{};
     bool same_zero = true;  // for all rows: costs no product per lane
+    bool has_offset = false;
 
     Parameters() = default;
     Parameters(const Linear& op, int64_t group, int part)
-        : s(scales_of(op, op.half_scale, group, part)), same_zero(!op.zero_point) {
+        : s(scales_of(op, op.half_scale, group, part)),
+          same_zero(!op.zero_point),
+          has_offset(op.offset) {
       if constexpr (!centred) z = zero_points(op, group, part);
-      if (op.offset) o = offsets_of(op, op.half_scale, group, part);
+      if (has_offset) o = offsets_of(op, op.half_scale, group, part);
     }
 
-    // `sums[i]` of term i; sx and the sum of the codes are the activations'. `offset`: whether
-    // weights have one.
+    // `sums[i]` of term i; sx and the sum of the codes are the activations'. `offset` is
+    // has_offset, known where the loops over rows are compiled.
     template <bool offset>
     Floats value(const Words (&sums)[terms], float sx, int32_t row_sum) const {
       Words exact = sums[0];
@@ -104,20 +105,18 @@ struct Binary {
   static constexpr int bits = 1, terms = planes;
   static constexpr int64_t term_bytes = vector_bytes;
 
-  // A block has all planes, those that are not in use too.
-  static int64_t block_bytes(const PackedLayout& form) { return form.block_bytes(); }
-
   template <bool centred>
   struct Parameters {
     Floats alpha[planes] = {}, o{};
+    bool has_offset = false;
 
     Parameters() = default;
-    Parameters(const Linear& op, int64_t group, int part) {
+    Parameters(const Linear& op, int64_t group, int part) : has_offset(op.offset) {
       for (int i = 0; i < planes; ++i) {
         const int64_t at = (group * planes + i) * panel_rows + part * lanes;
         alpha[i] = load_scales(op.scale, op.half_scale, at);
       }
-      if (op.offset) {
+      if (has_offset) {
         o = load_scales(op.offset, op.half_scale, group * panel_rows + part * lanes);
       }
     }
@@ -134,16 +133,6 @@ struct Binary {
     }
   };
 };
-
-// fn<whether weights have an offset>(), so that loops over rows do not ask.
-template <class Fn>
-LOWBIT_INLINE void with_offset(const Linear& op, const Fn& fn) {
-  if (op.offset) {
-    fn.template operator()<true>();
-  } else {
-    fn.template operator()<false>();
-  }
-}
 
 // A few rows wait for the weights, which come faster one panel after the other, asked for
 // beforehand across the pages where the processor's own prefetching stops.
@@ -189,7 +178,7 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
   constexpr int terms = Codes::terms, at_once = together(terms);
   const PackedLayout& form = op.form;
   const int64_t groups = form.groups();
-  const int64_t block_bytes = Codes::block_bytes(form);
+  const int64_t block_bytes = Codes::binary ? form.block_bytes() : Codes::bits * vector_bytes;
   const int64_t panel_bytes = form.panel_bytes();
   using Dot = Isa::template Dot<Codes::bits>;
   using Own = Sums<Dot, Codes::bits, at_once * P * R * parts>;
@@ -253,13 +242,14 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
 #pragma GCC unroll 4
       for (int p = 0; p < parts; ++p) {
         const typename Codes::template Parameters<false> group(op, (panel + q) * groups + g, p);
-        with_offset(op, [&]<bool offset>() {
+        const auto add = [&]<bool offset>() {
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
             const int64_t at = (row + r) * groups + g;
             acc[q][r][p] += group.template value<offset>(total[q][r][p], a.scales[at], a.sums[at]);
           }
-        });
+        };
+        group.has_offset ? add.template operator()<true>() : add.template operator()<false>();
       }
     }
   }

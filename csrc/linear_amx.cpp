@@ -72,7 +72,7 @@ void decode_group(const Linear& op, const uint8_t* block, int64_t blocks, int64_
     zero = Codes::zero_points(op, group, 0) * 0x01010101u;
   }
   block += term * Codes::term_bytes;
-  for (int64_t b = 0; b < blocks; ++b, block += Codes::block_bytes(op.form)) {
+  for (int64_t b = 0; b < blocks; ++b, block += op.form.block_bytes()) {
 #pragma GCC unroll 8
     for (int s = 0; s < block_steps; ++s, tiles += vector_bytes) {
       Words codes = codes_of_step<Codes::bits>(block, s, 0);
@@ -92,16 +92,16 @@ void each_value(const Linear& op, const Activations& a, const int32_t* sums, int
   for (int p = 0; p < P; ++p) {
     const typename Codes::template Parameters<centred<Codes>> group(op, (panel + p) * groups + g,
                                                                     0);
-    with_offset(op, [&]<bool offset>() {
-      for (int64_t r = 0; r < rows; ++r) {
-        Words of_terms[Codes::terms];
-        for (int i = 0; i < Codes::terms; ++i) {
-          of_terms[i] = load<Words>(sums + ((i * block_rows + r) * P + p) * panel_rows);
-        }
-        const int64_t at = (row + r) * groups + g;
-        put(r, p, group.template value<offset>(of_terms, a.scales[at], a.sums[at]));
+    for (int64_t r = 0; r < rows; ++r) {
+      Words of_terms[Codes::terms];
+      for (int i = 0; i < Codes::terms; ++i) {
+        of_terms[i] = load<Words>(sums + ((i * block_rows + r) * P + p) * panel_rows);
       }
-    });
+      const int64_t at = (row + r) * groups + g;
+      put(r, p,
+          group.has_offset ? group.template value<true>(of_terms, a.scales[at], a.sums[at])
+                           : group.template value<false>(of_terms, a.scales[at], a.sums[at]));
+    }
   }
 }
 

@@ -44,7 +44,7 @@ struct DecodedGroup : GroupBlocks {
 
   // acc[panel][row][part] += what the sums of R rows from `row` on are worth; panels are `stride`
   // apart. Sums begin with what is to be taken off them.
-  template <int R, bool offset>
+  template <int R>
   void add_rows(const Activations& a, int64_t row, int64_t stride, Floats* acc) const {
     Words sums[terms][P][R][parts];
     for (int r = 0; r < R; ++r) {
@@ -59,6 +59,16 @@ struct DecodedGroup : GroupBlocks {
       }
     }
     Kernel::sum(*this, a, decoded, row, sums);
+    if (parameters[0][0].has_offset) {
+      add_values<R, true>(a, row, stride, sums, acc);
+    } else {
+      add_values<R, false>(a, row, stride, sums, acc);
+    }
+  }
+
+  template <int R, bool offset>
+  LOWBIT_INLINE void add_values(const Activations& a, int64_t row, int64_t stride,
+                                const Words (&sums)[terms][P][R][parts], Floats* acc) const {
     for (int r = 0; r < R; ++r) {
       const float scale = a.scales[at(row + r)];
       const int32_t row_sum = a.sums[at(row + r)];
@@ -125,23 +135,21 @@ template <class Kernel>
       codes[q] += bytes;
       group.read_parameters(op, own[q] * group.groups + group.number, q);
     }
-    with_offset(op, [&]<bool offset>() {
-      for (int64_t row = first; row < last; row += F) {
-        const int64_t n = last - row < F ? last - row : F;
-        Floats* to = acc + (row - first) * parts;
-        for (int64_t r = 0; r < n; r += R) {
-          if (n - r > R / 2) {
-            group.template add_rows<R, offset>(a, row + r, stride, to + r * parts);
-          } else if (n - r > 1) {
-            group.template add_rows<(R + 1) / 2, offset>(a, row + r, stride, to + r * parts);
-          } else {
-            group.template add_rows<1, offset>(a, row + r, stride, to + r * parts);
-          }
+    for (int64_t row = first; row < last; row += F) {
+      const int64_t n = last - row < F ? last - row : F;
+      Floats* to = acc + (row - first) * parts;
+      for (int64_t r = 0; r < n; r += R) {
+        if (n - r > R / 2) {
+          group.template add_rows<R>(a, row + r, stride, to + r * parts);
+        } else if (n - r > 1) {
+          group.template add_rows<(R + 1) / 2>(a, row + r, stride, to + r * parts);
+        } else {
+          group.template add_rows<1>(a, row + r, stride, to + r * parts);
         }
-        if (group.number < group.groups - 1) continue;
-        finish<P, F>(op, to, stride, row / op.digits, n / op.digits, panel);
       }
-    });
+      if (group.number < group.groups - 1) continue;
+      finish<P, F>(op, to, stride, row / op.digits, n / op.digits, panel);
+    }
   }
 }
 
