@@ -266,7 +266,7 @@ def test_a_model_or_options_that_do_not_fit_are_wrong_use(tmp_path, monkeypatch)
             Translation(data).check(Subject(name, make(name), random.tokenizer))
     with pytest.raises(UsageError, match="random has no tokenizer"):
         Translation(data).check(Subject("random", random.model, None))
-    with pytest.raises(UsageError, match="0 beams"):
+    with pytest.raises(UsageError, match="beams must be at least 1"):
         Translation(data, beams=0).check(random)
     with pytest.raises(UsageError, match="batch size must be at least 1, not 0"):
         Translation(data, batch_size=0).check(random)
