@@ -27,7 +27,8 @@ def openvino(file):
 
     def run(feed):
         found = compiled({n: feed[n] for n in names})
-        return {output.any_name: found[output] for output in compiled.outputs}
+        # An output can have names of what computes it beside its own.
+        return {name: found[output] for output in compiled.outputs for name in output.get_names()}
 
     return run
 
