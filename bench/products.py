@@ -183,21 +183,24 @@ def table(kernel: str, kinds: Iterable[str], threads: Iterable[int]) -> list[str
     torch.manual_seed(0)
     most = limits(kernel)
     memory, weight = torch.zeros(STREAMED // 4), torch.randn(MANY)
+    weights = {
+        name: (scheme.quantize(torch.randn(FEW)), scheme.quantize(weight))
+        for name, scheme in SCHEMES.items()
+    }
     rows: list[Row] = []
     rate, float32 = dict.fromkeys(threads, 0.0), dict.fromkeys(threads, 0.0)
-    for scheme_name, scheme in SCHEMES.items():
-        q, small = scheme.quantize(torch.randn(FEW)), scheme.quantize(weight)
+    # All of one number of threads, then all of the next: changing the number slows what follows.
+    for count, name, activations in itertools.product(threads, weights, kinds):
+        torch.set_num_threads(count)
+        q, small = weights[name]
         size = PackedLayout(q.layout, *q.shape).size / (FEW[0] * FEW[1])
-        for activations, count in itertools.product(kinds, threads):
-            torch.set_num_threads(count)
-            one, sums = few_rows(q, activations, 1, memory)
-            four, _ = few_rows(q, activations, 4, memory)
-            many, floats = many_rows(small, activations, weight)
-            rate[count], float32[count] = max(rate[count], sums), max(float32[count], floats)
-            limit = most.get((q.layout.format == "binary", activations == "float", q.layout.bits))
-            rows.append(Row(count, scheme_name, activations, one, size, four, many, limit))
-            print(rows[-1].line(kernel, rate[count], float32[count]), flush=True)
-    rows.sort(key=lambda row: row.threads)
+        one, sums = few_rows(q, activations, 1, memory)
+        four, _ = few_rows(q, activations, 4, memory)
+        many, floats = many_rows(small, activations, weight)
+        rate[count], float32[count] = max(rate[count], sums), max(float32[count], floats)
+        limit = most.get((q.layout.format == "binary", activations == "float", q.layout.bits))
+        rows.append(Row(count, name, activations, one, size, four, many, limit))
+        print(rows[-1].line(kernel, rate[count], float32[count]), flush=True)
     return [
         *(
             f"With {count} thread{'s' * (count > 1)} torch sums float32 at up to"
@@ -233,7 +236,7 @@ def main() -> None:
         command = [sys.executable, *sys.argv]
         raise SystemExit(subprocess.run(command, env=os.environ | wanted).returncode)
 
-    torch.set_num_threads(max(arguments.threads))
+    torch.set_num_threads(1)
     before, date = os.getloadavg()[0], time.strftime("%Y-%m-%d")
     kinds = ("dynamic",) if arguments.dynamic else ("dynamic", "float")
     measured = table(kernel, kinds, arguments.threads)
