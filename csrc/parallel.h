@@ -2,7 +2,7 @@
 //
 // A second pool would spin beside torch's and ignore torch.set_num_threads, so the loop is handed
 // to `torch_parallel_for` of libtorch's stable C interface, looked up in the library that the
-// process has already loaded. Where there is none the loop is serial.
+// process has already loaded. Without it the loop is serial.
 #pragma once
 
 #include <cstdint>

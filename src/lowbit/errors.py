@@ -54,6 +54,12 @@ def check_choice(
     raise error(f"{kind} {given!r} is unknown{use}")
 
 
+def check_at_least(name: str, number: float, least: int) -> None:
+    """Raises UsageError for a smaller number."""
+    if number < least:
+        raise UsageError(f"{name} must be at least {least}, not {number}")
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """What goes wrong inside is told of `what`: "encoder.fc1.weight: …"."""

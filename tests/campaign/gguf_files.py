@@ -81,7 +81,7 @@ def swapped(random, stored):
 
 
 def half(random, stored):
-    """A float16 of a block that is none, or that no step is; most hit codes."""
+    """A float16 somewhere in the blocks becomes NaN, infinite, 0 or an extreme; most hit codes."""
     start = random.randrange(Header(stored).at, len(stored) - 2)
     return stored[:start] + struct.pack("<H", random.choice(HALVES)) + stored[start + 2 :]
 

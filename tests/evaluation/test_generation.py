@@ -41,7 +41,7 @@ def test_what_cannot_be_generated_is_one_sentence(model, tokenizer):
         generate_sample(model, tokenizer, "abc", 62, seed=0)
     with pytest.raises(InputError, match="the prompt has no tokens"):
         generate_sample(model, tokenizer, "", 5, seed=0)
-    with pytest.raises(UsageError, match="0 new tokens"):
+    with pytest.raises(UsageError, match="new tokens must be at least 1, not 0"):
         generate_sample(model, tokenizer, "abc", 0, seed=0)
     with pytest.raises(UsageError, match="BertModel does not generate text"):
         generate_sample(make("bert"), tokenizer, "abc", 5, seed=0)

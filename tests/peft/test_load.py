@@ -107,6 +107,14 @@ def test_a_base_of_another_name_is_told(tmp_path, recwarn):
         load(base, tmp_path)
 
 
-def test_a_folder_without_an_adapter_is_told(tmp_path):
-    with pytest.raises(lowbit.InputError, match="holds no adapter of PEFT"):
+def test_what_is_no_adapter_is_told(tmp_path):
+    with pytest.raises(lowbit.InputError, match="cannot be read as an adapter of PEFT: "):
+        load(quantized("gpt2"), tmp_path)
+    adapted("gpt2").save_pretrained(tmp_path)
+    stored = tmp_path / TENSORS
+    stored.write_bytes(stored.read_bytes()[:-100])
+    with pytest.raises(lowbit.InputError, match="cannot be read as an adapter of PEFT: "):
+        load(quantized("gpt2"), tmp_path)
+    stored.rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(lowbit.InputError, match="holds a pickled adapter"):
         load(quantized("gpt2"), tmp_path)

@@ -95,7 +95,7 @@ def read_header(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         opened.seek(8)
         text = opened.read(length)
-    check_amount(text, file, MOST_OF_HEADER)
+    check_amount([text], file, MOST_OF_HEADER)
     try:
         header = json.loads(text)
         if not isinstance(header, dict):

@@ -8,8 +8,9 @@ without end (aliases of YAML), or mean one thing here and another there (a key t
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,25 @@ def check_folder(folder: Path) -> None:
                 continue
             _check_mode(Path(entry.path), status.st_mode)
             if status.st_size > SMALL and entry.name.endswith(".json"):
-                stored = Path(entry.path).read_bytes()
-                check_amount(stored, entry.path, MOST_OF.get(entry.name, MOST_VALUES))
+                with open(entry.path, "rb") as opened:
+                    parts = iter(partial(opened.read, MEBI), b"")
+                    check_amount(parts, entry.path, MOST_OF.get(entry.name, MOST_VALUES))
 
 
-def check_amount(stored: bytes, source: object, most: int = MOST_VALUES) -> None:
+def check_amount(parts: Iterable[bytes], source: object, most: int = MOST_VALUES) -> None:
     """Raises InputError for JSON of more values, before it is parsed: one of three bytes can take
-    fifty times as much memory. Beside each value is a comma, or what opens a list or a mapping."""
-    if sum(map(stored.count, (b",", b"[", b"{"))) > most:
-        raise InputError(f"{source} holds more than {most:,} values")
+    fifty times as much memory. Beside each value is a comma, or what opens a list or a mapping.
+
+    parts: the bytes of `source`, one part after the other.
+    """
+    found = 0
+    for part in parts:
+        found += sum(map(part.count, (b",", b"[", b"{")))
+        if found > most:
+            raise InputError(
+                f"{source} holds more than {most:,} values, which no model needs: if it is other"
+                " data, keep it in another folder"
+            )
 
 
 def read_bytes(file: Path, most: int) -> bytes:
@@ -116,7 +127,7 @@ def read_bytes(file: Path, most: int) -> bytes:
 def read_json(file: Path, most: int = MOST_JSON) -> Any:
     """The value that a JSON file holds. Raises InputError."""
     stored = read_bytes(file, most)
-    check_amount(stored, file)
+    check_amount([stored], file)
     try:
         text = stored.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_constant)

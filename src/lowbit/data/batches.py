@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_at_least
 from lowbit.nn.eval_mode import positions
 
 
@@ -68,8 +68,7 @@ def longest(model: PreTrainedModel, tokenizer: Any, wanted: int | None) -> int |
 
 def check_batch_size(size: int) -> None:
     """Raises UsageError."""
-    if size < 1:
-        raise UsageError(f"batch size must be at least 1, not {size}")
+    check_at_least("batch size", size, 1)
 
 
 def check_padding(tokenizer: Any, size: int) -> None:

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from lowbit.data.batches import by_length, check_batch_size, longest
 from lowbit.decoding import generate
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_at_least
 from lowbit.fallbacks import note
 from lowbit.kernels.attention.hf_attention import instead_of_sdpa
 from lowbit.nn.eval_mode import evaluating, positions
@@ -62,8 +62,7 @@ class Translator:
                 f"translation needs an encoder–decoder that generates, not {type(model).__name__}"
             )
         check_batch_size(self.batch_size)
-        if self.beams < 1:
-            raise UsageError(f"beams must be at least 1, which is greedy search, not {self.beams}")
+        check_at_least("beams", self.beams, 1)
         _ = self.new_tokens
 
     @property
@@ -74,8 +73,7 @@ class Translator:
         room = None if most is None else most - 1
         if self.max_new_tokens is None:
             return MOST_NEW_TOKENS if room is None else min(MOST_NEW_TOKENS, room)
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        check_at_least("max_new_tokens", self.max_new_tokens, 1)
         if room is not None and self.max_new_tokens > room:
             raise UsageError(
                 f"{self.max_new_tokens} new tokens do not fit the decoder's {most} positions,"

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.checkpoint.documents import reading
-from lowbit.errors import InputError, UsageError
+from lowbit.errors import InputError, UsageError, check_at_least
 from lowbit.nn.eval_mode import evaluating, positions
 
 
@@ -53,8 +53,7 @@ def _generate(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
 def _check(model: PreTrainedModel, prompt: int, new: int) -> None:
     if not model.can_generate():
         raise UsageError(f"{type(model).__name__} does not generate text")
-    if new < 1:
-        raise UsageError(f"{new} new tokens were asked for: at least 1 is needed")
+    check_at_least("new tokens", new, 1)
     if prompt < 1:
         raise InputError("the prompt has no tokens")
     most = positions(model)

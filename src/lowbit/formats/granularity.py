@@ -97,7 +97,7 @@ def by_row_blocks(
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices over the rows of a weight that hold about WEIGHTS_AT_ONCE weights each: one, of no
-    rows, if there are none."""
+    """Slices over the rows of a weight that hold about WEIGHTS_AT_ONCE weights each. A weight
+    without rows has one empty slice."""
     step = max(1, WEIGHTS_AT_ONCE // max(1, columns))
     return (slice(start, start + step) for start in range(0, max(1, rows), step))

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_at_least
 from lowbit.formats import (
     ExpertsLayout,
     Layout,
@@ -16,7 +16,7 @@ from lowbit.formats import (
     StaticScale,
     layout_from_dict,
 )
-from lowbit.kernels.checks import check_at_least, check_bytes, check_tensors
+from lowbit.kernels.checks import check_bytes, check_tensors
 from lowbit.kernels.packed_layout import unsupported
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 

@@ -127,12 +127,6 @@ def check_result(dtype: torch.dtype) -> None:
         raise UsageError(f"dtype {dtype} is none of {_listed(FLOATS)}")
 
 
-def check_at_least(name: str, number: int, least: int) -> None:
-    """Raises UsageError for a smaller number."""
-    if number < least:
-        raise UsageError(f"{name} must be at least {least}, not {number}")
-
-
 def check_path(path: str, *operators: str) -> None:
     """Raises UsageError for a path that none of the native operators has, or not on this
     processor."""

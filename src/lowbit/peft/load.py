@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as STORED
+from peft.utils import WEIGHTS_NAME as PICKLED
 from peft.utils import load_peft_weights
 from torch import Tensor, nn
 
+from lowbit.checkpoint.documents import reading
 from lowbit.conversion.module_weights import Weights, weights_of
 from lowbit.errors import InputError
 from lowbit.nn import QuantModule
@@ -40,15 +43,15 @@ def load(
 def check_adapter(base: nn.Module, folder: str | Path) -> None:
     """Compare a saved LoRA adapter with the model that it is to change.
 
-    Raises InputError for a folder without an adapter, and for an adapter of another base: one that
-    changes a module which `base` does not have, or a weight of another shape. Warns if it was
-    trained on a base of another name.
+    Raises InputError for a folder without an adapter, for a damaged or a pickled one, and for one
+    of another base, which changes a module that `base` does not have, or a weight of another shape.
+    Warns if it was trained on a base of another name.
     """
-    try:
+    if (Path(folder) / PICKLED).is_file() and not (Path(folder) / STORED).is_file():
+        raise InputError(f"{folder} holds a pickled adapter; only safetensors are read")
+    with reading(folder, "read as an adapter of PEFT"):
         config = PeftConfig.from_pretrained(str(folder))
         tensors = load_peft_weights(str(folder), device="cpu")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} holds no adapter of PEFT: {error}") from error
     modules = dict(base.named_modules())
     for key, tensor in tensors.items():
         place, _, parameter = key.removeprefix(PREFIX).partition(".lora_")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lowbit.conversion.recipe import PRESETS, Recipe, Rule, load_recipe
-from lowbit.errors import UsageError, check_choice
+from lowbit.errors import UsageError, check_at_least, check_choice
 from lowbit.qat.projection import PARTS
 from lowbit.qat.stacked_codes import has_codes
 from lowbit.schemes import Scheme, scheme_from_dict, with_options
@@ -37,8 +37,7 @@ class BcqPlan:
     score_before: bool = False
 
     def __post_init__(self) -> None:
-        if self.every < 0:
-            raise UsageError(f"steps between projections must be at least 0, not {self.every}")
+        check_at_least("steps between projections", self.every, 0)
         if not 0 <= self.frozen < 1:
             raise UsageError(f"a share of {self.frozen} frozen steps is outside 0 … 1")
 

@@ -13,7 +13,7 @@ from lowbit.checkpoint.claims import describing
 from lowbit.checkpoint.documents import reading
 from lowbit.checkpoint.read import find, open_checkpoint, read_config
 from lowbit.data.glue_tasks import find_task, plain_label
-from lowbit.errors import InputError, UsageError
+from lowbit.errors import InputError, UsageError, check_at_least
 from lowbit.evaluation.task import Task
 from lowbit.progress import without_load_reports
 from lowbit.training.architecture import Architecture
@@ -104,8 +104,7 @@ class Material:
         for share in (self.attention_dropout, self.dropout):
             if share is not None and not 0 <= share < 1:
                 raise UsageError(f"dropout {share} is outside 0 … 1")
-        if self.max_length < 1:
-            raise UsageError(f"max_length must be at least 1, not {self.max_length}")
+        check_at_least("max_length", self.max_length, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the tokenizer, which comes with the model, or from the data; files by their full

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lowbit.conversion.recipe import PRESETS, Recipe, load_recipe, names_a_folder
-from lowbit.errors import UsageError, check_choice
+from lowbit.errors import UsageError, check_at_least, check_choice
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.bcq import BcqPlan
 
@@ -60,8 +60,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, SCHEDULES)
         for name in ("batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+            check_at_least(name, getattr(self, name), 1)
         steps = "max_steps", "eval_steps", "save_steps"
         for name in (*steps, "weight_decay", "learning_rate", "seed"):
             if not 0 <= getattr(self, name) < math.inf:

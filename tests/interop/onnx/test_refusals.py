@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from transformers import MixtralForCausalLM, ViTConfig, ViTModel
 
 import lowbit
 from lowbit.interop.onnx import outgoing
 from tests.cli.conftest import lowbit as command  # noqa: F401  a fixture
+from tests.conversion.test_experts import mixtral_config
 from tests.folders import save
 
 pytest.importorskip("onnxscript", reason='onnxscript is absent: pip install "lowbit[onnx]"')
@@ -41,14 +43,21 @@ def groups(size):
     }
 
 
+VIT = ViTConfig(
+    hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32
+)
+OFFSETS = {"rules": [{"match": "*.query", "scheme": "zero-point", "zero": "float", "bits": 4}]}
+
+
 @pytest.mark.parametrize(
     ("recipe", "to", "layout", "told"),
     [
         ("bcq3", "onnx", None, "dense cannot be written as ONNX: .*quantize with int3"),
         ("bcq1", "onnx", None, "quantize with int2"),
         (groups(24), "onnx", None, "groups of 24 inputs are no multiple of 16.*groups of 32"),
-        ("int8", "onnx:17", None, "opset '17' is none of 18 … 23"),
-        ("int8", "onnx:new", None, "opset 'new' is none of 18 … 23"),
+        ("int8", "onnx:17", None, "opset '17' is unknown.* 18, 19, 20, 21, 22, 23"),
+        ("int8", "onnx:new", None, "opset 'new' is unknown: use 18"),
+        (OFFSETS, "onnx", None, "no operator takes offsets; quantize with int4"),
         ("int8", "onnx", "sentence-transformers", "has no modules.json"),
         ("int8", "onnx", "sentence-transformer", "did you mean sentence-transformers"),
         ("int8", "compressed-tensors", "other", "has one layout: leave 'other' out"),
@@ -61,6 +70,22 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(
         lowbit.export_checkpoint(written(recipe), to, tmp_path / "out", layout=layout)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (lambda: MixtralForCausalLM(mixtral_config()), "it holds experts; keep these float"),
+        (lambda: ViTModel(VIT), "ViTModel reads no input_ids, as ONNX models here do"),
+    ],
+    ids=["experts", "pictures"],
+)
+def test_models_without_a_graph_are_refused(model, told, tmp_path):
+    model().save_pretrained(tmp_path / "float")
+    lowbit.quantize_checkpoint(tmp_path / "float", "int8", tmp_path / "ours", progress=False)
+    with pytest.raises(lowbit.UsageError, match=told):
+        lowbit.export_checkpoint(tmp_path / "ours", "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_exists_is_kept(written, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ class Header:
         return str(self.metadata[ARCHITECTURE])
 
     def count(self, key: str) -> int:
-        """The whole number under a key; 0 where there is none. Raises InputError for others."""
+        """The whole number under a key; 0 if it is absent. Raises InputError for others."""
         value = self.metadata.get(key, 0)
         if type(value) is not int or value < 0:
             raise InputError(

@@ -217,10 +217,14 @@ def _float_experts(
 
 
 def _experts_names(own: str, name_of: Callable[[str], str | None]) -> list[str]:
-    """Those of llama.cpp of a parameter of experts. Raises InputError where it has none."""
+    """What llama.cpp calls the parts of a parameter of experts. Raises InputError if a part has no
+    name there."""
     module, _, parameter = own.rpartition(".")
     found = [name_of(f"{module}.{part}.weight") for part in EXPERTS.get(parameter, (parameter,))]
-    return [name for name in found if name is not None]
+    names = [name for name in found if name is not None]
+    if len(names) < len(found):
+        raise InputError("llama.cpp has no tensor for these experts")
+    return names
 
 
 def _float(

@@ -2,7 +2,7 @@
 
     codes        uint8 [out, blocks, block · bits / 8]    least significant bits first
     scale        float32 [out, blocks]
-    zero_point   uint8 [out, blocks]                      2^(bits − 1) where there is none
+    zero_point   uint8 [out, blocks]                      2^(bits − 1) if absent
 
     w = scale · (code − zero point)
 

@@ -1,5 +1,6 @@
 """Out: a folder of lowbit's becomes a folder with ONNX models, config and tokenizer."""
 
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lowbit.checkpoint.documents import reading
 from lowbit.checkpoint.load import load_model
 from lowbit.conversion.fuse import unfuse
 from lowbit.conversion.swap import replace_module
-from lowbit.errors import InputError, UsageError
+from lowbit.errors import InputError, UsageError, check_choice
 from lowbit.extras import needed
 from lowbit.formats import AffineLayout
 from lowbit.interop.onnx.blocks import Blocks, block_width, stored_bits
@@ -107,11 +108,7 @@ def _save(program: Any, file: Path) -> None:
 def _opset(asked: str | None) -> int:
     if asked is None:
         return OPSET
-    if not asked.isdecimal() or int(asked) not in OPSETS:
-        raise UsageError(
-            f"opset {asked!r} is none of {OPSETS[0]} … {OPSETS[-1]}, in which ONNX models are"
-            f" written: leave it out, or use onnx:{OPSETS[0]} for old programs"
-        )
+    check_choice("opset", asked, [str(opset) for opset in OPSETS])
     return int(asked)
 
 
@@ -136,11 +133,11 @@ def _notes(model: StoredModel, opset: int) -> list[str]:
     """What a reader should know of the files."""
     layouts = [w.layout for w in model.owners.values() if isinstance(w.layout, AffineLayout)]
     notes = [f"Opset {opset}, with operators of com.microsoft for weights in groups and tables."]
-    wider = [layout.bits for layout in layouts if stored_bits(layout.bits) > layout.bits]
-    if wider:
-        notes.append(
-            f"{len(wider)} weights of {min(wider)} bits are stored in {stored_bits(min(wider))}."
-        )
+    wider = Counter(layout.bits for layout in layouts if stored_bits(layout.bits) > layout.bits)
+    notes += [
+        f"{count} weights of {bits} bits are stored in {stored_bits(bits)}."
+        for bits, count in sorted(wider.items())
+    ]
     grouped = [
         weight
         for weight in model.weights.values()

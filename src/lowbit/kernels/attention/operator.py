@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_at_least
 from lowbit.kernels.attention import native
-from lowbit.kernels.checks import check_at_least, check_finite, check_path, check_tensors
+from lowbit.kernels.checks import check_finite, check_path, check_tensors
 from lowbit.kernels.native import paths
 from lowbit.kernels.operator import operator, traced
 

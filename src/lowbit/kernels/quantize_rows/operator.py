@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from lowbit.errors import check_at_least
 from lowbit.kernels import quantize_rows as kernels
-from lowbit.kernels.checks import check_at_least, check_dimensions
+from lowbit.kernels.checks import check_dimensions
 from lowbit.kernels.operator import operator
 
 
