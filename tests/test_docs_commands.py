@@ -44,9 +44,7 @@ def tiny(command):
         return [*arguments, "--max-length", "24"]
     if verb != "train":
         return arguments
-    shipped = "--config" in arguments
-    task = "translation" if shipped else arguments[arguments.index("--task") + 1]
-    is_new = arguments[1].startswith("-")
+    task, is_new = arguments[1], arguments[2].startswith("-")
     return [*arguments, *FEW, *TINY[task], *(shlex.split(NEW) if is_new else [])]
 
 

@@ -237,7 +237,7 @@ def training(work: Path) -> Training:
     for split in ("train", "dev"):
         stored = {"data": [{"paragraphs": [paragraph(n) for n in range(4)]}]}
         (work / "data" / f"{split}-v1.1.json").write_text(json.dumps(stored))
-    given = ("train", work / "model", "--task", "squad", "--data", work / "data", "--max-steps", 2,
+    given = ("train", "squad", work / "model", "--data", work / "data", "--max-steps", 2,
              "--save-steps", 1, "--max-length", 24, "--stride", 4, "--qat", "int8", "-q",
              "-o", work / "training" / "out")  # fmt: skip
     return Training(work / "training", lowbit(*given), lowbit(*given, "--resume"))

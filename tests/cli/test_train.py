@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lowbit.checkpoint.work_folder import claimed
-from lowbit.cli.train import CONFIGS
+from lowbit.cli.train_options import CONFIGS
 from lowbit.data.glue_tasks import find_task
 from lowbit.training.architecture import Architecture
 from tests.models import make
@@ -31,22 +31,41 @@ def source(tmp_path_factory):
         (["--qat", "int8", "--ema-decay", "0.9"], "--ema-decay is of --ranges ema"),
         (["--project-every", "9"], "--project-every says how binary codes are trained"),
         (["--groups", "group:64", "--qat", "int8"], "--groups says how binary codes are trained"),
-        (["--width", "64"], "--width is of a new translator: MODEL has its own"),
-        (["--vocabulary", "64"], "--vocabulary is of a new translator: MODEL has its own"),
         (["--batch-size", "0"], "batch_size must be at least 1, not 0"),
-        (["--name", "mrpc"], "--name is of --task glue, not of squad"),
-        (["--source-column", "2"], "--source-column is of --task translation, not of squad"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(lowbit, source, tmp_path, more, sentence):
-    given = ("train", source, "--task", "squad", "--data", tmp_path, "-o", tmp_path / "out", *more)
+    given = ("train", "squad", source, "--data", tmp_path, "-o", tmp_path / "out", *more)
     code, out, err = lowbit(*given)
     assert code == 2 and sentence in err and err.count("\n") <= 2, err
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--width", "--vocabulary"])
+def test_a_model_has_its_own_sizes(lowbit, source, tmp_path, option):
+    given = ("train", "translation", source, "--data", tmp_path / "a.tsv", "-o", tmp_path / "out")
+    code, _, err = lowbit(*given, option, "64")
+    assert code == 2 and f"{option} is of a new translator: MODEL has its own" in err
+
+
+@pytest.mark.parametrize("option", ["--name", "--source-column"])
+def test_an_option_of_another_task_is_unknown(lowbit, source, tmp_path, option):
+    given = ("train", "squad", source, "--data", tmp_path, "-o", tmp_path / "out")
+    code, _, err = lowbit(*given, option, "2")
+    assert code == 2 and f"No such option: {option}" in err
+
+
+@pytest.mark.parametrize(
+    ("task", "shown"),
+    [("squad", ("384", "5e-05")), ("translation", ("128", "0.001", "inverse_sqrt", "20.0"))],
+)
+def test_the_help_of_a_task_shows_its_own_defaults(lowbit, task, shown):
+    code, out, _ = lowbit("train", task, "--help")
+    assert code == 0 and all(f"[default: {value}]" in out for value in shown), out
+
+
 def test_a_new_translator_has_no_tokenizer_whose_case_could_be_changed(lowbit, tmp_path):
-    given = ("train", "--task", "translation", "--data", tmp_path / "a.tsv", "-o", tmp_path / "out")
+    given = ("train", "translation", "--data", tmp_path / "a.tsv", "-o", tmp_path / "out")
     code, _, err = lowbit(*given, "--lower-case")
     assert code == 2 and "--lower-case is of MODEL's tokenizer" in err
 
@@ -55,7 +74,7 @@ def test_squad_trains_with_its_own_length_and_is_inferred_with_the_same(lowbit, 
     for split in ("train", "dev"):
         stored = {"data": [{"paragraphs": [paragraph(n) for n in range(8)]}]}
         (tmp_path / f"{split}-v1.1.json").write_text(json.dumps(stored))
-    given = ("train", source, "--task", "squad", "--data", tmp_path, "--max-steps", 1, "-q")
+    given = ("train", "squad", source, "--data", tmp_path, "--max-steps", 1, "-q")
     # This model reads fewer tokens than SQuAD's windows usually have.
     code, _, err = lowbit(*given, "-o", tmp_path / "out")
     assert code != 0 and "384" in err
@@ -95,7 +114,7 @@ def test_a_second_run_of_an_output_is_told_before_it_loads_anything(
     loads = ("lowbit.cli.train.load_tokenizer", "lowbit.training.translation.new_tokenizer")
     for load in loads:
         monkeypatch.setattr(load, lambda *_: pytest.fail("it loads"))
-    for given in ((source, "--task", "squad"), ("--task", "translation")):
+    for given in (("squad", source), ("translation",)):
         code, _, err = lowbit("train", *given, "--data", tmp_path, "-o", written_elsewhere)
         assert code == 2 and f"another run writes {written_elsewhere}" in err
 
@@ -114,7 +133,7 @@ def test_an_output_that_is_there_is_refused_before_anything_is_loaded(
     monkeypatch.setattr("lowbit.cli.train.load_tokenizer", lambda *_: pytest.fail("it loads"))
     (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / there).write_text("mine")
-    given = (source, "--task", "squad", "--data", tmp_path, "-o", tmp_path / "out")
+    given = ("squad", source, "--data", tmp_path, "-o", tmp_path / "out")
     code, _, err = lowbit("train", *given)
     assert code == 2 and sentence in " ".join(err.split()), err
     assert (tmp_path / there).read_text() == "mine"
@@ -142,7 +161,7 @@ def glue(tmp_path):
 
 
 def test_json_is_one_object_and_quiet_is_silent(lowbit, source, glue):
-    given = ("train", source, "--task", "glue", "--name", "MRPC", "--data", glue, "--max-steps", 11)
+    given = ("train", "glue", source, "--name", "MRPC", "--data", glue, "--max-steps", 11)
     given = (*given, "--max-length", 24)
     code, out, err = lowbit(*given, "--qat", "--json", "--baseline", "-o", glue / "out")
     assert code == 0, err
@@ -156,7 +175,7 @@ def test_json_is_one_object_and_quiet_is_silent(lowbit, source, glue):
 
 
 def test_a_baseline_is_a_column_and_the_loss_a_line(lowbit, source, glue):
-    given = ("train", source, "--task", "glue", "--name", "rte", "--data", glue, "--max-steps", 2)
+    given = ("train", "glue", source, "--name", "rte", "--data", glue, "--max-steps", 2)
     given = (*given, "--max-length", 24)
     code, out, err = lowbit(*given, "--baseline", "-o", glue / "out", "--qat")
     assert code == 0, err
@@ -168,7 +187,7 @@ def test_a_baseline_is_a_column_and_the_loss_a_line(lowbit, source, glue):
 
 @pytest.fixture
 def trained(lowbit, source, glue):
-    given = ("train", source, "--task", "glue", "--name", "mrpc", "--data", glue, "--max-steps", 1)
+    given = ("train", "glue", source, "--name", "mrpc", "--data", glue, "--max-steps", 1)
     code, _, err = lowbit(*given, "--max-length", 24, "-q", "-o", glue / "out")
     assert code == 0, err
     return glue / "out" / "float"
@@ -197,7 +216,7 @@ def test_squads_public_data_is_inferred_without_naming_a_split(lowbit, source, t
     for split in ("train", "dev"):
         stored = {"data": [{"paragraphs": [paragraph(n) for n in range(8)]}]}
         (tmp_path / f"{split}-v1.1.json").write_text(json.dumps(stored))
-    given = ("train", source, "--task", "squad", "--max-steps", 1, "-q", "-o", tmp_path / "out")
+    given = ("train", "squad", source, "--max-steps", 1, "-q", "-o", tmp_path / "out")
     code, _, err = lowbit(*given, "--data", tmp_path / "train-v1.1.json", "--max-length", 24)
     assert code == 2 and "is one file, and a model is not scored on what it learned from" in err
     code, _, err = lowbit(*given, "--data", tmp_path, "--max-length", 24, "--stride", 30)
@@ -212,13 +231,13 @@ def test_squads_public_data_is_inferred_without_naming_a_split(lowbit, source, t
 def test_a_file_says_what_is_not_typed(lowbit, source, glue):
     file = glue / "settings.yaml"
     file.write_text(
-        f"model: {source}\ntask: glue\nname: mrpc\ndata-dir: {glue}\nmax_steps: 3\nmax-length: 24\n"
+        f"model: {source}\nname: mrpc\ndata-dir: {glue}\nmax_steps: 3\nmax-length: 24\n"
     )
-    code, out, err = lowbit("train", "--config", file, "--json", "-o", glue / "out", "--qat")
+    given = ("train", "glue", "--config", file, "--json")
+    code, out, err = lowbit(*given, "-o", glue / "out", "--qat")
     assert code == 0, err
     assert json.loads(out)["steps"] == 3 and (glue / "out" / "int8-all").is_dir()
-    given = ("train", "--config", file, "--json", "--max-steps", 2, "-o", glue / "typed")
-    code, out, err = lowbit(*given)
+    code, out, err = lowbit(*given, "--max-steps", 2, "-o", glue / "typed")
     assert code == 0 and json.loads(out)["steps"] == 2, err
     for text, sentence in (
         ("max_stepz: 3\n", "has the key 'max_stepz', which is no option"),
@@ -226,9 +245,9 @@ def test_a_file_says_what_is_not_typed(lowbit, source, glue):
         ("a: [\n", "is not valid YAML"),
     ):
         file.write_text(text)
-        code, _, err = lowbit("train", "--config", file, "-o", glue / "no")
+        code, _, err = lowbit("train", "glue", "--config", file, "-o", glue / "no")
         assert code == 2 and sentence in err, err
-    code, _, err = lowbit("train", "--config", glue / "none.yaml", "-o", glue / "no")
+    code, _, err = lowbit("train", "glue", "--config", glue / "none.yaml", "-o", glue / "no")
     assert code == 2 and "cannot be read" in err and "base, medium, small" in err
 
 
@@ -245,14 +264,14 @@ def test_shipped_settings_have_the_sizes_that_they_name(name, millions):
 
 
 def test_pairs_of_the_hub_are_not_fetched_against_the_users_will(lowbit, tmp_path):
-    code, _, err = lowbit("train", "--config", "small", "-o", tmp_path / "out")
+    code, _, err = lowbit("train", "translation", "--config", "small", "-o", tmp_path / "out")
     assert code == 2 and "HF_HUB_OFFLINE forbids that" in err and "multi30k" in err
 
 
 def test_a_translation_ends_on_its_test_set(lowbit, tmp_path):
     data = reversing.write(tmp_path / "data", train=60, valid=10)
     (data / "test.tsv").write_text("ba bo da do\tdo da bo ba\nfa fo ga go\tgo ga fo fa\n")
-    given = ("train", "--task", "translation", "--data", data, "--vocabulary", 275, "--layers", 1)
+    given = ("train", "translation", "--data", data, "--vocabulary", 275, "--layers", 1)
     given = (*given, "--width", 64, "--feed-forward", 64, "--heads", 2, "--max-steps", 4)
     code, out, err = lowbit(*given, "--bcq", "2", "--frozen", 0, "--json", "-o", tmp_path / "out")
     assert code == 0, err

@@ -18,7 +18,8 @@ from lowbit.cli.failure import DEBUG, VERBATIM, fail, stop, without_debug
 from lowbit.cli.version import Version
 from lowbit.launch import Interrupted, leave_at_once, let_go, unwind
 
-# Each is a function in the file of its name, where SETTINGS says how typer takes it.
+# Each is a function in the file of its name. There SETTINGS says how typer takes it, or `app` has
+# sub-commands.
 VERBS = (
     "quantize",
     "inspect",
@@ -56,7 +57,10 @@ def commands(arguments: Sequence[str]) -> typer.Typer:
         if verb != VERBATIM:
             import_module("lowbit.public")  # so that transformers can load what lowbit saved
         module = import_module(f"lowbit.cli.{_in_python(verb)}")
-        app.command(verb, **getattr(module, "SETTINGS", {}))(getattr(module, _in_python(verb)))
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=verb)
+        else:
+            app.command(verb, **getattr(module, "SETTINGS", {}))(getattr(module, _in_python(verb)))
     return app
 
 

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import Measured, measuring, this_command
+from lowbit.cli.options import Measured, this_command
 from lowbit.cli.screen import say
+from lowbit.cli.spread import spread
 from lowbit.cli.summary import say_written
 from lowbit.evaluation.compare import compare as compare_recipes
 from lowbit.report import check_paths, write
@@ -14,7 +15,7 @@ from lowbit.report import check_paths, write
 RECIPES = "int8,int8-dynamic,int4,int4-all,int3,bcq3,bcq2"
 
 
-@measuring
+@spread
 def compare(
     model: Annotated[str, typer.Argument(help="A folder with a float model, or a hub id.")],
     measured: Measured,

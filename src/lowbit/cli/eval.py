@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import Measured, measuring, this_command
+from lowbit.cli.options import Measured, this_command
 from lowbit.cli.screen import Screen
+from lowbit.cli.spread import spread
 from lowbit.cli.study_tables import study_tables
 from lowbit.evaluation.evaluate import evaluate
 
 
-@measuring
+@spread
 def eval(
     models: Annotated[list[str], typer.Argument(help="Folders with models, float or quantized.")],
     measured: Measured,

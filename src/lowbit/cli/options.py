@@ -1,12 +1,9 @@
 """Options that several verbs share: what to score, what to time."""
 
-import functools
-import inspect
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 import typer
 from transformers import PreTrainedModel
@@ -21,6 +18,8 @@ from lowbit.evaluation.tasks import TASKS, make_task, options_of
 @dataclass(frozen=True)
 class Measured:
     """What a verb is asked to measure. Each field is an option of the command line."""
+
+    PANEL: ClassVar[str] = "What to measure"
 
     task: Annotated[str | None, typer.Option(help=f"What to score: {', '.join(TASKS)}.")] = None
     data: Annotated[
@@ -87,24 +86,6 @@ class Measured:
         if self.shapes == "none":
             return ()
         return tuple(Shape.parse(text) for text in self.shapes.split(","))
-
-
-def measuring(verb: Callable[..., None]) -> Callable[..., None]:
-    """Gives a verb with a parameter `measured` the options of `Measured` in its place."""
-    own = inspect.signature(verb, eval_str=True).parameters
-    shared = inspect.signature(Measured, eval_str=True).parameters
-    parameters = [p for name, p in own.items() if name != "measured"]
-    parameters += [p.replace(kind=p.KEYWORD_ONLY) for p in shared.values()]
-
-    @functools.wraps(verb)
-    def run(*args: Any, **given: Any) -> None:
-        measured = Measured(**{name: given.pop(name) for name in shared})
-        verb(*args, measured=measured, **given)
-
-    parameters.sort(key=lambda p: p.kind)
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    return run
 
 
 def this_command() -> str:

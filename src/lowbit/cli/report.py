@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import Measured, measuring, this_command
+from lowbit.cli.options import Measured, this_command
+from lowbit.cli.spread import spread
 from lowbit.cli.summary import say_written
 from lowbit.evaluation.evaluate import evaluate
 from lowbit.report import check_paths, write
 
 
-@measuring
+@spread
 def report(
     models: Annotated[list[str], typer.Argument(help="Folders that lowbit wrote.")],
     measured: Measured,

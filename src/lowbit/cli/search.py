@@ -13,8 +13,9 @@ from rich.text import Text
 from lowbit.calibration import texts
 from lowbit.checkpoint.atomic_write import check_file, staged_file
 from lowbit.checkpoint.work_folder import claimed
-from lowbit.cli.options import Measured, measuring
+from lowbit.cli.options import Measured
 from lowbit.cli.screen import Screen
+from lowbit.cli.spread import spread
 from lowbit.cli.tables import mebibytes
 from lowbit.conversion.recipe import schemes_of
 from lowbit.errors import UsageError
@@ -26,7 +27,7 @@ from lowbit.search.search import search as search_recipe
 from lowbit.solvers import SOLVERS, load_solver
 
 
-@measuring
+@spread
 def search(
     model: Annotated[str, typer.Argument(help="A folder with a float model, or a hub id.")],
     measured: Measured,
