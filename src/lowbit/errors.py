@@ -11,8 +11,13 @@ from lowbit.visible import visible
 
 
 class LowbitError(ValueError):
-    """Base of every error raised on purpose. `exit_code` is what the command line returns. Its
-    sentence is text, whatever the files and people that it quotes hide in it."""
+    """Base of every error that lowbit raises on purpose. Its message is one sentence.
+
+    Control characters in quoted file names and texts are spelled out.
+
+    Attributes:
+        exit_code: What the command line returns.
+    """
 
     exit_code = 1
 
@@ -21,13 +26,19 @@ class LowbitError(ValueError):
 
 
 class UsageError(LowbitError):
-    """Wrong use: an unknown preset, pattern, key or option, a value out of range."""
+    """The call is at fault: an unknown preset, pattern, key or option, a value out of range.
+
+    The command line exits with 2.
+    """
 
     exit_code = 2
 
 
 class InputError(LowbitError):
-    """The input or the machine: a broken checkpoint, weights that are not finite, a full disk."""
+    """The input or the machine is at fault: a broken checkpoint, infinite weights, a full disk.
+
+    The command line exits with 1.
+    """
 
 
 class RowError(InputError, IndexError):

@@ -1,5 +1,6 @@
 """Progress bars: ours say what they count; those of transformers are left out beside them."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,16 +11,23 @@ from transformers.utils import logging
 Item = TypeVar("Item")
 
 
+def hidden(shown: bool) -> bool:
+    """Whether a bar that may be shown is hidden: in a file or a pipe each step would be a line."""
+    return not (shown and (sys.stderr.isatty() or "ipykernel" in sys.modules))
+
+
 def progress_bar(total: int, what: str, unit: str, shown: bool) -> Any:
     """A bar that appears once two seconds have passed; a context to be left at the end."""
-    return tqdm(total=total, desc=what, unit=unit, delay=2, disable=not shown)
+    return tqdm(total=total, desc=what, unit=unit, delay=2, disable=hidden(shown))
 
 
 def tracked(
     items: Iterable[Item], what: str, unit: str, shown: bool, leave: bool = True
 ) -> Iterable[Item]:
     """The items, with such a bar over them, which stays at the end unless it is one of many."""
-    found: Iterable[Item] = tqdm(items, what, unit=unit, delay=2, disable=not shown, leave=leave)
+    found: Iterable[Item] = tqdm(
+        items, what, unit=unit, delay=2, disable=hidden(shown), leave=leave
+    )
     return found
 
 

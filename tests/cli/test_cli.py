@@ -109,7 +109,7 @@ def test_inspect_runs_every_architecture(name, lowbit, tmp_path):
         (["quantize", "{source}/config.json", "-o", "{out}"], 1, "is a file"),
         (["quantize", "{source}", "-o", "{source}/config.json"], 2, "is a file"),
         (["quantize", "{source}", "-o", "/proc/none/out"], 1, "cannot be"),
-        (["inspect", "{source}"], 1, "not quantized with lowbit"),
+        (["inspect", "{source}", "--verify"], 1, "lowbit"),
         (["inspect", "./nowhere"], 1, "there is no folder"),
         (["quantize", "{source}"], 2, "--output"),
         (["quantize", "{source}", "-o", "{out}", "--max-shard-size", "0"], 2, "max-shard-size"),

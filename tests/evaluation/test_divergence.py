@@ -76,3 +76,14 @@ def test_different_vocabularies_are_refused(models):
     other.resize_token_embeddings(VOCABULARY + 8)
     with pytest.raises(UsageError, match="vocabularies of 200 and 208 tokens"):
         divergence(models[0], other, IDS)
+
+
+def test_the_interval_of_perplexity_is_that_of_paired_losses(models):
+    model, reference = models
+    found = divergence(model, reference, IDS, context=len(IDS), progress=False)
+    rows, targets = np.arange(len(IDS) - 1), IDS[1:].numpy()
+    losses = [-np.log(probabilities(m, IDS)[rows, targets]) for m in models]
+    error = (losses[0] - losses[1]).std(ddof=1) / np.sqrt(len(targets))
+    wanted = np.exp(losses[0].mean() + np.array([-1.96, 1.96]) * error)
+    assert np.allclose([found.low, found.high], wanted, rtol=1e-4)
+    assert found.low < found.perplexity < found.high

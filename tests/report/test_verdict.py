@@ -172,3 +172,19 @@ def test_the_scoreboard_marks_what_is_worse():
     assert (quality.value, quality.effect) == ("+21.2 %", "worse")
     bare = figures(study(FLOAT, record("m", 0)), 1)
     assert [f.value for f in bare] == ["–", "–", "–"] and not any(f.effect for f in bare)
+
+
+def measured(name, value, low, high):
+    made = record(name, 100 * MIB, perplexity=(value, "lower"))
+    (found,) = made.measurements
+    metric = Metric(value, "lower", low=low, high=high)
+    return replace(made, measurements=(replace(found, metrics={"perplexity": metric}),))
+
+
+def test_models_whose_intervals_overlap_have_no_best():
+    close = measured("one", 49.6, 49.4, 49.8), measured("two", 49.7, 49.5, 49.9)
+    far = measured("three", 53.0, 52.0, 54.0)
+    words = overall_verdict(study(FLOAT, *close, far))
+    assert "the perplexity of one and two is the same within noise" in words
+    assert "has the best" not in words
+    assert "one has the best perplexity" in overall_verdict(study(FLOAT, close[0], far))

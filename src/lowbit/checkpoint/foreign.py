@@ -57,6 +57,14 @@ FILES = {
     ".mlmodelc": "Core ML",
     ".tflite": "TensorFlow Lite",
 }
+# A file of a folder that is no model of transformers -> what the folder is, and what to do.
+OTHER_FOLDERS = {
+    "adapter_config.json": "it holds an adapter of PEFT; merge it into its base model"
+    " (PeftModel.merge_and_unload, save_pretrained), then quantize the merged model",
+    "model_index.json": "it is a pipeline of diffusers; lowbit.quantize(pipeline.transformer,"
+    " recipe) quantizes its transformer in memory",
+    "modules.json": "it is a model of sentence-transformers; give the folder of its first module",
+}
 # Those whose codes `lowbit import` takes over (interop/doors.py), by quant_method and by file.
 IMPORTED = ("auto-round", "awq", "bitsandbytes", "compressed-tensors", "gptq", "torchao")
 IMPORTED_FILES = ("quantize_config.json", "quant_config.json", ".gguf")
@@ -97,6 +105,12 @@ def check_tensors(folder: Path, names: Iterable[str]) -> None:
         if name.endswith(endings):
             library = next(who for ending, who in TENSORS.items() if name.endswith(ending))
             _refuse(folder, f"by {library}: it holds {name}")
+
+
+def hint(folder: Path) -> str:
+    """What a folder without config.json is instead, and what to do with it; empty if unknown."""
+    found = (told for file, told in OTHER_FOLDERS.items() if (folder / file).is_file())
+    return next((f": {told}" for told in found), "")
 
 
 def written_by(folder: Path) -> str | None:

@@ -53,10 +53,17 @@ def hashes(stored: Mapping[str, Any], tensors: Mapping[str, str]) -> dict[str, A
 
 def verify(folder: str | Path) -> int:
     """Compare all tensors of a folder that lowbit wrote, and its config.json, with their hashes.
-    Returns the number of tensors.
 
-    Reads each byte once, in bounded memory. Raises InputError with the name of the first tensor
-    that is not what was written, and for a folder that holds no hashes.
+    It reads each byte once, in bounded memory.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        InputError: with the name of the first tensor that differs, and for a folder without hashes.
     """
     folder = find(folder)
     file = folder / "config.json"

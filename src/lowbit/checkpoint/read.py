@@ -59,7 +59,9 @@ def read_config(folder: Path, foreign_too: bool = False) -> PreTrainedConfig:
     program quantized, unless `foreign_too`."""
     file = folder / "config.json"
     if not file.is_file():
-        raise InputError(f"{folder} has no config.json, so it is no transformers model")
+        raise InputError(
+            f"{folder} has no config.json, so it is no transformers model{foreign.hint(folder)}"
+        )
     try:
         stored = read_json(file)
         if not isinstance(stored, dict):
@@ -73,6 +75,11 @@ def read_config(folder: Path, foreign_too: bool = False) -> PreTrainedConfig:
         raise InputError(
             f"{folder} is no transformers model but a module that lowbit.save wrote:"
             " lowbit.load(module, folder) reads it"
+        )
+    if "pretrained_cfg" in stored and "model_type" not in stored:
+        raise InputError(
+            f"{folder} is a model of timm, not of transformers: lowbit.quantize(timm.create_model("
+            "name), recipe) quantizes it in memory, lowbit.save writes it"
         )
     check_counts(stored, file)
     if not foreign_too:

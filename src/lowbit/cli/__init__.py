@@ -28,6 +28,7 @@ VERBS = (
     "compare",
     "search",
     "sensitivity",
+    "simulate",
     "train",
     "infer",
     "translate",

@@ -8,7 +8,7 @@ import typer
 from lowbit.cli.options import Measured, this_command
 from lowbit.cli.screen import Screen
 from lowbit.cli.spread import spread
-from lowbit.cli.study_tables import study_tables
+from lowbit.cli.study_tables import study_tables, written
 from lowbit.evaluation.evaluate import evaluate
 
 
@@ -39,6 +39,8 @@ def eval(
     console = Screen()
     for table in study_tables(study):
         console.print(table)
+    for line in written(study):
+        console.print(line, soft_wrap=True)
     for record in study.models:
         for kernel in record.kernels:
             console.print(f"{record.name}: {kernel}", soft_wrap=True)

@@ -10,24 +10,30 @@ from rich.table import Table
 
 from lowbit.checkpoint.hashes import verify
 from lowbit.cli.screen import Screen
-from lowbit.cli.tables import mebibytes
+from lowbit.cli.tables import forecast_table, mebibytes
 from lowbit.formats.error import WeightError
 from lowbit.inspect.checkpoint import Inspection, inspect_checkpoint
+from lowbit.inspect.forecast import float_skeleton, forecast, forecasts, is_float
 from lowbit.kernels import native
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote.")],
+    model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote, or a float model's.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     check: Annotated[
         bool, typer.Option("--verify", help="Compare every tensor with its hash first.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Totals only.")] = False,
 ) -> None:
-    """Show what a quantized model holds: per module format, bits, bytes, error and kernel.
+    """Show what a model holds: format, bits, bytes, error and kernel of each module.
+
+    Of a float model: its size, and the size that each usual recipe would make of it.
 
     Example: `lowbit inspect ./bert-base-int4`
     """
+    if not check and is_float(model):
+        _inspect_float(model, as_json)
+        return
     verified = verify(model) if check else None
     inspection = inspect_checkpoint(model)
     if as_json:
@@ -53,6 +59,20 @@ def inspect(
             " written before lowbit prevented that: load it and save it again.",
             soft_wrap=True,
         )
+
+
+def _inspect_float(model: Path, as_json: bool) -> None:
+    empty, before = float_skeleton(model)
+    found = list(forecasts(empty, before))
+    if as_json:
+        print(json.dumps(before.to_dict() | {"recipes": [each.to_dict() for each in found]}))
+        return
+    console = Screen()
+    console.print(f"{model} is a float model: {type(empty).__name__}.", soft_wrap=True)
+    console.print(forecast_table(before, found))
+    chosen = forecast(empty, before, None)
+    for note in chosen.notes:
+        console.print(f"lowbit quantize {model} -o OUT: {note}", soft_wrap=True)
 
 
 def module_table(inspection: Inspection) -> Table:

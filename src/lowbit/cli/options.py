@@ -54,6 +54,9 @@ class Measured:
     max_length: Annotated[int | None, typer.Option(help="Tokens of one item, at most.")] = None
     max_new_tokens: Annotated[int | None, typer.Option(help="Tokens of a translation.")] = None
     new_tokens: Annotated[int | None, typer.Option(help="Tokens of a sample.")] = None
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Of a sample: tokens to choose from; 1 is greedy.")
+    ] = None
     beams: Annotated[int | None, typer.Option(help="1 is greedy.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Items at a time.")] = None
     seed: Annotated[int, typer.Option(help="For what is sampled.")] = 0

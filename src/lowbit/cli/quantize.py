@@ -11,68 +11,102 @@ from rich.table import Table
 
 from lowbit.checkpoint.shards import MAX_SHARD_BYTES
 from lowbit.cli.screen import Screen
-from lowbit.cli.tables import before_after
+from lowbit.cli.settings_file import with_recipe_hint
+from lowbit.cli.tables import before_after, forecast_table
 from lowbit.conversion.plan import Plan
+from lowbit.conversion.recipe import PRESETS, Recipe, load_recipe, recipe_of
 from lowbit.errors import UsageError
+from lowbit.inspect.forecast import float_skeleton, forecast
 from lowbit.inspect.speed import planned, slow_layers
 from lowbit.quantize.calibrated import quantize_calibrated
 from lowbit.quantize.streaming import quantize_checkpoint
 from lowbit.solvers import SOLVERS, Solver
 
 MEGA = 10**6
+SETTINGS = {"cls": with_recipe_hint(PRESETS)}
 
 
 def quantize(
     model: Annotated[str, typer.Argument(help="A folder with a float checkpoint, or a hub id.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to write.")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A preset (int8, int4-all, bcq3, int8-dynamic, …) or a .yaml file. [default: by"
-            " the model's kind]"
+            help="A preset (int8, int4-all, bcq3, int8-dynamic, …) or a .yaml file.",
+            show_default="by the model's kind",
         ),
     ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=8, help="Instead of a recipe: bits of linear layers; the rest has 8."
+        ),
+    ] = None,
+    group: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Inputs that share a scale, with --bits.",
+            show_default="64, or a row",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and the size; write nothing.")
+    ] = False,
     solver: Annotated[
         str, typer.Option(help=f"How codes are chosen: {', '.join(SOLVERS)}.")
     ] = "nearest",
     calibration: Annotated[
         str | None,
-        typer.Option(help="A text for solvers to learn from and static activations to be seen on."),
+        typer.Option(help="A text: solvers learn from it, static activations are measured on it."),
     ] = None,
     correct_bias: Annotated[
-        bool, typer.Option("--correct-bias", help="Take the mean error of a layer off its bias.")
+        bool, typer.Option("--correct-bias", help="Subtract a layer's mean error from its bias.")
     ] = False,
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Rotate attention heads first, to spread outliers.")
     ] = False,
     tune: Annotated[
         int,
-        typer.Option(min=0, help="Passes over the text that tune all scales together, at the end."),
+        typer.Option(min=0, help="At the end, tune all scales in this many passes over the text."),
     ] = 0,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Windows or lines of that text; by default 128.")
+        int | None,
+        typer.Option(min=1, help="Windows or lines to read.", show_default="128"),
     ] = None,
     length: Annotated[
-        int | None, typer.Option(help="Tokens of one; by default all positions, 512 at most.")
+        int | None,
+        typer.Option(help="Tokens of a window.", show_default="all positions, at most 512"),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model folder that is there already.")
+        bool, typer.Option("--overwrite", help="Replace an existing model folder.")
     ] = False,
     max_shard_size: Annotated[
-        int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file; memory follows it.")
+        int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file. Less needs less memory.")
     ] = MAX_SHARD_BYTES // MEGA,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
-    """Quantize a checkpoint into a new folder: tensor by tensor, in bounded memory, or with a text
-    to calibrate on, block by block.
+    """Quantize a checkpoint into a new folder.
+
+    Without --calibration it reads one tensor at a time, in bounded memory.
 
     Example: `lowbit quantize ./bert-base -o ./bert-base-8bit`
+
+    Example: `lowbit quantize ./gpt2 --bits 4 --group 32 --dry-run`
 
     Example: `lowbit quantize ./gpt2 --recipe bcq3-all-dynamic -o ./gpt2-3bit`
 
     Example: `lowbit quantize ./gpt2 --recipe int3 --solver gptq --calibration wiki.txt -o ./out`
     """
+    chosen = _recipe(recipe, bits, group)
+    if dry_run:
+        _show_plan(model, chosen, as_json)
+        return
+    if output is None:
+        raise UsageError("give --output, the folder to write, or --dry-run")
     shared: dict[str, Any] = {
         "overwrite": overwrite,
         "max_shard_bytes": max_shard_size * MEGA,
@@ -84,9 +118,9 @@ def quantize(
     if calibration is None:
         if given:
             raise UsageError(f"--{next(iter(given))} says how a text is read: give a --calibration")
-        result = quantize_checkpoint(model, recipe, output, **shared)
+        result = quantize_checkpoint(model, chosen, output, **shared)
     else:
-        result = quantize_calibrated(model, recipe, output, calibration, **given, **shared)
+        result = quantize_calibrated(model, chosen, output, calibration, **given, **shared)
     if not quiet:
         slow = slow_layers(planned(result.plan))
         result = replace(result, notes=(*result.notes, *map(str, slow)))
@@ -101,6 +135,30 @@ def quantize(
         for note in result.notes:
             console.print(f"note: {note}", soft_wrap=True)
         console.print(f"written to {output}; `import lowbit` before loading it")
+
+
+def _recipe(recipe: str | None, bits: int | None, group: int | None) -> str | Recipe | None:
+    if bits is None:
+        if group is not None:
+            raise UsageError("--group needs --bits")
+        return recipe
+    if recipe is not None:
+        raise UsageError("give --recipe or --bits, one of them")
+    return recipe_of(bits, group)
+
+
+def _show_plan(model: str, recipe: str | Recipe | None, as_json: bool) -> None:
+    empty, before = float_skeleton(model)
+    found = forecast(empty, before, None if recipe is None else load_recipe(recipe))
+    if as_json:
+        print(json.dumps(found.to_dict()))
+        return
+    console = Screen()
+    console.print(plan_table(found.plan))
+    console.print(forecast_table(before, [found]))
+    for note in found.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print("nothing was written")
 
 
 def plan_table(plan: Plan) -> Table:

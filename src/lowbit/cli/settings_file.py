@@ -1,6 +1,6 @@
-"""Options from a YAML file, and an option whose value may be left out."""
+"""Options from a YAML file, an option whose value may be left out, a recipe in the wrong place."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -69,3 +69,17 @@ def with_bare(option: str, value: str) -> type[TyperCommand]:
             return super().parse_args(ctx, said)
 
     return WithBare
+
+
+def with_recipe_hint(presets: Container[str]) -> type[TyperCommand]:
+    """A command that says what to write if a recipe is typed after the model."""
+
+    class WithRecipeHint(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            for before, argument in zip(args, args[1:], strict=False):
+                named = argument in presets or argument.endswith((".yaml", ".yml"))
+                if named and not before.startswith("-"):
+                    raise UsageError(f"write --recipe {argument}: only MODEL is without an option")
+            return super().parse_args(ctx, args)
+
+    return WithRecipeHint

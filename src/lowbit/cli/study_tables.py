@@ -25,6 +25,14 @@ def study_tables(study: Study) -> Iterator[Table]:
         yield table
 
 
+def written(study: Study) -> Iterator[str]:
+    """The prompts and texts of tasks that have nothing else to show, model after model."""
+    for model in study.models:
+        for measurement in model.measurements:
+            for sample in () if measurement.metrics else measurement.samples:
+                yield f"{model.name}: {sample.source} → {sample.output}\n"
+
+
 def _cell(cell: Cell) -> Text:
     told = f"\n{cell.detail}" if cell.detail else ""
     return Text.assemble(cell.text, (told, COLOURS[cell.effect]))

@@ -1,8 +1,11 @@
 """Tables that more than one verb prints."""
 
+from collections.abc import Iterable
+
 from rich.table import Table
 
 from lowbit.conversion.footprint import Footprint
+from lowbit.inspect.forecast import Forecast
 
 MEBI = 1 << 20
 
@@ -31,4 +34,22 @@ def before_after(before: Footprint, after: Footprint) -> Table:
                 *map(mebibytes, sizes),
                 f"{sizes[0] / sizes[1]:.2f}×",
             )
+    return table
+
+
+def forecast_table(before: Footprint, found: Iterable[Forecast]) -> Table:
+    """The size of a float model, and the size that each recipe would make of it."""
+    table = Table(title="tensors, everything counted")
+    for column in ("recipe", "quantized", "bits per weight", "tensors", "ratio"):
+        table.add_column(column, justify="left" if column == "recipe" else "right")
+    size = before.stored_bytes
+    table.add_row("float, as it is", "", f"{before.bits_per_weight:.2f}", mebibytes(size), "")
+    for each in found:
+        table.add_row(
+            each.plan.recipe.name,
+            f"{each.plan.share:.1%}",
+            f"{each.bits_per_weight:.2f}",
+            mebibytes(each.stored_bytes),
+            f"{size / each.stored_bytes:.2f}×",
+        )
     return table

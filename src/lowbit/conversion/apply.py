@@ -31,10 +31,15 @@ from lowbit.progress import tracked
 
 @dataclass(frozen=True)
 class Result:
-    """What was done: the plan, sizes before and after, and each module's error.
+    """What quantizing did.
 
-    `unused` names tensors of a checkpoint that the model has no place for; `notes` are sentences
-    about how the recipe was chosen and what a solver met.
+    Attributes:
+        plan: What happened to each weight, and why.
+        before: Sizes of the float model, in bytes.
+        after: Sizes of the quantized model, in bytes.
+        errors: The error of each quantized weight, by module.
+        unused: Tensors of the checkpoint that the model does not use.
+        notes: Sentences: how the recipe was chosen, what a solver met.
     """
 
     plan: Plan
@@ -91,7 +96,9 @@ def check_data(model: nn.Module, plan: Plan) -> None:
     for d in plan.quantized:
         if d.weight.of(model).is_meta:
             raise InputError(
-                f"{d.weight} is on the meta device and holds no data: load the weights first"
+                f"{d.weight} is on the meta device, so it has no data: it was offloaded to disk or"
+                " never loaded. Load the model without device_map, or quantize its folder with"
+                " lowbit.quantize_checkpoint, which holds one tensor at a time"
             )
 
 

@@ -61,11 +61,17 @@ def config_of(module: nn.Module) -> LowbitConfig:
 
 
 def restore_float(module: nn.Module) -> None:
-    """Put the float modules back into a quantized module, in place, with the weights that the
-    stored ones decode to. `dequantize` of transformers models does the same.
+    """Put float modules back into a quantized module, in place.
 
-    Raises UsageError for a module that `lowbit.quantize` or `lowbit.load` did not have. If anything
-    fails, nothing has changed.
+    Their weights are the decoded ones. `dequantize` of a transformers model does the same.
+
+    Args:
+        module: A module that `lowbit.quantize` or `lowbit.load` changed.
+
+    Raises:
+        UsageError: for any other module.
+
+    On error, nothing has changed.
     """
     config_of(module)
     if isinstance(module, PreTrainedModel):

@@ -21,13 +21,15 @@ from lowbit.formats.error import WeightError
 
 
 class LowbitConfig(QuantizationConfigMixin):
-    """`LowbitConfig("int4")` quantizes a float checkpoint as it is loaded.
+    """A quantization config: `LowbitConfig("int4")` quantizes a float checkpoint while it loads.
 
-    The form kept in config.json also has `modules`, the map of what is stored, `hashes` of all
-    tensors (checkpoint/hashes.py), and, for people, the `errors` of the stored weights.
+    config.json also has `modules` (what is stored), `hashes` of all tensors, and, for people,
+    `errors` of the weights.
 
-    Raises UsageError for an unknown recipe, InputError for a format version that this lowbit cannot
-    read, for keys of config.json that it does not know, and for maps that are not mappings.
+    Raises:
+        UsageError: for an unknown recipe.
+        InputError: for a format version that this lowbit cannot read, unknown keys of config.json,
+            and maps that are not mappings.
     """
 
     def __init__(

@@ -30,7 +30,15 @@ class ModuleSize:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Sizes in bytes. `float_bytes` is the same model with every parameter in its compute dtype."""
+    """Sizes of a model, in bytes. Storage that modules share counts once.
+
+    `float_bytes` is the size of the same model with every parameter in its compute dtype.
+
+    Attributes:
+        modules: The size of each module with tensors of its own.
+        resident_bytes: Bytes in memory.
+        disk_bytes: Bytes of the safetensors files; None without a folder.
+    """
 
     modules: tuple[ModuleSize, ...]
     resident_bytes: int
@@ -65,7 +73,15 @@ class Footprint:
 
 
 def footprint(model: nn.Module, folder: str | Path | None = None) -> Footprint:
-    """Account for a model, and for the checkpoint files of `folder` where one is given."""
+    """Count the bytes of a model: codes, scales, zero points, padding, and what stayed float.
+
+    Args:
+        model: Any module, float or quantized.
+        folder: Its checkpoint folder, if the files are to be counted too.
+
+    Returns:
+        Sizes in bytes, of each module and in total.
+    """
     return Footprint(
         modules=tuple(_module_sizes(model)),
         resident_bytes=resident_bytes(model),

@@ -302,7 +302,10 @@ class _QuantizeOnLoad(ConversionOps):
 
 
 def register() -> None:
-    """Make transformers know the method; a second import of lowbit changes nothing."""
+    """Make transformers know the quantization method "lowbit".
+
+    `import lowbit` calls this. Further calls change nothing.
+    """
     if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(METHOD)(LowbitConfig)
         register_quantizer(METHOD)(LowbitQuantizer)

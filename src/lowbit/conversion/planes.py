@@ -7,13 +7,19 @@ from lowbit.nn import QuantModule
 
 
 def use_planes(model: nn.Module, planes: int) -> None:
-    """Compute with the first `planes` of every nested binary weight; those with fewer use all.
+    """Compute with the first planes of every nested binary weight.
 
-    Nothing is moved, and saving stores all planes: a larger number brings them back. The results
-    are those of a model that was stored with so many planes.
+    Nothing is moved, and saving stores all planes: a larger number brings them back. The result
+    equals that of a model stored with so few planes.
 
-    Raises UsageError, and changes nothing, where a weight with more planes is not nested, or where
-    no weight has so many.
+    Args:
+        model: A model with nested binary weights.
+        planes: Planes to use, at least 1. Weights with fewer planes use all of theirs.
+
+    Raises:
+        UsageError: if a weight with more planes is not nested, or no weight has that many.
+
+    On error, nothing has changed.
     """
     binary = {
         name: (module, module.layout)

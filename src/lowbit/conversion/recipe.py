@@ -23,8 +23,9 @@ import yaml
 
 from lowbit.checkpoint.documents import read_yaml
 from lowbit.errors import InputError, UsageError, check_choice, naming
+from lowbit.formats import group
 from lowbit.nn import ACTIVATIONS, STATIC
-from lowbit.schemes import Scheme, scheme_from_dict, scheme_to_dict
+from lowbit.schemes import Scheme, ZeroPoint, scheme_from_dict, scheme_to_dict
 from lowbit.schemes.named import NAMED
 
 KINDS = ("@linear", "@embedding", "@head", "@experts", "@router")
@@ -33,7 +34,18 @@ KEEP: Final = None
 
 @dataclass(frozen=True)
 class Rule:
-    """`match` -> `scheme` (or KEEP) with the given activations. Raises UsageError."""
+    """One line of a recipe: a pattern, a scheme, and how activations are computed.
+
+    Attributes:
+        match: A shell glob over the module's full name, or a kind: "@linear", "@embedding",
+            "@head", "@experts", "@router".
+        scheme: How the weight is stored; `KEEP` (None) leaves it in float.
+        activations: "float", or int8: "dynamic" (a scale per token, found at run time), "static"
+            (one scale per layer, found in data), "requantized" (static, with int8 outputs).
+
+    Raises:
+        UsageError: for an unknown kind or activations.
+    """
 
     match: str
     scheme: Scheme | None = KEEP
@@ -82,7 +94,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Ordered rules. A module that its scheme cannot hold raises if `strict`, else it is kept."""
+    """Ordered rules. The first rule that matches a module decides.
+
+    Attributes:
+        rules: The rules, in order.
+        name: What tables and folders call the recipe.
+        strict: Raise if a scheme cannot hold a module; else keep that module in float.
+    """
 
     rules: tuple[Rule, ...]
     name: str = "custom"
@@ -169,6 +187,27 @@ PRESETS |= {
     if activations not in STATIC
     for name in [base + table + experts + suffix]
 }
+
+
+def recipe_of(bits: int, group_size: int | None = None) -> Recipe:
+    """The short way to a recipe: linear layers in `bits` bits, and int8 activations.
+
+    Embeddings and the output head have 8 bits, as in the presets with -head8.
+
+    Args:
+        bits: Bits of a weight, 2 … 8.
+        group_size: Inputs that share a scale; None for the preset's own.
+
+    Raises:
+        UsageError: for other numbers of bits, and for a group size that no weight can have.
+    """
+    known = NAMED.get(f"int{bits}")
+    if group_size is None and known is not None:
+        return PRESETS[f"int{bits}-head8-dynamic"]
+    width = 64 if group_size is None else group_size
+    scheme = ZeroPoint(bits, group(width))
+    rules = (*_TABLES["-head8"](scheme), Rule("@linear", scheme, "dynamic"))
+    return Recipe(rules, f"int{bits}-group{width}-head8-dynamic", strict=False)
 
 
 def names_a_folder(name: str) -> bool:

@@ -39,10 +39,16 @@ CONFIG = "config.json"
 
 
 def save(module: nn.Module, folder: str | Path, overwrite: bool = False) -> None:
-    """Write a module that was quantized in place into `folder`, complete or not at all.
+    """Write a module that was quantized in place, complete or not at all.
 
-    Raises UsageError for a module that `lowbit.quantize` did not have, or a folder that is not
-    empty without `overwrite`; InputError for a state that is more than tensors, or a full disk.
+    Args:
+        module: A module that `lowbit.quantize` changed.
+        folder: The folder to write.
+        overwrite: Replace the contents of a folder that is not empty.
+
+    Raises:
+        UsageError: for a module that is not quantized, and a folder that is not empty.
+        InputError: for a state that holds more than tensors, and a full disk.
     """
     config, output = config_of(module), Path(folder)
     check_output(output, overwrite, None)
@@ -67,11 +73,21 @@ def save(module: nn.Module, folder: str | Path, overwrite: bool = False) -> None
 
 
 def load(module: nn.Module, folder: str | Path, verify: bool = False) -> None:
-    """Make `module`, built in float like the one that was saved, what that one was; in place.
+    """Load a folder of `lowbit.save` into a float module, in place.
 
-    The result computes the same, bit for bit. Names, shapes and dtypes must agree exactly, and
-    `module` must hold data. verify: first compare all tensors with their hashes. Raises InputError
-    if they do not, UsageError for a module that is quantized; then `module` is what it was.
+    The result computes the same as the saved module, bit for bit.
+
+    Args:
+        module: A module built in float as the saved one was, with data. Names, shapes and dtypes
+            must agree.
+        folder: The folder.
+        verify: First compare all tensors with their hashes.
+
+    Raises:
+        InputError: if names, shapes, dtypes or hashes differ.
+        UsageError: for a module that is already quantized.
+
+    On error, `module` is left unchanged.
     """
     source = Path(folder)
     if verify:

@@ -18,13 +18,22 @@ from lowbit.schemes.named import PER_TENSOR
 
 
 def simulate(model: nn.Module, scheme: str | Scheme) -> dict[str, float]:
-    """Round every parameter of `model` in place; returns the mean squared error of each.
+    """Replace every parameter by the value that its quantized tensor decodes to, in place.
 
-    scheme: "absmax" or "zero-point" (8 bits, one scale per tensor), or any `Scheme`. A parameter
-    that several modules share is taken once, under its first name.
+    The model stays float. A shared parameter is rounded once, under its first name.
 
-    Raises UsageError for an unknown name, a quantized model, or a group size larger than some
-    parameter; InputError for a parameter that is not finite. In both cases nothing has changed.
+    Args:
+        model: A float model.
+        scheme: "absmax" or "zero-point" (8 bits, one scale per tensor), or any `Scheme`.
+
+    Returns:
+        The mean squared error of each parameter, by name.
+
+    Raises:
+        UsageError: for an unknown name, a quantized model, and a group size larger than a row.
+        InputError: for a parameter that is not finite.
+
+    On error, nothing has changed.
     """
     if isinstance(scheme, str):
         check_choice("scheme", scheme, PER_TENSOR, f"{', '.join(PER_TENSOR)}, or a Scheme")

@@ -37,7 +37,7 @@ from lowbit.conversion.plan import Quantize
 from lowbit.conversion.recipe import Recipe
 from lowbit.errors import InputError
 from lowbit.formats import QTensor
-from lowbit.progress import without_transformers_bars
+from lowbit.progress import hidden, without_transformers_bars
 
 
 def dtype_of(config: PreTrainedConfig, tensors: Mapping[str, Any]) -> torch.dtype:
@@ -156,7 +156,7 @@ def read_all(
     owners, repeated = _tied_owners(model, names, tensors)
     wanted = {name: tensor for name, tensor in tensors.items() if name not in repeated}
     total = sum(_nbytes(tensor) for tensor in wanted.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc=doing, disable=not progress) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=doing, disable=hidden(progress)) as bar:
         divert = _Divert(sink, owners, bar)
         for stored, (name, converter) in names.items():
             readable = converter is None or isinstance(converter, ExpertByExpert)

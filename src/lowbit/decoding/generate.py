@@ -50,15 +50,23 @@ _PLAIN: WeakSet[nn.Module] = WeakSet()
 
 
 def generate(model: PreTrainedModel, *args: Any, **settings: Any) -> Any:
-    """What `model.generate(*args, **settings)` returns, with less of Python's time per token.
+    """Return what `model.generate` returns, with less Python time per token.
 
-    Greedy search, sampling and beam search with a cache, for decoders and encoder–decoders on the
-    CPU; prompts of a batch padded on the left, sources on the right. The first call with a model
-    and a number of rows records two steps, which takes about as long as six others. A model whose
-    steps cannot be recorded computes them itself, with a SlowPathWarning.
+    It serves greedy search, sampling and beam search with a cache, for decoders and
+    encoder–decoders on the CPU. A batch is padded on the left, sources on the right. The first call
+    with a model and a number of rows records two steps; that takes about as long as six others. A
+    model whose steps cannot be recorded computes them itself, with a SlowPathWarning.
 
-    Raises UsageError for what it does not serve, before the first token; `model.generate` serves
-    that.
+    Args:
+        model: A model in evaluation mode.
+        *args: As `model.generate` takes them.
+        **settings: As `model.generate` takes them.
+
+    Returns:
+        Token ids int64 [rows, length], or what the settings ask `model.generate` for.
+
+    Raises:
+        UsageError: for what only `model.generate` serves, before the first token.
     """
     _check(model, settings)
     kept = {CACHE: empty(model.config.is_encoder_decoder)} if model in _PLAIN else {}

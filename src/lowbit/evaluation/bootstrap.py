@@ -5,7 +5,7 @@ the deciding metric of each draw is computed anew.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,3 +55,19 @@ def loss(task: Task, before: Measurement, found: Measurement, seed: int = 0) -> 
         return Loss(name, whole)
     low, high = np.quantile(drawn, [(1 - SHARE) / 2, (1 + SHARE) / 2])
     return Loss(name, whole, float(low), float(high))
+
+
+def with_interval(
+    task: Task, before: Measurement, found: Measurement, seed: int = 0
+) -> Measurement:
+    """`found` with the interval of its deciding metric, if single items have scores."""
+    name = found.main_metric
+    if name is None or name not in before.metrics or found.metrics[name].low is not None:
+        return found
+    lost = loss(task, before, found, seed)
+    if lost is None or lost.low is None or lost.high is None:
+        return found
+    metric, old = found.metrics[name], before.metrics[name].value
+    sign = 1 if metric.better == "higher" else -1
+    low, high = sorted(old - sign * abs(old) * share / 100 for share in (lost.low, lost.high))
+    return replace(found, metrics={**found.metrics, name: replace(metric, low=low, high=high)})

@@ -10,6 +10,7 @@ import torch
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.checkpoint.read import find
 from lowbit.errors import UsageError
+from lowbit.evaluation.bootstrap import with_interval
 from lowbit.evaluation.experts import counted
 from lowbit.evaluation.latency import ROUNDS, Shape, time_beside
 from lowbit.evaluation.record import record
@@ -106,7 +107,8 @@ def examine(
                     measurements.append(task.measure(subject, progress))
                 else:
                     both = subject, reference
-                    measurements.append(task.measure_beside(*both, before[task], progress))
+                    beside = task.measure_beside(*both, before[task], progress)
+                    measurements.append(with_interval(task, before[task], beside, plan.seed))
     other = None if reference is None else reference.model
     timings = time_beside(subject.model, other, plan.shapes, plan.rounds, progress)
     return replace(seen, measurements=tuple(measurements), timings=timings, experts=experts)

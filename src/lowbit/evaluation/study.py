@@ -31,12 +31,17 @@ NOT_SAID = ("nan", "inf", "-inf")
 
 @dataclass(frozen=True)
 class Metric:
-    """A number and which way is better. `note` says how it was computed where that needs saying,
-    such as a sacreBLEU signature."""
+    """A number and which way is better.
+
+    `note` says how it was computed if that needs saying, such as a sacreBLEU signature. low, high:
+    where the value lies with 95 % confidence, if the reference's is exact: items are paired.
+    """
 
     value: float
     better: Literal["higher", "lower"]
     note: str = ""
+    low: float | None = None
+    high: float | None = None
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:

@@ -171,8 +171,21 @@ class AffineLayout:
 
 @dataclass(frozen=True)
 class AffineTensor:
-    """A weight [out, in] in the affine format. Scales and offsets are tensors [units, groups], or
-    the same in two levels: `float()` has the numbers of either."""
+    """A weight [out, in] in the affine format: w ≈ s · (q − z).
+
+    Scales and offsets are float tensors [units, groups], or the same in two levels; `float()` gives
+    the numbers of either.
+
+    Attributes:
+        codes: Packed codes, uint8 [out, packed]; signed 8-bit codes are int8 [out, in].
+        scale: s of each unit and group.
+        zero_point: z, uint8 [units, groups]; None for 0.
+        bits: Bits of a code, 2 … 8.
+        granularity: Which weights share a scale.
+        in_features: Inputs of a row.
+        offset: A float offset in place of z; None if there is none.
+        signed_scale: Whether scales may be negative.
+    """
 
     codes: UInt8[Tensor, "out packed"] | Int8[Tensor, "out in"]
     scale: GroupFloats

@@ -104,7 +104,15 @@ class BinaryLayout:
 
 @dataclass(frozen=True)
 class BinaryTensor:
-    """A weight [out, in] in the binary format. `alphas` and `offsets` run over the prefixes."""
+    """A weight [out, in] in binary codes: w ≈ Σ α_p · b_p + o, with b_p in −1, +1.
+
+    Attributes:
+        planes: Signs, one bit each, uint8 [bits, out, packed].
+        alphas: α for each prefix of the planes, float [groups, planes of the prefix, out].
+        offsets: o for each prefix, float [groups, out]; None if there is none.
+        granularity: Which weights share α and o.
+        in_features: Inputs of a row.
+    """
 
     planes: UInt8[Tensor, "bits out packed"]
     alphas: tuple[Float[Tensor, "groups _p out"], ...]

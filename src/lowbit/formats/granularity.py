@@ -20,7 +20,15 @@ WEIGHTS_AT_ONCE = 1 << 17
 
 @dataclass(frozen=True)
 class Granularity:
-    """`kind` and, for groups, the number of consecutive inputs that share a scale."""
+    """Which weights share a scale: those of the tensor, of a channel (output row), or of a group.
+
+    Attributes:
+        kind: "tensor", "channel" or "group".
+        group_size: Consecutive inputs that share a scale, for groups; else None.
+
+    Raises:
+        UsageError: for an unknown kind, and a size that is absent, superfluous or out of range.
+    """
 
     kind: str
     group_size: int | None = None

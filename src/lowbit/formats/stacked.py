@@ -121,7 +121,11 @@ class StackedLayout:
 
 @dataclass(frozen=True)
 class StackedTensor:
-    """A weight [out, in] in parts, from the first row on."""
+    """A weight [out, in] whose ranges of rows are quantized separately.
+
+    Attributes:
+        parts: The quantized ranges, from the first row on.
+    """
 
     parts: tuple[PlainTensor, ...]
 

@@ -39,7 +39,15 @@ class Explanation:
 
 
 def explain(model: nn.Module) -> Explanation:
-    """How `model` computes here. Slow paths are those that its calls have met up to now."""
+    """Say how a model computes on this machine.
+
+    Args:
+        model: Any model with quantized modules.
+
+    Returns:
+        The kernels with their modules, and the fast paths not taken in the calls so far, with
+        reasons. `print` shows both.
+    """
     kernels: dict[str, list[str]] = {}
     slow_paths: dict[tuple[str, str], int] = {}
     for name, module in model.named_modules():

@@ -35,15 +35,19 @@ from lowbit.qat.weights import ESTIMATORS, Straight, WeightQuantizer
 class QatOptions:
     """How to train towards a recipe.
 
-    estimator: how gradients pass the rounding of weights: "ste", "clipped" or "lsq".
-    ranges: how those of static activations are found: "ema", "learned", "minmax", "percentile" or
-    "mse"; `range_options` are theirs, such as {"decay": 0.999}.
-    symmetric: static activations around 0, else with a zero point, which gives what follows a
-    GELU or ReLU twice as many codes.
-    start: so many training passes through a layer stay in float, and only ranges are watched. A
-    layer that several blocks share, as in ALBERT, is passed once for each of them.
+    Attributes:
+        estimator: How gradients pass the rounding of weights: "ste" (straight-through; Bengio et
+            al. 2013), "clipped", or "lsq" (learned step size; Esser et al. 2020).
+        ranges: How ranges of static activations are found: "mse", "ema", "learned", "minmax" or
+            "percentile".
+        range_options: Options of these, such as {"decay": 0.999}.
+        symmetric: Static activations without a zero point. With one, the output of a GELU or
+            ReLU has twice as many codes.
+        start: Training passes through a layer that stay float and only observe ranges. A layer
+            that several blocks share, as in ALBERT, is passed once for each of them.
 
-    Raises UsageError for an unknown name or option.
+    Raises:
+        UsageError: for an unknown name or option.
     """
 
     estimator: str = "ste"
@@ -72,11 +76,22 @@ def prepare_qat(
     options: QatOptions | None = None,
     quantizer: WeightQuantizer | None = None,
 ) -> Plan:
-    """Put stand-ins in place of all modules that `recipe` quantizes; in place.
+    """Replace the modules that a recipe quantizes by stand-ins that train towards it, in place.
 
-    Parameters keep their names and identity, ties included: what is tied shares one quantizer.
-    quantizer: of the weights, in place of that of `options.estimator`. Raises UsageError for what
-    the recipe or the options cannot do, InputError for a weight that is not finite.
+    Parameters keep their names and identity. Tied weights share one quantizer.
+
+    Args:
+        model: A float model.
+        recipe: As in `lowbit.quantize`.
+        options: How to train. None: `QatOptions()`.
+        quantizer: Rounds the weights, instead of that of `options.estimator`.
+
+    Returns:
+        What happens to each weight, and why.
+
+    Raises:
+        UsageError: for what the recipe or the options cannot do.
+        InputError: for a weight that is not finite.
     """
     check_unprepared(model)
     plan = make_plan(model, load_recipe(recipe))
@@ -110,11 +125,23 @@ def check_unprepared(model: nn.Module) -> None:
 
 
 def finish_qat(model: nn.Module, progress: bool = True) -> Result:
-    """Replace every stand-in by the stored form of what it computed with; in place.
+    """Replace the stand-ins of `prepare_qat` by quantized modules, in place.
 
-    The model is in evaluation mode afterwards. Raises UsageError for a model that was not
-    prepared, whose static ranges saw no data, or in which a prepared module was replaced. If
-    anything raises, the model is what it was.
+    They compute with the same weights that training computed with. The model is then in evaluation
+    mode.
+
+    Args:
+        model: A model that was prepared and trained.
+        progress: Show a bar if it takes more than two seconds.
+
+    Returns:
+        The plan, sizes in bytes before and after, the error of each weight, and notes.
+
+    Raises:
+        UsageError: for a model that was not prepared, whose static ranges saw no data, or in which
+            a prepared module was replaced.
+
+    On error, the model is left unchanged.
     """
     stand_ins = fake_quantized(model)
     if not stand_ins:

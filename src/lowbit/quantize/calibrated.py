@@ -38,15 +38,33 @@ def quantize_calibrated(
     progress: bool = True,
     options: QatOptions | None = None,
 ) -> Result:
-    """Quantize the checkpoint `model` into the folder `output`, calibrated on the text `data`.
+    """Quantize a checkpoint into a folder, with a text to calibrate on.
 
-    The float model is in memory. data: a file, a folder of .txt files or a dataset of the hub, of
-    which `samples` windows of `length` tokens are read. recipe, solver, options: as
-    `lowbit.quantize` has them. What a solver has finished is kept in a folder beside `output`, from
-    which the same call goes on after an interruption; it is removed at the end.
+    The float model is in memory. A solver keeps finished layers in a folder beside `output`. After
+    an interruption the same call continues there; at the end the folder is removed.
 
-    Raises UsageError and InputError. On error, `output` is left unchanged; while another run
-    writes it, UsageError is raised at once.
+    Args:
+        model: A folder or a hub id.
+        recipe: As in `lowbit.quantize`.
+        output: The folder to write.
+        data: A text file, a folder of .txt files, or a data set of the hub.
+        solver: As in `lowbit.quantize`.
+        samples: Windows of the text to read.
+        length: Tokens of a window. None: all positions of the model, at most 512.
+        overwrite: Replace an existing model folder.
+        max_shard_bytes: The largest file to write, in bytes.
+        progress: Show a bar if it takes more than two seconds.
+        options: How ranges of static activations are found. None: the least squared error.
+
+    Returns:
+        The plan, sizes in bytes before and after, the error of each weight, and notes.
+
+    Raises:
+        UsageError: for a recipe or solver that is unknown, and an output that exists or that
+            another run writes.
+        InputError: for a checkpoint or text that cannot be read, and a weight that is not finite.
+
+    On error, `output` is left unchanged.
     """
     given, solver = named(recipe), load_solver(solver)
     source, output = find(model), Path(output)

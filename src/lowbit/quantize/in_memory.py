@@ -30,23 +30,31 @@ def quantize(
     solver: str | Mapping[str, Any] | Solver = "nearest",
     work: str | Path | None = None,
 ) -> Result:
-    """Quantize `model` in place: a transformers model, which stays one, or any other module.
+    """Quantize a model in place.
 
-    recipe: a preset ("int4", "int8-dynamic", …), a `Recipe`, a mapping, or a YAML path. Without one
-    int4-head8-dynamic for models that generate token by token, int8-all-dynamic for all others; the
-    result's notes say which and why.
-    progress: show a bar if it takes more than two seconds.
-    calibration: what static activations are seen on and solvers learn from: token ids
-    [samples, length] for a transformers model, or any iterable of mappings of model inputs.
-    options: how ranges of static activations are found; the least squared error by default.
-    solver: how codes are chosen: "nearest", "gptq", … (lowbit.solvers), or a mapping with its name
-    and options. work: a folder where a solver keeps what is finished, to go on from after a kill.
+    Args:
+        model: A transformers model, which stays one, or any other module.
+        recipe: A preset ("int4", "int8-dynamic", …), a `Recipe`, a mapping, or the path of a YAML
+            file. None: int4-head8-dynamic for models that generate token by token, else
+            int8-all-dynamic. The result's notes say which and why.
+        progress: Show a bar if it takes more than two seconds.
+        calibration: Data for solvers and static activations: token ids int64 [samples, length] for
+            a transformers model, or any iterable of mappings of model inputs.
+        options: How ranges of static activations are found. None: the least squared error.
+        solver: How codes are chosen: "nearest", "gptq", … (docs/solvers.md), or a mapping with its
+            name and options.
+        work: A folder in which a solver keeps finished layers. The same call continues from it.
 
-    Raises UsageError for an unknown recipe or solver, a pattern that matches nothing, or static
-    activations or a solver without the calibration it needs; InputError for a weight that is not
-    finite. Raises InputError also for a model that is quantized already, that has adapters, or in
-    which a weight is computed from others (pruned, parametrized). If anything raises, the model is
-    what it was.
+    Returns:
+        The plan, sizes in bytes before and after, the error of each weight, and notes.
+
+    Raises:
+        UsageError: for an unknown recipe or solver, a pattern that matches nothing, and static
+            activations or a solver without their calibration.
+        InputError: for a weight that is not finite or is computed from others (pruned,
+            parametrized), and a model that is already quantized or has adapters.
+
+    On error, the model is left unchanged.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"a torch.nn.Module is needed, not {type(model).__name__}")

@@ -38,15 +38,29 @@ def quantize_checkpoint(
     progress: bool = True,
     solver: str | Mapping[str, Any] | Solver = "nearest",
 ) -> Result:
-    """Quantize the checkpoint `model` (a folder or a hub id) into the folder `output`.
+    """Quantize a checkpoint into a folder, one tensor at a time.
 
-    Peak memory is one float tensor (of experts, that of one), its stored form and one shard beside
-    what torch and transformers take. The
-    tokenizer and all other small files are copied. recipe: as `lowbit.quantize` has it. solver: one
-    that needs no data; for those that do, and for static activations, see
-    `lowbit.quantize_calibrated`.
+    Peak memory is one float tensor (of experts, that of one expert), its quantized tensor and one
+    shard, beside what torch and transformers take. Tokenizer and other small files are copied.
 
-    Raises UsageError and InputError. On error or interruption, `output` is left unchanged.
+    Args:
+        model: A folder or a hub id.
+        recipe: As in `lowbit.quantize`.
+        output: The folder to write.
+        overwrite: Replace an existing model folder.
+        max_shard_bytes: The largest file to write, in bytes.
+        progress: Show a bar if it takes more than two seconds.
+        solver: One that needs no data. `lowbit.quantize_calibrated` takes the others, and static
+            activations.
+
+    Returns:
+        The plan, sizes in bytes before and after, the error of each weight, and notes.
+
+    Raises:
+        UsageError: for a recipe or solver that is unknown or needs data, and a folder that exists.
+        InputError: for a checkpoint that cannot be read, and a weight that is not finite.
+
+    On error or interruption, `output` is left unchanged.
     """
     given, solver = named(recipe), load_solver(solver)
     if solver.data:

@@ -66,7 +66,8 @@ def standings(study: Study) -> list[tuple[str, list[Standing]]]:
         sign = 1 if better == "higher" else -1
         on = frontier([m.stored_bytes for m, _ in known], [sign * v.value for _, v in known])
         rows = [_standing(m, v.value, i in on) for i, (m, v) in enumerate(known)]
-        found.append((f"{metric} of {task.name} ({better} is better)", rows))
+        label = task.name if metric == task.name else f"{metric} of {task.name}"
+        found.append((f"{label} ({better} is better)", rows))
     return found
 
 

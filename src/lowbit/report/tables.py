@@ -44,11 +44,14 @@ def groups(study: Study) -> list[Group]:
     ]
     timed = shapes(study)
     if timed:
-        threads = ", ".join(str(n) for n in sorted({shape.threads for shape in timed}))
+        counts = sorted({shape.threads for shape in timed})
+        threads = wording.plural(counts[0], "thread")
+        if len(counts) > 1:
+            threads = f"{', '.join(map(str, counts))} threads"
         rounds = [t.rounds for timings in timed.values() for t in timings if t]
         least, most = min(rounds), max(rounds)
         over = f"{least}" if least == most else f"{least} to {most}"
-        note = f"median of {over} rounds, {threads} threads; ± half the distance of the quartiles"
+        note = f"median of {over} rounds, {threads}; ± half the distance of the quartiles"
         rows = [row for shape, timings in timed.items() for row in _times(shape, timings)]
         found.append(Group("Speed", note, tuple(rows)))
     for task, measured in tasks(study).items():
@@ -175,8 +178,12 @@ def _metric(name: str, measured: list[Measurement | None]) -> Row:
             continue
         difference = change(measured, name, index) if index else None
         detail = difference.words if difference else ""
+        if metric.low is not None and metric.high is not None:
+            detail += f" ({' … '.join(wording.pair(metric.low, metric.high))})"
         effect = difference.effect if difference and difference.effect in EFFECTS else ""
         cells.append(Cell(wording.number(metric.value), detail, effect))
+    if any(metric and metric.low is not None for metric in metrics):
+        notes.append("in brackets its interval of 95 %, items paired with the reference's")
     return Row(name, "; ".join([f"{first.better} is better", *notes]), tuple(cells))
 
 

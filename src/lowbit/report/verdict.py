@@ -133,8 +133,19 @@ def _fastest(models: tuple[ModelRecord, ...]) -> str:
     return f"{name} is the fastest ({wording.times(best)} as fast{mean})"
 
 
+def _overlap(one: Measurement | None, other: Measurement | None, name: str) -> bool:
+    """Whether the intervals of a metric overlap; False if one has no interval."""
+    assert one is not None and other is not None
+    a, b = one.metrics[name], other.metrics[name]
+    if None in (a.low, a.high, b.low, b.high):
+        return False
+    assert a.low is not None and a.high is not None and b.low is not None and b.high is not None
+    return a.low <= b.high and b.low <= a.high
+
+
 def _closest(study: Study) -> list[str]:
-    """For each task the quantized model with the best deciding metric."""
+    """For each task the quantized model with the best deciding metric, or those that may be it:
+    intervals that overlap name no best."""
     parts = []
     for task, found in tasks(study).items():
         measured = [i for i in range(1, len(found)) if _measured(found[i])]
@@ -151,9 +162,14 @@ def _closest(study: Study) -> list[str]:
             continue
         sign = 1 if first.metrics[name].better == "higher" else -1
         best = max(values, key=lambda i: sign * values[i])
+        alike = [i for i in values if i != best and _overlap(found[i], found[best], name)]
         difference = change(found, name, best)
         against = f", {difference.words}" if difference and difference.words else ""
         label = f"{name} on {task.name}" if name not in task.name else name
         value = f"{wording.number(values[best])}{against}"
-        parts.append(f"{study.models[best].name} has the best {label} ({value})")
+        if alike:
+            names = " and ".join(study.models[i].name for i in sorted((best, *alike)))
+            parts.append(f"the {label} of {names} is the same within noise, the best ({value})")
+        else:
+            parts.append(f"{study.models[best].name} has the best {label} ({value})")
     return parts or ["quality was not measured"]

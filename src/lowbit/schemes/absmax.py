@@ -22,9 +22,17 @@ from lowbit.schemes.weight_range import step_of, weight_range
 
 @dataclass(frozen=True)
 class Absmax(Scheme):
-    """Symmetric quantization at 2 … 8 bits. Raises UsageError for options out of range.
+    """Symmetric quantization at 2 … 8 bits: w ≈ s · q.
 
-    scale_dtype: "float16", or "float32" for the codes that float32 arithmetic finds.
+    Attributes:
+        bits: Bits of a code.
+        granularity: Which weights share a scale.
+        range: "absmax": s = max |w| / (2^(bits−1) − 1). "minmax": s = (max − min) / (2^bits − 1),
+            a finer step that clips the larger side.
+        scale_dtype: "float16", or "float32" for the codes that float32 arithmetic finds.
+
+    Raises:
+        UsageError: for options out of range.
     """
 
     name: ClassVar[str] = "absmax"

@@ -33,9 +33,19 @@ WEIGHTS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Binary(Scheme):
-    """Binary codes of 1 … 4 planes. Raises UsageError for options out of range.
+    """Binary codes of 1 … 4 planes: w ≈ Σ α_p · b_p + o, with b_p in −1, +1.
 
-    scale_dtype: of α and o, "float16" or "float32".
+    Attributes:
+        bits: Planes.
+        granularity: Which weights share α and o.
+        offset: Whether there is an o.
+        solver: "greedy" or "alternating" (Xu et al. 2018).
+        iterations: Rounds of "alternating", 0 … 1000.
+        nested: Whether the first planes can be used alone.
+        scale_dtype: Of α and o: "float16" or "float32".
+
+    Raises:
+        UsageError: for options out of range.
     """
 
     name: ClassVar[str] = "binary"

@@ -23,9 +23,19 @@ LEAST_RATIO, MOST_RATIO = 1 / 64, 64.0
 
 @dataclass(frozen=True)
 class Clustered(StackedScheme):
-    """`base` is the scheme of the most frequent cluster; each that follows has one bit less. In
-    recipes and config.json the options of `base` stand beside the others. Raises UsageError for
-    options out of range."""
+    """Binary codes with fewer bits for rarer rows, for embeddings sorted by frequency.
+
+    In recipes and config.json the options of `base` stand beside the others. Source: Chung et al.
+    2020.
+
+    Attributes:
+        base: The scheme of the most frequent cluster. Each next cluster has one bit less.
+        clusters: How many clusters.
+        ratio: Rows of a cluster over rows of the one before.
+
+    Raises:
+        UsageError: for options out of range.
+    """
 
     name: ClassVar[str] = "clustered"
     base: Binary = Binary(4)

@@ -48,7 +48,14 @@ MOST = float(torch.finfo(torch.float16).max)
 
 @dataclass(frozen=True)
 class KQuant(Scheme):
-    """Two-level quantization at 2 … 6 bits. Raises UsageError for other bits."""
+    """Quantization with scales in two levels, as in llama.cpp's k-quants.
+
+    Attributes:
+        bits: Bits of a code, 2 … 6. Groups have 32 inputs at 4 and 5 bits, else 16.
+
+    Raises:
+        UsageError: for other bits.
+    """
 
     name: ClassVar[str] = "k-quant"
     bits: int = 4

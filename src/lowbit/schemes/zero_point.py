@@ -22,10 +22,16 @@ from lowbit.schemes.weight_range import step_of, weight_range
 
 @dataclass(frozen=True)
 class ZeroPoint(Scheme):
-    """Asymmetric quantization at 2 … 8 bits. Raises UsageError for options out of range.
+    """Asymmetric quantization at 2 … 8 bits: w ≈ s · (q − z).
 
-    zero: "integer", or "float" for an offset per scale.
-    scale_dtype: "float16", or "float32" for the codes that float32 arithmetic finds.
+    Attributes:
+        bits: Bits of a code.
+        granularity: Which weights share a scale and a zero point.
+        scale_dtype: "float16", or "float32" for the codes that float32 arithmetic finds.
+        zero: "integer", or "float" for an offset beside each scale.
+
+    Raises:
+        UsageError: for options out of range.
     """
 
     name: ClassVar[str] = "zero-point"

@@ -62,7 +62,7 @@ class Perplexity(Task):
         ids = self._ids(subject)
         found = divergence(subject.model, reference.model, ids, self.context, self.stride, progress)
         metrics = {
-            "perplexity": Metric(found.perplexity, "lower"),
+            "perplexity": Metric(found.perplexity, "lower", low=found.low, high=found.high),
             "KL divergence": Metric(found.kl, "lower", "nats per token, from the reference"),
             "top-1 agreement": Metric(found.top1, "higher", "with the reference, share of tokens"),
         }
