@@ -69,6 +69,17 @@ struct Attention {
   const float* sinks;  // [heads], or null
   bool causal;         // query i sees keys 0 … i only
   bool bfloat16;       // query, key, value and y are, else float32
+  int64_t window = 0;  // query i sees keys i - window … i + window only; 0: all
+};
+
+// Sequences whose tokens are rows of the same matrices, those of sequence i from starts[i] on, each
+// attending to itself. All paths give the same bits, whatever other sequences there are: a score is
+// one chain of fused multiplications and additions, and so is a number of y.
+struct SequenceAttention {
+  Attention each;         // float32, batch 1; of all rows; queries and keys are those of a sequence
+  const int64_t* starts;  // [sequences + 1]
+  const int64_t* places;  // [rows] where a mask is: the first token's is where its mask begins
+  int64_t sequences;
 };
 
 // Some key heads with some of the queries that share each: blocks of 32, those of a head after
@@ -81,13 +92,16 @@ struct AttentionTask {
 
 namespace scalar {
 void attention(const Attention& op);
-}
+void sequence_attention(const SequenceAttention& all);
+}  // namespace scalar
 namespace avx2 {
 void attention(const Attention& op);
-}
+void sequence_attention(const SequenceAttention& all);
+}  // namespace avx2
 namespace avx512 {
 void attention(const Attention& op);
-}
+void sequence_attention(const SequenceAttention& all);
+}  // namespace avx512
 namespace amx {
 void attention(const Attention& op);
 void attend(const Attention& op, const AttentionTask& task);
@@ -107,6 +121,18 @@ inline constexpr AttentionPath attention_paths[] = {
 #endif
 #ifdef LOWBIT_HAS_AMX
     {{"amx", "amx", amx::attention}, true},
+#endif
+};
+
+// Numbers that a head of a sequence may have.
+inline constexpr int64_t most_head = 512;
+inline constexpr Path<void(const SequenceAttention&)> sequence_attention_paths[] = {
+    {"scalar", "scalar", scalar::sequence_attention},
+#ifdef LOWBIT_HAS_AVX2
+    {"avx2", "avx2", avx2::sequence_attention},
+#endif
+#ifdef LOWBIT_HAS_AVX512
+    {"avx512", "avx512", avx512::sequence_attention},
 #endif
 };
 

@@ -2,10 +2,7 @@
 // values once: they are taken one by one, numbers of a head in the lanes. Many are taken in blocks,
 // keys, and then values' numbers, in the lanes: each load serves a block's queries.
 //
-// The including file defines the Isa and names it in LOWBIT_ISA; its `load` and `store` take the
-// first n numbers of a vector, none or all of them where n is beyond, and load zeros in the place
-// of the others; `transpose` makes columns of the rows of a square; `registers` is how many vectors
-// the processor holds.
+// The including file defines the Isa and names it in LOWBIT_ISA (floats.inl).
 //
 // T is float or uint16_t, the bits of bfloat16: every number is widened when it is read, so that
 // both take the same steps.
@@ -14,6 +11,7 @@
 
 #include "attention.h"
 #include "bfloat16.inl"
+#include "floats.inl"
 #include "parallel.h"
 #include "scratch.h"
 #include "tanh.inl"
@@ -21,20 +19,9 @@
 namespace lowbit::LOWBIT_ISA {
 namespace {
 
-constexpr int64_t lanes = sizeof(Number) / sizeof(float), block_keys = 256, most_columns = 4;
+constexpr int64_t block_keys = 256, most_columns = 4;
 constexpr int64_t ns_per_thread = 3000;  // less than this is done sooner by one thread alone
 constexpr float minus_infinity = -__builtin_inff();
-
-// (x + 0 would be an addition: it makes 0 of -0.)
-Number broadcast(float x) { return x - Number{}; }
-
-Number whole(const float* x) {
-  Number v;
-  __builtin_memcpy(&v, x, sizeof v);
-  return v;
-}
-
-void put(float* y, Number v) { __builtin_memcpy(y, &v, sizeof v); }
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
@@ -108,7 +95,10 @@ struct Keys {
 
 // From the first to the last that a query sees.
 Keys seen_keys(const Attention& op, int64_t batch, int64_t head, int64_t query) {
-  const Keys all{0, op.causal ? smaller(op.keys, query + 1) : op.keys};
+  Keys all{0, op.causal ? smaller(op.keys, query + 1) : op.keys};
+  if (op.window) {
+    all = {larger(query - op.window, 0), smaller(all.last, query + op.window + 1)};
+  }
   if (op.mask.kind == MaskKind::none) return all;
   const uint8_t* mask = op.mask.at(batch, head, query);
   const auto forbidden = [&](int64_t key) { return added(op.mask.kind, mask, key) < -1e38f; };
@@ -125,17 +115,17 @@ float weigh(float* scores, int64_t n, float largest) {
   // Minus infinity cannot be subtracted from itself.
   const Number shift = Number{} + (largest == minus_infinity ? 0.0f : largest);
   constexpr float end = 87.0f;  // exp(-87) no longer counts
-  Number total{};
-#pragma GCC unroll 2
+  Sum16 total;
+#pragma GCC unroll 4
   for (int64_t i = 0; i < n; i += lanes) {
     Number u = shift - whole(scores + i);
     const Number weight = exp_minus(u < end ? u : Number{} + end);
     // NaN is not less than anything, and differs from itself.
     u = u != u ? u : (u < end ? weight : Number{});
     put(scores + i, u);
-    total += u;
+    total.add(i, u);
   }
-  return Isa::sum(total);
+  return total.total();
 }
 
 // n scores, up to a whole vector.
@@ -282,8 +272,19 @@ void attend(const Attention& op, int64_t batch, int64_t head, int64_t query, flo
 // [keys][panel], read one after the other by as many queries as accumulators fit in registers.
 constexpr int most_rows = Isa::registers > 16 ? 8 : 6;
 constexpr int64_t many_queries = 8, task_queries = 128, panel = 2 * lanes;
+constexpr int64_t widest_panel = 32;       // of all instruction sets: keys are cut alike on each
 constexpr int64_t most_numbers = 1 << 14;  // of keys, of values and of accumulators
-constexpr int64_t most_size = most_numbers / panel;
+static_assert(most_head == most_numbers / widest_panel);
+
+// Numbers that a key, a value or a query's accumulators take at most.
+int64_t widest(const Attention& op) {
+  return larger(larger(op.size, up_to(widest_panel, op.value_size)), 1);
+}
+
+// Those of a task.
+int64_t most_queries(const Attention& op) {
+  return smaller(task_queries, most_numbers / widest(op));
+}
 
 // scores[r][…] = queries[r] · key, for so many vectors of a panel of keys.
 template <int rows, int vectors>
@@ -348,11 +349,11 @@ void attend_block(const Attention& op, int64_t batch, int64_t head, int64_t quer
     any.first = smaller(any.first, larger(seen[r].first - first, 0));
     any.last = larger(any.last, smaller(seen[r].last - first, there));
   }
-  any.first = any.first / panel * panel;
+  any.first = any.first / widest_panel * widest_panel;
   if (any.first >= any.last) return;
   const int64_t end = up_to(lanes, any.last);
 
-  alignas(64) float scores[rows * block_keys], queries[rows * most_size];
+  alignas(64) float scores[rows * block_keys], queries[rows * most_head];
   for (int64_t r = 0; r < rows; ++r) {
     const T* row = op.query.at<T>(batch, head, query + smaller(r, count - 1));
     for (int64_t d = 0; d < op.size; d += lanes) {
@@ -401,7 +402,7 @@ void attend_many(const Attention& op, int64_t batch, int64_t head, int64_t query
   State states[task_queries];
   alignas(64) float transposed[most_numbers], values[most_numbers], sums[most_numbers];
   const int64_t value_end = up_to(panel, op.value_size);
-  const int64_t fit = most_numbers / larger(larger(op.size, value_end), 1) / panel * panel;
+  const int64_t fit = most_numbers / widest(op) / widest_panel * widest_panel;
   const int64_t most = smaller(fit, block_keys);
   const int64_t key_head = head / (op.heads / op.key_heads);
   for (int64_t q = 0; q < count; ++q) {
@@ -461,10 +462,9 @@ void attend_many(const Attention& op, int64_t batch, int64_t head, int64_t query
 
 template <class T>
 void attend_all(const Attention& op) {
-  const int64_t size = larger(op.size, up_to(panel, op.value_size));
-  if (op.queries >= many_queries && size <= most_size) {
-    const int64_t most = smaller(task_queries, most_numbers / larger(size, 1));
-    const int64_t parts = (op.queries + most - 1) / most;
+  const int64_t size = widest(op);
+  if (op.queries >= many_queries && size <= most_head) {
+    const int64_t most = most_queries(op), parts = (op.queries + most - 1) / most;
     const int64_t macs = op.queries / parts * op.keys * (op.size + op.value_size);
     const int64_t grain = 1 + ns_per_thread * (2 * lanes) / (macs + 1);
     parallel_for(0, op.batch * op.heads * parts, grain, [&](int64_t begin, int64_t last) {
@@ -490,10 +490,59 @@ void attend_all(const Attention& op) {
   });
 }
 
+// The sequence that starts at a row, as if it were alone.
+Attention alone(const SequenceAttention& all, int64_t sequence) {
+  Attention op = all.each;
+  const int64_t first = all.starts[sequence];
+  const auto from_first = [first](TokenRows rows) {
+    rows.data = static_cast<const float*>(rows.data) + first * rows.token_step;
+    return rows;
+  };
+  op.query = from_first(op.query);
+  op.key = from_first(op.key);
+  op.value = from_first(op.value);
+  op.queries = op.keys = all.starts[sequence + 1] - first;
+  op.y = static_cast<float*>(op.y) + first * op.heads * op.value_size;
+  if (op.mask.kind != MaskKind::none) {
+    const int64_t place = all.places[first];
+    op.mask.data += place * (op.mask.query_step + mask_bytes(op.mask.kind));
+  }
+  return op;
+}
+
 }  // namespace
 
 void attention(const Attention& op) {
   op.bfloat16 ? attend_all<uint16_t>(op) : attend_all<float>(op);
+}
+
+void sequence_attention(const SequenceAttention& all) {
+  const Attention& each = all.each;
+  const int64_t most = most_queries(each), tokens = all.starts[all.sequences];
+  // Tasks before a sequence.
+  int64_t* before = static_cast<int64_t*>(
+      call_scratch((all.sequences + 1) * static_cast<int64_t>(sizeof(int64_t))));
+  before[0] = 0;
+  for (int64_t i = 0; i < all.sequences; ++i) {
+    const int64_t parts = (all.starts[i + 1] - all.starts[i] + most - 1) / most;
+    before[i + 1] = before[i] + parts * each.heads;
+  }
+  const int64_t tasks = before[all.sequences];
+  if (tasks == 0) return;
+  const int64_t macs =
+      tokens / all.sequences * (each.size + each.value_size) * each.heads * tokens / tasks;
+  const int64_t grain = 1 + ns_per_thread * (2 * lanes) / (macs + 1);
+  parallel_for(0, tasks, grain, [&](int64_t begin, int64_t last) {
+    int64_t sequence = 0;
+    while (before[sequence + 1] <= begin) ++sequence;
+    Attention op = alone(all, sequence);
+    for (int64_t i = begin; i < last; ++i) {
+      while (before[sequence + 1] <= i) op = alone(all, ++sequence);
+      const int64_t parts = (op.queries + most - 1) / most, at = i - before[sequence];
+      const int64_t query = at % parts * most;
+      attend_many<float>(op, 0, at / parts, query, smaller(op.queries - query, most));
+    }
+  });
 }
 
 }  // namespace lowbit::LOWBIT_ISA

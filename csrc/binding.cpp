@@ -20,6 +20,7 @@
 #include "linear_float.h"
 #include "packed_layout.h"
 #include "parallel.h"
+#include "program.h"
 #include "quantize_rows.h"
 
 namespace nb = nanobind;
@@ -92,18 +93,22 @@ struct Weight {
                                 std::to_string(form.outputs) + " rows");
       }
     }
-    lowbit::find_path(lowbit::decode_packed_paths, path)(
-        {.form = form,
-         .codes = pointer<const uint8_t>(codes),
-         .scale = pointer<const void>(codes + scale),
-         .zero_point = zero_point ? pointer<const uint8_t>(codes + zero_point) : nullptr,
-         .offset = offset ? pointer<const void>(codes + offset) : nullptr,
-         .planes = planes,
-         .half_scale = half_scale,
-         .rows = pointer<const int64_t>(rows),
-         .count = count,
-         .out = pointer<float>(out),
-         .sub = sub(codes)});
+    lowbit::find_path(lowbit::decode_packed_paths, path)(decoding(codes, rows, count, out));
+  }
+
+  lowbit::DecodePacked decoding(uintptr_t codes, uintptr_t rows, int64_t count,
+                                uintptr_t out) const {
+    return {.form = form,
+            .codes = pointer<const uint8_t>(codes),
+            .scale = pointer<const void>(codes + scale),
+            .zero_point = zero_point ? pointer<const uint8_t>(codes + zero_point) : nullptr,
+            .offset = offset ? pointer<const void>(codes + offset) : nullptr,
+            .planes = planes,
+            .half_scale = half_scale,
+            .rows = pointer<const int64_t>(rows),
+            .count = count,
+            .out = pointer<float>(out),
+            .sub = sub(codes)};
   }
 };
 
@@ -253,6 +258,83 @@ struct AttentionPath {
   }
 };
 
+// A program (program.h) as Python builds it: layers and tables by their addresses, which must stay.
+struct Program {
+  lowbit::Program program;
+
+  void linear(const LinearPath& path, const std::vector<const Layer*>& layers,
+              const std::vector<uintptr_t>& places, int x, const std::vector<int>& ys, int digits) {
+    if (places.size() != 2 * layers.size()) {
+      throw std::invalid_argument("each layer has two places, of its codes and of its bias");
+    }
+    std::vector<lowbit::Linear> ops;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      ops.push_back(layers[i]->linear(0, places[2 * i], places[2 * i + 1], 0, 0, digits));
+    }
+    program.linear(path.run, std::move(ops), x, ys);
+  }
+
+  void lookup(uintptr_t numbers, int64_t rows, int64_t columns, int ids, int y) {
+    program.lookup(
+        {.numbers = pointer<const float>(numbers), .packed = {}, .rows = rows, .columns = columns},
+        ids, y, "scalar");
+  }
+
+  void decode(const Weight& weight, uintptr_t codes, int ids, int y, std::string_view path) {
+    program.lookup({.numbers = nullptr,
+                    .packed = weight.decoding(codes, 0, 0, 0),
+                    .rows = weight.form.outputs,
+                    .columns = weight.form.inputs},
+                   ids, y, path);
+  }
+
+  void normalize(std::string_view path, int64_t columns, uintptr_t weight, uintptr_t bias,
+                 float epsilon, bool centered, int x, int residual, int sum, int y) {
+    lowbit::NormalizeRows op{};
+    op.columns = columns;
+    op.weight = pointer<const float>(weight);
+    op.bias = pointer<const float>(bias);
+    op.epsilon = epsilon;
+    op.centered = centered;
+    program.normalize(op, path, x, residual, sum, y);
+  }
+
+  // `sizes`: heads, key heads, size, value size.
+  void attention(std::string_view path, const std::array<int64_t, 4>& sizes, float scale,
+                 bool causal, int64_t window, int query, int key, int value, int bias, int y) {
+    lowbit::Attention op{};
+    op.heads = sizes[0];
+    op.key_heads = sizes[1];
+    op.size = sizes[2];
+    op.value_size = sizes[3];
+    op.scale = scale;
+    op.causal = causal;
+    op.window = window;
+    program.attention(op, path, query, key, value, bias, y);
+  }
+
+  // Addresses; `biases` are float32 [heads, length, length], of which a call has one `length`.
+  void run(int64_t tokens, int64_t sequences, uintptr_t starts, uintptr_t places,
+           const std::vector<uintptr_t>& ids, const std::vector<uintptr_t>& inputs,
+           const std::vector<uintptr_t>& results, const std::vector<uintptr_t>& biases,
+           int64_t length, uintptr_t arena) const {
+    lowbit::ProgramCall call{};
+    call.tokens = tokens;
+    call.sequences = sequences;
+    call.starts = pointer<const int64_t>(starts);
+    call.places = pointer<const int64_t>(places);
+    for (const uintptr_t at : ids) call.ids.push_back(pointer<const int64_t>(at));
+    for (const uintptr_t at : inputs) call.inputs.push_back(pointer<const float>(at));
+    for (const uintptr_t at : results) call.results.push_back(pointer<float>(at));
+    for (const uintptr_t at : biases) {
+      call.biases.push_back(
+          mask_at(lowbit::MaskKind::additive, at, {0, length * length, length, 1}));
+    }
+    call.arena = pointer<uint8_t>(arena);
+    program.run(call);
+  }
+};
+
 // Operations in the order in which they are given.
 struct ElementwiseSequence {
   std::vector<lowbit::Elementwise> ops;
@@ -303,6 +385,8 @@ NB_MODULE(_native, m) {
   paths["experts"] = best_first(lowbit::experts_paths);
   paths["quantize_rows"] = best_first(lowbit::quantize_rows_paths);
   paths["decode_packed"] = best_first(lowbit::decode_packed_paths);
+  paths["normalize_rows"] = best_first(lowbit::normalize_rows_paths);
+  paths["sequence_attention"] = best_first(lowbit::sequence_attention_paths);
   using lowbit::attention_paths;
   paths["attention_float32"] =
       best_first(attention_paths, [](const auto& path) { return !path.tiles; });
@@ -433,4 +517,33 @@ NB_MODULE(_native, m) {
       .def("__call__", &ExpertsPath::operator(), "layer"_a, "gated"_a, "experts"_a, "stride"_a,
            "x"_a, "ids"_a, "rows"_a, "slots"_a, "codes"_a, "bias"_a, "y"_a, "digits"_a,
            "weights"_a = 0, "bfloat16_weights"_a = false, without_gil);
+
+  nb::class_<Program>(m, "Program")
+      .def(nb::init<>())
+      .def(
+          "in_slot",
+          [](Program& p, int64_t columns, int slot) { return p.program.in_slot(columns, slot); },
+          "columns"_a, "slot"_a)
+      .def(
+          "input", [](Program& p, int64_t columns) { return p.program.input(columns); },
+          "columns"_a)
+      .def(
+          "result", [](Program& p, int64_t columns) { return p.program.result(columns); },
+          "columns"_a)
+      .def("linear", &Program::linear, "path"_a, "layers"_a, "places"_a, "x"_a, "ys"_a, "digits"_a)
+      .def("lookup", &Program::lookup, "numbers"_a, "rows"_a, "columns"_a, "ids"_a, "y"_a)
+      .def("decode", &Program::decode, "weight"_a, "codes"_a, "ids"_a, "y"_a, "path"_a)
+      .def(
+          "add", [](Program& p, int a, int b, int y) { p.program.add(a, b, y); }, "a"_a, "b"_a,
+          "y"_a)
+      .def("normalize", &Program::normalize, "path"_a, "columns"_a, "weight"_a, "bias"_a,
+           "epsilon"_a, "centered"_a, "x"_a, "residual"_a, "sum"_a, "y"_a)
+      .def("attention", &Program::attention, "path"_a, "sizes"_a, "scale"_a, "causal"_a, "window"_a,
+           "query"_a, "key"_a, "value"_a, "bias"_a, "y"_a)
+      .def(
+          "arena_bytes",
+          [](const Program& p, int64_t tokens) { return p.program.arena_bytes(tokens); },
+          "tokens"_a)
+      .def("run", &Program::run, "tokens"_a, "sequences"_a, "starts"_a, "places"_a, "ids"_a,
+           "inputs"_a, "results"_a, "biases"_a, "length"_a, "arena"_a, without_gil);
 }

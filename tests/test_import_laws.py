@@ -17,7 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"checkpoint"}),
     frozenset({"kernels", "schemes"}),
     frozenset({"nn"}),
-    frozenset({"conversion", "data"}),
+    frozenset({"conversion", "data", "runtime"}),
     frozenset({"calibration", "decoding", "inspect"}),
     frozenset({"qat", "solvers"}),
     frozenset({"quantize", "interop", "peft"}),

@@ -25,6 +25,7 @@ NAMES = [
     "StackedTensor",
     "UsageError",
     "ZeroPoint",
+    "compile",
     "dequantize",
     "dequantize_checkpoint",
     "explain",

@@ -23,6 +23,7 @@ from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
 from lowbit.quantize.calibrated import quantize_calibrated
 from lowbit.quantize.in_memory import quantize
 from lowbit.quantize.streaming import quantize_checkpoint
+from lowbit.runtime.compiled import compile
 from lowbit.schemes import Absmax, Binary, Clustered, KQuant, Scheme, ZeroPoint
 from lowbit.versions import warn_of_untested
 
@@ -54,6 +55,7 @@ __all__ = [
     "StackedTensor",
     "UsageError",
     "ZeroPoint",
+    "compile",
     "dequantize",
     "dequantize_checkpoint",
     "explain",

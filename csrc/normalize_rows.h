@@ -1,0 +1,47 @@
+// Rows less their mean, by their deviation (LayerNorm), or by their root mean square (RMSNorm):
+//
+//   s = x + residual
+//   y = weight (s - mean) / sqrt(mean((s - mean)^2) + epsilon) + bias
+//
+// without the mean if not `centered`. All paths give the same bits: sums over a row are those of
+// floats.inl, everything else is rounded once an operation, the last two together.
+#pragma once
+
+#include <cstdint>
+
+#include "path.h"
+
+namespace lowbit {
+
+struct NormalizeRows {
+  const float* x;         // [rows, columns]
+  const float* residual;  // the same, or null
+  float* sum;             // s, or null if nobody reads it
+  float* y;
+  const float *weight, *bias;  // [columns], or null for ones and zeros
+  int64_t rows, columns;
+  float epsilon;
+  bool centered;
+};
+
+namespace scalar {
+void normalize_rows(const NormalizeRows& op);
+}
+namespace avx2 {
+void normalize_rows(const NormalizeRows& op);
+}
+namespace avx512 {
+void normalize_rows(const NormalizeRows& op);
+}
+
+inline constexpr Path<void(const NormalizeRows&)> normalize_rows_paths[] = {
+    {"scalar", "scalar", scalar::normalize_rows},
+#ifdef LOWBIT_HAS_AVX2
+    {"avx2", "avx2", avx2::normalize_rows},
+#endif
+#ifdef LOWBIT_HAS_AVX512
+    {"avx512", "avx512", avx512::normalize_rows},
+#endif
+};
+
+}  // namespace lowbit

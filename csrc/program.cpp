@@ -1,0 +1,206 @@
+#include "program.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "parallel.h"
+
+namespace lowbit {
+namespace {
+
+constexpr int64_t alignment = 16;              // floats: a cache line
+constexpr int64_t numbers_per_thread = 32768;  // fewer are moved sooner by one thread alone
+
+int64_t rows_per_thread(int64_t columns) { return 1 + numbers_per_thread / (columns + 1); }
+
+int64_t aligned(int64_t numbers) { return (numbers + alignment - 1) / alignment * alignment; }
+
+}  // namespace
+
+int Program::made(const Matrix& matrix) {
+  if (matrix.columns < 1) {
+    throw std::invalid_argument("a matrix of " + std::to_string(matrix.columns) + " columns");
+  }
+  matrices_.push_back(matrix);
+  return static_cast<int>(matrices_.size()) - 1;
+}
+
+int Program::in_slot(int64_t columns, int slot) {
+  if (slot < 0) throw std::invalid_argument("slot " + std::to_string(slot) + " is less than 0");
+  const int matrix = made({columns, slot, -1, -1});
+  if (slot >= static_cast<int>(slot_columns_.size())) slot_columns_.resize(slot + 1);
+  slot_columns_[slot] = std::max(slot_columns_[slot], columns);
+  return matrix;
+}
+
+int Program::input(int64_t columns) { return made({columns, -1, inputs_++, -1}); }
+
+int Program::result(int64_t columns) { return made({columns, -1, -1, results_++}); }
+
+void Program::check(int matrix, int64_t columns, const char* what) const {
+  const auto say = [&](const std::string& is) {
+    throw std::invalid_argument(std::string(what) + " " + is + ", not a matrix of " +
+                                std::to_string(columns) + " columns");
+  };
+  if (matrix < 0 || matrix >= static_cast<int>(matrices_.size())) {
+    say("is number " + std::to_string(matrix) + " of " + std::to_string(matrices_.size()));
+  }
+  if (matrices_[matrix].columns != columns) {
+    say("has " + std::to_string(matrices_[matrix].columns) + " columns");
+  }
+}
+
+void Program::linear(void (*run)(const Linear*, int), std::vector<Linear> layers, int x,
+                     std::vector<int> ys) {
+  if (layers.empty() || layers.size() != ys.size()) {
+    throw std::invalid_argument(std::to_string(layers.size()) + " layers for " +
+                                std::to_string(ys.size()) + " results");
+  }
+  for (size_t i = 0; i < ys.size(); ++i) {
+    check(x, layers[i].form.inputs, "the input of a linear layer");
+    check(ys[i], layers[i].form.outputs, "the result of a linear layer");
+  }
+  operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
+    std::vector<Linear> ops = layers;
+    for (size_t i = 0; i < ops.size(); ++i) {
+      ops[i].x = at[x];
+      ops[i].y = at[ys[i]];
+      ops[i].rows = call.tokens;
+    }
+    run(ops.data(), static_cast<int>(ops.size()));
+  });
+}
+
+void Program::lookup(const Table& table, int ids, int y, std::string_view path) {
+  check(y, table.columns, "the result of a lookup");
+  if (ids < 0) throw std::invalid_argument("ids " + std::to_string(ids) + " are less than 0");
+  id_bounds_.push_back({ids, table.rows});
+  if (!table.numbers) {
+    const auto decode = find_path(decode_packed_paths, path);
+    operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
+      DecodePacked op = table.packed;
+      op.rows = call.ids[ids];
+      op.count = call.tokens;
+      op.out = at[y];
+      decode(op);
+    });
+    return;
+  }
+  operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
+    const int64_t n = table.columns;
+    parallel_for(0, call.tokens, rows_per_thread(n), [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
+        std::copy_n(table.numbers + call.ids[ids][row] * n, n, at[y] + row * n);
+      }
+    });
+  });
+}
+
+void Program::add(int a, int b, int y) {
+  check(y, y >= 0 && y < static_cast<int>(matrices_.size()) ? matrices_[y].columns : 0, "a sum");
+  const int64_t n = matrices_[y].columns;
+  check(a, n, "a term");
+  check(b, n, "a term");
+  operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
+    parallel_for(0, call.tokens, rows_per_thread(n), [&](int64_t first, int64_t last) {
+      const float *left = at[a], *right = at[b];
+      float* sum = at[y];
+      for (int64_t i = first * n; i < last * n; ++i) sum[i] = left[i] + right[i];
+    });
+  });
+}
+
+void Program::normalize(NormalizeRows op, std::string_view path, int x, int residual, int sum,
+                        int y) {
+  check(x, op.columns, "what is normalized");
+  check(y, op.columns, "the result of a normalization");
+  if (residual >= 0) check(residual, op.columns, "what is added");
+  if (sum >= 0) check(sum, op.columns, "a sum");
+  const auto run = find_path(normalize_rows_paths, path);
+  operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
+    NormalizeRows now = op;
+    now.x = at[x];
+    now.residual = residual >= 0 ? at[residual] : nullptr;
+    now.sum = sum >= 0 ? at[sum] : nullptr;
+    now.y = at[y];
+    now.rows = call.tokens;
+    run(now);
+  });
+}
+
+void Program::attention(const Attention& each, std::string_view path, int query, int key, int value,
+                        int bias, int y) {
+  if (each.heads < 1 || each.key_heads < 1 || each.heads % each.key_heads || each.size < 1 ||
+      each.size > most_head || each.value_size < 1 || each.value_size > most_head ||
+      each.window < 0) {
+    throw std::invalid_argument(
+        "attention of " + std::to_string(each.heads) + " heads of " + std::to_string(each.size) +
+        " and " + std::to_string(each.value_size) + " numbers over " +
+        std::to_string(each.key_heads) + ": heads have 1 to " + std::to_string(most_head));
+  }
+  check(query, each.heads * each.size, "queries");
+  check(key, each.key_heads * each.size, "keys");
+  check(value, each.key_heads * each.value_size, "values");
+  check(y, each.heads * each.value_size, "the result of an attention");
+  biases_ = std::max(biases_, bias + 1);
+  const auto run = find_path(sequence_attention_paths, path);
+  operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
+    const auto rows = [](const float* data, int64_t heads, int64_t size) {
+      return TokenRows{
+          .data = data, .batch_step = 0, .head_step = size, .token_step = heads * size};
+    };
+    SequenceAttention all{each, call.starts, call.places, call.sequences};
+    all.each.batch = 1;
+    all.each.query = rows(at[query], each.heads, each.size);
+    all.each.key = rows(at[key], each.key_heads, each.size);
+    all.each.value = rows(at[value], each.key_heads, each.value_size);
+    all.each.y = at[y];
+    if (bias >= 0) all.each.mask = call.biases[bias];
+    run(all);
+  });
+}
+
+int64_t Program::arena_bytes(int64_t tokens) const {
+  int64_t numbers = alignment;
+  for (const int64_t columns : slot_columns_) numbers += aligned(columns * tokens);
+  return numbers * static_cast<int64_t>(sizeof(float));
+}
+
+void Program::run(const ProgramCall& call) const {
+  if (static_cast<int>(call.inputs.size()) != inputs_ ||
+      static_cast<int>(call.results.size()) != results_ ||
+      static_cast<int>(call.biases.size()) < biases_) {
+    throw std::invalid_argument("the program has " + std::to_string(inputs_) + " inputs and " +
+                                std::to_string(results_) + " results");
+  }
+  for (const auto& [ids, rows] : id_bounds_) {
+    if (ids >= static_cast<int>(call.ids.size())) {
+      throw std::invalid_argument("ids " + std::to_string(ids) + " are missing");
+    }
+    for (int64_t i = 0; i < call.tokens; ++i) {
+      const int64_t id = call.ids[ids][i];
+      if (id < 0 || id >= rows) {
+        throw std::out_of_range("id " + std::to_string(id) + " leaves a table of " +
+                                std::to_string(rows) + " rows");
+      }
+    }
+  }
+  const auto start = reinterpret_cast<uintptr_t>(call.arena) + alignment * sizeof(float) - 1;
+  auto* free =
+      reinterpret_cast<float*>(start / (alignment * sizeof(float)) * alignment * sizeof(float));
+  Pointers slots, at;
+  for (const int64_t columns : slot_columns_) {
+    slots.push_back(free);
+    free += aligned(columns * call.tokens);
+  }
+  for (const Matrix& matrix : matrices_) {
+    // Inputs are read only.
+    at.push_back(matrix.slot >= 0    ? slots[matrix.slot]
+                 : matrix.input >= 0 ? const_cast<float*>(call.inputs[matrix.input])
+                                     : call.results[matrix.result]);
+  }
+  for (const Operation& operation : operations_) operation(call, at);
+}
+
+}  // namespace lowbit

@@ -1,0 +1,85 @@
+// Operations on matrices whose rows are the tokens of several sequences, one after the other in one
+// call. A matrix is float32 [tokens, columns], contiguous; how many tokens there are is known when
+// the program runs, so that one serves all batches and lengths. Absent tokens, the padding of a
+// batch, have no row.
+//
+// Results have the same bits on all instruction sets, with any number of threads, and whatever
+// other sequences are there, if activations are integers or all targets multiply floats alike
+// (linear_float.h).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "attention.h"
+#include "linear.h"
+#include "normalize_rows.h"
+#include "packed_layout.h"
+
+namespace lowbit {
+
+// What differs from call to call. `ids` are [tokens] each, `results` matrices of the program's
+// outputs, `arena` is what `arena_bytes` asks for, `biases` are of attentions.
+struct ProgramCall {
+  int64_t tokens, sequences;
+  const int64_t* starts;  // [sequences + 1]: where sequences begin, and the number of tokens
+  const int64_t* places;  // [tokens]: of each token in its sequence
+  std::vector<const int64_t*> ids;
+  std::vector<const float*> inputs;
+  std::vector<float*> results;
+  std::vector<Mask> biases;
+  uint8_t* arena;
+};
+
+// One of several tables of which rows are read: float32 [rows, columns], or packed.
+struct Table {
+  const float* numbers;  // or null, and `packed` then
+  DecodePacked packed;
+  int64_t rows, columns;
+};
+
+class Program {
+ public:
+  // Matrices are known by their numbers. Those of one slot share memory.
+  int in_slot(int64_t columns, int slot);
+  int input(int64_t columns);
+  int result(int64_t columns);
+
+  // std::invalid_argument, from all of these, for matrices that do not fit. `layers` lack x, y and
+  // rows.
+  void linear(void (*run)(const Linear*, int), std::vector<Linear> layers, int x,
+              std::vector<int> ys);
+  void lookup(const Table& table, int ids, int y, std::string_view path);
+  void add(int a, int b, int y);
+  void normalize(NormalizeRows op, std::string_view path, int x, int residual, int sum, int y);
+  // `each` has heads, sizes, scale, causality and the window; bias: which of a call's, or -1.
+  void attention(const Attention& each, std::string_view path, int query, int key, int value,
+                 int bias, int y);
+
+  int64_t arena_bytes(int64_t tokens) const;
+  // std::out_of_range for an id that a table lacks.
+  void run(const ProgramCall& call) const;
+
+ private:
+  struct Matrix {
+    int64_t columns;
+    int slot;  // or -1
+    int input, result;
+  };
+  using Pointers = std::vector<float*>;
+  using Operation = std::function<void(const ProgramCall&, const Pointers&)>;
+
+  int made(const Matrix& matrix);
+  void check(int matrix, int64_t columns, const char* what) const;
+
+  std::vector<Matrix> matrices_;
+  std::vector<int64_t> slot_columns_;
+  std::vector<Operation> operations_;
+  std::vector<std::pair<int, int64_t>> id_bounds_;  // which ids, and of how many rows
+  int inputs_ = 0, results_ = 0, biases_ = 0;
+};
+
+}  // namespace lowbit

@@ -1,0 +1,228 @@
+"""The door: a model whose calls run as native programs.
+
+Each signature has a program of its own, made at its first call. What a program cannot serve goes to
+the model as it is, and the reason is noted (`lowbit.explain`).
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from transformers import PreTrainedModel
+
+from lowbit import fallbacks
+from lowbit.errors import UsageError
+from lowbit.kernels import native
+from lowbit.runtime.capture import capture
+from lowbit.runtime.held import Held
+from lowbit.runtime.lower import Lowered, lower
+from lowbit.runtime.operations import Sequences
+from lowbit.runtime.padding import Padding, tolerated
+from lowbit.runtime.signature import Signature, bound, signature
+from lowbit.runtime.values import UnservedError
+
+M = TypeVar("M", bound=nn.Module)
+MASK = "attention_mask"
+NO_LIMIT = 1 << 20  # tokens
+
+# Programs are made one at a time.
+_MAKING = threading.Lock()
+
+
+def compile(model: M) -> M:
+    """Run the transformers models in `model` as native programs from now on, in place.
+
+    A program is made at the first call with arguments of a kind, which takes seconds. It serves
+    calls without gradients, in eval mode, on the CPU, of any batch and length; tokens that the
+    attention mask hides are not computed, and are zeros in the results. All other calls go to the
+    model as it is, and `lowbit.explain` says why. Weights may change; after modules were replaced,
+    call this again.
+
+    Args:
+        model: a transformers model, or a module that holds some, as a SentenceTransformer does.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UsageError: if it holds no transformers model, or lowbit has no native code here.
+    """
+    if not native.available():
+        raise UsageError(f"programs are native code, and {native.reason()}")
+    found = [model] if isinstance(model, PreTrainedModel) else _outermost(model)
+    if not found:
+        raise UsageError(f"{type(model).__name__} holds no transformers model to compile")
+    for each in found:
+        each.forward = CompiledForward(each)
+    return model
+
+
+def _outermost(model: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for child in model.children():
+        found += [child] if isinstance(child, PreTrainedModel) else _outermost(child)
+    return found
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Compiled:
+    """A program with what torch does before and after it; `names` of the tensors in order."""
+
+    names: tuple[str, ...]
+    lowered: Lowered
+    structure: pytree.TreeSpec
+    held: Held
+    padding: Padding
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> Any:
+        lowered = self.lowered
+        given = [tensors[name] for name in self.names]
+        before = lowered.before(*given)
+        ids, inputs = before[: lowered.lookups], before[lowered.lookups :]
+        layout = Rows.of(tensors.get(MASK), (*ids, *inputs))
+        biases = [run(*self._full(tensors))[0][:1].contiguous() for run in lowered.biases]
+        call = Sequences(layout.starts, layout.places, [layout.of_ids(t) for t in ids], biases)
+        results = lowered.program.run(call, [layout.packed(t) for t in inputs])
+        spread = [layout.spread(t) for t in results]
+        after = lowered.after(*given, *(spread[number] for number in lowered.ends))
+        return pytree.tree_unflatten(after, self.structure)
+
+    def _full(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """The tensors of the first sequence, with no padding."""
+        return [
+            torch.ones_like(tensors[name][:1]) if name == MASK else tensors[name][:1]
+            for name in self.names
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Where the tokens of a batch [batch, length] are. there: their places in the batch, None if
+    all exist."""
+
+    batch: int
+    length: int
+    there: Tensor | None
+    starts: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor | None, values: Sequence[Tensor]) -> "Rows":
+        batch, length = max(t.shape[0] for t in values), values[0].shape[1]
+        if mask is not None:
+            exists = mask != 0
+            there = exists.flatten().nonzero().flatten()
+            if len(there) < batch * length:
+                starts = torch.zeros(batch + 1, dtype=torch.int64)
+                torch.cumsum(exists.sum(1), 0, out=starts[1:])
+                return cls(batch, length, there, starts, there % length)
+        starts = torch.arange(0, batch * length + 1, length)
+        return cls(batch, length, None, starts, torch.arange(length).repeat(batch))
+
+    def of_ids(self, ids: Tensor) -> Tensor:
+        flat = ids.expand(self.batch, self.length).reshape(-1)
+        return flat if self.there is None else flat[self.there]
+
+    def packed(self, x: Tensor) -> Tensor:
+        flat = x.expand(self.batch, -1, -1).reshape(-1, x.shape[-1])
+        return flat if self.there is None else flat[self.there]
+
+    def spread(self, rows: Tensor) -> Tensor:
+        if self.there is not None:
+            rows = rows.new_zeros(self.batch * self.length, rows.shape[1]).index_copy_(
+                0, self.there, rows
+            )
+        return rows.view(self.batch, self.length, -1)
+
+
+class CompiledForward:
+    """Stands for the forward of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.programs: dict[Signature, Compiled | str] = {}
+        self.hooks: list[Any] | None = None  # all dictionaries of them
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledForward":
+        """A copy has the copied model, and makes programs of its own."""
+        return CompiledForward(memo[id(self.model)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CompiledForward, (self.model,)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = type(self.model).forward
+        arguments = bound(forward.__get__(self.model), args, kwargs)
+        compiled = self.served(arguments)
+        if isinstance(compiled, str):
+            fallbacks.note(self.model, compiled)
+            return forward(self.model, *args, **kwargs)
+        return compiled({n: v for n, v in arguments.items() if isinstance(v, Tensor)})
+
+    def served(self, arguments: Mapping[str, Any]) -> Compiled | str:
+        """The program of a call, or the sentence why there is none."""
+        if self.model.training:
+            return "A model in training mode is not run as a program."
+        if torch.is_grad_enabled():
+            return "A call that records gradients is not run as a program: use torch.no_grad()."
+        if torch.is_autocast_enabled("cpu"):
+            return "A call under autocast is not run as a program."
+        if any(self._hooks()):
+            return "A model whose modules have hooks is not run as a program."
+        found = signature(arguments)
+        if isinstance(found, str):
+            return f"A program cannot serve this call: {found}."
+        mask = arguments.get(MASK)
+        if mask is not None and not (mask.dim() == 2 and bool((mask != 0).any(1).all())):
+            return "An attention mask of other dimensions, or of no token, is not run as a program."
+        made = self.programs.get(found)
+        if isinstance(made, Compiled) and not made.held.still():
+            del self.programs[found]
+        if found not in self.programs:
+            with _MAKING:
+                if found not in self.programs:
+                    self.programs[found] = self._made(arguments)
+        made = self.programs[found]
+        if isinstance(made, Compiled) and mask is not None and not made.padding(mask != 0):
+            return "This padding is not run as a program: something counts places or reads it."
+        return made
+
+    def _hooks(self) -> list[Any]:
+        if self.hooks is None:
+            modules = [m for m in self.model.modules() if m is not self.model]
+            self.hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
+        return self.hooks
+
+    def _made(self, arguments: Mapping[str, Any]) -> Compiled | str:
+        tensors = {n: v for n, v in arguments.items() if isinstance(v, Tensor)}
+        others = {n: v for n, v in arguments.items() if n not in tensors}
+        model = self.model
+        del model.forward
+        try:
+            captured = capture(model, tensors, others)
+            with torch.no_grad():
+                lowered = lower(captured, _limit(model))
+        except UnservedError as why:
+            return f"This model is not run as a program: {why}."
+        except Exception as error:  # of torch.export, for models that it cannot follow
+            first = str(error).strip().partition("\n")[0]
+            return f"torch.export cannot follow this model: {type(error).__name__}: {first}."
+        finally:
+            model.forward = self
+        names = tuple(tensors)
+        mask = names.index(MASK) if MASK in names else None
+        padding = tolerated(lowered, list(tensors.values()), mask)
+        if padding is None:
+            return "This model is not run as a program: what follows it reads padded tokens."
+        held = Held.of(lowered.program.operations, captured)
+        return Compiled(names, lowered, captured.structure, held, padding)
+
+
+def _limit(model: nn.Module) -> int:
+    """The most tokens of a sequence that the model says it takes."""
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else NO_LIMIT

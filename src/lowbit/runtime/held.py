@@ -1,0 +1,59 @@
+"""What a program reads of a model, and whether the model still has it."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowbit.nn import QuantLinear
+from lowbit.runtime.capture import Captured
+from lowbit.runtime.operations import Linear, Lookup, Operation
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """packed: modules' weights as native code reads them. tensors: parameters and buffers by where
+    they are, with the address of their numbers. fused: layers with their nonlinearity."""
+
+    packed: tuple[tuple[dict[str, Any], Any], ...]
+    tensors: tuple[tuple[dict[str, Any], str, Tensor, int], ...]
+    fused: tuple[tuple[QuantLinear, str], ...]
+
+    @classmethod
+    def of(cls, operations: Sequence[Operation], captured: Captured) -> "Held":
+        packed: list[tuple[dict[str, Any], Any]] = []
+        tensors: list[tuple[dict[str, Any], str, Tensor, int]] = []
+        fused: list[tuple[QuantLinear, str]] = []
+        for operation in operations:
+            if isinstance(operation, Linear):
+                for layer, call in zip(operation.layers, operation.calls, strict=True):
+                    packed.append((layer.owner.__dict__, call.weight))
+                    if call.own_bias is not None:
+                        at = call.own_bias.data_ptr()
+                        tensors.append((layer._parameters, "bias", call.own_bias, at))
+                    if layer.in_force is not None:
+                        fused.append((layer, layer.nonlinearity_now()))
+            elif isinstance(operation, Lookup) and operation.packed is not None:
+                assert isinstance(operation.table, nn.Module)
+                packed.append((operation.table.owner.__dict__, operation.packed))
+        for target in captured.tensors:
+            path, _, name = target.rpartition(".")
+            owner = operator.attrgetter(path)(captured.owner) if path else captured.owner
+            for holder in (owner._parameters, owner._buffers):
+                tensor = holder.get(name)
+                if tensor is not None:
+                    tensors.append((holder, name, tensor, tensor.data_ptr()))
+        return cls(tuple(packed), tuple(tensors), tuple(fused))
+
+    def still(self) -> bool:
+        """Whether all of it is what it was."""
+        return (
+            all(owner["packed"] is weight for owner, weight in self.packed)
+            and all(
+                holder.get(name) is tensor and tensor.data_ptr() == at
+                for holder, name, tensor, at in self.tensors
+            )
+            and all(layer.nonlinearity_now() == how for layer, how in self.fused)
+        )

@@ -1,0 +1,121 @@
+"""The part of a captured graph that computes on tokens, as a program on rows.
+
+Values of the graph are followed one by one. A float tensor [batch, length, columns] becomes a
+matrix, one row a token; heads that are cut from it, however they are turned, stay views of that
+matrix. What is computed before (ids, masks, patches of pictures) and after (poolers, classifiers)
+stays with torch, and so does everything after the first step that no operation here computes:
+`Lowered.left` says which steps and why.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lowbit.runtime.capture import Captured
+from lowbit.runtime.lowering import Lowering
+from lowbit.runtime.operations import Attention, Linear, Operation
+from lowbit.runtime.part import part
+from lowbit.runtime.program import Program
+from lowbit.runtime.steps import HANDLERS
+from lowbit.runtime.values import Matrix, Sum, UnservedError
+
+SIZE = torch.ops.aten.sym_size.int
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """before: from the tensors of a call to the ids of lookups [batch or 1, length] and the float
+    inputs [batch or 1, length, columns] of the program. after: from those tensors and `ends`, the
+    program's results by number [batch, length, columns], to what the model returns. biases: see
+    `Sight`. left: steps that torch computes after the program, and why."""
+
+    program: Program
+    before: Callable[..., tuple[Tensor, ...]]
+    after: Callable[..., tuple[Any, ...]]
+    ends: tuple[int, ...]
+    lookups: int
+    biases: tuple[Callable[..., tuple[Tensor]], ...]
+    left: Mapping[str, str]
+
+
+def lower(captured: Captured, limit: int) -> Lowered:
+    """limit: the most tokens that a sequence may have. Raises UnservedError if nothing is left for
+    a program."""
+    to, left = Lowering(captured, limit), dict[str, str]()
+    (output,) = (node for node in captured.graph.nodes if node.op == "output")
+    for node in list(captured.graph.nodes):
+        if node.op == "call_function":
+            _follow(to, node, left)
+    first = next(iter(left.values()), None)
+    if not any(isinstance(op, Attention | Linear) for op in to.operations):
+        raise UnservedError(first or "it has no quantized layer on tokens")
+    if "attention_mask" in to.arguments and not to.hides_padding:
+        raise UnservedError(first or "no attention hides the padding")
+    ends = _ends(to, output)
+    numbers = [to.matrix(node).number for node in ends]
+    results = tuple(dict.fromkeys(numbers))
+    tensors, inputs = list(to.arguments.values()), list(to.inputs)
+    operations = tuple(_together(to.operations))
+    taken = tuple(to.inputs[node].number for node in inputs)
+    module, modules = captured.module, captured.modules
+    return Lowered(
+        Program(operations, tuple(to.columns), taken, results),
+        part(module, tensors, to.ids + inputs, modules),
+        part(module, tensors + ends, output.all_input_nodes, modules),
+        tuple(results.index(number) for number in numbers),
+        len(to.ids),
+        tuple(to.biases),
+        left,
+    )
+
+
+def _follow(to: Lowering, node: fx.Node, left: dict[str, str]) -> None:
+    handler = HANDLERS.get(node.target)
+    if node.target is SIZE:  # that of what the model is given, however it is asked for
+        return
+    if any(read in to.late for read in node.all_input_nodes):
+        to.late.add(node)
+        return
+    try:
+        if handler is None:
+            raise UnservedError(f"{node.target} is not an operation of programs")
+        to.values[node] = handler(to, node)
+    except UnservedError as why:
+        if any(read in to.values for read in node.all_input_nodes):
+            to.late.add(node)
+            left[node.name] = str(why)
+
+
+def _ends(to: Lowering, output: fx.Node) -> list[fx.Node]:
+    """Nodes of matrices that torch goes on with."""
+    found: dict[fx.Node, None] = {}
+    open = [output]
+    seen: set[fx.Node] = set()
+    while open:
+        for read in open.pop().all_input_nodes:
+            if isinstance(to.values.get(read), Matrix | Sum):
+                found[read] = None
+            elif read not in seen:
+                seen.add(read)
+                open.append(read)
+    return list(found)
+
+
+def _together(operations: list[Operation]) -> list[Operation]:
+    """Linear layers that follow each other and read the same are one operation."""
+    joined: list[Operation] = []
+    for operation in operations:
+        last = joined[-1] if joined else None
+        if (
+            isinstance(last, Linear)
+            and isinstance(operation, Linear)
+            and last.x == operation.x
+            and last.calls[0].product.input_form == operation.calls[0].product.input_form
+        ):
+            joined[-1] = last.joined(operation)
+        else:
+            joined.append(operation)
+    return joined

@@ -1,0 +1,136 @@
+"""What the steps of lowering (steps/) share: the values so far, and where operations go."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lowbit.runtime.capture import Captured
+from lowbit.runtime.masks import Sight, sight
+from lowbit.runtime.operations import Add, Operation
+from lowbit.runtime.values import Heads, Matrix, Sum, UnservedError, Value
+
+aten = torch.ops.aten
+
+
+class Lowering:
+    """limit: the most tokens that a sequence may have."""
+
+    def __init__(self, captured: Captured, limit: int) -> None:
+        self.captured, self.limit = captured, limit
+        self.arguments = {
+            node.meta["argument"]: node for node in captured.graph.nodes if node.op == "placeholder"
+        }
+        self.operations: list[Operation] = []
+        self.columns: list[int] = []
+        self.values: dict[fx.Node, Value] = {}
+        self.late: set[fx.Node] = set()  # torch computes them, after the program
+        self.ids: list[fx.Node] = []
+        self.inputs: dict[fx.Node, Matrix] = {}
+        self.sights: dict[fx.Node, Sight | str] = {}
+        self.sums: dict[tuple[fx.Node, ...], fx.Node] = {}
+        self.biases: list[Callable[..., tuple[Tensor]]] = []
+        self.tokens: tuple[str, str] | None = None  # batch and length, as they are written
+        self.hides_padding = False
+
+    def shape(self, node: fx.Node) -> tuple[str, ...]:
+        """Sizes as they are written: a length that differs from call to call has a name."""
+        value = node.meta.get("val")
+        return tuple(map(str, value.shape)) if isinstance(value, Tensor) else ()
+
+    def fits(self, node: fx.Node) -> int:
+        """The columns of a float tensor [batch, length, columns] on the rows of this program."""
+        value, shape = node.meta.get("val"), self.shape(node)
+        if not isinstance(value, Tensor) or len(shape) != 3 or value.dtype is not torch.float32:
+            raise UnservedError(f"{node.name} is no float32 tensor [batch, length, columns]")
+        if not shape[2].isdigit():
+            raise UnservedError(f"{node.name} {list(shape)} has no fixed number of columns")
+        if self.tokens is None and shape[0] != "1":
+            self.tokens = shape[0], shape[1]
+        batch, length = self.tokens or ("", "")
+        if shape[0] not in ("1", batch) or shape[1] != length:
+            raise UnservedError(f"{node.name} {list(shape)} has other rows than its program")
+        return int(shape[2])
+
+    def new(self, columns: int) -> Matrix:
+        self.columns.append(columns)
+        return Matrix(len(self.columns) - 1, columns)
+
+    def value(self, node: Any) -> Value | None:
+        return self.values.get(node) if isinstance(node, fx.Node) else None
+
+    def matrix(self, node: Any) -> Matrix:
+        """That of a node; what torch has computed before becomes an input."""
+        if not isinstance(node, fx.Node):
+            raise UnservedError(f"{node} is no tensor")
+        value = self.values.get(node)
+        if isinstance(value, Sum):
+            value = self.add(value)
+            self.values[node] = value
+        if value is None:
+            if node in self.late:
+                raise UnservedError(f"{node.name} is computed later")
+            value = self.inputs.get(node) or self.new(self.fits(node))
+            self.inputs[node] = value
+        if not isinstance(value, Matrix):
+            raise UnservedError(f"{node.name} is no matrix of tokens")
+        return value
+
+    def add(self, value: Sum) -> Matrix:
+        y = self.new(value.a.columns)
+        self.operations.append(Add(value.a.number, value.b.number, y.number))
+        return y
+
+    def heads(self, node: Any) -> Heads:
+        value = self.values.get(node)
+        if not isinstance(value, Heads) or not value.turned:
+            raise UnservedError(f"{node} are no heads [batch, heads, length, size]")
+        return value
+
+    def tensor(self, node: Any) -> Tensor | None:
+        """A parameter or a buffer."""
+        if node is None:
+            return None
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            raise UnservedError(f"{node} is no parameter")
+        value = operator.attrgetter(str(node.target))(self.captured.module)
+        if value.dtype is not torch.float32 or not value.is_cpu or not value.is_contiguous():
+            raise UnservedError(
+                f"{node.target} is {value.dtype} on {value.device}, not float32 here"
+            )
+        return value.detach()
+
+    def seen(self, masks: Sequence[fx.Node], causal: bool) -> Sight:
+        """What the sum of some masks lets tokens see."""
+        if not masks:
+            if "attention_mask" in self.arguments:
+                raise UnservedError("an attention sees the padding")
+            return Sight(causal)
+        mask = self.added(tuple(masks))
+        if mask not in self.sights:
+            if mask in self.values or mask in self.late:
+                raise UnservedError("a mask depends on what the model computes")
+            given = self.arguments.get("attention_mask")
+            self.sights[mask] = sight(self.captured, mask, given, self.limit)
+        found = self.sights[mask]
+        if isinstance(found, str):
+            raise UnservedError(found)
+        return found
+
+    def added(self, masks: tuple[fx.Node, ...]) -> fx.Node:
+        """One node for the sum of some."""
+        if len(masks) == 1:
+            return masks[0]
+        if masks not in self.sums:
+            before = self.added(masks[:-1])
+            with self.captured.graph.inserting_after(max(before, masks[-1])):
+                add = self.captured.graph.call_function(aten.add.Tensor, (before, masks[-1]))
+            self.sums[masks] = add
+        return self.sums[masks]
+
+    def bias(self, run: Callable[..., tuple[Tensor]]) -> int:
+        if run not in self.biases:
+            self.biases.append(run)
+        return self.biases.index(run)

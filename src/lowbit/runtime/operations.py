@@ -1,0 +1,274 @@
+"""What a program is made of: operations on matrices of float32, one row a token.
+
+Each says what it reads and writes, how PyTorch computes it (`run`: the meaning, and the oracle of
+native code), and how native code is told of it (`build`; csrc/program.h). Matrices are numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lowbit.kernels.linear.native import together
+from lowbit.kernels.native import paths
+from lowbit.kernels.packed_layout import decode_path
+from lowbit.kernels.selection import Kernel, never, select
+from lowbit.nn import QuantEmbedding, QuantLinear
+from lowbit.nn.linear import PackedCall
+from lowbit.nn.packed_weight import PackedWeight
+
+Values = dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The tokens of a call, those of one sequence after those of another. starts [sequences + 1]
+    and places [tokens] (which of its sequence a token is) are int64; ids and biases are those that
+    operations number."""
+
+    starts: Tensor
+    places: Tensor
+    ids: Sequence[Tensor]
+    biases: Sequence[Tensor]
+
+
+class Operation(Protocol):
+    @property
+    def reads(self) -> tuple[int, ...]: ...
+    @property
+    def writes(self) -> tuple[int, ...]: ...
+    def run(self, values: Values, call: Sequences) -> None: ...
+    def build(self, native: Any, at: Mapping[int, int]) -> None: ...
+
+
+def path(operator: str) -> str:
+    """The path that serves an operator here. Raises UsageError if LOWBIT_KERNEL cannot be met."""
+    kernels = tuple(Kernel(p.name, never, never, p.feature) for p in paths(operator))
+    return select((*kernels, Kernel("scalar", never, never)))[0].name
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """ys = layers(x), each with its nonlinearity. One call quantizes x for all."""
+
+    names: tuple[str, ...]
+    layers: tuple[QuantLinear, ...]
+    calls: tuple[PackedCall, ...]
+    x: int
+    ys: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.x,)
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        return self.ys
+
+    def joined(self, other: "Linear") -> "Linear":
+        """Both at once: they read the same."""
+        return Linear(
+            self.names + other.names,
+            self.layers + other.layers,
+            self.calls + other.calls,
+            self.x,
+            self.ys + other.ys,
+        )
+
+    def run(self, values: Values, call: Sequences) -> None:
+        products = [one.product for one in self.calls]
+        weights = [(one.weight.bytes, one.bias) for one in self.calls]
+        for y, value in zip(self.ys, together(products, values[self.x], weights), strict=True):
+            values[y] = value
+
+    def build(self, native: Any, at: Mapping[int, int]) -> None:
+        first = self.calls[0].product
+        places: list[int] = []
+        for one in self.calls:
+            places += one.weight.bytes.data_ptr(), 0 if one.bias is None else one.bias.data_ptr()
+        layers = [one.product._layers[0] for one in self.calls]
+        ys = [at[y] for y in self.ys]
+        native.linear(first._path, layers, places, at[self.x], ys, first._digits)
+
+    def __str__(self) -> str:
+        ys = ", ".join(f"m{y}" for y in self.ys)
+        how = [one.product.nonlinearity for one in self.calls]
+        then = "" if set(how) == {"identity"} else f", then {how[0]}"
+        return f"{ys} = linear m{self.x} by {', '.join(self.names)}{then}"
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """y = rows of a table: a QuantEmbedding's, or of float32."""
+
+    name: str
+    table: QuantEmbedding | Tensor
+    packed: PackedWeight | None
+    ids: int
+    y: int
+
+    reads = ()
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        return (self.y,)
+
+    def run(self, values: Values, call: Sequences) -> None:
+        ids = call.ids[self.ids]
+        if isinstance(self.table, Tensor):
+            values[self.y] = functional.embedding(ids, self.table)
+        else:
+            assert self.packed is not None
+            values[self.y] = self.packed.layout.decode(self.packed.bytes, ids, torch.float32)
+
+    def build(self, native: Any, at: Mapping[int, int]) -> None:
+        if isinstance(self.table, Tensor):
+            native.lookup(self.table.data_ptr(), *self.table.shape, self.ids, at[self.y])
+        else:
+            assert self.packed is not None
+            weight = self.packed.layout.weight  # type: ignore[union-attr]
+            native.decode(weight, self.packed.bytes.data_ptr(), self.ids, at[self.y], decode_path())
+
+    def __str__(self) -> str:
+        return f"m{self.y} = rows {self.ids} of {self.name}"
+
+
+@dataclass(frozen=True)
+class Add:
+    """y = a + b."""
+
+    a: int
+    b: int
+    y: int
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return self.a, self.b
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        return (self.y,)
+
+    def run(self, values: Values, call: Sequences) -> None:
+        values[self.y] = values[self.a] + values[self.b]
+
+    def build(self, native: Any, at: Mapping[int, int]) -> None:
+        native.add(at[self.a], at[self.b], at[self.y])
+
+    def __str__(self) -> str:
+        return f"m{self.y} = m{self.a} + m{self.b}"
+
+
+@dataclass(frozen=True, eq=False)
+class Normalize:
+    """sum = x + residual; y = its layer norm. The sum is kept if something reads it."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    columns: int
+    epsilon: float
+    x: int
+    residual: int | None
+    sum: int | None
+    y: int
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.x,) if self.residual is None else (self.x, self.residual)
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        return (self.y,) if self.sum is None else (self.sum, self.y)
+
+    def run(self, values: Values, call: Sequences) -> None:
+        s = values[self.x]
+        if self.residual is not None:
+            s = s + values[self.residual]
+        if self.sum is not None:
+            values[self.sum] = s
+        shape = (self.columns,)
+        values[self.y] = functional.layer_norm(s, shape, self.weight, self.bias, self.epsilon)
+
+    def build(self, native: Any, at: Mapping[int, int]) -> None:
+        weight, bias = (0 if t is None else t.data_ptr() for t in (self.weight, self.bias))
+        residual, kept = (-1 if m is None else at[m] for m in (self.residual, self.sum))
+        where = path("normalize_rows")
+        native.normalize(
+            where, self.columns, weight, bias, self.epsilon, True,
+            at[self.x], residual, kept, at[self.y],
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        of = f"m{self.x}" if self.residual is None else f"m{self.x} + m{self.residual}"
+        kept = "" if self.sum is None else f" (the sum is m{self.sum})"
+        return f"m{self.y} = layer norm of {of}{kept}"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Each sequence attends to itself. Heads are [tokens, heads x size] in one matrix."""
+
+    query: int
+    key: int
+    value: int
+    y: int
+    heads: int
+    key_heads: int
+    size: int
+    value_size: int
+    scale: float
+    causal: bool
+    window: int
+    bias: int | None
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return self.query, self.key, self.value
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        return (self.y,)
+
+    def run(self, values: Values, call: Sequences) -> None:
+        y = values[self.query].new_zeros(len(call.places), self.heads * self.value_size)
+        starts = call.starts.tolist()
+        for first, last in zip(starts, starts[1:], strict=False):
+            if first == last:
+                continue
+            q = values[self.query][first:last].view(-1, self.heads, self.size)
+            k = values[self.key][first:last].view(-1, self.key_heads, self.size)
+            v = values[self.value][first:last].view(-1, self.key_heads, self.value_size)
+            k, v = (t.repeat_interleave(self.heads // self.key_heads, 1) for t in (k, v))
+            scores = torch.einsum("qhd,khd->hqk", q, k) * self.scale
+            places = torch.arange(last - first)
+            if self.bias is not None:
+                at = call.places[first] + places
+                scores = scores + call.biases[self.bias][0][:, at[:, None], at]
+            distance = places[:, None] - places
+            seen = torch.ones_like(distance, dtype=torch.bool)
+            if self.causal:
+                seen &= distance >= 0
+            if self.window:
+                seen &= distance.abs() <= self.window
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+            y[first:last] = torch.einsum("hqk,khd->qhd", weights, v).flatten(1)
+        values[self.y] = y
+
+    def build(self, native: Any, at: Mapping[int, int]) -> None:
+        sizes = [self.heads, self.key_heads, self.size, self.value_size]
+        bias = -1 if self.bias is None else self.bias
+        query, key, value = (at[m] for m in self.reads)
+        where = path("sequence_attention")
+        native.attention(
+            where, sizes, self.scale, self.causal, self.window, query, key, value, bias, at[self.y]
+        )
+
+    def __str__(self) -> str:
+        more = [f"{self.heads} heads of {self.size}"]
+        more += ["causal"] * self.causal + [f"window {self.window}"] * bool(self.window)
+        more += ["with a bias by position"] * (self.bias is not None)
+        reads = ", ".join(f"m{m}" for m in self.reads)
+        return f"m{self.y} = attention {reads} ({', '.join(more)})"

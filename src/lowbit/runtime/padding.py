@@ -1,0 +1,73 @@
+"""Which padding a program may be given.
+
+Tokens that the attention mask hides have no row in a program, and are zeros after it. Nothing that
+exists may depend on them: what torch computes after a program is tried, with other numbers in their
+place. A classifier that reads the first token stands padding on the right alone.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lowbit.runtime.lower import Lowered
+
+LENGTH, SEED = 6, 0
+Padding = Callable[[Tensor], bool]  # from which tokens exist
+
+
+def on_the_right(exists: Tensor) -> bool:
+    """Whether no token follows one that does not exist: exists is bool [batch, length]."""
+    return bool((exists[:, :-1] >= exists[:, 1:]).all())
+
+
+def around(exists: Tensor) -> bool:
+    """Whether the tokens of each sequence follow each other."""
+    begins = exists[:, 1:] & ~exists[:, :-1]
+    return bool((begins.sum(1) + exists[:, 0] == 1).all())
+
+
+def anywhere(exists: Tensor) -> bool:
+    return True
+
+
+# From the widest on, with an example of each.
+KINDS: dict[Padding, list[list[int]]] = {
+    anywhere: [[1, 0, 1, 1, 0, 1], [0, 1, 0, 0, 1, 0]],
+    around: [[0, 0, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]],
+    on_the_right: [[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]],
+}
+
+
+def tolerated(lowered: Lowered, examples: Sequence[Tensor], mask: int | None) -> Padding | None:
+    """One of KINDS, or None if what follows the program reads padding of every kind. examples:
+    tensors of a call; mask: which of them is the attention mask."""
+    if mask is None:
+        return anywhere
+    kinds = list(KINDS)[1 if lowered.program.counts_places else 0 :]
+    return next((kind for kind in kinds if _blind(lowered, examples, mask, kind)), None)
+
+
+def _blind(lowered: Lowered, examples: Sequence[Tensor], mask: int, kind: Padding) -> bool:
+    exists = torch.tensor(KINDS[kind], dtype=torch.bool)
+    batch = len(exists)
+    tensors = [
+        t.new_zeros(batch, LENGTH, *t.shape[2:])
+        if not t.is_floating_point()
+        else t.new_zeros(batch, *t.shape[1:])
+        for t in examples
+    ]
+    tensors[mask] = exists.to(examples[mask].dtype)
+    generator = torch.Generator().manual_seed(SEED)
+    columns = [lowered.program.columns[m] for m in lowered.program.results]
+    rows = [torch.randn(batch, LENGTH, n, generator=generator) for n in columns]
+    seen = []
+    for hidden in (0.0, 1.0):
+        filled = [t.where(exists[..., None], 0) + hidden * ~exists[..., None] for t in rows]
+        after = lowered.after(*tensors, *(filled[number] for number in lowered.ends))
+        seen.append([_that_exist(t, exists) for t in after if isinstance(t, Tensor)])
+    return all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def _that_exist(t: Tensor, exists: Tensor) -> Tensor:
+    return t[exists] if t.shape[:2] == exists.shape else t

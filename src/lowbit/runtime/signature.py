@@ -1,0 +1,56 @@
+"""What a captured graph holds for: which arguments a call gives, of which kinds."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Values of other arguments that can be told apart; all else goes to eager.
+PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Signature:
+    """tensors: name, dtype and sizes, of which the batch and the length are free. others: plain
+    values."""
+
+    tensors: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+    others: tuple[tuple[str, Any], ...]
+
+
+def bound(forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, of those that are given."""
+    if not args:
+        return {name: value for name, value in kwargs.items() if value is not None}
+    names = [
+        p.name
+        for p in inspect.signature(forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    if len(args) > len(names):
+        raise TypeError(f"{len(args)} arguments for {len(names)} parameters")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def signature(arguments: Mapping[str, Any]) -> Signature | str:
+    """That of a call, or why a program cannot serve it."""
+    tensors, others = [], []
+    for name, value in sorted(arguments.items()):
+        if isinstance(value, Tensor):
+            if not value.is_cpu:
+                return f"{name} is on {value.device}"
+            if value.is_floating_point() and value.dtype is not torch.float32:
+                return f"{name} is {value.dtype}"
+            if value.dim() == 0 or value.numel() == 0:
+                return f"{name} {list(value.shape)} is empty"
+            free = 1 if value.is_floating_point() else min(2, value.dim())
+            tensors.append((name, value.dtype, tuple(value.shape[free:])))
+        elif isinstance(value, PLAIN):
+            others.append((name, value))
+        else:
+            return f"{name} is a {type(value).__name__}"
+    return Signature(tuple(tensors), tuple(others)) if tensors else "no argument is a tensor"

@@ -1,0 +1,123 @@
+"""Attention: as one operator of torch's or of ours, or spelled out as products and a softmax."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from lowbit.kernels import ops  # noqa: F401  registers the operator
+from lowbit.runtime.lowering import Lowering
+from lowbit.runtime.operations import Attention
+from lowbit.runtime.values import Heads, Keys, Scores, UnservedError, Value
+
+aten = torch.ops.aten
+
+
+def _sdpa(to: Lowering, node: fx.Node) -> Value:
+    query, key, value = (to.heads(read) for read in node.args[:3])
+    given: dict[str, Any] = dict(zip(("mask", "dropout", "causal"), node.args[3:], strict=False))
+    mask, dropout = given.get("mask"), given.get("dropout", 0.0)
+    causal = given.get("causal", False)
+    scale = node.kwargs.get("scale")
+    if dropout:
+        raise UnservedError("dropout belongs to training")
+    return _attended(to, query, key, value, _masks(mask), bool(causal), scale)
+
+
+def _own(to: Lowering, node: fx.Node) -> Value:
+    query, key, value = (to.heads(read) for read in node.args[:3])
+    mask, scale, causal, _, cap, sinks = (*node.args[3:], None, None)[:6]
+    if cap is not None or sinks is not None:
+        raise UnservedError("an attention with a soft cap or sinks")
+    y = _attended(to, query, key, value, _masks(mask), bool(causal), scale)
+    return replace(y, turned=False)
+
+
+def _masks(mask: Any) -> tuple[fx.Node, ...]:
+    if mask is None:
+        return ()
+    if not isinstance(mask, fx.Node):
+        raise UnservedError(f"the mask {mask} is no tensor")
+    return (mask,)
+
+
+def _attended(
+    to: Lowering,
+    query: Heads,
+    key: Heads,
+    value: Heads,
+    masks: tuple[fx.Node, ...],
+    causal: bool,
+    scale: Any,
+) -> Heads:
+    if query.size != key.size or key.heads != value.heads or query.heads % key.heads:
+        raise UnservedError("queries, keys and values of different heads")
+    sight = to.seen(masks, causal)
+    to.hides_padding = True
+    y = to.new(query.heads * value.size)
+    to.operations.append(
+        Attention(
+            query.matrix.number,
+            key.matrix.number,
+            value.matrix.number,
+            y.number,
+            query.heads,
+            key.heads,
+            query.size,
+            value.size,
+            query.size**-0.5 if scale is None else float(scale),
+            sight.causal,
+            sight.window,
+            None if sight.bias is None else to.bias(sight.bias),
+        )
+    )
+    return Heads(y, query.heads, value.size, True)
+
+
+def _matmul(to: Lowering, node: fx.Node) -> Value:
+    a, b = (to.value(read) for read in node.args[:2])
+    if isinstance(a, Heads) and a.turned and isinstance(b, Keys):
+        return Scores(a, b.heads)
+    if isinstance(a, Scores) and a.weights and isinstance(b, Heads) and b.turned:
+        return _attended(to, a.query, a.key, b, a.masks, False, a.scale)
+    raise UnservedError(f"{node.name} is no product of an attention")
+
+
+def _scores(to: Lowering, node: fx.Node) -> Scores:
+    value = to.value(node.args[0])
+    if not isinstance(value, Scores) or value.weights:
+        raise UnservedError(f"{node.target} is not applied to scores")
+    return value
+
+
+def _scaled(to: Lowering, node: fx.Node) -> Value:
+    value, by = _scores(to, node), node.args[1]
+    if not isinstance(by, int | float) or value.masks:
+        raise UnservedError("scores are scaled by a tensor, or after their mask")
+    factor = 1 / by if node.target is aten.div.Tensor else by
+    return replace(value, scale=value.scale * factor)
+
+
+def masked(to: Lowering, node: fx.Node) -> Value:
+    value, mask = _scores(to, node), node.args[1]
+    if not isinstance(mask, fx.Node):
+        raise UnservedError("a number is added to scores")
+    return replace(value, masks=(*value.masks, mask))
+
+
+def _softmax(to: Lowering, node: fx.Node) -> Value:
+    if node.args[1] not in (-1, 3):
+        raise UnservedError("a softmax over other than keys")
+    return replace(_scores(to, node), weights=True)
+
+
+HANDLERS = {
+    aten.scaled_dot_product_attention.default: _sdpa,
+    torch.ops.lowbit.attention.default: _own,
+    aten.matmul.default: _matmul,
+    aten.div.Tensor: _scaled,
+    aten.mul.Tensor: _scaled,
+    aten.add_.Tensor: masked,
+    aten.softmax.int: _softmax,
+}

@@ -1,0 +1,70 @@
+"""Quantized linear layers, and the nonlinearity after one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from lowbit.kernels.linear import product
+from lowbit.nn import QuantLinear
+from lowbit.nn.linear import PackedCall
+from lowbit.runtime.capture import LINEAR
+from lowbit.runtime.lowering import Lowering
+from lowbit.runtime.operations import Linear
+from lowbit.runtime.values import Matrix, UnservedError, Value
+
+aten = torch.ops.aten
+
+
+def _linear(to: Lowering, node: fx.Node) -> Value:
+    x, name, columns = node.args
+    layer = to.captured.modules[str(name)]
+    assert isinstance(layer, QuantLinear)
+    if to.fits(node) != columns:
+        raise UnservedError(f"{name} gives other columns")
+    call = layer.packed_call()
+    if call is None or len(call.product.parts) != 1:
+        raise UnservedError(f"{name} is not served by one native product")
+    if call.bias is not None and call.bias.dtype is not torch.float32:
+        raise UnservedError(f"the bias of {name} is {call.bias.dtype}")
+    read, y = to.matrix(x), to.new(layer.out_features)
+    to.operations.append(Linear((str(name),), (layer,), (call,), read.number, (y.number,)))
+    return y
+
+
+def _nonlinear(name: str) -> Callable[[Lowering, fx.Node], Value]:
+    def handle(to: Lowering, node: fx.Node) -> Value:
+        read: Any = node.args[0]
+        value = to.value(read)
+        last = to.operations[-1] if to.operations else None
+        how = name
+        if node.kwargs.get("approximate") == "tanh":
+            how = f"{name}_tanh"
+        if (
+            not isinstance(value, Matrix)
+            or not isinstance(last, Linear)
+            or last.ys != (value.number,)
+            or last.calls[0].product.nonlinearity != "identity"
+            or len(read.users) != 1
+        ):
+            raise UnservedError(f"{how} does not follow a linear layer")
+        call, layer = last.calls[0], last.layers[0]
+        after = product(call.weight.layout, layer.activations, how, layer.static_input())
+        if after is None:
+            raise UnservedError(f"{last.names[0]} is not served by one native product")
+        to.operations[-1] = replace(
+            last, calls=(PackedCall(call.weight, after, call.own_bias, call.bias),)
+        )
+        return value
+
+    return handle
+
+
+HANDLERS: dict[Any, Callable[[Lowering, fx.Node], Value]] = {
+    LINEAR: _linear,
+    aten.gelu.default: _nonlinear("gelu"),
+    aten.relu.default: _nonlinear("relu"),
+    aten.silu.default: _nonlinear("silu"),
+}

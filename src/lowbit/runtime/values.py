@@ -1,0 +1,54 @@
+"""What the values of a graph are to a program."""
+
+from dataclasses import dataclass
+
+from torch import fx
+
+
+class UnservedError(Exception):
+    """A step that no operation computes, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    number: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A matrix as [batch, length, heads, size], or [batch, heads, length, size] if turned."""
+
+    matrix: Matrix
+    heads: int
+    size: int
+    turned: bool
+
+
+@dataclass(frozen=True)
+class Sum:
+    """a + b, before it is known who reads it."""
+
+    a: Matrix
+    b: Matrix
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Heads whose tokens and numbers have changed places, as a product of scores reads them."""
+
+    heads: Heads
+
+
+@dataclass(frozen=True)
+class Scores:
+    """scale query · key + masks, of an attention that is spelled out; `weights` after softmax."""
+
+    query: Heads
+    key: Heads
+    scale: float = 1.0
+    masks: tuple[fx.Node, ...] = ()
+    weights: bool = False
+
+
+Value = Matrix | Heads | Sum | Keys | Scores

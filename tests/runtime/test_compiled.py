@@ -1,0 +1,286 @@
+"""`lowbit.compile`: the model's own results, and the model itself where a program cannot serve."""
+
+import copy
+import threading
+import warnings
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2Model,
+    MPNetConfig,
+    MPNetModel,
+    RobertaConfig,
+    RobertaModel,
+)
+
+import lowbit
+from lowbit.errors import RowError, UsageError
+from lowbit.fallbacks import noted
+from lowbit.kernels import native
+from lowbit.runtime.compiled import Compiled
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 160,
+}
+MODELS = {
+    "bert": lambda: BertModel(BertConfig(**SMALL)),
+    "roberta": lambda: RobertaModel(RobertaConfig(**SMALL)),
+    "mpnet": lambda: MPNetModel(MPNetConfig(**SMALL)),
+    "distilbert": lambda: DistilBertModel(
+        DistilBertConfig(vocab_size=60, dim=96, n_layers=2, n_heads=4, hidden_dim=160)
+    ),
+    "sequences": lambda: BertForSequenceClassification(BertConfig(**SMALL)),
+    "tokens": lambda: BertForTokenClassification(BertConfig(**SMALL)),
+}
+RECIPES = ("int8-dynamic", "int4-all-dynamic", "int8", "bcq2-dynamic")
+
+
+def made(name, recipe="int8-dynamic"):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    lowbit.quantize(model, recipe, progress=False)
+    return model
+
+
+def batch(*lengths, most=None):
+    """Ids and the mask of sequences padded on the right."""
+    most = most or max(lengths)
+    generator = torch.Generator().manual_seed(sum(lengths))
+    ids = torch.randint(5, 60, (len(lengths), most), generator=generator)
+    mask = (torch.arange(most) < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": ids.where(mask.bool(), 1), "attention_mask": mask}
+
+
+@torch.no_grad()
+def called(model, inputs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return model(**inputs)
+
+
+@torch.no_grad()
+def aside(model, inputs):
+    """By the model, whatever is said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model(**inputs)
+
+
+def programs(model):
+    return list(model.forward.programs.values())
+
+
+def assert_same(got, wanted, mask):
+    """To 2e-3 of all: programs sum in another order, so that a code of 8 bits may fall on the other
+    side of a half."""
+    assert type(got) is type(wanted) and list(got) == list(wanted)
+    for name, value in wanted.items():
+        there = value
+        mine = got[name]
+        if value.shape[:2] == mask.shape:
+            assert not mine[mask == 0].any()
+            mine, there = mine[mask == 1], value[mask == 1]
+        assert mine.shape == there.shape
+        assert (mine - there).norm() <= 2e-3 * there.norm()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_program_gives_what_the_model_gives(name):
+    model = made(name)
+    compiled = lowbit.compile(copy.deepcopy(model))
+    for inputs in (batch(7, 7), batch(1), batch(9), batch(30, 4, 1, 17), batch(3, 5, most=8)):
+        assert_same(called(compiled, inputs), aside(model, inputs), inputs["attention_mask"])
+    assert [type(p) for p in programs(compiled)] == [Compiled]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_kind_of_codes_runs(recipe):
+    model = made("bert", recipe)
+    compiled = lowbit.compile(copy.deepcopy(model))
+    inputs = batch(12, 5, 1)
+    assert_same(called(compiled, inputs), aside(model, inputs), inputs["attention_mask"])
+
+
+def test_static_activations_run():
+    model = BertModel(BertConfig(**SMALL)).eval()
+    lowbit.quantize(model, "int8-static", calibration=torch.randint(5, 60, (4, 9)), progress=False)
+    compiled = lowbit.compile(copy.deepcopy(model))
+    inputs = batch(12, 5, 1)
+    assert_same(called(compiled, inputs), aside(model, inputs), inputs["attention_mask"])
+
+
+def test_native_code_computes_what_operations_mean():
+    model = lowbit.compile(made("mpnet"))
+    inputs = batch(30, 4, 1, 17)
+    ran = called(model, inputs)
+    (compiled,) = programs(model)
+    program = type(compiled.lowered.program)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "run", program.interpret)
+        meant = called(model, inputs)
+    assert_same(ran, meant, inputs["attention_mask"])
+
+
+@pytest.mark.parametrize("attention", ["lowbit", "sdpa", "eager"])
+def test_whatever_attention_is_set(attention):
+    model = made("bert")
+    model.set_attn_implementation(attention)
+    compiled = lowbit.compile(copy.deepcopy(model))
+    inputs = batch(9, 4)
+    assert_same(called(compiled, inputs), aside(model, inputs), inputs["attention_mask"])
+    assert [type(p) for p in programs(compiled)] == [Compiled]
+
+
+def test_without_a_mask_all_tokens_count():
+    model = made("bert")
+    compiled = lowbit.compile(copy.deepcopy(model))
+    ids = {"input_ids": batch(6, 6)["input_ids"]}
+    assert_same(called(compiled, ids), aside(model, ids), torch.ones(2, 6))
+
+
+def test_holes_and_padding_on_the_left_give_what_the_model_gives():
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(**SMALL), add_pooling_layer=False).eval()
+    lowbit.quantize(model, "int8-dynamic", progress=False)
+    compiled = lowbit.compile(copy.deepcopy(model))
+    inputs = batch(8, 8, 8)
+    inputs["attention_mask"][0, :3] = 0
+    inputs["attention_mask"][1, 2:5] = 0
+    assert_same(called(compiled, inputs), aside(model, inputs), inputs["attention_mask"])
+
+
+def test_padding_that_a_classifier_reads_goes_to_the_model():
+    model = made("sequences")
+    compiled = lowbit.compile(copy.deepcopy(model))
+    inputs = batch(8, 8)
+    inputs["attention_mask"][0, :3] = 0
+    assert torch.equal(aside(compiled, inputs).logits, aside(model, inputs).logits)
+    assert any("padding" in reason for reason in noted(compiled))
+
+
+def goes_to_the_model(model, inputs, about):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        value = model(**inputs)
+    assert any(about in reason for reason in noted(model)), dict(noted(model))
+    return value
+
+
+def test_gradients_training_hooks_and_autocast_go_to_the_model():
+    model, inputs = lowbit.compile(made("bert")), batch(5, 3)
+    assert goes_to_the_model(model, inputs, "gradients").last_hidden_state.requires_grad
+    with torch.no_grad():
+        model.train()
+        goes_to_the_model(model, inputs, "training")
+        model.eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            goes_to_the_model(model, inputs, "autocast")
+        seen = []
+        hook = model.encoder.layer[0].register_forward_hook(lambda *_: seen.append(1))
+        goes_to_the_model(model, inputs, "hooks")
+        assert seen
+        hook.remove()
+    assert programs(model) == []
+    called(model, inputs)
+    assert [type(p) for p in programs(model)] == [Compiled]
+
+
+def test_a_model_that_no_program_serves_says_why():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=60, n_embd=48, n_layer=1, n_head=3, n_positions=64)
+    model = GPT2Model(config).eval()
+    lowbit.quantize(model, "int8-dynamic", progress=False)
+    compiled, inputs = lowbit.compile(copy.deepcopy(model)), batch(6, 4)
+    with torch.no_grad():
+        got = goes_to_the_model(compiled, inputs, "cannot follow this model").last_hidden_state
+    assert torch.equal(got, aside(model, inputs).last_hidden_state)
+
+
+def test_changed_weights_count():
+    model, inputs = lowbit.compile(made("bert")), batch(9, 4)
+    called(model, inputs)
+    with torch.no_grad():
+        norm = model.encoder.layer[1].output.LayerNorm
+        norm.weight.mul_(2)
+    doubled = called(model, inputs)
+    norm.weight = torch.nn.Parameter(norm.weight / 2)
+    halved = called(model, inputs)
+    states = doubled.last_hidden_state, halved.last_hidden_state
+    there = inputs["attention_mask"].bool()
+    bias = norm.bias
+    assert torch.allclose(states[0][there] - bias, 2 * (states[1][there] - bias), atol=1e-6)
+
+
+def test_copies_and_other_dtypes_have_programs_of_their_own():
+    model, inputs = lowbit.compile(made("bert")), batch(9, 4)
+    first = called(model, inputs)
+    copied = copy.deepcopy(model)
+    assert copied.forward.model is copied and programs(copied) == []
+    assert torch.equal(called(copied, inputs)[0], first[0])
+    half = copied.to(torch.bfloat16)
+    assert aside(half, inputs)[0].dtype is torch.bfloat16
+    assert torch.equal(called(model, inputs)[0], first[0])
+
+
+def test_ids_out_of_range_raise_as_in_the_model():
+    model, inputs = lowbit.compile(made("bert", "int8-all-dynamic")), batch(5, 3)
+    called(model, inputs)
+    inputs["input_ids"][0, 0] = 60
+    with pytest.raises(RowError, match="id 60 leaves a table of 60 rows"), torch.no_grad():
+        model(**inputs)
+
+
+def test_threads_may_call_at_once():
+    model = lowbit.compile(made("bert"))
+    cases = [batch(n, 1 + n // 2) for n in range(2, 10)]
+    wanted = [called(model, inputs)[0] for inputs in cases]
+    got = [None] * len(cases)
+
+    def run(number):
+        for _ in range(5):
+            with torch.no_grad():
+                got[number] = model(**cases[number])[0]
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(len(cases))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_a_program_can_be_read():
+    model = lowbit.compile(made("bert"))
+    called(model, batch(4, 2))
+    (compiled,) = programs(model)
+    lines = str(compiled.lowered.program).splitlines()
+    assert "m5, m6, m7 = linear m4 by encoder.layer.0.attention.self.query" in lines[5]
+    assert lines[6].endswith("attention m5, m6, m7 (4 heads of 24)")
+    assert lines[9].endswith("encoder.layer.0.intermediate.dense, then gelu")
+
+
+def test_what_holds_no_transformers_model_is_refused():
+    with pytest.raises(UsageError, match="Linear holds no transformers model to compile"):
+        lowbit.compile(torch.nn.Linear(2, 2))
+
+
+def test_a_wrapper_is_compiled_inside():
+    inner = made("distilbert")
+    outer = lowbit.compile(torch.nn.Sequential(inner))
+    assert outer[0] is inner
+    called(inner, batch(4, 2))
+    assert [type(p) for p in programs(inner)] == [Compiled]
