@@ -54,9 +54,9 @@ def onnx_runtime_int8(model: BertModel, folder: Path, threads: int) -> Encoder:
 
     plain, small = folder / "float.onnx", folder / "int8.onnx"
     if not small.exists():
-        any_batch = ({0: torch.export.Dim("batch")},)
+        any_shape = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},)
         torch.onnx.export(
-            _HiddenState(model).eval(), (EXAMPLE,), plain, dynamic_shapes=any_batch, verbose=False
+            _HiddenState(model).eval(), (EXAMPLE,), plain, dynamic_shapes=any_shape, verbose=False
         )
         quantize_dynamic(plain, small, per_channel=True, weight_type=QuantType.QInt8)
     options = onnxruntime.SessionOptions()
@@ -66,9 +66,12 @@ def onnx_runtime_int8(model: BertModel, folder: Path, threads: int) -> Encoder:
     return lambda ids: torch.from_numpy(session.run(None, {name: ids.numpy()})[0])
 
 
-def openvino(model: BertModel, folder: Path, threads: int, static_int8: bool) -> Encoder:
+def openvino(
+    model: BertModel, folder: Path, threads: int, static_int8: bool, any_shape: bool = False
+) -> Encoder:
     """float32, or static int8 by NNCF with SmoothQuant, from random tokens, and the rest float32.
-    What is converted stays in `folder`."""
+    It is compiled for each shape by itself, or once for all. What is converted stays in
+    `folder`."""
     import openvino as ov
 
     file = folder / ("int8.xml" if static_int8 else "float.xml")
@@ -99,4 +102,7 @@ def openvino(model: BertModel, folder: Path, threads: int, static_int8: bool) ->
         read.reshape(list(shape))
         return ov.Core().compile_model(read, "CPU", options)
 
-    return lambda ids: torch.from_numpy(compiled(tuple(ids.shape))(ids.numpy())[0])
+    def shape(ids: Tensor) -> tuple[int, ...]:
+        return (-1, -1) if any_shape else tuple(ids.shape)
+
+    return lambda ids: torch.from_numpy(compiled(shape(ids))(ids.numpy())[0])
