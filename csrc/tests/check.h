@@ -17,3 +17,4 @@ void test_linear();
 void test_experts();
 void test_attention();
 void test_elementwise();
+void test_program();

@@ -23,6 +23,7 @@ void test_all() {
   test_experts();
   test_attention();
   test_elementwise();
+  test_program();
 }
 
 }  // namespace

@@ -1,0 +1,155 @@
+"""Native programs: operations against NumPy in float64, and what Python may not hand over."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowbit.kernels import native
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
+
+PATHS = [p.name for p in native.paths("normalize_rows") if not native.lacks(p.feature)]
+
+
+def run(program, rows, inputs, results, starts=None, ids=(), biases=(), length=0):
+    starts = torch.tensor([0, rows] if starts is None else starts)
+    places = torch.cat([torch.arange(int(n)) for n in starts.diff()])
+    arena = torch.empty(program.arena_bytes(rows), dtype=torch.uint8)
+    made = [torch.full((rows, columns), torch.nan) for columns in results]
+    addresses = [[t.data_ptr() for t in each] for each in (ids, inputs, made, biases)]
+    program.run(
+        rows, len(starts) - 1, starts.data_ptr(), places.data_ptr(), *addresses, length,
+        arena.data_ptr(),
+    )  # fmt: skip
+    return made
+
+
+def normalized(path, x, residual, weight, bias, epsilon, centered):
+    rows, columns = x.shape
+    program = native.module.Program()
+    numbers = [program.input(columns), program.input(columns)]
+    total, y = program.result(columns), program.result(columns)
+    program.normalize(
+        path, columns, weight.data_ptr(), bias.data_ptr(), epsilon, centered, *numbers, total, y
+    )
+    return run(program, rows, [x, residual], [columns, columns])
+
+
+@given(st.integers(0, 9), st.integers(1, 70), st.booleans(), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_norms_err_little_and_alike(rows, columns, centered, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, residual = (torch.randn(rows, columns, generator=generator) * 3 + 1 for _ in range(2))
+    weight, bias = (torch.randn(columns, generator=generator) for _ in range(2))
+    s = x.double().numpy() + residual.double().numpy()
+    d = s - s.mean(1, keepdims=True) if centered else s
+    deviation = np.sqrt((d**2).mean(1, keepdims=True) + 1e-5)
+    wanted = d / deviation * weight.double().numpy() + bias.double().numpy()
+    # A mean of equal size errs by 2^-24 of it, which the deviation divides.
+    bound = 2e-6 * (1 + np.abs(s).max(initial=0) / deviation) * (1 + np.abs(weight.numpy()))
+    seen = set()
+    for path in PATHS:
+        total, y = normalized(path, x, residual, weight, bias, 1e-5, centered)
+        assert torch.equal(total, x + residual)
+        assert (np.abs(y.double().numpy() - wanted) <= bound).all()
+        seen.add(y.numpy().tobytes())
+    assert len(seen) == 1
+
+
+def attended(path, q, k, v, heads, starts, causal=False, window=0, bias=None):
+    program = native.module.Program()
+    numbers = [program.input(t.shape[1]) for t in (q, k, v)]
+    size, value_size = q.shape[1] // heads, v.shape[1] // heads
+    y = program.result(v.shape[1])
+    sizes = [heads, heads, size, value_size]
+    biased = -1 if bias is None else 0
+    program.attention(path, sizes, size**-0.5, causal, window, *numbers, biased, y)
+    biases = [] if bias is None else [bias]
+    length = 0 if bias is None else bias.shape[-1]
+    (made,) = run(program, len(q), [q, k, v], [v.shape[1]], starts, (), biases, length)
+    return made
+
+
+def attention_in_float64(q, k, v, heads, starts, causal, window, bias):
+    q, k, v = (t.double().numpy().reshape(len(t), heads, -1) for t in (q, k, v))
+    y = np.zeros((len(q), heads, v.shape[2]))
+    for first, last in zip(starts, starts[1:], strict=False):
+        for h in range(heads):
+            scores = q[first:last, h] @ k[first:last, h].T * q.shape[2] ** -0.5
+            n = last - first
+            if bias is not None:
+                scores += bias.double().numpy()[h, :n, :n]
+            distance = np.arange(n)[:, None] - np.arange(n)
+            scores[(distance < 0) & causal] = -np.inf
+            scores[(np.abs(distance) > window) & (window > 0)] = -np.inf
+            weights = np.exp(scores - scores.max(1, keepdims=True))
+            y[first:last, h] = weights / weights.sum(1, keepdims=True) @ v[first:last, h]
+    return y.reshape(len(q), -1)
+
+
+@given(
+    st.lists(st.integers(0, 45), min_size=1, max_size=4).filter(any),
+    st.sampled_from([1, 7, 16, 24]),
+    st.booleans(),
+    st.sampled_from([0, 1, 9]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_attention_errs_little_and_alike(lengths, size, causal, window, biased, seed):
+    generator = torch.Generator().manual_seed(seed)
+    starts = np.cumsum([0, *lengths]).tolist()
+    q, k, v = (torch.randn(starts[-1], 2 * size, generator=generator) for _ in range(3))
+    longest = max(lengths)
+    bias = torch.randn(2, longest, longest, generator=generator) if biased else None
+    wanted = attention_in_float64(q, k, v, 2, starts, causal, window, bias)
+    seen = set()
+    for path in PATHS:
+        y = attended(path, q, k, v, 2, starts, causal, window, bias)
+        assert (np.abs(y.double().numpy() - wanted) <= 3e-6 * np.abs(v.numpy()).max()).all()
+        seen.add(y.numpy().tobytes())
+    assert len(seen) == 1
+
+
+def test_nan_shows_where_it_counts_and_nowhere_else():
+    q, k, v = (torch.randn(9, 32) for _ in range(3))
+    k[2] = torch.nan
+    for path in PATHS:
+        y = attended(path, q, k, v, 2, [0, 4, 9])
+        assert y[:4].isnan().all() and not y[4:].isnan().any()
+
+
+WRONG = {
+    "columns": lambda p: p.input(0),
+    "slot": lambda p: p.in_slot(4, -1),
+    "sum": lambda p: p.add(p.input(4), p.input(5), p.result(4)),
+    "no such matrix": lambda p: p.add(p.input(4), 7, p.result(4)),
+    "norm": lambda p: p.normalize("scalar", 4, 0, 0, 1e-5, True, p.input(5), -1, -1, p.result(4)),
+    "path": lambda p: p.normalize("none", 4, 0, 0, 1e-5, True, p.input(4), -1, -1, p.result(4)),
+    "heads": lambda p: p.attention(
+        "scalar", [3, 2, 4, 4], 1.0, False, 0, *(p.input(12) for _ in range(3)), -1, p.result(12)
+    ),
+    "head too wide": lambda p: p.attention(
+        "scalar", [1, 1, 513, 4], 1.0, False, 0, p.input(513), p.input(513), p.input(4), -1,
+        p.result(4),
+    ),
+    "lookup": lambda p: p.lookup(0, 3, 4, -1, p.result(4)),
+    "layers": lambda p: p.linear(native.module.LinearPath("scalar", False), [], [], 0, [0], 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_does_not_fit_is_refused_before_it_runs(what):
+    with pytest.raises(ValueError, match=r"[a-z]"):
+        WRONG[what](native.module.Program())
+
+
+def test_ids_are_checked_before_anything_is_read():
+    program, table, ids = native.module.Program(), torch.randn(3, 4), torch.tensor([0, 3])
+    program.lookup(table.data_ptr(), 3, 4, 0, program.result(4))
+    with pytest.raises(IndexError, match="id 3 leaves a table of 3 rows"):
+        run(program, 2, [], [4], ids=[ids])
+    (rows,) = run(program, 2, [], [4], ids=[torch.tensor([2, 0])])
+    assert torch.equal(rows, table[[2, 0]])
