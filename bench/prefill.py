@@ -39,6 +39,7 @@ RECIPES = ("int4-dynamic", "int3-dynamic", "int2-dynamic", "bcq3-dynamic", "bcq2
 RECIPES += ("int4", "int3", "int2")
 # (threads, tokens)
 CASES = ((2, 128), (2, 512), (2, 2048), (1, 512))
+LONGEST = 8  # seconds that a prompt may take
 COLUMNS = (
     "processor | target | model | weights | threads | prompt | tokens/s | × llama.cpp |"
     " × float32 | llama.cpp, tokens/s | float32, tokens/s | rounds"
@@ -55,18 +56,22 @@ def reading(model: PreTrainedModel, attention: str, tokens: int) -> Callable[[],
     return run
 
 
-def row(own: Callable[[], object], plain: PreTrainedModel, peer, tokens: int, budget: float) -> str:
-    """Cells from tokens/s on."""
+def row(
+    own: Callable[[], object], plain: PreTrainedModel, peer, tokens: int, budget: float
+) -> tuple[str, float]:
+    """Cells from tokens/s on, and tokens/s."""
     runs: dict[str, Callable[[], object]] = {"float32": reading(plain, "sdpa", tokens), "own": own}
     if peer is not None:
         runs["peer"] = partial(peer.read, tokens, torch.get_num_threads())
     taken = in_turns(runs, budget, most=5)
-    rate = {name: f"{tokens / statistics.median(times):.0f}" for name, times in taken.items()}
+    speed = {name: tokens / statistics.median(times) for name, times in taken.items()}
+    rate = {name: f"{per_second:.0f}" for name, per_second in speed.items()}
     peers = f"{times_faster(taken['peer'], taken['own']):.2f}" if peer is not None else ""
-    return (
+    cells = (
         f"{rate['own']} | {peers} | {times_faster(taken['float32'], taken['own']):.2f} |"
         f" {rate.get('peer', '')} | {rate['float32']} | {len(taken['own'])}"
     )
+    return cells, speed["own"]
 
 
 def table(page: Page, name: str, target: str, budget: float) -> None:
@@ -78,10 +83,17 @@ def table(page: Page, name: str, target: str, budget: float) -> None:
     plain = models.float_model(config)
 
     def rows(label: str, model: PreTrainedModel, attention: str, peer) -> None:
+        speed = float("inf")
         for threads, tokens in CASES:
+            head = f"| {where} | {target} | {told} | {label} | {threads} | {tokens} |"
+            if tokens / speed > LONGEST:
+                shared.rows -= 1
+                page.say(f"{head} left out: a prompt would take {tokens / speed:.0f} s |")
+                continue
             torch.set_num_threads(threads)
-            cells = row(reading(model, attention, tokens), plain, peer, tokens, shared.share())
-            page.say(f"| {where} | {target} | {told} | {label} | {threads} | {tokens} | {cells} |")
+            run = reading(model, attention, tokens)
+            cells, speed = row(run, plain, peer, tokens, shared.share())
+            page.say(f"{head} {cells} |")
 
     with tempfile.TemporaryDirectory() as folder:
         found = files(config, models.PEERS.values(), Path(folder))

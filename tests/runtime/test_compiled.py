@@ -1,6 +1,7 @@
 """`lowbit.compile`: the model's own results, and the model itself where a program cannot serve."""
 
 import copy
+import inspect
 import threading
 import warnings
 
@@ -261,6 +262,21 @@ def test_threads_may_call_at_once():
     for thread in threads:
         thread.join()
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_what_a_model_takes_can_still_be_asked():
+    model = made("bert")
+    before = inspect.signature(model.forward)
+    assert inspect.signature(lowbit.compile(model).forward) == before
+
+
+def test_positional_arguments_run_the_same_program():
+    model, inputs = lowbit.compile(made("bert")), batch(6, 3)
+    by_name = called(model, inputs)
+    with torch.no_grad():
+        by_place = model(inputs["input_ids"], inputs["attention_mask"])
+    assert torch.equal(by_name[0], by_place[0])
+    assert len(programs(model)) == 1
 
 
 def test_a_program_can_be_read():

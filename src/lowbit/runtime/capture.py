@@ -5,14 +5,13 @@ modules by name. What is captured holds for one signature (signature.py): which 
 their kinds, and the values of those that are no tensors.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lowbit.nn import QuantEmbedding, QuantLinear
@@ -68,7 +67,8 @@ def capture(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str
     examples = {name: _example(tensor) for name, tensor in tensors.items()}
     sizes = {name: _sizes(tensor) for name, tensor in tensors.items()}
     call = _Call(model, tuple(tensors), dict(others))
-    with _standing_for(model) as modules, torch.no_grad():
+    standing = _StandingIn(model)
+    with standing, torch.no_grad():
         exported = torch.export.export(
             call, tuple(examples.values()), dynamic_shapes=(tuple(sizes.values()),), strict=False
         )
@@ -80,7 +80,7 @@ def capture(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str
             node.meta["argument"] = next(names)
     structure = exported.call_spec.out_spec
     assert structure is not None
-    return Captured(module, structure, modules, call)
+    return Captured(module, structure, standing.modules, call)
 
 
 class _Call(nn.Module):
@@ -89,7 +89,7 @@ class _Call(nn.Module):
     def __init__(self, model: nn.Module, names: tuple[str, ...], others: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.names, self.others = model, names, others
-        self.eval()
+        self.training = False  # the model is in eval mode, and its modules stay as they are
 
     def forward(self, *tensors: Tensor) -> Any:
         return self.model(**dict(zip(self.names, tensors, strict=True)), **self.others)
@@ -113,26 +113,27 @@ def _sizes(tensor: Tensor) -> dict[int, Any]:
     return dict.fromkeys(range(_free(tensor)), torch.export.Dim.DYNAMIC)
 
 
-@contextmanager
-def _standing_for(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
-    """Quantized modules are operators while this lasts."""
-    modules: dict[str, nn.Module] = {}
-    try:
-        for name, module in model.named_modules():
-            if _plain(module, QuantLinear):
-                stands = partial(LINEAR, name=name, columns=module.out_features)
-            elif _plain(module, QuantEmbedding):
-                stands = partial(ROWS, name=name, columns=module.embedding_dim)
-            else:
-                continue
-            modules[name] = module
-            module.forward = stands
-        yield modules
-    finally:
-        for module in modules.values():
-            del module.forward
+class _StandingIn(TorchFunctionMode):
+    """Quantized modules are operators for calls of this thread while this lasts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        kinds = QuantLinear, QuantEmbedding
+        self.modules = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+        self.names = {id(module): name for name, module in self.modules.items()}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        operator, columns = _OPERATORS.get(func, (None, ""))
+        if operator is None or id(args[0]) not in self.names:
+            return func(*args, **(kwargs or {}))
+        module, x = args
+        return operator(x, self.names[id(module)], getattr(module, columns))
 
 
-def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of this kind and computes as the kind does, and nothing more."""
-    return isinstance(module, kind) and type(module).forward is kind.forward
+# By the call that a module shows to who watches: the operator, and what says its columns.
+_OPERATORS: dict[Any, tuple[Any, str]] = {
+    QuantLinear.forward: (LINEAR, "out_features"),
+    QuantEmbedding.forward: (ROWS, "embedding_dim"),
+}

@@ -4,6 +4,7 @@ Each signature has a program of its own, made at its first call. What a program 
 the model as it is, and the reason is noted (`lowbit.explain`).
 """
 
+import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ class CompiledForward:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        # Pipelines and SentenceTransformer ask which arguments a model takes.
+        self.__signature__ = inspect.signature(type(model).forward.__get__(model))
         self.programs: dict[Signature, Compiled | str] = {}
         self.hooks: list[Any] | None = None  # all dictionaries of them
 

@@ -16,13 +16,23 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """A matrix times a number, as queries are before their heads are cut."""
+
+    matrix: Matrix
+    by: float
+
+
+@dataclass(frozen=True)
 class Heads:
-    """A matrix as [batch, length, heads, size], or [batch, heads, length, size] if turned."""
+    """A matrix, times a number, as [batch, length, heads, size], or [batch, heads, length, size] if
+    turned."""
 
     matrix: Matrix
     heads: int
     size: int
     turned: bool
+    by: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,4 +61,4 @@ class Scores:
     weights: bool = False
 
 
-Value = Matrix | Heads | Sum | Keys | Scores
+Value = Matrix | Scaled | Heads | Sum | Keys | Scores

@@ -9,7 +9,7 @@ from torch import fx
 from lowbit.kernels import ops  # noqa: F401  registers the operator
 from lowbit.runtime.lowering import Lowering
 from lowbit.runtime.operations import Attention
-from lowbit.runtime.values import Heads, Keys, Scores, UnservedError, Value
+from lowbit.runtime.values import Heads, Keys, Matrix, Scaled, Scores, UnservedError, Value
 
 aten = torch.ops.aten
 
@@ -53,6 +53,9 @@ def _attended(
 ) -> Heads:
     if query.size != key.size or key.heads != value.heads or query.heads % key.heads:
         raise UnservedError("queries, keys and values of different heads")
+    if value.by != 1:
+        raise UnservedError("values are scaled")
+    scale = query.by * key.by * (query.size**-0.5 if scale is None else float(scale))
     sight = to.seen(masks, causal)
     to.hides_padding = True
     y = to.new(query.heads * value.size)
@@ -66,7 +69,7 @@ def _attended(
             key.heads,
             query.size,
             value.size,
-            query.size**-0.5 if scale is None else float(scale),
+            scale,
             sight.causal,
             sight.window,
             None if sight.bias is None else to.bias(sight.bias),
@@ -92,7 +95,13 @@ def _scores(to: Lowering, node: fx.Node) -> Scores:
 
 
 def _scaled(to: Lowering, node: fx.Node) -> Value:
-    value, by = _scores(to, node), node.args[1]
+    value, by = to.value(node.args[0]), node.args[1]
+    if node.target is aten.mul.Tensor and isinstance(by, int | float):
+        if isinstance(value, Matrix):
+            return Scaled(value, float(by))
+        if isinstance(value, Heads):
+            return replace(value, by=value.by * by)
+    value = _scores(to, node)
     if not isinstance(by, int | float) or value.masks:
         raise UnservedError("scores are scaled by a tensor, or after their mask")
     factor = 1 / by if node.target is aten.div.Tensor else by

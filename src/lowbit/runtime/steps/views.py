@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from lowbit.runtime.lowering import Lowering
-from lowbit.runtime.values import Heads, Keys, Matrix, Sum, UnservedError, Value
+from lowbit.runtime.values import Heads, Keys, Matrix, Scaled, Sum, UnservedError, Value
 
 aten = torch.ops.aten
 
@@ -42,7 +42,9 @@ def _shaped(to: Lowering, node: fx.Node) -> Value:
     if shape[:2] == to.tokens and shape[-1].isdigit():
         if isinstance(value, Matrix) and len(shape) == 4 and shape[2].isdigit():
             return Heads(value, int(shape[2]), int(shape[3]), False)
-        if isinstance(value, Heads) and not value.turned and len(shape) == 3:
+        if isinstance(value, Scaled) and len(shape) == 4 and shape[2].isdigit():
+            return Heads(value.matrix, int(shape[2]), int(shape[3]), False, value.by)
+        if isinstance(value, Heads) and not value.turned and value.by == 1 and len(shape) == 3:
             return value.matrix
     raise UnservedError(f"{node.target} to {list(shape)} does more than cut heads")
 
