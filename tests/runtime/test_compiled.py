@@ -289,6 +289,39 @@ def test_a_program_can_be_read():
     assert lines[9].endswith("encoder.layer.0.intermediate.dense, then gelu")
 
 
+def test_ids_may_lie_anywhere_in_memory():
+    model = lowbit.compile(made("bert"))
+    inputs = batch(8)
+    wanted = called(model, inputs)[0]
+    wide = torch.stack([inputs["input_ids"], inputs["input_ids"] * 0], -1).flatten(1)
+    assert torch.equal(called(model, {**inputs, "input_ids": wide[:, ::2]})[0], wanted)
+
+
+def test_a_mask_of_another_length_goes_to_the_model():
+    model, inputs = lowbit.compile(made("bert")), batch(8, 5)
+    inputs["attention_mask"] = inputs["attention_mask"][:, :6]
+    with torch.no_grad(), pytest.raises(Exception, match="size|shape|expand|broadcast"):
+        goes_to_the_model(model, inputs, "other lengths")
+
+
+def test_a_forward_that_was_replaced_is_refused():
+    model = made("bert")
+    model.forward = lambda **_: None
+    with pytest.raises(UsageError, match="has been replaced already"):
+        lowbit.compile(model)
+
+
+def test_hidden_states_of_all_layers_can_be_asked_for():
+    model = made("bert")
+    compiled = lowbit.compile(copy.deepcopy(model))
+    inputs = batch(9, 4) | {"output_hidden_states": True}
+    got, wanted = called(compiled, inputs), aside(model, inputs)
+    there = inputs["attention_mask"].bool()
+    assert len(got.hidden_states) == len(wanted.hidden_states) == 3
+    for a, b in zip(got.hidden_states, wanted.hidden_states, strict=True):
+        assert (a[there] - b[there]).norm() <= 2e-3 * b[there].norm()
+
+
 def test_what_holds_no_transformers_model_is_refused():
     with pytest.raises(UsageError, match="Linear holds no transformers model to compile"):
         lowbit.compile(torch.nn.Linear(2, 2))

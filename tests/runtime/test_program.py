@@ -75,7 +75,8 @@ def attended(path, q, k, v, heads, starts, causal=False, window=0, bias=None):
 def attention_in_float64(q, k, v, heads, starts, causal, window, bias):
     q, k, v = (t.double().numpy().reshape(len(t), heads, -1) for t in (q, k, v))
     y = np.zeros((len(q), heads, v.shape[2]))
-    for first, last in zip(starts, starts[1:], strict=False):
+    there = [(a, b) for a, b in zip(starts, starts[1:], strict=False) if a < b]
+    for first, last in there:
         for h in range(heads):
             scores = q[first:last, h] @ k[first:last, h].T * q.shape[2] ** -0.5
             n = last - first

@@ -6,7 +6,7 @@ the model as it is, and the reason is noted (`lowbit.explain`).
 
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -50,7 +50,8 @@ def compile(model: M) -> M:
         The same model.
 
     Raises:
-        UsageError: if it holds no transformers model, or lowbit has no native code here.
+        UsageError: if it holds no transformers model, if somebody has replaced its forward, or if
+            lowbit has no native code here.
     """
     if not native.available():
         raise UsageError(f"programs are native code, and {native.reason()}")
@@ -58,6 +59,11 @@ def compile(model: M) -> M:
     if not found:
         raise UsageError(f"{type(model).__name__} holds no transformers model to compile")
     for each in found:
+        if not isinstance(each.__dict__.get("forward"), CompiledForward | None):
+            raise UsageError(
+                f"the forward of {type(each).__name__} has been replaced already, as accelerate"
+                " does: compile the model before that"
+            )
         each.forward = CompiledForward(each)
     return model
 
@@ -85,19 +91,22 @@ class Compiled:
         before = lowered.before(*given)
         ids, inputs = before[: lowered.lookups], before[lowered.lookups :]
         layout = Rows.of(tensors.get(MASK), (*ids, *inputs))
-        biases = [run(*self._full(tensors))[0][:1].contiguous() for run in lowered.biases]
+        biases = [self._bias(run, heads, tensors) for run, heads in lowered.biases]
         call = Sequences(layout.starts, layout.places, [layout.of_ids(t) for t in ids], biases)
         results = lowered.program.run(call, [layout.packed(t) for t in inputs])
         spread = [layout.spread(t) for t in results]
         after = lowered.after(*given, *(spread[number] for number in lowered.ends))
         return pytree.tree_unflatten(after, self.structure)
 
-    def _full(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """The tensors of the first sequence, with no padding."""
-        return [
-            torch.ones_like(tensors[name][:1]) if name == MASK else tensors[name][:1]
-            for name in self.names
-        ]
+    def _bias(
+        self, run: Callable[..., tuple[Tensor]], heads: int, tensors: Mapping[str, Tensor]
+    ) -> Tensor:
+        """[1, heads, length, length], as the first sequence has it without padding."""
+        alone = {name: tensors[name][:1] for name in self.names}
+        if MASK in alone:
+            alone[MASK] = torch.ones_like(alone[MASK])
+        (bias,) = run(*alone.values())
+        return bias[:1].float().expand(1, heads, -1, -1).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +135,11 @@ class Rows:
 
     def of_ids(self, ids: Tensor) -> Tensor:
         flat = ids.expand(self.batch, self.length).reshape(-1)
-        return flat if self.there is None else flat[self.there]
+        return flat.contiguous() if self.there is None else flat[self.there]
 
     def packed(self, x: Tensor) -> Tensor:
         flat = x.expand(self.batch, -1, -1).reshape(-1, x.shape[-1])
-        return flat if self.there is None else flat[self.there]
+        return flat.contiguous() if self.there is None else flat[self.there]
 
     def spread(self, rows: Tensor) -> Tensor:
         if self.there is not None:
@@ -180,6 +189,11 @@ class CompiledForward:
         if isinstance(found, str):
             return f"A program cannot serve this call: {found}."
         mask = arguments.get(MASK)
+        if mask is not None and any(
+            isinstance(t, Tensor) and not t.is_floating_point() and t.shape[:2] != mask.shape
+            for t in arguments.values()
+        ):
+            return "Arguments of other lengths than the attention mask are not run as a program."
         if mask is not None and not (mask.dim() == 2 and bool((mask != 0).any(1).all())):
             return "An attention mask of other dimensions, or of no token, is not run as a program."
         made = self.programs.get(found)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from lowbit.runtime.capture import Captured
 from lowbit.runtime.lowering import Lowering
@@ -30,14 +31,14 @@ class Lowered:
     """before: from the tensors of a call to the ids of lookups [batch or 1, length] and the float
     inputs [batch or 1, length, columns] of the program. after: from those tensors and `ends`, the
     program's results by number [batch, length, columns], to what the model returns. biases: see
-    `Sight`. left: steps that torch computes after the program, and why."""
+    `Sight`, and for how many heads. left: steps that torch computes after the program, and why."""
 
     program: Program
     before: Callable[..., tuple[Tensor, ...]]
     after: Callable[..., tuple[Any, ...]]
     ends: tuple[int, ...]
     lookups: int
-    biases: tuple[Callable[..., tuple[Tensor]], ...]
+    biases: tuple[tuple[Callable[..., tuple[Tensor]], int], ...]
     left: Mapping[str, str]
 
 
@@ -50,8 +51,8 @@ def lower(captured: Captured, limit: int) -> Lowered:
         if node.op == "call_function":
             _follow(to, node, left)
     first = next(iter(left.values()), None)
-    if not any(isinstance(op, Attention | Linear) for op in to.operations):
-        raise UnservedError(first or "it has no quantized layer on tokens")
+    if not any(isinstance(op, Attention) for op in to.operations):
+        raise UnservedError(first or "it has no attention over tokens")
     if "attention_mask" in to.arguments and not to.hides_padding:
         raise UnservedError(first or "no attention hides the padding")
     ends = _ends(to, output)
@@ -64,7 +65,7 @@ def lower(captured: Captured, limit: int) -> Lowered:
     return Lowered(
         Program(operations, tuple(to.columns), taken, results),
         part(module, tensors, to.ids + inputs, modules),
-        part(module, tensors + ends, output.all_input_nodes, modules),
+        part(module, tensors + ends, list(pytree.tree_leaves(output.args)), modules),
         tuple(results.index(number) for number in numbers),
         len(to.ids),
         tuple(to.biases),

@@ -31,7 +31,7 @@ class Lowering:
         self.inputs: dict[fx.Node, Matrix] = {}
         self.sights: dict[fx.Node, Sight | str] = {}
         self.sums: dict[tuple[fx.Node, ...], fx.Node] = {}
-        self.biases: list[Callable[..., tuple[Tensor]]] = []
+        self.biases: list[tuple[Callable[..., tuple[Tensor]], int]] = []
         self.tokens: tuple[str, str] | None = None  # batch and length, as they are written
         self.hides_padding = False
 
@@ -130,7 +130,8 @@ class Lowering:
             self.sums[masks] = add
         return self.sums[masks]
 
-    def bias(self, run: Callable[..., tuple[Tensor]]) -> int:
-        if run not in self.biases:
-            self.biases.append(run)
-        return self.biases.index(run)
+    def bias(self, run: Callable[..., tuple[Tensor]], heads: int) -> int:
+        """The number of a bias by position, for so many heads."""
+        if (run, heads) not in self.biases:
+            self.biases.append((run, heads))
+        return self.biases.index((run, heads))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lowbit.runtime.capture import Captured
+from lowbit.runtime.capture import LEAST, Captured
 from lowbit.runtime.part import above, part
 
 FORBIDDEN = -1e30  # added numbers below it forbid a key
@@ -43,7 +43,11 @@ def sight(
     needed = above([mask], set(inputs))
     run = part(captured.module, inputs, [mask], captured.modules)
     generator = torch.Generator().manual_seed(SEED)
-    lengths = sorted({n for n in _lengths(needed) if 1 <= n <= limit})
+    if all(node.meta["val"].is_floating_point() for node in inputs):  # pictures of one size
+        (value,) = run(*(_tried(node, None, None, LEAST, 0) for node in inputs))
+        lengths = [value.shape[-1]]
+    else:
+        lengths = sorted({n for n in _lengths(needed) if 1 <= n <= limit})
     found: Sight | None = None
     for length in reversed(lengths):  # a window shows at the greatest
         for exists in _paddings(length, generator) if attention_mask else [None]:
@@ -78,7 +82,7 @@ def sight(
 
 
 def _lengths(needed: list[fx.Node]) -> set[int]:
-    """2, 7, and those around every number in a part of a graph."""
+    """A few, and those around every number in a part of a graph."""
     numbers: set[int] = set()
 
     def take(value: Any) -> Any:
@@ -89,7 +93,7 @@ def _lengths(needed: list[fx.Node]) -> set[int]:
     for node in needed:
         fx.node.map_aggregate((node.args, node.kwargs), take)
     around = {n + more for n in numbers if n <= MOST_LENGTH for more in (-1, 0, 1, 2)}
-    return {2, 7, *(n for n in around if n >= 2)}
+    return {2, 7, 16, 33, *(n for n in around if n >= 2)}
 
 
 def _paddings(length: int, generator: torch.Generator) -> list[Tensor]:

@@ -12,16 +12,17 @@ from lowbit.runtime.capture import LINEAR, ROWS
 def part(
     module: fx.GraphModule,
     inputs: Sequence[fx.Node],
-    outputs: Sequence[fx.Node],
+    outputs: Sequence[Any],
     modules: Mapping[str, nn.Module],
 ) -> Callable[..., tuple[Any, ...]]:
-    """From values of `inputs`, those of `outputs`: nothing else may be needed but constants.
+    """From values of `inputs`, those of `outputs`, some of which may be constants: nothing else may
+    be needed but parameters and buffers.
     modules: quantized ones by name, for the operators that stand for them."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     held: dict[str, Any] = {}
     for number, node in enumerate(inputs):
         copies[node] = graph.placeholder(f"input_{number}")
-    wanted = set(above(outputs, set(inputs)))
+    wanted = set(above((n for n in outputs if isinstance(n, fx.Node)), set(inputs)))
     for node in module.graph.nodes:
         if node not in wanted or node in copies:
             continue
@@ -33,7 +34,7 @@ def part(
         copies[node] = graph.node_copy(node, copies.__getitem__)
         if node.op == "get_attr":
             held[node.target] = operator.attrgetter(node.target)(module)
-    graph.output(tuple(copies[node] for node in outputs))
+    graph.output(tuple(copies.get(value, value) for value in outputs))
     made: Callable[..., tuple[Any, ...]] = fx.GraphModule(held, graph)
     return made
 

@@ -72,7 +72,7 @@ def _attended(
             scale,
             sight.causal,
             sight.window,
-            None if sight.bias is None else to.bias(sight.bias),
+            None if sight.bias is None else to.bias(sight.bias, query.heads),
         )
     )
     return Heads(y, query.heads, value.size, True)
