@@ -72,6 +72,17 @@ def test_anything_else_is_not_known(make):
     assert isinstance(found(make), str)
 
 
+def test_a_mask_made_of_ids_is_not_known():
+    graph = fx.Graph()
+    ids, given = graph.placeholder("input_ids"), graph.placeholder("attention_mask")
+    for node in (ids, given):
+        node.meta["val"] = torch.ones(2, 4, dtype=torch.long)
+    mask = graph.call_function(lambda ids, given: keys(given) & keys(ids == 0), (ids, given))
+    graph.output((mask,))
+    captured = Captured(fx.GraphModule({}, graph), None, {}, None)
+    assert sight(captured, mask, given, 1 << 20) == "a mask depends on what is in input_ids"
+
+
 def test_windows_that_show_at_great_lengths_are_found():
     def make(given):
         return window(given, 100)

@@ -56,6 +56,8 @@ def lower(captured: Captured, limit: int) -> Lowered:
     if "attention_mask" in to.arguments and not to.hides_padding:
         raise UnservedError(first or "no attention hides the padding")
     ends = _ends(to, output)
+    if any(to.shape(node)[0] == "1" for node in ends):
+        raise UnservedError("what is the same for all sequences is read after the program")
     numbers = [to.matrix(node).number for node in ends]
     results = tuple(dict.fromkeys(numbers))
     tensors, inputs = list(to.arguments.values()), list(to.inputs)

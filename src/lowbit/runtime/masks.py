@@ -19,6 +19,20 @@ from torch import Tensor, fx
 from lowbit.runtime.capture import LEAST, Captured
 from lowbit.runtime.part import above, part
 
+aten = torch.ops.aten
+# What reads of a tensor no more than its sizes, dtype and device.
+SIZES_ALONE = frozenset(
+    {
+        aten._assert_tensor_metadata.default,
+        aten.full_like.default,
+        aten.new_full.default,
+        aten.new_ones.default,
+        aten.new_zeros.default,
+        aten.ones_like.default,
+        aten.sym_size.int,
+        aten.zeros_like.default,
+    }
+)
 FORBIDDEN = -1e30  # added numbers below it forbid a key
 MOST_LENGTH = 1024  # that is tried
 SEED = 0
@@ -41,6 +55,10 @@ def sight(
     that the model takes."""
     inputs = [node for node in captured.graph.nodes if node.op == "placeholder"]
     needed = above([mask], set(inputs))
+    for node in needed:
+        read = [n for n in node.all_input_nodes if n in inputs and n is not attention_mask]
+        if read and node.target not in SIZES_ALONE:
+            return f"a mask depends on what is in {read[0].name}"
     run = part(captured.module, inputs, [mask], captured.modules)
     generator = torch.Generator().manual_seed(SEED)
     if all(node.meta["val"].is_floating_point() for node in inputs):  # pictures of one size

@@ -110,8 +110,8 @@ def _scaled(to: Lowering, node: fx.Node) -> Value:
 
 def masked(to: Lowering, node: fx.Node) -> Value:
     value, mask = _scores(to, node), node.args[1]
-    if not isinstance(mask, fx.Node):
-        raise UnservedError("a number is added to scores")
+    if not isinstance(mask, fx.Node) or node.kwargs:
+        raise UnservedError("what is added to scores is no mask")
     return replace(value, masks=(*value.masks, mask))
 
 
