@@ -37,7 +37,9 @@ def compressed(folder, **said):
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ({"targets": ["re:("]}, "cannot be loaded: missing"),
+        ({"targets": ["re:("]}, "which is no pattern: missing"),
+        ({"targets": ["re:(a+)+$"]}, "and no repeated group"),
+        ({"targets": ["re:" + ".*" * 9]}, "and 4 repetitions"),
         ({"strategy": ["channel"]}, "cannot be loaded"),
         ({"strategy": "group", "group_size": 1}, "cannot be imported: group size 1 is outside"),
         ({"strategy": "group", "group_size": 1 << 40}, "cannot be imported: group size"),

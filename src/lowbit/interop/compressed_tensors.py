@@ -36,6 +36,7 @@ METHOD = "compressed-tensors"
 PACKED = "pack-quantized"
 PLAIN = ("int-quantized", "naive-quantized")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+MOST_PATTERN, MOST_REPEATS = 200, 4  # characters, and repetitions in one
 PARTS = ("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 
 
@@ -62,6 +63,8 @@ class Group:
             symmetric = weights.get("symmetric", True)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{name} of config_groups is not complete: {error}") from error
+        for target in targets:
+            _check_pattern(target, name)
         if kind != "int" or format not in (PACKED, *PLAIN):
             raise InputError(
                 f"{name} has weights of {bits} bits of type {kind} in the form {format}; lowbit"
@@ -96,6 +99,26 @@ class Group:
     @property
     def names_classes(self) -> bool:
         return any(not t.startswith("re:") and "." not in t for t in self.targets)
+
+
+def _check_pattern(target: str, name: str) -> None:
+    """Raises InputError for a pattern that is none, or that may take for ever to match: a repeated
+    group, or many repetitions, are tried in more ways than anyone can wait for."""
+    if not target.startswith("re:"):
+        return
+    pattern = target[3:]
+    repeats = len(re.findall(r"(?<!\\)[*+{]", pattern))
+    if len(pattern) > MOST_PATTERN or repeats > MOST_REPEATS or re.search(r"\)[*+{]", pattern):
+        raise InputError(
+            f"{name} has the target {target[:60]!r}: lowbit takes patterns of at most"
+            f" {MOST_PATTERN} characters and {MOST_REPEATS} repetitions, and no repeated group"
+        )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            f"{name} has the target {target!r}, which is no pattern: {error}"
+        ) from error
 
 
 def find(folder: ForeignFolder, decoding: bool) -> Found:
