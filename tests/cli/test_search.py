@@ -79,7 +79,7 @@ def test_json_is_one_object_and_quiet_is_nothing(lowbit, arguments, tmp_path):
     ("more", "code", "sentence"),
     [
         (["--max-bits", "1"], 1, "the smallest possible here is"),
-        (["--max-size", "1GB"], 2, "holds the float model"),
+        (["--max-size", "1GB"], 2, "the float model takes"),
         ([], 2, "one budget"),
         (["--max-bits", "4", "--max-drop", "1%"], 2, "one budget"),
         (["--max-size", "20"], 2, "not a number with a unit"),

@@ -99,7 +99,7 @@ def test_the_same_command_goes_on_after_a_kill(lowbit, source, text, tmp_path, m
         (["--rotate"], 2, "rotate learns from data: give calibration data"),
         (["--tune", "2"], 2, "tune learns from data: give calibration data"),
         (["--solver", "magic"], 2, "solver 'magic' is unknown"),
-        (["--calibration", "{text}"], 2, "learns from no data"),
+        (["--calibration", "{text}"], 2, "needs no data"),
         (["--samples", "9"], 2, "--samples says how a text is read: give a --calibration"),
         (["--length", "9"], 2, "--length says how a text is read: give a --calibration"),
         (["--solver", "gptq", "--calibration", "no.txt"], 1, "no.txt cannot be read"),

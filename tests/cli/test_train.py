@@ -123,7 +123,7 @@ def test_a_second_run_of_an_output_is_told_before_it_loads_anything(
     ("there", "sentence"),
     [
         ("out/training.json", "holds a training that was finished before: --resume goes on"),
-        ("out/float/config.json", "float is there already, and no training says that it wrote it"),
+        ("out/float/config.json", "float exists, and lowbit did not write it"),
         ("out", "is a file"),
     ],
 )

@@ -102,4 +102,4 @@ def test_sensitivity_prints_each_kind_by_bits(lowbit, source, data):
     code, out, _ = lowbit(*arguments)
     assert code == 0 and "model.decoder.layers.*.encoder_attn" in out
     code, _, err = lowbit("sensitivity", source, "--data", data, "--bits", "one")
-    assert code == 2 and "bits 'one' are no numbers" in err
+    assert code == 2 and "bits 'one' must be numbers" in err

@@ -63,7 +63,9 @@ def test_what_is_not_there_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("columns", [(0, 1), (1, 1), (2, 2), (1, -1)])
 def test_columns_are_two_and_counted_from_one(tmp_path, columns):
     file = written(tmp_path, "test.tsv", "uno\tone\n")
-    with pytest.raises(UsageError, match=f"columns {columns[0]} and {columns[1]} are not two"):
+    with pytest.raises(
+        UsageError, match=f"columns {columns[0]} and {columns[1]} must be two different"
+    ):
         parallel.read(file, None, *columns)
 
 

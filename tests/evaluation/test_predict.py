@@ -35,7 +35,7 @@ def test_a_file_of_predictions_is_that_of_one_file(glue):
 
 
 def test_a_cut_row_would_shift_the_numbers_of_the_others(glue):
-    with pytest.raises(InputError, match="train.tsv has 1 rows that are cut"):
+    with pytest.raises(InputError, match="train.tsv has 1 incomplete rows"):
         list(predict("glue", classifier(2), glue, "qqp", "train", progress=False))
     assert len(list(predict("glue", classifier(2), glue, "qqp", "test", progress=False))) == 2
 

@@ -75,7 +75,7 @@ def test_a_budget_is_refused_before_anything_is_evaluated(subject, task, monkeyp
     monkeypatch.setattr(type(task), "measure", lambda *_: pytest.fail("evaluated"))
     with pytest.raises(InputError, match="smallest possible here"):
         searched(subject, task, max_bytes=1)
-    with pytest.raises(UsageError, match="holds the float model"):
+    with pytest.raises(UsageError, match="the float model takes"):
         searched(subject, task, max_bytes=10**12)
 
 

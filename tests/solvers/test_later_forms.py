@@ -95,6 +95,6 @@ def test_scales_of_every_form_are_tuned_and_stored_as_they_were(scheme):
 
 def test_hqq_refuses_two_level_scales_by_name():
     with pytest.raises(
-        UsageError, match="scheme k-quant has them in two levels: use nearest, gptq"
+        UsageError, match="scheme k-quant, which has scales in two levels: use nearest, gptq"
     ):
         hqq.solve(case()[0], None, KQuant(4))

@@ -217,7 +217,7 @@ def test_the_model_is_left_alone_where_a_solver_fails():
         ("int4", {"solver": "gptq"}, UsageError, "give calibration data"),
         ("int4", {"solver": "magic"}, UsageError, "solver 'magic' is unknown: use nearest"),
         ("int4", {"solver": {"name": "gptq", "x": 1}}, UsageError, "has no option 'x'"),
-        ("int4", {"calibration": IDS}, UsageError, "learns from no data"),
+        ("int4", {"calibration": IDS}, UsageError, "needs no data"),
         ("int4", {"solver": "gptq", "calibration": []}, InputError, "holds no batch"),
         ("int4", {"solver": "gptq", "calibration": IDS + 100}, InputError, "vocabulary of 200"),
         ("bcq3", {"solver": "gptq", "calibration": IDS}, UsageError, "finds affine codes"),

@@ -67,7 +67,7 @@ def test_the_same_corpus_gives_the_same_vocabulary(tokenizer):
 
 
 def test_sizes_that_cannot_be():
-    with pytest.raises(InputError, match="a vocabulary of 5000 was asked for; the 25 texts give"):
+    with pytest.raises(InputError, match="25 texts give .* fewer than the vocabulary of 5000"):
         train_tokenizer(corpus(), 5000, 32)
     with pytest.raises(UsageError, match="a vocabulary of 257 is too small: at least 258"):
         train_tokenizer(corpus(), 257, 32)

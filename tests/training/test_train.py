@@ -264,7 +264,7 @@ def test_what_no_training_wrote_is_never_replaced(source, data, tmp_path, name):
     (tmp_path / name / "mine.txt").write_text("years of work")
     settings = replace(QUICK, qat="int8", max_steps=1, evaluate_during_training=False)
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(UsageError, match=f"{name} is there already, and no training says"):
+        with pytest.raises(UsageError, match=f"{name} exists, and lowbit did not write it"):
             train("glue", material(source, data), tmp_path, settings, progress=False, **options)
     assert (tmp_path / name / "mine.txt").read_text() == "years of work"
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -285,7 +285,7 @@ def test_label_smoothing_of_a_regression_is_refused(source, data, tmp_path):
         (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     lesson = replace(material(source, folder), subset="stsb")
     settings = replace(QUICK, label_smoothing=0.1)
-    with pytest.raises(UsageError, match=r"label smoothing 0.1 spreads over classes"):
+    with pytest.raises(UsageError, match=r"label_smoothing is 0.1, but this task has no classes"):
         train("glue", lesson, tmp_path / "out", settings, progress=False)
     assert not (tmp_path / "out").exists()
 

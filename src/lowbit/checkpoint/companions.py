@@ -69,5 +69,5 @@ def _plain_tensors(file: Path) -> dict[str, Tensor]:
         return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
         raise InputError(
-            f"{file} is not a pickle of plain tensors; where you trust it, save it as {SINGLE}"
+            f"{file} is not a pickle of plain tensors; if you trust it, save it as {SINGLE}"
         ) from error

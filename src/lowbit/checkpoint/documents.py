@@ -104,8 +104,8 @@ def check_amount(parts: Iterable[bytes], source: object, most: int = MOST_VALUES
         found += sum(map(part.count, (b",", b"[", b"{")))
         if found > most:
             raise InputError(
-                f"{source} holds more than {most:,} values, which no model needs: if it is other"
-                " data, keep it in another folder"
+                f"{source} holds more than {most:,} values, more than any model needs: if it is"
+                " other data, keep it in another folder"
             )
 
 

@@ -71,8 +71,8 @@ def verify(folder: str | Path) -> int:
     kept = _kept(stored)
     if kept is None:
         raise InputError(
-            f"{folder} holds no hashes to verify: an earlier lowbit wrote it, without any; load the"
-            " model and save it again"
+            f"{folder} holds no hashes, because an earlier lowbit wrote it: load the model"
+            " and save it again"
         )
     files = weight_files(folder)
     with open_tensors(files) as tensors:

@@ -86,8 +86,8 @@ def read_config(folder: Path, foreign_too: bool = False) -> PreTrainedConfig:
         foreign.check_config(folder, stored)
     if "transformers_weights" in stored:
         raise InputError(
-            f"{file} redirects to the weights {stored['transformers_weights']!r}"
-            f" (transformers_weights), but only {SINGLE} and {INDEX} are read"
+            f"{file} names the weights {stored['transformers_weights']!r}"
+            f" (transformers_weights), but lowbit reads only {SINGLE} and {INDEX}"
         )
     if "auto_map" in stored and stored.get("model_type") not in transformers.CONFIG_MAPPING:
         raise InputError(f"{folder} needs its own Python code, and remote code is never run")
@@ -189,7 +189,7 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickles:
         raise InputError(
-            f"{folder} holds {pickles[0]}, a pickle, which is never opened; where you trust it,"
+            f"{folder} holds {pickles[0]}, a pickle, which lowbit never opens; if you trust it,"
             " convert it with from_pretrained(...) and save_pretrained(...)"
         )
     raise InputError(f"{folder} has config.json but no weights (no {SINGLE} and no {INDEX})")

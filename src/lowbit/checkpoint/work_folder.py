@@ -157,8 +157,8 @@ def _take(work: Path, output: Path, lock: _Lock) -> None:
                 work.mkdir()
             if work.is_symlink() or not _is_ours(work, text):
                 raise UsageError(
-                    f"{work} is in the way: lowbit keeps unfinished output there, and did not"
-                    " write what is in it; move it away"
+                    f"{work} is in the way: lowbit keeps unfinished output there, but did not"
+                    " write this folder; move it away"
                 )
             with suppress(FileNotFoundError):
                 _hold(work / OWNER, output, lock)
@@ -178,7 +178,7 @@ def _hold(file: Path, output: Path, lock: _Lock) -> None:
             fcntl.flock(lock.files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UsageError(
-            f"another run writes {output}: wait for its end, or name another output"
+            f"another run writes {output}: wait until it ends, or name another output"
         ) from None
     except OSError:
         pass  # a file system without locks: runs cannot be told apart

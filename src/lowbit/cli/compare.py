@@ -21,18 +21,18 @@ def compare(
     measured: Measured,
     output: Annotated[
         list[Path],
-        typer.Option("--output", "-o", help="A .html, .md or .json file; may be given again."),
+        typer.Option("--output", "-o", help="A .html, .md or .json file; repeatable."),
     ],
     recipes: Annotated[str, typer.Option(help="Presets or .yaml files, with commas.")] = RECIPES,
     models: Annotated[
         Path | None,
-        typer.Option(help="Where the quantized models stay. [default: beside the output]"),
+        typer.Option(help="The folder for quantized models.", show_default="beside the output"),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.")] = False,
 ) -> None:
     """Quantize a model with several recipes, measure them all, and write one page.
 
-    Interrupted, it goes on where it stopped when it is started again.
+    After an interruption the same command continues where it stopped.
 
     Example: `lowbit compare ./gpt2 --recipes int8,int4,bcq3 --task perplexity --data test.txt
     -o report.html`

@@ -27,22 +27,23 @@ def demo(
         typer.Option(
             "--output",
             "-o",
-            help="A .html, .md or .json file; may be given again. [default: lowbit-demo.html]",
+            help="A .html, .md or .json file; repeatable.",
+            show_default="lowbit-demo.html",
         ),
     ] = None,
     steps: Annotated[
-        int, typer.Option(min=1, help="Training steps: more train longer, and better.")
+        int, typer.Option(min=1, help="Training steps. More take longer and give a better model.")
     ] = DEFAULTS.steps,
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Train again, even where a trained model is cached.")
+        bool, typer.Option("--retrain", help="Train again, even if a trained model is cached.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Train a small GPT-2 on this Python's own documentation, quantize it, and report.
 
-    No download and no data: about a minute of training, the first time. LOWBIT_CACHE chooses
-    where the trained model is kept.
+    It downloads nothing. The first run trains for about a minute. The trained model is kept in the
+    folder that the variable LOWBIT_CACHE names.
 
     Example: `lowbit demo -o report.html`
     """

@@ -18,10 +18,10 @@ def dequantize(
     model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model folder that is there already.")
+        bool, typer.Option("--overwrite", help="Replace an existing model folder.")
     ] = False,
     max_shard_size: Annotated[
-        int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file; memory follows it.")
+        int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file. Less needs less memory.")
     ] = MAX_SHARD_BYTES // MEGA,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,

@@ -17,12 +17,12 @@ def eval(
     models: Annotated[list[str], typer.Argument(help="Folders with models, float or quantized.")],
     measured: Measured,
     against: Annotated[
-        str | None, typer.Option(help="The model to compare with: the float one, as a rule.")
+        str | None, typer.Option(help="The model to compare with, usually the float model.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Score models on a task, with their sizes and, on request, their speed.
+    """Score models on a task, and print sizes and (with --shapes) speed.
 
     Example: `lowbit eval ./gpt2-int4 --task perplexity --data test.txt --against ./gpt2`
     """

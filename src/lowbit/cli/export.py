@@ -24,7 +24,7 @@ def export(
         typer.Option(metavar="NAME", help="The layout of the folder, if there are several."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model folder that is there already.")
+        bool, typer.Option("--overwrite", help="Replace an existing model folder.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,

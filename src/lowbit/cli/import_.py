@@ -20,19 +20,19 @@ def import_(
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help="Quantize again, by this recipe, weights whose codes lowbit cannot hold (NF4).",
+            help="Quantize weights again by this recipe if lowbit cannot hold their codes (NF4).",
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model folder that is there already.")
+        bool, typer.Option("--overwrite", help="Replace an existing model folder.")
     ] = False,
     max_shard_size: Annotated[
-        int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file; memory follows it.")
+        int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file. Less needs less memory.")
     ] = MAX_SHARD_BYTES // MEGA,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
-    """Take over a model that another program quantized: its codes become lowbit's as they are.
+    """Convert a model that another program quantized. Its codes stay the same.
 
     Example: `lowbit import ./llama-gptq -o ./llama-lowbit`
 

@@ -15,23 +15,27 @@ from lowbit.evaluation.predict import predict
 
 def infer(
     model: Annotated[str, typer.Argument(help="A folder with a model, float or integer.")],
-    task: Annotated[str, typer.Option(help="glue or squad.")],
+    task: Annotated[str, typer.Option(help="The task: glue or squad.")],
     data: Annotated[str, typer.Option("--data", "--data-dir", help="The task's files.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     subset: Annotated[
-        str, typer.Option("--name", help="The GLUE task: cola, mrpc, …; what the model says.")
+        str, typer.Option("--name", help="The GLUE task: cola, mrpc, …", show_default="the model's")
     ] = "",
     split: Annotated[
         str | None,
-        typer.Option(help="test, dev or train; test of glue and dev of squad. No labels needed."),
+        typer.Option(
+            help="test, dev or train. No labels needed.", show_default="test; dev for squad"
+        ),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of an input, as in training.")
+        int | None, typer.Option(min=1, help="Most tokens of an input; as in training.")
     ] = None,
-    stride: Annotated[int | None, typer.Option(help="Overlap of SQuAD's windows.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens that two windows of SQuAD share.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.")] = False,
 ) -> None:
-    """Predict, in the form that GLUE (index and prediction) and SQuAD (JSON) take.
+    """Write predictions in the form of GLUE (index and prediction) or SQuAD (JSON).
 
     Example: `lowbit infer ./out/int8 --task glue --name mrpc --data-dir ./MRPC -o MRPC.tsv`
     """

@@ -28,48 +28,51 @@ class Measured:
             "--data", "--data-dir", help="A file or folder in the task's layout, or a datasets id."
         ),
     ] = None
-    text: Annotated[
-        str | None, typer.Option(help="A sentence to predict, or a prompt, instead of data.")
-    ] = None
+    text: Annotated[str | None, typer.Option(help="A sentence or a prompt, instead of --data.")] = (
+        None
+    )
     subset: Annotated[
         str | None, typer.Option("--name", "--subset", help="The GLUE task: cola, mrpc, …")
     ] = None
     split: Annotated[
         str | None,
-        typer.Option(help="Which part of the data, as its files are named: dev, train, test."),
+        typer.Option(help="Part of the data: dev, train, test."),
     ] = None
     target: Annotated[
-        str | None, typer.Option(help="The lines to be translated into; --data has the source.")
+        str | None, typer.Option(help="The file with translations, if --data has only sources.")
     ] = None
-    prefix: Annotated[
-        str | None, typer.Option(help="Put before each source, as T5 is told what to do.")
+    prefix: Annotated[str | None, typer.Option(help="Text before each source; T5 needs one.")] = (
+        None
+    )
+    context: Annotated[
+        int | None, typer.Option(help="Tokens in a window of the text.", show_default="the model's")
     ] = None
-    context: Annotated[int | None, typer.Option(help="Tokens in a window of the text.")] = None
     stride: Annotated[
         int | None,
         typer.Option(
-            help="Of a text: tokens from one window to the next. Of SQuAD: tokens that two share."
+            help="Text: tokens from one window to the next. SQuAD: tokens that two windows share."
         ),
     ] = None
-    max_length: Annotated[int | None, typer.Option(help="Tokens of one item, at most.")] = None
-    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens of a translation.")] = None
-    new_tokens: Annotated[int | None, typer.Option(help="Tokens of a sample.")] = None
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of an item.")] = None
+    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of a translation.")] = None
+    new_tokens: Annotated[int | None, typer.Option(help="Tokens to generate.")] = None
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Of a sample: tokens to choose from; 1 is greedy.")
+        int | None,
+        typer.Option(min=1, help="Generate from this many likeliest tokens; 1 is greedy."),
     ] = None
-    beams: Annotated[int | None, typer.Option(help="1 is greedy.")] = None
+    beams: Annotated[int | None, typer.Option(help="Beams of a translation; 1 is greedy.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Items at a time.")] = None
-    seed: Annotated[int, typer.Option(help="For what is sampled.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0
     shapes: Annotated[
         str | None,
         typer.Option(
-            help="What to time: batch x length, + new tokens: 1x128,8x128,1x32+32; or none."
+            help="What to time: BATCHxLENGTH, or BATCHxLENGTH+NEW tokens, with commas; or none."
         ),
     ] = None
 
     def plan(self, model: PreTrainedModel | None = None, pictures: bool = False) -> EvaluationPlan:
-        """Raises UsageError for unknown tasks, options that a task does not have, and shapes that
-        are none. By default what is timed depends on the model; without one nothing is."""
+        """Raises UsageError for unknown tasks and shapes, and options that a task does not have.
+        If no shapes were typed, they are the usual ones of `model`, or none without a model."""
         options = {
             field.name: getattr(self, field.name)
             for field in fields(self)

@@ -16,14 +16,14 @@ from lowbit.report import check_paths, write
 def report(
     models: Annotated[list[str], typer.Argument(help="Folders that lowbit wrote.")],
     measured: Measured,
-    against: Annotated[str, typer.Option(help="The float model that they were made from.")],
+    against: Annotated[str, typer.Option(help="The float model to compare with.")],
     output: Annotated[
         list[Path],
-        typer.Option("--output", "-o", help="A .html, .md or .json file; may be given again."),
+        typer.Option("--output", "-o", help="A .html, .md or .json file; repeatable."),
     ],
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.")] = False,
 ) -> None:
-    """Measure models beside the float one, and write what was lost and won as one page.
+    """Measure models beside the float model, and write one page of what was lost and won.
 
     Example: `lowbit report ./gpt2-int4 --against ./gpt2 --task perplexity --data test.txt
     -o report.html`

@@ -19,9 +19,9 @@ def run(
         list[str], typer.Argument(help="A program and its arguments.", metavar="PROGRAM")
     ],
 ) -> None:
-    """Run a Python program as it is, with lowbit imported: it can load quantized models then.
+    """Run a Python program with lowbit imported, so that it can load quantized models.
 
-    Its exit code and signals are its own. Processes that it starts are served too.
+    Exit code and signals are those of the program. Processes that it starts import lowbit too.
 
     Example: `lowbit run -- python script.py ./bert-base-int4`
 
@@ -35,7 +35,7 @@ def run(
         raise UsageError(f"{program} cannot be run: an empty name, or a null character") from None
     except OSError as error:
         raise UsageError(
-            f"{program[0]} is no program ({error.strerror}); a script is run by"
+            f"{program[0]} cannot be run ({error.strerror}). If it is a script, write"
             f" lowbit run -- python {program[0]}"
         ) from None
 

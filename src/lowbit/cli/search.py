@@ -33,19 +33,22 @@ def search(
     measured: Measured,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .yaml recipe to write.")],
     calibration: Annotated[
-        str, typer.Option(help="A text to find out on what each choice costs: no test data.")
+        str,
+        typer.Option(
+            help="A text on which the cost of each choice is measured. Do not use test data."
+        ),
     ],
     max_bits: Annotated[
-        float | None, typer.Option(help="Bits per weight of the whole model, everything counted.")
+        float | None, typer.Option(help="Budget: bits per weight, everything counted.")
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(help="Of all stored tensors: 20MB, 19.5MiB, …")
+        str | None, typer.Option(help="Budget: bytes of all stored tensors, as 20MB or 19.5MiB.")
     ] = None,
     max_drop: Annotated[
-        str | None, typer.Option(help="How much worse the task's metric may get: 1%.")
+        str | None, typer.Option(help="Budget: how much worse the metric may get, as 1%.")
     ] = None,
     schemes: Annotated[
-        str, typer.Option(help="Presets to choose from, with commas; float is a choice too.")
+        str, typer.Option(help="Presets to choose from, with commas. Float is always a choice.")
     ] = "int2,int3,int4,int8",
     keep: Annotated[
         list[str] | None,
@@ -53,7 +56,7 @@ def search(
     ] = None,
     solver: Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = "nearest",
     sensitivity: Annotated[
-        str, typer.Option(help=f"What a choice is thought to cost by: {', '.join(MEASURES)}.")
+        str, typer.Option(help=f"How the cost of a choice is estimated: {', '.join(MEASURES)}.")
     ] = ",".join(MEASURES),
     samples: Annotated[int, typer.Option(min=1, help="Windows or lines of --calibration.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -61,13 +64,14 @@ def search(
 ) -> None:
     """Find bits for each module under a budget, and write them as a recipe.
 
-    Every recipe is made and evaluated before it is reported; a budget that none meets is an error.
+    Every recipe is made and evaluated before it is reported. If no recipe meets the budget, that is
+    an error.
 
     Example: `lowbit search ./gpt2 --max-size 20MB --task perplexity --data valid.txt
     --calibration train.txt -o recipe.yaml`
     """
     if output.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"output {output} is a recipe, and so a .yaml file")
+        raise UsageError(f"output {output} must be a .yaml file: it is a recipe")
     check_file(output)
     budget = Budget.parse(max_size, max_bits, max_drop)
     plan = measured.plan()

@@ -18,29 +18,40 @@ from lowbit.schemes import scheme_from_dict
 def sensitivity(
     model: Annotated[str, typer.Argument(help="A folder with a float model.")],
     data: Annotated[
-        str, typer.Option("--data", "--data-dir", help="Sentence pairs, or a text for a decoder.")
+        str, typer.Option("--data", "--data-dir", help="Pairs of sentences; for a decoder, a text.")
     ],
     target: Annotated[
-        str | None, typer.Option(help="The lines to be translated into; --data has the source.")
+        str | None, typer.Option(help="The file with translations, if --data has only sources.")
     ] = None,
-    source_column: Annotated[int, typer.Option(help="Of a TSV, counted from 1.")] = 1,
-    target_column: Annotated[int | None, typer.Option(help="The other of the first two.")] = None,
-    bits: Annotated[str, typer.Option(help="Binary codes of so many bits each.")] = "1,2,3,4",
-    groups: Annotated[str, typer.Option(help="channel, group:64, …")] = "group:64",
-    solver: Annotated[str, typer.Option(help="Of codes: greedy, alternating.")] = "alternating",
-    items: Annotated[int | None, typer.Option(help="So many pairs, or tokens of a text.")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens in a window of a text.")] = None,
+    source_column: Annotated[int, typer.Option(help="Column of a TSV file, counted from 1.")] = 1,
+    target_column: Annotated[
+        int | None,
+        typer.Option(help="Column of translations.", show_default="the other of the first two"),
+    ] = None,
+    bits: Annotated[str, typer.Option(help="Numbers of bits to try, with commas.")] = "1,2,3,4",
+    groups: Annotated[
+        str, typer.Option(help="Weights of one scale: channel, group:64, …")
+    ] = "group:64",
+    solver: Annotated[
+        str, typer.Option(help="Solver of binary codes: greedy or alternating.")
+    ] = "alternating",
+    items: Annotated[
+        int | None, typer.Option(help="Pairs, or tokens of a text, to read.", show_default="all")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens in a window of a text.", show_default="the model's")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Quantize one kind of sublayer at a time, and print what each costs by bits.
+    """Print what each kind of sublayer costs if it alone is quantized, by bits.
 
     Example: `lowbit sensitivity ./out/float --data valid.tsv`
     """
     try:
         wanted = [int(number) for number in bits.split(",")]
     except ValueError:
-        raise UsageError(f"bits {bits!r} are no numbers with commas between them") from None
+        raise UsageError(f"bits {bits!r} must be numbers with commas between them") from None
     options = {"scheme": "binary", "granularity": groups, "solver": solver}
     schemes = {str(b): scheme_from_dict(options | {"bits": b}) for b in wanted}
     subject = load_subject(model)

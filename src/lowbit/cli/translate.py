@@ -19,15 +19,22 @@ BATCHES = 32
 
 def translate(
     model: Annotated[str, typer.Argument(help="A folder with an encoder–decoder.")],
-    beams: Annotated[int, typer.Option(help="1 is greedy.")] = 1,
+    beams: Annotated[int, typer.Option(help="Beams; 1 is greedy.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Sentences at a time.")] = 32,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens of a translation.")] = None,
-    prefix: Annotated[str, typer.Option(help="Put before each, as T5 is told what to do.")] = "",
-    planes: Annotated[
-        int | None, typer.Option(help="Compute with so many planes of nested binary codes.")
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of a translation.", show_default="the model's")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="An object a line.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only translations.")] = False,
+    prefix: Annotated[str, typer.Option(help="Text before each sentence; T5 needs one.")] = "",
+    planes: Annotated[
+        int | None,
+        typer.Option(
+            help="Compute with the first planes of nested binary codes.", show_default="all"
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object for each line.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only translations.")] = False,
 ) -> None:
     """Translate lines from standard input to standard output; an empty line stays empty.
 

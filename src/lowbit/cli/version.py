@@ -9,7 +9,7 @@ import typer
 def _say(asked: bool) -> None:
     if not asked:
         return
-    # It imports torch, and what only asks for help should not wait for that.
+    # Not above: it loads the kernels, and --help should not wait for that.
     from lowbit.kernels import native
 
     told = [f"{package} {version(package)}" for package in ("lowbit", "torch", "transformers")]

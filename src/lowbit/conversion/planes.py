@@ -33,8 +33,8 @@ def use_planes(model: nn.Module, planes: int) -> None:
     for name, (_, layout) in binary.items():
         if min(planes, layout.prefixes[-1]) not in layout.prefixes:
             raise UsageError(
-                f"{name} is not nested: all of its {layout.prefixes[-1]} planes belong together,"
-                f" {planes} were asked for"
+                f"{name} is not nested, so {planes} of its {layout.prefixes[-1]} planes cannot be"
+                " used alone: quantize with nested=True"
             )
     for module, layout in binary.values():
         module.use_planes(min(planes, layout.prefixes[-1]))

@@ -75,7 +75,9 @@ class Rule:
             raise UsageError(f"a rule needs the key match with a pattern: {dict(stored)}")
         if options.pop("keep", False):
             if options:
-                raise UsageError(f"rule {match!r} keeps the module: {', '.join(options)} too many")
+                raise UsageError(
+                    f"rule {match!r} keeps the module, so it cannot have {', '.join(options)}"
+                )
             return cls(match)
         activations = options.pop("activations", "float")
         if not isinstance(activations, str):

@@ -47,15 +47,15 @@ def read(
         target_column = 1 if source_column == 2 else 2
     if min(source_column, target_column) < 1 or source_column == target_column:
         raise UsageError(
-            f"columns {source_column} and {target_column} are not two columns counted from 1"
+            f"columns {source_column} and {target_column} must be two different numbers from 1 on"
         )
     file = Path(data)
     if file.is_dir():
         file = file / f"{split}.tsv"
         if not file.is_file():
             raise InputError(
-                f"{data} holds no {split}.tsv; two files of lines are named one by one, the second"
-                " as the target"
+                f"{data} holds no {split}.tsv; if source and target are two files, name the"
+                " first as data and the second as target"
             )
     if not file.exists() and hub.may_have(str(data)):
         return _from_hub(str(data), source_column, target_column, split)

@@ -76,8 +76,8 @@ class Translator:
         check_at_least("max_new_tokens", self.max_new_tokens, 1)
         if room is not None and self.max_new_tokens > room:
             raise UsageError(
-                f"{self.max_new_tokens} new tokens do not fit the decoder's {most} positions,"
-                " of which one starts it"
+                f"{self.max_new_tokens} new tokens do not fit the decoder: it has {most} positions,"
+                " and the start token takes one"
             )
         return self.max_new_tokens
 

@@ -57,8 +57,8 @@ def _glue(
         )
     if part.cut_rows:
         raise InputError(
-            f"{part.source} has {part.cut_rows} rows that are cut, and a prediction is told by its"
-            " row's number: mend or remove them"
+            f"{part.source} has {part.cut_rows} incomplete rows: repair or remove them, because"
+            " predictions are numbered by row"
         )
     labels = part.task.labels
     for row, value in enumerate(task.predict(subject, part, progress).values):

@@ -1,13 +1,13 @@
 """The compiled kernels, or the reason why there are none.
 
-`lowbit._native` is built from csrc/ at installation. Without it every op runs its reference.
+`lowbit._native` is built from csrc/ at installation. Without it every op runs its reference. It
+finds torch's threads at the first call, so torch must be imported by then, but not here:
+`lowbit --version` asks for the instruction sets alone.
 """
 
 from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
-
-import torch  # noqa: F401  the kernels run on the threads of the torch that is already loaded
 
 BASE = "scalar"  # the feature that every processor has
 

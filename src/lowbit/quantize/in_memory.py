@@ -82,8 +82,8 @@ def quantize_by(
         return quantize_with(model, make_plan(model, recipe), solver.solve, {}, progress)
     if not static and not solver.data:
         raise UsageError(
-            f"recipe {recipe.name} has no static activations to calibrate, and solver {solver.name}"
-            " learns from no data"
+            f"recipe {recipe.name} has no static activations, and solver {solver.name} needs no"
+            " data: leave calibration out"
         )
     batches = batches_of(calibration, model)
     if static:

@@ -168,8 +168,8 @@ def _check_size(limit: int, smallest: int, whole: Footprint) -> None:
     """Raises UsageError where float fits, InputError where no recipe does."""
     if limit >= whole.stored_bytes:
         raise UsageError(
-            f"the budget of {limit:,} bytes holds the float model, which takes"
-            f" {whole.stored_bytes:,}: there is nothing to quantize"
+            f"the float model takes {whole.stored_bytes:,} bytes, within the budget of"
+            f" {limit:,}: there is nothing to quantize"
         )
     if limit < smallest:
         raise InputError(
@@ -227,7 +227,7 @@ def _of_quality(space: _Space, costs: Costs, max_drop: float) -> Iterator[Trial]
 def _best(trials: Sequence[Trial]) -> Trial:
     if not trials:
         raise InputError(
-            "no recipe that was made fits the budget: weights take more than their candidates do"
+            "no recipe fits the budget: quantized weights took more bytes than was estimated"
         )
     measured = [trial for trial in trials if math.isfinite(trial.drop)]
     if not measured:

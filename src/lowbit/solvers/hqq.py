@@ -44,8 +44,8 @@ def solve(
     codes = AffineCodes.of(scheme, weight)
     if codes.given is not None:
         raise UsageError(
-            f"solver hqq finds a scale for each group, and scheme {scheme.name} has them in two"
-            " levels: use nearest, gptq or autoround"
+            f"solver hqq does not fit scheme {scheme.name}, which has scales in two levels: use"
+            " nearest, gptq or autoround"
         )
     width = codes.layout.granularity.width(weight.shape[1])
     if codes.layout.granularity.kind == "tensor":

@@ -28,7 +28,7 @@ class Architecture:
         if min(self.layers, self.width, self.feed_forward, self.heads) < 1:
             raise UsageError(
                 f"{self.layers} layers of width {self.width}, feed-forward {self.feed_forward} and"
-                f" {self.heads} heads: each is at least 1"
+                f" {self.heads} heads: each must be at least 1"
             )
         if self.width % self.heads:
             raise UsageError(f"{self.heads} heads do not divide the width {self.width}")

@@ -52,7 +52,7 @@ def train_tokenizer(texts: Sequence[str], size: int, max_length: int) -> PreTrai
     found = tokenizer.get_vocab_size()
     if found < size:
         raise InputError(
-            f"a vocabulary of {size} was asked for; the {len(texts):,} texts give {found} tokens"
+            f"the {len(texts):,} texts give {found} tokens, fewer than the vocabulary of {size}"
         )
     tokenizer = by_frequency(tokenizer, texts)
     tokenizer.post_processor = processors.TemplateProcessing(

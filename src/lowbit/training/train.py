@@ -241,8 +241,7 @@ def check_output(output: Path, folder: str, done: bool) -> None:
     there = [name for name in names if _holds(output / name)]
     if there and not done and not (output / SETTINGS_FILE).exists():
         raise UsageError(
-            f"{output / there[0]} is there already, and no training says that it wrote it: choose"
-            " another output"
+            f"{output / there[0]} exists, and lowbit did not write it: choose another output"
         )
 
 
@@ -269,8 +268,8 @@ def check_lesson(lesson: Lesson, settings: Settings) -> None:
     labels = lesson.examples[0].get("labels")
     if settings.label_smoothing and (labels is None or isinstance(labels, float)):
         raise UsageError(
-            f"label smoothing {settings.label_smoothing} spreads over classes, of which this task"
-            " has none"
+            f"label_smoothing is {settings.label_smoothing}, but this task has no classes: it"
+            " must be 0"
         )
 
 

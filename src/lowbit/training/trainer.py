@@ -63,8 +63,8 @@ def arguments(
     keeps_best = best is not None and settings.evaluate_during_training
     if keeps_best and settings.save_steps not in (0, settings.eval_steps):
         raise UsageError(
-            f"a checkpoint each {settings.save_steps} steps: this task keeps the best one, and so"
-            " saves one at each evaluation; say how often with eval_steps"
+            f"save_steps is {settings.save_steps}, but this task keeps the best checkpoint, and so"
+            " saves one at each evaluation: give eval_steps instead"
         )
     save_steps = settings.eval_steps if keeps_best else settings.save_steps
     return TrainingArguments(

@@ -112,7 +112,7 @@ def read_pairs(data: str | None, files: Pairs) -> ParallelData:
     for scored, target in ((files.valid, files.valid_target), (files.test, files.test_target)):
         if (files.target is None) != (target is None) and scored is not None:
             raise UsageError(
-                "two files of lines for training need two for scoring, and one needs one"
+                "give two files for scoring if training has two (--valid, --valid-target), else one"
             )
     return parallel.read(
         data, files.target, files.source_column, files.target_column, split="train"

@@ -272,7 +272,7 @@ def test_a_model_or_options_that_do_not_fit_are_wrong_use(tmp_path, monkeypatch)
         Translation(data, batch_size=0).check(random)
     with pytest.raises(UsageError, match="max_new_tokens must be at least 1, not 0"):
         Translation(data, max_new_tokens=0).check(random)
-    with pytest.raises(UsageError, match="64 new tokens do not fit the decoder's 64 positions"):
+    with pytest.raises(UsageError, match="64 new tokens do not fit .* 64 positions"):
         Translation(data, max_new_tokens=64).check(random)
     Translation(data, max_new_tokens=63).check(random)
     with pytest.raises(UsageError, match="columns 0 and 2"):

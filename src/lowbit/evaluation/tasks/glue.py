@@ -100,8 +100,8 @@ class Glue(Task):
         if self.batch_size > 1 and subject.model.config.get_text_config().pad_token_id is None:
             # Decoders classify by the last token, and find it by the padding after it.
             raise UsageError(
-                f"the model's config has no pad_token_id: batch size 1, not {self.batch_size}, is"
-                " needed"
+                f"batch_size must be 1, not {self.batch_size}, because the model's config has no"
+                " pad_token_id"
             )
         longest(subject.model, tokenizer, self.max_length)
 

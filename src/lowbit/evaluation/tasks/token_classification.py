@@ -57,7 +57,7 @@ class TokenClassification(Task):
         known = set(subject.model.config.id2label.values())
         if foreign := [label for label in self.items.label_set if label not in known]:
             raise UsageError(
-                f"{self.items.source} has the label {foreign[0]!r}, and the model knows"
+                f"{self.items.source} has the label {foreign[0]!r}, but the model knows only"
                 f" {', '.join(sorted(known))}"
             )
 
