@@ -83,7 +83,7 @@ def apart(make: Callable[..., Encoder], model: BertModel, folder: Path, *rest: o
 
 
 def engines(model: BertModel, folder: Path, target: str) -> dict[str, Engine]:
-    """Those that take long to be made come first: what is left of the time is shared by the rest."""
+    """Those that take long to be made come first: the rest share what is left of the time."""
     found: dict[str, Engine] = {}
     free = targets.CANNOT_BE_HELD if targets.forced() else "its choice"
     held = target if targets.forced() else "its choice"
