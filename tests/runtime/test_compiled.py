@@ -226,6 +226,30 @@ def test_changed_weights_count():
     assert torch.allclose(states[0][there] - bias, 2 * (states[1][there] - bias), atol=1e-6)
 
 
+def test_replaced_modules_count():
+    model, inputs = lowbit.compile(made("bert")), batch(9, 4)
+    before = called(model, inputs)[0]
+    other = MODELS["bert"]().eval()
+    lowbit.quantize(other, "int8-dynamic", progress=False)
+    model.encoder.layer[1] = other.encoder.layer[1]
+    wanted = aside(other, inputs)  # warms nothing of the model
+    assert wanted[0].shape == before.shape
+    changed = called(model, inputs)[0]
+    del model.__dict__["forward"]
+    assert_same({"x": changed}, {"x": aside(model, inputs)[0]}, inputs["attention_mask"])
+    assert not torch.equal(changed, before)
+
+
+def test_a_dequantized_model_is_called_as_it_is():
+    model, inputs = lowbit.compile(made("bert")), batch(9, 4)
+    called(model, inputs)
+    model.dequantize()
+    with torch.no_grad():
+        value = goes_to_the_model(model, inputs, "not run as a program")[0]
+    del model.__dict__["forward"]
+    assert torch.equal(value, aside(model, inputs)[0])
+
+
 def test_copies_and_other_dtypes_have_programs_of_their_own():
     model, inputs = lowbit.compile(made("bert")), batch(9, 4)
     first = called(model, inputs)

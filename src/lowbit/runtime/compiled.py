@@ -40,8 +40,8 @@ def compile(model: M) -> M:
     A program is made at the first call with arguments of a kind, which takes seconds. It serves
     calls without gradients, in eval mode, on the CPU, of any batch and length; tokens that the
     attention mask hides are not computed, and are zeros in the results. All other calls go to the
-    model as it is, and `lowbit.explain` says why. Weights may change; after modules were replaced,
-    call this again.
+    model as it is, and `lowbit.explain` says why. Weights and modules may change
+    afterwards. Quantize before: a model without quantized layers has no program.
 
     Args:
         model: a transformers model, or a module that holds some, as a SentenceTransformer does.
@@ -196,17 +196,21 @@ class CompiledForward:
             return "Arguments of other lengths than the attention mask are not run as a program."
         if mask is not None and not (mask.dim() == 2 and bool((mask != 0).any(1).all())):
             return "An attention mask of other dimensions, or of no token, is not run as a program."
-        made = self.programs.get(found)
-        if isinstance(made, Compiled) and not made.held.still():
-            del self.programs[found]
-        if found not in self.programs:
+        made = self._current(found)
+        if made is None:
             with _MAKING:
-                if found not in self.programs:
-                    self.programs[found] = self._made(arguments)
-        made = self.programs[found]
+                made = self._current(found)
+                if made is None:
+                    self.hooks = None  # modules may be others
+                    made = self.programs[found] = self._made(arguments)
         if isinstance(made, Compiled) and mask is not None and not made.padding(mask != 0):
             return "This padding is not run as a program: something counts places or reads it."
         return made
+
+    def _current(self, found: Signature) -> Compiled | str | None:
+        """What was made for a signature, if the model is still the one that it was made of."""
+        made = self.programs.get(found)
+        return None if isinstance(made, Compiled) and not made.held.still() else made
 
     def _hooks(self) -> list[Any]:
         if self.hooks is None:

@@ -15,11 +15,13 @@ from lowbit.runtime.operations import Linear, Lookup, Operation
 @dataclass(frozen=True, eq=False)
 class Held:
     """packed: modules' weights as native code reads them. tensors: parameters and buffers by where
-    they are, with the address of their numbers. fused: layers with their nonlinearity."""
+    they are, with the address of their numbers. fused: layers with their nonlinearity. links:
+    modules by where their parents have them."""
 
     packed: tuple[tuple[dict[str, Any], Any], ...]
     tensors: tuple[tuple[dict[str, Any], str, Tensor, int], ...]
     fused: tuple[tuple[QuantLinear, str], ...]
+    links: tuple[tuple[dict[str, Any], str, nn.Module], ...]
 
     @classmethod
     def of(cls, operations: Sequence[Operation], captured: Captured) -> "Held":
@@ -45,7 +47,9 @@ class Held:
                 tensor = holder.get(name)
                 if tensor is not None:
                     tensors.append((holder, name, tensor, tensor.data_ptr()))
-        return cls(tuple(packed), tuple(tensors), tuple(fused))
+        names = [f"model.{name}" for name in captured.modules]
+        links = _links(captured.owner, [*names, *(t.rpartition(".")[0] for t in captured.tensors)])
+        return cls(tuple(packed), tuple(tensors), tuple(fused), tuple(links))
 
     def still(self) -> bool:
         """Whether all of it is what it was."""
@@ -55,5 +59,21 @@ class Held:
                 holder.get(name) is tensor and tensor.data_ptr() == at
                 for holder, name, tensor, at in self.tensors
             )
+            and all(children.get(name) is child for children, name, child in self.links)
             and all(layer.nonlinearity_now() == how for layer, how in self.fused)
         )
+
+
+def _links(owner: nn.Module, paths: Sequence[str]) -> list[tuple[dict[str, Any], str, nn.Module]]:
+    """Each step on the ways from `owner` to some modules, once."""
+    found: dict[str, tuple[dict[str, Any], str, nn.Module]] = {}
+    for path in paths:
+        module, way = owner, ""
+        for name in path.split(".") if path else ():
+            child = module._modules.get(name)
+            if child is None:  # a constant that the capture has made
+                break
+            way = f"{way}.{name}"
+            found[way] = module._modules, name, child
+            module = child
+    return list(found.values())
