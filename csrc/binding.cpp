@@ -260,7 +260,10 @@ struct AttentionPath {
 
 // A program (program.h) as Python builds it: layers and tables by their addresses, which must stay.
 struct Program {
+  using Columns = std::array<int64_t, 2>;
   lowbit::Program program;
+
+  static lowbit::Columns columns(const Columns& x) { return {static_cast<int>(x[0]), x[1]}; }
 
   void linear(const LinearPath& path, const std::vector<const Layer*>& layers,
               const std::vector<uintptr_t>& places, int x, const std::vector<int>& ys, int digits) {
@@ -299,9 +302,10 @@ struct Program {
     program.normalize(op, path, x, residual, sum, y);
   }
 
-  // `sizes`: heads, key heads, size, value size.
+  // `sizes`: heads, key heads, size, value size. Operands are a matrix and its first column.
   void attention(std::string_view path, const std::array<int64_t, 4>& sizes, float scale,
-                 bool causal, int64_t window, int query, int key, int value, int bias, int y) {
+                 bool causal, int64_t window, const Columns& query, const Columns& key,
+                 const Columns& value, int bias, int y) {
     lowbit::Attention op{};
     op.heads = sizes[0];
     op.key_heads = sizes[1];
@@ -310,7 +314,16 @@ struct Program {
     op.scale = scale;
     op.causal = causal;
     op.window = window;
-    program.attention(op, path, query, key, value, bias, y);
+    program.attention(op, path, columns(query), columns(key), columns(value), bias, y);
+  }
+
+  void rotate(const Columns& x, int64_t heads, int64_t size, int cos, int sin, int y) {
+    program.rotate(columns(x), heads, size, cos, sin, y);
+  }
+
+  void gate(lowbit::Nonlinearity nonlinearity, std::string_view path, const Columns& a,
+            const Columns& b, int y) {
+    program.gate(nonlinearity, path, columns(a), columns(b), y);
   }
 
   // Addresses; `biases` are float32 [heads, length, length], of which a call has one `length`.
@@ -386,6 +399,7 @@ NB_MODULE(_native, m) {
   paths["quantize_rows"] = best_first(lowbit::quantize_rows_paths);
   paths["decode_packed"] = best_first(lowbit::decode_packed_paths);
   paths["normalize_rows"] = best_first(lowbit::normalize_rows_paths);
+  paths["gate_rows"] = best_first(lowbit::gate_rows_paths);
   paths["sequence_attention"] = best_first(lowbit::sequence_attention_paths);
   using lowbit::attention_paths;
   paths["attention_float32"] =
@@ -540,6 +554,8 @@ NB_MODULE(_native, m) {
            "epsilon"_a, "centered"_a, "x"_a, "residual"_a, "sum"_a, "y"_a)
       .def("attention", &Program::attention, "path"_a, "sizes"_a, "scale"_a, "causal"_a, "window"_a,
            "query"_a, "key"_a, "value"_a, "bias"_a, "y"_a)
+      .def("rotate", &Program::rotate, "x"_a, "heads"_a, "size"_a, "cos"_a, "sin"_a, "y"_a)
+      .def("gate", &Program::gate, "nonlinearity"_a, "path"_a, "a"_a, "b"_a, "y"_a)
       .def(
           "arena_bytes",
           [](const Program& p, int64_t tokens) { return p.program.arena_bytes(tokens); },

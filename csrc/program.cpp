@@ -51,6 +51,16 @@ void Program::check(int matrix, int64_t columns, const char* what) const {
   }
 }
 
+void Program::check_columns(Columns x, int64_t columns, const char* what) const {
+  const bool known = x.matrix >= 0 && x.matrix < static_cast<int>(matrices_.size());
+  const int64_t there = known ? matrices_[x.matrix].columns : 0;
+  if (!known || x.first < 0 || columns > there - x.first) {
+    throw std::invalid_argument(std::string(what) + " are columns " + std::to_string(x.first) +
+                                " to " + std::to_string(x.first + columns) + " of matrix " +
+                                std::to_string(x.matrix) + ", which has " + std::to_string(there));
+  }
+}
+
 void Program::linear(void (*run)(const Linear*, int), std::vector<Linear> layers, int x,
                      std::vector<int> ys) {
   if (layers.empty() || layers.size() != ys.size()) {
@@ -129,8 +139,8 @@ void Program::normalize(NormalizeRows op, std::string_view path, int x, int resi
   });
 }
 
-void Program::attention(const Attention& each, std::string_view path, int query, int key, int value,
-                        int bias, int y) {
+void Program::attention(const Attention& each, std::string_view path, Columns query, Columns key,
+                        Columns value, int bias, int y) {
   if (each.heads < 1 || each.key_heads < 1 || each.heads % each.key_heads || each.size < 1 ||
       each.size > most_head || each.value_size < 1 || each.value_size > most_head ||
       each.window < 0) {
@@ -139,25 +149,74 @@ void Program::attention(const Attention& each, std::string_view path, int query,
         " and " + std::to_string(each.value_size) + " numbers over " +
         std::to_string(each.key_heads) + ": heads have 1 to " + std::to_string(most_head));
   }
-  check(query, each.heads * each.size, "queries");
-  check(key, each.key_heads * each.size, "keys");
-  check(value, each.key_heads * each.value_size, "values");
+  check_columns(query, each.heads * each.size, "queries");
+  check_columns(key, each.key_heads * each.size, "keys");
+  check_columns(value, each.key_heads * each.value_size, "values");
   check(y, each.heads * each.value_size, "the result of an attention");
   biases_ = std::max(biases_, bias + 1);
   const auto run = find_path(sequence_attention_paths, path);
+  const auto step = [this](Columns x) { return matrices_[x.matrix].columns; };
+  const int64_t query_step = step(query), key_step = step(key), value_step = step(value);
   operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
-    const auto rows = [](const float* data, int64_t heads, int64_t size) {
-      return TokenRows{
-          .data = data, .batch_step = 0, .head_step = size, .token_step = heads * size};
+    const auto rows = [&](Columns x, int64_t token_step, int64_t size) {
+      return TokenRows{.data = at[x.matrix] + x.first,
+                       .batch_step = 0,
+                       .head_step = size,
+                       .token_step = token_step};
     };
     SequenceAttention all{each, call.starts, call.places, call.sequences};
     all.each.batch = 1;
-    all.each.query = rows(at[query], each.heads, each.size);
-    all.each.key = rows(at[key], each.key_heads, each.size);
-    all.each.value = rows(at[value], each.key_heads, each.value_size);
+    all.each.query = rows(query, query_step, each.size);
+    all.each.key = rows(key, key_step, each.size);
+    all.each.value = rows(value, value_step, each.value_size);
     all.each.y = at[y];
     if (bias >= 0) all.each.mask = call.biases[bias];
     run(all);
+  });
+}
+
+void Program::rotate(Columns x, int64_t heads, int64_t size, int cos, int sin, int y) {
+  if (heads < 1 || size < 2 || size % 2) {
+    throw std::invalid_argument("rotation of " + std::to_string(heads) + " heads of " +
+                                std::to_string(size) + " numbers");
+  }
+  check_columns(x, heads * size, "what is rotated");
+  check(cos, size, "cosines");
+  check(sin, size, "sines");
+  check(y, heads * size, "the result of a rotation");
+  const int64_t step = matrices_[x.matrix].columns, half = size / 2;
+  operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
+    parallel_for(0, call.tokens, rows_per_thread(heads * size), [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
+        const float* from = at[x.matrix] + row * step + x.first;
+        const float *c = at[cos] + row * size, *s = at[sin] + row * size;
+        float* to = at[y] + row * heads * size;
+        for (int64_t head = 0; head < heads; ++head, from += size, to += size) {
+          for (int64_t d = 0; d < half; ++d) to[d] = from[d] * c[d] - from[d + half] * s[d];
+          for (int64_t d = half; d < size; ++d) to[d] = from[d] * c[d] + from[d - half] * s[d];
+        }
+      }
+    });
+  });
+}
+
+void Program::gate(Nonlinearity nonlinearity, std::string_view path, Columns a, Columns b, int y) {
+  const bool known = y >= 0 && y < static_cast<int>(matrices_.size());
+  const int64_t n = known ? matrices_[y].columns : 0;
+  check(y, n, "the result of a gate");
+  check_columns(a, n, "what is gated");
+  check_columns(b, n, "a gate");
+  if (a.matrix != b.matrix) throw std::invalid_argument("a gate of two matrices");
+  const int64_t step = matrices_[a.matrix].columns;
+  const auto run = find_path(gate_rows_paths, path);
+  operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
+    run({.a = at[a.matrix] + a.first,
+         .b = at[b.matrix] + b.first,
+         .y = at[y],
+         .rows = call.tokens,
+         .columns = n,
+         .step = step,
+         .nonlinearity = nonlinearity});
   });
 }
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "gate_rows.h"
 #include "linear.h"
 #include "normalize_rows.h"
 #include "packed_layout.h"
@@ -41,6 +42,12 @@ struct Table {
   int64_t rows, columns;
 };
 
+// Some columns of a matrix, from `first` on.
+struct Columns {
+  int matrix;
+  int64_t first;
+};
+
 class Program {
  public:
   // Matrices are known by their numbers. Those of one slot share memory.
@@ -56,8 +63,13 @@ class Program {
   void add(int a, int b, int y);
   void normalize(NormalizeRows op, std::string_view path, int x, int residual, int sum, int y);
   // `each` has heads, sizes, scale, causality and the window; bias: which of a call's, or -1.
-  void attention(const Attention& each, std::string_view path, int query, int key, int value,
-                 int bias, int y);
+  void attention(const Attention& each, std::string_view path, Columns query, Columns key,
+                 Columns value, int bias, int y);
+  // Rotary embedding of heads of `size` numbers, d and d + size / 2 of each being a pair:
+  // y = x cos + (-x[d + size / 2] or x[d - size / 2]) sin. cos and sin are [tokens, size].
+  void rotate(Columns x, int64_t heads, int64_t size, int cos, int sin, int y);
+  // y = f(a) b; both of the same matrix.
+  void gate(Nonlinearity nonlinearity, std::string_view path, Columns a, Columns b, int y);
 
   int64_t arena_bytes(int64_t tokens) const;
   // std::out_of_range for an id that a table lacks.
@@ -74,6 +86,7 @@ class Program {
 
   int made(const Matrix& matrix);
   void check(int matrix, int64_t columns, const char* what) const;
+  void check_columns(Columns x, int64_t columns, const char* what) const;
 
   std::vector<Matrix> matrices_;
   std::vector<int64_t> slot_columns_;

@@ -39,20 +39,30 @@ void run_on(const Case& given, std::string_view path, float* x, float* weight, f
   const int64_t columns = given.heads * given.size;
   lowbit::Program program;
   const int from = program.input(columns), between = program.in_slot(columns, 0),
-            sum = program.in_slot(columns, 1), to = program.result(columns);
+            sum = program.in_slot(columns, 1), turned = program.in_slot(columns, 2),
+            gated = program.in_slot(columns / 2 + 1, 3), to = program.result(columns);
   lowbit::NormalizeRows norm{};
   norm.columns = columns;
   norm.weight = weight;
   norm.epsilon = 1e-6f;
   norm.centered = given.causal;
   program.normalize(norm, path, from, from, sum, between);
+  if (columns > 1) {
+    program.gate(lowbit::Nonlinearity::gelu, path, {from, columns / 2 - 1},
+                 {from, (columns - 1) / 2}, gated);
+  }
+  const bool turns = given.size % 2 == 0;
+  if (turns) {
+    const int angles = program.input(given.size);
+    program.rotate({between, 0}, given.heads, given.size, angles, angles, turned);
+  }
   lowbit::Attention attention{};
   attention.heads = attention.key_heads = given.heads;
   attention.size = attention.value_size = given.size;
   attention.scale = 0.3f;
   attention.causal = given.causal;
   attention.window = given.window;
-  program.attention(attention, path, between, from, sum, -1, to);
+  program.attention(attention, path, {turns ? turned : between, 0}, {from, 0}, {sum, 0}, -1, to);
   Walled arena(program.arena_bytes(given.tokens));
   lowbit::ProgramCall call{};
   call.tokens = given.tokens;
@@ -60,6 +70,7 @@ void run_on(const Case& given, std::string_view path, float* x, float* weight, f
   call.starts = given.starts.data();
   call.places = given.places.data();
   call.inputs = {x};
+  if (turns) call.inputs.push_back(x);  // more numbers than there are angles
   call.results = {y};
   call.arena = arena.data();
   program.run(call);

@@ -16,10 +16,16 @@ from transformers import (
     DistilBertModel,
     GPT2Config,
     GPT2Model,
+    ModernBertConfig,
+    ModernBertModel,
     MPNetConfig,
     MPNetModel,
     RobertaConfig,
     RobertaModel,
+    ViTConfig,
+    ViTModel,
+    WhisperConfig,
+    WhisperModel,
 )
 
 import lowbit
@@ -37,12 +43,21 @@ SMALL = {
     "num_attention_heads": 4,
     "intermediate_size": 160,
 }
+SPECIAL = {f"{name}_token_id": n for n, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
 MODELS = {
     "bert": lambda: BertModel(BertConfig(**SMALL)),
     "roberta": lambda: RobertaModel(RobertaConfig(**SMALL)),
     "mpnet": lambda: MPNetModel(MPNetConfig(**SMALL)),
     "distilbert": lambda: DistilBertModel(
         DistilBertConfig(vocab_size=60, dim=96, n_layers=2, n_heads=4, hidden_dim=160)
+    ),
+    "modernbert": lambda: ModernBertModel(
+        ModernBertConfig(
+            **SMALL,
+            **SPECIAL,
+            local_attention=8,
+            global_attn_every_n_layers=2,
+        )
     ),
     "sequences": lambda: BertForSequenceClassification(BertConfig(**SMALL)),
     "tokens": lambda: BertForTokenClassification(BertConfig(**SMALL)),
@@ -114,6 +129,48 @@ def test_every_kind_of_codes_runs(recipe):
     compiled = lowbit.compile(copy.deepcopy(model))
     inputs = batch(12, 5, 1)
     assert_same(called(compiled, inputs), aside(model, inputs), inputs["attention_mask"])
+
+
+SIZES = {k: v for k, v in SMALL.items() if k != "vocab_size"}
+OTHERS = {
+    "pictures": (
+        lambda: ViTModel(ViTConfig(image_size=16, patch_size=4, **SIZES)),
+        {"pixel_values": torch.randn(3, 3, 16, 16)},
+    ),
+    "sound": (
+        lambda: (
+            WhisperModel(
+                WhisperConfig(
+                    d_model=96,
+                    encoder_layers=2,
+                    decoder_layers=1,
+                    encoder_attention_heads=4,
+                    decoder_attention_heads=4,
+                    encoder_ffn_dim=160,
+                    decoder_ffn_dim=96,
+                    max_source_positions=10,
+                    num_mel_bins=8,
+                    vocab_size=60,
+                    pad_token_id=0,
+                )
+            ).encoder
+        ),
+        {"input_features": torch.randn(2, 8, 20)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_pictures_and_sound_run(name):
+    make, inputs = OTHERS[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    lowbit.quantize(model, "int8-dynamic", progress=False)
+    compiled = lowbit.compile(copy.deepcopy(model))
+    for some in (inputs, {k: t[:1] for k, t in inputs.items()}):
+        assert_same(called(compiled, some), aside(model, some), torch.zeros(0, 0))
+    (program,) = programs(compiled)
+    assert not any("attention" in why for why in program.lowered.left.values())
 
 
 def test_static_activations_run():

@@ -65,7 +65,8 @@ def attended(path, q, k, v, heads, starts, causal=False, window=0, bias=None):
     y = program.result(v.shape[1])
     sizes = [heads, heads, size, value_size]
     biased = -1 if bias is None else 0
-    program.attention(path, sizes, size**-0.5, causal, window, *numbers, biased, y)
+    operands = [[m, 0] for m in numbers]
+    program.attention(path, sizes, size**-0.5, causal, window, *operands, biased, y)
     biases = [] if bias is None else [bias]
     length = 0 if bias is None else bias.shape[-1]
     (made,) = run(program, len(q), [q, k, v], [v.shape[1]], starts, (), biases, length)
@@ -114,6 +115,41 @@ def test_attention_errs_little_and_alike(lengths, size, causal, window, biased, 
     assert len(seen) == 1
 
 
+@given(st.integers(0, 9), st.integers(1, 3), st.integers(1, 20), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_rotations_are_those_of_the_definition(rows, heads, half, seed):
+    generator = torch.Generator().manual_seed(seed)
+    size, wide = 2 * half, 2 * half * heads + 3
+    x, cos, sin = (torch.randn(rows, n, generator=generator) for n in (wide, size, size))
+    program = native.module.Program()
+    numbers = [program.input(n) for n in (wide, size, size)]
+    y = program.result(heads * size)
+    program.rotate([numbers[0], 3], heads, size, *numbers[1:], y)
+    (made,) = run(program, rows, [x, cos, sin], [heads * size])
+    each = x[:, 3:].reshape(rows, heads, size).numpy()
+    swapped = np.concatenate([-each[..., half:], each[..., :half]], -1)
+    wanted = each * cos.numpy()[:, None] + swapped * sin.numpy()[:, None]
+    assert np.array_equal(made.numpy(), wanted.reshape(rows, heads * size))
+
+
+@given(st.integers(0, 9), st.integers(1, 150), st.sampled_from(["gelu", "silu", "relu"]))
+@settings(max_examples=20, deadline=None)
+def test_gates_err_little_and_alike(rows, columns, name):
+    x = torch.randn(rows, 2 * columns + 1, generator=torch.Generator().manual_seed(columns)) * 3
+    a, b = x[:, 1 : columns + 1].double(), x[:, columns + 1 :].double()
+    wanted = getattr(torch.nn.functional, name)(a) * b
+    seen = set()
+    for path in PATHS:
+        program = native.module.Program()
+        number, y = program.input(x.shape[1]), program.result(columns)
+        kind = getattr(native.module.Nonlinearity, name)
+        program.gate(kind, path, [number, 1], [number, columns + 1], y)
+        (made,) = run(program, rows, [x], [columns])
+        assert ((made - wanted).abs() <= 5e-7 * a.abs().clamp(min=1) * b.abs().clamp(min=1)).all()
+        seen.add(made.numpy().tobytes())
+    assert len(seen) == 1
+
+
 def test_nan_shows_where_it_counts_and_nowhere_else():
     q, k, v = (torch.randn(9, 32) for _ in range(3))
     k[2] = torch.nan
@@ -130,11 +166,20 @@ WRONG = {
     "norm": lambda p: p.normalize("scalar", 4, 0, 0, 1e-5, True, p.input(5), -1, -1, p.result(4)),
     "path": lambda p: p.normalize("none", 4, 0, 0, 1e-5, True, p.input(4), -1, -1, p.result(4)),
     "heads": lambda p: p.attention(
-        "scalar", [3, 2, 4, 4], 1.0, False, 0, *(p.input(12) for _ in range(3)), -1, p.result(12)
+        "scalar", [3, 2, 4, 4], 1.0, False, 0, *([p.input(12), 0] for _ in "qkv"), -1, p.result(12)
     ),
     "head too wide": lambda p: p.attention(
-        "scalar", [1, 1, 513, 4], 1.0, False, 0, p.input(513), p.input(513), p.input(4), -1,
-        p.result(4),
+        "scalar", [1, 1, 513, 4], 1.0, False, 0, [p.input(513), 0], [p.input(513), 0],
+        [p.input(4), 0], -1, p.result(4),
+    ),
+    "columns beyond the last": lambda p: p.attention(
+        "scalar", [1, 1, 4, 4], 1.0, False, 0, *([p.input(12), 9] for _ in "qkv"), -1, p.result(4)
+    ),
+    "an odd rotation": lambda p: p.rotate(
+        [p.input(6), 0], 2, 3, p.input(3), p.input(3), p.result(6)
+    ),
+    "gates of two matrices": lambda p: p.gate(
+        native.module.Nonlinearity.gelu, "scalar", [p.input(4), 0], [p.input(4), 0], p.result(4)
     ),
     "lookup": lambda p: p.lookup(0, 3, 4, -1, p.result(4)),
     "layers": lambda p: p.linear(native.module.LinearPath("scalar", False), [], [], 0, [0], 1),

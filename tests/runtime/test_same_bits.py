@@ -6,7 +6,14 @@ import hashlib
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+)
 
 import lowbit
 from lowbit.kernels import native
@@ -21,8 +28,12 @@ CONFIG = {
     "num_attention_heads": 2,
     "intermediate_size": 96,
 }
+SPECIAL = {f"{name}_token_id": n for n, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
 MODELS = {
     "bert": lambda: BertModel(BertConfig(**CONFIG), add_pooling_layer=False),
+    "modernbert": lambda: ModernBertModel(
+        ModernBertConfig(**CONFIG, **SPECIAL, local_attention=32, global_attn_every_n_layers=2)
+    ),
     "mpnet": lambda: MPNetModel(MPNetConfig(**CONFIG), add_pooling_layer=False),
 }
 LENGTHS = (5, 140, 1, 17, 300, 33)
@@ -57,7 +68,10 @@ def digest(model, arrangement, sequences):
     return hashlib.sha256(b"".join(found[i] for i in sorted(found))).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["bert", pytest.param("mpnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mpnet", "modernbert"))],
+)
 def test_one_hash_for_targets_threads_and_batches(name, monkeypatch):
     torch.manual_seed(0)
     model = MODELS[name]().eval()

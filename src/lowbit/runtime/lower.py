@@ -77,7 +77,8 @@ def lower(captured: Captured, limit: int) -> Lowered:
 
 def _follow(to: Lowering, node: fx.Node, left: dict[str, str]) -> None:
     handler = HANDLERS.get(node.target)
-    if node.target is SIZE:  # that of what the model is given, however it is asked for
+    # A size is that of what the model is given, however it is asked for.
+    if node.target is SIZE or not node.users:
         return
     if any(read in to.late for read in node.all_input_nodes):
         to.late.add(node)

@@ -31,6 +31,7 @@ class Lowering:
         self.inputs: dict[fx.Node, Matrix] = {}
         self.sights: dict[fx.Node, Sight | str] = {}
         self.sums: dict[tuple[fx.Node, ...], fx.Node] = {}
+        self.squeezed: dict[fx.Node, fx.Node] = {}
         self.biases: list[tuple[Callable[..., tuple[Tensor]], int]] = []
         self.tokens: tuple[str, str] | None = None  # batch and length, as they are written
         self.hides_padding = False

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lowbit.kernels.linear.native import together
-from lowbit.kernels.native import paths
+from lowbit.kernels.linear.reference import NONLINEARITIES
+from lowbit.kernels.native import module, paths
 from lowbit.kernels.packed_layout import decode_path
 from lowbit.kernels.selection import Kernel, never, select
 from lowbit.nn import QuantEmbedding, QuantLinear
@@ -223,6 +224,7 @@ class Attention:
     causal: bool
     window: int
     bias: int | None
+    firsts: tuple[int, int, int] = (0, 0, 0)  # columns where queries, keys and values begin
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -238,9 +240,15 @@ class Attention:
         for first, last in zip(starts, starts[1:], strict=False):
             if first == last:
                 continue
-            q = values[self.query][first:last].view(-1, self.heads, self.size)
-            k = values[self.key][first:last].view(-1, self.key_heads, self.size)
-            v = values[self.value][first:last].view(-1, self.key_heads, self.value_size)
+            shapes = (
+                (self.heads, self.size),
+                (self.key_heads, self.size),
+                (self.key_heads, self.value_size),
+            )
+            q, k, v = (
+                values[m][first:last, column : column + heads * size].unflatten(1, (heads, size))
+                for m, column, (heads, size) in zip(self.reads, self.firsts, shapes, strict=True)
+            )
             k, v = (t.repeat_interleave(self.heads // self.key_heads, 1) for t in (k, v))
             scores = torch.einsum("qhd,khd->hqk", q, k) * self.scale
             places = torch.arange(last - first)
@@ -260,7 +268,8 @@ class Attention:
     def build(self, native: Any, at: Mapping[int, int]) -> None:
         sizes = [self.heads, self.key_heads, self.size, self.value_size]
         bias = -1 if self.bias is None else self.bias
-        query, key, value = (at[m] for m in self.reads)
+        places = zip(self.reads, self.firsts, strict=True)
+        query, key, value = ([at[m], first] for m, first in places)
         where = path("sequence_attention")
         native.attention(
             where, sizes, self.scale, self.causal, self.window, query, key, value, bias, at[self.y]
@@ -270,5 +279,80 @@ class Attention:
         more = [f"{self.heads} heads of {self.size}"]
         more += ["causal"] * self.causal + [f"window {self.window}"] * bool(self.window)
         more += ["with a bias by position"] * (self.bias is not None)
-        reads = ", ".join(f"m{m}" for m in self.reads)
+        reads = ", ".join(map(_told, self.reads, self.firsts))
         return f"m{self.y} = attention {reads} ({', '.join(more)})"
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """y = the rotary embedding of heads in columns of x from `first` on:
+    x cos + (-second half, first half) sin. cos and sin are [tokens, size]."""
+
+    x: int
+    first: int
+    heads: int
+    size: int
+    cos: int
+    sin: int
+    y: int
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return self.x, self.cos, self.sin
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        return (self.y,)
+
+    def run(self, values: Values, call: Sequences) -> None:
+        x = values[self.x][:, self.first : self.first + self.heads * self.size]
+        x = x.unflatten(1, (self.heads, self.size))
+        low, high = x.chunk(2, -1)
+        cos, sin = (values[m][:, None] for m in (self.cos, self.sin))
+        values[self.y] = (x * cos + torch.cat([-high, low], -1) * sin).flatten(1)
+
+    def build(self, native: Any, at: Mapping[int, int]) -> None:
+        cos, sin, y = (at[m] for m in (self.cos, self.sin, self.y))
+        native.rotate([at[self.x], self.first], self.heads, self.size, cos, sin, y)
+
+    def __str__(self) -> str:
+        of = f"{_told(self.x, self.first)} ({self.heads} heads of {self.size})"
+        return f"m{self.y} = rotation of {of} by m{self.cos}, m{self.sin}"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """y = f(a) b, with a and b columns of x."""
+
+    x: int
+    a: int
+    b: int
+    columns: int
+    nonlinearity: str
+    y: int
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (self.x,)
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        return (self.y,)
+
+    def run(self, values: Values, call: Sequences) -> None:
+        a, b = (values[self.x][:, first : first + self.columns] for first in (self.a, self.b))
+        values[self.y] = NONLINEARITIES[self.nonlinearity](a) * b
+
+    def build(self, native: Any, at: Mapping[int, int]) -> None:
+        assert module is not None
+        kind = getattr(module.Nonlinearity, self.nonlinearity)
+        a, b = ([at[self.x], first] for first in (self.a, self.b))
+        native.gate(kind, path("gate_rows"), a, b, at[self.y])
+
+    def __str__(self) -> str:
+        a, b = (_told(self.x, first) for first in (self.a, self.b))
+        return f"m{self.y} = {self.nonlinearity} of {a}, times {b} ({self.columns} columns)"
+
+
+def _told(matrix: int, first: int) -> str:
+    return f"m{matrix}" if first == 0 else f"m{matrix} from column {first}"

@@ -25,14 +25,45 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Heads:
-    """A matrix, times a number, as [batch, length, heads, size], or [batch, heads, length, size] if
-    turned."""
+    """Columns of a matrix from `first` on, times a number, as [batch, length, heads, size], or
+    [batch, heads, length, size] if turned."""
 
     matrix: Matrix
     heads: int
     size: int
     turned: bool
     by: float = 1.0
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some columns of a matrix; a nonlinearity is applied to them before they are read."""
+
+    matrix: Matrix
+    first: int
+    columns: int
+    nonlinearity: str = "identity"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Several values in one: a matrix that is cut."""
+
+    values: "tuple[Heads | Columns, ...]"
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Heads on the way to their rotary embedding. half: which half of their numbers, None for
+    both; swapped: the second half, negative, is before the first; by: what they are multiplied
+    with."""
+
+    heads: Heads
+    half: int | None = None
+    negative: bool = False
+    swapped: bool = False
+    by: fx.Node | None = None
 
 
 @dataclass(frozen=True)
@@ -61,4 +92,4 @@ class Scores:
     weights: bool = False
 
 
-Value = Matrix | Scaled | Heads | Sum | Keys | Scores
+Value = Matrix | Scaled | Heads | Columns | Parts | Rotation | Sum | Keys | Scores

@@ -7,13 +7,15 @@ from typing import Any
 from torch import fx
 
 from lowbit.runtime.lowering import Lowering
-from lowbit.runtime.steps import attention, linear, lookup, norms, views
+from lowbit.runtime.steps import attention, gates, linear, lookup, norms, rotary, views
 from lowbit.runtime.values import Value
 
 HANDLERS: dict[Any, Callable[[Lowering, fx.Node], Value]] = {
     **attention.HANDLERS,
+    **gates.HANDLERS,
     **linear.HANDLERS,
     **lookup.HANDLERS,
     **norms.HANDLERS,
+    **rotary.HANDLERS,
     **views.HANDLERS,
 }

@@ -73,6 +73,7 @@ def _attended(
             sight.causal,
             sight.window,
             None if sight.bias is None else to.bias(sight.bias, query.heads),
+            (query.first, key.first, value.first),
         )
     )
     return Heads(y, query.heads, value.size, True)
@@ -94,7 +95,7 @@ def _scores(to: Lowering, node: fx.Node) -> Scores:
     return value
 
 
-def _scaled(to: Lowering, node: fx.Node) -> Value:
+def scaled(to: Lowering, node: fx.Node) -> Value:
     value, by = to.value(node.args[0]), node.args[1]
     if node.target is aten.mul.Tensor and isinstance(by, int | float):
         if isinstance(value, Matrix):
@@ -125,8 +126,7 @@ HANDLERS = {
     aten.scaled_dot_product_attention.default: _sdpa,
     torch.ops.lowbit.attention.default: _own,
     aten.matmul.default: _matmul,
-    aten.div.Tensor: _scaled,
-    aten.mul.Tensor: _scaled,
+    aten.div.Tensor: scaled,
     aten.add_.Tensor: masked,
     aten.softmax.int: _softmax,
 }

@@ -13,7 +13,7 @@ from lowbit.nn.linear import PackedCall
 from lowbit.runtime.capture import LINEAR
 from lowbit.runtime.lowering import Lowering
 from lowbit.runtime.operations import Linear
-from lowbit.runtime.values import Matrix, UnservedError, Value
+from lowbit.runtime.values import Columns, Matrix, UnservedError, Value
 
 aten = torch.ops.aten
 
@@ -42,6 +42,8 @@ def _nonlinear(name: str) -> Callable[[Lowering, fx.Node], Value]:
         how = name
         if node.kwargs.get("approximate") == "tanh":
             how = f"{name}_tanh"
+        if isinstance(value, Columns) and value.nonlinearity == "identity":
+            return replace(value, nonlinearity=how)
         if (
             not isinstance(value, Matrix)
             or not isinstance(last, Linear)

@@ -8,14 +8,18 @@ from torch import fx
 from lowbit.runtime.lowering import Lowering
 from lowbit.runtime.operations import Normalize
 from lowbit.runtime.steps.attention import masked
-from lowbit.runtime.values import Scores, Sum, UnservedError, Value
+from lowbit.runtime.steps.rotary import added
+from lowbit.runtime.values import Rotation, Scores, Sum, UnservedError, Value
 
 aten = torch.ops.aten
 
 
 def _add(to: Lowering, node: fx.Node) -> Value:
-    if isinstance(to.value(node.args[0]), Scores):
+    first = to.value(node.args[0])
+    if isinstance(first, Scores):
         return masked(to, node)
+    if isinstance(first, Rotation):
+        return added(to, node)
     if len(node.args) != 2 or node.kwargs.get("alpha", 1) != 1:
         raise UnservedError("a sum with a factor")
     if not any(read in to.values for read in node.all_input_nodes):

@@ -1,5 +1,7 @@
 """What moves no number: heads are cut from a matrix and turned."""
 
+import operator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -7,12 +9,22 @@ import torch
 from torch import fx
 
 from lowbit.runtime.lowering import Lowering
-from lowbit.runtime.values import Heads, Keys, Matrix, Scaled, Sum, UnservedError, Value
+from lowbit.runtime.values import (
+    Columns,
+    Heads,
+    Keys,
+    Matrix,
+    Parts,
+    Scaled,
+    Sum,
+    UnservedError,
+    Value,
+)
 
 aten = torch.ops.aten
 
 
-def _same(to: Lowering, node: fx.Node) -> Value:
+def same(to: Lowering, node: fx.Node) -> Value:
     """What gives what it is given."""
     read: Any = node.args[0]
     if not isinstance(read, fx.Node) or read not in to.values:
@@ -26,7 +38,7 @@ def _same(to: Lowering, node: fx.Node) -> Value:
 def _dropout(to: Lowering, node: fx.Node) -> Value:
     if node.args[2] if len(node.args) > 2 else node.kwargs.get("train"):
         raise UnservedError("dropout belongs to training")
-    return _same(to, node)
+    return same(to, node)
 
 
 def _shaped(to: Lowering, node: fx.Node) -> Value:
@@ -44,9 +56,44 @@ def _shaped(to: Lowering, node: fx.Node) -> Value:
             return Heads(value, int(shape[2]), int(shape[3]), False)
         if isinstance(value, Scaled) and len(shape) == 4 and shape[2].isdigit():
             return Heads(value.matrix, int(shape[2]), int(shape[3]), False, value.by)
-        if isinstance(value, Heads) and not value.turned and value.by == 1 and len(shape) == 3:
+        if isinstance(value, Heads) and _whole(value) and len(shape) == 3:
             return value.matrix
+        if isinstance(value, Matrix) and len(shape) == 5 and all(n.isdigit() for n in shape[2:]):
+            parts, heads, size = map(int, shape[2:])
+            firsts = range(0, parts * heads * size, heads * size)
+            return Parts(tuple(Heads(value, heads, size, False, first=first) for first in firsts))
     raise UnservedError(f"{node.target} to {list(shape)} does more than cut heads")
+
+
+def _whole(value: Heads) -> bool:
+    """Whether heads are all of their matrix, as it is."""
+    wide = value.heads * value.size == value.matrix.columns
+    return wide and not value.turned and value.by == 1
+
+
+def _unbound(to: Lowering, node: fx.Node) -> Value:
+    """Q, K and V of one matrix, along the dimension that tells them apart."""
+    value, dim = to.value(node.args[0]), node.args[1] if len(node.args) > 1 else 0
+    if not isinstance(value, Parts) or dim not in (2, -3):
+        raise UnservedError(f"{node.target} does more than tell queries, keys and values apart")
+    return value
+
+
+def _chunked(to: Lowering, node: fx.Node) -> Value:
+    args: list[Any] = [*node.args, 0]
+    value, (count, dim) = to.value(args[0]), args[1:3]
+    if not isinstance(value, Matrix) or dim not in (2, -1) or value.columns % count:
+        raise UnservedError(f"{node.target} does more than cut columns")
+    columns = value.columns // count
+    firsts = range(0, value.columns, columns)
+    return Parts(tuple(Columns(value, first, columns) for first in firsts))
+
+
+def _taken(to: Lowering, node: fx.Node) -> Value:
+    value, number = to.value(node.args[0]), node.args[1]
+    if not isinstance(value, Parts) or not isinstance(number, int):
+        raise UnservedError("torch takes one of several values")
+    return value.values[number]
 
 
 def _turned(to: Lowering, node: fx.Node) -> Value:
@@ -58,23 +105,25 @@ def _turned(to: Lowering, node: fx.Node) -> Value:
     raise UnservedError(f"{node.target} does more than turn heads")
 
 
-HANDLERS = {
+HANDLERS: dict[Any, Callable[[Lowering, fx.Node], Value]] = {
     **dict.fromkeys(
         (
             aten.alias.default,
             aten.clone.default,
             aten.contiguous.default,
             aten.expand.default,
-            aten.slice.Tensor,
             aten.to.device,
             aten.to.dtype,
             aten.to.dtype_layout,
         ),
-        _same,
+        same,
     ),
     aten.dropout.default: _dropout,
     aten.view.default: _shaped,
     aten.reshape.default: _shaped,
+    aten.unbind.int: _unbound,
+    aten.chunk.default: _chunked,
+    operator.getitem: _taken,
     aten.transpose.int: _turned,
     aten.permute.default: _turned,
 }

@@ -1,0 +1,4 @@
+#define LOWBIT_ISA scalar
+#include "floats_scalar.inl"
+
+#include "gate_rows.inl"

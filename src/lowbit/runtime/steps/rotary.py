@@ -1,0 +1,110 @@
+"""Rotary embeddings: x cos + (-second half of x, first half of x) sin, as models spell it out."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from lowbit.runtime.lowering import Lowering
+from lowbit.runtime.operations import Rotate
+from lowbit.runtime.steps.views import same
+from lowbit.runtime.values import Heads, Matrix, Rotation, UnservedError, Value
+
+aten = torch.ops.aten
+
+
+def _half(to: Lowering, node: fx.Node) -> Value:
+    """One half of the numbers of heads; other slices take all there is."""
+    value, args = to.value(node.args[0]), list(node.args[1:])
+    if not isinstance(value, Heads) or not value.turned or args[:1] not in ([3], [-1]):
+        return same(to, node)
+    start, end = (args[1:] + [None, None])[:2]
+    half = value.size // 2
+    if len(args) > 3 or value.size % 2 or (start or 0, end) not in ((0, half), *_from(half)):
+        raise UnservedError(f"{node.name} is not one half of the numbers of heads")
+    return Rotation(value, half=0 if (start or 0) == 0 else 1)
+
+
+def _from(half: int) -> tuple[tuple[int, Any], ...]:
+    """How a slice from `half` on is written."""
+    return (half, None), (half, 2 * half), (half, torch.iinfo(torch.int64).max)
+
+
+def _negative(to: Lowering, node: fx.Node) -> Value:
+    value = to.value(node.args[0])
+    if not isinstance(value, Rotation) or value.half != 1:
+        raise UnservedError("a negation outside a rotary embedding")
+    return replace(value, negative=True)
+
+
+def _joined(to: Lowering, node: fx.Node) -> Value:
+    args: list[Any] = [*node.args, 0]
+    high, low = map(to.value, args[0]) if len(args[0]) == 2 else (None, None)
+    if (
+        args[1] not in (3, -1)
+        or not isinstance(high, Rotation)
+        or low != Rotation(high.heads, half=0)
+        or high != Rotation(high.heads, half=1, negative=True)
+    ):
+        raise UnservedError("a concatenation outside a rotary embedding")
+    return Rotation(high.heads, swapped=True)
+
+
+def multiplied(to: Lowering, node: fx.Node) -> Value:
+    """Heads, or what is swapped, times cosines or sines [batch or 1, 1, length, size]."""
+    value, by = to.value(node.args[0]), node.args[1]
+    if not isinstance(by, fx.Node) or by in to.values or by in to.late:
+        raise UnservedError(f"{node.name} multiplies what the model computes")
+    if isinstance(value, Heads) and value.turned and value.by == 1:
+        return Rotation(value, by=by)
+    if isinstance(value, Rotation) and value.swapped and value.by is None:
+        return replace(value, by=by)
+    raise UnservedError(f"{node.name} is no part of a rotary embedding")
+
+
+def added(to: Lowering, node: fx.Node) -> Value:
+    """The sum of both, which is the embedding."""
+    straight, swapped = (to.value(read) for read in node.args[:2])
+    if (
+        not isinstance(straight, Rotation)
+        or not isinstance(swapped, Rotation)
+        or straight.heads != swapped.heads
+        or straight.swapped
+        or not swapped.swapped
+    ):
+        raise UnservedError(f"{node.name} is no rotary embedding")
+    heads = straight.heads
+    cos, sin = (_by_token(to, each.by, heads.size) for each in (straight, swapped))
+    y = to.new(heads.heads * heads.size)
+    to.operations.append(
+        Rotate(
+            heads.matrix.number,
+            heads.first,
+            heads.heads,
+            heads.size,
+            cos.number,
+            sin.number,
+            y.number,
+        )
+    )
+    return Heads(y, heads.heads, heads.size, True)
+
+
+def _by_token(to: Lowering, node: fx.Node | None, size: int) -> Matrix:
+    """[batch or 1, 1, length, size] as an input of the program."""
+    if node is None or to.shape(node)[1:2] != ("1",) or to.shape(node)[3:] != (str(size),):
+        raise UnservedError("a rotation by other than a number for each token and size")
+    if node not in to.squeezed:
+        with to.captured.graph.inserting_after(node):
+            squeezed = to.captured.graph.call_function(aten.squeeze.dim, (node, 1))
+        squeezed.meta["val"] = node.meta["val"].squeeze(1)
+        to.squeezed[node] = squeezed
+    return to.matrix(to.squeezed[node])
+
+
+HANDLERS = {
+    aten.slice.Tensor: _half,
+    aten.neg.default: _negative,
+    aten.cat.default: _joined,
+}
