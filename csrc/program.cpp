@@ -14,6 +14,24 @@ constexpr int64_t numbers_per_thread = 32768;  // fewer are moved sooner by one 
 
 int64_t rows_per_thread(int64_t columns) { return 1 + numbers_per_thread / (columns + 1); }
 
+// Rows are read and written by them.
+void check_sequences(const ProgramCall& call) {
+  const auto bad = [](const std::string& what) {
+    throw std::invalid_argument("sequences " + what);
+  };
+  if (call.tokens < 0 || call.sequences < 0 || call.starts[0] != 0) bad("do not begin at row 0");
+  for (int64_t i = 0; i < call.sequences; ++i) {
+    const int64_t first = call.starts[i], count = call.starts[i + 1] - first;
+    if (count < 0 || call.starts[i + 1] > call.tokens) bad("do not follow each other");
+    for (const Mask& bias : call.biases) {
+      if (count && call.places[first] + count > bias.query_step / mask_bytes(bias.kind)) {
+        bad("are longer than their bias");
+      }
+    }
+  }
+  if (call.starts[call.sequences] != call.tokens) bad("are not all of the rows");
+}
+
 int64_t aligned(int64_t numbers) { return (numbers + alignment - 1) / alignment * alignment; }
 
 }  // namespace
@@ -227,6 +245,7 @@ int64_t Program::arena_bytes(int64_t tokens) const {
 }
 
 void Program::run(const ProgramCall& call) const {
+  check_sequences(call);
   if (static_cast<int>(call.inputs.size()) != inputs_ ||
       static_cast<int>(call.results.size()) != results_ ||
       static_cast<int>(call.biases.size()) < biases_) {

@@ -26,7 +26,7 @@ Case any_case() {
   Case made{1 + below(3), 1 + below(40), 0, {0}, {}, below(2) == 0, below(3)};
   const int64_t sequences = below(4);
   for (int64_t i = 0; i < sequences; ++i) {
-    const int64_t length = below(3) == 0 ? below(300) : below(20);
+    const int64_t length = below(3) == 0 ? below(150) : below(20);
     for (int64_t place = 0; place < length; ++place) made.places.push_back(place);
     made.starts.push_back(made.starts.back() + length);
   }
@@ -79,7 +79,7 @@ void run_on(const Case& given, std::string_view path, float* x, float* weight, f
 }  // namespace
 
 void test_program() {
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 30; ++round) {
     const Case given = any_case();
     const int64_t columns = given.heads * given.size, numbers = given.tokens * columns;
     Walled x(numbers * float_bytes), weight(columns * float_bytes);
@@ -90,6 +90,7 @@ void test_program() {
       if (!lowbit::has_feature(path.feature)) continue;
       Walled y(numbers * float_bytes);
       run_on(given, path.name, floats(x), floats(weight), floats(y));
+      if (numbers == 0) continue;
       if (first.empty()) first.assign(floats(y), floats(y) + numbers);
       CHECK(std::memcmp(first.data(), floats(y), numbers * float_bytes) == 0);
     }

@@ -192,6 +192,21 @@ def test_what_does_not_fit_is_refused_before_it_runs(what):
         WRONG[what](native.module.Program())
 
 
+@pytest.mark.parametrize("starts", [[1, 2], [0, 1], [0, 2, 1, 2], [0, 3, 2]])
+def test_sequences_that_are_not_the_rows_are_refused(starts):
+    program = native.module.Program()
+    x = torch.randn(2, 4)
+    program.add(*[program.input(4)] * 2, program.result(4))
+    places, arena = torch.arange(4), torch.empty(program.arena_bytes(2), dtype=torch.uint8)
+    addresses = [[t.data_ptr() for t in each] for each in ((), (x,), (x.clone(),), ())]
+    begins = torch.tensor(starts)
+    with pytest.raises(ValueError, match="^sequences "):
+        program.run(
+            2, len(starts) - 1, begins.data_ptr(), places.data_ptr(), *addresses, 0,
+            arena.data_ptr(),
+        )  # fmt: skip
+
+
 def test_ids_are_checked_before_anything_is_read():
     program, table, ids = native.module.Program(), torch.randn(3, 4), torch.tensor([0, 3])
     program.lookup(table.data_ptr(), 3, 4, 0, program.result(4))

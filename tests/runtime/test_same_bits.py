@@ -70,7 +70,7 @@ def digest(model, arrangement, sequences):
 
 @pytest.mark.parametrize(
     "name",
-    ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mpnet", "modernbert"))],
+    ["bert", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("mpnet", "modernbert"))],
 )
 def test_one_hash_for_targets_threads_and_batches(name, monkeypatch):
     torch.manual_seed(0)
