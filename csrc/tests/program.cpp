@@ -79,7 +79,7 @@ void run_on(const Case& given, std::string_view path, float* x, float* weight, f
 }  // namespace
 
 void test_program() {
-  for (int round = 0; round < 30; ++round) {
+  for (int round = 0; round < 12; ++round) {
     const Case given = any_case();
     const int64_t columns = given.heads * given.size, numbers = given.tokens * columns;
     Walled x(numbers * float_bytes), weight(columns * float_bytes);
