@@ -16,7 +16,8 @@ from turns import parser, ready, take_turns, times_faster
 
 from lowbit.formats import CHANNEL, group
 from lowbit.kernels.embedding import native
-from lowbit.kernels.packed_layout import PackedLayout, decode_path
+from lowbit.kernels.packed_layout import PackedLayout
+from lowbit.kernels.selection import path_here
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
 
 RESULT = speed_page("embedding")
@@ -63,7 +64,7 @@ def main() -> None:
             lines.append(f"| {name} | {threads} |{told}")
             print(lines[-1], flush=True)
     date = time.strftime("%Y-%m-%d")
-    head = f"`python bench/embedding.py`, {date}. {described()} Path: {decode_path()}."
+    head = f"`python bench/embedding.py`, {date}. {described()} Path: {path_here('decode_packed')}."
     title = ["# Rows of a quantized embedding", "", head, "", "Times as long as float32's lookup."]
     finish([*title, "", *lines], RESULT, arguments.write)
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lowbit.formats import CHANNEL, FORMATS, TENSOR, AffineLayout, BinaryLayout, group
 from lowbit.kernels import linear, native
-from lowbit.kernels.packed_layout import MAX_GROUP, PackedLayout, decode_path, unsupported
-from lowbit.kernels.selection import VARIABLE
+from lowbit.kernels.packed_layout import MAX_GROUP, PackedLayout, unsupported
+from lowbit.kernels.selection import VARIABLE, path_here
 from tests.oracles import packed_layout as oracle
 from tests.stored import FORMS as EXAMPLES
 from tests.stored import Form, affine, forms
@@ -153,7 +153,7 @@ class TestRows:
         rows = torch.tensor([0, 36, 5, 5, 16, 15])
         for path in DECODERS:
             monkeypatch.setenv(VARIABLE, path)
-            assert decode_path() == path
+            assert path_here("decode_packed") == path
             got = form_of(q).decode(form_of(q).pack(q), rows, torch.float32)
             assert got.numpy().tobytes() == wanted[rows].numpy().tobytes(), path
 

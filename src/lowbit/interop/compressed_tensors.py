@@ -102,8 +102,10 @@ class Group:
 
 
 def _check_pattern(target: str, name: str) -> None:
-    """Raises InputError for a pattern that is none, or that may take for ever to match: a repeated
-    group, or many repetitions, are tried in more ways than anyone can wait for."""
+    """Raises InputError for an invalid pattern, and for one that may take hours to match.
+
+    Python tries a repeated group, or many repetitions, in exponentially many ways.
+    """
     if not target.startswith("re:"):
         return
     pattern = target[3:]

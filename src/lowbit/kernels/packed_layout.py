@@ -12,10 +12,9 @@ stored parameters, sixteen rows side by side too:
 Nothing is lost: `unpack` gives the stored tensors back bit for bit.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +27,7 @@ from lowbit.formats import AffineLayout, Layout, PlainLayout, PlainTensor, QTens
 from lowbit.formats.packing import pack, unpack
 from lowbit.formats.two_level import SUPER_GROUP
 from lowbit.kernels import native
-from lowbit.kernels.selection import VARIABLE
+from lowbit.kernels.selection import path_here
 
 PANEL_ROWS, BLOCK_INPUTS = 16, 32
 CACHE_LINE = 64
@@ -65,17 +64,6 @@ def padding(layout: Layout, in_features: int) -> str | None:
 def _padded(width: int) -> int:
     """Inputs of a group with its padding: whole blocks."""
     return -(-width // BLOCK_INPUTS) * BLOCK_INPUTS
-
-
-def decode_path() -> str:
-    """The path of the native code by which rows are decoded here; all give the same bits."""
-    return _decode_path(os.environ.get(VARIABLE, ""))
-
-
-@cache
-def _decode_path(forced: str) -> str:
-    here = [path.name for path in native.paths("decode_packed") if not native.lacks(path.feature)]
-    return forced if forced in here else here[0]
 
 
 class Part(NamedTuple):
@@ -221,7 +209,11 @@ class PackedLayout:
         out = torch.empty(len(rows), self.in_features, dtype=torch.float32, device="cpu")
         try:
             self.weight.decode(
-                packed.data_ptr(), rows.data_ptr(), len(rows), out.data_ptr(), decode_path()
+                packed.data_ptr(),
+                rows.data_ptr(),
+                len(rows),
+                out.data_ptr(),
+                path_here("decode_packed"),
             )
         except IndexError as error:
             raise RowError(str(error)) from None

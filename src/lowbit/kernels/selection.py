@@ -67,6 +67,18 @@ def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel,
     return tuple((kernel, best) for kernel in runnable)
 
 
+def path_here(operator: str) -> str:
+    """The path of a native operator that this processor runs best, or the forced one if the
+    operator has it. All give the same bits."""
+    return _path_here(operator, os.environ.get(VARIABLE, ""))
+
+
+@lru_cache(maxsize=64)
+def _path_here(operator: str, forced: str) -> str:
+    here = [path.name for path in native.paths(operator) if not native.lacks(path.feature)]
+    return forced if forced in here else here[0]
+
+
 def select(kernels: Sequence[Kernel], *args: object) -> tuple[Kernel, str]:
     """The first of `kernels` that can serve `args`, and one line on why it was chosen.
 

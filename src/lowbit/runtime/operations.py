@@ -14,9 +14,8 @@ from torch.nn import functional
 
 from lowbit.kernels.linear.native import together
 from lowbit.kernels.linear.reference import NONLINEARITIES
-from lowbit.kernels.native import module, paths
-from lowbit.kernels.packed_layout import decode_path
-from lowbit.kernels.selection import Kernel, never, select
+from lowbit.kernels.native import module
+from lowbit.kernels.selection import path_here
 from lowbit.nn import QuantEmbedding, QuantLinear
 from lowbit.nn.linear import PackedCall
 from lowbit.nn.packed_weight import PackedWeight
@@ -43,12 +42,6 @@ class Operation(Protocol):
     def writes(self) -> tuple[int, ...]: ...
     def run(self, values: Values, call: Sequences) -> None: ...
     def build(self, native: Any, at: Mapping[int, int]) -> None: ...
-
-
-def path(operator: str) -> str:
-    """The path that serves an operator here. Raises UsageError if LOWBIT_KERNEL cannot be met."""
-    kernels = tuple(Kernel(p.name, never, never, p.feature) for p in paths(operator))
-    return select((*kernels, Kernel("scalar", never, never)))[0].name
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +124,8 @@ class Lookup:
         else:
             assert self.packed is not None
             weight = self.packed.layout.weight  # type: ignore[union-attr]
-            native.decode(weight, self.packed.bytes.data_ptr(), self.ids, at[self.y], decode_path())
+            where = path_here("decode_packed")
+            native.decode(weight, self.packed.bytes.data_ptr(), self.ids, at[self.y], where)
 
     def __str__(self) -> str:
         return f"m{self.y} = rows {self.ids} of {self.name}"
@@ -196,7 +190,7 @@ class Normalize:
     def build(self, native: Any, at: Mapping[int, int]) -> None:
         weight, bias = (0 if t is None else t.data_ptr() for t in (self.weight, self.bias))
         residual, kept = (-1 if m is None else at[m] for m in (self.residual, self.sum))
-        where = path("normalize_rows")
+        where = path_here("normalize_rows")
         native.normalize(
             where, self.columns, weight, bias, self.epsilon, True,
             at[self.x], residual, kept, at[self.y],
@@ -270,7 +264,7 @@ class Attention:
         bias = -1 if self.bias is None else self.bias
         places = zip(self.reads, self.firsts, strict=True)
         query, key, value = ([at[m], first] for m, first in places)
-        where = path("sequence_attention")
+        where = path_here("sequence_attention")
         native.attention(
             where, sizes, self.scale, self.causal, self.window, query, key, value, bias, at[self.y]
         )
@@ -347,7 +341,7 @@ class Gate:
         assert module is not None
         kind = getattr(module.Nonlinearity, self.nonlinearity)
         a, b = ([at[self.x], first] for first in (self.a, self.b))
-        native.gate(kind, path("gate_rows"), a, b, at[self.y])
+        native.gate(kind, path_here("gate_rows"), a, b, at[self.y])
 
     def __str__(self) -> str:
         a, b = (_told(self.x, first) for first in (self.a, self.b))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lowbit.errors import RowError
 from lowbit.kernels.checks import check_ids
-from lowbit.kernels.packed_layout import PackedLayout, decode_path
+from lowbit.kernels.packed_layout import PackedLayout
+from lowbit.kernels.selection import path_here
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
 
 
@@ -28,7 +29,8 @@ def in_place(
     packed: UInt8[Tensor, " bytes"], form: PackedLayout, y: Float32[Tensor, "*tokens in"]
 ) -> Callable[[Int64[Tensor, "*tokens"]], None]:
     """The same for calls that follow each other: ids -> nothing, rows being written to `y`."""
-    decode, count, path = form.weight.decode, y.numel() // form.in_features, decode_path()
+    decode, count = form.weight.decode, y.numel() // form.in_features
+    path = path_here("decode_packed")
 
     def call(ids: Tensor) -> None:
         ids = ids.contiguous()
