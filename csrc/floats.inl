@@ -25,19 +25,24 @@ inline Number whole(const float* x) {
 
 inline void put(float* y, Number v) { __builtin_memcpy(y, &v, sizeof v); }
 
-// Sums in 16 lanes, the first number in the first lane, then of the halves of these, and so on:
-// the same bits whatever a vector holds.
+// A sum in 16 lanes: number i is added to lane i % 16. Then the upper half of the lanes is added to
+// the lower half until one lane is left. The order, and so the bits, are those of 16 lanes on every
+// instruction set.
 struct Sum16 {
   static constexpr int64_t parts = 16 / lanes;
   Number sums[parts] = {};
 
   void add(int64_t i, Number x) { sums[i / lanes % parts] += x; }
 
-  float total() const {
-    float left[16];
-    __builtin_memcpy(left, sums, sizeof left);
+  float total() {
+#pragma GCC unroll 2
+    for (int64_t half = parts / 2; half > 0; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+    }
+    float left[lanes];
+    put(left, sums[0]);
 #pragma GCC unroll 4
-    for (int64_t half = 8; half > 0; half /= 2) {
+    for (int64_t half = lanes / 2; half > 0; half /= 2) {
       for (int64_t i = 0; i < half; ++i) left[i] += left[i + half];
     }
     return left[0];
