@@ -19,11 +19,11 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"nn"}),
     frozenset({"conversion", "data", "runtime"}),
     frozenset({"calibration", "decoding", "inspect"}),
-    frozenset({"qat", "solvers"}),
+    frozenset({"pipelines", "qat", "solvers"}),
     frozenset({"quantize", "interop", "peft"}),
     frozenset({"evaluation", "public"}),
     frozenset({""}),  # lowbit/__init__.py
-    frozenset({"report", "search", "training"}),
+    frozenset({"jobs", "report", "search", "training"}),
     frozenset({"demo"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),

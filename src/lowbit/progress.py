@@ -16,8 +16,9 @@ def hidden(shown: bool) -> bool:
     return not (shown and (sys.stderr.isatty() or "ipykernel" in sys.modules))
 
 
-def progress_bar(total: int, what: str, unit: str, shown: bool) -> Any:
-    """A bar that appears once two seconds have passed; a context to be left at the end."""
+def progress_bar(total: int | None, what: str, unit: str, shown: bool) -> Any:
+    """A bar that appears once two seconds have passed; a context to be left at the end. Without a
+    total it counts alone."""
     return tqdm(total=total, desc=what, unit=unit, delay=2, disable=hidden(shown))
 
 

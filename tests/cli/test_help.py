@@ -8,6 +8,8 @@ from inspect import getdoc
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from lowbit import quantize_checkpoint
@@ -84,6 +86,7 @@ def write_everything(folder):
     for name in ("test", "valid", "train", "wiki"):
         (folder / f"{name}.txt").write_text("who came then a of and " * 20)
     (folder / "valid.tsv").write_text("ba bo\tbo ba\n" * 4)
+    pa.parquet.write_table(pa.table({"text": ["who came", "then"]}), folder / "docs.parquet")
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ VERBS = (
     "sensitivity",
     "simulate",
     "train",
+    "embed",
     "infer",
     "translate",
     "import",

@@ -1,23 +1,54 @@
 """`lowbit infer`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lowbit.checkpoint.atomic_write import check_file, staged_file
 from lowbit.checkpoint.work_folder import claimed
+from lowbit.cli.job_options import JobOptions
 from lowbit.cli.screen import say
-from lowbit.errors import UsageError
+from lowbit.cli.spread import spread
+from lowbit.cli.train_options import refuse, typed
+from lowbit.errors import UsageError, check_choice
 from lowbit.evaluation.evaluate import load_subject
-from lowbit.evaluation.predict import predict
+from lowbit.evaluation.predict import PREDICTORS, predict
+
+# What a table can be inferred for; benchmarks have files of their own.
+OF_TABLES = ("classification", "translation", "generation")
 
 
+@spread
 def infer(
     model: Annotated[str, typer.Argument(help="A folder with a model, float or integer.")],
-    task: Annotated[str, typer.Option(help="The task: glue or squad.")],
-    data: Annotated[str, typer.Option("--data", "--data-dir", help="The task's files.")],
+    data: Annotated[
+        str, typer.Option("--data", "--data-dir", help="A table with texts, or the task's files.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    table: JobOptions,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(OF_TABLES)}; or a benchmark: {', '.join(PREDICTORS)}.",
+            show_default="what the model is made for",
+        ),
+    ] = None,
+    pair: Annotated[
+        str | None, typer.Option("--pair-column", help="The column with second texts.")
+    ] = None,
+    beams: Annotated[int | None, typer.Option(help="Beams of a translation; 1 is greedy.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of a translation or a continuation.")
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Text before each text to translate; T5 needs one.")
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat", help="Each text is a message: use the tokenizer's chat template."),
+    ] = None,
     subset: Annotated[
         str, typer.Option("--name", help="The GLUE task: cola, mrpc, …", show_default="the model's")
     ] = "",
@@ -33,20 +64,50 @@ def infer(
     stride: Annotated[
         int | None, typer.Option(help="Tokens that two windows of SQuAD share.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.")] = False,
 ) -> None:
-    """Write predictions in the form of GLUE (index and prediction) or SQuAD (JSON).
+    """Write what a model says of each text of a table: labels, translations, continuations.
+
+    A job that was killed goes on where it was if the same command is given again. With --task glue
+    or squad it writes predictions in the form of GLUE (index and prediction) or SQuAD (JSON).
+
+    Example: `lowbit infer ./classifier --data docs.parquet --column text -o labels.parquet`
 
     Example: `lowbit infer ./out/int8 --task glue --name mrpc --data-dir ./MRPC -o MRPC.tsv`
     """
+    of_tables = {
+        "beams": beams,
+        "max_new_tokens": max_new_tokens,
+        "prefix": prefix,
+        "chat": chat,
+    }
+    if task not in PREDICTORS:
+        if task is not None:
+            check_choice("task", task, (*OF_TABLES, *PREDICTORS))
+        benchmarks = {"name": subset or None, "split": split, "stride": stride}
+        refuse(_given(benchmarks), f"is of the benchmarks: --task {' or '.join(PREDICTORS)}")
+        options = {**of_tables, "max_length": max_length}
+        table.run(model, Path(data), output, task, options, pair)
+        return
+    refuse(
+        {
+            **typed(table, "overwrite", "quiet"),
+            **_given(of_tables),
+            **_given({"pair_column": pair}),
+        },
+        f"is of tables: --task {task} reads the benchmark's files",
+    )
     check_file(output)
-    given = {"max_length": max_length, "stride": stride}
-    lengths = {name: value for name, value in given.items() if value is not None}
+    lengths = _given({"max_length": max_length, "stride": stride})
     if task != "squad" and stride is not None:
         raise UsageError("--stride is of squad's windows: other tasks have none")
     with claimed(output):
-        lines = list(predict(task, load_subject(model), data, subset, split, not quiet, **lengths))
+        subject = load_subject(model)
+        lines = list(predict(task, subject, data, subset, split, not table.quiet, **lengths))
         with staged_file(output) as unfinished:
             unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if not quiet:
+    if not table.quiet:
         say(f"written: {output}")
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,90 @@
+"""Finished parts beside the output, so that a job that was killed goes on from there.
+
+    OUT.parts/
+        job.json               of which job: model, data, columns, options
+        000003-000012.arrow    chunk 12 of span 3, once it is whole
+
+A rerun of the same job reads what is there and computes the rest; any other job is refused. At the
+end the parts become OUT, and the folder goes.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from lowbit.checkpoint.atomic_write import staged_file
+from lowbit.checkpoint.documents import read_json, reading
+from lowbit.checkpoint.work_folder import tidy
+from lowbit.errors import InputError, UsageError
+
+SUFFIX = ".parts"
+CUT = b"cut"  # in a part's metadata: how many of its rows were longer than the model reads
+
+
+class Parts:
+    """Those of one output, in any process that sees its folder."""
+
+    def __init__(self, output: Path) -> None:
+        self.folder = output.with_name(output.name + SUFFIX)
+
+    def begin(self, job: Mapping[str, Any]) -> None:
+        """Raises UsageError if the folder holds parts of another job, InputError if it cannot be
+        made."""
+        file = self.folder / "job.json"
+        if file.is_file():
+            before = read_json(file)
+            before = before if isinstance(before, dict) else {}
+            other = [key for key in job if before.get(key) != job[key]]
+            if other:
+                raise UsageError(
+                    f"{self.folder} holds parts of a job with another {' and '.join(other)}: give"
+                    " what that job had, or remove the folder to begin anew"
+                )
+            tidy(self.folder)
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise UsageError(f"{self.folder} is not empty and holds no parts of a job")
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be made: {error.strerror}") from error
+        with staged_file(file) as unfinished:
+            unfinished.write_text(json.dumps(job), encoding="utf-8")
+
+    def has(self, span: int, chunk: int) -> bool:
+        return self._file(span, chunk).is_file()
+
+    def write(self, span: int, chunk: int, table: pa.Table, cut: int) -> None:
+        """All or nothing, whenever the process is killed."""
+        schema = table.schema.with_metadata({CUT: str(cut).encode()})
+        with (
+            staged_file(self._file(span, chunk)) as unfinished,
+            pa.ipc.new_file(unfinished, schema) as opened,
+        ):
+            opened.write_table(table.replace_schema_metadata(schema.metadata))
+
+    def rows(self, span: int, chunk: int) -> int:
+        with self._opened(self._file(span, chunk)) as opened:
+            return sum(opened.get_batch(n).num_rows for n in range(opened.num_record_batches))
+
+    def read(self) -> Iterator[tuple[pa.Table, int]]:
+        """All parts in order, each with its number of rows that were cut."""
+        for file in sorted(self.folder.glob("*.arrow")):
+            with reading(f"the part {file}", "read"), self._opened(file) as opened:
+                table = opened.read_all()
+            cut = int((table.schema.metadata or {}).get(CUT, 0))
+            yield table.replace_schema_metadata(None), cut
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, span: int, chunk: int) -> Path:
+        return self.folder / f"{span:06}-{chunk:06}.arrow"
+
+    def _opened(self, file: Path) -> Any:
+        return pa.ipc.open_file(pa.memory_map(str(file)))

@@ -1,0 +1,97 @@
+"""What sentence-transformers wrote beside a model: how its hidden states become a vector.
+
+modules.json                        the modules in order, each with its folder
+1_Pooling/config.json               which pooling; names of today and of before 2025 are read
+sentence_bert_config.json           the most tokens, and whether text is put into lower case
+config_sentence_transformers.json   texts that are put before each text
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowbit.checkpoint.documents import read_json
+from lowbit.errors import InputError, check_choice
+from lowbit.pipelines.pooling import POOLINGS
+
+# Before 2025 each mode was a key of its own, after "pooling_mode_".
+BEFORE = {
+    "cls_token": "cls",
+    "max_tokens": "max",
+    "mean_tokens": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean_tokens": "weightedmean",
+    "lasttoken": "lasttoken",
+}
+READ = ("Transformer", "Pooling", "Normalize")
+
+
+@dataclass(frozen=True)
+class SentenceModules:
+    """poolings: their vectors are put behind each other. prompt: text before each text.
+    max_length: most tokens, None if nothing says so."""
+
+    poolings: tuple[str, ...] = ("mean",)
+    normalize: bool = False
+    max_length: int | None = None
+    lower_case: bool = False
+    prompt: str = ""
+
+
+def read_modules(folder: Path) -> SentenceModules:
+    """Those of a folder; the defaults if sentence-transformers did not write it.
+
+    Raises InputError for modules that are not read, such as a dense layer after the pooling.
+    """
+    file = folder / "modules.json"
+    if not file.is_file():
+        return SentenceModules()
+    modules = read_json(file)
+    if not isinstance(modules, list) or not all(isinstance(each, dict) for each in modules):
+        raise InputError(f"{file} is not a list of modules")
+    found: dict[str, Path] = {}
+    for each in modules:
+        kind = str(each.get("type")).rpartition(".")[2]
+        check_choice(f"{file}: module", kind, READ, error=InputError)
+        found[kind] = _inside(folder, each.get("path", ""), file)
+    if "Pooling" not in found:
+        raise InputError(f"{file} has no pooling, so texts have no vectors")
+    text = _mapping(found.get("Transformer", folder) / "sentence_bert_config.json", missing=True)
+    prompts = _mapping(folder / "config_sentence_transformers.json", missing=True)
+    return SentenceModules(
+        _poolings(found["Pooling"] / "config.json"),
+        "Normalize" in found,
+        text.get("max_seq_length"),
+        bool(text.get("do_lower_case", False)),
+        (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""),
+    )
+
+
+def _poolings(file: Path) -> tuple[str, ...]:
+    stored = _mapping(file)
+    if not stored.get("include_prompt", True):
+        raise InputError(f"{file} leaves the prompt out of the pooling, which is not done here")
+    named = stored.get("pooling_mode")
+    if named is None:
+        named = [mode for key, mode in BEFORE.items() if stored.get(f"pooling_mode_{key}")]
+    poolings = (named,) if isinstance(named, str) else tuple(named)
+    for pooling in poolings or ("none",):
+        check_choice(f"{file}: pooling", pooling, POOLINGS, error=InputError)
+    return poolings
+
+
+def _inside(folder: Path, path: Any, file: Path) -> Path:
+    """The folder of a module. A hostile file could name one elsewhere."""
+    if not isinstance(path, str) or "\0" in path or Path(path).name != path:
+        raise InputError(f"{file} names {path!r}, which is no folder beside it")
+    return folder / path
+
+
+def _mapping(file: Path, missing: bool = False) -> Mapping[str, Any]:
+    if missing and not file.is_file():
+        return {}
+    stored = read_json(file)
+    if not isinstance(stored, dict):
+        raise InputError(f"{file} is not a mapping")
+    return stored

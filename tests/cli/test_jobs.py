@@ -1,0 +1,67 @@
+"""`lowbit embed` and `lowbit infer` on tables, as their user sees them."""
+
+import json
+
+import pytest
+
+from tests.folders import save
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save("bert", tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture
+def docs(tmp_path):
+    file = tmp_path / "docs.csv"
+    file.write_text("id,body\n1,who came\n2,\n3," + "ab" * 60 + "\n")
+    return file
+
+
+def test_embed_says_what_it_wrote_and_what_it_cut(lowbit, model, docs, tmp_path):
+    output = tmp_path / "vectors.jsonl"
+    asked = ("embed", model, "--data", docs, "--column", "body", "--keep", "id", "-o", output)
+    code, out, err = lowbit(*asked)
+    assert (code, err) == (0, "")
+    assert "vectors.jsonl, 3 rows" in out
+    assert "1 rows have more tokens than the model reads" in out
+    assert "1 rows have no text" in out
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["1", "2", "3"]
+    assert [row["embedding"] is None for row in rows] == [False, True, False]
+    code, _, err = lowbit(*asked)
+    assert code == 2 and "--overwrite replaces it" in err
+    assert lowbit(*asked, "--overwrite", "--quiet") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--engine", "spark"), "engine 'spark' is unknown: use local or ray"),
+        (("--workers", 2), "--workers and --threads are of --engine ray"),
+        (("--keep", "id,title"), "column 'title' is unknown"),
+        (("--pooling", "median"), "pooling 'median' is unknown"),
+    ],
+)
+def test_embed_refuses_what_cannot_be(lowbit, model, docs, tmp_path, more, told):
+    asked = ("embed", model, "--data", docs, "--column", "body", "-o", tmp_path / "v.jsonl")
+    code, _, err = lowbit(*asked, *more)
+    assert code == 2 and told in err
+
+
+def test_infer_tells_benchmarks_and_tables_apart(lowbit, docs, tmp_path):
+    folder = save("bert-classifier", tmp_path / "classifier")
+    output = tmp_path / "labels.csv"
+    asked = ("infer", folder, "--data", docs, "-o", output)
+    assert lowbit(*asked, "--column", "body")[0] == 0
+    head, *rows = output.read_text().splitlines()
+    assert head == '"id","body","label","score"' and len(rows) == 3
+    for more, told in (
+        (("--split", "dev"), "--split is of the benchmarks"),
+        (("--task", "summary"), "task 'summary' is unknown"),
+        (("--task", "glue", "--keep", "id"), "--keep is of tables"),
+        (("--beams", 2, "--overwrite", "--column", "body"), "--beams is not an option of classi"),
+    ):
+        code, _, err = lowbit(*asked, *more)
+        assert code == 2 and told in err

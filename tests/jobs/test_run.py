@@ -1,0 +1,197 @@
+"""A job's output is that of one row after the other, however often the job was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lowbit.errors import InputError, UsageError
+from lowbit.jobs.job import Job
+from lowbit.jobs.run import here, run
+from lowbit.pipelines.opened import open_pipeline
+from tests.folders import save
+
+TEXTS = ["ab" * (n * 7 % 20) for n in range(30)]
+TEXTS[11] = None
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save("bert", tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    embedder = open_pipeline(model)
+    return [embedder([(text,)], 1)[0] if text else None for text in TEXTS]
+
+
+@pytest.fixture
+def job(model, tmp_path):
+    table = pa.table({"id": range(30), "text": TEXTS})
+    pq.write_table(table, tmp_path / "docs.parquet", row_group_size=13)
+    output = tmp_path / "vectors.parquet"
+    return Job(str(model), tmp_path / "docs.parquet", "text", output, tokens=64, part_rows=4)
+
+
+def check(file, expected):
+    table = pq.read_table(file)
+    assert table.column("id").to_pylist() == list(range(30))
+    assert table.column("text").to_pylist() == TEXTS
+    for got, wanted in zip(table.column("embedding").to_pylist(), expected, strict=True):
+        if wanted is None:
+            assert got is None
+        else:
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def left(job):
+    return sorted(path.name for path in job.output.parent.iterdir())
+
+
+def test_rows_keep_their_order_and_their_columns(job, expected):
+    found = run(job, progress=False)
+    assert (found.rows, found.missing, found.cut) == (30, 3, 0)
+    check(job.output, expected)
+    assert left(job) == ["docs.parquet", "vectors.parquet"]
+    with pytest.raises(UsageError, match="exists .--overwrite"):
+        run(job, progress=False)
+    assert run(job, overwrite=True, progress=False).rows == 30
+
+
+def stopping(after):
+    def engine(work, spans):
+        for number, rows in enumerate(here(work, spans)):
+            if number == after:
+                raise KeyboardInterrupt
+            yield rows
+
+    return engine
+
+
+def test_a_job_that_was_stopped_goes_on(job, expected):
+    for after in (3, 9, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run(job, stopping(after), progress=False)
+        assert not job.output.exists()
+    parts = {file: file.stat().st_mtime_ns for file in job.output.parent.glob("*.parts/*.arrow")}
+    assert parts
+    run(job, stopping(1000), progress=False)
+    check(job.output, expected)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lowbit.jobs.job import Job
+from lowbit.jobs.run import here, run
+
+def engine(work, spans):
+    for number, rows in enumerate(here(work, spans)):
+        if len(list(work.parts.folder.glob("*.arrow"))) >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield rows
+
+data, model = map(Path, sys.argv[1:])
+run(Job(str(model), data, "text", data.with_name("vectors.parquet"), tokens=64, part_rows=4), engine)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_that_was_killed_computes_no_part_again(job, model, expected):
+    told = [sys.executable, "-c", KILLED, str(job.data), str(model)]
+    assert subprocess.run(told).returncode == -signal.SIGKILL
+    folder = job.output.with_name("vectors.parquet.parts")
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("*.arrow")}
+    seen = {}
+
+    def engine(work, spans):
+        yield from here(work, spans)
+        seen.update({file: file.stat().st_mtime_ns for file in folder.glob("*.arrow")})
+
+    run(job, engine, progress=False)
+    assert len(before) >= 2 and len(seen) == 9 and before.items() <= seen.items()
+    check(job.output, expected)
+    assert left(job) == ["docs.parquet", "vectors.parquet"]
+
+
+def test_another_job_does_not_go_on(job, model, tmp_path):
+    def stop():
+        with pytest.raises(KeyboardInterrupt):
+            run(job, stopping(3), progress=False)
+
+    stop()
+    os.utime(job.data, ns=(0, 0))
+    with pytest.raises(UsageError, match="parts of a job with another data"):
+        run(job, progress=False)
+    changed = Job(job.model, job.data, "text", job.output, options={"pooling": "cls"}, part_rows=4)
+    with pytest.raises(UsageError, match="another data and options: give what that job had"):
+        run(changed, progress=False)
+    other = Job(str(save("bert", tmp_path / "other", seed=1)), job.data, "text", job.output)
+    with pytest.raises(UsageError, match="another model and data and part size"):
+        run(other, progress=False)
+    folder = job.output.with_name("vectors.parquet.parts")
+    (folder / "job.json").unlink()
+    with pytest.raises(UsageError, match="is not empty and holds no parts"):
+        run(job, progress=False)
+
+
+def test_a_broken_part_is_told_by_name(job):
+    with pytest.raises(KeyboardInterrupt):
+        run(job, stopping(5), progress=False)
+    part = sorted(job.output.with_name("vectors.parquet.parts").glob("*.arrow"))[0]
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(InputError, match=f"{part.name} cannot be read"):
+        run(job, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"column": "txet"}, "column 'txet' is unknown; did you mean text"),
+        ({"column": "id"}, "column id of .* holds int64, not text"),
+        ({"keep": ("id", "nothing")}, "column 'nothing'"),
+        ({"pair": "text"}, "embedding reads one text a row"),
+        ({"kind": "classification"}, "BertModel does not classify"),
+        ({"tokens": 0}, "tokens of a batch must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_told_before_the_work(job, change, told):
+    fields = {name: getattr(job, name) for name in ("model", "data", "column", "output")}
+    with pytest.raises(UsageError, match=told):
+        run(Job(**{**fields, **change}), progress=False)
+    assert left(job) == ["docs.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "added"),
+    [
+        ("bert-classifier", ["label", "score"]),
+        ("bart", ["translation"]),
+        ("gpt2", ["generation"]),
+    ],
+)
+def test_other_models_add_other_columns(tmp_path, name, added):
+    folder = save(name, tmp_path / name)
+    data = tmp_path / "docs.jsonl"
+    data.write_text("".join(json.dumps({"id": n, "text": "ab" * n}) + "\n" for n in range(5)))
+    options = {} if name == "bert-classifier" else {"max_new_tokens": 3}
+    output = tmp_path / "out.jsonl"
+    run(Job(str(folder), data, "text", output, options=options, keep=("id",)), progress=False)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in rows] == list(range(5))
+    assert all(list(row) == ["id", *added] for row in rows)
+    assert rows[0][added[0]] is None and rows[4][added[0]] is not None
+    pipeline = open_pipeline(folder, **options)
+    (wanted,) = pipeline([("abababab",)], 100)
+    if name == "bert-classifier":
+        assert rows[4]["label"] == pipeline.labels[int(wanted.argmax())]
+        assert abs(rows[4]["score"] - wanted.max()) < 1e-5
+    else:
+        assert rows[4][added[0]] == wanted
