@@ -99,7 +99,8 @@ def engine(work, spans):
         yield rows
 
 data, model = map(Path, sys.argv[1:])
-run(Job(str(model), data, "text", data.with_name("vectors.parquet"), tokens=64, part_rows=4), engine)
+output = data.with_name("vectors.parquet")
+run(Job(str(model), data, "text", output, tokens=64, part_rows=4), engine)
 """
 
 

@@ -89,11 +89,7 @@ def infer(
         table.run(model, Path(data), output, task, options, pair)
         return
     refuse(
-        {
-            **typed(table, "overwrite", "quiet"),
-            **_given(of_tables),
-            **_given({"pair_column": pair}),
-        },
+        typed(table, "overwrite", "quiet") | _given({**of_tables, "pair_column": pair}),
         f"is of tables: --task {task} reads the benchmark's files",
     )
     check_file(output)

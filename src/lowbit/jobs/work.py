@@ -1,4 +1,4 @@
-"""One span of a table -> parts of the output. Every process that works on a job has one of these."""
+"""One span of a table -> parts of the output. Every process of a job has one of these."""
 
 from collections.abc import Iterator
 from itertools import islice

@@ -1,4 +1,4 @@
-"""What all pipelines share. Whoever calls them decides between the steps which items go together."""
+"""What all pipelines share. Their callers decide between the steps which items go together."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
