@@ -326,11 +326,18 @@ struct Program {
     program.gate(nonlinearity, path, columns(a), columns(b), y);
   }
 
+  uintptr_t place(int matrix, int64_t tokens, uintptr_t arena) const {
+    lowbit::ProgramCall call{};
+    call.tokens = tokens;
+    call.arena = pointer<uint8_t>(arena);
+    return reinterpret_cast<uintptr_t>(program.place(matrix, call));
+  }
+
   // Addresses; `biases` are float32 [heads, length, length], of which a call has one `length`.
   void run(int64_t tokens, int64_t sequences, uintptr_t starts, uintptr_t places,
            const std::vector<uintptr_t>& ids, const std::vector<uintptr_t>& inputs,
            const std::vector<uintptr_t>& results, const std::vector<uintptr_t>& biases,
-           int64_t length, uintptr_t arena) const {
+           int64_t length, uintptr_t arena, int64_t first, int64_t last) const {
     lowbit::ProgramCall call{};
     call.tokens = tokens;
     call.sequences = sequences;
@@ -344,7 +351,7 @@ struct Program {
           mask_at(lowbit::MaskKind::additive, at, {0, length * length, length, 1}));
     }
     call.arena = pointer<uint8_t>(arena);
-    program.run(call);
+    program.run(call, first, last);
   }
 };
 
@@ -505,6 +512,7 @@ NB_MODULE(_native, m) {
       .value("identity", lowbit::Nonlinearity::identity)
       .value("gelu", lowbit::Nonlinearity::gelu)
       .value("gelu_tanh", lowbit::Nonlinearity::gelu_tanh)
+      .value("quick_gelu", lowbit::Nonlinearity::quick_gelu)
       .value("relu", lowbit::Nonlinearity::relu)
       .value("silu", lowbit::Nonlinearity::silu);
   nb::class_<Layer>(m, "Layer")
@@ -535,9 +543,11 @@ NB_MODULE(_native, m) {
   nb::class_<Program>(m, "Program")
       .def(nb::init<>())
       .def(
-          "in_slot",
-          [](Program& p, int64_t columns, int slot) { return p.program.in_slot(columns, slot); },
-          "columns"_a, "slot"_a)
+          "in_arena",
+          [](Program& p, int64_t columns, int64_t first) {
+            return p.program.in_arena(columns, first);
+          },
+          "columns"_a, "first"_a)
       .def(
           "input", [](Program& p, int64_t columns) { return p.program.input(columns); },
           "columns"_a)
@@ -560,6 +570,8 @@ NB_MODULE(_native, m) {
           "arena_bytes",
           [](const Program& p, int64_t tokens) { return p.program.arena_bytes(tokens); },
           "tokens"_a)
+      .def("place", &Program::place, "matrix"_a, "tokens"_a, "arena"_a)
       .def("run", &Program::run, "tokens"_a, "sequences"_a, "starts"_a, "places"_a, "ids"_a,
-           "inputs"_a, "results"_a, "biases"_a, "length"_a, "arena"_a, without_gil);
+           "inputs"_a, "results"_a, "biases"_a, "length"_a, "arena"_a, "first"_a, "last"_a,
+           without_gil);
 }

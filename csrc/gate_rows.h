@@ -1,5 +1,5 @@
-// y = f(a) b, number by number: what follows the first product of a gated feed-forward layer, whose
-// halves are a and b.
+// y = f(a) b, number by number, or f(a) alone: what follows the first products of a feed-forward
+// layer, gated or not.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,9 @@
 namespace lowbit {
 
 struct GateRows {
-  const float *a, *b;  // [rows, columns], rows `step` apart
+  const float *a, *b;  // [rows, columns], rows `a_step` and `b_step` apart; b may be null
   float* y;            // [rows, columns]
-  int64_t rows, columns, step;
+  int64_t rows, columns, a_step, b_step;
   Nonlinearity nonlinearity;
 };
 

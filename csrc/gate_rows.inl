@@ -16,14 +16,16 @@ void gate_rows(const GateRows& op) {
   parallel_for(0, op.rows, grain, [&](int64_t first, int64_t last) {
     alignas(64) float part[64];
     for (int64_t row = first; row < last; ++row) {
-      const float *a = op.a + row * op.step, *b = op.b + row * op.step;
+      const float* a = op.a + row * op.a_step;
+      const float* b = op.b ? op.b + row * op.b_step : nullptr;
       float* y = op.y + row * n;
       for (int64_t at = 0; at < n; at += 64) {
         const int64_t left = n - at < 64 ? n - at : 64;
         for (int64_t i = 0; i < 64; i += lanes) put(part + i, Isa::load(a + at + i, left - i));
         apply(op.nonlinearity, part, 1, 64, 64);
         for (int64_t i = 0; i < left; i += lanes) {
-          Isa::store(y + at + i, whole(part + i) * Isa::load(b + at + i, left - i), left - i);
+          const Number f = whole(part + i);
+          Isa::store(y + at + i, b ? f * Isa::load(b + at + i, left - i) : f, left - i);
         }
       }
     }

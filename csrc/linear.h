@@ -41,7 +41,7 @@ struct StaticScale {
   int zero_point = 0, lowest = -127;
 };
 
-enum class Nonlinearity { identity, gelu, gelu_tanh, relu, silu };
+enum class Nonlinearity { identity, gelu, gelu_tanh, quick_gelu, relu, silu };
 
 struct Linear {
   PackedLayout form;

@@ -3,9 +3,10 @@
 //   relu       max(x, 0)
 //   gelu       x Phi(x), Phi the standard normal distribution function
 //   gelu_tanh  x S(2 sqrt(2/pi) (x + 0.044715 x^3)), S(z) = 1 / (1 + exp(-z))
+//   quick_gelu x S(1.702 x)
 //   silu       x S(x)
 //
-// The last three are max(x, 0) - u T(u) with u = |x| and a tail T(u) = Phi(-u), …, which falls from
+// All but relu are max(x, 0) - u T(u) with u = |x| and a tail T(u) = Phi(-u), …, which falls from
 // 1/2 to 0. So small x lose nothing, infinities need no care, and u may end where u T(u) no longer
 // counts. Of both GELUs the eighth root of T is a polynomial in u, that of least maximal error
 // (scripts/gelu_polynomials). The error is at most 4e-7 max(|x|, 1) against exact arithmetic. NaN
@@ -56,11 +57,18 @@ struct GeluTanh {
   }
 };
 
+// x S(slope x).
+Number times_logistic(Number x, float slope) {
+  const Number u = magnitude(x, 80.0f / slope), e = exp_minus(slope * u);
+  return Isa::fma(-u, e / (1.0f + e), positive_part(x));
+}
+
+struct QuickGelu {
+  static Number of(Number x) { return times_logistic(x, 1.702f); }
+};
+
 struct Silu {
-  static Number of(Number x) {
-    const Number u = magnitude(x, 80.0f), e = exp_minus(u);
-    return Isa::fma(-u, e / (1.0f + e), positive_part(x));
-  }
+  static Number of(Number x) { return times_logistic(x, 1.0f); }
 };
 
 template <class Function>
@@ -82,6 +90,7 @@ inline void apply(Nonlinearity function, float* y, int64_t rows, int64_t n, int6
     case Nonlinearity::identity: return;
     case Nonlinearity::gelu: return apply_to_rows<Gelu>(y, rows, n, stride);
     case Nonlinearity::gelu_tanh: return apply_to_rows<GeluTanh>(y, rows, n, stride);
+    case Nonlinearity::quick_gelu: return apply_to_rows<QuickGelu>(y, rows, n, stride);
     case Nonlinearity::relu: return apply_to_rows<Relu>(y, rows, n, stride);
     case Nonlinearity::silu: return apply_to_rows<Silu>(y, rows, n, stride);
   }

@@ -32,6 +32,27 @@ void check_sequences(const ProgramCall& call) {
   if (call.starts[call.sequences] != call.tokens) bad("are not all of the rows");
 }
 
+// Rows of a table are read by them.
+void check_ids(const ProgramCall& call, int ids, int64_t rows) {
+  if (ids >= static_cast<int>(call.ids.size())) {
+    throw std::invalid_argument("ids " + std::to_string(ids) + " are missing");
+  }
+  for (int64_t i = 0; i < call.tokens; ++i) {
+    const int64_t id = call.ids[ids][i];
+    if (id < 0 || id >= rows) {
+      throw std::out_of_range("id " + std::to_string(id) + " leaves a table of " +
+                              std::to_string(rows) + " rows");
+    }
+  }
+}
+
+// Where a line of the cache begins in it.
+float* arena(const ProgramCall& call) {
+  constexpr uintptr_t line = alignment * sizeof(float);
+  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(call.arena) + line - 1) / line *
+                                  line);
+}
+
 int64_t aligned(int64_t numbers) { return (numbers + alignment - 1) / alignment * alignment; }
 
 }  // namespace
@@ -44,11 +65,13 @@ int Program::made(const Matrix& matrix) {
   return static_cast<int>(matrices_.size()) - 1;
 }
 
-int Program::in_slot(int64_t columns, int slot) {
-  if (slot < 0) throw std::invalid_argument("slot " + std::to_string(slot) + " is less than 0");
-  const int matrix = made({columns, slot, -1, -1});
-  if (slot >= static_cast<int>(slot_columns_.size())) slot_columns_.resize(slot + 1);
-  slot_columns_[slot] = std::max(slot_columns_[slot], columns);
+int Program::in_arena(int64_t columns, int64_t first) {
+  if (first < 0 || first % alignment) {
+    throw std::invalid_argument("column " + std::to_string(first) +
+                                " of the arena is no multiple of " + std::to_string(alignment));
+  }
+  const int matrix = made({columns, first, -1, -1});
+  arena_columns_ = std::max(arena_columns_, first + aligned(columns));
   return matrix;
 }
 
@@ -103,10 +126,10 @@ void Program::linear(void (*run)(const Linear*, int), std::vector<Linear> layers
 void Program::lookup(const Table& table, int ids, int y, std::string_view path) {
   check(y, table.columns, "the result of a lookup");
   if (ids < 0) throw std::invalid_argument("ids " + std::to_string(ids) + " are less than 0");
-  id_bounds_.push_back({ids, table.rows});
   if (!table.numbers) {
     const auto decode = find_path(decode_packed_paths, path);
     operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
+      check_ids(call, ids, table.rows);
       DecodePacked op = table.packed;
       op.rows = call.ids[ids];
       op.count = call.tokens;
@@ -116,6 +139,7 @@ void Program::lookup(const Table& table, int ids, int y, std::string_view path) 
     return;
   }
   operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
+    check_ids(call, ids, table.rows);
     const int64_t n = table.columns;
     parallel_for(0, call.tokens, rows_per_thread(n), [&](int64_t first, int64_t last) {
       for (int64_t row = first; row < last; ++row) {
@@ -219,32 +243,38 @@ void Program::rotate(Columns x, int64_t heads, int64_t size, int cos, int sin, i
 }
 
 void Program::gate(Nonlinearity nonlinearity, std::string_view path, Columns a, Columns b, int y) {
-  const bool known = y >= 0 && y < static_cast<int>(matrices_.size());
+  const bool known = y >= 0 && y < static_cast<int>(matrices_.size()), gated = b.matrix != -1;
   const int64_t n = known ? matrices_[y].columns : 0;
   check(y, n, "the result of a gate");
   check_columns(a, n, "what is gated");
-  check_columns(b, n, "a gate");
-  if (a.matrix != b.matrix) throw std::invalid_argument("a gate of two matrices");
-  const int64_t step = matrices_[a.matrix].columns;
+  if (gated) check_columns(b, n, "a gate");
+  const int64_t a_step = matrices_[a.matrix].columns;
+  const int64_t b_step = gated ? matrices_[b.matrix].columns : 0;
   const auto run = find_path(gate_rows_paths, path);
   operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
     run({.a = at[a.matrix] + a.first,
-         .b = at[b.matrix] + b.first,
+         .b = gated ? at[b.matrix] + b.first : nullptr,
          .y = at[y],
          .rows = call.tokens,
          .columns = n,
-         .step = step,
+         .a_step = a_step,
+         .b_step = b_step,
          .nonlinearity = nonlinearity});
   });
 }
 
 int64_t Program::arena_bytes(int64_t tokens) const {
-  int64_t numbers = alignment;
-  for (const int64_t columns : slot_columns_) numbers += aligned(columns * tokens);
-  return numbers * static_cast<int64_t>(sizeof(float));
+  return (alignment + arena_columns_ * tokens) * static_cast<int64_t>(sizeof(float));
 }
 
-void Program::run(const ProgramCall& call) const {
+float* Program::place(int matrix, const ProgramCall& call) const {
+  if (matrix < 0 || matrix >= static_cast<int>(matrices_.size()) || matrices_[matrix].first < 0) {
+    throw std::invalid_argument("matrix " + std::to_string(matrix) + " is not in the arena");
+  }
+  return arena(call) + matrices_[matrix].first * call.tokens;
+}
+
+void Program::run(const ProgramCall& call, int64_t first, int64_t last) const {
   check_sequences(call);
   if (static_cast<int>(call.inputs.size()) != inputs_ ||
       static_cast<int>(call.results.size()) != results_ ||
@@ -252,33 +282,19 @@ void Program::run(const ProgramCall& call) const {
     throw std::invalid_argument("the program has " + std::to_string(inputs_) + " inputs and " +
                                 std::to_string(results_) + " results");
   }
-  for (const auto& [ids, rows] : id_bounds_) {
-    if (ids >= static_cast<int>(call.ids.size())) {
-      throw std::invalid_argument("ids " + std::to_string(ids) + " are missing");
-    }
-    for (int64_t i = 0; i < call.tokens; ++i) {
-      const int64_t id = call.ids[ids][i];
-      if (id < 0 || id >= rows) {
-        throw std::out_of_range("id " + std::to_string(id) + " leaves a table of " +
-                                std::to_string(rows) + " rows");
-      }
-    }
+  const auto count = static_cast<int64_t>(operations_.size());
+  if (first < 0 || last > count || first > last) {
+    throw std::invalid_argument("operations " + std::to_string(first) + " to " +
+                                std::to_string(last) + " of " + std::to_string(count));
   }
-  const auto start = reinterpret_cast<uintptr_t>(call.arena) + alignment * sizeof(float) - 1;
-  auto* free =
-      reinterpret_cast<float*>(start / (alignment * sizeof(float)) * alignment * sizeof(float));
-  Pointers slots, at;
-  for (const int64_t columns : slot_columns_) {
-    slots.push_back(free);
-    free += aligned(columns * call.tokens);
-  }
+  Pointers at;
   for (const Matrix& matrix : matrices_) {
     // Inputs are read only.
-    at.push_back(matrix.slot >= 0    ? slots[matrix.slot]
+    at.push_back(matrix.first >= 0   ? arena(call) + matrix.first * call.tokens
                  : matrix.input >= 0 ? const_cast<float*>(call.inputs[matrix.input])
                                      : call.results[matrix.result]);
   }
-  for (const Operation& operation : operations_) operation(call, at);
+  for (int64_t i = first; i < last; ++i) operations_[i](call, at);
 }
 
 }  // namespace lowbit

@@ -50,8 +50,9 @@ struct Columns {
 
 class Program {
  public:
-  // Matrices are known by their numbers. Those of one slot share memory.
-  int in_slot(int64_t columns, int slot);
+  // Matrices are known by their numbers. One in the arena begins after `first` columns of others,
+  // a multiple of 16. Those that overlap must not be needed at once.
+  int in_arena(int64_t columns, int64_t first);
   int input(int64_t columns);
   int result(int64_t columns);
 
@@ -68,17 +69,19 @@ class Program {
   // Rotary embedding of heads of `size` numbers, d and d + size / 2 of each being a pair:
   // y = x cos + (-x[d + size / 2] or x[d - size / 2]) sin. cos and sin are [tokens, size].
   void rotate(Columns x, int64_t heads, int64_t size, int cos, int sin, int y);
-  // y = f(a) b; both of the same matrix.
+  // y = f(a) b, or f(a) if b is no matrix (-1).
   void gate(Nonlinearity nonlinearity, std::string_view path, Columns a, Columns b, int y);
 
   int64_t arena_bytes(int64_t tokens) const;
-  // std::out_of_range for an id that a table lacks.
-  void run(const ProgramCall& call) const;
+  // Where a matrix of the arena is.
+  float* place(int matrix, const ProgramCall& call) const;
+  // The operations from `first` up to `last`. std::out_of_range for an id that a table lacks.
+  void run(const ProgramCall& call, int64_t first, int64_t last) const;
 
  private:
   struct Matrix {
     int64_t columns;
-    int slot;  // or -1
+    int64_t first;  // in the arena, or -1
     int input, result;
   };
   using Pointers = std::vector<float*>;
@@ -89,9 +92,8 @@ class Program {
   void check_columns(Columns x, int64_t columns, const char* what) const;
 
   std::vector<Matrix> matrices_;
-  std::vector<int64_t> slot_columns_;
   std::vector<Operation> operations_;
-  std::vector<std::pair<int, int64_t>> id_bounds_;  // which ids, and of how many rows
+  int64_t arena_columns_ = 0;
   int inputs_ = 0, results_ = 0, biases_ = 0;
 };
 

@@ -427,6 +427,7 @@ double exact(Nonlinearity f, double x) {
     case Nonlinearity::identity: return x;
     case Nonlinearity::gelu: return x * std::erfc(-x / std::sqrt(2.0)) / 2;
     case Nonlinearity::gelu_tanh: return x / (1 + std::exp(-cubic));
+    case Nonlinearity::quick_gelu: return x / (1 + std::exp(-1.702 * x));
     case Nonlinearity::relu: return x < 0 ? 0 : x;
     case Nonlinearity::silu: return x / (1 + std::exp(-x));
   }

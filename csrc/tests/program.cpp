@@ -38,23 +38,28 @@ Case any_case() {
 void run_on(const Case& given, std::string_view path, float* x, float* weight, float* y) {
   const int64_t columns = given.heads * given.size;
   lowbit::Program program;
-  const int from = program.input(columns), between = program.in_slot(columns, 0),
-            sum = program.in_slot(columns, 1), turned = program.in_slot(columns, 2),
-            gated = program.in_slot(columns / 2 + 1, 3), to = program.result(columns);
+  const int64_t step = (columns + 15) / 16 * 16;
+  const int from = program.input(columns), between = program.in_arena(columns, 0),
+            sum = program.in_arena(columns, step), turned = program.in_arena(columns, 2 * step),
+            gated = program.in_arena(columns / 2 + 1, 3 * step), to = program.result(columns);
   lowbit::NormalizeRows norm{};
   norm.columns = columns;
   norm.weight = weight;
   norm.epsilon = 1e-6f;
   norm.centered = given.causal;
   program.normalize(norm, path, from, from, sum, between);
+  int operations = 2;  // the norm and the attention
   if (columns > 1) {
     program.gate(lowbit::Nonlinearity::gelu, path, {from, columns / 2 - 1},
-                 {from, (columns - 1) / 2}, gated);
+                 {between, (columns - 1) / 2}, gated);
+    program.gate(lowbit::Nonlinearity::quick_gelu, path, {gated, 0}, {-1, 0}, gated);
+    operations += 2;
   }
   const bool turns = given.size % 2 == 0;
   if (turns) {
     const int angles = program.input(given.size);
     program.rotate({between, 0}, given.heads, given.size, angles, angles, turned);
+    ++operations;
   }
   lowbit::Attention attention{};
   attention.heads = attention.key_heads = given.heads;
@@ -73,7 +78,8 @@ void run_on(const Case& given, std::string_view path, float* x, float* weight, f
   if (turns) call.inputs.push_back(x);  // more numbers than there are angles
   call.results = {y};
   call.arena = arena.data();
-  program.run(call);
+  program.run(call, 0, 2);
+  program.run(call, 2, operations);
 }
 
 }  // namespace

@@ -1,13 +1,16 @@
 """What `explain` tells of a model, and that a slow path is warned of once."""
 
 import copy
+import json
 import warnings
 
 import pytest
+import torch
 from torch import nn
 
 import lowbit
 from lowbit.fallbacks import SlowPathWarning, note
+from lowbit.kernels import native
 from lowbit.nn import QuantModule
 from tests.models import make
 
@@ -42,3 +45,26 @@ def test_a_copy_begins_without_notes():
     note(model, "slow", warn=False)
     assert lowbit.explain(copy.deepcopy(model)).slow_paths == {}
     assert "nothing is quantized" in str(lowbit.explain(copy.deepcopy(model)))
+
+
+@pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
+def test_programs_are_told_with_what_torch_computes():
+    model = make("bert")
+    rules = [
+        {"match": "*.0.output.dense", "keep": True},
+        {"match": "@linear", "scheme": "absmax", "bits": 8, "activations": "dynamic"},
+    ]
+    lowbit.quantize(model, {"name": "mine", "rules": rules}, progress=False)
+    lowbit.compile(model)
+    assert lowbit.explain(model).programs == {}
+    with torch.no_grad():
+        model(input_ids=torch.ones(1, 5, dtype=torch.long))
+    explanation = lowbit.explain(model)
+    (name,) = explanation.programs
+    (told,) = explanation.programs[name]
+    assert told.arguments == ("input_ids",) and told.refused is None
+    assert told.by_torch["linear.default"][0] == 1
+    text = str(explanation)
+    assert "native operations, 1 by torch" in text and "kB a token" in text
+    (listed,) = explanation.to_dict()["programs"]
+    assert json.loads(json.dumps(listed))["operations"] == told.operations

@@ -77,7 +77,7 @@ def _of_a_weight(scheme: Scheme) -> Iterator[RightCall]:
     free = {**numbers, "x": FLOATS, "bias": VECTOR}
     values = {
         "activations": ("float", "dynamic"),
-        "nonlinearity": ("identity", "gelu", "gelu_tanh", "relu", "silu"),
+        "nonlinearity": ("identity", "gelu", "gelu_tanh", "quick_gelu", "relu", "silu"),
         "input_scale": (0.5,),
         "input_zero_point": tuple(range(-128, 128)),
     }

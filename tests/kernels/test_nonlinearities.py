@@ -22,6 +22,7 @@ EXACT = {
     "relu": lambda x: max(x, 0.0),
     "gelu": lambda x: x * math.erfc(-x / math.sqrt(2)) / 2,
     "gelu_tanh": lambda x: x * logistic(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
+    "quick_gelu": lambda x: x * logistic(1.702 * x),
     "silu": lambda x: x * logistic(x),
 }
 every_function = pytest.mark.parametrize("function", EXACT)

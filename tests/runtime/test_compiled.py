@@ -12,6 +12,10 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    Dinov2Config,
+    Dinov2Model,
     DistilBertConfig,
     DistilBertModel,
     GPT2Config,
@@ -20,10 +24,16 @@ from transformers import (
     ModernBertModel,
     MPNetConfig,
     MPNetModel,
+    NomicBertConfig,
+    NomicBertModel,
     RobertaConfig,
     RobertaModel,
+    T5Config,
+    T5EncoderModel,
     ViTConfig,
     ViTModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
     WhisperConfig,
     WhisperModel,
 )
@@ -33,6 +43,7 @@ from lowbit.errors import RowError, UsageError
 from lowbit.fallbacks import noted
 from lowbit.kernels import native
 from lowbit.runtime.compiled import Compiled
+from lowbit.runtime.operations import Attention
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
 
@@ -44,6 +55,7 @@ SMALL = {
     "intermediate_size": 160,
 }
 SPECIAL = {f"{name}_token_id": n for n, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
+T5 = {"vocab_size": 60, "d_model": 96, "d_kv": 24, "d_ff": 160, "num_layers": 2, "num_heads": 4}
 MODELS = {
     "bert": lambda: BertModel(BertConfig(**SMALL)),
     "roberta": lambda: RobertaModel(RobertaConfig(**SMALL)),
@@ -59,6 +71,10 @@ MODELS = {
             global_attn_every_n_layers=2,
         )
     ),
+    "t5": lambda: T5EncoderModel(T5Config(**T5)),
+    "gated t5": lambda: T5EncoderModel(T5Config(**T5, feed_forward_proj="gated-gelu")),
+    "clip": lambda: CLIPTextModel(CLIPTextConfig(**SMALL, **SPECIAL)),
+    "nomic": lambda: NomicBertModel(NomicBertConfig(**SMALL)),
     "sequences": lambda: BertForSequenceClassification(BertConfig(**SMALL)),
     "tokens": lambda: BertForTokenClassification(BertConfig(**SMALL)),
 }
@@ -68,7 +84,8 @@ RECIPES = ("int8-dynamic", "int4-all-dynamic", "int8", "bcq2-dynamic")
 def made(name, recipe="int8-dynamic"):
     torch.manual_seed(0)
     model = MODELS[name]().eval()
-    lowbit.quantize(model, recipe, progress=False)
+    if recipe is not None:
+        lowbit.quantize(model, recipe, progress=False)
     return model
 
 
@@ -123,6 +140,43 @@ def test_a_program_gives_what_the_model_gives(name):
     assert [type(p) for p in programs(compiled)] == [Compiled]
 
 
+@pytest.mark.parametrize("name", ["bert", "gated t5", "clip", "nomic"])
+def test_float_models_have_programs_too(name):
+    model = made(name, None)
+    compiled = lowbit.compile(copy.deepcopy(model))
+    for inputs in (batch(9), batch(30, 4, 1, 17)):
+        got, wanted = called(compiled, inputs)[0], aside(model, inputs)[0]
+        there = inputs["attention_mask"].bool()
+        assert torch.allclose(got[there], wanted[there], rtol=1e-5, atol=1e-5)
+    (program,) = programs(compiled)
+    assert {op.name for op in program.lowered.program.by_torch} >= {"linear.default"}
+
+
+@pytest.mark.parametrize("name", ["t5", "clip", "nomic"])
+def test_norms_gates_and_functions_that_are_spelled_out_are_native(name):
+    model = lowbit.compile(made(name))
+    called(model, batch(9, 4))
+    (program,) = programs(model)
+    assert program.lowered.program.by_torch == []
+
+
+def test_layers_that_stay_float_run_between_native_parts():
+    torch.manual_seed(0)
+    model = MODELS["bert"]().eval()
+    rules = [
+        {"match": "*.layer.1.output.dense", "keep": True},
+        {"match": "@linear", "scheme": "absmax", "bits": 8, "activations": "dynamic"},
+    ]
+    lowbit.quantize(model, {"name": "mine", "rules": rules}, progress=False)
+    compiled = lowbit.compile(copy.deepcopy(model))
+    for inputs in (batch(9), batch(30, 4, 1, 17)):
+        assert_same(called(compiled, inputs), aside(model, inputs), inputs["attention_mask"])
+    (program,) = programs(compiled)
+    (between,) = program.lowered.program.by_torch
+    assert between.name == "linear.default"
+    assert "encoder.layer.1" in "".join(map(str, program.lowered.program.operations[-3].names))
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_kind_of_codes_runs(recipe):
     model = made("bert", recipe)
@@ -132,10 +186,19 @@ def test_every_kind_of_codes_runs(recipe):
 
 
 SIZES = {k: v for k, v in SMALL.items() if k != "vocab_size"}
+DINO = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
 OTHERS = {
     "pictures": (
         lambda: ViTModel(ViTConfig(image_size=16, patch_size=4, **SIZES)),
         {"pixel_values": torch.randn(3, 3, 16, 16)},
+    ),
+    "scaled layers": (
+        lambda: Dinov2Model(Dinov2Config(image_size=16, patch_size=4, **DINO)),
+        {"pixel_values": torch.randn(3, 3, 16, 16)},
+    ),
+    "a convolution first": (
+        lambda: Wav2Vec2Model(Wav2Vec2Config(**SMALL)),
+        {"input_values": torch.randn(2, 4000)},
     ),
     "sound": (
         lambda: (
@@ -170,7 +233,8 @@ def test_pictures_and_sound_run(name):
     for some in (inputs, {k: t[:1] for k, t in inputs.items()}):
         assert_same(called(compiled, some), aside(model, some), torch.zeros(0, 0))
     (program,) = programs(compiled)
-    assert not any("attention" in why for why in program.lowered.left.values())
+    attentions = [op for op in program.lowered.program.operations if isinstance(op, Attention)]
+    assert len(attentions) == 2
 
 
 def test_static_activations_run():
@@ -297,14 +361,25 @@ def test_replaced_modules_count():
     assert not torch.equal(changed, before)
 
 
-def test_a_dequantized_model_is_called_as_it_is():
+def test_a_model_may_be_quantized_afterwards():
+    model, inputs = made("bert", None), batch(9, 4)
+    compiled = lowbit.compile(copy.deepcopy(model))
+    called(compiled, inputs)
+    for each in (model, compiled):
+        lowbit.quantize(each, "int8-dynamic", progress=False)
+    assert_same(called(compiled, inputs), aside(model, inputs), inputs["attention_mask"])
+    assert lowbit.explain(compiled).programs[""][0].by_torch == {}
+
+
+def test_a_dequantized_model_is_a_float_program():
     model, inputs = lowbit.compile(made("bert")), batch(9, 4)
-    called(model, inputs)
+    before = called(model, inputs)[0]
     model.dequantize()
-    with torch.no_grad():
-        value = goes_to_the_model(model, inputs, "not run as a program")[0]
+    value = called(model, inputs)[0]
     del model.__dict__["forward"]
-    assert torch.equal(value, aside(model, inputs)[0])
+    there = inputs["attention_mask"].bool()
+    assert torch.allclose(value[there], aside(model, inputs)[0][there], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(value, before)
 
 
 def test_copies_and_other_dtypes_have_programs_of_their_own():

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
 PATHS = [p.name for p in native.paths("normalize_rows") if not native.lacks(p.feature)]
 
 
-def run(program, rows, inputs, results, starts=None, ids=(), biases=(), length=0):
+def run(program, rows, inputs, results, starts=None, ids=(), biases=(), length=0, operations=1):
     starts = torch.tensor([0, rows] if starts is None else starts)
     places = torch.cat([torch.arange(int(n)) for n in starts.diff()])
     arena = torch.empty(program.arena_bytes(rows), dtype=torch.uint8)
@@ -21,7 +21,7 @@ def run(program, rows, inputs, results, starts=None, ids=(), biases=(), length=0
     addresses = [[t.data_ptr() for t in each] for each in (ids, inputs, made, biases)]
     program.run(
         rows, len(starts) - 1, starts.data_ptr(), places.data_ptr(), *addresses, length,
-        arena.data_ptr(),
+        arena.data_ptr(), 0, operations,
     )  # fmt: skip
     return made
 
@@ -132,19 +132,31 @@ def test_rotations_are_those_of_the_definition(rows, heads, half, seed):
     assert np.array_equal(made.numpy(), wanted.reshape(rows, heads * size))
 
 
-@given(st.integers(0, 9), st.integers(1, 150), st.sampled_from(["gelu", "silu", "relu"]))
-@settings(max_examples=20, deadline=None)
-def test_gates_err_little_and_alike(rows, columns, name):
+@given(
+    st.integers(0, 9),
+    st.integers(1, 150),
+    st.sampled_from(["gelu", "silu", "relu"]),
+    st.sampled_from(["one matrix", "two", "alone"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_gates_err_little_and_alike(rows, columns, name, gate):
     x = torch.randn(rows, 2 * columns + 1, generator=torch.Generator().manual_seed(columns)) * 3
     a, b = x[:, 1 : columns + 1].double(), x[:, columns + 1 :].double()
+    if gate == "alone":
+        b = torch.ones_like(b)
     wanted = getattr(torch.nn.functional, name)(a) * b
     seen = set()
     for path in PATHS:
         program = native.module.Program()
         number, y = program.input(x.shape[1]), program.result(columns)
         kind = getattr(native.module.Nonlinearity, name)
-        program.gate(kind, path, [number, 1], [number, columns + 1], y)
-        (made,) = run(program, rows, [x], [columns])
+        other, inputs = [number, columns + 1], [x]
+        if gate == "alone":
+            other = [-1, 0]
+        elif gate == "two":
+            other, inputs = [program.input(columns), 0], [x, x[:, columns + 1 :].contiguous()]
+        program.gate(kind, path, [number, 1], other, y)
+        (made,) = run(program, rows, inputs, [columns])
         assert ((made - wanted).abs() <= 5e-7 * a.abs().clamp(min=1) * b.abs().clamp(min=1)).all()
         seen.add(made.numpy().tobytes())
     assert len(seen) == 1
@@ -160,7 +172,8 @@ def test_nan_shows_where_it_counts_and_nowhere_else():
 
 WRONG = {
     "columns": lambda p: p.input(0),
-    "slot": lambda p: p.in_slot(4, -1),
+    "arena": lambda p: p.in_arena(4, -16),
+    "alignment": lambda p: p.in_arena(4, 8),
     "sum": lambda p: p.add(p.input(4), p.input(5), p.result(4)),
     "no such matrix": lambda p: p.add(p.input(4), 7, p.result(4)),
     "norm": lambda p: p.normalize("scalar", 4, 0, 0, 1e-5, True, p.input(5), -1, -1, p.result(4)),
@@ -178,8 +191,8 @@ WRONG = {
     "an odd rotation": lambda p: p.rotate(
         [p.input(6), 0], 2, 3, p.input(3), p.input(3), p.result(6)
     ),
-    "gates of two matrices": lambda p: p.gate(
-        native.module.Nonlinearity.gelu, "scalar", [p.input(4), 0], [p.input(4), 0], p.result(4)
+    "a narrow gate": lambda p: p.gate(
+        native.module.Nonlinearity.gelu, "scalar", [p.input(4), 0], [p.input(3), 0], p.result(4)
     ),
     "lookup": lambda p: p.lookup(0, 3, 4, -1, p.result(4)),
     "layers": lambda p: p.linear(native.module.LinearPath("scalar", False), [], [], 0, [0], 1),
@@ -203,8 +216,24 @@ def test_sequences_that_are_not_the_rows_are_refused(starts):
     with pytest.raises(ValueError, match="^sequences "):
         program.run(
             2, len(starts) - 1, begins.data_ptr(), places.data_ptr(), *addresses, 0,
-            arena.data_ptr(),
+            arena.data_ptr(), 0, 1,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [(-1, 1), (1, 0), (0, 2)])
+def test_operations_that_are_not_there_are_refused(part):
+    program = native.module.Program()
+    program.add(*[program.input(4)] * 2, program.result(4))
+    zeros = torch.zeros(1, dtype=torch.int64)
+    none = zeros.data_ptr()
+    with pytest.raises(ValueError, match=f"^operations {part[0]} to {part[1]} of 1$"):
+        program.run(0, 0, none, none, [], [0], [0], [], 0, 0, *part)
+
+
+def test_what_is_not_in_the_arena_has_no_place():
+    program = native.module.Program()
+    with pytest.raises(ValueError, match="matrix 0 is not in the arena"):
+        program.place(program.input(4), 1, 0)
 
 
 def test_ids_are_checked_before_anything_is_read():

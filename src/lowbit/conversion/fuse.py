@@ -25,6 +25,7 @@ from transformers.activations import (
     GELUActivation,
     GELUTanh,
     NewGELUActivation,
+    QuickGELUActivation,
     SiLUActivation,
 )
 
@@ -36,6 +37,7 @@ FUNCTIONS: dict[type[nn.Module], str] = {
     NewGELUActivation: "gelu_tanh",
     FastGELUActivation: "gelu_tanh",
     AccurateGELUActivation: "gelu_tanh",
+    QuickGELUActivation: "quick_gelu",
     SiLUActivation: "silu",
     nn.SiLU: "silu",
     nn.ReLU: "relu",

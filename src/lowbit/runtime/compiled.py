@@ -6,8 +6,9 @@ the model as it is, and the reason is noted (`lowbit.explain`).
 
 import inspect
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -23,11 +24,10 @@ from lowbit.runtime.held import Held
 from lowbit.runtime.lower import Lowered, lower
 from lowbit.runtime.operations import Sequences
 from lowbit.runtime.padding import Padding, tolerated
-from lowbit.runtime.signature import Signature, bound, signature
+from lowbit.runtime.signature import MASK, Signature, bound, signature
 from lowbit.runtime.values import UnservedError
 
 M = TypeVar("M", bound=nn.Module)
-MASK = "attention_mask"
 NO_LIMIT = 1 << 20  # tokens
 
 # Programs are made one at a time.
@@ -41,7 +41,7 @@ def compile(model: M) -> M:
     calls without gradients, in eval mode, on the CPU, of any batch and length; tokens that the
     attention mask hides are not computed, and are zeros in the results. All other calls go to the
     model as it is, and `lowbit.explain` says why. Weights and modules may change
-    afterwards. Quantize before: a model without quantized layers has no program.
+    afterwards. Float models have programs too: torch computes their linear layers in them.
 
     Args:
         model: a transformers model, or a module that holds some, as a SentenceTransformer does.
@@ -66,6 +66,48 @@ def compile(model: M) -> M:
             )
         each.forward = CompiledForward(each)
     return model
+
+
+@dataclass(frozen=True)
+class ProgramSummary:
+    """What became of calls with certain arguments.
+
+    arguments: their names. refused: why there is no program, or None. operations: how many it has.
+    by_torch: name -> (how many of them torch computes between native parts, and why). around: steps
+    that torch computes before or after it, and why. bytes_per_token: of the memory that operations
+    share."""
+
+    arguments: tuple[str, ...]
+    refused: str | None = None
+    operations: int = 0
+    by_torch: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    around: Mapping[str, str] = field(default_factory=dict)
+    bytes_per_token: int = 0
+
+
+def programs(model: nn.Module) -> list[ProgramSummary]:
+    """Those of a compiled model, in the order in which they were made."""
+    forward = model.__dict__.get("forward")
+    if not isinstance(forward, CompiledForward):
+        return []
+    return [_told(signature, made) for signature, made in forward.programs.items()]
+
+
+def _told(signature: Signature, made: "Compiled | str") -> ProgramSummary:
+    arguments = signature.names
+    if isinstance(made, str):
+        return ProgramSummary(arguments, made)
+    program = made.lowered.program
+    counts = Counter(op.name for op in program.by_torch)
+    why = {op.name: op.why for op in program.by_torch}
+    return ProgramSummary(
+        arguments,
+        None,
+        len(program.operations),
+        {name: (count, why[name]) for name, count in counts.items()},
+        made.lowered.left,
+        program.bytes_per_token,
+    )
 
 
 def _outermost(model: nn.Module) -> list[nn.Module]:

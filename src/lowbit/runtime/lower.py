@@ -3,7 +3,7 @@
 Values of the graph are followed one by one. A float tensor [batch, length, columns] becomes a
 matrix, one row a token; heads that are cut from it, however they are turned, stay views of that
 matrix. What is computed before (ids, masks, patches of pictures) and after (poolers, classifiers)
-stays with torch, and so does everything after the first step that no operation here computes:
+stays with torch, and so does everything before and after that no operation here computes:
 `Lowered.left` says which steps and why.
 """
 
@@ -20,6 +20,7 @@ from lowbit.runtime.lowering import Lowering
 from lowbit.runtime.operations import Attention, Linear, Operation
 from lowbit.runtime.part import part
 from lowbit.runtime.program import Program
+from lowbit.runtime.signature import MASK
 from lowbit.runtime.steps import HANDLERS
 from lowbit.runtime.values import Matrix, Sum, UnservedError
 
@@ -31,7 +32,7 @@ class Lowered:
     """before: from the tensors of a call to the ids of lookups [batch or 1, length] and the float
     inputs [batch or 1, length, columns] of the program. after: from those tensors and `ends`, the
     program's results by number [batch, length, columns], to what the model returns. biases: see
-    `Sight`, and for how many heads. left: steps that torch computes after the program, and why."""
+    `Sight`, and for how many heads. left: steps that torch computes before or after, and why."""
 
     program: Program
     before: Callable[..., tuple[Tensor, ...]]
@@ -53,7 +54,7 @@ def lower(captured: Captured, limit: int) -> Lowered:
     first = next(iter(left.values()), None)
     if not any(isinstance(op, Attention) for op in to.operations):
         raise UnservedError(first or "it has no attention over tokens")
-    if "attention_mask" in to.arguments and not to.hides_padding:
+    if MASK in to.arguments and not to.hides_padding:
         raise UnservedError(first or "no attention hides the padding")
     ends = _ends(to, output)
     if any(to.shape(node)[0] == "1" for node in ends):
@@ -88,9 +89,15 @@ def _follow(to: Lowering, node: fx.Node, left: dict[str, str]) -> None:
             raise UnservedError(f"{node.target} is not an operation of programs")
         to.values[node] = handler(to, node)
     except UnservedError as why:
-        if any(read in to.values for read in node.all_input_nodes):
+        if not any(read in to.values for read in node.all_input_nodes):
+            return
+        try:
+            to.values[node] = to.by_torch(node, str(why))
+        except UnservedError as both:
+            left[node.name] = str(both)
             to.late.add(node)
-            left[node.name] = str(why)
+            if not any(isinstance(op, Attention) for op in to.operations):
+                to.begin_again()
 
 
 def _ends(to: Lowering, output: fx.Node) -> list[fx.Node]:

@@ -9,8 +9,10 @@ from torch import Tensor, fx
 
 from lowbit.runtime.capture import Captured
 from lowbit.runtime.masks import Sight, sight
-from lowbit.runtime.operations import Add, Operation
-from lowbit.runtime.values import Heads, Matrix, Sum, UnservedError, Value
+from lowbit.runtime.operations import Add, ByTorch, Gate, Normalize, Operation
+from lowbit.runtime.row_by_row import row_by_row, same_for_all
+from lowbit.runtime.signature import MASK
+from lowbit.runtime.values import Columns, Heads, Matrix, Sum, UnservedError, Unweighted, Value
 
 aten = torch.ops.aten
 
@@ -35,6 +37,17 @@ class Lowering:
         self.biases: list[tuple[Callable[..., tuple[Tensor]], int]] = []
         self.tokens: tuple[str, str] | None = None  # batch and length, as they are written
         self.hides_padding = False
+
+    def begin_again(self) -> None:
+        """What has been followed so far is computed before the program."""
+        self.operations.clear()
+        self.columns.clear()
+        self.values.clear()
+        self.late.clear()
+        self.ids.clear()
+        self.inputs.clear()
+        self.biases.clear()
+        self.tokens = None
 
     def shape(self, node: fx.Node) -> tuple[str, ...]:
         """Sizes as they are written: a length that differs from call to call has a name."""
@@ -67,21 +80,90 @@ class Lowering:
         if not isinstance(node, fx.Node):
             raise UnservedError(f"{node} is no tensor")
         value = self.values.get(node)
-        if isinstance(value, Sum):
-            value = self.add(value)
-            self.values[node] = value
+        if value is not None and not isinstance(value, Matrix):
+            value = self.values[node] = self._made(node, value)
         if value is None:
             if node in self.late:
                 raise UnservedError(f"{node.name} is computed later")
             value = self.inputs.get(node) or self.new(self.fits(node))
             self.inputs[node] = value
-        if not isinstance(value, Matrix):
-            raise UnservedError(f"{node.name} is no matrix of tokens")
         return value
+
+    def _made(self, node: fx.Node, value: Value) -> Matrix:
+        """A value that no operation has taken up is computed by itself."""
+        if isinstance(value, Sum):
+            return self.add(value)
+        if isinstance(value, Columns):
+            return self.gate(value, None)
+        if isinstance(value, Unweighted):
+            return self.normalize(value.of, None, None, value.epsilon, centered=False)
+        if isinstance(value, Heads) and value.is_matrix:
+            return value.matrix
+        return self.by_torch(node, "nothing follows that makes an operation of it")
+
+    def by_torch(self, node: fx.Node, why: str) -> Matrix:
+        """A step that native code lacks, and why. Raises UnservedError if it is not row by row."""
+        name, function, arguments = row_by_row(node, self.captured.modules, why)
+        columns = self.fits(node)
+        operands = tuple(map(self._operand, arguments))
+        y = self.new(columns)
+        self.operations.append(ByTorch(name, function, operands, node.kwargs, y.number, why))
+        return y
+
+    def _operand(self, value: Any) -> Any:
+        if not isinstance(value, fx.Node):
+            return value
+        if value.op != "get_attr":
+            return self.matrix(value)
+        tensor = self.tensor(value)
+        assert tensor is not None
+        return same_for_all(tensor, str(value.target))
 
     def add(self, value: Sum) -> Matrix:
         y = self.new(value.a.columns)
         self.operations.append(Add(value.a.number, value.b.number, y.number))
+        return y
+
+    def gate(self, a: Columns, b: Columns | None) -> Matrix:
+        y = self.new(a.columns)
+        gated = None if b is None else (b.matrix.number, b.first)
+        at = a.matrix.number, a.first
+        self.operations.append(Gate(at, gated, a.columns, a.nonlinearity, y.number))
+        return y
+
+    def normalize(
+        self,
+        of: Matrix | Sum,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        epsilon: float,
+        centered: bool,
+    ) -> Matrix:
+        """Rows by their norm; a sum is kept if others read it too."""
+        residual = kept = None
+        if isinstance(of, Sum):
+            read, residual = of.a, of.b.number
+            there = [node for node, value in self.values.items() if value is of]
+            if sum(len(node.users) for node in there) > 1:
+                total = self.new(read.columns)
+                self.values.update(dict.fromkeys(there, total))
+                kept = total.number
+        else:
+            read = of
+        y = self.new(read.columns)
+        self.operations.append(
+            Normalize(
+                weight,
+                bias,
+                read.columns,
+                epsilon,
+                read.number,
+                residual,
+                kept,
+                y.number,
+                centered,
+            )
+        )
         return y
 
     def heads(self, node: Any) -> Heads:
@@ -106,14 +188,14 @@ class Lowering:
     def seen(self, masks: Sequence[fx.Node], causal: bool) -> Sight:
         """What the sum of some masks lets tokens see."""
         if not masks:
-            if "attention_mask" in self.arguments:
+            if MASK in self.arguments:
                 raise UnservedError("an attention sees the padding")
             return Sight(causal)
         mask = self.added(tuple(masks))
         if mask not in self.sights:
             if mask in self.values or mask in self.late:
                 raise UnservedError("a mask depends on what the model computes")
-            given = self.arguments.get("attention_mask")
+            given = self.arguments.get(MASK)
             self.sights[mask] = sight(self.captured, mask, given, self.limit)
         found = self.sights[mask]
         if isinstance(found, str):

@@ -2,9 +2,10 @@
 
 Each says what it reads and writes, how PyTorch computes it (`run`: the meaning, and the oracle of
 native code), and how native code is told of it (`build`; csrc/program.h). Matrices are numbers.
+What native code lacks is one of torch's operators on rows (`ByTorch`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,8 +20,9 @@ from lowbit.kernels.selection import path_here
 from lowbit.nn import QuantEmbedding, QuantLinear
 from lowbit.nn.linear import PackedCall
 from lowbit.nn.packed_weight import PackedWeight
+from lowbit.runtime.values import Matrix
 
-Values = dict[int, Tensor]
+Values = MutableMapping[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Operation(Protocol):
     @property
     def writes(self) -> tuple[int, ...]: ...
     def run(self, values: Values, call: Sequences) -> None: ...
+
+
+class NativeOperation(Operation, Protocol):
     def build(self, native: Any, at: Mapping[int, int]) -> None: ...
 
 
@@ -159,7 +164,8 @@ class Add:
 
 @dataclass(frozen=True, eq=False)
 class Normalize:
-    """sum = x + residual; y = its layer norm. The sum is kept if something reads it."""
+    """sum = x + residual; y = its layer norm, or RMS norm if it is not centered. The sum is kept if
+    something reads it."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -169,6 +175,7 @@ class Normalize:
     residual: int | None
     sum: int | None
     y: int
+    centered: bool = True
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -185,21 +192,26 @@ class Normalize:
         if self.sum is not None:
             values[self.sum] = s
         shape = (self.columns,)
-        values[self.y] = functional.layer_norm(s, shape, self.weight, self.bias, self.epsilon)
+        if self.centered:
+            y = functional.layer_norm(s, shape, self.weight, self.bias, self.epsilon)
+        else:
+            y = functional.rms_norm(s, shape, self.weight, self.epsilon)
+        values[self.y] = y
 
     def build(self, native: Any, at: Mapping[int, int]) -> None:
         weight, bias = (0 if t is None else t.data_ptr() for t in (self.weight, self.bias))
         residual, kept = (-1 if m is None else at[m] for m in (self.residual, self.sum))
         where = path_here("normalize_rows")
         native.normalize(
-            where, self.columns, weight, bias, self.epsilon, True,
+            where, self.columns, weight, bias, self.epsilon, self.centered,
             at[self.x], residual, kept, at[self.y],
         )  # fmt: skip
 
     def __str__(self) -> str:
         of = f"m{self.x}" if self.residual is None else f"m{self.x} + m{self.residual}"
         kept = "" if self.sum is None else f" (the sum is m{self.sum})"
-        return f"m{self.y} = layer norm of {of}{kept}"
+        kind = "layer norm" if self.centered else "RMS norm"
+        return f"m{self.y} = {kind} of {of}{kept}"
 
 
 @dataclass(frozen=True)
@@ -316,36 +328,71 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Gate:
-    """y = f(a) b, with a and b columns of x."""
+    """y = f(a) b, or f(a) if there is no b: each a matrix and its first column."""
 
-    x: int
-    a: int
-    b: int
+    a: tuple[int, int]
+    b: tuple[int, int] | None
     columns: int
     nonlinearity: str
     y: int
 
     @property
     def reads(self) -> tuple[int, ...]:
-        return (self.x,)
+        return (self.a[0],) if self.b is None else (self.a[0], self.b[0])
 
     @property
     def writes(self) -> tuple[int, ...]:
         return (self.y,)
 
     def run(self, values: Values, call: Sequences) -> None:
-        a, b = (values[self.x][:, first : first + self.columns] for first in (self.a, self.b))
-        values[self.y] = NONLINEARITIES[self.nonlinearity](a) * b
+        y = NONLINEARITIES[self.nonlinearity](self._of(values, self.a))
+        values[self.y] = y if self.b is None else y * self._of(values, self.b)
+
+    def _of(self, values: Values, operand: tuple[int, int]) -> Tensor:
+        matrix, first = operand
+        return values[matrix][:, first : first + self.columns]
 
     def build(self, native: Any, at: Mapping[int, int]) -> None:
         assert module is not None
         kind = getattr(module.Nonlinearity, self.nonlinearity)
-        a, b = ([at[self.x], first] for first in (self.a, self.b))
-        native.gate(kind, path_here("gate_rows"), a, b, at[self.y])
+        b = [-1, 0] if self.b is None else [at[self.b[0]], self.b[1]]
+        native.gate(kind, path_here("gate_rows"), [at[self.a[0]], self.a[1]], b, at[self.y])
 
     def __str__(self) -> str:
-        a, b = (_told(self.x, first) for first in (self.a, self.b))
-        return f"m{self.y} = {self.nonlinearity} of {a}, times {b} ({self.columns} columns)"
+        a = _told(*self.a)
+        f = a if self.nonlinearity == "identity" else f"{self.nonlinearity} of {a}"
+        by = "" if self.b is None else f", times {_told(*self.b)}"
+        return f"m{self.y} = {f}{by} ({self.columns} columns)"
+
+
+@dataclass(frozen=True, eq=False)
+class ByTorch:
+    """y = function(arguments), row by row, where native code has no operation. Arguments are
+    matrices, tensors and numbers; why: what native code lacks."""
+
+    name: str
+    function: Callable[..., Tensor]
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    y: int
+    why: str
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return tuple(a.number for a in self.arguments if isinstance(a, Matrix))
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        return (self.y,)
+
+    def run(self, values: Values, call: Sequences) -> None:
+        given = [values[a.number] if isinstance(a, Matrix) else a for a in self.arguments]
+        made = self.function(*given, **self.keywords)
+        values[self.y] = made.contiguous()
+
+    def __str__(self) -> str:
+        reads = ", ".join(f"m{m}" for m in self.reads)
+        return f"m{self.y} = {self.name} of {reads}, by torch"
 
 
 def _told(matrix: int, first: int) -> str:

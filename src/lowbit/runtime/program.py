@@ -1,17 +1,25 @@
 """A list of operations on rows of tokens, as native code runs it and as it can be printed."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from lowbit.errors import RowError
 from lowbit.kernels.native import module
-from lowbit.runtime.operations import Attention, Operation, Sequences, Values
+from lowbit.runtime.allocate import Need, aligned, allocated
+from lowbit.runtime.operations import (
+    Attention,
+    ByTorch,
+    NativeOperation,
+    Operation,
+    Sequences,
+    Values,
+)
 
 
 class _Arena(threading.local):
@@ -19,11 +27,11 @@ class _Arena(threading.local):
 
     buffer = torch.empty(0, dtype=torch.uint8)
 
-    def of(self, size: int) -> int:
+    def of(self, size: int) -> Tensor:
         if len(self.buffer) < size:
             with torch.inference_mode(False):
                 self.buffer = torch.empty(size, dtype=torch.uint8)
-        return self.buffer.data_ptr()
+        return self.buffer
 
 
 _ARENA = _Arena()
@@ -37,26 +45,44 @@ class Program:
     columns: tuple[int, ...]
     inputs: tuple[int, ...]
     results: tuple[int, ...]
-    slots: dict[int, int] = field(init=False)
+    firsts: Mapping[int, int] = field(init=False)  # columns of the arena before each matrix in it
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "slots", _slots(self))
+        last = {m: n for n, op in enumerate(self.operations) for m in (*op.reads, *op.writes)}
+        elsewhere = {*self.inputs, *self.results, *(op.y for op in self.by_torch)}
+        needs = [
+            Need(m, self.columns[m], number, last[m])
+            for number, operation in enumerate(self.operations)
+            for m in operation.writes
+            if m not in elsewhere
+        ]
+        object.__setattr__(self, "firsts", allocated(needs))
 
     def run(self, call: Sequences, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The results [tokens, columns] by native code. Raises RowError for an id outside its
-        table."""
+        """The results [tokens, columns] by native code, but for operations of torch's. Raises
+        RowError for an id outside its table."""
         tokens, sequences = len(call.places), len(call.starts) - 1
-        made = [torch.empty(tokens, self.columns[m]) for m in self.results]
+        native, run = self._native, dict(zip(self.inputs, inputs, strict=True))
+        run |= {m: torch.empty(tokens, self.columns[m]) for m in native.results}
         length = call.biases[0].shape[-1] if call.biases else 0
-        addresses = [[t.data_ptr() for t in each] for each in (call.ids, inputs, made, call.biases)]
-        native = self._native
-        arena = _ARENA.of(native.arena_bytes(tokens))
+        ids, biases = ([t.data_ptr() for t in each] for each in (call.ids, call.biases))
+        results = [run[m].data_ptr() for m in native.results]
         starts, places = call.starts.data_ptr(), call.places.data_ptr()
-        try:
-            native.run(tokens, sequences, starts, places, *addresses, length, arena)
-        except IndexError as error:
-            raise RowError(str(error)) from None
-        return made
+        arena = _ARENA.of(native.program.arena_bytes(tokens))
+        values = _Arranged(run, native, arena, tokens, self.columns)
+        for step in native.steps:
+            if isinstance(step, ByTorch):
+                step.run(values, call)
+                continue
+            given = [run[m].data_ptr() if m in run else 0 for m in native.inputs]
+            try:
+                native.program.run(
+                    tokens, sequences, starts, places, ids, given, results, biases, length,
+                    arena.data_ptr(), *step,
+                )  # fmt: skip
+            except IndexError as error:
+                raise RowError(str(error)) from None
+        return [run[m] for m in self.results]
 
     def interpret(self, call: Sequences, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The same by PyTorch."""
@@ -65,20 +91,14 @@ class Program:
             operation.run(values, call)
         return [values[m] for m in self.results]
 
+    @property
+    def by_torch(self) -> list[ByTorch]:
+        """Operations that native code lacks."""
+        return [op for op in self.operations if isinstance(op, ByTorch)]
+
     @cached_property
-    def _native(self) -> Any:
-        assert module is not None
-        native = module.Program()
-        at: dict[int, int] = {}
-        for m in self.inputs:
-            at[m] = native.input(self.columns[m])
-        for m in self.results:
-            at[m] = native.result(self.columns[m])
-        for m, slot in self.slots.items():
-            at[m] = native.in_slot(self.columns[m], slot)
-        for operation in self.operations:
-            operation.build(native, at)
-        return native
+    def _native(self) -> "_Native":
+        return _Native.of(self)
 
     @property
     def counts_places(self) -> bool:
@@ -89,10 +109,8 @@ class Program:
     @property
     def bytes_per_token(self) -> int:
         """Of the memory that the matrices in between share."""
-        widths: dict[int, int] = {}
-        for m, slot in self.slots.items():
-            widths[slot] = max(widths.get(slot, 0), self.columns[m])
-        return 4 * sum(widths.values())
+        ends = (first + aligned(self.columns[m]) for m, first in self.firsts.items())
+        return 4 * max(ends, default=0)
 
     def __str__(self) -> str:
         lines = [f"{number:4}  {operation}" for number, operation in enumerate(self.operations)]
@@ -101,30 +119,72 @@ class Program:
         return "\n".join([*lines, end])
 
 
-def _slots(program: Program) -> dict[int, int]:
-    """The slot of each matrix in between: matrices that are not needed at once share one, the
-    narrowest that holds it, or the widest if it has to grow."""
-    last = {m: n for n, op in enumerate(program.operations) for m in (*op.reads, *op.writes)}
-    kept = {*program.inputs, *program.results}
-    slots: dict[int, int] = {}
-    widths: list[int] = []
-    free: list[int] = []
-    for number, operation in enumerate(program.operations):
-        for m in operation.writes:
-            if m in kept:
+@dataclass(frozen=True, eq=False)
+class _Native:
+    """at: native numbers of matrices. inputs: what native code is given, torch's results among
+    them; results: what it makes. steps: torch's operations, and from where to where native ones
+    go between them."""
+
+    program: Any
+    at: dict[int, int]
+    inputs: tuple[int, ...]
+    results: tuple[int, ...]
+    steps: tuple[ByTorch | tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, program: Program) -> "_Native":
+        assert module is not None
+        native, at = module.Program(), dict[int, int]()
+        torch_made = {op.y for op in program.by_torch}
+        inputs = (*program.inputs, *torch_made)
+        results = tuple(m for m in program.results if m not in inputs)
+        for m in inputs:
+            at[m] = native.input(program.columns[m])
+        for m in results:
+            at[m] = native.result(program.columns[m])
+        for m, first in program.firsts.items():
+            at[m] = native.in_arena(program.columns[m], first)
+        steps: list[ByTorch | tuple[int, int]] = []
+        built = begun = 0
+        for operation in program.operations:
+            if not isinstance(operation, ByTorch):
+                cast(NativeOperation, operation).build(native, at)
+                built += 1
                 continue
-            wide = [s for s in free if widths[s] >= program.columns[m]]
-            if wide:
-                slot = min(wide, key=widths.__getitem__)
-            elif free:
-                slot = max(free, key=widths.__getitem__)
-            else:
-                slot = len(widths)
-                widths.append(0)
-            if slot in free:
-                free.remove(slot)
-            widths[slot] = max(widths[slot], program.columns[m])
-            slots[m] = slot
-        done = [m for m in {*operation.reads, *operation.writes} if last[m] == number]
-        free += [slots[m] for m in done if m in slots]
-    return slots
+            steps += [(begun, built)] * (begun < built)
+            steps.append(operation)
+            begun = built
+        steps += [(begun, built)] * (begun < built)
+        return cls(native, at, inputs, results, tuple(steps))
+
+
+@dataclass(frozen=True, eq=False)
+class _Arranged(MutableMapping[int, Tensor]):
+    """The matrices of a call as torch's operations see them: of their own, or in the arena."""
+
+    own: dict[int, Tensor]
+    native: _Native
+    arena: Tensor
+    tokens: int
+    columns: Sequence[int]
+
+    def __getitem__(self, m: int) -> Tensor:
+        found = self.own.get(m)
+        if found is not None:
+            return found
+        start = self.arena.data_ptr()
+        at = self.native.program.place(self.native.at[m], self.tokens, start) - start
+        size = 4 * self.tokens * self.columns[m]
+        return self.arena[at : at + size].view(torch.float32).view(self.tokens, self.columns[m])
+
+    def __setitem__(self, m: int, value: Tensor) -> None:
+        self.own[m] = value
+
+    def __delitem__(self, m: int) -> None:
+        del self.own[m]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.own)
+
+    def __len__(self) -> int:
+        return len(self.own)

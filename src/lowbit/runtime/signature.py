@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# The argument that says which tokens exist.
+MASK = "attention_mask"
 # Values of other arguments that can be told apart; all else goes to eager.
 PLAIN = (bool, int, float, str, type(None))
 
@@ -19,6 +21,10 @@ class Signature:
 
     tensors: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
     others: tuple[tuple[str, Any], ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*(name for name, *_ in self.tensors), *(name for name, _ in self.others))
 
 
 def bound(forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:

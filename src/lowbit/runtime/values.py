@@ -35,6 +35,12 @@ class Heads:
     by: float = 1.0
     first: int = 0
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether heads are all of their matrix, as it is."""
+        wide = self.heads * self.size == self.matrix.columns
+        return wide and not self.turned and self.by == 1
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -75,6 +81,38 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Logistic:
+    """1 / (1 + exp(-slope x))."""
+
+    matrix: Matrix
+    slope: float
+
+
+@dataclass(frozen=True)
+class Squares:
+    """The square of each number."""
+
+    of: "Matrix | Sum"
+
+
+@dataclass(frozen=True)
+class MeanSquare:
+    """The mean of a row's squares, and epsilon; `inverse_root` of it."""
+
+    of: "Matrix | Sum"
+    epsilon: float = 0.0
+    inverse_root: bool = False
+
+
+@dataclass(frozen=True)
+class Unweighted:
+    """Rows by their root mean square, before their weight."""
+
+    of: "Matrix | Sum"
+    epsilon: float
+
+
+@dataclass(frozen=True)
 class Keys:
     """Heads whose tokens and numbers have changed places, as a product of scores reads them."""
 
@@ -92,4 +130,18 @@ class Scores:
     weights: bool = False
 
 
-Value = Matrix | Scaled | Heads | Columns | Parts | Rotation | Sum | Keys | Scores
+Value = (
+    Matrix
+    | Scaled
+    | Heads
+    | Columns
+    | Parts
+    | Rotation
+    | Sum
+    | Logistic
+    | Squares
+    | MeanSquare
+    | Unweighted
+    | Keys
+    | Scores
+)

@@ -30,10 +30,17 @@ from lowbit.kernels.linear.native import LinearProduct
 from lowbit.kernels.linear.reference import NONLINEARITIES
 from lowbit.kernels.operator import dispatched, operator, shape_alone
 
+
+def _quick_gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    s = torch.sigmoid(1.702 * x)
+    return grad * (s + 1.702 * x * s * (1 - s))
+
+
 # d out / d in of the nonlinearities, times the gradient of what comes out.
 _BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu": torch.ops.aten.gelu_backward,
     "gelu_tanh": partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+    "quick_gelu": _quick_gelu_backward,
     "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
     "silu": torch.ops.aten.silu_backward,
 }

@@ -41,6 +41,7 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
     "silu": F.silu,
 }

@@ -1,6 +1,6 @@
 """Quantized linear layers, and the nonlinearity after one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from lowbit.nn.linear import PackedCall
 from lowbit.runtime.capture import LINEAR
 from lowbit.runtime.lowering import Lowering
 from lowbit.runtime.operations import Linear
-from lowbit.runtime.values import Columns, Matrix, UnservedError, Value
+from lowbit.runtime.values import Columns, UnservedError, Value
 
 aten = torch.ops.aten
 
@@ -34,32 +34,31 @@ def _linear(to: Lowering, node: fx.Node) -> Value:
     return y
 
 
-def _nonlinear(name: str) -> Callable[[Lowering, fx.Node], Value]:
-    def handle(to: Lowering, node: fx.Node) -> Value:
-        read: Any = node.args[0]
-        value = to.value(read)
-        last = to.operations[-1] if to.operations else None
-        how = name
-        if node.kwargs.get("approximate") == "tanh":
-            how = f"{name}_tanh"
-        if isinstance(value, Columns) and value.nonlinearity == "identity":
-            return replace(value, nonlinearity=how)
-        if (
-            not isinstance(value, Matrix)
-            or not isinstance(last, Linear)
-            or last.ys != (value.number,)
-            or last.calls[0].product.nonlinearity != "identity"
-            or len(read.users) != 1
-        ):
-            raise UnservedError(f"{how} does not follow a linear layer")
+def applied(to: Lowering, x: fx.Node, how: str, readers: Set[fx.Node]) -> Value:
+    """A nonlinearity of x: in the linear layer that gives x, if nobody but `readers` reads it."""
+    value = to.value(x)
+    if isinstance(value, Columns) and value.nonlinearity == "identity":
+        return replace(value, nonlinearity=how)
+    matrix = to.matrix(x)
+    last = to.operations[-1]
+    if isinstance(last, Linear) and last.ys == (matrix.number,) and readers >= x.users.keys():
         call, layer = last.calls[0], last.layers[0]
         after = product(call.weight.layout, layer.activations, how, layer.static_input())
-        if after is None:
-            raise UnservedError(f"{last.names[0]} is not served by one native product")
-        to.operations[-1] = replace(
-            last, calls=(PackedCall(call.weight, after, call.own_bias, call.bias),)
-        )
-        return value
+        if after is not None and call.product.nonlinearity == "identity":
+            call = PackedCall(call.weight, after, call.own_bias, call.bias)
+            to.operations[-1] = replace(last, calls=(call,))
+            return matrix
+    return Columns(matrix, 0, matrix.columns, how)
+
+
+def _nonlinear(name: str) -> Callable[[Lowering, fx.Node], Value]:
+    def handle(to: Lowering, node: fx.Node) -> Value:
+        x = node.args[0]
+        assert isinstance(x, fx.Node)
+        if x not in to.values:
+            raise UnservedError("torch goes on with what it has computed")
+        how = f"{name}_tanh" if node.kwargs.get("approximate") == "tanh" else name
+        return applied(to, x, how, {node})
 
     return handle
 

@@ -29,7 +29,8 @@ def _embedding(to: Lowering, node: fx.Node) -> Value:
     weight, ids = args[:2]
     table = to.tensor(weight)
     assert table is not None
-    return _looked_up(to, node, str(weight.target), table, None, ids)
+    name = str(weight.target).removeprefix("model.").removesuffix(".weight")
+    return _looked_up(to, node, name, table, None, ids)
 
 
 def _looked_up(to: Lowering, node: fx.Node, name: str, table: Any, packed: Any, ids: Any) -> Value:

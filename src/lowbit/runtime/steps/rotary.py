@@ -51,16 +51,16 @@ def _joined(to: Lowering, node: fx.Node) -> Value:
     return Rotation(high.heads, swapped=True)
 
 
-def multiplied(to: Lowering, node: fx.Node) -> Value:
+def multiplied(to: Lowering, x: fx.Node, by: fx.Node) -> Value:
     """Heads, or what is swapped, times cosines or sines [batch or 1, 1, length, size]."""
-    value, by = to.value(node.args[0]), node.args[1]
-    if not isinstance(by, fx.Node) or by in to.values or by in to.late:
-        raise UnservedError(f"{node.name} multiplies what the model computes")
+    value = to.value(x)
+    if by in to.late:
+        raise UnservedError(f"{by.name} is computed later")
     if isinstance(value, Heads) and value.turned and value.by == 1:
         return Rotation(value, by=by)
     if isinstance(value, Rotation) and value.swapped and value.by is None:
         return replace(value, by=by)
-    raise UnservedError(f"{node.name} is no part of a rotary embedding")
+    raise UnservedError(f"{x.name} times {by.name} is no part of a rotary embedding")
 
 
 def added(to: Lowering, node: fx.Node) -> Value:

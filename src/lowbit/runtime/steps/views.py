@@ -56,19 +56,13 @@ def _shaped(to: Lowering, node: fx.Node) -> Value:
             return Heads(value, int(shape[2]), int(shape[3]), False)
         if isinstance(value, Scaled) and len(shape) == 4 and shape[2].isdigit():
             return Heads(value.matrix, int(shape[2]), int(shape[3]), False, value.by)
-        if isinstance(value, Heads) and _whole(value) and len(shape) == 3:
+        if isinstance(value, Heads) and value.is_matrix and len(shape) == 3:
             return value.matrix
         if isinstance(value, Matrix) and len(shape) == 5 and all(n.isdigit() for n in shape[2:]):
             parts, heads, size = map(int, shape[2:])
             firsts = range(0, parts * heads * size, heads * size)
             return Parts(tuple(Heads(value, heads, size, False, first=first) for first in firsts))
     raise UnservedError(f"{node.target} to {list(shape)} does more than cut heads")
-
-
-def _whole(value: Heads) -> bool:
-    """Whether heads are all of their matrix, as it is."""
-    wide = value.heads * value.size == value.matrix.columns
-    return wide and not value.turned and value.by == 1
 
 
 def _unbound(to: Lowering, node: fx.Node) -> Value:
