@@ -81,7 +81,7 @@ def test_a_model_without_experts_is_told():
 def test_a_picture_has_a_cell_for_each_expert_and_says_what_it_shows():
     counts = {"layers.0": (4, 0, 2, 2), "layers.1": tuple([1] * 70)}
     svg = chosen("experts", "a mixture", counts)
-    corners = re.findall("M [0-9.]+ [0-9.]+ L", svg)
+    corners = re.findall("M[0-9.]+ [0-9.]+h", svg)
     assert len(corners) >= 74 and "layers.*" in svg
     assert "74 experts in 2 layers; 1 were never chosen" in svg
     assert over_chance(4, (4, 0, 2, 2)) == 2 and over_chance(0, (0, 0)) == 0

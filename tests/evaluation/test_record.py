@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lowbit
-from lowbit.evaluation.record import BINS, record
+from lowbit.evaluation.record import ALL_BINS, BINS, record
 from lowbit.evaluation.task import Subject
 from lowbit.nn import QuantModule
 from tests.folders import save
@@ -55,6 +55,41 @@ def test_histograms_count_every_weight_between_the_same_edges():
         assert np.abs(np.array(histogram.counts) - wanted).sum() <= 4
     assert first[name].edge == second[name].edge
     assert first[name].outside == pytest.approx(weight.size / 1000, abs=2)
+
+
+def test_all_weights_are_one_histogram_between_edges_of_the_float_ones():
+    before, after, model, quantized = recorded("gpt2", "int3-all")
+    names = [m.name for m in before.modules if m.histogram]
+    old = [model.get_submodule(name).weight.detach().numpy().ravel() for name in names]
+    new = [
+        lowbit.dequantize(quantized.get_submodule(name).stored_weight).numpy().ravel()
+        for name in names
+    ]
+    assert before.weights.edge == after.weights.edge
+    for histogram, values in ((before.weights, old), (after.weights, new)):
+        values, edge = np.concatenate(values), histogram.edge
+        assert len(histogram.counts) == ALL_BINS >= 4 * 255
+        wanted = np.histogram(values, np.linspace(-edge, edge, ALL_BINS + 1))[0]
+        assert sum(histogram.counts) + histogram.outside == values.size
+        assert np.abs(np.array(histogram.counts) - wanted).sum() <= 0.002 * values.size
+    # A thousandth outside the edges of the modules, and another outside this one.
+    assert 0 < before.weights.outside <= np.concatenate(old).size / 500
+
+
+def test_a_tensor_of_eight_bits_shows_its_levels():
+    # One tensor, one scale: at most 255 levels, with empty bins between any two.
+    float_model, model = make("bert"), make("bert")
+    lowbit.simulate(model, "absmax")
+    subject = Subject("float", float_model, None)
+    name = "encoder.layer.0.intermediate.dense"
+    weight = model.get_submodule(name).weight
+    for each in (float_model, model):
+        for other, module in each.named_modules():
+            if other != name and isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+                torch.nn.init.zeros_(module.weight)
+    histogram = record(Subject("simulated", model, None), None, subject).weights
+    inside = weight[weight.abs() < histogram.edge].unique()
+    assert sum(count > 0 for count in histogram.counts) == len(inside) > 20
 
 
 def test_a_tied_weight_is_counted_once():

@@ -16,6 +16,7 @@ from lowbit.evaluation.study import (
     Sample,
     Study,
     Timing,
+    structured,
 )
 from lowbit.search.outcome import Found, Trial
 from lowbit.training.train import Outcome
@@ -65,8 +66,26 @@ def test_it_comes_back_from_a_file(tmp_path):
 
 
 def test_what_is_not_a_number_stays_that():
-    broken = Metric.from_dict(json.loads('{"value": "nan", "better": "lower", "note": ""}'))
+    broken = structured(Metric, json.loads('{"value": "nan", "better": "lower", "note": ""}'))
     assert math.isnan(broken.value)
+
+
+def test_a_study_without_later_fields_has_their_defaults():
+    stored = json.loads(json.dumps(STUDY.to_dict()))
+    for name in ("slow", "experts", "weights"):
+        del stored["models"][0][name]
+    record = Study.from_dict(stored).models[0]
+    assert (record.slow, record.experts, record.weights) == ((), {}, None)
+
+
+def test_an_unknown_field_and_a_wrong_type_are_refused_by_name():
+    for change, sentence in (({"colour": 1}, "ModelRecord has no colour"),
+                             ({"parameters": 1.5}, "ModelRecord.parameters is 1.5"),
+                             ({"timings": [3]}, "ModelRecord.timings is 3")):  # fmt: skip
+        stored = json.loads(json.dumps(STUDY.to_dict()))
+        stored["models"][0].update(change)
+        with pytest.raises(InputError, match=sentence):
+            Study.from_dict(stored)
 
 
 def test_throughput_counts_the_new_tokens_or_those_read():
@@ -87,11 +106,11 @@ def test_the_first_metric_decides():
         ("{", "is not valid JSON"),
         ('{"schema": "other"}', "'other' version None, not 'lowbit-study' version 1"),
         ('{"schema": "lowbit-study", "version": 2}', "version 2, not 'lowbit-study' version 1"),
-        ('{"schema": "lowbit-study", "version": 1}', "lacks or repeats something: 'models'"),
+        ('{"schema": "lowbit-study", "version": 1}', "damaged: Study lacks models"),
         (
             '{"schema": "lowbit-study", "version": 1, "models": [{}], "environment": {},'
             ' "seed": 0, "commands": []}',
-            "lacks or repeats something",
+            "damaged: ModelRecord lacks name",
         ),
     ],
 )

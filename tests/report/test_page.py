@@ -11,7 +11,7 @@ import pytest
 
 from lowbit import InputError, UsageError
 from lowbit.evaluation.study import Study
-from lowbit.report import check_paths, render_html, render_markdown, write
+from lowbit.report import check_paths, render_html, render_markdown, tables, write
 from tests.report.studies import HOSTILE, gpt_names, odd_studies, study, with_metric
 
 SMALL = gpt_names(2)[:4]
@@ -231,3 +231,46 @@ def test_a_failed_write_keeps_the_old_report(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="No space left"):
         write(study(1, []), [path])
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_every_time_stands_beside_the_reference_of_the_same_rounds():
+    made = study(2, SMALL)
+    record = made.models[1]
+    slower = replace(record.timings[0], seconds=0.411, reference_seconds=0.2178)
+    made = replace(made, models=(made.models[0], replace(record, timings=(slower,))))
+    for text in (Page(render_html(made)).text, render_markdown(made)):
+        assert "0.53× the speed · 218 ms" in text and "beside 588" in text
+
+
+def test_all_weights_are_drawn_and_so_are_the_modules_of_a_simulated_model():
+    made = study(2, SMALL)
+    together = made.models[0].modules[0].histogram
+    rounded = made.models[1].modules[0].histogram
+    modules = [
+        replace(m, kernel="", relative_error=None, stored_as="float32")
+        for m in made.models[1].modules
+    ]
+    # The first module was left as it was.
+    modules[0] = replace(modules[0], histogram=together)
+    simulated = replace(made.models[1], modules=tuple(modules), weights=rounded, recipe=None)
+    page = check(render_html(replace(
+        made, models=(replace(made.models[0], weights=together), simulated))))  # fmt: skip
+    titles = [i for i in page.attributes("id") if i.endswith("-title")]
+    assert "all-1-title" in titles
+    assert sum(i.startswith("weights-") for i in titles) == len(SMALL) - 1
+
+
+def test_what_is_alike_has_no_mark():
+    made = study(2, SMALL)
+    float_model, model = made.models
+    alike = replace(
+        model,
+        **{name: getattr(float_model, name) for name in ("bits_per_weight", "disk_bytes")},
+        stored_bytes=round(float_model.stored_bytes / 1.01),
+        timings=tuple(replace(t, seconds=t.reference_seconds / 1.015) for t in model.timings),
+    )
+    groups = tables.groups(replace(made, models=(float_model, alike)))
+    marks = {row.label: row.cells[1].effect for group in groups[:2] for row in group.rows}
+    assert (
+        marks["stored tensors"] == marks["bits per weight"] == marks["forward 1 × 128 tokens"] == ""
+    )

@@ -5,13 +5,13 @@ import re
 from dataclasses import replace
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
 from lowbit.evaluation.study import Histogram, ModuleRecord, Timing
-from lowbit.report.pictures.canvas import WIDTH
+from lowbit.report.pictures.axis import Scale
 from lowbit.report.pictures.heatmap import ACROSS, heatmap, left_out, legend, scale
 from lowbit.report.pictures.histograms import drawable, histogram
+from lowbit.report.pictures.sheet import WIDTH
 from lowbit.report.pictures.speed import bars, comparable
 from lowbit.report.pictures.tradeoff import Point, tradeoff
 from tests.report.studies import SEQ2SEQ
@@ -21,10 +21,7 @@ def texts(svg):
     """(words, x, y) of every text."""
     found = []
     for element in ElementTree.fromstring(svg).iter("text"):
-        numbers = re.findall(r"-?[\d.]+", element.get("transform", ""))
-        x = element.get("x") or numbers[0]
-        y = element.get("y") or numbers[1]
-        found.append((element.text, float(x), float(y)))
+        found.append((element.text, float(element.get("x")), float(element.get("y"))))
     return found
 
 
@@ -69,14 +66,14 @@ def test_kept_unknown_exact_and_missing_cells_differ():
     assert found.count("?") == 2 and found.count("∞") == 1 and found.count("7") == 1
     assert svg.count("<pattern") == 1  # the hatch of the one kept in float
     # five modules of ten possible cells are drawn, the others left empty
-    drawn = [p for p in ElementTree.fromstring(svg).iter("path") if _is_box(p.get("d"))]
-    assert len(drawn) == 5
+    assert len(_boxes(svg)) == 5
     assert "1 modules are kept in float" in svg
 
 
-def _is_box(path):
-    points = np.array([list(map(float, p)) for p in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)])
-    return len(points) in (4, 5) and (np.ptp(points, axis=0) > 5).all()
+def _boxes(svg):
+    """(x, y, width, height) of each box, but for the one of the hatch."""
+    drawn = ElementTree.fromstring(svg).find("g").iter("rect")
+    return [tuple(float(box.get(key)) for key in ("x", "y", "width", "height")) for box in drawn]
 
 
 def test_stacks_have_blocks_of_their_own_and_the_rest_is_outside():
@@ -145,11 +142,9 @@ def test_better_is_up_and_smaller_is_left(better):
 
 
 def _markers(svg):
-    """(x, y) of each point: what <use> places in the colours of points, not of ticks."""
-    marks = ElementTree.fromstring(svg).iter("use")
-    fills = "fill: var(--quantized)", "fill: var(--paper)"
-    found = [use for use in marks if any(fill in use.get("style", "") for fill in fills)]
-    return [(float(use.get("x")), float(use.get("y"))) for use in found]
+    """(x, y) of each point."""
+    marks = [p for p in ElementTree.fromstring(svg).iter("path") if p.get("class") == "point"]
+    return [tuple(map(float, re.findall(r"-?[\d.]+", p.get("transform")))) for p in marks]
 
 
 def test_a_model_off_the_scale_is_shown_with_its_value():
@@ -169,8 +164,7 @@ def test_bars_are_as_long_as_the_speedup():
     timing = Timing(1, 128, 0, 5, 2, 0.5, 0.05, 1.0)
     rows = [("twice", timing), ("half", replace(timing, seconds=2.0, spread=math.nan))]
     svg = bars("s", "forward", rows)
-    boxes = [p.get("d") for p in ElementTree.fromstring(svg).iter("path") if _is_box(p.get("d"))]
-    wide = [np.ptp([float(x) for x, _ in re.findall(r"[ML] ([\d.]+) ([\d.]+)", d)]) for d in boxes]
+    wide = [width for _, _, width, _ in _boxes(svg)]
     assert len(wide) == 2 and abs(wide[0] / wide[1] - 4) <= 0.01
     assert "2.0× · 500 ms" in words(svg) and "0.50× · 2 s · slower" in words(svg)
 
@@ -181,3 +175,36 @@ def test_bars_are_as_long_as_the_speedup():
 def test_a_speedup_that_is_no_number_is_not_drawn(seconds, reference):
     assert not comparable(Timing(1, 1, 0, 1, 1, seconds, 0.0, reference))
     assert not comparable(None) and comparable(Timing(1, 1, 0, 1, 1, 1.0, 0.0, 1.0))
+
+
+def test_ticks_are_round_numbers_inside_the_scale():
+    assert Scale(-0.4, 0.4, 0, 100).ticks() == pytest.approx([-0.4, -0.2, 0, 0.2, 0.4])
+    assert Scale(411.3, 437.2, 0, 100).ticks() == [415, 420, 425, 430, 435]
+    assert Scale(2.4, 37, 0, 100, doublings=True).ticks() == [4, 8, 16, 32]
+    for low, high in ((0, 1e-9), (-3, 1e6), (0.31, 0.32)):
+        ticks = Scale(low, high, 0, 1).ticks()
+        assert 2 <= len(ticks) <= 7 and low <= min(ticks) and max(ticks) <= high
+
+
+def test_half_the_size_is_the_same_distance_everywhere():
+    at = Scale(1, 16, 10, 90, doublings=True)
+    assert [at(v) for v in (1, 2, 4, 8, 16)] == [10, 30, 50, 70, 90]
+
+
+def test_the_heights_of_a_histogram_are_on_its_axis():
+    # a third of the weights in each of three bins
+    flat = Histogram(1.0, (2, 2, 2), 0)
+    svg = histogram("h", "m", "x", flat, flat)
+    ticks = {w: y for w, _, y in texts(svg) if w.endswith("%")}
+    per_percent = (ticks["0 %"] - ticks["20 %"]) / 20
+    outline = ElementTree.fromstring(svg).find("g").findall("path")[0].get("d")
+    heights = {float(y) for y in re.findall(r"V(-?[\d.]+)", outline)}
+    assert max(heights) - min(heights) == pytest.approx(per_percent * 100 / 3, rel=0.01)
+    assert {"float", "quantized", "value of a weight", "−1", "1"} <= set(words(svg))
+
+
+def test_a_long_whisker_leaves_room_for_its_words():
+    timing = Timing(1, 128, 0, 5, 2, 0.5, 0.9, 1.0)
+    svg = bars("s", "forward", [("noisy", timing)])
+    at = {word: x for word, x, _ in texts(svg)}
+    assert at["2.0× · 500 ms"] < WIDTH - 100

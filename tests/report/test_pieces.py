@@ -124,7 +124,7 @@ def test_labels_touch_no_label_no_point_and_no_edge(points, width):
     def apart(a, b):
         return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
-    boxes = [(b.left, b.bottom, b.right, b.top) for b in placed if b is not None]
+    boxes = [(b.left, b.top, b.right, b.bottom) for b in placed if b is not None]
     assert boxes, "the first label always finds room"
     dots = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in points]
     for i, box in enumerate(boxes):

@@ -188,3 +188,42 @@ def test_models_whose_intervals_overlap_have_no_best():
     assert "the perplexity of one and two is the same within noise" in words
     assert "has the best" not in words
     assert "one has the best perplexity" in overall_verdict(study(FLOAT, close[0], far))
+
+
+def test_a_change_too_small_for_its_number_is_said_in_words():
+    less, more = Metric(423.72, "lower"), Metric(423.74, "lower")
+    assert Change(more, less).words == "< 0.01 % lower"
+    assert Change(less, more).words == "< 0.01 % higher"
+    int8 = record("int8", 100 * MIB, perplexity=(423.72, "lower"))
+    assert "falls by less than 0.01 %" in verdict(
+        record("f", 200 * MIB, perplexity=(423.74, "lower")), int8
+    )
+    both = study(
+        record("f", 9, perplexity=(423.74, "lower")),
+        int8,
+        record("int4", 9, perplexity=(500, "lower")),
+    )
+    assert "int8 has the best perplexity (423.7, < 0.01 % lower)" in overall_verdict(both)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "effect"),
+    [
+        (50.2, 49.4, 51.0, "noise"),
+        (50.2, 49.6, 51.0, "worse"),
+        (49.0, 48.5, 49.4, "better"),
+        (49.5, 49.4, 49.6, "same"),
+    ],
+)
+def test_a_change_is_noise_if_its_interval_holds_the_reference(value, low, high, effect):
+    before, after = Metric(49.5, "lower"), Metric(value, "lower", "", low, high)
+    assert Change(before, after).effect == effect
+    assert ("within noise" in moved(before, after)) == (effect == "noise")
+
+
+def moved(before, after):
+    models = []
+    for metric in (before, after):
+        measured = Measurement("perplexity", "file", 10, "items", {}, {"perplexity": metric})
+        models.append(replace(record("m", 9), measurements=(measured,)))
+    return verdict(*models)

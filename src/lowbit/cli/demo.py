@@ -63,34 +63,47 @@ def demo(
 
 
 def comparison_table(study: Study) -> Table:
-    """One row per model: bits per weight, size, perplexity, divergence, speed."""
+    """One row per model: bits per weight, size, perplexity, divergence, tokens per second, those of
+    the float model in the same rounds, and the ratio of the two."""
     reference = study.reference
     found = reference.measurements[0]
     table = Table(
         title=f"a GPT-2 of {reference.parameters:,} parameters; bits and MiB count everything",
-        caption=f"perplexity and divergence of {found.items:,} tokens that were not trained on",
+        caption=(
+            f"perplexity and divergence of {found.items:,} tokens that were not trained on;"
+            " float: tok/s of float32 in the same rounds"
+        ),
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )
     table.add_column("recipe", no_wrap=True)
-    for column in ("bits", "MiB", "ratio", "ppl", "change", "KL", "tok/s", "speed"):
+    for column in ("bits", "MiB", "ratio", "ppl", "change", "KL", "tok/s", "float", "speed"):
         table.add_column(column, justify="right", no_wrap=True)
     before = found.metrics["perplexity"].value
     for model in study.models:
         metrics, timing = model.measurements[0].metrics, model.timings[0]
         divergence = metrics.get("KL divergence")  # the reference has none from itself
+        rate, gain = timing.tokens_per_second, timing.speedup
+        speeds = (
+            ("", "", "") if gain is None else (f"{rate:.0f}", f"{rate / gain:.0f}", f"{gain:.2f}×")
+        )
         table.add_row(
             model.name,
             f"{model.bits_per_weight:.2f}",
             f"{model.stored_bytes / MEBI:.2f}",
             f"{reference.stored_bytes / model.stored_bytes:.1f}×",
             f"{metrics['perplexity'].value:.1f}",
-            f"{metrics['perplexity'].value / before - 1:+.2%}",
+            "" if divergence is None else _change(metrics["perplexity"].value / before - 1),
             "" if divergence is None else f"{divergence.value:.1e}",
-            f"{timing.tokens_per_second:.0f}",
-            "" if timing.speedup is None else f"{timing.speedup:.2f}×",
+            *speeds,
         )
     return table
+
+
+def _change(share: float) -> str:
+    """Of a share that rounds to nothing, no sign."""
+    words = f"{share:+.2%}"
+    return "±0.00%" if words in ("+0.00%", "-0.00%") else words.replace("-", "−")
 
 
 def kernel_lines(study: Study) -> Iterator[str]:

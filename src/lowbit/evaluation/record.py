@@ -1,6 +1,7 @@
 """A model on record: its sizes, kernels, coverage, and each weight's error and histogram."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +21,10 @@ from lowbit.inspect.checkpoint import Inspection, inspect_model
 from lowbit.kernels.ops import dequantize
 from lowbit.nn import QuantModule, is_quantized
 
-BINS = 101  # odd, so that zero is in the middle of one
+# Odd, so that zero is in the middle of a bin.
+BINS = 101  # of one module
+# Of all weights: four bins and more for each of the 255 levels of a tensor at 8 bits.
+ALL_BINS = 1021
 # A histogram ends where all but this share of the float weights are inside.
 OUTSIDE = 1e-3
 
@@ -42,7 +46,9 @@ def record(
     config = getattr(model.config, "quantization_config", None)
     recipe = config.recipe if isinstance(config, LowbitConfig) else None
     # Reading the weights gives them their stored form back, so it comes before the first run.
-    histograms = _histograms(model, reference.model if reference else model) if pictures else {}
+    histograms, weights = (
+        _histograms(model, reference.model if reference else model) if pictures else ({}, None)
+    )
     seen = inspect_model(model, folder)
     coverage: tuple[Summary, ...] = ()
     if recipe is not None and reference is not None and _is_origin(reference.model, model):
@@ -63,6 +69,7 @@ def record(
         coverage=coverage,
         modules=_modules(model, seen, histograms),
         slow=seen.slow,
+        weights=weights,
     )
 
 
@@ -100,9 +107,30 @@ def _has_matrix(module: nn.Module) -> bool:
     return isinstance(module, QuantModule) or isinstance(weights_of(module), Weights)
 
 
-def _histograms(model: PreTrainedModel, reference: PreTrainedModel) -> dict[str, Histogram]:
-    """Module -> its weights, between edges that the reference's weights set."""
-    found = {}
+def _histograms(
+    model: PreTrainedModel, reference: PreTrainedModel
+) -> tuple[dict[str, Histogram], Histogram | None]:
+    """Module -> its weights, and all of them together, between edges that the reference's set."""
+    found, before = {}, []
+    for name, weight, mine in _pairs(model, reference):
+        edge = _edge(weight)
+        found[name] = _count(mine, edge, BINS)
+        before.append(found[name] if mine is weight else _count(weight, edge, BINS))
+    if not found:
+        return {}, None
+    edge = _common_edge(before)
+    together = [_count(mine, edge, ALL_BINS) for _, _, mine in _pairs(model, reference)]
+    counts = tuple(map(sum, zip(*(one.counts for one in together), strict=True)))
+    return found, Histogram(edge, counts, sum(one.outside for one in together))
+
+
+Matrix = Float[Tensor, "out in"]
+
+
+def _pairs(
+    model: PreTrainedModel, reference: PreTrainedModel
+) -> Iterator[tuple[str, Matrix, Matrix]]:
+    """(module, the reference's matrix, the model's), each decoded."""
     modules, tied = dict(model.named_modules()), tied_weights(reference)
     for name, module in reference.named_modules():
         weight = None if WeightName(name) in tied or name not in modules else _weight(module)
@@ -110,8 +138,21 @@ def _histograms(model: PreTrainedModel, reference: PreTrainedModel) -> dict[str,
             continue
         mine = weight if model is reference else _weight(modules[name])
         if mine is not None:
-            found[name] = _count(mine, _edge(weight))
-    return found
+            yield name, weight, mine
+
+
+def _common_edge(histograms: Sequence[Histogram]) -> float:
+    """Where all but the share OUTSIDE of the weights that the histograms have inside are inside, to
+    the width of a bin."""
+    reach, count = [], []
+    for one in histograms:
+        bins = torch.linspace(-one.edge, one.edge, len(one.counts) + 1, dtype=torch.float64)
+        reach.append(torch.maximum(bins[:-1].abs(), bins[1:].abs()))
+        count.append(torch.tensor(one.counts))
+    order = torch.cat(reach).sort()
+    inside = torch.cat(count)[order.indices].cumsum(0)
+    enough = torch.searchsorted(inside, math.ceil((1 - OUTSIDE) * int(inside[-1])))
+    return order.values[int(enough)].item() if int(inside[-1]) else 1.0
 
 
 def _weight(module: nn.Module) -> Float[Tensor, "out in"] | None:
@@ -131,10 +172,10 @@ def _edge(weight: Float[Tensor, "out in"]) -> float:
     return sizes.kthvalue(inside).values.item() or 1.0
 
 
-def _count(weight: Float[Tensor, "out in"], edge: float) -> Histogram:
-    counts = torch.zeros(BINS, dtype=torch.int64)
+def _count(weight: Float[Tensor, "out in"], edge: float, bins: int) -> Histogram:
+    counts = torch.zeros(bins, dtype=torch.int64)
     for rows in row_blocks(*weight.shape):
         # In float32 a count is exact up to 2²⁴: blocks are smaller.
-        counts += torch.histc(weight[rows], BINS, -edge, edge).long()
+        counts += torch.histc(weight[rows], bins, -edge, edge).long()
     total = int(counts.sum())
     return Histogram(edge, tuple(counts.tolist()), weight.numel() - total)

@@ -11,7 +11,7 @@ The first model of a study is the reference that the others are compared with.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -43,10 +43,6 @@ class Metric:
     low: float | None = None
     high: float | None = None
 
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return _made(cls, stored)
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -55,10 +51,6 @@ class Sample:
     source: str
     output: str
     reference: str | None = None
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return _made(cls, stored)
 
 
 @dataclass(frozen=True)
@@ -85,18 +77,6 @@ class Measurement:
     def main_metric(self) -> str | None:
         """The metric that decides; None where the task has only samples."""
         return next(iter(self.metrics), None)
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return _made(
-            cls,
-            {
-                **stored,
-                "metrics": {k: Metric.from_dict(m) for k, m in stored["metrics"].items()},
-                "samples": tuple(Sample.from_dict(s) for s in stored["samples"]),
-                "predictions": tuple(stored["predictions"]),
-            },
-        )
 
 
 @dataclass(frozen=True)
@@ -125,10 +105,6 @@ class Timing:
         """Of the model over the reference; None without one."""
         return None if self.reference_seconds is None else self.reference_seconds / self.seconds
 
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return _made(cls, stored)
-
 
 @dataclass(frozen=True)
 class Histogram:
@@ -137,10 +113,6 @@ class Histogram:
     edge: float
     counts: tuple[int, ...]
     outside: int
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return _made(cls, {**stored, "counts": tuple(stored["counts"])})
 
 
 @dataclass(frozen=True)
@@ -157,14 +129,6 @@ class ModuleRecord:
     relative_error: float | None = None
     histogram: Histogram | None = None
 
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        histogram = stored["histogram"]
-        return _made(
-            cls,
-            {**stored, "histogram": None if histogram is None else Histogram.from_dict(histogram)},
-        )
-
 
 @dataclass(frozen=True)
 class ModelRecord:
@@ -178,6 +142,7 @@ class ModelRecord:
     slow: in sentences, which layers were slower than in float32 where the model was measured.
     experts: of a mixture, for each of its layers by name, how many tokens of the tasks chose each
     expert.
+    weights: all matrices in one histogram, whose edges are those of the reference's.
     """
 
     name: str
@@ -198,23 +163,7 @@ class ModelRecord:
     modules: tuple[ModuleRecord, ...] = ()
     slow: tuple[str, ...] = ()
     experts: dict[str, tuple[int, ...]] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return _made(
-            cls,
-            {
-                **stored,
-                "kernels": tuple(stored["kernels"]),
-                "coverage": tuple(_made(Summary, f) for f in stored["coverage"]),
-                "measurements": tuple(Measurement.from_dict(m) for m in stored["measurements"]),
-                "timings": tuple(Timing.from_dict(t) for t in stored["timings"]),
-                "modules": tuple(ModuleRecord.from_dict(m) for m in stored["modules"]),
-                # Older studies do not say.
-                "slow": tuple(stored.get("slow", ())),
-                "experts": {k: tuple(v) for k, v in stored.get("experts", {}).items()},
-            },
-        )
+    weights: Histogram | None = None
 
 
 @dataclass(frozen=True)
@@ -243,17 +192,11 @@ class Study:
                 f" not {SCHEMA!r} version {VERSION}"
             )
         try:
-            return _made(
-                cls,
-                {
-                    "models": tuple(ModelRecord.from_dict(m) for m in stored["models"]),
-                    "environment": dict(stored["environment"]),
-                    "seed": stored["seed"],
-                    "commands": tuple(stored["commands"]),
-                },
+            return structured(
+                cls, {k: v for k, v in stored.items() if k not in ("schema", "version")}
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"a study lacks or repeats something: {error}") from error
+            raise InputError(f"this study is damaged: {error}") from error
 
     @classmethod
     def load(cls, file: str | Path) -> Self:
@@ -264,29 +207,40 @@ class Study:
         return cls.from_dict(stored)
 
 
-def _made(cls: type[Record], stored: Mapping[str, Any]) -> Record:
-    """A record of these fields. Raises TypeError for a value of another type than the field's."""
+def structured(cls: type[Record], stored: Mapping[str, Any]) -> Record:
+    """A record of this dataclass, and of those inside it, from what JSON holds.
+
+    A field that is not stored has its default. Raises TypeError for an unknown field, a missing one
+    without a default, and a value of another type than the field's.
+    """
     hints = get_type_hints(cls)
+    if unknown := sorted(set(stored) - set(hints)):
+        raise TypeError(f"{cls.__name__} has no {unknown[0]}")
+    for each in fields(cls):  # type: ignore[arg-type]
+        if each.name not in stored and each.default is each.default_factory is MISSING:
+            raise TypeError(f"{cls.__name__} lacks {each.name}")
     return cls(**{k: _value(v, hints[k], f"{cls.__name__}.{k}") for k, v in stored.items()})
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:
-    """`value`, if it is of the type `hint`; floats may be integers, or texts as `json_safe` has."""
+    """`value` as the type `hint`; floats may be integers, or texts as `json_safe` has."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         kinds = sorted(inner, key=lambda kind: kind is float)  # integers stay what they are
         fitting = [kind for kind in kinds if _fits(value, kind)]
         if fitting:
             return _value(value, fitting[0], where)
-    elif hint is float and _fits(value, float):
+    elif not _fits(value, hint):
+        pass
+    elif isinstance(hint, type) and is_dataclass(hint):
+        return structured(hint, value)
+    elif hint is float:
         return float(value)
-    elif origin in (tuple, dict) and isinstance(value, origin):
-        if origin is tuple:
-            return tuple(_value(item, inner[0], where) for item in value)
-        keys_fit = all(isinstance(key, str) for key in value)
-        if keys_fit:
-            return {key: _value(item, inner[1], where) for key, item in value.items()}
-    elif _fits(value, hint):
+    elif origin is tuple:
+        return tuple(_value(item, inner[0], where) for item in value)
+    elif origin is dict:
+        return {key: _value(item, inner[1], where) for key, item in value.items()}
+    else:
         return value
     raise TypeError(f"{where} is {value!r}")
 
@@ -298,10 +252,15 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if origin is Literal:
         return value in get_args(hint)
+    if origin is tuple:
+        return isinstance(value, list | tuple)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if is_dataclass(hint):
+        return isinstance(value, Mapping)
     if hint is float:
         return (isinstance(value, int | float) and not isinstance(value, bool)) or value in NOT_SAID
-    kind = origin or hint
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
 
 
 def json_safe(value: Any) -> Any:

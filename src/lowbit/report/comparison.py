@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lowbit.evaluation.study import Measurement, Metric, Study, Timing
-from lowbit.report.wording import number, percent, plural, times
+from lowbit.report.wording import SMALLEST_SHARE, number, percent, plural, times
 
-Effect = Literal["better", "worse", "same", "unknown"]
+Effect = Literal["better", "worse", "same", "noise", "unknown"]
 # A relative change above this is told as a factor: "is 60× as high", not "rises by 5,900 %".
 FACTOR_ABOVE = 2.0
+# Nobody would call a difference within this share a difference in size or speed.
+ALIKE = 0.02
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,16 @@ class Change:
 
     @property
     def effect(self) -> Effect:
-        """By the direction of the metric; unknown where either is no number."""
+        """By the direction of the metric. "noise" if the interval of `after` holds the value
+        before; "unknown" if either is not a number."""
         old, new = self.before.value, self.after.value
         if math.isnan(old) or math.isnan(new):
             return "unknown"
         if old == new:
             return "same"
+        low, high = self.after.low, self.after.high
+        if low is not None and high is not None and low <= old <= high:
+            return "noise"
         return "better" if (new > old) == (self.after.better == "higher") else "worse"
 
     @property
@@ -51,7 +57,7 @@ class Change:
 
     @property
     def words(self) -> str:
-        """Signed and short, for a table: +1.7 %, −0.032, 60×, or nothing to say."""
+        """Short, for a table: +1.7 %, −0.032, 60×, "< 0.01 % lower", or nothing to say."""
         if self.effect == "unknown" or not math.isfinite(self.difference):
             return ""
         if self.effect == "same":
@@ -61,6 +67,8 @@ class Change:
             return sign + number(abs(self.difference), 2)
         if self.factor - 1 > FACTOR_ABOVE:
             return times(self.factor)
+        if abs(self.factor - 1) < SMALLEST_SHARE:
+            return f"< {percent(SMALLEST_SHARE)} {'higher' if self.difference > 0 else 'lower'}"
         return sign + percent(self.factor - 1)
 
 

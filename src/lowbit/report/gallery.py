@@ -49,9 +49,20 @@ class Tradeoff:
     left_out: tuple[str, ...]
 
 
+def everything(study: Study) -> list[str]:
+    """A picture of all weights for each quantized or simulated model."""
+    before = study.reference.weights
+    return [
+        histograms.histogram(f"all-{i}", "all modules", model.name, before, model.weights)
+        for i, model in enumerate(study.models)
+        if i and before is not None and model.weights is not None
+        if histograms.drawable(before) and histograms.drawable(model.weights)
+    ]
+
+
 def layers(study: Study) -> Layers:
     before = _histograms(study.reference)
-    floats = [_floats(model) for model in study.models[1:]]
+    floats = [_floats(model, before) for model in study.models[1:]]
     after = [_histograms(model) for model in study.models[1:]]
     modules = [
         name
@@ -147,8 +158,13 @@ def _histograms(model: ModelRecord) -> dict[str, Histogram]:
     }
 
 
-def _floats(model: ModelRecord) -> set[str]:
-    return {m.name for m in model.modules if m.relative_error is None and not m.kernel}
+def _floats(model: ModelRecord, before: dict[str, Histogram]) -> set[str]:
+    """The modules that it kept in float. A simulated model is float, and its weights differ."""
+    return {
+        m.name
+        for m in model.modules
+        if m.relative_error is None and not m.kernel and m.histogram == before.get(m.name)
+    }
 
 
 def _size(model: ModelRecord, unit: str) -> float:

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lowbit.evaluation.study import Study
-from lowbit.report import markdown, scoreboard, tables, verdict
+from lowbit.report import gallery, markdown, scoreboard, tables, verdict
 from lowbit.report.samples import side_by_side
 from lowbit.report.wording import UNMEASURED, plural, size
 from lowbit.visible import shortened, visible
@@ -27,9 +27,6 @@ SCRIPT, STYLE = "report.js", "report.css"
 
 def render_html(study: Study) -> str:
     """One page; the same study gives the same text."""
-    # matplotlib takes half a second to import, which every verb would pay for.
-    from lowbit.report import gallery
-
     study = _headed(study)
     environment = _environment(finalize=_shown)
     script, style = _source(environment, SCRIPT), _source(environment, STYLE)
@@ -39,6 +36,7 @@ def render_html(study: Study) -> str:
         script=Markup(script),
         style=Markup(style),
         digest=digest,
+        everything=gallery.everything(study),
         layers=gallery.layers(study),
         maps=gallery.maps(study),
         choices=gallery.choices(study),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lowbit.evaluation.study import Study
 from lowbit.report import wording
-from lowbit.report.comparison import change, deciding, tasks
+from lowbit.report.comparison import ALIKE, change, deciding, tasks
 from lowbit.report.verdict import speedups
 from lowbit.report.wording import UNMEASURED, times
 
@@ -26,8 +26,10 @@ def _size(study: Study, index: int) -> Figure:
     before, after = study.reference.stored_bytes, study.models[index].stored_bytes
     if not (before > 0 and after > 0):
         return Figure(UNMEASURED, "size not measured")
-    if before >= after:
-        return Figure(times(before / after), "smaller", "better" if before > after else "")
+    if abs(before / after - 1) <= ALIKE:
+        return Figure(times(before / after), "the same size")
+    if before > after:
+        return Figure(times(before / after), "smaller", "better")
     return Figure(times(after / before), "larger", "worse")
 
 
@@ -38,8 +40,8 @@ def _speed(study: Study, index: int) -> Figure:
     slowest, fastest = times(gains[0]), times(gains[-1])
     span = slowest if slowest == fastest else f"{slowest.removesuffix('×')}–{fastest}"
     if gains[-1] < 1:
-        return Figure(span, "the speed", "worse")
-    return Figure(span, "as fast", "better" if gains[0] > 1 else "")
+        return Figure(span, "the speed", "worse" if gains[-1] < 1 - ALIKE else "")
+    return Figure(span, "as fast", "better" if gains[0] > 1 + ALIKE else "")
 
 
 def _quality(study: Study, index: int) -> Figure:

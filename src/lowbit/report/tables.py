@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lowbit.evaluation.study import Measurement, ModelRecord, Study, Timing
 from lowbit.report import wording
-from lowbit.report.comparison import ComparedShape, change, metric_names, shapes, tasks
+from lowbit.report.comparison import ALIKE, ComparedShape, change, metric_names, shapes, tasks
 from lowbit.report.wording import UNMEASURED
 
 
@@ -51,7 +51,10 @@ def groups(study: Study) -> list[Group]:
         rounds = [t.rounds for timings in timed.values() for t in timings if t]
         least, most = min(rounds), max(rounds)
         over = f"{least}" if least == most else f"{least} to {most}"
-        note = f"median of {over} rounds, {threads}; ± half the distance of the quartiles"
+        note = (
+            f"median of {over} rounds, {threads}; ± half the distance of the quartiles; in small"
+            " print the reference’s time in the same rounds"
+        )
         rows = [row for shape, timings in timed.items() for row in _times(shape, timings)]
         found.append(Group("Speed", note, tuple(rows)))
     for task, measured in tasks(study).items():
@@ -138,19 +141,24 @@ def _against(before: float | None, after: float | None, index: int) -> tuple[str
     if index == 0 or before is None or after is None or not (before > 0 and after > 0):
         return "", ""
     ratio = before / after
-    if ratio >= 1:
-        return f"{wording.times(ratio)} smaller" if ratio > 1 else "", "better" if ratio > 1 else ""
+    if abs(ratio - 1) <= ALIKE:
+        return "", ""
+    if ratio > 1:
+        return f"{wording.times(ratio)} smaller", "better"
     return f"{wording.times(1 / ratio)} larger", "worse"
 
 
 def _times(shape: ComparedShape, timings: list[Timing | None]) -> Iterator[Row]:
     yield Row(shape.label, "time", tuple(_seconds(timing) for timing in timings))
-    rates = [Cell() if t is None else Cell(_rate(t)) for t in timings]
-    yield Row(shape.label, "tokens per second", tuple(rates))
+    yield Row(shape.label, "tokens per second", tuple(_rate(timing) for timing in timings))
 
 
-def _rate(timing: Timing) -> str:
-    return wording.number(timing.tokens_per_second, 3) if timing.seconds > 0 else UNMEASURED
+def _rate(timing: Timing | None) -> Cell:
+    if timing is None or timing.seconds <= 0:
+        return Cell()
+    rate, gain = timing.tokens_per_second, timing.speedup
+    beside = "" if gain is None or gain <= 0 else f"beside {wording.number(rate / gain, 3)}"
+    return Cell(wording.number(rate, 3), beside)
 
 
 def _seconds(timing: Timing | None) -> Cell:
@@ -160,11 +168,14 @@ def _seconds(timing: Timing | None) -> Cell:
     if timing.spread > 0:
         text += f" ± {wording.duration(timing.spread / 2)}"
     gain = timing.speedup if timing.seconds > 0 else None
-    if gain is None:
+    if gain is None or timing.reference_seconds is None:
         return Cell(text)
+    beside = f" · {wording.duration(timing.reference_seconds)}"
     if gain >= 1:
-        return Cell(text, f"{wording.times(gain)} as fast", "better" if gain > 1 else "")
-    return Cell(text, f"{wording.times(gain)} the speed", "worse")
+        effect = "better" if gain > 1 + ALIKE else ""
+        return Cell(text, f"{wording.times(gain)} as fast{beside}", effect)
+    effect = "worse" if gain < 1 - ALIKE else ""
+    return Cell(text, f"{wording.times(gain)} the speed{beside}", effect)
 
 
 def _metric(name: str, measured: list[Measurement | None]) -> Row:

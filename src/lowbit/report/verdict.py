@@ -10,10 +10,15 @@ import math
 
 from lowbit.evaluation.study import Measurement, Metric, ModelRecord, Study
 from lowbit.report import wording
-from lowbit.report.comparison import FACTOR_ABOVE, Change, ComparedTask, change, deciding, tasks
-
-# Nobody would call a difference within this share a difference in size or speed.
-ALIKE = 0.02
+from lowbit.report.comparison import (
+    ALIKE,
+    FACTOR_ABOVE,
+    Change,
+    ComparedTask,
+    change,
+    deciding,
+    tasks,
+)
 
 
 def model_verdict(study: Study, index: int) -> str:
@@ -112,7 +117,8 @@ def _moves(found: Change) -> str:
         return f"is {wording.times(found.factor)} as high ({before} → {after}; {better})"
     else:
         by = wording.percent(found.factor - 1)
-    return f"{verb} by {by} ({before} → {after}; {better})"
+    noise = "; within noise" if found.effect == "noise" else ""
+    return f"{verb} by {by} ({before} → {after}; {better}{noise})"
 
 
 def _smallest(reference: ModelRecord, models: tuple[ModelRecord, ...]) -> str:

@@ -6,6 +6,8 @@ KIBI, MEBI, GIBI = 1 << 10, 1 << 20, 1 << 30
 UNMEASURED = "–"
 # More digits than these are noise, whatever two numbers differ by.
 MOST_DIGITS = 6
+# A smaller relative change is not worth a number of its own.
+SMALLEST_SHARE = 1e-4
 
 
 def odd(value: float) -> str | None:
@@ -55,8 +57,8 @@ def percent(share: float) -> str:
     words = odd(value)
     if words is not None:
         return words
-    if 0 < value < 0.005:
-        return "less than 0.01 %"
+    if 0 < abs(share) < SMALLEST_SHARE:
+        return f"less than {percent(SMALLEST_SHARE)}"
     return (
         f"{value:.2f} %" if value < 0.1 else f"{value:.1f} %" if value < 100 else f"{value:,.0f} %"
     )

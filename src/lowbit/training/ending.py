@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from lowbit.checkpoint.atomic_write import staged, staged_file, writing
 from lowbit.evaluation.bootstrap import Loss, loss
-from lowbit.evaluation.study import Measurement, json_safe
+from lowbit.evaluation.study import Measurement, json_safe, structured
 from lowbit.evaluation.task import Subject, Task, agreement
 from lowbit.progress import without_transformers_bars
 from lowbit.qat.learned import LEARNED, learned_state, save_learned
@@ -55,7 +55,7 @@ class Outcome:
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
         """What `to_dict` gave, without losses and history."""
         measured = {
-            key: {name: Measurement.from_dict(m) for name, m in stored.get(key, {}).items()}
+            key: {name: structured(Measurement, m) for name, m in stored.get(key, {}).items()}
             for key in ("measurements", "test")
         }
         return cls(

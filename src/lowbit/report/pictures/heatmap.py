@@ -8,22 +8,10 @@ mark, one that the model does not have is left empty. Many layers go in rows of 
 
 import math
 from collections.abc import Sequence
-from typing import Any
-
-from matplotlib import colormaps
 
 from lowbit.evaluation.study import ModuleRecord
-from lowbit.report.pictures.canvas import (
-    FAINT,
-    INK,
-    KEPT,
-    RULE,
-    WIDTH,
-    Sheet,
-    drawing,
-    text_width,
-    to_svg,
-)
+from lowbit.report.pictures.sheet import FAINT, INK, RULE, WIDTH, Sheet, text_width
+from lowbit.report.pictures.viridis import colour, viridis
 from lowbit.report.places import Stack, arrange
 from lowbit.report.wording import decibels, number
 from lowbit.visible import shortened
@@ -31,7 +19,6 @@ from lowbit.visible import shortened
 CELL, LABEL, SMALL = 20.0, 118.0, 9.0
 ACROSS = 12  # layers side by side: more would leave cells too narrow for a number at 400 px
 MOST_ROWS = 40  # of one block, and of modules without a layer
-COLOURS = colormaps["viridis"]
 WIDEST = 34.0  # a cell
 STEP = 5  # the colour scale starts and ends on a multiple of this
 NARROWEST = 20  # dB from end to end: on a shorter scale noise would look like a pattern
@@ -48,20 +35,19 @@ def scale(models: Sequence[Sequence[ModuleRecord]]) -> tuple[float, float] | Non
     return float(min(low, high - NARROWEST)), float(high)
 
 
-@drawing
 def legend(name: str, ends: tuple[float, float]) -> str:
     """The colour scale, and the cells that are not on it."""
-    made = Sheet(WIDTH, 64)
+    made = Sheet(name, WIDTH, 64)
     low, high = ends
     left, width, steps = 12.0, WIDTH - 36.0, 60
     for i in range(steps):
         # Each reaches under all that follow, so that no seam shows between two.
         at, rest = left + i * width / steps, width * (1 - i / steps)
-        made.box(at, 4, rest, 10, facecolor=COLOURS(i / (steps - 1)))
+        made.box(at, 4, rest, 10, colour(i / (steps - 1)))
     for tick in _ticks(low, high):
         words = number(tick) + (" dB" if tick == high else "")
         x = left + width * (tick - low) / (high - low)
-        made.text(x, 27, words, ha="center", size=10, color=FAINT)
+        made.text(x, 27, words, "middle", 10, FAINT)
     for x, value, words in (
         (left, None, "kept in float"),
         (left + 124, math.nan, "error not known"),
@@ -69,9 +55,7 @@ def legend(name: str, ends: tuple[float, float]) -> str:
     ):
         _cell(made, x, 42, CELL, value, ends)
         made.text(x + CELL + 6, 55, words, size=10)
-    return to_svg(
-        made.figure, name, "Colour scale", f"From {low:.0f} dB, dark, to {high:.0f} dB, light."
-    )
+    return made.svg("Colour scale", f"From {low:.0f} dB, dark, to {high:.0f} dB, light.")
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -81,7 +65,6 @@ def _ticks(low: float, high: float) -> list[float]:
     return [value for value in inner if high - value >= 0.7 * step] + [high]
 
 
-@drawing
 def heatmap(
     name: str, model: str, modules: Sequence[ModuleRecord], ends: tuple[float, float]
 ) -> str:
@@ -96,20 +79,18 @@ def heatmap(
     shown = alone[:MOST_ROWS]
     height = sum(46 + CELL * len(kinds) for _, kinds, _ in blocks) + 8
     height += (30 + CELL * len(shown)) if shown else 0
-    made = Sheet(WIDTH, height)
+    made = Sheet(name, WIDTH, height)
     y = 0.0
     for stack, kinds, layers in blocks:
         y = _block(made, y, stack, kinds, layers, cells, ends)
     if shown:
-        made.text(0, y + 15, "outside the layers", color=FAINT, size=10)
+        made.text(0, y + 15, "outside the layers", colour=FAINT, size=10)
         for row, module in enumerate(shown):
             top = y + 22 + row * CELL
             # One cell each, so the name may be as long as the line.
             made.text(CELL + 8, top + 14, shortened(module, 48), size=10)
             _cell(made, 0, top, CELL, cells[module], ends)
-    return to_svg(
-        made.figure, name, f"Signal-to-noise ratio by module in {model}", _summary(modules)
-    )
+    return made.svg(f"Signal-to-noise ratio by module in {model}", _summary(modules))
 
 
 def left_out(modules: Sequence[ModuleRecord]) -> int:
@@ -136,15 +117,15 @@ def _block(
 ) -> float:
     """Draw it below `y`, and return where it ends."""
     wide = min((WIDTH - LABEL) / min(len(stack.layers), ACROSS), WIDEST)
-    made.text(0, y + 15, shortened(stack.name or "layers", 40), color=FAINT, size=10)
+    made.text(0, y + 15, shortened(stack.name or "layers", 40), colour=FAINT, size=10)
     for column, layer in enumerate(layers):
         words = str(layer)
         size = min(SMALL, SMALL * wide / text_width(words, SMALL))
-        made.text(LABEL + (column + 0.5) * wide, y + 31, words, ha="center", size=size, color=FAINT)
+        made.text(LABEL + (column + 0.5) * wide, y + 31, words, "middle", size, FAINT)
     for row, kind in enumerate(kinds):
         top = y + 36 + row * CELL
         words = shortened(kind, 18) or "(itself)"
-        made.text(LABEL - 6, top + 14, words, ha="right", size=10)
+        made.text(LABEL - 6, top + 14, words, "end", 10)
         for column, layer in enumerate(layers):
             if layer in stack.names[kind]:
                 value = cells[stack.names[kind][layer]]
@@ -155,25 +136,21 @@ def _block(
 def _cell(
     made: Sheet, x: float, y: float, wide: float, value: float | None, ends: tuple[float, float]
 ) -> None:
-    def box(**style: Any) -> None:
-        made.box(x, y, wide - 1, CELL - 1, edgecolor=RULE, **style)
-
     if value is None:
-        box(facecolor=KEPT, hatch="///")
+        made.box(x, y, wide - 1, CELL - 1, made.hatch, RULE)
         return
     if math.isnan(value):
-        box(facecolor="none", lw=1)
-        colour, words = INK, "?"
+        made.box(x, y, wide - 1, CELL - 1, "none", RULE)
+        ink, words = INK, "?"
     else:
         share = (value - ends[0]) / (ends[1] - ends[0])
-        red, green, blue, _ = COLOURS(min(1.0, max(0.0, share)))
-        box(facecolor=(red, green, blue))
+        made.box(x, y, wide - 1, CELL - 1, colour(share), RULE)
         # Black or white, whichever the eye tells better from the cell.
-        light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
-        colour = "#010101" if light > 0.179 else "#ffffff"
+        red, green, blue = ((part / 255) ** 2.2 for part in viridis(share))
+        ink = "#010101" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "#ffffff"
         words = "∞" if math.isinf(value) and value > 0 else f"{value:.0f}".replace("-", "−")
     if wide >= 16:
-        made.text(x + (wide - 1) / 2, y + 13.2, words, ha="center", size=SMALL, color=colour)
+        made.text(x + (wide - 1) / 2, y + 13.2, words, "middle", SMALL, ink)
 
 
 def _summary(modules: Sequence[ModuleRecord]) -> str:

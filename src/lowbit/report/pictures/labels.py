@@ -1,7 +1,8 @@
 """Names beside points, without overlaps.
 
 A greedy search: each label tries places around its point in growing rings and takes the first that
-touches no label placed before, no point, no obstacle, and no edge. Deterministic; in pixels.
+touches no label placed before, no point, no obstacle, and no edge. The result is deterministic. All
+numbers are pixels from the top left.
 """
 
 import math
@@ -33,24 +34,24 @@ RADIUS = 5.0  # of a point, with the air around it
 @dataclass(frozen=True)
 class Box:
     left: float
-    bottom: float
-    right: float
     top: float
+    right: float
+    bottom: float
 
     def meets(self, other: "Box") -> bool:
         return (
             self.left < other.right
             and other.left < self.right
-            and self.bottom < other.top
-            and other.bottom < self.top
+            and self.top < other.bottom
+            and other.top < self.bottom
         )
 
     def within(self, other: "Box") -> bool:
         return (
             other.left <= self.left
             and self.right <= other.right
-            and other.bottom <= self.bottom
-            and self.top <= other.top
+            and other.top <= self.top
+            and self.bottom <= other.bottom
         )
 
     @property
@@ -85,7 +86,7 @@ def place_labels(
 
 
 def _candidates(point: tuple[float, float], width: float, height: float, area: Box) -> list[Box]:
-    reach = math.hypot(area.right - area.left, area.top - area.bottom)
+    reach = math.hypot(area.right - area.left, area.bottom - area.top)
     found = []
     distance = RADIUS + 2
     while distance < reach:
@@ -93,7 +94,7 @@ def _candidates(point: tuple[float, float], width: float, height: float, area: B
             cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
             # The nearest edge of the box, not its centre, keeps the distance.
             x = point[0] + cosine * (distance + width / 2)
-            y = point[1] + sine * (distance + height / 2)
+            y = point[1] - sine * (distance + height / 2)
             found.append(Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2))
         distance += 6
     return found
