@@ -23,7 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"quantize", "interop", "peft"}),
     frozenset({"evaluation", "public"}),
     frozenset({""}),  # lowbit/__init__.py
-    frozenset({"jobs", "report", "search", "training"}),
+    frozenset({"jobs", "report", "search", "serving", "training"}),
     frozenset({"demo"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),

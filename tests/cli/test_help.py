@@ -20,8 +20,8 @@ from tests.small_tokenizers import words
 from tests.test_docs_commands import FEW, NEW, TINY, write_data
 from tests.training.test_squad import VOCABULARY
 
-# What these need is made elsewhere: another project's files, a download, minutes.
-ELSEWHERE = ("demo", "import", "run")
+# What these need is made elsewhere: another project's files, a download, minutes, a client.
+ELSEWHERE = ("demo", "import", "run", "serve")
 SMALL = {
     "compare": ["--shapes", "none", "--new-tokens", "2"],
     "report": ["--shapes", "none", "--new-tokens", "2"],

@@ -1,6 +1,7 @@
 """`lowbit embed` and `lowbit infer` on tables, as their user sees them."""
 
 import json
+import socket
 
 import pytest
 
@@ -65,3 +66,24 @@ def test_infer_tells_benchmarks_and_tables_apart(lowbit, docs, tmp_path):
     ):
         code, _, err = lowbit(*asked, *more)
         assert code == 2 and told in err
+
+
+def test_serve_refuses_what_it_cannot_serve(lowbit, model, tmp_path, monkeypatch):
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        pytest.importorskip(package, reason=f"the service needs the package {package}")
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    decoder = save("gpt2", tmp_path / "gpt2")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for more, code, told in (
+            ((decoder, "--port", 0), 2, f"lowbit run -- transformers serve {decoder}"),
+            ((model, "--port", port), 1, f"127.0.0.1:{port} cannot be listened to"),
+            ((model, "--queue", 5), 2, "a queue of 5 rows cannot hold a request of 1024"),
+            ((model, "--workers", 0), 2, "workers must be at least 1"),
+            ((model, "--port", 0, "--beams", 2), 2, "--beams is not an option of embedding"),
+        ):
+            found, _, err = lowbit("serve", *more)
+            assert found == code and told in err
+    monkeypatch.setenv("LOWBIT_API_KEY", "")
+    assert "the API key is empty" in lowbit("serve", model)[2]

@@ -32,6 +32,7 @@ VERBS = (
     "train",
     "embed",
     "infer",
+    "serve",
     "translate",
     "import",
     "export",

@@ -13,10 +13,13 @@ from lowbit.fallbacks import note
 from lowbit.nn.eval_mode import positions
 from lowbit.pipelines.pipeline import Item, Row, TokenPipeline
 
+NEW_TOKENS = 64  # of a continuation, unless something else is asked for
+
 
 class Generation(TokenPipeline):
-    """The likeliest token at a time, up to `max_new_tokens`. A prompt is cut on the right to leave
-    them room. chat: each text is what a user says, in the form of the tokenizer's chat template.
+    """The likeliest token at a time, up to `max_new_tokens`: by default 64, or half of the model's
+    positions if that is less. A prompt is cut on the right to leave them room. chat: each text is
+    what a user says, in the form of the tokenizer's chat template.
 
     Raises UsageError for a model that does not continue texts, and for more new tokens than it has
     positions for.
@@ -28,17 +31,20 @@ class Generation(TokenPipeline):
         self,
         model: PreTrainedModel,
         tokenizer: Any,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         chat: bool = False,
         max_length: int | None = None,
     ) -> None:
         if not model.can_generate() or model.config.is_encoder_decoder:
             raise UsageError(f"{type(model).__name__} does not continue texts")
-        check_at_least("max_new_tokens", max_new_tokens, 1)
         super().__init__(model, tokenizer, max_length)
         if chat and not getattr(tokenizer, "chat_template", None):
             raise UsageError("the tokenizer has no chat template: leave --chat out")
-        if (room := positions(model)) is not None:
+        room = positions(model)
+        if max_new_tokens is None:
+            max_new_tokens = NEW_TOKENS if room is None else max(1, min(NEW_TOKENS, room // 2))
+        check_at_least("max_new_tokens", max_new_tokens, 1)
+        if room is not None:
             if max_new_tokens >= room:
                 raise UsageError(
                     f"{max_new_tokens} new tokens leave no room for a text: the model has {room}"

@@ -1,0 +1,56 @@
+"""A worker: batches come in, results go out, until the front closes its end."""
+
+import ctypes
+import gc
+import select
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowbit.errors import LowbitError
+from lowbit.pipelines.pipeline import Pipeline
+from lowbit.serving.channel import packed, receive
+
+IDLE = 1.0  # seconds without work, after which memory of the largest batch goes back
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Instead of results: a sentence for the client, or none if the fault is ours."""
+
+    sentence: str | None
+
+
+def work(pipeline: Pipeline, threads: int, end: socket.socket) -> None:
+    """Answer until the other end is closed."""
+    torch.set_num_threads(threads)
+    trim = _trim()
+    while True:
+        if not select.select([end], [], [], IDLE)[0]:
+            gc.collect()
+            trim(0)
+        try:
+            items = receive(end)
+        except (EOFError, OSError):
+            return
+        answer: Any
+        try:
+            answer = pipeline.run(items)
+        except LowbitError as error:
+            answer = Failure(str(error))
+        except Exception:
+            traceback.print_exc()
+            answer = Failure(None)
+        try:
+            end.sendall(packed(answer))
+        except OSError:
+            return
+
+
+def _trim() -> Callable[[int], object]:
+    """glibc's function that gives free memory back; other libraries have none."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
