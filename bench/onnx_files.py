@@ -32,6 +32,7 @@ from lowbit.interop.onnx.tracing import trace
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "onnx.md"
 SHAPE = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 RECIPES = ("int8-dynamic", "int8-static", "int8", "int4", "int4-dynamic")
+PRODUCTS = ("int8-dynamic", "int8-static")  # whose weights may be int8 in the file
 OWN = ("int8-dynamic", "int4-dynamic")
 TOKENS, BLOCK = 128, 64
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -62,11 +63,11 @@ def openvino(file: Path, threads: int) -> Run:
     return lambda feed: request.infer({n: feed[n] for n in names})[0].copy()
 
 
-def dynamic_of_onnx_runtime(plain: Path, file: Path) -> None:
-    """int8 with one scale for all activations of a product; uint8 weights, as ours."""
+def dynamic_of_onnx_runtime(plain: Path, file: Path, weights: str) -> None:
+    """int8 with one scale for all activations of a product."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(plain, file, per_channel=True, weight_type=QuantType.QUInt8)
+    quantize_dynamic(plain, file, per_channel=True, weight_type=QuantType.from_string(weights))
 
 
 def blocks_of_onnx_runtime(plain: Path, file: Path, bits: int) -> None:
@@ -94,7 +95,14 @@ def static_of_nncf(plain: Path, file: Path) -> None:
 
 
 PEERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
-    "ONNX Runtime's quantize_dynamic": ("dynamic.onnx", dynamic_of_onnx_runtime),
+    "ONNX Runtime's quantize_dynamic, uint8 weights": (
+        "dynamic.onnx",
+        partial(dynamic_of_onnx_runtime, weights="QUInt8"),
+    ),
+    "ONNX Runtime's quantize_dynamic, int8 weights": (
+        "dynamic-int8.onnx",
+        partial(dynamic_of_onnx_runtime, weights="QInt8"),
+    ),
     "ONNX Runtime's MatMulNBits, 8 bits": ("8.onnx", partial(blocks_of_onnx_runtime, bits=8)),
     "ONNX Runtime's MatMulNBits, 4 bits": ("4.onnx", partial(blocks_of_onnx_runtime, bits=4)),
     "NNCF, static int8": ("nncf.xml", static_of_nncf),
@@ -125,16 +133,19 @@ def write_files(model: BertModel, folder: Path) -> dict[str, Path]:
         except ImportError as error:
             print(f"{name} is left out: {error}", flush=True)
     for recipe in RECIPES:
-        exported = folder / f"{recipe}-onnx"
-        if not exported.exists():
+        if not (folder / recipe).exists():
             ours = copy.deepcopy(model)
             ids = torch.from_numpy(text()["input_ids"])
             calibration = ids if recipe.endswith("static") else None
             lowbit.quantize(ours, recipe, progress=False, calibration=calibration)
             ours.save_pretrained(folder / recipe)
-            lowbit.export_checkpoint(folder / recipe, "onnx", exported)
-        found[f"lowbit {recipe}"] = exported / "model.onnx"
-        print(f"{recipe} is written", flush=True)
+        for to in ("onnx", "onnx:vnni") if recipe in PRODUCTS else ("onnx",):
+            form = to.partition(":")[2]
+            exported = folder / f"{recipe}-onnx{form}"
+            if not exported.exists():
+                lowbit.export_checkpoint(folder / recipe, to, exported)
+            found[f"lowbit {recipe}{form and f', {form}'}"] = exported / "model.onnx"
+            print(f"{exported.name} is written", flush=True)
     return found
 
 

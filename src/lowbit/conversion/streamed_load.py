@@ -7,7 +7,8 @@ already (`QuantizedInFile`), and passes through as it is.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -176,13 +177,23 @@ def read_all(
             assert stop.__cause__ is not None
             raise stop.__cause__ from None
     model._adjust_missing_and_unexpected_keys(info)
-    missing = sorted(info.missing_keys - set(model.all_tied_weights_keys))
-    if missing:
+    if missing := lacking(model, info.missing_keys):
         raise InputError(
             f"the checkpoint lacks {len(missing)} of the {len(model.state_dict())} tensors of"
             f" {type(model).__name__}: {missing[0]}"
         )
     return tuple(sorted(info.unexpected_keys))
+
+
+def lacking(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
+    """The tensors among `missing` that files must hold: transformers neither ties them to others
+    nor fills them itself, as it does fixed tables of positions."""
+    filled = tuple(model._keys_to_ignore_on_load_missing or ())
+    return sorted(
+        name
+        for name in set(missing) - set(model.all_tied_weights_keys)
+        if not any(re.search(pattern, name) for pattern in filled)
+    )
 
 
 def names_in_model(

@@ -19,7 +19,7 @@ from lowbit.conversion.experts import weight_at
 from lowbit.conversion.hf_quantizer import LowbitQuantizer
 from lowbit.conversion.module_weights import WeightName, Weights
 from lowbit.conversion.skeleton import build, stored_buffers
-from lowbit.conversion.streamed_load import dtype_of, names_in_model
+from lowbit.conversion.streamed_load import dtype_of, lacking, names_in_model
 from lowbit.errors import InputError
 from lowbit.formats import Layout, QTensor
 from lowbit.formats.validity import faults
@@ -93,9 +93,8 @@ def open_stored(model: str | Path) -> Iterator[StoredModel]:
         wanted = float_model.state_dict()
         floats = {name: tensor for name, tensor in places.items() if name in wanted}
         missing = wanted.keys() - floats.keys() - {str(w.name) for w in weights.values()}
-        missing -= set(float_model.all_tied_weights_keys)
-        if missing:
-            raise InputError(f"{folder} lacks {min(missing)}")
+        if lacked := lacking(float_model, missing):
+            raise InputError(f"{folder} lacks {lacked[0]}")
         yield StoredModel(folder, config, quantization, float_model, weights, floats, dtype)
 
 

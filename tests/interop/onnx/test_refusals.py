@@ -56,6 +56,7 @@ OFFSETS = {"rules": [{"match": "*.query", "scheme": "zero-point", "zero": "float
         ("bcq1", "onnx", None, "quantize with int2"),
         (groups(24), "onnx", None, "groups of 24 inputs are no multiple of 16.*groups of 32"),
         ("int8", "onnx:17", None, "opset '17' is unknown.* 18, 19, 20, 21, 22, 23"),
+        ("int8", "onnx:20:vnn", None, "opset 'vnn' is unknown; did you mean vnni"),
         ("int8", "onnx:new", None, "opset 'new' is unknown: use 18"),
         (OFFSETS, "onnx", None, "no operator takes offsets; quantize with int4"),
         ("int8", "onnx", "sentence-transformers", "has no modules.json"),

@@ -3,22 +3,24 @@ of ONNX's operators and call these.
 
     activations   scales of the weight    operators
     float         any                     MatMulNBits
-    dynamic       of rows                 ReduceMax, Div, Round, Cast; MatMulInteger
+    dynamic       of rows                 ReduceMax, Div, QuantizeLinear; MatMulIntegerToFloat
     dynamic       of groups               MatMulNBits that may round a row's blocks to int8
     static        of rows                 QuantizeLinear, DequantizeLinear; MatMul
     static        of groups               QuantizeLinear, DequantizeLinear; MatMulNBits
     embeddings    any                     GatherBlockQuantized
 
-Tracing sees shapes and dtypes: the operators are recorded, not computed. MatMulNBits and
-GatherBlockQuantized are of the domain com.microsoft, the others of the standard. Weights of int8
-products are uint8 around 128: programs add up uint8 · int8 in 16 bits on processors without VNNI,
-where such sums saturate.
+Tracing sees shapes and dtypes: the operators are recorded, not computed. MatMulNBits,
+GatherBlockQuantized and MatMulIntegerToFloat are of the domain com.microsoft, the others of the
+standard. Weights of int8 products are uint8 around 128: programs add up uint8 · int8 in 16 bits on
+processors without VNNI, where such sums saturate. `signed` makes them int8, for processors that
+have it: there only such products are fast.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Shaped, UInt8
 from torch import Tensor, nn
 from torch.onnx import ops
 
@@ -110,46 +112,61 @@ class BlockLinear(Linear):
 
 
 class IntegerLinear(Linear):
-    """Holds W [in, out] as uint8 for products of integers, with a scale for each output."""
+    """Holds W [in, out] as uint8 or int8 for products of integers, with a scale for each output."""
 
-    def __init__(self, module: QuantLinear, q: AffineTensor) -> None:
+    def __init__(self, module: QuantLinear, q: AffineTensor, signed: bool) -> None:
         super().__init__(module)
-        zero = q.zero_point if q.zero_point is not None else torch.tensor([[MIDDLE]])
+        zero = q.zero_point
+        if zero is None and not signed:
+            zero = torch.tensor([[MIDDLE]], dtype=torch.uint8)
         self.hold(
             {
-                "codes": codes_from_zero(q, 8).t().contiguous(),
+                "codes": _bytes(codes_from_zero(q, 8), signed).t().contiguous(),
                 "scale": q.scale.float().expand(self.rows, 1).flatten().contiguous(),
-                "zero_point": zero.to(torch.uint8).expand(self.rows, 1).flatten().contiguous(),
+                "zero_point": None
+                if zero is None
+                else _bytes(zero, signed).expand(self.rows, 1).flatten().contiguous(),
             }
         )
+
+
+def _bytes(codes: UInt8[Tensor, "..."], signed: bool) -> Shaped[Tensor, "..."]:
+    """The codes, or the int8 ones that are lower by 128."""
+    return (codes ^ MIDDLE).view(torch.int8) if signed else codes
 
 
 class DynamicLinear(IntegerLinear):
     """Activations become int8 with a scale for each token, found at run time:
 
     scale = max |x| / 127,    code = rint(x · (127 / max |x|)) + 128
+
+    Both programs know a product of codes that have one scale, so tokens are divided by theirs
+    before it, and multiplied after it.
     """
 
+    one: Tensor
     levels: Tensor
 
-    def __init__(self, module: QuantLinear, q: AffineTensor) -> None:
-        super().__init__(module, q)
-        middle, levels = torch.tensor(MIDDLE, dtype=torch.uint8), torch.tensor(LEVELS)
-        self.hold({"middle": middle, "levels": levels})
+    def __init__(self, module: QuantLinear, q: AffineTensor, signed: bool) -> None:
+        super().__init__(module, q, signed)
+        middle = torch.tensor(MIDDLE, dtype=torch.uint8)
+        self.hold({"middle": middle, "one": torch.tensor(1.0), "levels": torch.tensor(LEVELS)})
 
     def product(self, x: Tensor) -> Tensor:
         largest = x.abs().amax(-1, keepdim=True).clamp(min=TINY)
-        codes = ((x * (self.levels / largest)).round() + MIDDLE).to(torch.uint8)
-        inputs = [codes, *self.held("codes", "middle", "zero_point")]
-        sums = call("MatMulInteger", inputs, (*x.shape[:-1], self.rows), torch.int32)
-        return sums.to(x.dtype) * self.scale * (largest / self.levels)
+        form = [x * (self.levels / largest), self.one, self.middle]
+        codes = call("QuantizeLinear", form, x.shape, torch.uint8)
+        inputs = [codes, *self.held("codes", "one", "scale", "middle", "zero_point")]
+        shape = (*x.shape[:-1], self.rows)
+        sums = call(f"{OWN}::MatMulIntegerToFloat", inputs, shape, x.dtype)
+        return sums * (largest / self.levels)
 
 
 class StaticLinear(IntegerLinear):
     """Activations become int8 with one scale that is known."""
 
-    def __init__(self, module: QuantLinear, q: AffineTensor) -> None:
-        super().__init__(module, q)
+    def __init__(self, module: QuantLinear, q: AffineTensor, signed: bool) -> None:
+        super().__init__(module, q, signed)
         self.activations = Rounded(module.static_scales()[0])
 
     def product(self, x: Tensor) -> Tensor:
@@ -203,9 +220,10 @@ class BlockEmbedding(Layer):
         return scaled(rows.flatten(-2)[..., : self.columns], *self.factor)
 
 
-def layer_for(module: QuantModule, blocks: dict[QuantModule, Blocks]) -> nn.Module:
+def layer_for(module: QuantModule, blocks: dict[QuantModule, Blocks], signed: bool) -> nn.Module:
     """What takes the place of `module`, whose layout has one (`misfit`). blocks: what was made of
-    weights before, by their owners, so that a tied one is written once."""
+    weights before, by their owners, so that a tied one is written once. signed: weights of int8
+    products are int8."""
     q = module.stored_weight
     assert isinstance(q, AffineTensor)
 
@@ -224,7 +242,7 @@ def layer_for(module: QuantModule, blocks: dict[QuantModule, Blocks]) -> nn.Modu
         layer: nn.Module = BlockLinear(module, weight())
         layer = nn.Sequential(Rounded(static[0]), layer) if static else layer
     else:
-        layer = StaticLinear(module, q) if static else DynamicLinear(module, q)
+        layer = (StaticLinear if static else DynamicLinear)(module, q, signed)
     if isinstance(module, RequantizedLinear):
         layer = nn.Sequential(layer, Rounded(static[1]))
     return layer

@@ -1,6 +1,7 @@
 """Out: a folder of lowbit's becomes a folder with ONNX models, config and tokenizer."""
 
 from collections import Counter
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,34 @@ from lowbit.interop.stored_model import StoredModel, StoredWeight
 from lowbit.nn import QuantModule
 
 OPSETS = range(18, 24)
-OPSET = 20
+VNNI = "vnni"
 # Protocol buffers end at 2 GiB; weights of larger models lie in a file beside.
 MOST_IN_ONE_FILE = 1 << 30
 SENTENCES = "modules.json"  # of sentence-transformers
 
 
-def check(model: StoredModel, opset: str | None) -> None:
+@dataclass(frozen=True)
+class Target:
+    """vnni: weights of int8 products are int8: faster on processors with VNNI, not exact on others
+    of x86."""
+
+    opset: int = 20
+    vnni: bool = False
+
+    @classmethod
+    def parse(cls, asked: str | None) -> "Target":
+        """Of "OPSET", "vnni" or "OPSET:vnni". Raises UsageError."""
+        opset, vnni = cls.opset, False
+        for part in asked.split(":") if asked else ():
+            check_choice("opset", part, [*map(str, OPSETS), VNNI])
+            opset, vnni = (opset, True) if part == VNNI else (int(part), vnni)
+        return cls(opset, vnni)
+
+
+def check(model: StoredModel, asked: str | None) -> None:
     """Raises UsageError for what ONNX's operators do not hold, with the nearest recipe, and for an
     opset that is not served; InputError where packages are missing."""
-    _opset(opset)
+    Target.parse(asked)
     for package in ("onnx", "onnxscript"):
         needed(package, package, "onnx")
     if find_spec("transformers.exporters") is None:
@@ -46,33 +65,33 @@ def check(model: StoredModel, opset: str | None) -> None:
             raise UsageError(f"{place} cannot be written as ONNX: {told}")
 
 
-def check_sentences(model: StoredModel, opset: str | None) -> None:
+def check_sentences(model: StoredModel, asked: str | None) -> None:
     """The same of a model of sentence-transformers."""
     if not (model.folder / SENTENCES).is_file():
         raise UsageError(
             f"{model.folder} has no {SENTENCES}, so it is no model of sentence-transformers: leave"
             " --layout out"
         )
-    check(model, opset)
+    check(model, asked)
 
 
-def write(model: StoredModel, opset: str | None, folder: Path) -> tuple[str, ...]:
+def write(model: StoredModel, asked: str | None, folder: Path) -> tuple[str, ...]:
     """Write the folder; returns sentences for people."""
-    return _write(model, _opset(opset), folder, folder)
+    return _write(model, Target.parse(asked), folder, folder)
 
 
-def write_sentences(model: StoredModel, opset: str | None, folder: Path) -> tuple[str, ...]:
+def write_sentences(model: StoredModel, asked: str | None, folder: Path) -> tuple[str, ...]:
     """The same with the ONNX model in the subfolder where sentence-transformers looks for it."""
     own = folder / "onnx"
     own.mkdir()
-    return _write(model, _opset(opset), folder, own)
+    return _write(model, Target.parse(asked), folder, own)
 
 
-def _write(model: StoredModel, opset: int, folder: Path, own: Path) -> tuple[str, ...]:
+def _write(model: StoredModel, target: Target, folder: Path, own: Path) -> tuple[str, ...]:
     with reading(model.folder, "traced for ONNX"):
-        prepared = _prepared(model)
+        prepared = _prepared(model, target)
         for graph in graphs(prepared):
-            program = trace(graph, opset)
+            program = trace(graph, target.opset)
             with writing(folder):
                 _save(program, own / graph.file)
     model.config.dtype = torch.float32
@@ -80,17 +99,18 @@ def _write(model: StoredModel, opset: int, folder: Path, own: Path) -> tuple[str
     with reading(model.folder / "config.json"):
         model.config.save_pretrained(folder)
     copy_companions(model.folder, folder)
-    return tuple(_notes(model, opset))
+    return tuple(_notes(model, target))
 
 
-def _prepared(model: StoredModel) -> PreTrainedModel:
+def _prepared(model: StoredModel, target: Target) -> PreTrainedModel:
     """The model with layers that hold what ONNX's operators take; all else is float32."""
     loaded = load_model(model.folder).float()
     unfuse(loaded)
-    loaded.set_attn_implementation("sdpa" if loaded._supports_sdpa else "eager")
+    # Products and a softmax: of torch's fused attention with one head OpenVINO computes another.
+    loaded.set_attn_implementation("eager")
     packed = {n: m for n, m in loaded.named_modules() if isinstance(m, QuantModule)}
     blocks: dict[QuantModule, Blocks] = {}
-    layers = {name: layer_for(module, blocks) for name, module in packed.items()}
+    layers = {name: layer_for(module, blocks, target.vnni) for name, module in packed.items()}
     for name, layer in layers.items():
         replace_module(loaded, name, layer)
     return loaded
@@ -103,13 +123,6 @@ def _save(program: Any, file: Path) -> None:
     size = sum(tensor.nbytes for tensor in held if tensor is not None)
     beside = f"{file.name}.data" if size > MOST_IN_ONE_FILE else None
     onnx_ir.save(program, str(file), external_data=beside)
-
-
-def _opset(asked: str | None) -> int:
-    if asked is None:
-        return OPSET
-    check_choice("opset", asked, [str(opset) for opset in OPSETS])
-    return int(asked)
 
 
 def _misfit(weight: StoredWeight) -> str | None:
@@ -129,23 +142,27 @@ def _misfit(weight: StoredWeight) -> str | None:
     return None
 
 
-def _notes(model: StoredModel, opset: int) -> list[str]:
+def _notes(model: StoredModel, target: Target) -> list[str]:
     """What a reader should know of the files."""
     layouts = [w.layout for w in model.owners.values() if isinstance(w.layout, AffineLayout)]
-    notes = [f"Opset {opset}, with operators of com.microsoft for weights in groups and tables."]
+    notes = [f"Opset {target.opset}, with operators of com.microsoft."]
     wider = Counter(layout.bits for layout in layouts if stored_bits(layout.bits) > layout.bits)
     notes += [
         f"{count} weights of {bits} bits are stored in {stored_bits(bits)}."
         for bits, count in sorted(wider.items())
     ]
-    grouped = [
-        weight
-        for weight in model.weights.values()
-        if weight.activations == "dynamic" and weight.layout.granularity.group_size is not None
-    ]
-    if grouped:
+    rounded = [weight for weight in model.weights.values() if weight.activations != "float"]
+    grouped = [w for w in rounded if w.layout.granularity.group_size is not None]
+    if len(rounded) > len(grouped):
         notes.append(
-            f"{len(grouped)} layers with groups let the program round activations to int8: ONNX"
+            "Weights of int8 products are int8: on x86 processors without VNNI sums may saturate."
+            if target.vnni
+            else "Weights of int8 products are uint8, which is exact on every processor; where one"
+            " has VNNI, int8 ones are faster: --to onnx:vnni."
+        )
+    if dynamic := [w for w in grouped if w.activations == "dynamic"]:
+        notes.append(
+            f"{len(dynamic)} layers with groups let the program round activations to int8: ONNX"
             " Runtime does on most processors, OpenVINO keeps them float."
         )
     return notes
