@@ -25,7 +25,10 @@ OLD_STYLE = {
     "dequantize",
     "register",
 }
-NEEDS = {"peft.md": ["peft"]}
+NEEDS = {
+    "peft.md": ["peft"],
+    "onnx.md": ["onnxscript", "onnxruntime", "transformers.exporters"],
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -50,6 +53,7 @@ def test_there_are_pages_to_run():
         "training.md",
         "decoding.md",
         "evaluation.md",
+        "onnx.md",
         "peft.md",
         "affine.md",
         "binary.md",

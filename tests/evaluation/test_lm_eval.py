@@ -16,7 +16,7 @@ import lowbit
 from lowbit.cli.run import environment
 from tests.models import make
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 TASK = """
 task: continuation
@@ -59,11 +59,11 @@ def harness(folder, arguments):
     return json.loads(told.read_text())["results"]["continuation"]["perplexity,none"]
 
 
-def folders(tmp_path):
-    """A quantized model with its tokenizer, and the task."""
+def write_task(place, folder, recipe, adapter=None):
+    """The task in `place`; a quantized model with its tokenizer in `folder`, and an adapter."""
     model = make("gpt2")
-    lowbit.quantize(model, "int2", progress=False)
-    model.save_pretrained(tmp_path / "model")
+    lowbit.quantize(model, recipe, progress=False)
+    model.save_pretrained(folder)
     words = Tokenizer(
         models.WordLevel({"<end>": 0} | {f"w{i}": i for i in range(1, 200)}, unk_token="<end>")
     )
@@ -71,16 +71,18 @@ def folders(tmp_path):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, eos_token="<end>", pad_token="<end>"
     )
-    tokenizer.save_pretrained(tmp_path / "model")
-    rows = tmp_path / "rows.json"
+    tokenizer.save_pretrained(folder)
+    rows = place / "rows.json"
     rows.write_text("\n".join(map(json.dumps, ROWS)))
-    (tmp_path / "continuation.yaml").write_text(TASK.format(file=rows))
-    return tmp_path / "model"
+    (place / "continuation.yaml").write_text(TASK.format(file=rows))
+    if adapter is not None:
+        adapted(AutoModelForCausalLM.from_pretrained(folder), adapter)
 
 
 def test_the_harness_measures_what_the_quantized_model_says(tmp_path):
     pytest.importorskip("lm_eval", reason="the package lm-eval is absent")
-    folder = folders(tmp_path)
+    folder = tmp_path / "model"
+    write_task(tmp_path, folder, "int2")
     arguments = f"pretrained={folder}"
     model = AutoModelForCausalLM.from_pretrained(folder)
     if find_spec("peft"):

@@ -146,6 +146,7 @@ class DynamicLinear(IntegerLinear):
 
     one: Tensor
     levels: Tensor
+    middle: Tensor
 
     def __init__(self, module: QuantLinear, q: AffineTensor, signed: bool) -> None:
         super().__init__(module, q, signed)
