@@ -23,7 +23,7 @@ from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
 from lowbit.quantize.calibrated import quantize_calibrated
 from lowbit.quantize.in_memory import quantize
 from lowbit.quantize.streaming import quantize_checkpoint
-from lowbit.runtime.compiled import compile
+from lowbit.runtime.compiled import compile, save_programs
 from lowbit.schemes import Absmax, Binary, Clustered, KQuant, Scheme, ZeroPoint
 from lowbit.versions import warn_of_untested
 
@@ -71,6 +71,7 @@ __all__ = [
     "quantize_checkpoint",
     "restore_float",
     "save",
+    "save_programs",
     "simulate",
     "use_planes",
     "verify",

@@ -37,6 +37,7 @@ from transformers import (
     WhisperConfig,
     WhisperModel,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 import lowbit
 from lowbit.errors import RowError, UsageError
@@ -458,6 +459,41 @@ def test_a_mask_of_another_length_goes_to_the_model():
     inputs["attention_mask"] = inputs["attention_mask"][:, :6]
     with torch.no_grad(), pytest.raises(Exception, match="size|shape|expand|broadcast"):
         goes_to_the_model(model, inputs, "other lengths")
+
+
+class Writing(BertModel):
+    """Writes zeros over its first token, through a view."""
+
+    def forward(self, input_ids, attention_mask=None):
+        states = super().forward(input_ids, attention_mask).last_hidden_state * 1
+        states[:, 0].fill_(0)
+        return BaseModelOutput(states)
+
+
+class Drawing(BertModel):
+    def forward(self, input_ids, attention_mask=None):
+        states = super().forward(input_ids, attention_mask).last_hidden_state
+        return BaseModelOutput(states + torch.rand_like(states))
+
+
+def test_writing_in_place_counts():
+    model = Writing(BertConfig(**SMALL)).eval()
+    compiled, inputs = lowbit.compile(copy.deepcopy(model)), batch(9, 4)
+    states, there = called(compiled, inputs)[0], inputs["attention_mask"].bool()
+    assert [type(p) for p in programs(compiled)] == [Compiled]
+    assert torch.allclose(states[there], aside(model, inputs)[0][there], atol=1e-5)
+    assert not states[:, 0].any()
+
+
+def test_random_numbers_are_the_model_s_own():
+    model = Drawing(BertConfig(**SMALL)).eval()
+    compiled, inputs = lowbit.compile(copy.deepcopy(model)), batch(9, 4)
+    seen = []
+    for each in (compiled, model):
+        torch.manual_seed(1)
+        seen.append(aside(each, inputs)[0])
+    assert torch.equal(*seen)
+    assert any("draws random numbers" in reason for reason in noted(compiled))
 
 
 def test_a_forward_that_was_replaced_is_refused():

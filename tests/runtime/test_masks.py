@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx
 
-from lowbit.runtime.capture import Captured
+from lowbit.runtime.capture import Captured, Kind
 from lowbit.runtime.masks import Sight, sight
 
 
@@ -12,7 +12,7 @@ def found(make, limit=1 << 20):
     """What is found of the mask that `make` gives for an attention mask [batch, length]."""
     graph = fx.Graph()
     given = graph.placeholder("attention_mask")
-    given.meta["val"] = torch.ones(2, 4, dtype=torch.long)
+    given.meta["kind"] = Kind(torch.int64, ("b", "l"))
     mask = graph.call_function(make, (given,))
     graph.output((mask,))
     captured = Captured(fx.GraphModule({}, graph), None, {}, None)
@@ -76,7 +76,7 @@ def test_a_mask_made_of_ids_is_not_known():
     graph = fx.Graph()
     ids, given = graph.placeholder("input_ids"), graph.placeholder("attention_mask")
     for node in (ids, given):
-        node.meta["val"] = torch.ones(2, 4, dtype=torch.long)
+        node.meta["kind"] = Kind(torch.int64, ("b", "l"))
     mask = graph.call_function(lambda ids, given: keys(given) & keys(ids == 0), (ids, given))
     graph.output((mask,))
     captured = Captured(fx.GraphModule({}, graph), None, {}, None)
@@ -89,7 +89,7 @@ def test_windows_that_show_at_great_lengths_are_found():
 
     graph = fx.Graph()
     given = graph.placeholder("attention_mask")
-    given.meta["val"] = torch.ones(2, 4, dtype=torch.long)
+    given.meta["kind"] = Kind(torch.int64, ("b", "l"))
     mask = graph.call_function(make, (given,))
     number = graph.call_function(torch.add, (mask, 100))  # a number in the graph
     both = graph.call_function(lambda mask, number: mask, (mask, number))

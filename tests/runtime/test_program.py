@@ -162,6 +162,46 @@ def test_gates_err_little_and_alike(rows, columns, name, gate):
     assert len(seen) == 1
 
 
+def test_heads_that_share_keys_and_long_sequences_err_little():
+    generator = torch.Generator().manual_seed(7)
+    heads, key_heads, size, starts = 4, 2, 16, [0, 300, 301, 700]
+    q = torch.randn(700, heads * size, generator=generator)
+    k, v = (torch.randn(700, key_heads * size, generator=generator) for _ in range(2))
+
+    def repeated(t):
+        return t.unflatten(1, (key_heads, size)).repeat_interleave(2, 1).flatten(1)
+
+    wanted = attention_in_float64(q, repeated(k), repeated(v), heads, starts, False, 0, None)
+    for path in PATHS:
+        program = native.module.Program()
+        operands = [[program.input(t.shape[1]), 0] for t in (q, k, v)]
+        y = program.result(heads * size)
+        sizes = [heads, key_heads, size, size]
+        program.attention(path, sizes, size**-0.5, False, 0, *operands, -1, y)
+        (made,) = run(program, 700, [q, k, v], [heads * size], starts)
+        assert (np.abs(made.double().numpy() - wanted) <= 5e-6 * np.abs(v.numpy()).max()).all()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_nan_of_a_row_stays_in_its_row(path):
+    x, ones = torch.randn(3, 24), torch.ones(24)
+    x[1, 5] = torch.nan
+    _, normed = normalized(path, x, torch.zeros(3, 24), ones, ones, 1e-5, True)
+    program = native.module.Program()
+    number = program.input(24)
+    program.gate(
+        native.module.Nonlinearity.gelu, path, [number, 0], [number, 12], program.result(12)
+    )
+    (gated,) = run(program, 3, [x], [12])
+    program = native.module.Program()
+    numbers = [program.input(24), program.input(24), program.input(24)]
+    program.rotate([numbers[0], 0], 1, 24, *numbers[1:], program.result(24))
+    (turned,) = run(program, 3, [x, torch.ones(3, 24), torch.ones(3, 24)], [24])
+    for y in (normed, gated, turned):
+        assert y.isnan().any(1).tolist() == [False, True, False]
+    assert normed[1].isnan().all() and gated[1].isnan().nonzero().tolist() == [[5]]
+
+
 def test_nan_shows_where_it_counts_and_nowhere_else():
     q, k, v = (torch.randn(9, 32) for _ in range(3))
     k[2] = torch.nan

@@ -15,7 +15,7 @@ from tests.sweep import server, shares
 from tests.sweep.classes import Registered, registered
 from tests.sweep.oracle import difference, int4, int8
 from tests.sweep.page import kind, text
-from tests.sweep.walk import walk
+from tests.sweep.walk import PROGRAMS, walk
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 CLASSES = {each.model_class: each for each in registered()}
@@ -54,6 +54,16 @@ def test_no_registered_class_gives_a_wrong_result_or_a_raw_exception():
     rows = list(server.rows(registered()))
     assert {row["class"]: faults(row["steps"]) for row in rows if faults(row["steps"])} == {}
     assert sum(row["steps"]["float"] == "ok" for row in rows) > 0.8 * len(rows)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3 * 60 * 60)
+def test_no_registered_class_gives_a_wrong_result_as_a_program():
+    server.prepare()
+    rows = list(server.rows(registered(), PROGRAMS))
+    assert {row["class"]: faults(row["steps"]) for row in rows if faults(row["steps"])} == {}
+    served = sum(row["steps"].get("compiled", "").startswith("ok") for row in rows)
+    assert served > 150
 
 
 def test_a_mixture_is_nearly_all_quantized_at_its_real_size():

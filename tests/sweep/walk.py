@@ -10,6 +10,7 @@ n/a      the class has no such thing, or transformers alone does not do it
 import copy
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 
 import lowbit
+from lowbit.fallbacks import SlowPathWarning
 from lowbit.nn import QuantModule
 from tests.sweep import oracle
 from tests.sweep.classes import Registered
@@ -279,6 +281,32 @@ class Walk:
             raise NotApplicable("transformers does not set it")
         return self._near(run(model, calls), wanted, max(bound, 3 * usual))
 
+    # ---------------------------------------------------------------- programs
+
+    def compiled(self) -> float:
+        """The float model as a program, with and without padding, where it has one."""
+        try:
+            calls = self._padded()
+        except NotApplicable:
+            calls = self.calls
+        model = lowbit.compile(self.fresh())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SlowPathWarning)
+            error = self._near(self._there(model, calls), self._there(self.fresh(), calls), SAME)
+        made = [program for name in lowbit.explain(model).programs.values() for program in name]
+        if not any(program.refused is None for program in made):
+            raise NotApplicable(made[0].refused if made else "it is called as it is")
+        return error
+
+    def _there(self, model: nn.Module, calls: list[Call]) -> dict[str, Tensor]:
+        """Outputs of tokens that exist."""
+        outputs = run(model, calls)
+        mask = calls[0][1].get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            return outputs
+        exists = mask != 0
+        return {n: t[exists] if t.shape[:2] == exists.shape else t for n, t in outputs.items()}
+
     # ---------------------------------------------------------------- text
 
     def generate(self) -> None:
@@ -408,6 +436,10 @@ STEPS = (
     "int4_all_reload", "dynamic", "dequantize", "bfloat16", "padding", "generate", "attention",
     "attention_float32",
 )  # fmt: skip
+
+
+# A sweep of its own: what a program is made of is told by `lowbit.explain`, not by the page.
+PROGRAMS = ("float", "compiled")
 
 
 class _Count(StoppingCriteria):

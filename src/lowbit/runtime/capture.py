@@ -5,6 +5,7 @@ modules by name. What is captured holds for one signature (signature.py): which 
 their kinds, and the values of those that are no tensors.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lowbit.nn import QuantEmbedding, QuantLinear
+from lowbit.runtime.values import UnservedError
 
 # The example's sizes: 0 and 1 would be taken for constants.
 LEAST = 2
+
+# What draws random numbers in training alone.
+DROPPING = frozenset(
+    {
+        torch.ops.aten.alpha_dropout.default,
+        torch.ops.aten.dropout.default,
+        torch.ops.aten.feature_dropout.default,
+        torch.ops.aten.scaled_dot_product_attention.default,
+    }
+)
 
 _LIBRARY = torch.library.Library("lowbit_runtime", "DEF")
 _LIBRARY.define("linear(Tensor x, str name, int columns) -> Tensor")
@@ -39,6 +51,25 @@ torch.library.register_fake("lowbit_runtime::rows", _like_rows, lib=_LIBRARY)
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What a tensor of a graph is. sizes: as they are written; one that differs from call to call
+    has a name."""
+
+    dtype: torch.dtype
+    sizes: tuple[str, ...]
+
+    @property
+    def floats(self) -> bool:
+        return self.dtype.is_floating_point
+
+
+def kind(node: fx.Node) -> Kind | None:
+    """That of a node, None if it is no tensor."""
+    found: Kind | None = node.meta.get("kind")
+    return found
+
+
+@dataclass(frozen=True)
 class Captured:
     """graph: its placeholders are the tensors of a call by name, its output their results in one
     tuple; `structure` says what the model returns them in. modules: quantized ones by name. owner:
@@ -54,6 +85,12 @@ class Captured:
         return self.module.graph
 
     @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the tensors of a call, in order."""
+        places = (node for node in self.graph.nodes if node.op == "placeholder")
+        return tuple(node.meta["argument"] for node in places)
+
+    @property
     def tensors(self) -> list[str]:
         """Names of the parameters, buffers and constants that the graph reads."""
         named = (node.target for node in self.graph.nodes if node.op == "get_attr" and node.users)
@@ -62,20 +99,32 @@ class Captured:
 
 def capture(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str, Any]) -> Captured:
     """The graph of model(**tensors, **others). Batches are the first dimension of every tensor,
-    lengths the second of those of integers. Raises whatever torch.export does for a model that it
-    cannot follow."""
+    lengths the second of those of integers. Raises UnservedError for a model that draws random
+    numbers, and whatever torch.export does for one that it cannot follow."""
     examples = {name: _example(tensor) for name, tensor in tensors.items()}
     sizes = {name: _sizes(tensor) for name, tensor in tensors.items()}
-    call = _Call(model, tuple(tensors), dict(others))
+    call = Call(model, tuple(tensors), dict(others))
     standing = _StandingIn(model)
-    with standing, torch.no_grad():
+    # Random numbers that are drawn here are none of the caller's.
+    with standing, torch.no_grad(), torch.random.fork_rng(devices=()):
         exported = torch.export.export(
             call, tuple(examples.values()), dynamic_shapes=(tuple(sizes.values()),), strict=False
         )
+    if any(map(_writes_elsewhere, exported.graph.nodes)):
+        # Values are followed from who makes them to who reads them; writing in place is neither.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
+            exported = exported.run_decompositions({})
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    for node in module.graph.nodes:
+        if _draws(node):
+            raise UnservedError(f"{node.target} draws random numbers")
     names = iter(tensors)
     for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            node.meta["kind"] = Kind(value.dtype, tuple(map(str, value.shape)))
         if node.op == "placeholder":
             node.meta["argument"] = next(names)
     structure = exported.call_spec.out_spec
@@ -83,7 +132,7 @@ def capture(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str
     return Captured(module, structure, standing.modules, call)
 
 
-class _Call(nn.Module):
+class Call(nn.Module):
     """The model with its tensors in order, and its other arguments as they are."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...], others: dict[str, Any]) -> None:
@@ -93,6 +142,23 @@ class _Call(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Any:
         return self.model(**dict(zip(self.names, tensors, strict=True)), **self.others)
+
+
+def _writes_elsewhere(node: fx.Node) -> bool:
+    """Whether a step writes into a value that somebody else may read."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return False
+    into: Any = node.args[0]
+    source = getattr(into.target, "_schema", None)
+    fresh = source is not None and not any(each.alias_info for each in source.returns)
+    return not (fresh and node.users and set(into.users) == {node})
+
+
+def _draws(node: fx.Node) -> bool:
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    return node.target not in DROPPING
 
 
 def _example(tensor: Tensor) -> Tensor:
@@ -113,13 +179,18 @@ def _sizes(tensor: Tensor) -> dict[int, Any]:
     return dict.fromkeys(range(_free(tensor)), torch.export.Dim.DYNAMIC)
 
 
+def standing_for(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that are operators, by name."""
+    kinds = QuantLinear, QuantEmbedding
+    return {name: each for name, each in model.named_modules() if isinstance(each, kinds)}
+
+
 class _StandingIn(TorchFunctionMode):
     """Quantized modules are operators for calls of this thread while this lasts."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        kinds = QuantLinear, QuantEmbedding
-        self.modules = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+        self.modules = standing_for(model)
         self.names = {id(module): name for name, module in self.modules.items()}
 
     def __torch_function__(

@@ -9,7 +9,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from transformers import PreTrainedModel
 from lowbit import fallbacks
 from lowbit.errors import UsageError
 from lowbit.kernels import native
-from lowbit.runtime.capture import capture
+from lowbit.runtime import saved
+from lowbit.runtime.capture import Captured, capture
 from lowbit.runtime.held import Held
 from lowbit.runtime.lower import Lowered, lower
 from lowbit.runtime.operations import Sequences
@@ -34,7 +36,7 @@ NO_LIMIT = 1 << 20  # tokens
 _MAKING = threading.Lock()
 
 
-def compile(model: M) -> M:
+def compile(model: M, programs: str | Path | None = None) -> M:
     """Run the transformers models in `model` as native programs from now on, in place.
 
     A program is made at the first call with arguments of a kind, which takes seconds. It serves
@@ -45,6 +47,9 @@ def compile(model: M) -> M:
 
     Args:
         model: a transformers model, or a module that holds some, as a SentenceTransformer does.
+        programs: a folder that `save_programs` wrote to. First calls need not follow the model
+            then. What was saved of another model, or by other versions, is not used, and a
+            SlowPathWarning says so.
 
     Returns:
         The same model.
@@ -52,20 +57,73 @@ def compile(model: M) -> M:
     Raises:
         UsageError: if it holds no transformers model, if somebody has replaced its forward, or if
             lowbit has no native code here.
+        InputError: if the saved programs are missing or damaged.
     """
     if not native.available():
         raise UsageError(f"programs are native code, and {native.reason()}")
-    found = [model] if isinstance(model, PreTrainedModel) else _outermost(model)
-    if not found:
-        raise UsageError(f"{type(model).__name__} holds no transformers model to compile")
-    for each in found:
+    found = _held(model)
+    for each in found.values():
         if not isinstance(each.__dict__.get("forward"), CompiledForward | None):
             raise UsageError(
                 f"the forward of {type(each).__name__} has been replaced already, as accelerate"
                 " does: compile the model before that"
             )
-        each.forward = CompiledForward(each)
+    for name, each in found.items():
+        forward = CompiledForward(each)
+        if programs is not None:
+            graphs = saved.read(Path(programs) / saved.FILE, name, each)
+            if isinstance(graphs, str):
+                fallbacks.note(each, graphs)
+            else:
+                forward.captured = graphs
+        each.forward = forward
     return model
+
+
+def save_programs(model: nn.Module, folder: str | Path) -> Path:
+    """Save what the programs of a compiled model are made of, in lowbit_programs.json.
+
+    Args:
+        model: one that `compile` has changed, and that was called with each kind of arguments that
+            is to be saved.
+        folder: where the file is written, as that of `save_pretrained`.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UsageError: if there is no program yet, or one calls what a file cannot hold.
+        InputError: if the file cannot be written.
+    """
+    graphs = {
+        name: (each, {s: p.captured for s, p in each.forward.programs.items() if _is_made(p)})
+        for name, each in _held(model).items()
+        if isinstance(each.__dict__.get("forward"), CompiledForward)
+    }
+    if not any(made for _, made in graphs.values()):
+        raise UsageError("there is no program to save: call the compiled model first")
+    file = Path(folder) / saved.FILE
+    saved.write(file, graphs)
+    return file
+
+
+def _is_made(made: "Compiled | str") -> TypeGuard["Compiled"]:
+    return isinstance(made, Compiled)
+
+
+def _held(model: nn.Module) -> dict[str, Any]:
+    """The outermost transformers models, by name. Raises UsageError if there is none."""
+    if isinstance(model, PreTrainedModel):
+        return {"": model}
+    found = {name: m for name, m in model.named_modules() if isinstance(m, PreTrainedModel)}
+    outermost = {
+        name: each
+        for name, each in found.items()
+        if not any(name.startswith(f"{other}.") for other in found)
+    }
+    if not outermost:
+        raise UsageError(f"{type(model).__name__} holds no transformers model to compile")
+    return outermost
 
 
 @dataclass(frozen=True)
@@ -110,13 +168,6 @@ def _told(signature: Signature, made: "Compiled | str") -> ProgramSummary:
     )
 
 
-def _outermost(model: nn.Module) -> list[nn.Module]:
-    found: list[nn.Module] = []
-    for child in model.children():
-        found += [child] if isinstance(child, PreTrainedModel) else _outermost(child)
-    return found
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Compiled:
     """A program with what torch does before and after it; `names` of the tensors in order."""
@@ -126,6 +177,7 @@ class Compiled:
     structure: pytree.TreeSpec
     held: Held
     padding: Padding
+    captured: Captured
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Any:
         lowered = self.lowered
@@ -199,6 +251,7 @@ class CompiledForward:
         # Pipelines and SentenceTransformer ask which arguments a model takes.
         self.__signature__ = inspect.signature(type(model).forward.__get__(model))
         self.programs: dict[Signature, Compiled | str] = {}
+        self.captured: dict[Signature, Captured] = {}  # by another process
         self.hooks: list[Any] | None = None  # all dictionaries of them
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledForward":
@@ -244,7 +297,7 @@ class CompiledForward:
                 made = self._current(found)
                 if made is None:
                     self.hooks = None  # modules may be others
-                    made = self.programs[found] = self._made(arguments)
+                    made = self.programs[found] = self._made(found, arguments)
         if isinstance(made, Compiled) and mask is not None and not made.padding(mask != 0):
             return "This padding is not run as a program: something counts places or reads it."
         return made
@@ -260,13 +313,13 @@ class CompiledForward:
             self.hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
         return self.hooks
 
-    def _made(self, arguments: Mapping[str, Any]) -> Compiled | str:
+    def _made(self, found: Signature, arguments: Mapping[str, Any]) -> Compiled | str:
         tensors = {n: v for n, v in arguments.items() if isinstance(v, Tensor)}
         others = {n: v for n, v in arguments.items() if n not in tensors}
         model = self.model
         del model.forward
         try:
-            captured = capture(model, tensors, others)
+            captured = self.captured.pop(found, None) or capture(model, tensors, others)
             with torch.no_grad():
                 lowered = lower(captured, _limit(model))
         except UnservedError as why:
@@ -276,13 +329,13 @@ class CompiledForward:
             return f"torch.export cannot follow this model: {type(error).__name__}: {first}."
         finally:
             model.forward = self
-        names = tuple(tensors)
+        names = captured.arguments
         mask = names.index(MASK) if MASK in names else None
-        padding = tolerated(lowered, list(tensors.values()), mask)
+        padding = tolerated(lowered, [tensors[name] for name in names], mask)
         if padding is None:
             return "This model is not run as a program: what follows it reads padded tokens."
         held = Held.of(lowered.program.operations, captured)
-        return Compiled(names, lowered, captured.structure, held, padding)
+        return Compiled(names, lowered, captured.structure, held, padding, captured)
 
 
 def _limit(model: nn.Module) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lowbit.runtime.capture import Captured
+from lowbit.runtime.capture import Captured, kind
 from lowbit.runtime.masks import Sight, sight
 from lowbit.runtime.operations import Add, ByTorch, Gate, Normalize, Operation
 from lowbit.runtime.row_by_row import row_by_row, same_for_all
@@ -51,13 +51,13 @@ class Lowering:
 
     def shape(self, node: fx.Node) -> tuple[str, ...]:
         """Sizes as they are written: a length that differs from call to call has a name."""
-        value = node.meta.get("val")
-        return tuple(map(str, value.shape)) if isinstance(value, Tensor) else ()
+        found = kind(node)
+        return () if found is None else found.sizes
 
     def fits(self, node: fx.Node) -> int:
         """The columns of a float tensor [batch, length, columns] on the rows of this program."""
-        value, shape = node.meta.get("val"), self.shape(node)
-        if not isinstance(value, Tensor) or len(shape) != 3 or value.dtype is not torch.float32:
+        found, shape = kind(node), self.shape(node)
+        if found is None or len(shape) != 3 or found.dtype is not torch.float32:
             raise UnservedError(f"{node.name} is no float32 tensor [batch, length, columns]")
         if not shape[2].isdigit():
             raise UnservedError(f"{node.name} {list(shape)} has no fixed number of columns")

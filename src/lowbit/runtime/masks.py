@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lowbit.runtime.capture import LEAST, Captured
+from lowbit.runtime.capture import LEAST, Captured, kind
 from lowbit.runtime.part import above, part
 
 aten = torch.ops.aten
@@ -61,7 +61,7 @@ def sight(
             return f"a mask depends on what is in {read[0].name}"
     run = part(captured.module, inputs, [mask], captured.modules)
     generator = torch.Generator().manual_seed(SEED)
-    if all(node.meta["val"].is_floating_point() for node in inputs):  # pictures of one size
+    if all(_floats(node) for node in inputs):  # pictures of one size
         (value,) = run(*(_tried(node, None, None, LEAST, 0) for node in inputs))
         lengths = [value.shape[-1]]
     else:
@@ -127,11 +127,17 @@ def _paddings(length: int, generator: torch.Generator) -> list[Tensor]:
 def _tried(
     node: fx.Node, mask: fx.Node | None, exists: Tensor | None, batch: int, length: int
 ) -> Tensor:
-    example: Tensor = node.meta["val"]
+    like = kind(node)
+    assert like is not None
     if node is mask and exists is not None:
-        return exists.to(example.dtype)
-    shape = (batch, length, *example.shape[2:]) if not example.is_floating_point() else ()
-    return torch.zeros(shape or (batch, *map(int, example.shape[1:])), dtype=example.dtype)
+        return exists.to(like.dtype)
+    free = (batch,) if like.floats else (batch, length)
+    return torch.zeros((*free, *map(int, like.sizes[len(free) :])), dtype=like.dtype)
+
+
+def _floats(node: fx.Node) -> bool:
+    found = kind(node)
+    return found is not None and found.floats
 
 
 def _pattern(allowed: Tensor) -> tuple[bool, int] | None:

@@ -28,12 +28,13 @@ def row_by_row(
         raise UnservedError(why)
     if target is aten.mean.dim and arguments[1] in OVER_COLUMNS and arguments[2:] == [True]:
         arguments[1] = [-1]
-    elif target is not aten.linear.default and not _pointwise(target):
+    elif target is not aten.linear.default and not pointwise(target):
         raise UnservedError(why)
     return target.__name__, target, arguments
 
 
-def _pointwise(target: Any) -> bool:
+def pointwise(target: Any) -> bool:
+    """Whether an operator computes each number from those at the same place."""
     return (
         isinstance(target, torch._ops.OpOverload)
         and torch.Tag.pointwise in target.tags

@@ -22,6 +22,23 @@ class Signature:
     tensors: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
     others: tuple[tuple[str, Any], ...]
 
+    def to_json(self) -> dict[str, Any]:
+        tensors = [[name, str(dtype)[6:], list(sizes)] for name, dtype, sizes in self.tensors]
+        return {"tensors": tensors, "others": [list(each) for each in self.others]}
+
+    @classmethod
+    def of_json(cls, stored: Mapping[str, Any]) -> "Signature":
+        tensors = []
+        for name, dtype, sizes in stored["tensors"]:
+            found = getattr(torch, dtype)
+            if not isinstance(found, torch.dtype):
+                raise ValueError(f"{dtype} is no dtype")
+            tensors.append((str(name), found, tuple(map(int, sizes))))
+        others = tuple((str(name), value) for name, value in stored["others"])
+        if not all(isinstance(value, PLAIN) for _, value in others):
+            raise ValueError("an argument is no plain value")
+        return cls(tuple(tensors), others)
+
     @property
     def names(self) -> tuple[str, ...]:
         return (*(name for name, *_ in self.tensors), *(name for name, _ in self.others))

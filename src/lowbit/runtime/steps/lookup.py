@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from lowbit.nn import QuantEmbedding
-from lowbit.runtime.capture import ROWS
+from lowbit.runtime.capture import ROWS, kind
 from lowbit.runtime.lowering import Lowering
 from lowbit.runtime.operations import Lookup
 from lowbit.runtime.values import UnservedError, Value
@@ -37,7 +37,8 @@ def _looked_up(to: Lowering, node: fx.Node, name: str, table: Any, packed: Any, 
     columns = to.fits(node)
     if not isinstance(ids, fx.Node) or ids in to.values or ids in to.late:
         raise UnservedError(f"the ids of {name} depend on what the model computes")
-    if ids.meta["val"].dtype is not torch.int64 or len(to.shape(ids)) != 2:
+    found = kind(ids)
+    if found is None or found.dtype is not torch.int64 or len(found.sizes) != 2:
         raise UnservedError(f"the ids of {name} are no int64 [batch, length]")
     if ids not in to.ids:
         to.ids.append(ids)

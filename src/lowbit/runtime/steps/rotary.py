@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from lowbit.runtime.capture import kind
 from lowbit.runtime.lowering import Lowering
 from lowbit.runtime.operations import Rotate
 from lowbit.runtime.steps.views import same
@@ -93,12 +94,13 @@ def added(to: Lowering, node: fx.Node) -> Value:
 
 def _by_token(to: Lowering, node: fx.Node | None, size: int) -> Matrix:
     """[batch or 1, 1, length, size] as an input of the program."""
-    if node is None or to.shape(node)[1:2] != ("1",) or to.shape(node)[3:] != (str(size),):
+    found = None if node is None else kind(node)
+    if node is None or found is None or (*found.sizes[1:2], *found.sizes[3:]) != ("1", str(size)):
         raise UnservedError("a rotation by other than a number for each token and size")
     if node not in to.squeezed:
         with to.captured.graph.inserting_after(node):
             squeezed = to.captured.graph.call_function(aten.squeeze.dim, (node, 1))
-        squeezed.meta["val"] = node.meta["val"].squeeze(1)
+        squeezed.meta["kind"] = replace(found, sizes=(found.sizes[0], *found.sizes[2:]))
         to.squeezed[node] = squeezed
     return to.matrix(to.squeezed[node])
 

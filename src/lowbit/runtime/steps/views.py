@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from lowbit.runtime.capture import kind
 from lowbit.runtime.lowering import Lowering
 from lowbit.runtime.values import (
     Columns,
@@ -29,8 +30,7 @@ def same(to: Lowering, node: fx.Node) -> Value:
     read: Any = node.args[0]
     if not isinstance(read, fx.Node) or read not in to.values:
         raise UnservedError("torch goes on with what it has computed")
-    before, after = read.meta["val"], node.meta["val"]
-    if to.shape(read) != to.shape(node) or before.dtype != after.dtype:
+    if kind(read) != kind(node):
         raise UnservedError(f"{node.target} changes its input")
     return to.values[read]
 

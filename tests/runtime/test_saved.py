@@ -1,0 +1,119 @@
+"""Programs that another process saved: the same bits, and nothing of another model."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+import lowbit
+from lowbit.errors import InputError, UsageError
+from lowbit.fallbacks import SlowPathWarning, noted
+from lowbit.kernels import native
+from lowbit.runtime import compiled as door
+from lowbit.runtime.compiled import Compiled
+from lowbit.runtime.saved import FILE
+from tests.runtime.test_compiled import MODELS, aside, batch, called, made, programs
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
+
+
+def again(model):
+    """The same model, as another process has it."""
+    fresh = copy.deepcopy(model)
+    fresh.__dict__.pop("forward", None)
+    return fresh
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = lowbit.compile(made("bert"))
+    called(model, batch(9, 4))
+    assert lowbit.save_programs(model, tmp_path) == tmp_path / FILE
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [*((name, "int8-all-dynamic") for name in MODELS), ("gated t5", None), ("clip", None)],
+)
+def test_a_saved_program_gives_the_same_bits_without_a_capture(name, recipe, tmp_path, monkeypatch):
+    model = lowbit.compile(made(name, recipe))
+    inputs = batch(30, 4, 1, 17)
+    wanted = called(model, inputs)
+    lowbit.save_programs(model, tmp_path)
+    fresh = lowbit.compile(again(model), programs=tmp_path)
+    monkeypatch.setattr(door, "capture", lambda *_: pytest.fail("it was captured"))
+    got = called(fresh, inputs)
+    assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+    assert [type(p) for p in programs(fresh)] == [Compiled]
+
+
+def test_other_arguments_are_captured_as_ever(saved, tmp_path):
+    fresh = lowbit.compile(again(saved), programs=tmp_path)
+    ids = {"input_ids": batch(6, 6)["input_ids"]}
+    assert torch.equal(called(fresh, ids)[0], called(saved, ids)[0])
+
+
+def test_programs_of_other_weights_are_not_used(saved, tmp_path):
+    fresh = again(saved)
+    with torch.no_grad():
+        fresh.encoder.layer[0].output.LayerNorm.bias.add_(1)
+    wanted = aside(fresh, batch(9, 4))
+    with pytest.warns(SlowPathWarning, match="other weights"):
+        lowbit.compile(fresh, programs=tmp_path)
+    got = called(fresh, batch(9, 4))
+    there = batch(9, 4)["attention_mask"].bool()
+    assert (got[0] - wanted[0])[there].norm() <= 2e-3 * wanted[0][there].norm()
+
+
+def changed(tmp_path, change):
+    stored = json.loads((tmp_path / FILE).read_text())
+    change(stored)
+    (tmp_path / FILE).write_text(json.dumps(stored))
+
+
+def test_programs_of_other_versions_are_not_used(saved, tmp_path):
+    changed(tmp_path, lambda s: s["models"][""]["made_with"].update(torch="2.0.0"))
+    fresh = again(saved)
+    with pytest.warns(SlowPathWarning, match="torch 2.0.0, not 2"):
+        lowbit.compile(fresh, programs=tmp_path)
+    assert not fresh.forward.captured and noted(fresh)
+
+
+def first_call(stored):
+    return next(n for n in stored["models"][""]["programs"][0]["nodes"] if "calls" in n)
+
+
+DAMAGE = {
+    "a format": lambda s: s.update(format=99),
+    "no nodes": lambda s: s["models"][""]["programs"][0].pop("nodes"),
+    "an operator that reads files": lambda s: first_call(s).update(calls="aten.from_file.default"),
+    "an operator that is none": lambda s: first_call(s).update(calls="os.system"),
+    "a node that is none": lambda s: first_call(s)["with"].append({"node": "nobody"}),
+    "a weight that is none": lambda s: s["models"][""]["programs"][0]["nodes"].insert(
+        0, {"name": "x", "holds": "model.nothing"}
+    ),
+    "a structure": lambda s: s["models"][""]["programs"][0].update(structure="[1, {}]"),
+    "a dtype": lambda s: s["models"][""]["programs"][0]["arguments"]["tensors"][0].__setitem__(
+        1, "load"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_file_is_refused(saved, tmp_path, what):
+    changed(tmp_path, DAMAGE[what])
+    with pytest.raises(InputError, match=FILE):
+        lowbit.compile(again(saved), programs=tmp_path)
+
+
+def test_a_missing_file_is_refused(saved, tmp_path):
+    with pytest.raises(InputError, match=FILE):
+        lowbit.compile(again(saved), programs=tmp_path / "nowhere")
+
+
+def test_without_a_call_there_is_nothing_to_save(tmp_path):
+    with pytest.raises(UsageError, match="call the compiled model first"):
+        lowbit.save_programs(lowbit.compile(made("bert")), tmp_path)
+    assert not list(tmp_path.iterdir())
