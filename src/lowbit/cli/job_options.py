@@ -27,7 +27,7 @@ class JobOptions:
         typer.Option(help="Columns that the output keeps, with commas.", show_default="all"),
     ] = None
     batch_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of a batch.", show_default="4096")
+        int | None, typer.Option(help="Most tokens of a batch.", show_default="1024")
     ] = None
     part_rows: Annotated[
         int | None,

@@ -33,7 +33,7 @@ def serve(
             show_default="what the model is made for",
         ),
     ] = None,
-    batch_tokens: Annotated[int, typer.Option(help="Most tokens of a batch.")] = 1024,
+    batch_tokens: Annotated[int, typer.Option(help="Most tokens of a batch.")] = 512,
     queue: Annotated[int, typer.Option(help="Most rows that wait; more are refused.")] = 4096,
     max_inputs: Annotated[int, typer.Option(help="Most rows of a request.")] = 1024,
     max_body: Annotated[int, typer.Option(min=1, help="Most MiB of a request.")] = 8,

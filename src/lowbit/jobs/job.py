@@ -33,7 +33,7 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     pair: str | None = None
     keep: tuple[str, ...] | None = None
-    tokens: int = 4096
+    tokens: int = 1024
     part_rows: int = PART_ROWS
 
     def __post_init__(self) -> None:

@@ -23,14 +23,17 @@ from lowbit.serving.problem import ProblemError
 
 
 class Endpoints:
-    """One method each. name: of the model, as answers have it."""
+    """One method each. name: of the model, as answers have it.
+
+    They return responses: FastAPI would look at every number of a dictionary.
+    """
 
     def __init__(self, name: str, dispatcher: Dispatcher) -> None:
         self.name, self.dispatcher = name, dispatcher
         self.pipeline: Any = dispatcher.pipeline
         self.started = int(time.time())
 
-    async def embeddings(self, body: Embed) -> dict[str, Any]:
+    async def embeddings(self, body: Embed) -> JSONResponse:
         width = self.pipeline.width
         if body.dimensions not in (None, width):
             raise ProblemError(400, f"vectors have {width} numbers, not {body.dimensions}")
@@ -44,9 +47,9 @@ class Endpoints:
             }
             for index, vector in enumerate(answers.results)
         ]
-        return {"object": "list", "data": data, "model": self.name, "usage": _usage(answers)}
+        return self._said(answers, object="list", data=data)
 
-    async def rerank(self, body: Rerank) -> dict[str, Any]:
+    async def rerank(self, body: Rerank) -> JSONResponse:
         texts = [d.text if isinstance(d, Document) else d for d in body.documents]
         scores, answers = await self._relevance(body.query, texts)
         order = np.argsort(-scores, kind="stable")[: body.top_n]
@@ -56,9 +59,9 @@ class Endpoints:
         if body.return_documents:
             for result in results:
                 result["document"] = {"text": texts[result["index"]]}
-        return {"results": results, "model": self.name, "usage": _usage(answers)}
+        return self._said(answers, results=results)
 
-    async def predict(self, body: Predict) -> dict[str, Any]:
+    async def predict(self, body: Predict) -> JSONResponse:
         given = [body.input] if isinstance(body.input, str) else body.input
         rows = [(row,) if isinstance(row, str) else row for row in given]
         if len({len(row) for row in rows}) > 1:
@@ -73,22 +76,22 @@ class Endpoints:
             }
             for index, scores in enumerate(answers.results)
         ]
-        return {"data": data, "model": self.name, "usage": _usage(answers)}
+        return self._said(answers, data=data)
 
-    async def translate(self, body: Translate) -> dict[str, Any]:
+    async def translate(self, body: Translate) -> JSONResponse:
         rows = _texts(body.input)
         answers = await self._answers(rows, empty="")
         data = [{"index": i, "translation": text} for i, text in enumerate(answers.results)]
-        return {"data": data, "model": self.name, "usage": _usage(answers)}
+        return self._said(answers, data=data)
 
-    async def models(self) -> dict[str, Any]:
+    async def models(self) -> JSONResponse:
         about = {
             "id": self.name,
             "object": "model",
             "created": self.started,
             "owned_by": "lowbit",
         }
-        return {"object": "list", "data": [about]}
+        return JSONResponse({"object": "list", "data": [about]})
 
     async def health(self) -> JSONResponse:
         """200 while there is a worker."""
@@ -98,6 +101,10 @@ class Endpoints:
 
     async def metrics(self) -> Response:
         return Response(self.dispatcher.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    def _said(self, answers: Answers, **content: Any) -> JSONResponse:
+        tokens = {"prompt_tokens": answers.tokens, "total_tokens": answers.tokens}
+        return JSONResponse({**content, "model": self.name, "usage": tokens})
 
     async def _relevance(self, query: str, texts: list[str]) -> tuple[Any, Answers]:
         """A score for each text: a cross-encoder's, or the cosine of two vectors."""
@@ -178,10 +185,6 @@ def _texts(given: str | list[str]) -> list[Row]:
 
 def _base64(vector: Any) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-
-
-def _usage(answers: Answers) -> dict[str, int]:
-    return {"prompt_tokens": answers.tokens, "total_tokens": answers.tokens}
 
 
 async def _problem(request: Request, error: Any) -> JSONResponse:

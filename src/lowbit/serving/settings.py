@@ -17,7 +17,7 @@ class Settings:
 
     queue: int = 4096
     inputs: int = 1024
-    tokens: int = 1024
+    tokens: int = 512
     body: int = 8 << 20
     timeout: float = 60
     slow: float = 10
