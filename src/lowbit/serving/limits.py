@@ -46,8 +46,9 @@ class Limits:
             await answer.problem(problem)
         except (ClientGoneError, TimeoutError):
             self.metrics.gone.inc()
-        self.metrics.requests.labels(endpoint, str(answer.status)).inc()
-        self.metrics.seconds.labels(endpoint).observe(time.monotonic() - started)
+        finally:
+            self.metrics.requests.labels(endpoint, str(answer.status)).inc()
+            self.metrics.seconds.labels(endpoint).observe(time.monotonic() - started)
 
     def _check_key(self, scope: Message) -> None:
         key = self.settings.api_key
