@@ -129,13 +129,13 @@ def test_another_job_does_not_go_on(job, model, tmp_path):
 
     stop()
     os.utime(job.data, ns=(0, 0))
-    with pytest.raises(UsageError, match="parts of a job with another data"):
+    with pytest.raises(UsageError, match="another job, which differs in data: give"):
         run(job, progress=False)
     changed = Job(job.model, job.data, "text", job.output, options={"pooling": "cls"}, part_rows=4)
-    with pytest.raises(UsageError, match="another data and options: give what that job had"):
+    with pytest.raises(UsageError, match="differs in data, options: give what that job had"):
         run(changed, progress=False)
     other = Job(str(save("bert", tmp_path / "other", seed=1)), job.data, "text", job.output)
-    with pytest.raises(UsageError, match="another model and data and part size"):
+    with pytest.raises(UsageError, match="differs in model, data, part size"):
         run(other, progress=False)
     folder = job.output.with_name("vectors.parquet.parts")
     (folder / "job.json").unlink()

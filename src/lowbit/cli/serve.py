@@ -1,6 +1,7 @@
 """`lowbit serve`."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,6 +74,8 @@ def serve(
 
     Example: `lowbit serve ./bert-base-int4 --host 127.0.0.1 --port 8000 --workers 2`
     """
+    if sys.platform != "linux":
+        raise UsageError("lowbit serve needs Linux, where processes that are forked share memory")
     for module, package in (
         ("fastapi", "fastapi"),
         ("uvicorn", "uvicorn"),

@@ -42,8 +42,9 @@ class Parts:
             other = [key for key in job if before.get(key) != job[key]]
             if other:
                 raise UsageError(
-                    f"{self.folder} holds parts of a job with another {' and '.join(other)}: give"
-                    " what that job had, or remove the folder to begin anew"
+                    f"{self.folder} holds parts of another job, which differs in"
+                    f" {', '.join(other)}: give what that job had, or remove the folder to begin"
+                    " anew"
                 )
             tidy(self.folder)
             return
