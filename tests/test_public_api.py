@@ -41,6 +41,7 @@ NAMES = [
     "quantize_checkpoint",
     "restore_float",
     "save",
+    "save_programs",
     "simulate",
     "use_planes",
     "verify",
