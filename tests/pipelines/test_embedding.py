@@ -68,6 +68,7 @@ def test_rows_without_tokens_have_no_result(tmp_path):
         ("modules.json", [{"type": "a.Pooling", "path": "../.."}], "no folder beside it"),
         ("modules.json", [{"type": "a.Transformer"}], "has no pooling"),
         ("modules.json", {}, "is not a list of modules"),
+        ("sentence_bert_config.json", {"max_seq_length": "many"}, "no number of tokens"),
         ("1_Pooling/config.json", {"pooling_mode": "median"}, "'median'"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": False}, "'none'"),
         ("1_Pooling/config.json", {"pooling_mode": "cls", "include_prompt": False}, "prompt"),
@@ -83,6 +84,20 @@ def test_modules_that_are_not_read_are_refused(tmp_path, name, stored, told):
     (tmp_path / name).write_text(json.dumps(stored))
     with pytest.raises(InputError, match=told):
         open_pipeline(tmp_path)
+
+
+def test_the_most_tokens_are_the_folders_and_no_more_than_positions(tmp_path):
+    save("bert", tmp_path)
+    pooling = tmp_path / "1_Pooling" / "config.json"
+    pooling.parent.mkdir()
+    pooling.write_text(json.dumps({"pooling_mode": "cls"}))
+    modules = [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "1_Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    for stored, most in ((9, 9), (100, 64), (None, 64)):
+        text = json.dumps({"max_seq_length": stored})
+        (tmp_path / "sentence_bert_config.json").write_text(text)
+        (item,) = open_pipeline(tmp_path).encode([("a" * 90,)])
+        assert item.cut and item.length == most
 
 
 def test_wrong_options_are_refused(tmp_path):

@@ -35,7 +35,10 @@ class Embedder(TokenPipeline):
         max_length: int | None = None,
         prompt: str | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, modules.max_length if max_length is None else max_length)
+        super().__init__(model, tokenizer, max_length)
+        if max_length is None and modules.max_length is not None:
+            # Some folders say more than the model has positions for.
+            self.most = min(self.most or modules.max_length, modules.max_length)
         if pooling is not None:
             check_choice("pooling", pooling, POOLINGS)
         named = modules.poolings if pooling is None else (pooling,)

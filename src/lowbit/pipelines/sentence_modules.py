@@ -62,7 +62,7 @@ def read_modules(folder: Path) -> SentenceModules:
     return SentenceModules(
         _poolings(found["Pooling"] / "config.json"),
         "Normalize" in found,
-        text.get("max_seq_length"),
+        _length(text.get("max_seq_length"), folder),
         bool(text.get("do_lower_case", False)),
         (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""),
     )
@@ -79,6 +79,12 @@ def _poolings(file: Path) -> tuple[str, ...]:
     for pooling in poolings or ("none",):
         check_choice(f"{file}: pooling", pooling, POOLINGS, error=InputError)
     return poolings
+
+
+def _length(stored: Any, folder: Path) -> int | None:
+    if stored is None or (isinstance(stored, int) and stored > 0):
+        return stored
+    raise InputError(f"{folder} has a max_seq_length of {stored!r}, which is no number of tokens")
 
 
 def _inside(folder: Path, path: Any, file: Path) -> Path:
