@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LongcatFlashConfig,
+    LongcatFlashForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 import lowbit
 from lowbit.evaluation.evaluate import EvaluationPlan, examine
@@ -47,6 +56,61 @@ def test_counts_are_those_of_the_router(recipe):
         best = probabilities.topk(2).indices.flatten()
         assert counts == tuple(torch.bincount(best, minlength=5).tolist())
     assert not any(m._forward_pre_hooks for m in mixture.modules())
+
+
+def longcat():
+    torch.manual_seed(0)
+    config = LongcatFlashConfig(
+        vocab_size=96,
+        hidden_size=32,
+        ffn_hidden_size=32,
+        expert_ffn_hidden_size=32,
+        num_layers=1,
+        num_attention_heads=2,
+        kv_lora_rank=16,
+        q_lora_rank=16,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        head_dim=16,
+        v_head_dim=16,
+        n_routed_experts=3,
+        zero_expert_num=2,
+        moe_topk=2,
+    )
+    return LongcatFlashForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("recipe", [None, "int8"])
+def test_experts_that_do_not_describe_themselves_are_counted_by_the_numbers_they_are_given(recipe):
+    mixture = longcat()
+    if recipe is not None:
+        lowbit.quantize(mixture, recipe, progress=False)
+    said = {}
+    for name, module in mixture.named_modules():
+        if name.endswith(".router"):
+            hear = lambda _, args, got, name=name: said.update({name: got[-1]})  # noqa: E731
+            module.register_forward_hook(hear)
+    found = chosen_experts(mixture, [{"input_ids": IDS}])
+    assert found and len(found) == len(said)
+    for counts, ids in zip(found.values(), said.values(), strict=True):
+        assert sum(counts) == 2 * IDS.numel()
+        assert counts == tuple(torch.bincount(ids.flatten(), minlength=5).tolist())
+
+
+def test_experts_whose_tokens_come_sorted_are_told():
+    config = Llama4TextConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=32,
+        intermediate_size_mlp=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_local_experts=3,
+    )
+    with pytest.raises(lowbit.UsageError, match="no experts that are called with the numbers"):
+        chosen_experts(Llama4ForCausalLM(config).eval(), [{"input_ids": IDS}])
 
 
 def test_a_study_has_the_choices_of_its_tasks_and_the_page_draws_them():

@@ -11,7 +11,7 @@ from torch import nn
 
 from lowbit.conversion.expert_probe import transposed_by_name
 from lowbit.conversion.module_weights import WeightName, Weights, weights_of
-from lowbit.nn.experts import IMPLEMENTATION, projections
+from lowbit.nn.experts import IMPLEMENTATION, QuantExperts, projections
 
 # What the decorator sets on each module.
 DESCRIBED = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated")
@@ -78,7 +78,7 @@ def router_names(model: nn.Module) -> dict[str, int]:
     inside the module that holds both, with a row of weights for each expert."""
     found = {}
     for name, module in model.named_modules():
-        number = _number_of_experts(module)
+        number = number_of_experts(module)
         if number is None:
             continue
         around = model.get_submodule(name.rpartition(".")[0])
@@ -96,11 +96,13 @@ def router_names(model: nn.Module) -> dict[str, int]:
     return found
 
 
-def _number_of_experts(module: nn.Module) -> int | None:
-    """How many experts the module holds; None for one that holds none."""
+def number_of_experts(module: nn.Module) -> int | None:
+    """How many experts the module holds, float or stored; None for one that holds none."""
     if describes_itself(module):
         return int(module.num_experts)  # type: ignore[arg-type]
-    return max((weights.experts for weights in experts_weights(module).values()), default=None)
+    held = [weights.experts for weights in experts_weights(module).values()]
+    held += [m.experts for m in module.children() if isinstance(m, QuantExperts)]
+    return max(held, default=None)
 
 
 def use_experts(model: nn.Module, implementation: str = IMPLEMENTATION) -> None:
