@@ -29,6 +29,7 @@ from lowbit.kernels.checks import check_tensors
 from lowbit.kernels.selection import Kernel
 from lowbit.nn.decoded_weight import DecodedWeight
 from lowbit.nn.packed_weight import PackedWeight
+from lowbit.nn.pages import page_out
 
 # One module at a time changes its form: it takes less than a millisecond, and once.
 _CHANGING = threading.RLock()
@@ -54,6 +55,7 @@ class QuantModule(nn.Module):
         object.__setattr__(self, "replaced", None)
         # A plain attribute: as a buffer it would count beside those that it stands in for.
         self.packed = None
+        self.in_file = False  # whether stored tensors are pages of a file
         self.planes_in_use: int | None = None
         for name, (shape, dtype) in layout.tensors(rows, columns).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
@@ -71,6 +73,7 @@ class QuantModule(nn.Module):
         self.restore_stored()
         for name, tensor in q.tensors().items():
             setattr(self, name, tensor)
+        self.in_file = False
         return self
 
     def tie(self, source: "QuantModule") -> Self:
@@ -99,8 +102,10 @@ class QuantModule(nn.Module):
         self.compute = _empty_parameter(compute.dtype, torch.device(device))
 
     def follow_stored(self) -> None:
-        """Compute on the device where the stored tensors are: a loader puts them there itself."""
+        """Compute on the device where the stored tensors are: a loader puts them there itself, as
+        pages of the file that it has read."""
         owner = self.owner
+        owner.in_file = True
         device = owner._buffers[owner.layout.names[0]].device  # type: ignore[union-attr]
         if device != self.compute.device:
             self.compute = _empty_parameter(self.compute.dtype, device)
@@ -216,7 +221,10 @@ class QuantModule(nn.Module):
                 q = owner._assembled()
                 packed = owner.packed = PackedWeight.of(q, owner.planes_in_use)
                 for name, tensor in q.tensors().items():
+                    if owner.in_file:
+                        page_out(tensor)
                     setattr(owner, name, tensor.to("meta"))
+                owner.in_file = False
             return packed
 
     def restore_stored(self) -> None:
