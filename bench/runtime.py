@@ -93,6 +93,10 @@ def of_model(make: Callable[[], BertModel]) -> Engine:
     return run
 
 
+def float_program(model: BertModel) -> BertModel:
+    return lowbit.compile(copy.deepcopy(model))
+
+
 def ours(model: BertModel, recipe: str, compiled: bool) -> BertModel:
     model = copy.deepcopy(model)
     ids = torch.randint(model.config.vocab_size, (8, 128)) if recipe.endswith("static") else None
@@ -122,6 +126,7 @@ def engines(model: BertModel, folder: Path) -> dict[str, Engine]:
     }
     for recipe in RECIPES:
         found[f"lowbit {recipe}, compiled"] = of_model(partial(ours, model, recipe, True))
+    found["lowbit float32, compiled"] = of_model(partial(float_program, model))
     found["lowbit int8-dynamic"] = of_model(partial(ours, model, "int8-dynamic", False))
     return found
 
@@ -152,7 +157,7 @@ def table(page: Page, target: str, only: str, budget: float) -> None:
     where = processor().partition(" (")[0]
     asked = [job for job in jobs() if only in job.model]
     # Making engines takes time of its own.
-    share = budget / (len(asked) * len(THREADS) * (len(RECIPES) + 4))
+    share = budget / (len(asked) * len(THREADS) * (len(RECIPES) + 5))
     for name in dict.fromkeys(job.model for job in asked):
         of_it = [job for job in asked if job.model == name]
         plain = BertModel(of_it[0].config()).eval()
