@@ -123,8 +123,7 @@ def test_an_error_that_nobody_expected_is_a_sentence_too(lowbit, stored, monkeyp
     def fail(*args):
         raise ZeroDivisionError("of\x1b[2J nothing\nat all")
 
-    verb = sys.modules["lowbit.cli.inspect"]
-    monkeypatch.setattr(verb, "inspect_checkpoint", fail)
+    monkeypatch.setattr("lowbit.inspect.checkpoint.inspect_checkpoint", fail)
     code, _, err = lowbit("inspect", stored)
     assert code == 1 and err.count("\n") == 1 and "Traceback" not in err
     assert "ZeroDivisionError" in err and str(stored) in err and "--debug" in err

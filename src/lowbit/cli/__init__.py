@@ -1,8 +1,10 @@
 """The command line: one file per verb, no arithmetic. Exit codes: 0, 2 wrong use, 1 the rest.
 
-What a verb needs takes seconds to import, so only the one that is asked for is.
+What a verb computes with takes seconds to import. It is imported when the verb begins, so that help
+and errors in options come at once: the files of verbs import it inside their functions.
 """
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +12,7 @@ from importlib import import_module
 from inspect import cleandoc
 from keyword import iskeyword
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,14 +59,29 @@ def commands(arguments: Sequence[str]) -> typer.Typer:
         if verb != asked:
             app.command(verb)(_described(verb))
             continue
-        if verb != VERBATIM:
-            import_module("lowbit.public")  # so that transformers can load what lowbit saved
         module = import_module(f"lowbit.cli.{_in_python(verb)}")
         if hasattr(module, "app"):
+            for command in module.app.registered_commands:
+                command.callback = _beginning(command.callback)
             app.add_typer(module.app, name=verb)
         else:
-            app.command(verb, **getattr(module, "SETTINGS", {}))(getattr(module, _in_python(verb)))
+            run = getattr(module, _in_python(verb))
+            run = run if verb == VERBATIM else _beginning(run)
+            app.command(verb, **getattr(module, "SETTINGS", {}))(run)
     return app
+
+
+def _beginning(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, after the imports that take seconds. A signal ends these at once: nothing is begun
+    that could be undone."""
+
+    @functools.wraps(verb)
+    def run(*given: Any, **options: Any) -> None:
+        import_module("lowbit.public")  # so that transformers can load what lowbit saved
+        unwind()
+        verb(*given, **options)
+
+    return run
 
 
 def about(
@@ -79,9 +96,7 @@ def main() -> None:
     leave_at_once()
     arguments, debug = without_debug(sys.argv[1:])
     try:
-        app = commands(arguments)
-        unwind()
-        app(arguments)
+        commands(arguments)(arguments)
     except Interrupted as signalled:
         stop(
             "interrupted; what was finished before is kept, nothing is half-written",

@@ -9,8 +9,6 @@ from lowbit.cli.options import Measured, this_command
 from lowbit.cli.screen import say
 from lowbit.cli.spread import spread
 from lowbit.cli.summary import say_written
-from lowbit.evaluation.compare import compare as compare_recipes
-from lowbit.report import check_paths, write
 
 RECIPES = "int8,int8-dynamic,int4,int4-all,int3,bcq3,bcq2"
 
@@ -37,6 +35,9 @@ def compare(
     Example: `lowbit compare ./gpt2 --recipes int8,int4,bcq3 --task perplexity --data test.txt
     -o report.html`
     """
+    from lowbit.evaluation.compare import compare as compare_recipes
+    from lowbit.report import check_paths, write
+
     check_paths(output)
     folder = models or output[0].with_suffix(".models")
     study = compare_recipes(

@@ -3,22 +3,21 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lowbit.cli.choices import DEMO_STEPS
 from lowbit.cli.options import this_command
 from lowbit.cli.screen import Screen
 from lowbit.cli.summary import say_written
 from lowbit.cli.tables import MEBI
-from lowbit.demo import DemoSettings, run
-from lowbit.evaluation.study import Study
-from lowbit.report.tables import kernels
 
-DEFAULTS = DemoSettings()
+if TYPE_CHECKING:
+    from lowbit.evaluation.study import Study
 
 
 def demo(
@@ -33,7 +32,7 @@ def demo(
     ] = None,
     steps: Annotated[
         int, typer.Option(min=1, help="Training steps. More take longer and give a better model.")
-    ] = DEFAULTS.steps,
+    ] = DEMO_STEPS,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train again, even if a trained model is cached.")
     ] = False,
@@ -47,6 +46,8 @@ def demo(
 
     Example: `lowbit demo -o report.html`
     """
+    from lowbit.demo import DemoSettings, run
+
     outputs = output or [Path("lowbit-demo.html")]
     progress = not (quiet or as_json)
     report = run(outputs, DemoSettings(steps=steps), retrain, progress, [this_command()])
@@ -62,7 +63,7 @@ def demo(
     console.print(f"float model: {report.model}", soft_wrap=True)
 
 
-def comparison_table(study: Study) -> Table:
+def comparison_table(study: "Study") -> Table:
     """One row per model: bits per weight, size, perplexity, divergence, tokens per second, those of
     the float model in the same rounds, and the ratio of the two."""
     reference = study.reference
@@ -106,8 +107,10 @@ def _change(share: float) -> str:
     return "±0.00%" if words in ("+0.00%", "-0.00%") else words.replace("-", "−")
 
 
-def kernel_lines(study: Study) -> Iterator[str]:
+def kernel_lines(study: "Study") -> Iterator[str]:
     """For each model how many layers each kernel serves, and why that one."""
+    from lowbit.report.tables import kernels
+
     for model in study.models:
         used = (
             f"{count} by {name}{f' ({why})' if why else ''}" for name, why, count in kernels(model)
@@ -116,7 +119,7 @@ def kernel_lines(study: Study) -> Iterator[str]:
             yield f"{model.name}, layers: {served}"
 
 
-def sample_table(study: Study) -> Table:
+def sample_table(study: "Study") -> Table:
     """What each model makes of the same prompt with the same seed, on one line of spaces."""
     prompt = study.reference.measurements[1].samples[0].source
     table = Table(

@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lowbit.checkpoint.shards import MAX_SHARD_BYTES
-from lowbit.cli.quantize import MEGA
+from lowbit.cli.choices import MEGA, SHARD_MEGABYTES
 from lowbit.cli.screen import say
 from lowbit.cli.tables import mebibytes
-from lowbit.interop.handing_over import dequantize_checkpoint
 
 
 def dequantize(
@@ -22,7 +20,7 @@ def dequantize(
     ] = False,
     max_shard_size: Annotated[
         int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file. Less needs less memory.")
-    ] = MAX_SHARD_BYTES // MEGA,
+    ] = SHARD_MEGABYTES,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
@@ -30,6 +28,8 @@ def dequantize(
 
     Example: `lowbit dequantize ./llama-int4 -o ./llama-float`
     """
+    from lowbit.interop.handing_over import dequantize_checkpoint
+
     written = dequantize_checkpoint(
         model, output, overwrite, max_shard_size * MEGA, progress=not (quiet or as_json)
     )

@@ -9,7 +9,6 @@ from lowbit.cli.options import Measured, this_command
 from lowbit.cli.screen import Screen
 from lowbit.cli.spread import spread
 from lowbit.cli.study_tables import study_tables, written
-from lowbit.evaluation.evaluate import evaluate
 
 
 @spread
@@ -26,6 +25,8 @@ def eval(
 
     Example: `lowbit eval ./gpt2-int4 --task perplexity --data test.txt --against ./gpt2`
     """
+    from lowbit.evaluation.evaluate import evaluate
+
     study = evaluate(
         models,
         measured.plan(),

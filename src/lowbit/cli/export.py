@@ -7,17 +7,16 @@ from typing import Annotated
 
 import typer
 
+from lowbit.cli.choices import FORMATS
 from lowbit.cli.screen import say
 from lowbit.cli.tables import mebibytes
-from lowbit.interop.doors import DOORS
-from lowbit.interop.handing_over import export_checkpoint
-
-FORMATS = ", ".join(name for name, door in DOORS.items() if door.writer is not None)
 
 
 def export(
     model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote.")],
-    to: Annotated[str, typer.Option(metavar="NAME[:TYPE]", help=f"The format: {FORMATS}.")],
+    to: Annotated[
+        str, typer.Option(metavar="NAME[:TYPE]", help=f"The format: {', '.join(FORMATS)}.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder or file to write.")],
     layout: Annotated[
         str | None,
@@ -33,6 +32,8 @@ def export(
 
     Example: `lowbit export ./llama-int4 --to compressed-tensors -o ./llama-vllm`
     """
+    from lowbit.interop.handing_over import export_checkpoint
+
     exported = export_checkpoint(model, to, output, overwrite, layout)
     if as_json:
         print(json.dumps(asdict(exported)))

@@ -6,11 +6,10 @@ from typing import Annotated
 
 import typer
 
-from lowbit.checkpoint.shards import MAX_SHARD_BYTES
-from lowbit.cli.quantize import MEGA, plan_table
+from lowbit.cli.choices import MEGA, SHARD_MEGABYTES
+from lowbit.cli.quantize import plan_table
 from lowbit.cli.screen import Screen
 from lowbit.cli.tables import before_after
-from lowbit.interop.taking_over import import_checkpoint
 
 
 def import_(
@@ -28,7 +27,7 @@ def import_(
     ] = False,
     max_shard_size: Annotated[
         int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file. Less needs less memory.")
-    ] = MAX_SHARD_BYTES // MEGA,
+    ] = SHARD_MEGABYTES,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
@@ -38,6 +37,8 @@ def import_(
 
     Example: `lowbit import ./llama-nf4 --requantize int4 -o ./llama-int4`
     """
+    from lowbit.interop.taking_over import import_checkpoint
+
     result = import_checkpoint(
         path,
         output,

@@ -8,13 +8,12 @@ import typer
 
 from lowbit.checkpoint.atomic_write import check_file, staged_file
 from lowbit.checkpoint.work_folder import claimed
+from lowbit.cli.choices import BENCHMARKS
 from lowbit.cli.job_options import JobOptions
 from lowbit.cli.screen import say
 from lowbit.cli.spread import spread
 from lowbit.cli.train_options import refuse, typed
 from lowbit.errors import UsageError, check_choice
-from lowbit.evaluation.evaluate import load_subject
-from lowbit.evaluation.predict import PREDICTORS, predict
 
 # What a table can be inferred for; benchmarks have files of their own.
 OF_TABLES = ("classification", "translation", "generation")
@@ -31,7 +30,7 @@ def infer(
     task: Annotated[
         str | None,
         typer.Option(
-            help=f"{', '.join(OF_TABLES)}; or a benchmark: {', '.join(PREDICTORS)}.",
+            help=f"{', '.join(OF_TABLES)}; or a benchmark: {', '.join(BENCHMARKS)}.",
             show_default="what the model is made for",
         ),
     ] = None,
@@ -74,6 +73,9 @@ def infer(
 
     Example: `lowbit infer ./out/int8 --task glue --name mrpc --data-dir ./MRPC -o MRPC.tsv`
     """
+    from lowbit.evaluation.evaluate import load_subject
+    from lowbit.evaluation.predict import PREDICTORS, predict
+
     of_tables = {
         "beams": beams,
         "max_new_tokens": max_new_tokens,

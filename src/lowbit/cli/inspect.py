@@ -2,19 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 
-from lowbit.checkpoint.hashes import verify
 from lowbit.cli.screen import Screen
 from lowbit.cli.tables import forecast_table, mebibytes
-from lowbit.formats.error import WeightError
-from lowbit.inspect.checkpoint import Inspection, inspect_checkpoint
-from lowbit.inspect.forecast import float_skeleton, forecast, forecasts, is_float
 from lowbit.kernels import native
+
+if TYPE_CHECKING:
+    from lowbit.formats.error import WeightError
+    from lowbit.inspect.checkpoint import Inspection
 
 
 def inspect(
@@ -31,6 +31,10 @@ def inspect(
 
     Example: `lowbit inspect ./bert-base-int4`
     """
+    from lowbit.checkpoint.hashes import verify
+    from lowbit.inspect.checkpoint import inspect_checkpoint
+    from lowbit.inspect.forecast import is_float
+
     if not check and is_float(model):
         _inspect_float(model, as_json)
         return
@@ -62,6 +66,8 @@ def inspect(
 
 
 def _inspect_float(model: Path, as_json: bool) -> None:
+    from lowbit.inspect.forecast import float_skeleton, forecast, forecasts
+
     empty, before = float_skeleton(model)
     found = list(forecasts(empty, before))
     if as_json:
@@ -75,7 +81,7 @@ def _inspect_float(model: Path, as_json: bool) -> None:
         console.print(f"lowbit quantize {model} -o OUT: {note}", soft_wrap=True)
 
 
-def module_table(inspection: Inspection) -> Table:
+def module_table(inspection: "Inspection") -> Table:
     """One row per module with a stored weight, one for everything that is plain float."""
     table = Table(box=box.SIMPLE, padding=(0, 1))
     for column in ("module", "stored as", "bytes", "bits/weight", "SNR dB", "kernel"):
@@ -100,14 +106,14 @@ def module_table(inspection: Inspection) -> Table:
     return table
 
 
-def _quality(error: WeightError | None) -> str:
+def _quality(error: "WeightError | None") -> str:
     """The signal-to-noise ratio; what has no error was trained to be what is stored."""
     if error is None:
         return ""
     return f"{error.signal_to_noise_db:.1f}" if error.relative_error else "trained"
 
 
-def total_table(inspection: Inspection) -> Table:
+def total_table(inspection: "Inspection") -> Table:
     """Sizes of the whole model, and of the same model in float."""
     total = inspection.footprint
     table = Table(title="everything counted", show_header=False)

@@ -3,16 +3,19 @@
 import shlex
 import sys
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
-from transformers import PreTrainedModel
 
+from lowbit.cli.choices import TASKS
 from lowbit.errors import UsageError
-from lowbit.evaluation.evaluate import EvaluationPlan
-from lowbit.evaluation.latency import Shape, default_shapes
-from lowbit.evaluation.task import Task
-from lowbit.evaluation.tasks import TASKS, make_task, options_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lowbit.evaluation.evaluate import EvaluationPlan
+    from lowbit.evaluation.latency import Shape
+    from lowbit.evaluation.task import Task
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,14 @@ class Measured:
         ),
     ] = None
 
-    def plan(self, model: PreTrainedModel | None = None, pictures: bool = False) -> EvaluationPlan:
+    def plan(
+        self, model: "PreTrainedModel | None" = None, pictures: bool = False
+    ) -> "EvaluationPlan":
         """Raises UsageError for unknown tasks and shapes, and options that a task does not have.
         If no shapes were typed, they are the usual ones of `model`, or none without a model."""
+        from lowbit.evaluation.evaluate import EvaluationPlan
+        from lowbit.evaluation.tasks import make_task, options_of
+
         options = {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -86,7 +94,9 @@ class Measured:
             tasks = (make_task(self.task, **options, **seed),)
         return EvaluationPlan(tasks, self._shapes(model), pictures, seed=self.seed)
 
-    def _shapes(self, model: PreTrainedModel | None) -> tuple[Shape, ...]:
+    def _shapes(self, model: "PreTrainedModel | None") -> "tuple[Shape, ...]":
+        from lowbit.evaluation.latency import Shape, default_shapes
+
         if self.shapes is None:
             return () if model is None else default_shapes(model)
         if self.shapes == "none":

@@ -3,27 +3,24 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
-from lowbit.checkpoint.shards import MAX_SHARD_BYTES
+from lowbit.cli.choices import MEGA, SHARD_MEGABYTES, SOLVERS
 from lowbit.cli.screen import Screen
-from lowbit.cli.settings_file import with_recipe_hint
+from lowbit.cli.settings_file import WithRecipeHint
 from lowbit.cli.tables import before_after, forecast_table
-from lowbit.conversion.plan import Plan
-from lowbit.conversion.recipe import PRESETS, Recipe, load_recipe, recipe_of
 from lowbit.errors import UsageError
-from lowbit.inspect.forecast import float_skeleton, forecast
-from lowbit.inspect.speed import planned, slow_layers
-from lowbit.quantize.calibrated import quantize_calibrated
-from lowbit.quantize.streaming import quantize_checkpoint
-from lowbit.solvers import SOLVERS, Solver
 
-MEGA = 10**6
-SETTINGS = {"cls": with_recipe_hint(PRESETS)}
+if TYPE_CHECKING:
+    from lowbit.conversion.plan import Plan
+    from lowbit.conversion.recipe import Recipe
+
+
+SETTINGS = {"cls": WithRecipeHint}
 
 
 def quantize(
@@ -85,7 +82,7 @@ def quantize(
     ] = False,
     max_shard_size: Annotated[
         int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file. Less needs less memory.")
-    ] = MAX_SHARD_BYTES // MEGA,
+    ] = SHARD_MEGABYTES,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
@@ -101,6 +98,11 @@ def quantize(
 
     Example: `lowbit quantize ./gpt2 --recipe int3 --solver gptq --calibration wiki.txt -o ./out`
     """
+    from lowbit.inspect.speed import planned, slow_layers
+    from lowbit.quantize.calibrated import quantize_calibrated
+    from lowbit.quantize.streaming import quantize_checkpoint
+    from lowbit.solvers import Solver
+
     chosen = _recipe(recipe, bits, group)
     if dry_run:
         _show_plan(model, chosen, as_json)
@@ -137,7 +139,9 @@ def quantize(
         console.print(f"written to {output}; `import lowbit` before loading it")
 
 
-def _recipe(recipe: str | None, bits: int | None, group: int | None) -> str | Recipe | None:
+def _recipe(recipe: str | None, bits: int | None, group: int | None) -> "str | Recipe | None":
+    from lowbit.conversion.recipe import recipe_of
+
     if bits is None:
         if group is not None:
             raise UsageError("--group needs --bits")
@@ -147,7 +151,10 @@ def _recipe(recipe: str | None, bits: int | None, group: int | None) -> str | Re
     return recipe_of(bits, group)
 
 
-def _show_plan(model: str, recipe: str | Recipe | None, as_json: bool) -> None:
+def _show_plan(model: str, recipe: "str | Recipe | None", as_json: bool) -> None:
+    from lowbit.conversion.recipe import load_recipe
+    from lowbit.inspect.forecast import float_skeleton, forecast
+
     empty, before = float_skeleton(model)
     found = forecast(empty, before, None if recipe is None else load_recipe(recipe))
     if as_json:
@@ -161,7 +168,7 @@ def _show_plan(model: str, recipe: str | Recipe | None, as_json: bool) -> None:
     console.print("nothing was written")
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: "Plan") -> Table:
     """What was quantized and what was kept, modules with the same reason together."""
     table = Table(
         box=box.SIMPLE,

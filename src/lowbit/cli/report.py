@@ -8,8 +8,6 @@ import typer
 from lowbit.cli.options import Measured, this_command
 from lowbit.cli.spread import spread
 from lowbit.cli.summary import say_written
-from lowbit.evaluation.evaluate import evaluate
-from lowbit.report import check_paths, write
 
 
 @spread
@@ -28,6 +26,9 @@ def report(
     Example: `lowbit report ./gpt2-int4 --against ./gpt2 --task perplexity --data test.txt
     -o report.html`
     """
+    from lowbit.evaluation.evaluate import evaluate
+    from lowbit.report import check_paths, write
+
     check_paths(output)
     study = evaluate(
         models,

@@ -3,28 +3,25 @@
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lowbit.calibration import texts
 from lowbit.checkpoint.atomic_write import check_file, staged_file
 from lowbit.checkpoint.work_folder import claimed
+from lowbit.cli.choices import MEASURES, SOLVERS
 from lowbit.cli.options import Measured
 from lowbit.cli.screen import Screen
 from lowbit.cli.spread import spread
 from lowbit.cli.tables import mebibytes
-from lowbit.conversion.recipe import schemes_of
 from lowbit.errors import UsageError
-from lowbit.evaluation.evaluate import load_subject
 from lowbit.search.budget import Budget
-from lowbit.search.costs import MEASURES
-from lowbit.search.outcome import Found
-from lowbit.search.search import search as search_recipe
-from lowbit.solvers import SOLVERS, load_solver
+
+if TYPE_CHECKING:
+    from lowbit.search.outcome import Found
 
 
 @spread
@@ -70,6 +67,12 @@ def search(
     Example: `lowbit search ./gpt2 --max-size 20MB --task perplexity --data valid.txt
     --calibration train.txt -o recipe.yaml`
     """
+    from lowbit.calibration import texts
+    from lowbit.conversion.recipe import schemes_of
+    from lowbit.evaluation.evaluate import load_subject
+    from lowbit.search.search import search as search_recipe
+    from lowbit.solvers import load_solver
+
     if output.suffix not in (".yaml", ".yml"):
         raise UsageError(f"output {output} must be a .yaml file: it is a recipe")
     check_file(output)
@@ -115,7 +118,7 @@ def search(
         )
 
 
-def choice_table(found: Found) -> Table:
+def choice_table(found: "Found") -> Table:
     """One row per module of the best recipe, what costs most first."""
     table = Table(title="what each choice costs, all else in float", box=box.SIMPLE)
     for column in ("module", "stored as", "bits/weight", "size", "cost"):
@@ -133,7 +136,7 @@ def choice_table(found: Found) -> Table:
     return table
 
 
-def trial_table(found: Found) -> Table:
+def trial_table(found: "Found") -> Table:
     """One row per recipe that was evaluated; the arrow is the one that was taken."""
     table = Table(title=f"evaluated: {found.metric}, {found.task}", box=box.SIMPLE)
     for column in ("", "recipe by", "bits/weight", "size", found.metric, "worse by"):

@@ -1,7 +1,7 @@
 """`lowbit sensitivity`."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -9,10 +9,9 @@ from rich.table import Table
 
 from lowbit.cli.screen import Screen
 from lowbit.errors import UsageError
-from lowbit.evaluation.evaluate import load_subject
-from lowbit.evaluation.sensitivity import Sensitivity, token_loss
-from lowbit.evaluation.sensitivity import sensitivity as measure
-from lowbit.schemes import scheme_from_dict
+
+if TYPE_CHECKING:
+    from lowbit.evaluation.sensitivity import Sensitivity
 
 
 def sensitivity(
@@ -48,6 +47,11 @@ def sensitivity(
 
     Example: `lowbit sensitivity ./out/float --data valid.tsv`
     """
+    from lowbit.evaluation.evaluate import load_subject
+    from lowbit.evaluation.sensitivity import sensitivity as measure
+    from lowbit.evaluation.sensitivity import token_loss
+    from lowbit.schemes import scheme_from_dict
+
     try:
         wanted = [int(number) for number in bits.split(",")]
     except ValueError:
@@ -63,7 +67,7 @@ def sensitivity(
         Screen().print(price_table(found))
 
 
-def price_table(found: Sensitivity) -> Table:
+def price_table(found: "Sensitivity") -> Table:
     """One row per kind of sublayer, one column per number of bits: what is added to the loss."""
     table = Table(title=f"loss {found.loss:.4f} in float; more than that by bits", box=box.SIMPLE)
     table.add_column("alone in so many bits", overflow="fold")

@@ -1,6 +1,6 @@
 """Options from a YAML file, an option whose value may be left out, a recipe in the wrong place."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -71,15 +71,18 @@ def with_bare(option: str, value: str) -> type[TyperCommand]:
     return WithBare
 
 
-def with_recipe_hint(presets: Container[str]) -> type[TyperCommand]:
+class WithRecipeHint(TyperCommand):
     """A command that says what to write if a recipe is typed after the model."""
 
-    class WithRecipeHint(TyperCommand):
-        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            for before, argument in zip(args, args[1:], strict=False):
-                named = argument in presets or argument.endswith((".yaml", ".yml"))
-                if named and not before.startswith("-"):
-                    raise UsageError(f"write --recipe {argument}: only MODEL is without an option")
-            return super().parse_args(ctx, args)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, argument in zip(args, args[1:], strict=False):
+            if not before.startswith("-") and not argument.startswith("-"):
+                _refuse_recipe(argument)
+        return super().parse_args(ctx, args)
 
-    return WithRecipeHint
+
+def _refuse_recipe(argument: str) -> None:
+    from lowbit.conversion.recipe import PRESETS
+
+    if argument in PRESETS or argument.endswith((".yaml", ".yml")):
+        raise UsageError(f"write --recipe {argument}: only MODEL is without an option")

@@ -7,13 +7,8 @@ from typing import Annotated
 import typer
 
 from lowbit.checkpoint.atomic_write import check_output, staged
-from lowbit.checkpoint.companions import copy_companions
-from lowbit.checkpoint.load import load_model
-from lowbit.checkpoint.read import find
+from lowbit.cli.choices import ROUNDINGS
 from lowbit.cli.screen import say
-from lowbit.conversion.simulate import simulate as simulate_model
-from lowbit.progress import without_transformers_bars
-from lowbit.schemes.named import NAMED, PER_TENSOR
 
 
 def simulate(
@@ -21,7 +16,7 @@ def simulate(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     scheme: Annotated[
         str,
-        typer.Option(help=f"How each parameter is rounded: {', '.join((*PER_TENSOR, *NAMED))}."),
+        typer.Option(help=f"How each parameter is rounded: {', '.join(ROUNDINGS)}."),
     ] = "absmax",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing model folder.")
@@ -37,6 +32,13 @@ def simulate(
 
     Example: `lowbit simulate ./gpt2 --scheme zero-point -o ./gpt2-rounded`
     """
+    from lowbit.checkpoint.companions import copy_companions
+    from lowbit.checkpoint.load import load_model
+    from lowbit.checkpoint.read import find
+    from lowbit.conversion.simulate import simulate as simulate_model
+    from lowbit.progress import without_transformers_bars
+    from lowbit.schemes.named import NAMED
+
     source = find(model)
     check_output(output, overwrite, source)
     loaded = load_model(source)

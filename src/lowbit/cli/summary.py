@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowbit.cli.screen import Screen
-from lowbit.evaluation.study import Study
-from lowbit.report.verdict import model_verdict, overall_verdict
+
+if TYPE_CHECKING:
+    from lowbit.evaluation.study import Study
 
 
-def say_written(study: Study, paths: Sequence[Path]) -> None:
+def say_written(study: "Study", paths: Sequence[Path]) -> None:
     """The verdicts, and where to read more."""
+    from lowbit.report.verdict import model_verdict, overall_verdict
+
     console = Screen(soft_wrap=True)
     console.print(overall_verdict(study))
     for index in range(1, len(study.models)):

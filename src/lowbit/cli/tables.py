@@ -1,11 +1,14 @@
 """Tables that more than one verb prints."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from lowbit.conversion.footprint import Footprint
-from lowbit.inspect.forecast import Forecast
+if TYPE_CHECKING:
+    from lowbit.conversion.footprint import Footprint
+    from lowbit.inspect.forecast import Forecast
+
 
 MEBI = 1 << 20
 
@@ -14,7 +17,7 @@ def mebibytes(size: int | None) -> str:
     return "–" if size is None else f"{size / MEBI:,.2f} MiB"
 
 
-def before_after(before: Footprint, after: Footprint) -> Table:
+def before_after(before: "Footprint", after: "Footprint") -> Table:
     """Float against quantized: parameters, bits per weight, stored bytes, bytes on disk."""
     table = Table(
         title="everything counted: codes, scales, zero points, padding, what stayed float"
@@ -37,7 +40,7 @@ def before_after(before: Footprint, after: Footprint) -> Table:
     return table
 
 
-def forecast_table(before: Footprint, found: Iterable[Forecast]) -> Table:
+def forecast_table(before: "Footprint", found: "Iterable[Forecast]") -> Table:
     """The size of a float model, and the size that each recipe would make of it."""
     table = Table(title="tensors, everything counted")
     for column in ("recipe", "quantized", "bits per weight", "tensors", "ratio"):

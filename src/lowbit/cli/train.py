@@ -5,9 +5,7 @@ from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
-from huggingface_hub import constants
 
-from lowbit.checkpoint.load import load_tokenizer
 from lowbit.cli.screen import say
 from lowbit.cli.settings_file import with_bare
 from lowbit.cli.spread import spread
@@ -26,8 +24,7 @@ from lowbit.cli.train_options import (
 )
 from lowbit.cli.train_outcome import show
 from lowbit.errors import UsageError
-from lowbit.training.lesson import Material, Pairs
-from lowbit.training.settings import EVERYTHING, MAX_LENGTH_OF_TASK, OF_TASK, Settings
+from lowbit.training.usual import EVERYTHING, MAX_LENGTH_OF_TASK, OF_TASK
 
 # Multi30k (Elliott et al. 2016), English to German, as the hub has it.
 USUAL_PAIRS = "bentrevett/multi30k"
@@ -167,6 +164,8 @@ def translation(
 
     Example: `lowbit train translation --data ./spa-eng --vocabulary 6000 --width 192 -o ./float`
     """
+    from lowbit.training.lesson import Pairs
+
     if model is None:
         refuse(
             {} if reading.lower_case is None else {"lower_case": 0},
@@ -201,7 +200,9 @@ def _learn(
     **more: Any,
 ) -> None:
     """Train, and print what came of it. model: None for a new translator of these `sizes`."""
-    # Trainer takes long to import; no help should wait for it.
+    from lowbit.checkpoint.load import load_tokenizer
+    from lowbit.training.lesson import Material
+    from lowbit.training.settings import Settings
     from lowbit.training.train import check_begin, claiming
     from lowbit.training.train import train as run_training
     from lowbit.training.translation import new_tokenizer
@@ -252,6 +253,8 @@ def default_data(quiet: bool) -> str:
 
     Raises UsageError if the hub may not be asked.
     """
+    from huggingface_hub import constants
+
     if constants.HF_HUB_OFFLINE:
         raise UsageError(
             "translation needs --data: a folder with train.tsv and valid.tsv, a file, …; without"

@@ -3,19 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from lowbit.cli.choices import ESTIMATOR, PLANS, QAT_START, RANGES
 from lowbit.cli.settings_file import from_file, shipped
 from lowbit.errors import UsageError
-from lowbit.qat.prepare import QatOptions
 from lowbit.training.architecture import KINDS, Architecture
-from lowbit.training.bcq import PLANS, BcqPlan, find_plan
-from lowbit.training.lesson import Pairs
-from lowbit.training.settings import EVERYTHING, MAX_LENGTH, SCHEDULES, Settings
+from lowbit.training.usual import EVERYTHING, MAX_LENGTH, SCHEDULES, Usual
 
-DEFAULT, NEW, QAT = Settings(), Architecture(), QatOptions()
+if TYPE_CHECKING:
+    from lowbit.qat.prepare import QatOptions
+    from lowbit.training.bcq import BcqPlan
+
+
+DEFAULT, NEW = Usual(), Architecture()
 VOCABULARY = 6000
 CONFIGS = shipped("training/configs")
 
@@ -147,15 +150,13 @@ class Integers:
     ] = DEFAULT.qat
     estimator: Annotated[
         str | None,
-        typer.Option(
-            help="Gradient through rounding: ste, clipped, lsq.", show_default=QAT.estimator
-        ),
+        typer.Option(help="Gradient through rounding: ste, clipped, lsq.", show_default=ESTIMATOR),
     ] = None
     ranges: Annotated[
         str | None,
         typer.Option(
             help="Ranges of static activations: mse, ema, learned, minmax, percentile.",
-            show_default=QAT.ranges,
+            show_default=RANGES,
         ),
     ] = None
     ema_decay: Annotated[
@@ -166,11 +167,13 @@ class Integers:
     ] = None
     qat_start: Annotated[
         int | None,
-        typer.Option(help="Training passes that stay float.", show_default=str(QAT.start)),
+        typer.Option(help="Training passes that stay float.", show_default=str(QAT_START)),
     ] = None
 
-    def options(self) -> QatOptions:
+    def options(self) -> "QatOptions":
         """Raises UsageError for an option that would do nothing."""
+        from lowbit.qat.prepare import QatOptions
+
         if self.qat == "none":
             refuse(
                 typed(self, "qat", "ema_decay"),
@@ -179,7 +182,7 @@ class Integers:
         if self.ranges != "ema":
             refuse({} if self.ema_decay is None else {"ema_decay": 0}, "is of --ranges ema")
         given = typed(self, "qat", "ema_decay", "qat_start")
-        start = QAT.start if self.qat_start is None else self.qat_start
+        start = QAT_START if self.qat_start is None else self.qat_start
         decay = {} if self.ema_decay is None else {"decay": self.ema_decay}
         return QatOptions(**given, start=start, range_options=decay)
 
@@ -239,8 +242,10 @@ class Codes:
         ),
     ] = None
 
-    def plan(self) -> BcqPlan | None:
+    def plan(self) -> "BcqPlan | None":
         """Raises UsageError for an option that would do nothing, and an unknown plan."""
+        from lowbit.training.bcq import find_plan
+
         given = typed(self, "bcq")
         if self.bcq is None:
             refuse(given, "says how binary codes are trained: give a --bcq")
@@ -269,9 +274,7 @@ class Files:
         typer.Option(help="Pairs to score on at the end.", show_default="test.tsv, if there"),
     ] = None
     test_target: Annotated[str | None, typer.Option(help="The translations of --test.")] = None
-    source_column: Annotated[int, typer.Option(help="Column of a TSV file, counted from 1.")] = (
-        Pairs.source_column
-    )
+    source_column: Annotated[int, typer.Option(help="Column of a TSV file, counted from 1.")] = 1
     target_column: Annotated[
         int | None,
         typer.Option(help="Column of the translations.", show_default="the other of the first two"),

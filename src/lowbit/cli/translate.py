@@ -8,10 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit.conversion.planes import use_planes
 from lowbit.data.lines import MOST_CHARACTERS, decoded_line
-from lowbit.decoding.translator import Translator
-from lowbit.evaluation.evaluate import load_subject
 
 # So many batches are read before the first is translated: sentences of like lengths go together.
 BATCHES = 32
@@ -40,6 +37,10 @@ def translate(
 
     Example: `lowbit translate ./out/bcq3-all < in.txt > out.txt`
     """
+    from lowbit.conversion.planes import use_planes
+    from lowbit.decoding.translator import Translator
+    from lowbit.evaluation.evaluate import load_subject
+
     subject = load_subject(model)
     if planes is not None:
         use_planes(subject.model, planes)

@@ -1,11 +1,12 @@
 """Encoder–decoders from nothing: transformers' Marian or BART with sizes of one's own."""
 
 from dataclasses import dataclass
-
-import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from lowbit.errors import UsageError, check_choice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,12 @@ KINDS = {
 
 
 def new_model(
-    sizes: Architecture, tokenizer: PreTrainedTokenizerBase, attention_dropout: float = 0.0
-) -> PreTrainedModel:
+    sizes: Architecture, tokenizer: "PreTrainedTokenizerBase", attention_dropout: float = 0.0
+) -> "PreTrainedModel":
     """A model with random weights for the tokenizer's vocabulary and longest text."""
+    # Not above: help shows the defaults, and should not wait for it.
+    import transformers
+
     config_class, model_class = (getattr(transformers, name) for name in KINDS[sizes.kind])
     config = config_class(
         vocab_size=len(tokenizer),

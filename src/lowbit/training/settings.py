@@ -8,6 +8,7 @@ from lowbit.conversion.recipe import PRESETS, Recipe, load_recipe, names_a_folde
 from lowbit.errors import UsageError, check_at_least, check_choice
 from lowbit.qat.prepare import QatOptions
 from lowbit.training.bcq import BcqPlan
+from lowbit.training.usual import SCHEDULES, Usual
 
 # What else training writes.
 OUTPUTS = (
@@ -19,13 +20,10 @@ OUTPUTS = (
     "ref.txt",
     "training.json",
 )
-# What --qat alone trains towards: everything in 8 bits, as in the reference (docs/references.md).
-EVERYTHING = "int8-all"
-SCHEDULES = ("linear", "cosine", "inverse_sqrt", "constant_with_warmup")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Usual):
     """How to train; the names are those of transformers' TrainingArguments.
 
     qat: "none" trains in float. A recipe with float activations, such as "int8" or "int4", is taken
@@ -38,24 +36,8 @@ class Settings:
     Raises UsageError for a schedule that is unknown and numbers that cannot be.
     """
 
-    qat: str = "none"
     plan: BcqPlan | None = None
-    distill: float = 0.0
     options: QatOptions = field(default_factory=QatOptions)
-    learning_rate: float = 5e-5
-    epochs: float = 3.0
-    max_steps: int = 0
-    batch_size: int = 32
-    accumulate: int = 1
-    warmup: float = 0.1
-    schedule: str = "linear"
-    label_smoothing: float = 0.0
-    weight_decay: float = 0.01
-    eval_steps: int = 0
-    save_steps: int = 0
-    evaluate_during_training: bool = True
-    bf16: bool = False
-    seed: int = 42
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, SCHEDULES)
@@ -102,18 +84,3 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "plan": None if self.plan is None else self.plan.to_dict()}
-
-
-# Tokens of an example. A window of SQuAD has a question too, and overlaps with the next one.
-MAX_LENGTH, MAX_LENGTH_OF_TASK = 128, {"squad": 384}
-
-# What suits a task better than the settings of fine-tuning: a translator starts from nothing.
-OF_TASK = {
-    "translation": Settings(
-        learning_rate=1e-3,
-        epochs=20.0,
-        batch_size=64,
-        schedule="inverse_sqrt",
-        label_smoothing=0.1,
-    )
-}
