@@ -45,11 +45,18 @@ TYPES: dict[str, tuple[dict[str, Any], str]] = {
             {"scheme": "absmax", "bits": bits, "granularity": "group:32"},
             f"Q{bits}_0",
         )
-        for bits in (8, 4)
+        for bits in (8, 5, 4)
+    },
+    **{
+        f"Q{bits}_1": (
+            {"scheme": "zero-point", "zero": "float", "bits": bits, "granularity": "group:32"},
+            f"Q{bits}_1",
+        )
+        for bits in (5, 4)
     },
     **{
         f"Q{bits}_K": ({"scheme": "k-quant", "bits": bits}, own)
-        for bits, own in ((4, "Q4_K_M"), (3, "Q3_K_M"), (2, "Q2_K"))
+        for bits, own in ((6, "Q6_K"), (5, "Q5_K_M"), (4, "Q4_K_M"), (3, "Q3_K_M"), (2, "Q2_K"))
     },
 }
 SOLVERS: dict[str, str | dict[str, Any]] = {
