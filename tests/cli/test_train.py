@@ -111,7 +111,7 @@ def written_elsewhere(tmp_path):
 def test_a_second_run_of_an_output_is_told_before_it_loads_anything(
     lowbit, source, tmp_path, written_elsewhere, monkeypatch
 ):
-    loads = ("lowbit.cli.train.load_tokenizer", "lowbit.training.translation.new_tokenizer")
+    loads = ("lowbit.checkpoint.load.load_tokenizer", "lowbit.training.translation.new_tokenizer")
     for load in loads:
         monkeypatch.setattr(load, lambda *_: pytest.fail("it loads"))
     for given in (("squad", source), ("translation",)):
@@ -130,7 +130,7 @@ def test_a_second_run_of_an_output_is_told_before_it_loads_anything(
 def test_an_output_that_is_there_is_refused_before_anything_is_loaded(
     there, sentence, lowbit, source, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("lowbit.cli.train.load_tokenizer", lambda *_: pytest.fail("it loads"))
+    monkeypatch.setattr("lowbit.checkpoint.load.load_tokenizer", lambda *_: pytest.fail("it loads"))
     (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / there).write_text("mine")
     given = ("squad", source, "--data", tmp_path, "-o", tmp_path / "out")
