@@ -55,6 +55,16 @@ def test_other_arguments_are_captured_as_ever(saved, tmp_path):
     assert torch.equal(called(fresh, ids)[0], called(saved, ids)[0])
 
 
+def test_what_changes_before_the_first_call_counts(saved, tmp_path):
+    fresh, inputs = lowbit.compile(again(saved), programs=tmp_path), batch(9, 4)
+    norm = fresh.encoder.layer[1].output.LayerNorm
+    norm.weight = torch.nn.Parameter(norm.weight.detach() * 2)
+    got = called(fresh, inputs)[0]
+    del fresh.__dict__["forward"]
+    there, wanted = inputs["attention_mask"].bool(), aside(fresh, inputs)[0]
+    assert (got - wanted)[there].norm() <= 2e-3 * wanted[there].norm()
+
+
 def test_programs_of_other_weights_are_not_used(saved, tmp_path):
     fresh = again(saved)
     with torch.no_grad():
@@ -78,7 +88,7 @@ def test_programs_of_other_versions_are_not_used(saved, tmp_path):
     fresh = again(saved)
     with pytest.warns(SlowPathWarning, match="torch 2.0.0, not 2"):
         lowbit.compile(fresh, programs=tmp_path)
-    assert not fresh.forward.captured and noted(fresh)
+    assert fresh.forward.saved is None and noted(fresh)
 
 
 def first_call(stored):

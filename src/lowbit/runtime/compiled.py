@@ -71,11 +71,11 @@ def compile(model: M, programs: str | Path | None = None) -> M:
     for name, each in found.items():
         forward = CompiledForward(each)
         if programs is not None:
-            graphs = saved.read(Path(programs) / saved.FILE, name, each)
-            if isinstance(graphs, str):
-                fallbacks.note(each, graphs)
+            found_there = saved.read(Path(programs) / saved.FILE, name, each)
+            if isinstance(found_there, str):
+                fallbacks.note(each, found_there)
             else:
-                forward.captured = graphs
+                forward.saved = found_there
         each.forward = forward
     return model
 
@@ -251,7 +251,7 @@ class CompiledForward:
         # Pipelines and SentenceTransformer ask which arguments a model takes.
         self.__signature__ = inspect.signature(type(model).forward.__get__(model))
         self.programs: dict[Signature, Compiled | str] = {}
-        self.captured: dict[Signature, Captured] = {}  # by another process
+        self.saved: saved.Saved | None = None  # by another process
         self.hooks: list[Any] | None = None  # all dictionaries of them
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledForward":
@@ -319,7 +319,8 @@ class CompiledForward:
         model = self.model
         del model.forward
         try:
-            captured = self.captured.pop(found, None) or capture(model, tensors, others)
+            captured = None if self.saved is None else self.saved.captured(found, model)
+            captured = captured or capture(model, tensors, others)
             with torch.no_grad():
                 lowered = lower(captured, _limit(model))
         except UnservedError as why:
