@@ -4,6 +4,7 @@ import copy
 import inspect
 import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ from lowbit.errors import RowError, UsageError
 from lowbit.fallbacks import noted
 from lowbit.kernels import native
 from lowbit.runtime.compiled import Compiled
-from lowbit.runtime.operations import Attention
+from lowbit.runtime.operations import Attention, ByTorch
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
 
@@ -151,6 +152,22 @@ def test_float_models_have_programs_too(name):
         assert torch.allclose(got[there], wanted[there], rtol=1e-5, atol=1e-5)
     (program,) = programs(compiled)
     assert {op.name for op in program.lowered.program.by_torch} >= {"linear.default"}
+
+
+def test_what_torch_computes_is_let_go_when_it_was_read(monkeypatch):
+    model = lowbit.compile(made("bert", None))
+    called(model, batch(9))
+    alive, most = weakref.WeakSet(), []
+    run = ByTorch.run
+
+    def watched(self, values, call):
+        run(self, values, call)
+        alive.add(values[self.y])
+        most.append(len(alive))
+
+    monkeypatch.setattr(ByTorch, "run", watched)
+    called(model, batch(9))
+    assert len(most) == 12 and max(most) <= 4  # queries, keys, values, and what is added
 
 
 @pytest.mark.parametrize("name", ["t5", "clip", "nomic"])

@@ -70,18 +70,20 @@ class Program:
         starts, places = call.starts.data_ptr(), call.places.data_ptr()
         arena = _ARENA.of(native.program.arena_bytes(tokens))
         values = _Arranged(run, native, arena, tokens, self.columns)
-        for step in native.steps:
+        for step, done in zip(native.steps, native.done, strict=True):
             if isinstance(step, ByTorch):
                 step.run(values, call)
-                continue
-            given = [run[m].data_ptr() if m in run else 0 for m in native.inputs]
-            try:
-                native.program.run(
-                    tokens, sequences, starts, places, ids, given, results, biases, length,
-                    arena.data_ptr(), *step,
-                )  # fmt: skip
-            except IndexError as error:
-                raise RowError(str(error)) from None
+            else:
+                given = [run[m].data_ptr() if m in run else 0 for m in native.inputs]
+                try:
+                    native.program.run(
+                        tokens, sequences, starts, places, ids, given, results, biases, length,
+                        arena.data_ptr(), *step,
+                    )  # fmt: skip
+                except IndexError as error:
+                    raise RowError(str(error)) from None
+            for m in done:
+                del run[m]
         return [run[m] for m in self.results]
 
     def interpret(self, call: Sequences, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -130,6 +132,7 @@ class _Native:
     inputs: tuple[int, ...]
     results: tuple[int, ...]
     steps: tuple[ByTorch | tuple[int, int], ...]
+    done: tuple[tuple[int, ...], ...]  # torch's results that nobody reads after a step
 
     @classmethod
     def of(cls, program: Program) -> "_Native":
@@ -145,17 +148,22 @@ class _Native:
         for m, first in program.firsts.items():
             at[m] = native.in_arena(program.columns[m], first)
         steps: list[ByTorch | tuple[int, int]] = []
+        last: dict[int, int] = {}  # step that reads or makes a matrix
         built = begun = 0
         for operation in program.operations:
-            if not isinstance(operation, ByTorch):
+            if isinstance(operation, ByTorch):
+                steps += [(begun, built)] * (begun < built)
+                steps.append(operation)
+                begun = built
+                last |= dict.fromkeys((*operation.reads, operation.y), len(steps) - 1)
+            else:
                 cast(NativeOperation, operation).build(native, at)
                 built += 1
-                continue
-            steps += [(begun, built)] * (begun < built)
-            steps.append(operation)
-            begun = built
+                last |= dict.fromkeys(operation.reads, len(steps))
         steps += [(begun, built)] * (begun < built)
-        return cls(native, at, inputs, results, tuple(steps))
+        passing = torch_made - set(program.results)
+        done = tuple(tuple(m for m in passing if last[m] == n) for n in range(len(steps)))
+        return cls(native, at, inputs, results, tuple(steps), done)
 
 
 @dataclass(frozen=True, eq=False)
