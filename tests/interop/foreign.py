@@ -5,11 +5,13 @@ weight, as the programs themselves compute it.
 """
 
 import json
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from transformers.core_model_loading import revert_weight_conversion
 
 from tests.folders import byte_tokenizer
 from tests.models import make
@@ -85,17 +87,17 @@ def awq_tensors(codes):
     }
 
 
-def write(folder, quantization, tensors_of, name="llama-untied", beside=None):
-    """The tiny model with its linear layers, but for the head, as `tensors_of(weight)` gives them
-    beside their Codes. quantization: put into config.json, or into the file `beside`."""
+def write(folder, quantization, tensors_of, model=None, beside=None):
+    """The model, by default the tiny Llama, with its projections and experts as
+    `tensors_of(weight)` gives them beside their Codes. quantization: put into config.json, or into
+    the file `beside`."""
     folder.mkdir(parents=True)
-    model = make(name).half()
+    model = (model or make("llama-untied")).half()
     stored, weights = {}, {}
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    layers.pop("lm_head", None)
-    for key, tensor in model.state_dict().items():
+    # Of experts one by one, as checkpoints hold them.
+    for key, tensor in revert_weight_conversion(model, model.state_dict()).items():
         module, _, own = key.rpartition(".")
-        if module not in layers or own != "weight":
+        if not re.search(r"_proj\.|\.experts\.", key) or own != "weight":
             stored[key] = tensor.contiguous()
             continue
         codes, tensors = tensors_of(tensor.float().numpy())

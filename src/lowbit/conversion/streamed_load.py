@@ -9,7 +9,7 @@ already (`QuantizedInFile`), and passes through as it is.
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -159,7 +159,7 @@ def read_all(
     total = sum(_nbytes(tensor) for tensor in wanted.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc=doing, disable=hidden(progress)) as bar:
         divert = _Divert(sink, owners, bar)
-        for stored, (name, converter) in names.items():
+        for stored, (name, converter, _) in names.items():
             readable = converter is None or isinstance(converter, ExpertByExpert)
             if divert.takes(name) and readable and len(tensors[stored].get_shape()) == 3:
                 wanted[stored] = ExpertsInFile(tensors[stored])
@@ -196,13 +196,22 @@ def lacking(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
     )
 
 
+class InModel(NamedTuple):
+    """Where a model has a tensor of a checkpoint: its name there, what makes this tensor a part of
+    it or changes it, and which source pattern of that converter it has."""
+
+    name: str
+    converter: WeightConverter | None
+    pattern: str | None
+
+
 def names_in_model(
     model: PreTrainedModel,
     tensors: Iterable[str],
     mapping: Sequence[WeightTransform] | None = None,
-) -> dict[str, tuple[str, WeightConverter | None]]:
-    """For each name in the checkpoint that in the model, and what converts the tensor. mapping: the
-    renamings and converters; by default those of float models."""
+) -> dict[str, InModel]:
+    """Where the model has each tensor of a checkpoint. mapping: the renamings and converters; by
+    default those of float models."""
     if mapping is None:
         mapping = expert_by_expert(get_model_conversion_mapping(model))
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -212,18 +221,18 @@ def names_in_model(
     found = {}
     for stored in tensors:
         name, pattern = rename_source_key(stored, renamings, converters, prefix, places)
-        found[stored] = name, by_pattern.get(pattern or "")
+        found[stored] = InModel(name, by_pattern.get(pattern or ""), pattern)
     return found
 
 
 def _tied_owners(
     model: PreTrainedModel,
-    names: Mapping[str, tuple[str, WeightConverter | None]],
+    names: Mapping[str, InModel],
     tensors: Mapping[str, Any],
 ) -> tuple[dict[str, str], set[str]]:
     """Where a checkpoint holds a tied weight under another name than its owner's, the owner; and
     the names under which it holds one twice. Raises InputError where the two differ."""
-    held = {name: stored for stored, (name, _) in names.items()}
+    held = {place.name: stored for stored, place in names.items()}
     owners: dict[str, str] = {}
     repeated: set[str] = set()
     for target, source in model.all_tied_weights_keys.items():

@@ -107,10 +107,12 @@ def _places(
     mapping = quantizer.update_weight_conversions(get_model_conversion_mapping(packed), packed)
     guards = guard.guards(packed.base_model_prefix, quantization.modules)
     names = names_in_model(packed, (n for n in tensors if n not in guards), mapping)
-    for stored, (name, converter) in names.items():
-        if converter is not None:
-            raise InputError(f"{stored} is converted to {name} by transformers: not served yet")
-    return {name: tensors[stored] for stored, (name, _) in names.items()}
+    for stored, place in names.items():
+        if place.converter is not None:
+            raise InputError(
+                f"{stored} is converted to {place.name} by transformers: not served yet"
+            )
+    return {place.name: tensors[stored] for stored, place in names.items()}
 
 
 def _weight(

@@ -28,6 +28,7 @@ from lowbit.errors import InputError
 from lowbit.formats import AffineLayout, ExpertsLayout
 from lowbit.interop.door import ForeignWeight, Reader, Source
 from lowbit.interop.doors import DOORS
+from lowbit.interop.foreign_experts import together
 from lowbit.schemes import Absmax, KQuant, Scheme, ZeroPoint
 
 
@@ -59,6 +60,7 @@ def import_checkpoint(
         model = skeleton(source.checkpoint, dtype)
         config.architectures = [type(model).__name__]
         with reading(path):
+            source = together(model, source, recipe is not None)
             plan = _plan(model, source, name, recipe)
         before = footprint(model)
         with staged(output) as folder:
@@ -114,7 +116,7 @@ def _by_place(model: PreTrainedModel, source: Source) -> dict[str, ForeignWeight
     found = {}
     there = model.state_dict()
     every = (*source.floats, *source.weights)
-    for stored, (name, converter) in names_in_model(model, every).items():
+    for stored, (name, converter, _) in names_in_model(model, every).items():
         if stored not in source.weights or name not in there:
             continue
         if converter is not None:

@@ -23,10 +23,14 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     T5Config,
@@ -197,6 +201,24 @@ MODELS: dict[str, Made] = {
     "qwen2": (lambda: Qwen2ForCausalLM(Qwen2Config(**DECODER)), lambda: byte_level("qwen2")),
     "qwen3": (
         lambda: Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=32)),
+        lambda: byte_level("qwen2"),
+    ),
+    "mixtral": (
+        lambda: MixtralForCausalLM(
+            MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2)
+        ),
+        sentence_pieces,
+    ),
+    "qwen2-moe": (
+        lambda: Qwen2MoeForCausalLM(
+            Qwen2MoeConfig(
+                **DECODER,
+                num_experts=6,
+                num_experts_per_tok=2,
+                moe_intermediate_size=64,
+                shared_expert_intermediate_size=96,
+            )
+        ),
         lambda: byte_level("qwen2"),
     ),
     "bert": (bert, word_pieces),

@@ -25,7 +25,10 @@ from tests.real import model as real_model
 
 pytestmark = pytest.mark.slow
 FLOAT, QUANTIZED = 3e-3, 4e-2
-Q4_0 = Recipe((Rule("@embedding"), Rule("@linear", Absmax(4, group(32)))), strict=False)
+NEAREST = Absmax(4, group(32))
+Q4_0 = Recipe(
+    (Rule("@embedding"), Rule("@linear", NEAREST), Rule("@experts", NEAREST)), strict=False
+)
 
 
 def run(folder, ids):
@@ -39,7 +42,9 @@ def apart(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "llama3", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "llama3", "qwen2", "qwen3", "mixtral", "qwen2-moe"]
+)
 def test_logits_and_tokens_are_ours(name, tmp_path):
     source, file = folder(name, tmp_path / "float"), tmp_path / "model.gguf"
     ids = load_tokenizer(source)(TEXT).input_ids

@@ -27,7 +27,8 @@ class Architecture:
     """`name` is llama.cpp's. numbers: key of the metadata, after the name -> value. needs: what an
     attribute of the config must be, as llama.cpp computes nothing else. left_out: beginnings of
     names that llama.cpp has no place for and no need of. added: ends of names of tables that
-    llama.cpp adds as they lie there, which it does with floats alone. order: end of a module's name
+    llama.cpp adds as they lie there, which it does with floats alone. vectors: ends of names of
+    matrices of one row, which it has as vectors of floats. order: end of a module's name
     -> its rows. factors: end of a tensor's name -> what it is multiplied with. pools: whether it
     makes embeddings of texts, and no logits."""
 
@@ -36,6 +37,7 @@ class Architecture:
     needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
     order: Mapping[str, Order] = field(default_factory=dict)
     factors: Mapping[str, Callable[[PreTrainedConfig], float]] = field(default_factory=dict)
     pools: bool = False
@@ -80,29 +82,38 @@ _HALVES = {
     "q_proj": _interleaved("num_attention_heads"),
     "k_proj": _interleaved("num_key_value_heads"),
 }
-_SILU = {"hidden_act": ("silu",)}
+_SILU: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
+_MIXTURE = _ROTARY | {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+_EVERY_LAYER: dict[str, tuple[Any, ...]] = _SILU | {
+    "use_sliding_window": (False,),
+    "decoder_sparse_step": (1,),
+    "mlp_only_layers": ([], None),
+}
 # transformers' model_type -> what llama.cpp makes of it.
 ARCHITECTURES = {
     "llama": Architecture("llama", _ROTARY, _SILU, order=_HALVES),
     "mistral": Architecture("llama", _ROTARY, _SILU | {"sliding_window": (None,)}, order=_HALVES),
     "qwen2": Architecture("qwen2", _ROTARY, _SILU | {"use_sliding_window": (False,)}),
     "qwen3": Architecture("qwen3", _ROTARY, _SILU | {"use_sliding_window": (False,)}),
-    "qwen3_moe": Architecture(
-        "qwen3moe",
-        _ROTARY
-        | {
-            "expert_count": "num_experts",
-            "expert_used_count": "num_experts_per_tok",
-            "expert_feed_forward_length": "moe_intermediate_size",
-        },
-        _SILU
-        | {
-            "use_sliding_window": (False,),
-            "norm_topk_prob": (True,),
-            "decoder_sparse_step": (1,),
-            "mlp_only_layers": ([], None),
-        },
+    # llama.cpp makes the shares of Mixtral's and Qwen3's chosen experts add up to 1, and those of
+    # Qwen2's not.
+    "mixtral": Architecture(
+        "llama",
+        _ROTARY | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+        _SILU | {"sliding_window": (None,)},
+        order=_HALVES,
     ),
+    "qwen2_moe": Architecture(
+        "qwen2moe",
+        _MIXTURE | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+        _EVERY_LAYER | {"norm_topk_prob": (False,)},
+        vectors=("shared_expert_gate",),
+    ),
+    "qwen3_moe": Architecture("qwen3moe", _MIXTURE, _EVERY_LAYER | {"norm_topk_prob": (True,)}),
     "gpt2": Architecture(
         "gpt2",
         _TRANSFORMER

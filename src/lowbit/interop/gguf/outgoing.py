@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers.modeling_utils import str_to_torch_dtype
 
 from lowbit.checkpoint.atomic_write import writing
 from lowbit.checkpoint.documents import read_json
@@ -18,11 +19,13 @@ from lowbit.checkpoint.load import load_tokenizer
 from lowbit.checkpoint.read import float_config, open_checkpoint, open_tensors, skeleton
 from lowbit.conversion.config import LowbitConfig
 from lowbit.conversion.module_weights import Weights, oriented, weights_of
+from lowbit.conversion.rows_of_experts import rows_of_experts
 from lowbit.conversion.streamed_load import names_in_model
 from lowbit.errors import InputError, UsageError, check_choice, naming
 from lowbit.extras import needed
 from lowbit.formats import AffineTensor, ExpertsLayout, ExpertsTensor, decode
 from lowbit.formats.affine import take_rows
+from lowbit.interop.foreign_folder import Decoded
 from lowbit.interop.gguf.architectures import (
     EXPERTS,
     Architecture,
@@ -163,8 +166,10 @@ def _quantized(
     wanted: str | None,
 ) -> NewTensor:
     rows, columns = weight.weights.shape
-    if weight.name.module.endswith(architecture.added):
-        return NewTensor(name, "F32", (rows, columns), lambda: decode(weight.read()))
+    vector = weight.name.module.endswith(architecture.vectors)
+    if vector or weight.name.module.endswith(architecture.added):
+        shape = (columns,) if vector else (rows, columns)
+        return NewTensor(name, "F32", shape, lambda: decode(weight.read()).reshape(shape))
     kind = type_for(weight.layout, columns, None if wanted is None else wanted.upper())
     if weight.weights.embed_scale is not None:
         raise InputError("its rows are scaled when they are read, which llama.cpp does not do")
@@ -233,6 +238,8 @@ def _float(
     shape = tuple(tensor.get_shape())
     module = own.rpartition(".")[0]
     held = model.model.get_submodule(module)
+    if module.endswith(architecture.vectors):
+        return NewTensor(name, "F32", shape[-1:], lambda: tensor[...].float().flatten())
     known = weights_of(held)
     weights = known if isinstance(known, Weights) and len(shape) > 1 else None
     turned = weights is not None and weights.transposed
@@ -274,7 +281,24 @@ def write_float(source: Path, file: Path) -> tuple[str, ...]:
         model = skeleton(checkpoint, torch.float32)
         nothing = LowbitConfig({"rules": [{"match": "@linear", "keep": True}]})
         there = model.state_dict()
-        names = names_in_model(model, tensors)
-        held = {own: t for own, t in tensors.items() if names[own][0] in there}
+        places = names_in_model(model, tensors)
+        held: dict[str, Any] = {
+            place.name: tensors[own]
+            for own, place in places.items()
+            if place.name in there and place.converter is None
+        }
+        for name, experts in rows_of_experts(places).items():
+            held[name] = _stacked([[tensors[own] for own in rows] for rows in experts])
         floats = StoredModel(source, config, nothing, model, {}, held, torch.float32)
         return write(floats, None, file)
+
+
+def _stacked(experts: list[list[Any]]) -> Decoded:
+    """Matrices of experts [experts, out, in] as one tensor, which is read when asked for."""
+    first = experts[0]
+    shape = len(experts), sum(rows.get_shape()[0] for rows in first), first[0].get_shape()[1]
+
+    def read() -> Tensor:
+        return torch.stack([torch.cat([rows[...] for rows in expert]) for expert in experts])
+
+    return Decoded(shape, str_to_torch_dtype[first[0].get_dtype()], read)
