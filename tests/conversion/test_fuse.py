@@ -25,6 +25,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 # Functions that follow a layer, and groups of layers that share their input.
 FUSED = {
     "bert": (2, 2),
+    "bert-one-head": (2, 2),
     "bert-classifier": (2, 2),
     "bert-mlm": (2, 2),
     "distilbert": (2, 2),
