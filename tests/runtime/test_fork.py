@@ -55,7 +55,9 @@ say()
 """
 
 
-@pytest.mark.parametrize("way", ["one thread", "a new thread"])
+@pytest.mark.parametrize(
+    "way", ["one thread", pytest.param("a new thread", marks=pytest.mark.nightly)]
+)
 def test_two_workers_compute_what_their_parent_computes(way):
     run = [sys.executable, "-c", WORKERS, way]
     ran = subprocess.run(run, capture_output=True, text=True, timeout=120)

@@ -35,7 +35,16 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    [*((name, "int8-all-dynamic") for name in MODELS), ("gated t5", None), ("clip", None)],
+    [
+        ("bert", "int8-all-dynamic"),
+        ("mpnet", "int8-all-dynamic"),
+        ("gated t5", None),
+        *(
+            pytest.param(name, "int8-all-dynamic", marks=pytest.mark.nightly)
+            for name in MODELS
+            if name not in ("bert", "mpnet")
+        ),
+    ],
 )
 def test_a_saved_program_gives_the_same_bits_without_a_capture(name, recipe, tmp_path, monkeypatch):
     model = lowbit.compile(made(name, recipe))
