@@ -487,6 +487,18 @@ class Writing(BertModel):
         return BaseModelOutput(states)
 
 
+class Counting(BertModel):
+    """Counts its calls in a buffer."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, input_ids, attention_mask=None):
+        self.calls.add_(1)
+        return BaseModelOutput(super().forward(input_ids, attention_mask).last_hidden_state)
+
+
 class Drawing(BertModel):
     def forward(self, input_ids, attention_mask=None):
         states = super().forward(input_ids, attention_mask).last_hidden_state
@@ -500,6 +512,14 @@ def test_writing_in_place_counts():
     assert [type(p) for p in programs(compiled)] == [Compiled]
     assert torch.allclose(states[there], aside(model, inputs)[0][there], atol=1e-5)
     assert not states[:, 0].any()
+
+
+def test_a_model_that_writes_into_its_buffers_is_called_as_it_is():
+    compiled, inputs = lowbit.compile(Counting(BertConfig(**SMALL)).eval()), batch(9, 4)
+    for _ in range(3):
+        aside(compiled, inputs)
+    assert compiled.calls.item() == 3
+    assert any("writes into" in reason for reason in noted(compiled))
 
 
 def test_random_numbers_are_the_model_s_own():

@@ -58,6 +58,19 @@ def test_a_saved_program_gives_the_same_bits_without_a_capture(name, recipe, tmp
     assert [type(p) for p in programs(fresh)] == [Compiled]
 
 
+def test_programs_of_several_signatures_are_made_once(saved, tmp_path, monkeypatch):
+    inputs = [batch(9, 4), {"input_ids": batch(6, 6)["input_ids"]}]
+    called(saved, inputs[1])
+    lowbit.save_programs(saved, tmp_path)
+    fresh = lowbit.compile(again(saved), programs=tmp_path)
+    made, lower = [], door.lower
+    monkeypatch.setattr(door, "lower", lambda *given: made.append(1) or lower(*given))
+    for _ in range(3):
+        for each in inputs:
+            called(fresh, each)
+    assert len(made) == 2
+
+
 def test_other_arguments_are_captured_as_ever(saved, tmp_path):
     fresh = lowbit.compile(again(saved), programs=tmp_path)
     ids = {"input_ids": batch(6, 6)["input_ids"]}
@@ -97,7 +110,7 @@ def test_programs_of_other_versions_are_not_used(saved, tmp_path):
     fresh = again(saved)
     with pytest.warns(SlowPathWarning, match="torch 2.0.0, not 2"):
         lowbit.compile(fresh, programs=tmp_path)
-    assert fresh.forward.saved is None and noted(fresh)
+    assert fresh.forward.saved == {} and noted(fresh)
 
 
 def first_call(stored):

@@ -7,7 +7,7 @@ from torch import nn
 
 from lowbit.fallbacks import noted
 from lowbit.nn import QuantModule
-from lowbit.runtime.compiled import ProgramSummary, programs
+from lowbit.runtime.summary import ProgramSummary, programs
 
 
 @dataclass(frozen=True)

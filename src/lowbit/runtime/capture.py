@@ -5,6 +5,7 @@ modules by name. What is captured holds for one signature (signature.py): which 
 their kinds, and the values of those that are no tensors.
 """
 
+import operator
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,6 +85,18 @@ class Captured:
     def graph(self) -> fx.Graph:
         return self.module.graph
 
+    def still(self) -> bool:
+        """Whether the model has the modules and tensors that the graph reads."""
+        modules = standing_for(self.owner.model)  # type: ignore[arg-type]
+        if modules.keys() != self.modules.keys():
+            return False
+        own = dict(self.owner.named_parameters()) | dict(self.owner.named_buffers())
+        return all(modules[name] is module for name, module in self.modules.items()) and all(
+            own[name] is operator.attrgetter(name)(self.module)
+            for name in self.tensors
+            if name in own
+        )
+
     @property
     def arguments(self) -> tuple[str, ...]:
         """Names of the tensors of a call, in order."""
@@ -120,6 +133,8 @@ def capture(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str
     for node in module.graph.nodes:
         if _draws(node):
             raise UnservedError(f"{node.target} draws random numbers")
+        if _writes_elsewhere(node):
+            raise UnservedError(f"{node.target} writes into what the model is given or holds")
     names = iter(tensors)
     for node in module.graph.nodes:
         value = node.meta.get("val")
@@ -149,9 +164,11 @@ def _writes_elsewhere(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return False
-    into: Any = node.args[0]
-    source = getattr(into.target, "_schema", None)
-    fresh = source is not None and not any(each.alias_info for each in source.returns)
+    into = node.args[0] if node.args else None
+    source = getattr(getattr(into, "target", None), "_schema", None)
+    if not isinstance(into, fx.Node) or source is None:
+        return True
+    fresh = not any(each.alias_info for each in source.returns)
     return not (fresh and node.users and set(into.users) == {node})
 
 

@@ -6,9 +6,8 @@ the model as it is, and the reason is noted (`lowbit.explain`).
 
 import inspect
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -71,11 +70,11 @@ def compile(model: M, programs: str | Path | None = None) -> M:
     for name, each in found.items():
         forward = CompiledForward(each)
         if programs is not None:
-            found_there = saved.read(Path(programs) / saved.FILE, name, each)
-            if isinstance(found_there, str):
-                fallbacks.note(each, found_there)
+            graphs = saved.read(Path(programs) / saved.FILE, name, each)
+            if isinstance(graphs, str):
+                fallbacks.note(each, graphs)
             else:
-                forward.saved = found_there
+                forward.saved = graphs
         each.forward = forward
     return model
 
@@ -124,48 +123,6 @@ def _held(model: nn.Module) -> dict[str, Any]:
     if not outermost:
         raise UsageError(f"{type(model).__name__} holds no transformers model to compile")
     return outermost
-
-
-@dataclass(frozen=True)
-class ProgramSummary:
-    """What became of calls with certain arguments.
-
-    arguments: their names. refused: why there is no program, or None. operations: how many it has.
-    by_torch: name -> (how many of them torch computes between native parts, and why). around: steps
-    that torch computes before or after it, and why. bytes_per_token: of the memory that operations
-    share."""
-
-    arguments: tuple[str, ...]
-    refused: str | None = None
-    operations: int = 0
-    by_torch: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-    around: Mapping[str, str] = field(default_factory=dict)
-    bytes_per_token: int = 0
-
-
-def programs(model: nn.Module) -> list[ProgramSummary]:
-    """Those of a compiled model, in the order in which they were made."""
-    forward = model.__dict__.get("forward")
-    if not isinstance(forward, CompiledForward):
-        return []
-    return [_told(signature, made) for signature, made in forward.programs.items()]
-
-
-def _told(signature: Signature, made: "Compiled | str") -> ProgramSummary:
-    arguments = signature.names
-    if isinstance(made, str):
-        return ProgramSummary(arguments, made)
-    program = made.lowered.program
-    counts = Counter(op.name for op in program.by_torch)
-    why = {op.name: op.why for op in program.by_torch}
-    return ProgramSummary(
-        arguments,
-        None,
-        len(program.operations),
-        {name: (count, why[name]) for name, count in counts.items()},
-        made.lowered.left,
-        program.bytes_per_token,
-    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -251,7 +208,7 @@ class CompiledForward:
         # Pipelines and SentenceTransformer ask which arguments a model takes.
         self.__signature__ = inspect.signature(type(model).forward.__get__(model))
         self.programs: dict[Signature, Compiled | str] = {}
-        self.saved: saved.Saved | None = None  # by another process
+        self.saved: dict[Signature, Captured] = {}  # by another process
         self.hooks: list[Any] | None = None  # all dictionaries of them
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledForward":
@@ -319,8 +276,9 @@ class CompiledForward:
         model = self.model
         del model.forward
         try:
-            captured = None if self.saved is None else self.saved.captured(found, model)
-            captured = captured or capture(model, tensors, others)
+            captured = self.saved.pop(found, None)
+            if captured is None or not captured.still():
+                captured = capture(model, tensors, others)
             with torch.no_grad():
                 lowered = lower(captured, _limit(model))
         except UnservedError as why:

@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +66,8 @@ def write(
         new.write_text(json.dumps({"format": FORMAT, "models": models}))
 
 
-@dataclass(frozen=True)
-class Saved:
-    """What a file says of a model: graphs by signature, and what they hold for."""
-
-    graphs: Mapping[Signature, Mapping[str, Any]]
-    made_with: Mapping[str, Any]
-
-    def captured(self, signature: Signature, model: nn.Module) -> Captured | None:
-        """A graph on the model as it is now; None without one, or if the model has changed."""
-        said = self.graphs.get(signature)
-        if said is None or made_with(model) != self.made_with:
-            return None
-        return graph_file.read(said, model, dict(signature.others))
-
-
-def read(file: Path, name: str, model: nn.Module) -> Saved | str:
-    """What a file says of the model that has this name there; or, if it holds for another one, a
+def read(file: Path, name: str, model: nn.Module) -> dict[Signature, Captured] | str:
+    """The graphs of the model that has this name in a file; or, if they hold for another one, a
     sentence that says so. Raises InputError for a file that is damaged."""
     stored = read_json(file, MOST_BYTES)
     with reading(file):
@@ -97,7 +81,8 @@ def read(file: Path, name: str, model: nn.Module) -> Saved | str:
             if then != here[what]:
                 told = "other weights" if what == "model" else f"{what} {then}, not {here[what]}"
                 return f"The programs in {file} were made with {told}, and are made anew."
-        graphs = {Signature.of_json(said["arguments"]): said for said in own["programs"]}
-        for signature, said in graphs.items():
-            graph_file.read(said, model, dict(signature.others))  # raises for what is damaged
-        return Saved(graphs, own["made_with"])
+        found = {}
+        for said in own["programs"]:
+            signature = Signature.of_json(said["arguments"])
+            found[signature] = graph_file.read(said, model, dict(signature.others))
+        return found

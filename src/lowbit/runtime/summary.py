@@ -1,0 +1,52 @@
+"""What became of a compiled model's calls, for `lowbit.explain`."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from lowbit.runtime.compiled import Compiled, CompiledForward
+from lowbit.runtime.signature import Signature
+
+
+@dataclass(frozen=True)
+class ProgramSummary:
+    """What became of calls with certain arguments.
+
+    arguments: their names. refused: why there is no program, or None. operations: how many it has.
+    by_torch: name -> (how many of them torch computes between native parts, and why). around: steps
+    that torch computes before or after it, and why. bytes_per_token: of the memory that operations
+    share."""
+
+    arguments: tuple[str, ...]
+    refused: str | None = None
+    operations: int = 0
+    by_torch: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    around: Mapping[str, str] = field(default_factory=dict)
+    bytes_per_token: int = 0
+
+
+def programs(model: nn.Module) -> list[ProgramSummary]:
+    """Those of a compiled model, in the order in which they were made."""
+    forward = model.__dict__.get("forward")
+    if not isinstance(forward, CompiledForward):
+        return []
+    return [_told(signature, made) for signature, made in forward.programs.items()]
+
+
+def _told(signature: Signature, made: Compiled | str) -> ProgramSummary:
+    arguments = signature.names
+    if isinstance(made, str):
+        return ProgramSummary(arguments, made)
+    program = made.lowered.program
+    counts = Counter(op.name for op in program.by_torch)
+    why = {op.name: op.why for op in program.by_torch}
+    return ProgramSummary(
+        arguments,
+        None,
+        len(program.operations),
+        {name: (count, why[name]) for name, count in counts.items()},
+        made.lowered.left,
+        program.bytes_per_token,
+    )
