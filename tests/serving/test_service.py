@@ -46,8 +46,8 @@ def serving(model, *options):
     with subprocess.Popen(told, stderr=subprocess.PIPE, text=True, env=env) as process:
         try:
             line = process.stderr.readline()
-            found = re.search(r"at (http://127.0.0.1:\d+), \d workers", line)
-            assert found, line + process.stderr.read()
+            found = re.search(r"at (http://127.0.0.1:\d+), \d workers? of", line)
+            assert found, line
             drain = threading.Thread(target=process.stderr.read, daemon=True)
             drain.start()
             yield found[1], process

@@ -91,6 +91,7 @@ def serve(
     import torch
 
     from lowbit.pipelines.opened import open_pipeline
+    from lowbit.report.wording import plural
     from lowbit.serving.processes import Service, listen
     from lowbit.serving.settings import Settings
 
@@ -123,8 +124,8 @@ def serve(
     pipeline([("a",)], batch_tokens)  # makes the program and packs the weights
     address = listener.getsockname()
     say(
-        f"{pipeline.kind} at http://{address[0]}:{address[1]}, {workers} workers of {threads}"
-        " threads; Ctrl-C stops it",
+        f"{pipeline.kind} at http://{address[0]}:{address[1]}, {plural(workers, 'worker')} of"
+        f" {plural(threads, 'thread')}; Ctrl-C stops it",
         error=True,
     )
     Service(Path(model).resolve().name, pipeline, settings, workers, threads).run(listener)

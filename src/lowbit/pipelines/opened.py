@@ -1,6 +1,7 @@
 """The pipeline that fits a folder."""
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ def open_pipeline(model: str | Path, kind: str | None = None, **options: Any) ->
 
     options: of the pipeline; those that are None are left out.
 
-    Raises UsageError for an unknown kind, a model that is none of it, and options that the kind
-    does not have; InputError for what is no complete model.
+    Raises UsageError for an unknown kind, a model of another kind, and options that the kind does
+    not have; InputError for a model that is not complete.
     """
     if kind is not None:
         check_choice("task", kind, PIPELINES)
@@ -52,16 +53,17 @@ def kind_of(model: PreTrainedModel, folder: Path) -> str:
     return Embedder.kind
 
 
+def options_of(kind: str) -> list[str]:
+    """What a pipeline can be told beside its model, its tokenizer and what its folder says."""
+    return [
+        name
+        for name, each in signature(PIPELINES[kind]).parameters.items()
+        if each.default is not each.empty and name != "modules"
+    ]
+
+
 def _check(kind: str, options: Mapping[str, Any]) -> None:
-    known = OPTIONS[kind]
+    known = options_of(kind)
     if unknown := [name for name in options if name not in known]:
         option = unknown[0].replace("_", "-")
         raise UsageError(f"--{option} is not an option of {kind}")
-
-
-OPTIONS: dict[str, tuple[str, ...]] = {
-    Embedder.kind: ("pooling", "normalize", "max_length", "prompt"),
-    Classifier.kind: ("max_length",),
-    Translation.kind: ("beams", "max_new_tokens", "prefix"),
-    Generation.kind: ("max_new_tokens", "chat", "max_length"),
-}

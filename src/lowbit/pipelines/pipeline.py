@@ -15,7 +15,6 @@ from lowbit.data.batches import columns, longest
 from lowbit.data.lines import MOST_CHARACTERS
 from lowbit.errors import UsageError, check_at_least
 from lowbit.kernels import native
-from lowbit.nn import QuantModule
 from lowbit.runtime.compiled import compile
 
 Row = tuple[str, ...]  # one text, or two that are read together
@@ -135,9 +134,7 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 
 def accelerated(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as a native program if it is quantized; a float model as it is."""
-    if not any(isinstance(module, QuantModule) for module in model.modules()):
-        return model
+    """The model as a native program, where there is native code."""
     if not native.available():
         fallbacks.note(model, f"The model is not run as a program: {native.reason()}.")
         return model

@@ -118,7 +118,7 @@ def capture(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str
     sizes = {name: _sizes(tensor) for name, tensor in tensors.items()}
     call = Call(model, tuple(tensors), dict(others))
     standing = _StandingIn(model)
-    # Random numbers that are drawn here are none of the caller's.
+    # The capture draws random numbers; the caller's stay as they are.
     with standing, torch.no_grad(), torch.random.fork_rng(devices=()):
         exported = torch.export.export(
             call, tuple(examples.values()), dynamic_shapes=(tuple(sizes.values()),), strict=False

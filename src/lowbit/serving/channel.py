@@ -1,35 +1,78 @@
-"""Messages between the front and a worker: a length of 8 bytes, then a pickle.
+"""Messages between the front and a worker: a length of 8 bytes, then the message.
 
-Both ends are processes of this service, and the socket has no name that others could connect to.
+Items are JSON. Results are JSON, or the numbers of an array after a line of JSON with its shape.
+Nothing in a message can be run.
 """
 
 import asyncio
-import pickle
+import json
 import socket
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+from lowbit.pipelines.pipeline import Item
 
 _LENGTH = struct.Struct("<Q")
 
 
-def packed(message: Any) -> bytes:
-    content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return _LENGTH.pack(len(content)) + content
+@dataclass(frozen=True)
+class Failure:
+    """Instead of results: a sentence for the client, or None if the fault is ours."""
+
+    sentence: str | None
 
 
-def receive(end: socket.socket) -> Any:
-    """Wait for a message. Raises EOFError if the other end is closed."""
+Answer = Sequence[Any] | np.ndarray | Failure
+
+
+def send_answer(end: socket.socket, answer: Answer) -> None:
+    end.sendall(_framed(answer_bytes(answer)))
+
+
+def receive_items(end: socket.socket) -> list[Item]:
+    """Wait for a batch. Raises EOFError if the other end is closed."""
     (length,) = _LENGTH.unpack(_exactly(end, _LENGTH.size))
-    return pickle.loads(_exactly(end, length))
+    return [Item(*each) for each in json.loads(_exactly(end, length))]
 
 
-async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: Any) -> Any:
-    """Send a message, and wait for the answer. Raises EOFError or OSError if the other end is
+async def exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, items: Sequence[Item]
+) -> Answer:
+    """Send a batch, and wait for the answer. Raises EOFError or OSError if the other end is
     closed."""
-    writer.write(packed(message))
+    said = [[item.content, item.length, item.cut] for item in items]
+    writer.write(_framed(json.dumps(said).encode()))
     await writer.drain()
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    return pickle.loads(await reader.readexactly(length))
+    return answer_of(await reader.readexactly(length))
+
+
+def answer_bytes(answer: Answer) -> bytes:
+    if isinstance(answer, Failure):
+        return json.dumps({"failure": answer.sentence}).encode() + b"\n"
+    if isinstance(answer, np.ndarray):
+        numbers = np.ascontiguousarray(answer, np.float32)
+        return json.dumps({"shape": numbers.shape}).encode() + b"\n" + numbers.tobytes()
+    return json.dumps({"results": list(answer)}).encode() + b"\n"
+
+
+def answer_of(content: bytes) -> Answer:
+    line, _, numbers = content.partition(b"\n")
+    said = json.loads(line)
+    if "failure" in said:
+        return Failure(said["failure"])
+    if "shape" in said:
+        return np.frombuffer(numbers, np.float32).reshape(said["shape"])
+    results: list[Any] = said["results"]
+    return results
+
+
+def _framed(content: bytes) -> bytes:
+    return _LENGTH.pack(len(content)) + content
 
 
 def _exactly(end: socket.socket, length: int) -> bytearray:

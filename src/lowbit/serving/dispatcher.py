@@ -10,12 +10,11 @@ from math import ceil
 from typing import Any
 
 from lowbit.pipelines.pipeline import Pipeline, Row
-from lowbit.serving.channel import exchange
+from lowbit.serving.channel import Failure, exchange
 from lowbit.serving.metrics import Metrics
 from lowbit.serving.problem import ProblemError
 from lowbit.serving.queue import Entry, Queue
 from lowbit.serving.settings import Settings
-from lowbit.serving.worker import Failure
 
 MOST_DEATHS = 2  # of workers that had a row: it is taken to be the cause
 SMOOTHING = 0.9

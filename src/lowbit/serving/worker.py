@@ -6,23 +6,14 @@ import select
 import socket
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from lowbit.errors import LowbitError
 from lowbit.pipelines.pipeline import Pipeline
-from lowbit.serving.channel import packed, receive
+from lowbit.serving.channel import Answer, Failure, receive_items, send_answer
 
 IDLE = 1.0  # seconds without work, after which memory of the largest batch goes back
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Instead of results: a sentence for the client, or none if the fault is ours."""
-
-    sentence: str | None
 
 
 def work(pipeline: Pipeline, threads: int, end: socket.socket) -> None:
@@ -34,10 +25,10 @@ def work(pipeline: Pipeline, threads: int, end: socket.socket) -> None:
             gc.collect()
             trim(0)
         try:
-            items = receive(end)
+            items = receive_items(end)
         except (EOFError, OSError):
             return
-        answer: Any
+        answer: Answer
         try:
             answer = pipeline.run(items)
         except LowbitError as error:
@@ -46,7 +37,7 @@ def work(pipeline: Pipeline, threads: int, end: socket.socket) -> None:
             traceback.print_exc()
             answer = Failure(None)
         try:
-            end.sendall(packed(answer))
+            send_answer(end, answer)
         except OSError:
             return
 
