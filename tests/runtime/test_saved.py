@@ -121,9 +121,9 @@ DAMAGE = {
     "a format": lambda s: s.update(format=99),
     "no nodes": lambda s: s["models"][""]["programs"][0].pop("nodes"),
     "an operator that reads files": lambda s: first_call(s).update(calls="aten.from_file.default"),
-    "an operator that is none": lambda s: first_call(s).update(calls="os.system"),
-    "a node that is none": lambda s: first_call(s)["with"].append({"node": "nobody"}),
-    "a weight that is none": lambda s: s["models"][""]["programs"][0]["nodes"].insert(
+    "an operator that does not exist": lambda s: first_call(s).update(calls="os.system"),
+    "a node that does not exist": lambda s: first_call(s)["with"].append({"node": "nobody"}),
+    "a weight that does not exist": lambda s: s["models"][""]["programs"][0]["nodes"].insert(
         0, {"name": "x", "holds": "model.nothing"}
     ),
     "a structure": lambda s: s["models"][""]["programs"][0].update(structure="[1, {}]"),
