@@ -207,7 +207,7 @@ def taken_apart(page: Page) -> None:
     start = time.perf_counter()
     y = model(input_ids=ids, attention_mask=mask).last_hidden_state
     made = time.perf_counter() - start
-    (compiled,) = model.forward.programs.values()
+    (compiled,) = model.forward.programs.made.values()
     program = compiled.lowered.program
     eager = ours(plain, "int8-dynamic", False)(input_ids=ids, attention_mask=mask)
     page.say(

@@ -44,8 +44,8 @@ import lowbit
 from lowbit.errors import RowError, UsageError
 from lowbit.fallbacks import noted
 from lowbit.kernels import native
-from lowbit.runtime.compiled import Compiled
 from lowbit.runtime.operations import Attention, ByTorch
+from lowbit.runtime.programs import Compiled
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
 
@@ -116,7 +116,7 @@ def aside(model, inputs):
 
 
 def programs(model):
-    return list(model.forward.programs.values())
+    return list(model.forward.programs.made.values())
 
 
 def assert_same(got, wanted, mask):
@@ -205,18 +205,20 @@ def test_every_kind_of_codes_runs(recipe):
 
 SIZES = {k: v for k, v in SMALL.items() if k != "vocab_size"}
 DINO = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
+# A code near a half decides whether a result is within the bound: always the same numbers.
+SEEDED = torch.Generator().manual_seed(0)
 OTHERS = {
     "pictures": (
         lambda: ViTModel(ViTConfig(image_size=16, patch_size=4, **SIZES)),
-        {"pixel_values": torch.randn(3, 3, 16, 16)},
+        {"pixel_values": torch.randn(3, 3, 16, 16, generator=SEEDED)},
     ),
     "scaled layers": (
         lambda: Dinov2Model(Dinov2Config(image_size=16, patch_size=4, **DINO)),
-        {"pixel_values": torch.randn(3, 3, 16, 16)},
+        {"pixel_values": torch.randn(3, 3, 16, 16, generator=SEEDED)},
     ),
     "a convolution first": (
         lambda: Wav2Vec2Model(Wav2Vec2Config(**SMALL)),
-        {"input_values": torch.randn(2, 4000)},
+        {"input_values": torch.randn(2, 4000, generator=SEEDED)},
     ),
     "sound": (
         lambda: (
@@ -236,7 +238,7 @@ OTHERS = {
                 )
             ).encoder
         ),
-        {"input_features": torch.randn(2, 8, 20)},
+        {"input_features": torch.randn(2, 8, 20, generator=SEEDED)},
     ),
 }
 

@@ -10,7 +10,7 @@ import lowbit
 from lowbit.errors import InputError, UsageError
 from lowbit.fallbacks import SlowPathWarning, noted
 from lowbit.kernels import native
-from lowbit.runtime import compiled as door
+from lowbit.runtime import programs as runtime_programs
 from lowbit.runtime.compiled import Compiled
 from lowbit.runtime.saved import FILE
 from tests.runtime.test_compiled import MODELS, aside, batch, called, made, programs
@@ -52,7 +52,7 @@ def test_a_saved_program_gives_the_same_bits_without_a_capture(name, recipe, tmp
     wanted = called(model, inputs)
     lowbit.save_programs(model, tmp_path)
     fresh = lowbit.compile(again(model), programs=tmp_path)
-    monkeypatch.setattr(door, "capture", lambda *_: pytest.fail("it was captured"))
+    monkeypatch.setattr(runtime_programs, "capture", lambda *_: pytest.fail("it was captured"))
     got = called(fresh, inputs)
     assert all(torch.equal(got[key], wanted[key]) for key in wanted)
     assert [type(p) for p in programs(fresh)] == [Compiled]
@@ -63,8 +63,8 @@ def test_programs_of_several_signatures_are_made_once(saved, tmp_path, monkeypat
     called(saved, inputs[1])
     lowbit.save_programs(saved, tmp_path)
     fresh = lowbit.compile(again(saved), programs=tmp_path)
-    made, lower = [], door.lower
-    monkeypatch.setattr(door, "lower", lambda *given: made.append(1) or lower(*given))
+    made, lower = [], runtime_programs.lower
+    monkeypatch.setattr(runtime_programs, "lower", lambda *given: made.append(1) or lower(*given))
     for _ in range(3):
         for each in inputs:
             called(fresh, each)
@@ -110,7 +110,7 @@ def test_programs_of_other_versions_are_not_used(saved, tmp_path):
     fresh = again(saved)
     with pytest.warns(SlowPathWarning, match="torch 2.0.0, not 2"):
         lowbit.compile(fresh, programs=tmp_path)
-    assert fresh.forward.saved == {} and noted(fresh)
+    assert fresh.forward.programs.saved == {} and noted(fresh)
 
 
 def first_call(stored):

@@ -8,7 +8,9 @@ allocate.py    where the matrices between operations lie in one memory
 program.py     that list; it can be printed, run by PyTorch, and built for native code
 padding.py     which padding a program may be given
 held.py        what a program reads of a model, and whether the model still has it
-compiled.py    the door: `lowbit.compile`
+programs.py    the programs of a model, and which calls they serve
+compiled.py    `lowbit.compile`
+backend.py     `torch.compile(model, backend="lowbit")`
 saved.py       graphs in a file beside the model, as graph_file.py writes them
 summary.py     what `lowbit.explain` says of programs
 """

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from lowbit.runtime.compiled import Compiled, CompiledForward
+from lowbit.runtime.programs import Compiled, Programs
 from lowbit.runtime.signature import Signature
 
 
@@ -29,10 +29,8 @@ class ProgramSummary:
 
 def programs(model: nn.Module) -> list[ProgramSummary]:
     """Those of a compiled model, in the order in which they were made."""
-    forward = model.__dict__.get("forward")
-    if not isinstance(forward, CompiledForward):
-        return []
-    return [_told(signature, made) for signature, made in forward.programs.items()]
+    found = Programs.held_by(model)
+    return [] if found is None else [_told(each, made) for each, made in found.made.items()]
 
 
 def _told(signature: Signature, made: Compiled | str) -> ProgramSummary:
