@@ -4,10 +4,11 @@ changed."""
 from collections.abc import Iterator
 
 from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from lowbit.errors import UsageError
-from lowbit.nn import STATIC, QuantEmbedding, QuantLinear, is_quantized
+from lowbit.nn import STATIC, QuantEmbedding, QuantExperts, QuantLinear, QuantModule, is_quantized
 
 # The others take a part of the weight out of the base.
 INITIAL = (True, False, "gaussian", "orthogonal")
@@ -28,6 +29,9 @@ def check_config(model: nn.Module, config: LoraConfig) -> None:
             " trainable_token_indices): keep it float when the model is quantized (a rule"
             f' {{match: "{name}", keep: true}}), or make it one of target_modules'
         )
+    for name, module in model.named_modules():
+        if isinstance(module, QuantModule):
+            _check_target(name.replace(".base_layer", ""), module, config)
     if not config.inference_mode:
         for name, module in model.named_modules():
             if isinstance(module, QuantLinear) and module.activations in STATIC:
@@ -36,6 +40,25 @@ def check_config(model: nn.Module, config: LoraConfig) -> None:
                     " the adapter: train it on the same model with float or dynamic ones, and load"
                     " it here"
                 )
+
+
+def _check_target(name: str, module: QuantModule, config: LoraConfig) -> None:
+    """Raises UsageError if `config` adapts a quantized weight as a parameter, or those of experts
+    in any way."""
+    experts = isinstance(module, QuantExperts)
+    parameter = name if experts else f"{name}.weight"
+    ends = [f".{parameter}".endswith(f".{end}") for end in config.target_parameters or ()]
+    if experts and (any(ends) or check_target_module_exists(config, name)):
+        raise UsageError(
+            f"{name} holds the weights of experts, which take no adapters when quantized: adapt"
+            " other layers, or keep experts float when the model is quantized (a rule"
+            ' {match: "@experts", keep: true})'
+        )
+    if any(ends):
+        raise UsageError(
+            f"{parameter} is quantized, so it is no parameter: name {name} in target_modules, not"
+            " in target_parameters"
+        )
 
 
 def _trained_beside(model: nn.Module, config: LoraConfig) -> Iterator[str]:
