@@ -247,7 +247,8 @@ def page(bench: Bench, blocks: int, samples: int) -> Iterator[str]:
     yield "training text. The matrix holds the mean square of each input, computed here, as"
     yield "llama-imatrix does. llama.cpp's quantizer ran with `pure`, so that every linear layer is"
     yield "of the type. Bytes are of all tensors. Seconds are of making the file, on a machine that"
-    yield "did other work too. Written by `bench/gguf_files.py`."
+    yield "did other work too. Rows are kept from run to run, on several processors. Written by"
+    yield "`bench/gguf_files.py`; the last run's processor follows."
     yield described() + f" llama-cpp-python {llama_cpp.__version__}."
     yield ""
     columns = ("type", "codes", "bytes", "perplexity", "KL divergence", "of llama.cpp's")
