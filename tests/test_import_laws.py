@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # The rooms of the house, from the ground up. A room may import those on the floors below it, and
 # itself: never one above, and never one beside it.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"fallbacks", "launch", "progress", "versions", "visible"}),
+    frozenset({"fallbacks", "import_hook", "launch", "progress", "versions", "visible"}),
     frozenset({"errors"}),
     frozenset({"extras", "formats"}),
     frozenset({"checkpoint"}),
@@ -20,7 +20,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"conversion", "data", "runtime"}),
     frozenset({"calibration", "decoding", "inspect"}),
     frozenset({"pipelines", "qat", "solvers"}),
-    frozenset({"quantize", "interop", "peft"}),
+    frozenset({"quantization", "interop", "peft"}),
     frozenset({"evaluation", "public"}),
     frozenset({""}),  # lowbit/__init__.py
     frozenset({"jobs", "report", "search", "serving", "training"}),

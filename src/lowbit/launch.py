@@ -1,7 +1,7 @@
 """What is imported first, before all that takes seconds: whose process this is, and its signals.
 
-A program that imports lowbit gets everything, and its signals stay its own. The command line can be
-interrupted from here on, and imports what its verb needs.
+The signals of a program that imports lowbit stay its own. The command line can be interrupted from
+here on, and imports what its verb needs.
 """
 
 import os

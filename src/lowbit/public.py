@@ -1,78 +1,44 @@
-"""The public names. Importing them lets transformers load what lowbit saved."""
+"""Where the public names are. `lowbit.__getattr__` imports them on first use."""
 
-from lowbit.checkpoint.hashes import verify
-from lowbit.conversion.apply import Result
-from lowbit.conversion.attach import restore_float
-from lowbit.conversion.config import LowbitConfig
-from lowbit.conversion.footprint import Footprint, footprint
-from lowbit.conversion.hf_quantizer import register
-from lowbit.conversion.planes import use_planes
-from lowbit.conversion.recipe import KEEP, PRESETS, Recipe, Rule
-from lowbit.conversion.save import load, save
-from lowbit.conversion.simulate import simulate
-from lowbit.decoding import generate
-from lowbit.errors import InputError, LowbitError, UsageError
-from lowbit.formats import AffineTensor, BinaryTensor, Granularity, QTensor, StackedTensor
-from lowbit.inspect import explain
-from lowbit.interop.handing_over import dequantize_checkpoint, export_checkpoint
-from lowbit.interop.taking_over import import_checkpoint
-from lowbit.kernels.attention import hf_attention as attention
-from lowbit.kernels.ops import dequantize
-from lowbit.nn import experts
-from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
-from lowbit.quantize.calibrated import quantize_calibrated
-from lowbit.quantize.in_memory import quantize
-from lowbit.quantize.streaming import quantize_checkpoint
-from lowbit.runtime.compiled import compile, save_programs
-from lowbit.schemes import Absmax, Binary, Clustered, KQuant, Scheme, ZeroPoint
-from lowbit.versions import warn_of_untested
-
-warn_of_untested()
-register()
-attention.register()
-experts.register()
-
-__all__ = [
-    "KEEP",
-    "PRESETS",
-    "Absmax",
-    "AffineTensor",
-    "Binary",
-    "BinaryTensor",
-    "Clustered",
-    "Footprint",
-    "Granularity",
-    "InputError",
-    "KQuant",
-    "LowbitConfig",
-    "LowbitError",
-    "QTensor",
-    "QatOptions",
-    "Recipe",
-    "Result",
-    "Rule",
-    "Scheme",
-    "StackedTensor",
-    "UsageError",
-    "ZeroPoint",
-    "compile",
-    "dequantize",
-    "dequantize_checkpoint",
-    "explain",
-    "export_checkpoint",
-    "finish_qat",
-    "footprint",
-    "generate",
-    "import_checkpoint",
-    "load",
-    "prepare_qat",
-    "quantize",
-    "quantize_calibrated",
-    "quantize_checkpoint",
-    "restore_float",
-    "save",
-    "save_programs",
-    "simulate",
-    "use_planes",
-    "verify",
-]
+from lowbit.checkpoint.hashes import verify as verify
+from lowbit.conversion.apply import Result as Result
+from lowbit.conversion.attach import restore_float as restore_float
+from lowbit.conversion.config import LowbitConfig as LowbitConfig
+from lowbit.conversion.footprint import Footprint as Footprint
+from lowbit.conversion.footprint import footprint as footprint
+from lowbit.conversion.planes import use_planes as use_planes
+from lowbit.conversion.recipe import KEEP as KEEP
+from lowbit.conversion.recipe import PRESETS as PRESETS
+from lowbit.conversion.recipe import Recipe as Recipe
+from lowbit.conversion.recipe import Rule as Rule
+from lowbit.conversion.save import load as load
+from lowbit.conversion.save import save as save
+from lowbit.conversion.simulate import simulate as simulate
+from lowbit.decoding import generate as generate
+from lowbit.errors import InputError as InputError
+from lowbit.errors import LowbitError as LowbitError
+from lowbit.errors import UsageError as UsageError
+from lowbit.formats import AffineTensor as AffineTensor
+from lowbit.formats import BinaryTensor as BinaryTensor
+from lowbit.formats import Granularity as Granularity
+from lowbit.formats import QTensor as QTensor
+from lowbit.formats import StackedTensor as StackedTensor
+from lowbit.inspect import explain as explain
+from lowbit.interop.handing_over import dequantize_checkpoint as dequantize_checkpoint
+from lowbit.interop.handing_over import export_checkpoint as export_checkpoint
+from lowbit.interop.taking_over import import_checkpoint as import_checkpoint
+from lowbit.kernels.ops import dequantize as dequantize
+from lowbit.qat.prepare import QatOptions as QatOptions
+from lowbit.qat.prepare import finish_qat as finish_qat
+from lowbit.qat.prepare import prepare_qat as prepare_qat
+from lowbit.quantization.calibrated import quantize_calibrated as quantize_calibrated
+from lowbit.quantization.in_memory import quantize as quantize
+from lowbit.quantization.streaming import quantize_checkpoint as quantize_checkpoint
+from lowbit.runtime.compiled import compile as compile
+from lowbit.runtime.compiled import save_programs as save_programs
+from lowbit.schemes import Absmax as Absmax
+from lowbit.schemes import Binary as Binary
+from lowbit.schemes import Clustered as Clustered
+from lowbit.schemes import KQuant as KQuant
+from lowbit.schemes import Scheme as Scheme
+from lowbit.schemes import ZeroPoint as ZeroPoint

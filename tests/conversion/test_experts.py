@@ -29,7 +29,7 @@ from lowbit.conversion.recipe import PRESETS
 from lowbit.formats import ExpertsTensor
 from lowbit.kernels.native import paths
 from lowbit.nn import QuantExperts
-from lowbit.quantize import streaming
+from lowbit.quantization import streaming
 from tests.sweep.oracle import SeparateExperts, int8
 
 EXPERTS, SIZE, INNER = 5, 48, 32

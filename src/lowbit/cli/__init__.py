@@ -77,7 +77,7 @@ def _beginning(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def run(*given: Any, **options: Any) -> None:
-        import_module("lowbit.public")  # so that transformers can load what lowbit saved
+        import_module("lowbit.public")
         unwind()
         verb(*given, **options)
 

@@ -99,8 +99,8 @@ def quantize(
     Example: `lowbit quantize ./gpt2 --recipe int3 --solver gptq --calibration wiki.txt -o ./out`
     """
     from lowbit.inspect.speed import planned, slow_layers
-    from lowbit.quantize.calibrated import quantize_calibrated
-    from lowbit.quantize.streaming import quantize_checkpoint
+    from lowbit.quantization.calibrated import quantize_calibrated
+    from lowbit.quantization.streaming import quantize_checkpoint
     from lowbit.solvers import Solver
 
     chosen = _recipe(recipe, bits, group)

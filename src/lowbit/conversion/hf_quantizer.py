@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import _assign_is_quantized
 
 from lowbit.checkpoint.foreign import METHOD
@@ -304,8 +304,7 @@ class _QuantizeOnLoad(ConversionOps):
 def register() -> None:
     """Make transformers know the quantization method "lowbit".
 
-    `import lowbit` calls this. Further calls change nothing.
+    `import lowbit` has it called when transformers is imported. Further calls change nothing.
     """
-    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
-        register_quantization_config(METHOD)(LowbitConfig)
-        register_quantizer(METHOD)(LowbitQuantizer)
+    AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = LowbitConfig
+    AUTO_QUANTIZER_MAPPING[METHOD] = LowbitQuantizer

@@ -17,7 +17,7 @@ from lowbit.evaluation.tasks.generate import Generate
 from lowbit.evaluation.tasks.perplexity import Perplexity
 from lowbit.inspect.environment import describe
 from lowbit.progress import progress_bar
-from lowbit.quantize.in_memory import quantize
+from lowbit.quantization.in_memory import quantize
 from lowbit.report import check_paths, write
 
 # With -all: a table left in float would be a quarter of this model.

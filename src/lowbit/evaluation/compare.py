@@ -29,7 +29,7 @@ from lowbit.evaluation.study import ModelRecord, Study
 from lowbit.evaluation.task import Subject
 from lowbit.inspect.environment import describe
 from lowbit.progress import progress_bar
-from lowbit.quantize.streaming import quantize_checkpoint
+from lowbit.quantization.streaming import quantize_checkpoint
 from lowbit.visible import visible
 
 FLOAT = "float"

@@ -20,7 +20,7 @@ from lowbit.errors import InputError, UsageError, check_choice
 from lowbit.evaluation.study import Metric
 from lowbit.evaluation.task import Subject, Task
 from lowbit.progress import tracked
-from lowbit.quantize.in_memory import quantize
+from lowbit.quantization.in_memory import quantize
 from lowbit.schemes import Scheme
 from lowbit.search.budget import Budget
 from lowbit.search.candidates import Candidate, candidates_of, recipe_of

@@ -18,7 +18,7 @@ from lowbit.interop.handing_over import export_checkpoint
 from lowbit.interop.stored_model import open_stored
 from lowbit.interop.taking_over import import_checkpoint
 from lowbit.kernels.ops import dequantize
-from lowbit.quantize.streaming import quantize_checkpoint
+from lowbit.quantization.streaming import quantize_checkpoint
 from lowbit.schemes import Absmax, KQuant, ZeroPoint
 from tests.interop.gguf.folders import TEXT, folder
 

@@ -17,7 +17,7 @@ from lowbit.formats import group
 from lowbit.interop.gguf.outgoing import write_float
 from lowbit.interop.handing_over import export_checkpoint
 from lowbit.interop.taking_over import import_checkpoint
-from lowbit.quantize.streaming import quantize_checkpoint
+from lowbit.quantization.streaming import quantize_checkpoint
 from lowbit.schemes import Absmax
 from tests.interop.gguf.folders import TEXT, folder
 from tests.interop.gguf.llama_cpp_model import LlamaCpp, quantize

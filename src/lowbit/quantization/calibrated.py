@@ -21,7 +21,7 @@ from lowbit.conversion.recipe import Recipe
 from lowbit.errors import InputError
 from lowbit.progress import without_transformers_bars
 from lowbit.qat.prepare import QatOptions
-from lowbit.quantize.in_memory import quantize_by
+from lowbit.quantization.in_memory import quantize_by
 from lowbit.solvers import Solver, load_solver
 
 

@@ -1,0 +1,12 @@
+"""Makes transformers know lowbit: its quantizer, its attention, its experts. `import lowbit` has it
+imported after `transformers.modeling_utils`."""
+
+from lowbit.conversion import hf_quantizer
+from lowbit.kernels.attention import hf_attention
+from lowbit.nn import experts
+from lowbit.versions import warn_of_untested
+
+warn_of_untested()
+hf_quantizer.register()
+hf_attention.register()
+experts.register()
