@@ -1,20 +1,23 @@
 """ONNX models that lowbit exports, beside each program's own quantization of the same float model.
 
     pip install "lowbit[bench]"
-    python bench/onnx_files.py [--files FOLDER] [--threads 2] [--seconds 12] [--write]
+    python bench/onnx_files.py [--files FOLDER] [--threads 2] [--seconds 12] [--profile] [--write]
 
 An encoder of random weights of MiniLM's shape, one text of 128 tokens. FOLDER keeps the files, so
 that a second run only measures. All contenders of a table take turns; a table is printed when it is
 measured. Errors are of the last hidden state, beside float32. Programs that are not installed are
-left out, by name.
+left out, by name. The last table is ONNX Runtime's own profile of two files, by kind of operator;
+--profile measures it alone, for a page of its own.
 """
 
 import copy
+import json
 import logging
 import statistics
 import tempfile
 import time
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,10 +33,13 @@ from lowbit.interop.onnx.graphs import graphs
 from lowbit.interop.onnx.tracing import trace
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "onnx.md"
+PROFILE = RESULT.with_name("onnx-profile.md")
 SHAPE = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 RECIPES = ("int8-dynamic", "int8-static", "int8", "int4", "int4-dynamic")
 PRODUCTS = ("int8-dynamic", "int8-static")  # whose weights may be int8 in the file
 OWN = ("int8-dynamic", "int4-dynamic")
+PROFILED = ("ONNX Runtime's quantize_dynamic, uint8 weights", "lowbit int8-dynamic")
+PROFILED_ROUNDS = 100
 TOKENS, BLOCK = 128, 64
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
 
@@ -192,6 +198,53 @@ def measure(
         page.say(f"| {name} | {ms:.2f} | {ratio:.2f} | {error:.4f} | {size:.1f} |")
 
 
+def profile(found: dict[str, Path], page: Page) -> None:
+    """Milliseconds of each kind of operator in ONNX Runtime, one thread: of each node the median of
+    its runs, in rounds in which both files take turns."""
+    import onnxruntime
+
+    feed = text()
+    sessions = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name in PROFILED:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(place) / name)
+            session = onnxruntime.InferenceSession(
+                found[name], options, providers=["CPUExecutionProvider"]
+            )
+            sessions[name] = session, {v.name: feed[v.name] for v in session.get_inputs()}
+        for _ in range(PROFILED_ROUNDS):
+            for session, given in sessions.values():
+                session.run(None, given)
+        kinds = {
+            name: by_kind(Path(session.end_profiling())) for name, (session, _) in sessions.items()
+        }
+    page.say("", "## By kind of operator: ONNX Runtime, threads: 1", "")
+    page.say("| operator | " + " | ".join(f"{name}, ms (nodes)" for name in kinds) + " |")
+    page.say("|---|" + "---|" * len(kinds))
+    spent = [{kind: ms for kind, (ms, _) in of.items()} for of in kinds.values()]
+    for kind in sorted({*spent[0], *spent[1]}, key=lambda k: -max(of.get(k, 0) for of in spent)):
+        cells = [of.get(kind, (0.0, 0)) for of in kinds.values()]
+        if max(ms for ms, _ in cells) >= 0.1:
+            page.say(f"| {kind} | " + " | ".join(f"{ms:.2f} ({n})" for ms, n in cells) + " |")
+    page.say("| all | " + " | ".join(f"{sum(of.values()):.2f}" for of in spent) + " |")
+
+
+def by_kind(file: Path) -> dict[str, tuple[float, int]]:
+    """Of one profile: kind of operator -> milliseconds, and nodes."""
+    nodes: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for event in json.loads(file.read_text()):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            nodes[event["args"]["op_name"], event["name"]].append(event["dur"])
+    spent: Counter[str] = Counter()
+    for (kind, _), taken in nodes.items():
+        spent[kind] += statistics.median(taken) / 1e3
+    number = Counter(kind for kind, _ in nodes)
+    return {kind: (ms, number[kind]) for kind, ms in spent.items()}
+
+
 NAMES = {onnx_runtime: "ONNX Runtime", openvino: "OpenVINO"}
 
 
@@ -199,26 +252,35 @@ def main() -> None:
     asked = parser(__doc__, RESULT, 0)
     asked.add_argument("--files", type=Path, help="where the files are kept")
     asked.add_argument("--seconds", type=float, default=12, help="for each table")
+    asked.add_argument("--profile", action="store_true", help=f"the last table, for {PROFILE.name}")
     options = asked.parse_args()
     warnings.simplefilter("ignore")
     ready(options.threads)
     model = BertModel(BertConfig(**SHAPE)).eval()
-    page = Page(RESULT if options.write else None)
+    result = PROFILE if options.profile else RESULT
+    page = Page(result if options.write else None)
+    shape = f"MiniLM's shape (6 layers of 384), random weights, 1 × {TOKENS} tokens."
     page.say(
-        "# Exported to ONNX Runtime and OpenVINO",
+        "# Exported to ONNX Runtime and OpenVINO" + (": by operator" if options.profile else ""),
         "",
-        f"`python bench/onnx_files.py`, {time.strftime('%Y-%m-%d')}. {described()} MiniLM's shape"
-        f" (6 layers of 384), random weights, 1 × {TOKENS} tokens. Medians of rounds in which all"
-        " take turns; × float32 is the median of the ratios within a round.",
+        f"`python bench/onnx_files.py{' --profile' if options.profile else ''}`,"
+        f" {time.strftime('%Y-%m-%d')}. {described()} {shape}"
+        + (
+            f" Of each node the median of {PROFILED_ROUNDS} runs, in which both files take turns."
+            if options.profile
+            else " Medians of rounds in which all take turns; × float32 is the median of the ratios"
+            " within a round."
+        ),
     )
     with tempfile.TemporaryDirectory() as place:
         folder = options.files or Path(place)
         folder.mkdir(exist_ok=True)
         found = write_files(model, folder)
-        for threads in sorted({1, options.threads}):
+        for threads in () if options.profile else sorted({1, options.threads}):
             torch.set_num_threads(threads)
             for reader in NAMES:
                 measure(reader, found, threads, options.seconds, page)
+        profile(found, page)
 
 
 if __name__ == "__main__":

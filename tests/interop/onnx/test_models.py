@@ -1,5 +1,6 @@
 """Whole models in ONNX Runtime and OpenVINO give what lowbit gives."""
 
+import copy
 from importlib.resources import files
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import lowbit
 from lowbit.checkpoint.load import load_model
 from lowbit.inspect.environment import processor
+from lowbit.kernels.quantize_rows.reference import quantize_rows
 from tests.folders import save
 from tests.interop.onnx.running import onnx_runtime, openvino, relative_error
 from tests.models import VOCABULARY
@@ -141,15 +143,68 @@ def greedy(run, ids, steps, head):
     return np.concatenate(added, 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "recipe", "head"),
-    [
-        ("gpt2", "int8-all-dynamic", 64),
-        pytest.param("llama-untied", "int4-all", 32, marks=pytest.mark.nightly),
-    ],
-)
-def test_a_decoder_writes_the_same_text_with_its_cache(name, recipe, head, tmp_path):
-    ours, folder = exported(name, recipe, tmp_path)
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    return exported("gpt2", "int8-all-dynamic", tmp_path_factory.mktemp("gpt2"))
+
+
+def test_each_int8_layer_has_our_codes_of_the_same_input(gpt2):
+    """Where logits are apart, float32 sums of attention and norms put a code on the other side of a
+    half: of what a layer is given there, our codes are the same, and so is the product."""
+    ours, folder = gpt2
+    graph, layers = with_inner_values(folder / "model.onnx")
+    assert len(layers) == 9
+    file = folder / "inner-values"
+    file.write_bytes(graph.SerializeToString())
+    inputs = texts(3, 17)
+    feed = {name: tensor.numpy() for name, tensor in inputs.items()}
+    feed["position_ids"] = np.arange(17)[None].repeat(3, 0)
+    empty = np.zeros((3, 2, 0, 64), np.float32)
+    parts = [f"{layer}.{part}" for layer in range(2) for part in ("key", "value")]
+    found = onnx_runtime(file)(feed | {f"past_key_values.{part}": empty for part in parts})
+    for place, (x, codes, y) in layers.items():
+        layer, given = ours.get_submodule(place), torch.from_numpy(found[x])
+        expected, _ = quantize_rows(given.flatten(0, 1), given.shape[-1])
+        moved = found[codes].astype(np.int16) - 128
+        np.testing.assert_array_equal(moved.reshape(expected.shape), expected.numpy(), place)
+        with torch.no_grad():
+            product = copy.deepcopy(layer)
+            product.set_nonlinearity("identity")
+            expected = product(given).numpy()
+        bias = 0 if layer.bias is None else layer.bias.detach().numpy()
+        assert relative_error(found[y] + bias, expected) < 1e-6, place
+
+
+def with_inner_values(file):
+    """An ONNX model that gives the input, the codes and the product of each int8 layer beside its
+    outputs, and their names by layer."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(file)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    readers = {name: node for node in model.graph.node for name in node.input}
+    layers = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMulIntegerToFloat":
+            divided = made_by[made_by[node.input[0]].input[0]]
+            scaled = readers[node.output[0]]
+            names = divided.input[0], node.input[0], scaled.output[0]
+            layers[node.input[1].removesuffix(".codes")] = names
+    given = {value.name for value in model.graph.output}
+    inner = {name for names in layers.values() for name in names} - given
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(inner))
+    return model, layers
+
+
+@pytest.mark.nightly
+def test_a_llama_writes_the_same_text_with_its_cache(tmp_path):
+    writes_the_same_text(*exported("llama-untied", "int4-all", tmp_path), head=32)
+
+
+def test_a_decoder_writes_the_same_text_with_its_cache(gpt2):
+    writes_the_same_text(*gpt2, head=64)
+
+
+def writes_the_same_text(ours, folder, head):
     ids = texts(2, 7)["input_ids"]
     ours.generation_config.eos_token_id = None
     given = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 12}
