@@ -3,6 +3,7 @@
 import ast
 import json
 import pickle
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_type_checkers_see_the_same_names():
 
 def test_no_module_has_a_public_name():
     """Its import would replace the public name in lowbit's namespace, or be replaced by it."""
-    modules = {path.stem for path in Path(lowbit.__file__).parent.iterdir()}
+    modules = {module.name for module in pkgutil.iter_modules(lowbit.__path__)}
     assert "quantization" in modules and not modules & set(NAMES)
 
 

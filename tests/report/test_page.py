@@ -12,6 +12,7 @@ import pytest
 from lowbit import InputError, UsageError
 from lowbit.evaluation.study import Study
 from lowbit.report import check_paths, render_html, render_markdown, tables, write
+from lowbit.report.tables import groups
 from tests.report.studies import HOSTILE, gpt_names, odd_studies, study, with_metric
 
 SMALL = gpt_names(2)[:4]
@@ -240,6 +241,20 @@ def test_every_time_stands_beside_the_reference_of_the_same_rounds():
     made = replace(made, models=(made.models[0], replace(record, timings=(slower,))))
     for text in (Page(render_html(made)).text, render_markdown(made)):
         assert "0.53× the speed · 218 ms" in text and "beside 588" in text
+
+
+def test_the_times_of_the_reference_are_those_of_the_rounds_that_give_the_ratios():
+    made = study(3, SMALL)
+    first, *others = made.models
+    others = [
+        replace(model, timings=(replace(model.timings[0], reference_seconds=seconds),))
+        for model, seconds in zip(others, (0.218, 0.3), strict=True)
+    ]
+    for count, time, rate in ((1, "218 ms", "587"), (2, "218 ms … 300 ms", "427 … 587")):
+        (speed,) = [
+            g for g in groups(replace(made, models=(first, *others[:count]))) if g.title == "Speed"
+        ]
+        assert [row.cells[0].text for row in speed.rows[:2]] == [time, rate]
 
 
 def test_all_weights_are_drawn_and_so_are_the_modules_of_a_simulated_model():

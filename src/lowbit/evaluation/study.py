@@ -97,8 +97,13 @@ class Timing:
     reference_seconds: float | None = None
 
     @property
+    def tokens(self) -> int:
+        """Those of one round, read or generated."""
+        return self.batch * (self.new_tokens or self.length)
+
+    @property
     def tokens_per_second(self) -> float:
-        return self.batch * (self.new_tokens or self.length) / self.seconds
+        return self.tokens / self.seconds
 
     @property
     def speedup(self) -> float | None:

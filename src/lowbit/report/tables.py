@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from lowbit.evaluation.study import Measurement, ModelRecord, Study, Timing
 from lowbit.report import wording
@@ -52,8 +53,9 @@ def groups(study: Study) -> list[Group]:
         least, most = min(rounds), max(rounds)
         over = f"{least}" if least == most else f"{least} to {most}"
         note = (
-            f"median of {over} rounds, {threads}; ± half the distance of the quartiles; in small"
-            " print the reference’s time in the same rounds"
+            f"median of {over} rounds, {threads}; ± half the distance of the quartiles; each model"
+            " and the reference ran in the same rounds, and in small print is the reference’s time"
+            " in those"
         )
         rows = [row for shape, timings in timed.items() for row in _times(shape, timings)]
         found.append(Group("Speed", note, tuple(rows)))
@@ -149,8 +151,26 @@ def _against(before: float | None, after: float | None, index: int) -> tuple[str
 
 
 def _times(shape: ComparedShape, timings: list[Timing | None]) -> Iterator[Row]:
-    yield Row(shape.label, "time", tuple(_seconds(timing) for timing in timings))
-    yield Row(shape.label, "tokens per second", tuple(_rate(timing) for timing in timings))
+    first, *others = timings
+    beside = [t for t in others if t is not None and t.reference_seconds is not None]
+    seconds, rates = _seconds(first), _rate(first)
+    if beside:  # of the rounds that ratios come from, not of a run of its own
+        used = [t.reference_seconds for t in beside if t.reference_seconds is not None]
+        seconds = _span(wording.duration, used)
+        rates = _span(
+            partial(wording.number, digits=3),
+            [t.tokens / s for t, s in zip(beside, used, strict=True) if s > 0],
+        )
+    yield Row(shape.label, "time", (seconds, *map(_seconds, others)))
+    yield Row(shape.label, "tokens per second", (rates, *map(_rate, others)))
+
+
+def _span(words: Callable[[float], str], values: list[float]) -> Cell:
+    """From the least to the most."""
+    if not values:
+        return Cell()
+    ends = dict.fromkeys(map(words, (min(values), max(values))))
+    return Cell(" … ".join(ends))
 
 
 def _rate(timing: Timing | None) -> Cell:
