@@ -23,7 +23,7 @@ from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.forced import IGNORED
 from lowbit.evaluation.task import Subject
 from lowbit.nn.eval_mode import evaluating
-from lowbit.progress import without_transformers_bars
+from lowbit.progress import hidden, without_transformers_bars
 from lowbit.training.by_length import ByLength
 from lowbit.training.distillation import divergence
 from lowbit.training.lesson import Example, Lesson
@@ -88,7 +88,7 @@ def arguments(
         greater_is_better=True if keeps_best else None,
         logging_steps=10,
         logging_nan_inf_filter=False,
-        disable_tqdm=not progress,
+        disable_tqdm=hidden(progress),
         report_to=[],
         seed=settings.seed,
         bf16=settings.bf16,
