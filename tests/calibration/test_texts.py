@@ -33,7 +33,7 @@ def test_fewer_samples_than_asked_are_said(file):
     path = file(" ".join("abcdefghij" * 2))
     found = texts.read(path, make("gpt2"), TOKENIZER, samples=128, length=10)
     assert sum(len(batch["input_ids"]) for batch in found.batches) == 2
-    assert found.notes == (f"{path} has 2 windows of 10 tokens; 128 samples were asked for",)
+    assert found.notes == (f"{path} has 2 windows of 10 tokens; 128 samples were requested",)
 
 
 def test_an_encoder_reads_lines(file):

@@ -52,7 +52,7 @@ JSON = {
     '{"a": 1, "a": 2}': "the key 'a' comes twice",
     f"[{'9' * 5_000}]": "digits",
     f"[{'9' * 300}]": "bits",
-    '{"a": NaN}': "NaN is no number",
+    '{"a": NaN}': "NaN is not a number",
     '{"a": ': "line 1, column 7",
     "": "line 1, column 1",
 }

@@ -85,7 +85,7 @@ def test_the_command_says_that_a_disk_is_full(tmp_path):
         left = [*(tmp_path / "disk").iterdir()]
         subprocess.run(["umount", tmp_path / "disk"], check=True)
         assert not left
-    whys = ["File too large; raise the limit", "No space left on device; make room there, or"]
+    whys = ["File too large; raise the limit", "No space left on device; free space there, or"]
     for (status, said), why in zip(ended, whys, strict=False):
         assert status >> 8 == 1
         assert said.startswith(f"error: {tmp_path}/disk/out cannot be written: {why}"), said

@@ -112,7 +112,7 @@ def test_compare_quantizes_measures_and_reports(lowbit, source, text, tmp_path):
         (["eval", "{source}", "--task", "perplexit", "--data", "{text}"], 2, "there is no task"),
         (["eval", "{source}", "--task", "squad"], 2, "needs the option 'data'"),
         (["eval", "{source}", "--task", "perplexity", "--data", "no.txt"], 1, "no.txt"),
-        (["eval", "{source}", "--task", "perplexity"], 2, "give data or text"),
+        (["eval", "{source}", "--task", "perplexity"], 2, "give either data or text"),
         (["eval", "{source}", "--task", "perplexity", "--text", "a", "--beams", "2"], 2, "'beams'"),
         (["eval", "{source}", "--task", "glue", "--name", "mrpc", "--data", "{text}"], 2, "GLUE"),
         (["eval", "{source}", "--data", "{text}"], 2, "give a --task"),

@@ -50,7 +50,7 @@ def test_fewer_samples_are_said_and_json_has_the_notes(lowbit, source, text, tmp
     )
     found = json.loads(printed)
     assert code == 0
-    assert "has 12 windows of 32 tokens; 128 samples were asked for" in found["notes"][0]
+    assert "has 12 windows of 32 tokens; 128 samples were requested" in found["notes"][0]
     assert found["after"]["disk_bytes"] < found["before"]["disk_bytes"]
 
 

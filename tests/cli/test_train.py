@@ -122,7 +122,7 @@ def test_a_second_run_of_an_output_is_told_before_it_loads_anything(
 @pytest.mark.parametrize(
     ("there", "sentence"),
     [
-        ("out/training.json", "holds a training that was finished before: --resume goes on"),
+        ("out/training.json", "holds a training that was finished before: --resume continues"),
         ("out/float/config.json", "float exists, and lowbit did not write it"),
         ("out", "is a file"),
     ],
@@ -218,7 +218,7 @@ def test_squads_public_data_is_inferred_without_naming_a_split(lowbit, source, t
         (tmp_path / f"{split}-v1.1.json").write_text(json.dumps(stored))
     given = ("train", "squad", source, "--max-steps", 1, "-q", "-o", tmp_path / "out")
     code, _, err = lowbit(*given, "--data", tmp_path / "train-v1.1.json", "--max-length", 24)
-    assert code == 2 and "is one file, and a model is not scored on what it learned from" in err
+    assert code == 2 and "is one file; a model must not be scored on its training data" in err
     code, _, err = lowbit(*given, "--data", tmp_path, "--max-length", 24, "--stride", 30)
     assert code == 2 and "overlap by 30 (--stride)" in err and "at most --stride 10 fits" in err
     code, _, err = lowbit(*given, "--data", tmp_path, "--max-length", 24)
@@ -240,8 +240,8 @@ def test_a_file_says_what_is_not_typed(lowbit, source, glue):
     code, out, err = lowbit(*given, "--max-steps", 2, "-o", glue / "typed")
     assert code == 0 and json.loads(out)["steps"] == 2, err
     for text, sentence in (
-        ("max_stepz: 3\n", "has the key 'max_stepz', which is no option"),
-        ("- 3\n", "is no mapping of options to values"),
+        ("max_stepz: 3\n", "has the key 'max_stepz', which is not an option"),
+        ("- 3\n", "is not a mapping of options to values"),
         ("a: [\n", "is not valid YAML"),
     ):
         file.write_text(text)

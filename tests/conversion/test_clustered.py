@@ -168,7 +168,7 @@ def test_planes_that_belong_together_are_refused():
     model, _ = quantized("marian", Recipe((Rule("@embedding", TABLE),)))
     with pytest.raises(lowbit.UsageError, match="model.shared is not nested, so 2 of its 4 planes"):
         lowbit.use_planes(model, 2)
-    with pytest.raises(lowbit.UsageError, match="5 planes were asked for; .* have 4"):
+    with pytest.raises(lowbit.UsageError, match="between 1 and 4 for this model, not 5"):
         lowbit.use_planes(model, 5)
 
 

@@ -138,12 +138,12 @@ def test_what_is_not_nested_is_refused_and_nothing_changes():
 
 @pytest.mark.parametrize("planes", [0, 4, -1])
 def test_more_planes_than_there_are_and_none_are_refused(planes):
-    with pytest.raises(lowbit.UsageError, match=f"{planes} planes were asked for; .* have 3"):
+    with pytest.raises(lowbit.UsageError, match=f"1 and 3 for this model, not {planes}"):
         lowbit.use_planes(nested("bert"), planes)
 
 
 def test_a_model_without_planes_is_refused():
     model = make("bert")
     lowbit.quantize(model, "int8", progress=False)
-    with pytest.raises(lowbit.UsageError, match="1 planes were asked for; .* have 0"):
+    with pytest.raises(lowbit.UsageError, match="has no binary codes"):
         lowbit.use_planes(model, 1)

@@ -160,7 +160,7 @@ def test_the_hub_is_asked_only_without_data(root, monkeypatch):
 
 
 def test_a_missing_hub_or_package_is_one_sentence(monkeypatch):
-    with pytest.raises(InputError, match="nyu-mll/glue:rte cannot be had: ") as error:
+    with pytest.raises(InputError, match="nyu-mll/glue:rte could not be loaded: ") as error:
         glue.read("rte", "dev")
     assert "\n" not in str(error.value)
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)

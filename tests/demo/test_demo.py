@@ -117,7 +117,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_training(monkeypatch, 
     file.touch()
     monkeypatch.setenv("LOWBIT_CACHE", str(file))
     monkeypatch.setattr("lowbit.demo.cache.train", None)
-    with pytest.raises(InputError, match=r"file cannot be made"):
+    with pytest.raises(InputError, match=r"file cannot be created"):
         trained(TINY, progress=False)
 
 

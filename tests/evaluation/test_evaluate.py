@@ -110,7 +110,7 @@ def test_tasks_refuse_names_and_options_that_are_not_theirs():
 @pytest.mark.parametrize("task", ["perplexity", "generate"])
 def test_a_text_or_a_file_but_not_both(source, task):
     for options in ({}, {"data": "a", "text": "b"}):
-        with pytest.raises(UsageError, match="give data or text, one of them"):
+        with pytest.raises(UsageError, match="give either data or text"):
             evaluate([source], EvaluationPlan((make_task(task, **options),)), progress=False)
 
 

@@ -25,14 +25,14 @@ def test_anything_else_is_no_shape(text):
 
 @pytest.mark.parametrize("text", ["0x5", "5x0"])
 def test_a_shape_holds_a_token(text):
-    with pytest.raises(UsageError, match="holds no token"):
+    with pytest.raises(UsageError, match="has no token"):
         Shape.parse(text)
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "sentence"),
     [
-        ("bert", Shape(1, 4, 2), "BertModel generates no 2 new tokens"),
+        ("bert", Shape(1, 4, 2), "BertModel does not generate text, so 2 new tokens"),
         ("bert", Shape(1, 65), "65 tokens do not fit the model's 64 positions"),
         ("gpt2", Shape(1, 60, 5), "65 tokens do not fit the model's 64 positions"),
     ],

@@ -116,7 +116,7 @@ def test_a_quantized_model_is_measured_as_any_other(model):
 
 @pytest.mark.parametrize("length", [0, 1])
 def test_a_text_shorter_than_two_tokens_is_refused(model, length):
-    with pytest.raises(InputError, match=f"has {length} tokens; it takes at least 2"):
+    with pytest.raises(InputError, match=f"has {length} tokens; at least 2"):
         perplexity(model, text(length))
 
 

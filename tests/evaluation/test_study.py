@@ -102,7 +102,7 @@ def test_the_first_metric_decides():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("[1]", "holds no study but a list"),
+        ("[1]", "does not hold a study but a list"),
         ("{", "is not valid JSON"),
         ('{"schema": "other"}', "'other' version None, not 'lowbit-study' version 1"),
         ('{"schema": "lowbit-study", "version": 2}', "version 2, not 'lowbit-study' version 1"),

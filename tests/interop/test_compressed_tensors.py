@@ -195,11 +195,11 @@ def test_there_and_back_every_byte_is_the_same(recipe, tmp_path):
     [
         ("bcq3", "llama-untied", "quantize with int4"),
         ("int3", "llama-untied", "vLLM serves 4 or 8 bits, not 3; quantize with int4"),
-        ("int4", "gpt2", "is no Linear but a Conv1D"),
+        ("int4", "gpt2", "is a Conv1D"),
         (
             {"rules": [{"match": "@linear", "scheme": "absmax", "granularity": "group:80"}]},
             "llama-untied",
-            "128 inputs are no whole groups of 80; quantize with int8",
+            "128 inputs are not a multiple of 80; quantize with int8",
         ),
     ],
 )

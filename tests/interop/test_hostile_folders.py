@@ -37,7 +37,7 @@ def compressed(folder, **said):
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ({"targets": ["re:("]}, "which is no pattern: missing"),
+        ({"targets": ["re:("]}, "which is not a valid pattern: missing"),
         ({"targets": ["re:(a+)+$"]}, "and no repeated group"),
         ({"targets": ["re:" + ".*" * 9]}, "and 4 repetitions"),
         ({"strategy": ["channel"]}, "cannot be loaded"),
@@ -97,4 +97,4 @@ def test_a_config_that_is_no_mapping(tmp_path):
     foreign.gptq(tmp_path / "theirs")
     file = tmp_path / "theirs" / "config.json"
     file.write_text(json.dumps([json.loads(file.read_text())]))
-    refused(tmp_path / "theirs", "is none of the formats|no mapping|not a mapping")
+    refused(tmp_path / "theirs", "has no format that lowbit imports|no mapping|not a mapping")

@@ -169,7 +169,7 @@ class TestChoice:
                 (query(), query(), query(), None, 0.0, {"s_aux": torch.zeros(3)}),
                 "sinks [3] on cpu are not one for each head",
             ),
-            ((query(), query(), query(), None, 0.0, {"cache": 1}), "cache is asked for"),
+            ((query(), query(), query(), None, 0.0, {"cache": 1}), "cache is requested"),
         ],
     )
     def test_what_they_do_not_serve_is_float32_with_the_reason(self, call, reason):
@@ -402,7 +402,7 @@ def test_options_that_only_the_eager_function_reads_are_left_to_it(options, own)
         y, _ = attention(Stranger(), q, q, q, None, kernels=KERNELS["lowbit_float32"], **options)
         assert y.shape == (1, MANY_QUERIES, 2, 16)
         return
-    with pytest.warns(SlowPathWarning, match="is asked for"):
+    with pytest.warns(SlowPathWarning, match="is requested"):
         lean, mask = attention(
             Stranger(), q, q, q, None, kernels=KERNELS["lowbit_float32"], **options
         )

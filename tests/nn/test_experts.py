@@ -71,7 +71,7 @@ def test_numbers_that_no_expert_has_are_told(pair, bad):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
 def test_numbers_that_are_no_integers_are_told(pair, dtype):
-    with pytest.raises(lowbit.InputError, match="integers are needed"):
+    with pytest.raises(lowbit.InputError, match="must be integers"):
         call(pair[1], [0, 1], dtype=dtype)
 
 

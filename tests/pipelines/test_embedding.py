@@ -65,10 +65,14 @@ def test_rows_without_tokens_have_no_result(tmp_path):
     ("name", "stored", "told"),
     [
         ("modules.json", [{"type": "a.Transformer"}, {"type": "a.Dense", "path": "x"}], "'Dense'"),
-        ("modules.json", [{"type": "a.Pooling", "path": "../.."}], "no folder beside it"),
+        ("modules.json", [{"type": "a.Pooling", "path": "../.."}], "not a folder beside it"),
         ("modules.json", [{"type": "a.Transformer"}], "has no pooling"),
         ("modules.json", {}, "is not a list of modules"),
-        ("sentence_bert_config.json", {"max_seq_length": "many"}, "no number of tokens"),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": "many"},
+            "must be a number of tokens",
+        ),
         ("1_Pooling/config.json", {"pooling_mode": "median"}, "'median'"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": False}, "'none'"),
         ("1_Pooling/config.json", {"pooling_mode": "cls", "include_prompt": False}, "prompt"),

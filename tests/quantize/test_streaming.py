@@ -342,7 +342,7 @@ def test_an_output_that_is_not_empty_is_left_alone(source, tmp_path):
     (out / "precious").write_text("kept")
     with pytest.raises(UsageError, match="not empty"):
         quantize_checkpoint(str(source), "int4", out, progress=False)
-    with pytest.raises(UsageError, match="no model folder"):
+    with pytest.raises(UsageError, match="not a model folder"):
         quantize_checkpoint(str(source), "int4", out, overwrite=True, progress=False)
     assert (out / "precious").read_text() == "kept"
     with pytest.raises(UsageError, match="is or holds the model"):

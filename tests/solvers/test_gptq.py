@@ -113,7 +113,7 @@ def test_wrong_use_gets_one_sentence():
     weight, inputs = problem(7)
     with pytest.raises(UsageError, match="scheme binary has others"):
         gptq.solve(weight, hessian_of(inputs), Binary(3, group(16)))
-    with pytest.raises(InputError, match="squares pass float32"):
+    with pytest.raises(InputError, match="exceed the range of float32"):
         gptq.solve(weight, hessian_of(inputs) * torch.inf, ZeroPoint(4))
     weight[1, 1] = torch.nan
     with pytest.raises(InputError, match="1 of 480 weights are NaN"):

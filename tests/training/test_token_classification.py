@@ -70,7 +70,7 @@ def test_words_that_are_cut_are_said_and_sentences_of_such_alone_are_not_learned
     lesson = teach(replace(material(data), max_length=4))
     assert "words of" in lesson.notes[0] and "are not learned" in lesson.notes[0]
     nothing = replace(material(data), max_length=2)
-    with pytest.raises(InputError, match="nothing to train on"):
+    with pytest.raises(InputError, match="no example to train on"):
         train("token-classification", nothing, data / "out", Settings(), progress=False)
 
 

@@ -237,7 +237,7 @@ def test_one_class_and_one_file_are_no_training_data(source, data, tmp_path):
         (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n")
     for given, sentence in (
         (folder, "train.tsv has 4 rows and one label, positive: there is nothing to learn"),
-        (data / "train.tsv", "is one file, and a model is not scored on what it learned from"),
+        (data / "train.tsv", "is one file; a model must not be scored on its training data"),
     ):
         with pytest.raises(lowbit.LowbitError, match=sentence):
             train("glue", material(source, given), tmp_path / "out", QUICK, progress=False)
@@ -385,7 +385,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(
 
 def test_an_output_that_is_there_is_not_touched(source, data, tmp_path):
     (tmp_path / "training.json").write_text("{}")
-    with pytest.raises(UsageError, match="finished before: --resume goes on"):
+    with pytest.raises(UsageError, match="finished before: --resume continues"):
         train("glue", material(source, data), tmp_path, QUICK, progress=False)
 
 

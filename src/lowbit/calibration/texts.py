@@ -81,7 +81,7 @@ def read(
             for i in range(0, len(chosen_lines), at_once)
         ]
         unit, found = "lines", len(lines)
-    few = f"{data} has {found} {unit}; {samples} samples were asked for"
+    few = f"{data} has {found} {unit}; {samples} samples were requested"
     return CalibrationData(batches, (few,) if found < samples else ())
 
 

@@ -15,8 +15,8 @@ from lowbit.errors import InputError, UsageError
 # What the system says of a disk, and not of the file that is written; and what to do.
 ELSEWHERE = "name an output on another disk"
 OF_DISKS = {
-    errno.ENOSPC: f"make room there, or {ELSEWHERE}",
-    errno.EDQUOT: f"make room there, or {ELSEWHERE}",
+    errno.ENOSPC: f"free space there, or {ELSEWHERE}",
+    errno.EDQUOT: f"free space there, or {ELSEWHERE}",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f), or use smaller shards",
     errno.EROFS: ELSEWHERE,
     # An overlay cannot move a folder of its lower layer, such as one of a container's image.
@@ -43,7 +43,7 @@ def check_output(output: Path, overwrite: bool, source: Path | None) -> None:
         if not overwrite:
             raise UsageError(f"output {output} exists and is not empty (--overwrite replaces it)")
         if not (output / "config.json").is_file():
-            raise UsageError(f"output {output} is no model folder, so it is not overwritten")
+            raise UsageError(f"output {output} is not a model folder, so it is not overwritten")
 
 
 def check_file(output: Path) -> None:

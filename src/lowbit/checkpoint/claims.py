@@ -99,7 +99,7 @@ def read_header(file: Path) -> dict[str, Any]:
     try:
         header = json.loads(text)
         if not isinstance(header, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not a safetensors file: its header is not valid") from error
     header.pop("__metadata__", None)

@@ -191,7 +191,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(written: str) -> float:
     if written == "NaN":
-        raise ValueError("NaN is no number")
+        raise ValueError("NaN is not a number")
     return float(written)  # some configs have limits that are infinite
 
 

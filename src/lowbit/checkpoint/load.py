@@ -65,5 +65,5 @@ def load_tokenizer(
         alike = tokenizer("A").input_ids == tokenizer("a").input_ids
     if lower_case is not None and alike != lower_case:
         wanted = "put text into lower case" if lower_case else "keep the case of text"
-        raise UsageError(f"the tokenizer of {folder} cannot be told to {wanted}")
+        raise UsageError(f"the tokenizer of {folder} does not support {wanted}")
     return tokenizer

@@ -50,7 +50,7 @@ def find(model: str | Path) -> Path:
         return Path(snapshot_download(model, ignore_patterns=[f"*{s}" for s in FOREIGN_SUFFIXES]))
     except Exception as error:  # the network, a proxy, a broken cache, a name that is none
         raise InputError(
-            f"there is no folder {model}, and no hub could be asked for it: {reason(error)}"
+            f"there is no folder {model}, and it could not be looked up on the hub: {reason(error)}"
         ) from error
 
 
@@ -60,7 +60,7 @@ def read_config(folder: Path, foreign_too: bool = False) -> PreTrainedConfig:
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(
-            f"{folder} has no config.json, so it is no transformers model{foreign.hint(folder)}"
+            f"{folder} has no config.json, so it is not a transformers model{foreign.hint(folder)}"
         )
     try:
         stored = read_json(file)
@@ -73,7 +73,7 @@ def read_config(folder: Path, foreign_too: bool = False) -> PreTrainedConfig:
     quantized = stored.get("quantization_config") or {}
     if quantized.get("quant_method") == foreign.METHOD and "model_type" not in stored:
         raise InputError(
-            f"{folder} is no transformers model but a module that lowbit.save wrote:"
+            f"{folder} is not a transformers model but a module that lowbit.save wrote:"
             " lowbit.load(module, folder) reads it"
         )
     if "pretrained_cfg" in stored and "model_type" not in stored:

@@ -129,7 +129,7 @@ def _make_parents(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}") from error
+        raise InputError(f"{folder} cannot be created: {error.strerror}") from error
     return missing[::-1]
 
 
@@ -209,7 +209,7 @@ def _settle(work: Path, output: Path) -> None:
             old.rename(output)
         except OSError as error:
             raise InputError(
-                f"{output} could not be put back: {error.strerror}; it is {old}"
+                f"{output} could not be restored: {error.strerror}; it is kept in {old}"
             ) from error
     for left in (work / NEW, old):
         if left.is_dir() and not left.is_symlink():

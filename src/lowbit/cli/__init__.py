@@ -99,7 +99,7 @@ def main() -> None:
         commands(arguments)(arguments)
     except Interrupted as signalled:
         stop(
-            "interrupted; what was finished before is kept, nothing is half-written",
+            "interrupted; finished files are kept, and no file is incomplete",
             signalled.code,
         )
     except Exception as error:

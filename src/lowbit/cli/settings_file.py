@@ -37,7 +37,7 @@ def from_file(known: Mapping[str, Path]) -> Callable[[typer.Context, str | None]
         found = _mapping(known.get(value, Path(value)), known)
         unknown = [key for key in found if str(key).replace("-", "_") not in names]
         if unknown:
-            raise UsageError(f"{value} has the key {unknown[0]!r}, which is no option")
+            raise UsageError(f"{value} has the key {unknown[0]!r}, which is not an option")
         given = {names[key.replace("-", "_")]: each for key, each in found.items()}
         context.default_map = {**(context.default_map or {}), **given}
         return value
@@ -51,7 +51,7 @@ def _mapping(file: Path, known: Mapping[str, Path]) -> dict[str, Any]:
     except InputError as error:
         raise UsageError(f"settings {error}; shipped are {', '.join(known)}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"settings {file} is no mapping of options to values")
+        raise UsageError(f"settings {file} is not a mapping of options to values")
     return found
 
 

@@ -33,7 +33,7 @@ def check_numbers(model: nn.Module) -> None:
     modules = [*model.named_modules()]  # once: walking costs as much as looking at the numbers
     _refuse(_stored(modules), "stored tensor {} {}")
     if not lenient:
-        told = f"{{}} {{}}, with which a model computes nothing ({UNCHECKED}=1 lets it through)"
+        told = f"{{}} {{}}, so the model cannot compute with it ({UNCHECKED}=1 lets it through)"
         _refuse(_floats(modules), told)
 
 

@@ -265,7 +265,7 @@ def check_static(plan: Plan, known: Collection[str] = ()) -> None:
     for d in plan.quantized:
         if d.activations in STATIC and d.name not in known:
             raise UsageError(
-                f"{d.name} has static activations, whose scale is found in data:"
+                f"{d.name} has static activations, whose scale needs data:"
                 " give calibration data, or train with prepare_qat"
             )
 
@@ -275,8 +275,8 @@ def check_no_experts(plan: Plan, learner: str) -> None:
     for d in plan.owners:
         if d.weights.kind == "experts":
             raise UsageError(
-                f"{learner} learns from data, of which each expert of {d.name} sees another part,"
-                ' and that is not served yet: keep experts float ({match: "@experts", keep: true}),'
+                f"{learner} does not support experts such as {d.name}, because each expert sees"
+                ' other data: keep experts float ({match: "@experts", keep: true}),'
                 " or quantize without data"
             )
 
@@ -351,8 +351,8 @@ def _misfit(weight: WeightName, use: Weights, rule: Rule) -> str | None:
         return rule.scheme.misfit(*use.shape)
     if rule.is_static:
         raise UsageError(
-            f"{weight} holds experts, which have no {rule.activations} activations: each sees"
-            ' tokens of its own; give "@experts" a rule with activations dynamic or float'
+            f"{weight} holds experts, which do not support {rule.activations} activations:"
+            ' give "@experts" a rule with activations dynamic or float'
         )
     if rule.scheme.parts:
         return f"scheme {rule.scheme.name} stores rows in several forms, experts have one"

@@ -28,8 +28,10 @@ def use_planes(model: nn.Module, planes: int) -> None:
         if module.layout.prefixes
     }
     most = max((layout.prefixes[-1] for _, layout in binary.values()), default=0)
+    if not most:
+        raise UsageError(f"this {type(model).__name__} has no binary codes, so it has no planes")
     if not 1 <= planes <= most:
-        raise UsageError(f"{planes} planes were asked for; the weights of this model have {most}")
+        raise UsageError(f"planes must be between 1 and {most} for this model, not {planes}")
     for name, (_, layout) in binary.items():
         if min(planes, layout.prefixes[-1]) not in layout.prefixes:
             raise UsageError(

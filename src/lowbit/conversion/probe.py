@@ -195,7 +195,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 def _reads_its_input(module: nn.Module, base: type[nn.Module]) -> str | None:
     """Why one run does not show what `forward` does: it chooses by its input."""
     if "forward" in vars(module):
-        return "has a forward of its own, put on the object"
+        return "has its own forward, set on the object"
     kinds = type(module).__mro__
     for kind in kinds[: kinds.index(base)]:
         forward = vars(kind).get("forward")

@@ -63,7 +63,7 @@ class QuantizedFolder:
         if decision is None:
             assert isinstance(tensor, Tensor)
             if tensor.is_floating_point() and (told := not_a_number(tensor)):
-                raise InputError(f"{name} {told}, with which a model computes nothing")
+                raise InputError(f"{name} {told}, so the model cannot compute with it")
             self.writer.add(name, tensor)
             return
         if isinstance(tensor, QuantizedInFile):

@@ -187,7 +187,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     found = {}
     for name, value in module.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
-            raise InputError(f"{name} is no tensor, and only tensors are saved")
+            raise InputError(f"{name} is not a tensor; only tensors are saved")
         if id(value) not in seen:
             seen.add(id(value))
             found[name] = value

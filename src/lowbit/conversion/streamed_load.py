@@ -48,7 +48,7 @@ def dtype_of(config: PreTrainedConfig, tensors: Mapping[str, Any]) -> torch.dtyp
     if told is None:
         return float_dtype(tensors)
     if not isinstance(told, torch.dtype) or not told.is_floating_point:
-        raise InputError(f"config.json says dtype {told}, in which no model computes")
+        raise InputError(f"config.json says dtype {told}, which no model computes in")
     return told
 
 

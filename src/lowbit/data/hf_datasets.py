@@ -27,7 +27,7 @@ def load(name: str, configuration: str | None, split: str) -> Sequence[Mapping[s
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         # The network, an unknown configuration or split, a builder; the first line says what.
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"the hub's dataset {asked} cannot be had: {reason}") from error
+        raise InputError(f"the hub's dataset {asked} could not be loaded: {reason}") from error
     if len(rows) == 0:
         raise InputError(f"the split {split} of the hub's dataset {asked} has no rows")
     return rows

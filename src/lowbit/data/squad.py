@@ -57,7 +57,7 @@ def read(data: str | Path, split: str = "dev") -> SquadData:
     try:
         stored = json.loads(read_text(file))
     except RecursionError as error:
-        raise InputError(f"{file} is no SQuAD file: it is nested too deeply") from error
+        raise InputError(f"{file} is not a SQuAD file: it is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise InputError(
             f"{file} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}"
@@ -120,7 +120,9 @@ def _member(holder: Any, key: str, kind: type, where: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise InputError(f"{where}: {key!r} is of type {type(value).__name__}, not {kind.__name__}")
     if isinstance(value, str) and not _is_text(value):
-        raise InputError(f"{where}: {key!r} holds half of a surrogate pair, which is no character")
+        raise InputError(
+            f"{where}: {key!r} holds half of a surrogate pair, which is not a character"
+        )
     return value
 
 

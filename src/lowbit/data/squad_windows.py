@@ -75,6 +75,6 @@ def question_room(tokenizer: Any, max_length: int, stride: int) -> int:
         remedy = f"at most --stride {most} fits" if most > 0 else "a longer --max-length is needed"
         raise UsageError(
             f"windows of {max_length} tokens (--max-length) that overlap by {stride} (--stride)"
-            f" leave no room for a question: {remedy}"
+            f" leave no tokens for a question: {remedy}"
         )
     return room

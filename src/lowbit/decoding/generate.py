@@ -113,10 +113,10 @@ def _search(
     if mode not in SEARCHES:
         raise _unserved(f"the search is {mode.value}")
     if adapters.searches_otherwise(model, mode):
-        raise _unserved(f"{type(model).__name__} has a {mode.value} of its own")
+        raise _unserved(f"{type(model).__name__} has its own {mode.value}")
     for name in ("output_attentions", "output_hidden_states", "prefill_chunk_size"):
         if getattr(generation_config, name):
-            raise _unserved(f"{name} is asked for")
+            raise _unserved(f"{name} is requested")
     if not generation_config.use_cache:
         raise _unserved("use_cache is False")
     if unknown := {name for name, value in model_kwargs.items() if _given(value)} - SERVED:
@@ -157,7 +157,7 @@ def _search(
 def _check_cache(own: Cache | None) -> None:
     """Some models forget tokens that are far away, or keep something else than keys and values."""
     if own is None:
-        raise _unserved("transformers makes no cache for the model, which may keep one of its own")
+        raise _unserved("transformers makes no cache for the model, which may keep its own")
     if other := adapters.unusual(own):
         raise _unserved(f"the model's cache has layers of {', '.join(sorted(other))}")
 
@@ -176,7 +176,7 @@ def _check_inputs(own: Mapping[str, Any], state: State, ids: Tensor) -> None:
         if name.endswith("attention_mask") and isinstance(theirs, Tensor) and theirs.dim() == 2:
             theirs = _mask(theirs)
         if (_given(theirs) or _given(mine)) and not _equal(theirs, mine):
-            raise _unserved(f"the model makes {name} of its own for every token")
+            raise _unserved(f"the model makes its own {name} for every token")
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -60,7 +60,7 @@ def run(
     """
     check_paths(outputs)
     if settings.steps < 1:
-        raise UsageError(f"{settings.steps} steps train nothing: at least 1 is needed")
+        raise UsageError(f"{settings.steps} training steps are too few: at least 1 is needed")
     base = trained(settings, retrain, progress)
     study = Study(
         _compare(base, settings.seed, progress), describe(), settings.seed, tuple(commands)

@@ -39,13 +39,16 @@ class Shape:
             raise UsageError(f"shape {text!r} is not like 8x128 or 1x32+64 (batch, length, new)")
         shape = cls(*map(int, numbers))
         if min(shape.batch, shape.length) < 1:
-            raise UsageError(f"shape {text!r} holds no token")
+            raise UsageError(f"shape {text!r} has no token: batch and length must be at least 1")
         return shape
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises UsageError where the model cannot take it."""
         if self.new_tokens and not model.can_generate():
-            raise UsageError(f"{type(model).__name__} generates no {self.new_tokens} new tokens")
+            raise UsageError(
+                f"{type(model).__name__} does not generate text, so {self.new_tokens} new tokens"
+                " cannot be timed"
+            )
         most = positions(model)
         together = self.length + (0 if model.config.is_encoder_decoder else self.new_tokens)
         if most is not None and max(together, self.new_tokens) > most:

@@ -23,8 +23,8 @@ def peak_bytes(folder: str | Path) -> int | None:
     command = [sys.executable, "-P", "-m", __name__, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason told"])[-1]
-        raise InputError(f"{folder} could not be loaded and run in a process of its own: {last}")
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(f"{folder} could not be loaded and run in a new process: {last}")
     told: int | None = json.loads(done.stdout.splitlines()[-1])
     return told
 

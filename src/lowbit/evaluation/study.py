@@ -208,7 +208,7 @@ class Study:
         """A study that was written as JSON. Raises InputError."""
         stored = read_json(Path(file))
         if not isinstance(stored, dict):
-            raise InputError(f"{file} holds no study but a {type(stored).__name__}")
+            raise InputError(f"{file} does not hold a study but a {type(stored).__name__}")
         return cls.from_dict(stored)
 
 

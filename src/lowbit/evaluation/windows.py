@@ -90,9 +90,11 @@ def longest_context(model: PreTrainedModel, context: int | None) -> int:
     most = positions(model)
     context = most if context is None else context
     if context is None:
-        raise UsageError(f"{type(model).__name__} declares no longest sequence: give the context")
+        raise UsageError(
+            f"{type(model).__name__} has no maximum length in its config: give the context"
+        )
     if context < 2:
-        raise UsageError(f"context {context} is too short: it takes 2 tokens to predict one")
+        raise UsageError(f"context {context} is too short: at least 2 tokens are needed")
     if most is not None and context > most:
         raise UsageError(f"context {context} is longer than the model's {most} positions")
     return context
@@ -140,7 +142,7 @@ def _check_ids(ids: Tensor, vocabulary: int) -> None:
     if ids.ndim != 1:
         raise UsageError(f"ids are one row of tokens [n], not {list(ids.shape)}")
     if len(ids) < 2:
-        raise InputError(f"the text has {len(ids)} tokens; it takes at least 2 to predict one")
+        raise InputError(f"the text has {len(ids)} tokens; at least 2 are needed")
     wrong = ids[(ids < 0) | (ids >= vocabulary)]
     if len(wrong):
         raise InputError(

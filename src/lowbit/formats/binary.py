@@ -163,7 +163,7 @@ def prefix(q: BinaryTensor, planes: int) -> BinaryTensor:
     prefixes = q.layout.prefixes
     if planes not in prefixes:
         raise UsageError(
-            f"a prefix of {planes} planes was asked for; this tensor holds {list(prefixes)}"
+            f"a prefix of {planes} planes is not available; this tensor supports {list(prefixes)}"
         )
     count = prefixes.index(planes) + 1
     return BinaryTensor(

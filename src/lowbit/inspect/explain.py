@@ -32,7 +32,7 @@ class Explanation:
         for name, made in self.programs.items():
             for program in made:
                 lines += _lines(name or "the model", program)
-        return "\n".join(lines) or "nothing is quantized, and no fast path was refused"
+        return "\n".join(lines) or "nothing is quantized, and every fast path applies"
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -49,8 +49,8 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
     scaled = [n for n in folder.tensors if n.endswith(".scales") and n[:-7] not in modules]
     if scaled:
         raise InputError(
-            f"{scaled[0]} scales activations of a module that is no matrix, which transformers has"
-            " no place for: quantize the float model"
+            f"{scaled[0]} scales activations of a module that is not a matrix, which transformers"
+            " does not support: quantize the float model"
         )
     weights = {}
     for name, module in modules.items():

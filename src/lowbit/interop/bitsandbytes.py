@@ -146,7 +146,7 @@ class FourBits:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.module.name}.{name} is not valid JSON") from error
         if not isinstance(told, dict):
-            raise InputError(f"{self.module.name}.{name} is no mapping")
+            raise InputError(f"{self.module.name}.{name} is not a mapping")
         return told
 
 

@@ -119,7 +119,7 @@ def _check_pattern(target: str, name: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise InputError(
-            f"{name} has the target {target!r}, which is no pattern: {error}"
+            f"{name} has the target {target!r}, which is not a valid pattern: {error}"
         ) from error
 
 
@@ -129,7 +129,7 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
     for key in ("transform_config", "sparsity_config"):
         if told.get(key):
             raise InputError(
-                f"{folder.path} has a {key}: its weights are transformed or sparse beside being"
+                f"{folder.path} has a {key}: its weights are transformed or sparse besides being"
                 " quantized, which lowbit does not hold; quantize the float model"
             )
     groups = told.get("config_groups")
@@ -171,7 +171,7 @@ def _activations(stored: Any, name: str) -> str:
     if not known:
         raise InputError(
             f"{name} has activations of {told[1]} bits of type {told[0]},"
-            f" {'dynamic' if told[2] else 'static'}; lowbit takes over symmetric int8 ones that are"
+            f" {'dynamic' if told[2] else 'static'}; lowbit converts symmetric int8 ones that are"
             " dynamic: quantize the float model"
         )
     return "dynamic"

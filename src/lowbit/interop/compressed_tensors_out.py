@@ -137,18 +137,18 @@ def _misfit(weight: StoredWeight) -> str | None:
     if name.kind == "embedding":
         return None
     if name.transposed:
-        return "it is no Linear but a Conv1D, whose layers these programs do not quantize"
+        return "it is a Conv1D, which these programs do not quantize"
     if not isinstance(layout, AffineLayout):
         return f"it is stored as {layout}; quantize with int4"
     if layout.offset or layout.two_level is not None:
-        return f"it is stored as {layout}, in scales that it has no place for; quantize with int4"
+        return f"it is stored as {layout}, whose scales this format cannot hold; quantize with int4"
     if layout.bits not in BITS:
         nearest = min(bits for bits in BITS if bits >= layout.bits)
         known = " or ".join(map(str, BITS))
         return f"vLLM serves {known} bits, not {layout.bits}; quantize with int{nearest}"
     size = layout.granularity.group_size
     if size is not None and name.shape[1] % size:
-        return f"its {name.shape[1]} inputs are no whole groups of {size}; quantize with int8"
+        return f"its {name.shape[1]} inputs are not a multiple of {size}; quantize with int8"
     return None
 
 

@@ -44,7 +44,7 @@ def together(model: PreTrainedModel, source: Source, decoding: bool) -> Source:
         else:
             raise InputError(
                 f"the experts of {name} are quantized in different ways, or only some of them, so"
-                " their codes cannot be taken over; --requantize RECIPE decodes and quantizes them"
+                " lowbit cannot keep their codes; --requantize RECIPE decodes and quantizes them"
                 " again"
             )
         for stored in every:

@@ -89,7 +89,7 @@ class Module:
         """The shape of a tensor that has two dimensions. Raises InputError."""
         shape = self.shape(own)
         if len(shape) != 2 or not all(shape):
-            raise InputError(f"{self.name}.{own} has the shape {list(shape)}, and is no matrix")
+            raise InputError(f"{self.name}.{own} has the shape {list(shape)}, not a matrix")
         return shape[0], shape[1]
 
     def read(self, own: str, shape: tuple[int, ...], *dtypes: torch.dtype) -> Tensor:
@@ -197,7 +197,7 @@ def _open(
         for name, (_, reason) in found.decoded.items():
             if not decoding:
                 raise InputError(
-                    f"{name} is {reason}, whose codes lowbit cannot hold as they are:"
+                    f"{name} is {reason}, whose codes lowbit cannot keep:"
                     " --requantize RECIPE decodes such weights and quantizes them again"
                 )
         used = {f"{m.name}.{own}" for m in found.modules.values() for own in m.tensors}

@@ -79,8 +79,8 @@ class Weight(HeldWeight):
         self.bits = words * 32 // max(1, columns)
         if self.bits not in BITS or self.bits * columns != words * 32:
             raise InputError(
-                f"{module.name}.qweight holds {words} words for {columns} inputs, which is no code"
-                f" of {', '.join(map(str, BITS))} bits"
+                f"{module.name}.qweight holds {words} words for {columns} inputs, which does not"
+                f" match codes of {', '.join(map(str, BITS))} bits"
             )
         self.groups, _ = module.matrix("scales")
         self.granularity = granularity(columns, self.groups, told, module.name)
@@ -93,7 +93,10 @@ class Weight(HeldWeight):
         """uint8 [out, groups]. Raises InputError for one that is no code."""
         rows = self.shape[0]
         if rows * self.bits % 32:
-            raise InputError(f"{self.module.name} has {rows} outputs, which fill no whole words")
+            raise InputError(
+                f"{self.module.name} has {rows} outputs, whose zero points of {self.bits} bits do"
+                " not fill whole words of 32 bits"
+            )
         words = self.module.read("qzeros", (self.groups, rows * self.bits // 32), torch.int32)
         stored = unpack(words.contiguous().view(torch.uint8), self.bits, rows)
         if self.offset and bool((stored == (1 << self.bits) - 1).any()):

@@ -110,7 +110,7 @@ def _places(
     for stored, place in names.items():
         if place.converter is not None:
             raise InputError(
-                f"{stored} is converted to {place.name} by transformers: not served yet"
+                f"{stored} is converted to {place.name} by transformers, which is not supported yet"
             )
     return {place.name: tensors[stored] for stored, place in names.items()}
 

@@ -86,7 +86,7 @@ def _reader(path: Path) -> tuple[str, Reader]:
             return name, door.reader
     find(path)  # raises for a file
     readable = ", ".join(name for name, door in DOORS.items() if door.reader is not None)
-    raise InputError(f"{path} is none of the formats that are imported: {readable}")
+    raise InputError(f"{path} has no format that lowbit imports: {readable}")
 
 
 def _plan(model: PreTrainedModel, source: Source, name: str, recipe: Recipe | None) -> Plan:
@@ -103,10 +103,8 @@ def _plan(model: PreTrainedModel, source: Source, name: str, recipe: Recipe | No
     for place in weights:
         decision = decided.get(place)
         if not isinstance(decision, Quantize):
-            told = f"it is kept: {decision.reason}" if decision else "it is no matrix"
-            raise InputError(
-                f"{place} is quantized, which {type(model).__name__} cannot be: {told}"
-            )
+            told = f"it is kept: {decision.reason}" if decision else "it is not a matrix"
+            raise InputError(f"{place} is quantized, but not in a {type(model).__name__}: {told}")
     return plan
 
 
@@ -121,8 +119,8 @@ def _by_place(model: PreTrainedModel, source: Source) -> dict[str, ForeignWeight
             continue
         if converter is not None:
             raise InputError(
-                f"{stored} is a part of {name} in this transformers, and quantized tensors are not"
-                " put together: import the model with a transformers that has it apart, or"
+                f"{stored} is a part of {name} in this transformers, and lowbit does not join"
+                " quantized tensors: import the model with a transformers that keeps it apart, or"
                 " quantize the float model"
             )
         found[WeightName.parse(name).place] = source.weights[stored]
@@ -162,7 +160,7 @@ def _scheme(layout: AffineLayout | ExpertsLayout) -> Scheme:
 
 
 def _notes(source: Source, plan: Plan) -> tuple[str, ...]:
-    taken = f"The codes of {len(source.weights):,} weights were taken over from {source.told}."
+    taken = f"The codes of {len(source.weights):,} weights were kept from {source.told}."
     if not source.unheld:
         return (taken,)
     kinds = ", ".join(sorted(set(source.unheld.values())))

@@ -53,7 +53,7 @@ class Parts:
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.folder} cannot be made: {error.strerror}") from error
+            raise InputError(f"{self.folder} cannot be created: {error.strerror}") from error
         with staged_file(file) as unfinished:
             unfinished.write_text(json.dumps(job), encoding="utf-8")
 

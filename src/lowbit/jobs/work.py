@@ -36,7 +36,9 @@ class Work:
             check_choice("column", name, named)
         self.pipeline = open_pipeline(job.model, job.kind, **job.options)
         if job.pair is not None and not self.pipeline.pairs:
-            raise UsageError(f"{self.pipeline.kind} reads one text a row: leave the second out")
+            raise UsageError(
+                f"{self.pipeline.kind} reads one text per row: omit the column of the second text"
+            )
         self.columns = columns_of(self.pipeline)
         taken = [field.name for field in self.columns.fields if field.name in self.kept]
         if taken:

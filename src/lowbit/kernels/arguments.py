@@ -103,7 +103,7 @@ def packed_layout(layout: str, out_features: int, in_features: int, planes: int)
         parsed.tensors(out_features, in_features)  # raises for other rows
     refusal = unsupported(parsed, in_features, CPU)
     if planes and planes not in parsed.prefixes:
-        refusal = f"there are no parameters for {planes} planes"
+        refusal = f"{planes} planes are not available"
     if refusal:
         raise UsageError(f"such a weight cannot be prepacked: {refusal}")
     return packed_layout_of(parsed, out_features, in_features, planes or None)

@@ -124,7 +124,7 @@ def check_choices(x: Tensor, ids: Tensor, weights: Tensor | None = None) -> None
 def check_result(dtype: torch.dtype) -> None:
     """Raises UsageError for a dtype that no result has."""
     if dtype not in FLOATS:
-        raise UsageError(f"dtype {dtype} is none of {_listed(FLOATS)}")
+        raise UsageError(f"dtype {dtype} is not one of {_listed(FLOATS)}")
 
 
 def check_path(path: str, *operators: str) -> None:

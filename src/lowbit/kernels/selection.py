@@ -63,7 +63,7 @@ def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel,
     missing = next(filter(None, lacking), None) or native.lacks(native.BASE)
     runnable = [kernel for kernel in kernels if not (kernel.isa and native.lacks(kernel.isa))]
     if runnable == [reference]:
-        return ((reference, missing or "nothing else serves this op"),)
+        return ((reference, missing or "no other implementation supports this operator"),)
     return tuple((kernel, best) for kernel in runnable)
 
 

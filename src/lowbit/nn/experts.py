@@ -284,7 +284,7 @@ def projections(module: nn.Module) -> tuple[QuantExperts | None, QuantExperts | 
 def _numbers(module: nn.Module, ids: Tensor, experts: int) -> Tensor:
     """Those of experts as int64, with one number for all that mean none."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
-        raise InputError(f"numbers of experts are {ids.dtype}: integers are needed")
+        raise InputError(f"expert numbers must be integers, not {ids.dtype}")
     ids = ids.to(torch.int64)
     # Experts that live elsewhere: whoever splits a mixture gives them numbers behind its own.
     return ids.clamp(max=experts) if module._is_expert_parallel else ids

@@ -143,7 +143,7 @@ class QuantModule(nn.Module):
         assert self.layout.prefixes and self.tied_to is None
         if planes not in self.layout.prefixes:
             raise UsageError(
-                f"{planes} planes cannot be used: there are parameters for"
+                f"{planes} planes are not available: this weight supports"
                 f" {', '.join(map(str, self.layout.prefixes))}"
             )
         with _CHANGING:

@@ -56,8 +56,8 @@ def _check_target(name: str, module: QuantModule, config: LoraConfig) -> None:
         )
     if any(ends):
         raise UsageError(
-            f"{parameter} is quantized, so it is no parameter: name {name} in target_modules, not"
-            " in target_parameters"
+            f"{parameter} is quantized, so it is not a parameter: name {name} in target_modules,"
+            " not in target_parameters"
         )
 
 

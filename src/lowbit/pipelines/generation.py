@@ -47,8 +47,8 @@ class Generation(TokenPipeline):
         if room is not None:
             if max_new_tokens >= room:
                 raise UsageError(
-                    f"{max_new_tokens} new tokens leave no room for a text: the model has {room}"
-                    " positions"
+                    f"max_new_tokens must be less than {room}, the positions of the model, not"
+                    f" {max_new_tokens}"
                 )
             self.most = min(self.most or room, room - max_new_tokens)
         self.chat = chat

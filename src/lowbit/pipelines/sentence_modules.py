@@ -56,7 +56,7 @@ def read_modules(folder: Path) -> SentenceModules:
         check_choice(f"{file}: module", kind, READ, error=InputError)
         found[kind] = _inside(folder, each.get("path", ""), file)
     if "Pooling" not in found:
-        raise InputError(f"{file} has no pooling, so texts have no vectors")
+        raise InputError(f"{file} has no pooling module, so a text has no single vector")
     text = _mapping(found.get("Transformer", folder) / "sentence_bert_config.json", missing=True)
     prompts = _mapping(folder / "config_sentence_transformers.json", missing=True)
     return SentenceModules(
@@ -71,7 +71,7 @@ def read_modules(folder: Path) -> SentenceModules:
 def _poolings(file: Path) -> tuple[str, ...]:
     stored = _mapping(file)
     if not stored.get("include_prompt", True):
-        raise InputError(f"{file} leaves the prompt out of the pooling, which is not done here")
+        raise InputError(f"{file} excludes the prompt from the pooling, which is not supported")
     named = stored.get("pooling_mode")
     if named is None:
         named = [mode for key, mode in BEFORE.items() if stored.get(f"pooling_mode_{key}")]
@@ -84,13 +84,13 @@ def _poolings(file: Path) -> tuple[str, ...]:
 def _length(stored: Any, folder: Path) -> int | None:
     if stored is None or (isinstance(stored, int) and stored > 0):
         return stored
-    raise InputError(f"{folder} has a max_seq_length of {stored!r}, which is no number of tokens")
+    raise InputError(f"max_seq_length of {folder} must be a number of tokens, not {stored!r}")
 
 
 def _inside(folder: Path, path: Any, file: Path) -> Path:
     """The folder of a module. A hostile file could name one elsewhere."""
     if not isinstance(path, str) or "\0" in path or Path(path).name != path:
-        raise InputError(f"{file} names {path!r}, which is no folder beside it")
+        raise InputError(f"{file} names {path!r}, which is not a folder beside it")
     return folder / path
 
 

@@ -43,7 +43,7 @@ class Learned:
             told = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
         if (told.get("format"), told.get("version")) != (FORMAT, VERSION):
-            raise InputError(f"{file} holds nothing that training learned ({FORMAT} {VERSION})")
+            raise InputError(f"{file} holds no learned values ({FORMAT} {VERSION})")
         try:
             recipe = Recipe.from_dict(json.loads(told["recipe"]))
             options = QatOptions(**json.loads(told["options"]))

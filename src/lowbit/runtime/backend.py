@@ -44,8 +44,8 @@ def lowbit(graph: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]
     followed = _followed()
     if followed is None:
         warnings.warn(
-            'The backend "lowbit" runs calls of transformers models. What was compiled is none, or'
-            " Dynamo cut it into parts: it runs in eager mode. Compile the model itself.",
+            'The backend "lowbit" runs whole calls of transformers models. This graph is not one,'
+            " so it runs in eager mode. Compile the transformers model itself.",
             fallbacks.SlowPathWarning,
             stacklevel=2,
         )

@@ -115,7 +115,7 @@ def written(captured: Captured) -> dict[str, Any]:
                 _operator(name, known)
             except ValueError:
                 raise UsageError(
-                    f"this program cannot be saved: {name} is none of the operators that saved"
+                    f"this program cannot be saved: {name} is not one of the operators that saved"
                     " programs may call"
                 ) from None
             arguments = _said([list(node.args), dict(node.kwargs)])
@@ -181,7 +181,7 @@ def _said(value: Any) -> Any:
         if isinstance(value, type_):
             return {name: _name(value)}
     raise UsageError(
-        f"this program cannot be saved: {type(value).__name__} is no argument of saved programs"
+        f"this program cannot be saved: it has an argument of type {type(value).__name__}"
     )
 
 

@@ -58,7 +58,7 @@ class Lowering:
         """The columns of a float tensor [batch, length, columns] on the rows of this program."""
         found, shape = kind(node), self.shape(node)
         if found is None or len(shape) != 3 or found.dtype is not torch.float32:
-            raise UnservedError(f"{node.name} is no float32 tensor [batch, length, columns]")
+            raise UnservedError(f"{node.name} is not a float32 tensor [batch, length, columns]")
         if not shape[2].isdigit():
             raise UnservedError(f"{node.name} {list(shape)} has no fixed number of columns")
         if self.tokens is None and shape[0] != "1":
@@ -78,7 +78,7 @@ class Lowering:
     def matrix(self, node: Any) -> Matrix:
         """That of a node; what torch has computed before becomes an input."""
         if not isinstance(node, fx.Node):
-            raise UnservedError(f"{node} is no tensor")
+            raise UnservedError(f"{node} is not a tensor")
         value = self.values.get(node)
         if value is not None and not isinstance(value, Matrix):
             value = self.values[node] = self._made(node, value)
@@ -99,7 +99,7 @@ class Lowering:
             return self.normalize(value.of, None, None, value.epsilon, centered=False)
         if isinstance(value, Heads) and value.is_matrix:
             return value.matrix
-        return self.by_torch(node, "nothing follows that makes an operation of it")
+        return self.by_torch(node, "no native operation follows it")
 
     def by_torch(self, node: fx.Node, why: str) -> Matrix:
         """A step that native code lacks, and why. Raises UnservedError if it is not row by row."""
@@ -169,7 +169,7 @@ class Lowering:
     def heads(self, node: Any) -> Heads:
         value = self.values.get(node)
         if not isinstance(value, Heads) or not value.turned:
-            raise UnservedError(f"{node} are no heads [batch, heads, length, size]")
+            raise UnservedError(f"{node} is not [batch, heads, length, size]")
         return value
 
     def tensor(self, node: Any) -> Tensor | None:
@@ -177,7 +177,7 @@ class Lowering:
         if node is None:
             return None
         if not isinstance(node, fx.Node) or node.op != "get_attr":
-            raise UnservedError(f"{node} is no parameter")
+            raise UnservedError(f"{node} is not a parameter")
         value = operator.attrgetter(str(node.target))(self.captured.module)
         if value.dtype is not torch.float32 or not value.is_cpu or not value.is_contiguous():
             raise UnservedError(

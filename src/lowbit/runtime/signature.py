@@ -32,11 +32,11 @@ class Signature:
         for name, dtype, sizes in stored["tensors"]:
             found = getattr(torch, dtype)
             if not isinstance(found, torch.dtype):
-                raise ValueError(f"{dtype} is no dtype")
+                raise ValueError(f"{dtype} is not a dtype")
             tensors.append((str(name), found, tuple(map(int, sizes))))
         others = tuple((str(name), value) for name, value in stored["others"])
         if not all(isinstance(value, PLAIN) for _, value in others):
-            raise ValueError("an argument is no plain value")
+            raise ValueError("an argument is not a plain value")
         return cls(tuple(tensors), others)
 
     @property

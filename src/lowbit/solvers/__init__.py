@@ -77,7 +77,7 @@ class Solver:
                 has = f"use {', '.join(known)}" if known else "it has none"
                 raise UsageError(f"solver {self.name} has no option {option!r}: {has}")
         if self.tune < 0:
-            raise UsageError(f"tune {self.tune} is negative: it counts passes over the data")
+            raise UsageError(f"tune must be at least 0 passes over the data, not {self.tune}")
 
     @property
     def method(self) -> Method:

@@ -225,4 +225,4 @@ def _gradients(
 
 def _check(iterations: int) -> None:
     if iterations < 1:
-        raise UsageError(f"autoround takes 1 iteration or more, not {iterations}")
+        raise UsageError(f"iterations of autoround must be at least 1, not {iterations}")

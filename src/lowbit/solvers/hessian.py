@@ -65,7 +65,7 @@ def damp(hessian: Float[Tensor, "in in"], damping: float) -> Float64[Tensor, "in
     """
     hessian = hessian.double()
     if not hessian.isfinite().all():
-        raise InputError("some activations are so large that their squares pass float32")
+        raise InputError("the squares of some activations exceed the range of float32")
     mean = hessian.diagonal().mean()
     eye = torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
     if not mean > 0:

@@ -148,7 +148,7 @@ def load_with_head(
     for what is no float checkpoint, UsageError if the architecture has no such head.
     """
     if isinstance(material.model, Architecture):
-        raise UsageError("this task starts from a model: only translation makes a new one")
+        raise UsageError("this task needs a model: only translation can make a new one")
     folder: Path = find(material.model)
     config = read_config(folder)
     checkpoint = open_checkpoint(folder, config)
@@ -231,6 +231,6 @@ def check_folder(data: str, files: str) -> None:
     """Raises UsageError for one file, as `folder_of` does."""
     if Path(data).is_file():
         raise UsageError(
-            f"{data} is one file, and a model is not scored on what it learned from: --data is a"
+            f"{data} is one file; a model must not be scored on its training data: --data is a"
             f" folder with {files}"
         )

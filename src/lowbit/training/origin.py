@@ -33,7 +33,7 @@ def origin(material: Material, recipe: str | Recipe | None, options: QatOptions)
     notes: list[str] = []
     beside = _float_beside(folder)
     if beside is not None:
-        notes.append(f"{folder} is the integer model of {beside}, from which training goes on")
+        notes.append(f"{folder} is the integer model of {beside}; training continues from it")
         material, folder = replace(material, model=str(beside)), beside
     file = folder / LEARNED
     if recipe is None or not file.is_file():

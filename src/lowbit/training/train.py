@@ -147,7 +147,7 @@ def check_begin(output: Path, settings: Settings, resume: bool, overwrite: bool)
     if (done or begun) and not (overwrite or resume):
         raise UsageError(
             f"{output} holds a training that was {'finished' if done else 'begun'} before:"
-            " --resume goes on with it, --overwrite starts again"
+            " --resume continues it, --overwrite starts again"
         )
     ends_again = done and resume and not begun
     if ends_again and settings.plan is not None:
@@ -253,7 +253,7 @@ def _holds(path: Path) -> bool:
 def check_lesson(lesson: Lesson, settings: Settings) -> None:
     """Raises InputError for no examples, UsageError for settings that this lesson cannot have."""
     if not lesson.examples:
-        raise InputError("the data holds nothing to train on")
+        raise InputError("the data has no example to train on")
     if settings.distill and lesson.other_labels:
         raise UsageError(
             f"there is nothing to distill: the model was trained for the labels"

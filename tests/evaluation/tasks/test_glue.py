@@ -297,5 +297,5 @@ def test_a_model_whose_output_is_not_finite_is_told(tmp_path, value):
     classified(tmp_path, "rte", "dev")
     subject = random_bert(2)
     subject.model.classifier.bias.data[0] = value
-    with pytest.raises(InputError, match="random gives logits on .*dev.tsv that are not finite"):
+    with pytest.raises(InputError, match="random computes logits on .*dev.tsv that are not finite"):
         Glue(str(tmp_path), "rte").measure(subject, progress=False)

@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_told(tmp_path, subject):
         Similarity(data, split="test").check(subject)
     broken = make("bert")
     broken.embeddings.word_embeddings.weight.data[4] = math.nan
-    with pytest.raises(InputError, match="broken gives embeddings that are not finite"):
+    with pytest.raises(InputError, match="broken computes embeddings that are not finite"):
         Similarity(data).measure(Subject("broken", broken, words(*WORDS)), progress=False)
 
 

@@ -193,7 +193,7 @@ def test_a_model_whose_output_is_not_finite_is_told(tmp_path):
     model = BertForQuestionAnswering(BertConfig(**BERT)).eval()
     model.qa_outputs.bias.data[0] = math.nan
     data = asked(tmp_path, ("a < b > c", "who", ["< b >"]))
-    with pytest.raises(InputError, match="broken gives logits on .* that are not finite"):
+    with pytest.raises(InputError, match="broken computes logits on .* that are not finite"):
         Squad(data, max_length=64, stride=4).measure(
             Subject("broken", model, words(*WORDS)), progress=False
         )

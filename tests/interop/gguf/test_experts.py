@@ -91,7 +91,7 @@ def written(file, gate="Q4_0", up="Q4_0", down="Q3_K"):
 def test_experts_are_taken_over_code_for_code(tmp_path):
     file = written(tmp_path / "moe.gguf")
     result = import_checkpoint(file, tmp_path / "ours", progress=False)
-    assert result.notes[0].startswith("The codes of 4 weights were taken over")
+    assert result.notes[0].startswith("The codes of 4 weights were kept")
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     with open_stored(tmp_path / "ours") as model:
         for layer in range(2):

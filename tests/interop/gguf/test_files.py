@@ -111,9 +111,9 @@ def test_zero_points_of_four_bits_go_into_five(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("split.count", "two", "split.count = 'two', which is no count"),
+        ("split.count", "two", "split.count = 'two', which is not a count"),
         ("split.count", 3, "is one of 3 parts"),
-        ("llama.block_count", "many", "block_count = 'many', which is no count"),
+        ("llama.block_count", "many", "block_count = 'many', which is not a count"),
     ],
 )
 def test_metadata_of_another_type_are_told(key, value, told, llama, tmp_path, monkeypatch):

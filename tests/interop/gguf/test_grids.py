@@ -71,7 +71,7 @@ def test_a_scheme_goes_into_the_smallest_type_that_holds_it_exactly(scheme, expe
     ("layout", "columns", "wanted", "told"),
     [
         (AffineLayout(8, group(32), True), 64, None, "not what any type"),
-        (AffineLayout(4, group(16), False), 64, None, "no multiple of 32"),
+        (AffineLayout(4, group(16), False), 64, None, "not a multiple of 32"),
         (AffineLayout(4, group(32), False), 48, None, "48 inputs"),
         (AffineLayout(4, group(32), False, torch.float32), 64, None, "float32"),
         (AffineLayout(5, group(32), False), 64, "Q4_0", "not what Q4_0 holds"),

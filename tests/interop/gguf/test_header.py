@@ -148,5 +148,5 @@ def test_a_count_that_is_none_is_told(value, tmp_path):
     write_file(tmp_path / "model.gguf", {"general.architecture": "llama", "split.count": value}, [])
     header = read_header(tmp_path / "model.gguf", SIZES)
     assert header.count("llama.block_count") == 0
-    with pytest.raises(InputError, match=rf"split.count = '?{value}'?, which is no count"):
+    with pytest.raises(InputError, match=rf"split.count = '?{value}'?, which is not a count"):
         header.count("split.count")

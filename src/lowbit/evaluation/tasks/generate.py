@@ -30,7 +30,7 @@ class Generate(Task):
     @cached_property
     def _prompts(self) -> list[str]:
         if (self.data is None) == (self.text is None):
-            raise UsageError("generate takes prompts: give data or text, one of them")
+            raise UsageError("generate needs prompts: give either data or text")
         lines = (
             [self.text] if self.text is not None else text.read(str(self.data)).text.splitlines()
         )

@@ -163,7 +163,7 @@ class Glue(Task):
                 logits = model(**inputs.to(model.device)).logits.float().cpu()
                 if not torch.isfinite(logits).all():
                     raise InputError(
-                        f"{subject.name} gives logits on {part.source} that are not finite"
+                        f"{subject.name} computes logits on {part.source} that are not finite"
                     )
                 found = logits[:, 0] if part.task.is_regression else logits[:, order].argmax(-1)
                 for index, value in zip(batch, found.tolist(), strict=True):

@@ -41,7 +41,7 @@ class Perplexity(Task):
     @cached_property
     def _text(self) -> str:
         if (self.data is None) == (self.text is None):
-            raise UsageError("perplexity takes a text to predict: give data or text, one of them")
+            raise UsageError("perplexity needs a text: give either data or text")
         return self.text if self.text is not None else text.read(str(self.data)).text
 
     def check(self, subject: Subject) -> None:

@@ -102,7 +102,7 @@ class Similarity(Task):
                 mask = inputs["attention_mask"][..., None].float()
                 means = ((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)).cpu()
                 if not torch.isfinite(means).all():
-                    raise InputError(f"{subject.name} gives embeddings that are not finite")
+                    raise InputError(f"{subject.name} computes embeddings that are not finite")
                 rows.update(zip(batch, means, strict=True))
                 bar.update(len(batch))
         return torch.stack([rows[index] for index in range(count)]), texts.truncated

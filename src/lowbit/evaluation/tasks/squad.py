@@ -151,7 +151,7 @@ class Squad(Task):
                 logits = torch.stack([output.start_logits, output.end_logits], 1).float().cpu()
                 if not torch.isfinite(logits).all():
                     raise InputError(
-                        f"{subject.name} gives logits on {self.data} that are not finite"
+                        f"{subject.name} computes logits on {self.data} that are not finite"
                     )
                 # Padding may be on either side.
                 real = inputs["attention_mask"].bool().cpu()

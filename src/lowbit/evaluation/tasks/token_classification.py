@@ -124,7 +124,7 @@ class TokenClassification(Task):
                 real = inputs["attention_mask"].bool().cpu()
                 if not torch.isfinite(logits[real]).all():
                     raise InputError(
-                        f"{subject.name} gives logits on {self.data} that are not finite"
+                        f"{subject.name} computes logits on {self.data} that are not finite"
                     )
                 best = logits.argmax(-1)
                 for row, classes, mask in zip(batch, best, real, strict=True):

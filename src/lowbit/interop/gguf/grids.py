@@ -51,7 +51,7 @@ SCHEMES = {
 def type_for(layout: object, columns: int, wanted: str | None = None) -> str:
     """The smallest type, or `wanted`, that holds every tensor of that layout with rows of so many
     columns. Raises InputError where none does."""
-    told: str | None = f"{layout} is no grid of even steps"
+    told: str | None = f"{layout} does not have evenly spaced codes"
     if isinstance(layout, AffineLayout):
         for name in TYPES if wanted is None else [wanted]:
             if _same(LAYOUTS[name], layout) and columns % TYPES[name].weights == 0:
@@ -80,7 +80,7 @@ def _why_none(layout: AffineLayout, columns: int) -> str | None:
     if columns % SIZE:
         return f"its rows have {columns} inputs, not whole blocks of {SIZE}"
     if layout.granularity.width(columns) % SIZE:
-        return f"{layout} shares scales in groups that are no multiple of {SIZE}"
+        return f"{layout} shares scales in groups that are not a multiple of {SIZE}"
     if layout.scale_dtype != torch.float16:
         return "its scales are float32, those of GGUF float16"
     return None

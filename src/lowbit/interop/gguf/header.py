@@ -69,7 +69,7 @@ class Header:
         value = self.metadata.get(key, 0)
         if type(value) is not int or value < 0:
             raise InputError(
-                f"{self.file} says {key} = {shortened(repr(value), 80)}, which is no count"
+                f"{self.file} says {key} = {shortened(repr(value), 80)}, which is not a count"
             )
         return value
 
@@ -146,7 +146,7 @@ class _Cursor:
         """Raises InputError unless `length` more bytes are there."""
         if length > self.end - self.at:
             raise InputError(
-                f"{self.file} is no complete GGUF file: {what} at byte {self.at:,} takes"
+                f"{self.file} is not a complete GGUF file: {what} at byte {self.at:,} takes"
                 f" {length:,} bytes, and {self.end - self.at:,} are left"
             )
 
@@ -210,7 +210,7 @@ def _entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
 def _check_metadata(file: Path, metadata: dict[str, Any]) -> None:
     """Raises InputError for no architecture, counts beyond any model, or an odd alignment."""
     if not isinstance(metadata.get(ARCHITECTURE), str):
-        raise InputError(f"{file} holds no {ARCHITECTURE}, so it is no model")
+        raise InputError(f"{file} holds no {ARCHITECTURE}, so it is not a model")
     alignment = metadata.get(ALIGNMENT, 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise InputError(f"{file} is aligned to {alignment!r}; 8 … 65,536, powers of two, are read")

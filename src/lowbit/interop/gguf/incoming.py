@@ -128,7 +128,7 @@ def _no_grid(number: int, decoding: bool) -> str:
     kind = str(needed("gguf", "gguf", "interop").GGMLQuantizationType(number).name)
     if not decoding:
         raise InputError(
-            f"its type {kind} is no grid of even steps, so its codes cannot be taken over;"
+            f"its type {kind} does not have evenly spaced codes, so lowbit cannot keep them;"
             " --requantize RECIPE decodes and quantizes it again"
         )
     return kind
@@ -143,7 +143,7 @@ def _check_whole(header: Header) -> None:
     blocks = header.count(f"{header.architecture}.block_count")
     if blocks > len(header.tensors):
         raise InputError(
-            f"{header.file} asks for {blocks:,} blocks, and holds {len(header.tensors):,} tensors"
+            f"{header.file} declares {blocks:,} blocks, but holds {len(header.tensors):,} tensors"
         )
 
 
@@ -176,7 +176,10 @@ def _set_rope(header: Header, config: PreTrainedConfig) -> None:
         factor = header.metadata[f"{header.architecture}.rope.scaling.factor"]
         config.rope_parameters |= {"rope_type": "linear", "factor": factor}
     elif kind != "none":
-        raise InputError(f"its rotations are scaled by {kind}, which is not imported")
+        raise InputError(
+            f"its rotary embeddings are scaled by {kind}; only linear and Llama 3's factors are"
+            " imported"
+        )
     if (stored := header.tensors.get(ROPE_FACTORS)) is None:
         return
     factors = _floats(header.file, stored)
@@ -202,7 +205,7 @@ def _place(
         )
     if done.name is None:
         if len(found["tensors"]) != 1 or len(stored.shape) > 2:
-            raise InputError("it is a part of another tensor in transformers, and not imported")
+            raise InputError("it is part of another tensor in transformers, which is not imported")
         return next(iter(found["tensors"])), None
     name = names.get(own)
     if len(stored.shape) != 2 or done.weights is numbers:
@@ -212,7 +215,7 @@ def _place(
         result = result.T
     order = torch.from_numpy(result[:, 0].copy()).long()
     if result.shape != stored.shape or (result != result[:, :1]).any():
-        raise InputError("transformers changes more than the order of its rows")
+        raise InputError("transformers changes its values, not only the order of its rows")
     return name, None if torch.equal(order, torch.arange(rows)) else order
 
 
@@ -239,12 +242,12 @@ def _place_of_experts(
         parsed_parameters=found,
     )
     if done.name is not None or len(found["tensors"]) != 1:
-        raise InputError("it is a part of another tensor in transformers, and not imported")
+        raise InputError("it is a part of another tensor in transformers, which is not imported")
     ((name, made),) = found["tensors"].items()
     numbers = torch.as_tensor(made)[0].flatten()
     start = int((numbers == 1).nonzero()[0])
     if not torch.equal(numbers[start : start + rows], torch.arange(1, rows + 1).to(numbers)):
-        raise InputError("transformers changes more than the place of its rows")
+        raise InputError("transformers changes its values, not just their rows")
     return name, start
 
 

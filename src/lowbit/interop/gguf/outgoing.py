@@ -56,7 +56,7 @@ def check(model: StoredModel, kind: str | None) -> None:
     try:
         _plan(model, kind)
     except InputError as error:
-        raise UsageError(f"{model.folder} is not exported to GGUF: {error}") from error
+        raise UsageError(f"{model.folder} cannot be exported to GGUF: {error}") from error
 
 
 def write(model: StoredModel, kind: str | None, file: Path) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ def _metadata(
 ) -> dict[str, Any]:
     tokenizer = load_tokenizer(model.folder)
     if tokenizer is None:
-        raise InputError("it has no tokenizer, which a GGUF file holds")
+        raise InputError("it has no tokenizer, and a GGUF file needs one")
     matrices = Counter(t.kind for t in tensors if len(t.shape) > 1)
     found: dict[str, Any] = {
         "general.architecture": architecture.name,
@@ -152,7 +152,7 @@ def _names(model: StoredModel, architecture: Architecture) -> Callable[[str], st
         if own.removeprefix(prefix).startswith(architecture.left_out):
             return None
         raise InputError(
-            f"llama.cpp has no place for it in a model of the type {architecture.name}"
+            f"llama.cpp has no tensor for it in a model of the type {architecture.name}"
         )
 
     return name_of
@@ -189,7 +189,7 @@ def _quantized_experts(
     layout, (every, columns) = weight.layout, weight.weights.shape
     assert isinstance(layout, ExpertsLayout)
     if weight.weights.transposed:
-        raise InputError("its experts are transposed, which llama.cpp has no place for")
+        raise InputError("its experts are transposed, which llama.cpp does not support")
     kind = type_for(layout.each, columns, None if wanted is None else wanted.upper())
     names = _experts_names(str(weight.name), name_of)
     rows = every // layout.experts // len(names)

@@ -69,8 +69,8 @@ def check_sentences(model: StoredModel, asked: str | None) -> None:
     """The same of a model of sentence-transformers."""
     if not (model.folder / SENTENCES).is_file():
         raise UsageError(
-            f"{model.folder} has no {SENTENCES}, so it is no model of sentence-transformers: leave"
-            " --layout out"
+            f"{model.folder} has no {SENTENCES}, so it is not a model of"
+            " sentence-transformers: omit --layout"
         )
     check(model, asked)
 
@@ -136,8 +136,8 @@ def _misfit(weight: StoredWeight) -> str | None:
         return f"it is stored as {layout}, and no operator takes offsets; quantize with int4"
     if block_width(layout, weight.weights.shape[1]) is None:
         return (
-            f"its groups of {layout.granularity.group_size} inputs are no multiple of 16; quantize"
-            " with groups of 32 or 64"
+            f"its group size {layout.granularity.group_size} is not a multiple of 16; quantize with"
+            " groups of 32 or 64"
         )
     return None
 

@@ -75,7 +75,7 @@ def unsupported(
         return f"{shapes} are not those of one attention"
     known = (*MASKS, *DTYPES)
     if mask is not None and (mask.dtype not in known or mask.dim() != 4 or not mask.is_cpu):
-        return f"a mask {list(mask.shape)} of {mask.dtype} on {mask.device} is not served"
+        return f"a mask {list(mask.shape)} of {mask.dtype} on {mask.device} is not supported"
     if dropout:
         return f"dropout {dropout} belongs to training"
     cap, sinks = (options.get(name) for name in MORE)
@@ -84,10 +84,10 @@ def unsupported(
     if sinks is not None and (list(sinks.shape) != [query.shape[1]] or not sinks.is_cpu):
         return f"sinks {list(sinks.shape)} on {sinks.device} are not one for each head"
     if options.get("cache") is not None:  # which only transformers' own code handles, or refuses
-        return "cache is asked for"
+        return "cache is requested"
     tracked = *operands.values(), mask, options.get("position_bias"), sinks
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tracked):
-        return "gradients are asked for"
+        return "gradients are requested"
     return None
 
 
@@ -103,7 +103,7 @@ def _unsupported_on_tiles(query: Tensor, *call: Any) -> str | None:
     options = call[-1] if len(call) == 5 else None
     for name in MORE:
         if options and options.get(name) is not None:
-            return f"{name} is asked for, which is computed in float32"
+            return f"{name} is requested, which is computed in float32"
     return unsupported(query, *call)
 
 
@@ -216,9 +216,9 @@ def _beyond(module: nn.Module, options: dict[str, Any]) -> str | None:
     read = frozenset[str]() if eager is None else _read_by(eager)
     for name, given in options.items():
         if given is not None and name not in (*OPTIONS, *MORE) and name in read:
-            return f"{name} is asked for"
+            return f"{name} is requested"
     asked = eager is not None and options.get("output_attentions")
-    return "attention weights are asked for" if asked else None
+    return "attention weights are requested" if asked else None
 
 
 def _refuses_sdpa(module: nn.Module) -> bool:
@@ -234,7 +234,7 @@ def _more_than_sdpa(module: nn.Module, options: dict[str, Any]) -> str | None:
     kind: Any = type(module)
     if _eager(kind) is None:
         return None
-    return next((f"{n} is asked for" for n in MORE if options.get(n) is not None), None)
+    return next((f"{n} is requested" for n in MORE if options.get(n) is not None), None)
 
 
 # Whether our own code gives what a module's eager function does, by the names of options.

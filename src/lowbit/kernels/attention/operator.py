@@ -33,7 +33,7 @@ def _check(
     key_heads, keys, value_size = key.shape[1], key.shape[2], value.shape[3]
     check_at_least("the heads of keys", key_heads, 1)
     if heads < 1 or heads % key_heads:
-        raise UsageError(f"{heads} heads of queries are no multiple of {key_heads} heads of keys")
+        raise UsageError(f"{heads} query heads are not a multiple of {key_heads} key heads")
     check_at_least("the size of a head", min(size, value_size), 1)
     check_path(path, "attention_float32", "attention_bfloat16")
     tiles = any(path == one.name for one in paths("attention_bfloat16"))

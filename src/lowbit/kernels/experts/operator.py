@@ -82,7 +82,7 @@ def _check_experts(layout: str, experts: int) -> None:
     parsed = layout_of(layout)
     held = parsed.experts if isinstance(parsed, ExpertsLayout) else 0
     if held != experts or not held:
-        raise UsageError(f"{experts} experts were asked for, and {parsed} holds {held}")
+        raise UsageError(f"{experts} experts were requested, but {parsed} holds {held}")
 
 
 def _check_rows(x: Tensor, ids: Tensor, in_features: int, device: torch.device) -> None:

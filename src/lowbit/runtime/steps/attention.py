@@ -38,7 +38,7 @@ def _masks(mask: Any) -> tuple[fx.Node, ...]:
     if mask is None:
         return ()
     if not isinstance(mask, fx.Node):
-        raise UnservedError(f"the mask {mask} is no tensor")
+        raise UnservedError(f"the mask {mask} is not a tensor")
     return (mask,)
 
 
@@ -85,7 +85,7 @@ def _matmul(to: Lowering, node: fx.Node) -> Value:
         return Scores(a, b.heads)
     if isinstance(a, Scores) and a.weights and isinstance(b, Heads) and b.turned:
         return _attended(to, a.query, a.key, b, a.masks, False, a.scale)
-    raise UnservedError(f"{node.name} is no product of an attention")
+    raise UnservedError(f"{node.name} is not a product of an attention")
 
 
 def _scores(to: Lowering, node: fx.Node) -> Scores:
@@ -112,7 +112,7 @@ def scaled(to: Lowering, node: fx.Node) -> Value:
 def masked(to: Lowering, node: fx.Node) -> Value:
     value, mask = _scores(to, node), node.args[1]
     if not isinstance(mask, fx.Node) or node.kwargs:
-        raise UnservedError("what is added to scores is no mask")
+        raise UnservedError("the value added to the scores is not a mask")
     return replace(value, masks=(*value.masks, mask))
 
 

@@ -26,7 +26,7 @@ def _linear(to: Lowering, node: fx.Node) -> Value:
         raise UnservedError(f"{name} gives other columns")
     call = layer.packed_call()
     if call is None or len(call.product.parts) != 1:
-        raise UnservedError(f"{name} is not served by one native product")
+        raise UnservedError(f"{name} is not one native product")
     if call.bias is not None and call.bias.dtype is not torch.float32:
         raise UnservedError(f"the bias of {name} is {call.bias.dtype}")
     read, y = to.matrix(x), to.new(layer.out_features)
@@ -56,7 +56,7 @@ def _nonlinear(name: str) -> Callable[[Lowering, fx.Node], Value]:
         x = node.args[0]
         assert isinstance(x, fx.Node)
         if x not in to.values:
-            raise UnservedError("torch goes on with what it has computed")
+            raise UnservedError("its input is computed by torch")
         how = f"{name}_tanh" if node.kwargs.get("approximate") == "tanh" else name
         return applied(to, x, how, {node})
 

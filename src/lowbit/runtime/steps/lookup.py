@@ -20,7 +20,7 @@ def _rows(to: Lowering, node: fx.Node) -> Value:
     assert isinstance(table, QuantEmbedding)
     packed = table.pack()
     if packed is None or len(packed.layout.parts) != 1 or table.embed_scale is not None:
-        raise UnservedError(f"{name} is not served by one native table")
+        raise UnservedError(f"{name} is not one native table")
     return _looked_up(to, node, str(name), table, packed, ids)
 
 
@@ -39,7 +39,7 @@ def _looked_up(to: Lowering, node: fx.Node, name: str, table: Any, packed: Any, 
         raise UnservedError(f"the ids of {name} depend on what the model computes")
     found = kind(ids)
     if found is None or found.dtype is not torch.int64 or len(found.sizes) != 2:
-        raise UnservedError(f"the ids of {name} are no int64 [batch, length]")
+        raise UnservedError(f"the ids of {name} are not int64 [batch, length]")
     if ids not in to.ids:
         to.ids.append(ids)
     y = to.new(columns)

@@ -79,7 +79,7 @@ def _mean(to: Lowering, node: fx.Node) -> Value:
     if not isinstance(value, Squares) or node.args[1] not in OVER_COLUMNS:
         raise UnservedError("a mean of other than squares")
     if node.args[2:] != (True,) or node.kwargs:
-        raise UnservedError("a mean that is no column")
+        raise UnservedError("the mean is not a column")
     return MeanSquare(value.of)
 
 

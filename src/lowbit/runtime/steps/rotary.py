@@ -61,7 +61,7 @@ def multiplied(to: Lowering, x: fx.Node, by: fx.Node) -> Value:
         return Rotation(value, by=by)
     if isinstance(value, Rotation) and value.swapped and value.by is None:
         return replace(value, by=by)
-    raise UnservedError(f"{x.name} times {by.name} is no part of a rotary embedding")
+    raise UnservedError(f"{x.name} times {by.name} is not a part of a rotary embedding")
 
 
 def added(to: Lowering, node: fx.Node) -> Value:
@@ -74,7 +74,7 @@ def added(to: Lowering, node: fx.Node) -> Value:
         or straight.swapped
         or not swapped.swapped
     ):
-        raise UnservedError(f"{node.name} is no rotary embedding")
+        raise UnservedError(f"{node.name} is not a rotary embedding")
     heads = straight.heads
     cos, sin = (_by_token(to, each.by, heads.size) for each in (straight, swapped))
     y = to.new(heads.heads * heads.size)

@@ -29,7 +29,7 @@ def same(to: Lowering, node: fx.Node) -> Value:
     """What gives what it is given."""
     read: Any = node.args[0]
     if not isinstance(read, fx.Node) or read not in to.values:
-        raise UnservedError("torch goes on with what it has computed")
+        raise UnservedError("its input is computed by torch")
     if kind(read) != kind(node):
         raise UnservedError(f"{node.target} changes its input")
     return to.values[read]
@@ -48,7 +48,7 @@ def _shaped(to: Lowering, node: fx.Node) -> Value:
         value = to.matrix(read)
     shape = to.shape(node)
     if to.tokens is None or value is None:
-        raise UnservedError("torch goes on with what it has computed")
+        raise UnservedError("its input is computed by torch")
     if shape == to.shape(read):
         return value
     if shape[:2] == to.tokens and shape[-1].isdigit():
