@@ -1,12 +1,11 @@
-"""A hash of each tensor that a folder holds, and of what its config.json says: written with it, and
-compared on request.
+"""Hashes of all tensors of a folder and of its config.json, to detect damage.
 
     "hashes": {"config": "…", "tensors": {"bert.pooler.dense.bias": "…", …}}
 
-in quantization_config. A hash is the first 128 bits of SHA-256, of which processors have
-instructions: of a tensor, over its dtype and shape as the header of safetensors has them and over
-its bytes; of the config, over its JSON with sorted keys and without the hashes. They tell what was
-damaged. Whoever changes a file on purpose can change its hash too.
+in quantization_config. A hash is the first 128 bits of SHA-256. The hash of a tensor covers dtype
+and shape, as written in the safetensors header, and the bytes. The hash of the config covers its
+JSON with sorted keys and without the hashes. Hashes detect damage, not intent: a person who changes
+a file can change its hash too.
 """
 
 import hashlib
@@ -30,7 +29,7 @@ _NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """That of a tensor as save_file writes it."""
+    """The hash of a tensor as `save_file` writes it."""
     found = _begun(_NAMES[tensor.dtype], tensor.shape)
     flat = tensor.detach().cpu().contiguous().flatten()
     if flat.numel():
@@ -39,7 +38,7 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def config_hash(stored: Mapping[str, Any]) -> str:
-    """That of the value of a config.json, whatever hashes it holds."""
+    """The hash of the value of a config.json, without its hashes."""
     quantization = dict(stored["quantization_config"])
     quantization.pop("hashes", None)
     told = {**stored, "quantization_config": quantization}
@@ -47,23 +46,25 @@ def config_hash(stored: Mapping[str, Any]) -> str:
 
 
 def hashes(stored: Mapping[str, Any], tensors: Mapping[str, str]) -> dict[str, Any]:
-    """What config.json keeps. stored: its value, but for this; tensors: hashes by name."""
+    """The value of `hashes` in config.json. stored: the rest of config.json; tensors: hashes by
+    name."""
     return {"config": config_hash(stored), "tensors": dict(sorted(tensors.items()))}
 
 
 def verify(folder: str | Path) -> int:
-    """Compare all tensors of a folder that lowbit wrote, and its config.json, with their hashes.
+    """Compare all tensors and the config.json of a folder with their hashes.
 
-    It reads each byte once, in bounded memory.
+    Each byte is read once, in bounded memory.
 
     Args:
-        folder: The folder.
+        folder: A folder that lowbit wrote, or a hub id.
 
     Returns:
         The number of tensors.
 
     Raises:
-        InputError: with the name of the first tensor that differs, and for a folder without hashes.
+        InputError: if a tensor or the config differs from its hash (the message names the first
+            one), if the folder has no hashes, or if it cannot be read.
     """
     folder = find(folder)
     file = folder / "config.json"
@@ -99,7 +100,7 @@ def _kept(stored: Any) -> dict[str, Any] | None:
 
 
 def _hashes_of(file: Path) -> Iterable[tuple[str, str]]:
-    """(name, hash) of each tensor of a file that safetensors has opened without complaint."""
+    """(name, hash) of each tensor of a file that safetensors can open."""
     with reading(file), file.open("rb") as opened:
         start = 8 + int.from_bytes(opened.read(8), "little")
         for name, entry in read_header(file).items():

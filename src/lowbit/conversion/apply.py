@@ -1,4 +1,4 @@
-"""Stored weights into the places of float ones, and the account of it."""
+"""Replace float weights by quantized ones, and report sizes and errors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,15 +31,15 @@ from lowbit.progress import tracked
 
 @dataclass(frozen=True)
 class Result:
-    """What quantizing did.
+    """The result of a quantization: plan, sizes, errors and notes.
 
     Attributes:
-        plan: What happened to each weight, and why.
+        plan: The decision for each weight, with its reason.
         before: Sizes of the float model, in bytes.
         after: Sizes of the quantized model, in bytes.
-        errors: The error of each quantized weight, by module.
-        unused: Tensors of the checkpoint that the model does not use.
-        notes: Sentences: how the recipe was chosen, what a solver met.
+        errors: The error of each quantized weight, by module name.
+        unused: Names of checkpoint tensors that the model does not use.
+        notes: Sentences about the choice of the recipe and the work of the solver.
     """
 
     plan: Plan
@@ -72,10 +72,10 @@ def quantize_with(
     static: Mapping[str, tuple[StaticScale, ...]],
     progress: bool = True,
 ) -> Result:
-    """Quantize `model` in place, with the stored form of each weight [out, in] from `solve`.
+    """Quantize `model` in place. `solve` returns the quantized tensor of each weight [out, in].
 
-    static: the scale of each module whose activations are static, and of its outputs where they are
-    requantized. If anything raises, the model is what it was. Raises as `lowbit.quantize` does.
+    static: the input scale of each module with static activations, and the output scale if outputs
+    are requantized. On error, the model is left unchanged. Raises the errors of `lowbit.quantize`.
     """
     check_static(plan, static)
     check_data(model, plan)
@@ -108,8 +108,8 @@ def _swap_all(
     found: dict[str, QuantizedWeight],
     static: Mapping[str, tuple[StaticScale, ...]],
 ) -> tuple[dict[str, dict[str, Any]], tuple[TiedKeys, ...]]:
-    """Put packed modules everywhere, and take them out of `found`. Returns the map for config.json,
-    and what `retie` needs."""
+    """Replace all planned modules by packed ones, and remove their weights from `found`. Returns
+    the map for config.json and the former ties, for `retie`."""
     ties = untie(model, {d.weight for d in plan.tied})
     modules = {}
     for d in plan.owners:

@@ -1,8 +1,8 @@
-"""What a module that was quantized in place remembers, so that it can be saved and restored.
+"""Attach its quantization config to a quantized module, so that it can be saved and restored.
 
-A transformers model remembers it as `from_pretrained` would have left it, with `save_pretrained`
-and `dequantize`. So does each transformers model inside another module; that module itself keeps
-the whole.
+A transformers model gets the state that `from_pretrained` gives, with `save_pretrained` and
+`dequantize`. So does each transformers model inside another module. The outer module keeps the
+config of all of them in an attribute.
 """
 
 from dataclasses import dataclass, replace
@@ -22,19 +22,19 @@ from lowbit.errors import UsageError
 from lowbit.nn import is_quantized
 from lowbit.nn.experts import FLOAT
 
-_PLACE = "_lowbit"  # the attribute that holds it
+_PLACE = "_lowbit"  # the attribute that holds an Attached
 
 
 @dataclass(frozen=True)
 class Attached:
-    """How a module was quantized, and what transformers knew of its ties before."""
+    """The config of a quantized module, and the weight ties that transformers declared before."""
 
     config: LowbitConfig
     ties: tuple[TiedKeys, ...] = ()
 
 
 def attach(module: nn.Module, config: LowbitConfig, ties: tuple[TiedKeys, ...]) -> None:
-    """Let `module` remember how it was quantized."""
+    """Attach the quantization config to `module`."""
     if not isinstance(module, PreTrainedModel):
         hub.own_configs(module)
     for prefix, model in transformers_inside(module):
@@ -47,7 +47,8 @@ def attach(module: nn.Module, config: LowbitConfig, ties: tuple[TiedKeys, ...]) 
 
 
 def config_of(module: nn.Module) -> LowbitConfig:
-    """How `module` was quantized. Raises UsageError for one that `lowbit.quantize` did not have."""
+    """The config of a quantized module. Raises UsageError if `lowbit.quantize` did not change it as
+    a whole."""
     if isinstance(module, PreTrainedModel):
         config = getattr(module.config, "quantization_config", None)
     else:
@@ -61,17 +62,17 @@ def config_of(module: nn.Module) -> LowbitConfig:
 
 
 def restore_float(module: nn.Module) -> None:
-    """Put float modules back into a quantized module, in place.
+    """Replace the quantized modules of a model by float modules with decoded weights, in place.
 
-    Their weights are the decoded ones. `dequantize` of a transformers model does the same.
+    The method `dequantize` of a quantized transformers model does the same.
 
     Args:
         module: A module that `lowbit.quantize` or `lowbit.load` changed.
 
     Raises:
-        UsageError: for any other module.
+        UsageError: if the module is not quantized as a whole.
 
-    On error, nothing has changed.
+    On error, the module is left unchanged.
     """
     config_of(module)
     if isinstance(module, PreTrainedModel):
@@ -90,7 +91,7 @@ def restore_float(module: nn.Module) -> None:
 
 
 def _part(config: LowbitConfig, prefix: str) -> LowbitConfig:
-    """The same for what is under `prefix` alone."""
+    """The config of the submodule `prefix`."""
     if not prefix:
         return config
     modules: dict[str, Any] = {}

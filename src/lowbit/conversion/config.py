@@ -1,7 +1,7 @@
-"""What config.json says of a quantized model: `quantization_config`.
+"""`quantization_config`: how config.json describes a quantized model.
 
-quant_method "lowbit", a format version, the producer, an explicit map module name -> layout and
-activations (or the module it is tied to), and, for people, the recipe that made it.
+It holds quant_method "lowbit", a format version, the producer, and a map from module names to
+layout and activations (or to the module with the same weight). The recipe is there for readers.
 """
 
 import importlib.metadata
@@ -23,13 +23,22 @@ from lowbit.formats.error import WeightError
 class LowbitConfig(QuantizationConfigMixin):
     """A quantization config: `LowbitConfig("int4")` quantizes a float checkpoint while it loads.
 
-    config.json also has `modules` (what is stored), `hashes` of all tensors, and, for people,
-    `errors` of the weights.
+    Pass it to `from_pretrained` as `quantization_config`. Users set only `recipe`. lowbit writes
+    the other values to config.json and reads them from there.
+
+    Args:
+        recipe: The same as in `lowbit.quantize`, but not None.
+        modules: The layout and activations of each quantized module, by name.
+        errors: The error of each quantized weight, by module name.
+        format_version: The version of the tensor formats.
+        producer: The program that wrote the model. None: this version of lowbit.
+        quant_method: Always "lowbit".
+        hashes: Hashes of the config and of all tensors.
 
     Raises:
-        UsageError: for an unknown recipe.
-        InputError: for a format version that this lowbit cannot read, unknown keys of config.json,
-            and maps that are not mappings.
+        UsageError: if the recipe is unknown.
+        InputError: if this lowbit cannot read the format version, config.json has unknown keys, or
+            `modules` or `errors` is not a mapping.
     """
 
     def __init__(
@@ -65,8 +74,8 @@ class LowbitConfig(QuantizationConfigMixin):
     def from_dict(
         cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """That of a config.json. Raises InputError also for one without a recipe, and for a key
-        that a later lowbit added."""
+        """The config of a config.json. Raises InputError also if the recipe is absent, or if a
+        later lowbit added a key."""
         if "recipe" not in config_dict:
             raise InputError("quantization_config holds no recipe")
         unknown = sorted(set(config_dict) - set(inspect.signature(cls).parameters))
@@ -80,7 +89,7 @@ class LowbitConfig(QuantizationConfigMixin):
 
     @property
     def format_version(self) -> int:
-        """The first that can say what is stored."""
+        """The oldest format version that supports all stored layouts."""
         return max((_version(entry) for entry in self.modules.values()), default=VERSIONS[0])
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +104,7 @@ class LowbitConfig(QuantizationConfigMixin):
 
 
 def _entries(key: str, stored: Any) -> Iterable[tuple[str, Any]]:
-    """The entries of one of the maps. Raises InputError if it is no mapping."""
+    """The entries of `modules` or `errors`. Raises InputError if `stored` is not a mapping."""
     if not isinstance(stored or {}, Mapping):
         raise InputError(f"{key} of quantization_config is not a mapping")
     for name, entry in (stored or {}).items():
@@ -105,8 +114,8 @@ def _entries(key: str, stored: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _version(entry: Mapping[str, Any]) -> int:
-    """The first format version that can say what an entry of `modules` does; a module that is tied
-    to another, or cannot be read, asks for none."""
+    """The oldest format version that supports an entry of `modules`: the first version for a tied
+    module and for an entry that cannot be read."""
     try:
         return layout_from_dict(entry).version
     except LowbitError:

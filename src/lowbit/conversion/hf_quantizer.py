@@ -40,9 +40,9 @@ from lowbit.nn.experts import FLOAT
 
 
 def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, ...]) -> None:
-    """Make a model that was quantized in place what `from_pretrained` would have returned.
+    """Give a model that was quantized in place the state that `from_pretrained` gives.
 
-    The caller's config object, which other models may share, stays as it is.
+    The caller's config object does not change, because other models may share it.
     """
     quantizer = LowbitQuantizer(config, pre_quantized=True)
     quantizer.ties = ties
@@ -59,7 +59,7 @@ def attach(model: PreTrainedModel, config: LowbitConfig, ties: tuple[TiedKeys, .
 
 
 def set_methods(model: PreTrainedModel) -> None:
-    """Methods that transformers has for no quantized model, or for float ones only."""
+    """Set methods that transformers disables for quantized models."""
     model.resize_token_embeddings = partial(resize_token_embeddings, model)
     model.float = partial(cast, model, torch.float32)
     model.half = partial(cast, model, torch.float16)
@@ -69,13 +69,13 @@ METHODS = ("resize_token_embeddings", "float", "half")
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Let the model compute in `dtype`, as `to` does. What is stored stays, bit for bit."""
+    """Let the model compute in `dtype`, as `to` does. Stored tensors do not change."""
     return model.to(dtype)
 
 
 def own_configs(model: nn.Module) -> None:
-    """Give a model copies of the configs that its modules refer to: they read from them at every
-    call how they attend, and how experts are computed."""
+    """Give a model its own copies of the configs of its modules. At every call, modules read the
+    kernels of attention and of experts from these configs."""
     copies: dict[int, Any] = {}
     for module in model.modules():
         own = vars(module).get("config")
@@ -84,7 +84,8 @@ def own_configs(model: nn.Module) -> None:
 
 
 def resize_token_embeddings(model: PreTrainedModel, *args: Any, **kwargs: Any) -> nn.Module:
-    """transformers' own. Raises UsageError, and changes nothing, where the rows are quantized."""
+    """Call transformers' method. Raises UsageError, with the model unchanged, if the embeddings are
+    quantized."""
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
     names = [
         name for name, m in model.named_modules() if isinstance(m, QuantModule) and m in tables
@@ -109,7 +110,7 @@ class LowbitQuantizer(HfQuantizer):
         self.stored_names: frozenset[str] = frozenset()
         # Weight name -> what to do with it, while a float checkpoint is loaded.
         self.pending: dict[str, Quantize] = {}
-        # Those, and what a checkpoint holds in one tensor with one of them.
+        # The names in `pending`, and all weights that a checkpoint stores in one tensor with them.
         self.claimed: frozenset[str] = frozenset()
         self.tied: tuple[TiedTo, ...] = ()
         self.failure: LowbitError | None = None
@@ -178,8 +179,8 @@ class LowbitQuantizer(HfQuantizer):
         return _QuantizeOnLoad(self)
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """All but those that convert what is stored, or that rename it, as of a parameter that has
-        become a module, so that saving would not take it back."""
+        """The conversions without those that convert a stored tensor, and without those that rename
+        one in a way that saving cannot undo."""
         if not self.pre_quantized:
             return expert_by_expert(weight_conversions)
         weight_conversions = [
@@ -198,7 +199,7 @@ class LowbitQuantizer(HfQuantizer):
     def get_new_dtype(
         self, converter: Any, param: Any, dtype: torch.dtype | None
     ) -> torch.dtype | None:
-        """Stored tensors are never cast: a float16 scale is one whatever the model's dtype."""
+        """None for stored tensors, which are never cast: a float16 scale stays float16."""
         if converter.target_patterns[0] in self.stored_names:
             return None
         return super().get_new_dtype(converter, param, dtype)
@@ -206,9 +207,9 @@ class LowbitQuantizer(HfQuantizer):
     def dequantize(
         self, model: PreTrainedModel, dtype: torch.dtype | None = None
     ) -> PreTrainedModel:
-        """The float model again, in place, with the decoded weights, all of it in `dtype`.
+        """Restore the float model, in place, with decoded weights in `dtype`.
 
-        By default each weight has the dtype that its module computes in.
+        By default, each weight has the compute dtype of its module.
         """
         with unchanged_on_error(model):
             unfuse(model)
@@ -226,15 +227,15 @@ class LowbitQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What `save_pretrained` writes, under the names that the model has; their hashes are put
-        into the config, which it writes after this."""
+        """The tensors that `save_pretrained` writes, under the model's names. Puts their hashes
+        into the config, which `save_pretrained` writes after this call."""
         keep_apart(model)
         config = self.quantization_config
         state = model.state_dict() | guards(model.base_model_prefix, config.modules)
         written = {name: tensor_hash(tensor) for name, tensor in as_saved(model, state).items()}
         config.hashes = None
         described = json.loads(model.config.to_json_string())
-        # As save_pretrained is about to write them.
+        # save_pretrained will write these values.
         described |= {
             "dtype": str(model.dtype).removeprefix("torch."),
             "architectures": [type(model).__name__],
@@ -248,12 +249,12 @@ class LowbitQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """What is float trains (norms, biases, kept layers, adapters); codes never change."""
+        """Float parameters train (norms, biases, kept layers, adapters). Codes never change."""
         return True
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Without adapters too: transformers' Trainer asks before it only predicts."""
+        """True also without adapters: transformers' Trainer reads it even if it only predicts."""
         return True
 
     @property
@@ -262,19 +263,19 @@ class LowbitQuantizer(HfQuantizer):
 
 
 def ignore(model: PreTrainedModel, patterns: Set[str]) -> None:
-    """Tensors of these names are no surprise in a checkpoint."""
+    """Let transformers accept tensors of these names in a checkpoint without a warning."""
     known = model._keys_to_ignore_on_load_unexpected or ()
     model._keys_to_ignore_on_load_unexpected = {*known, *patterns}
 
 
 class _QuantizeOnLoad(ConversionOps):
-    """Takes each float weight as it is read; the others are left for transformers to set."""
+    """Quantize each planned weight when it is read; transformers sets the other tensors."""
 
     def __init__(self, quantizer: LowbitQuantizer) -> None:
         self.quantizer = quantizer
 
     def takes(self, name: str) -> bool:
-        """Whether experts of this name are wanted one by one."""
+        """Whether the experts of this name are to be read one by one."""
         decision = self.quantizer.pending.get(name)
         return decision is not None and decision.weights.kind == "experts"
 
@@ -294,7 +295,7 @@ class _QuantizeOnLoad(ConversionOps):
             try:
                 self.quantizer.quantize_loaded(model, name, weight)
             except LowbitError as error:
-                # The loader would bury it in a report; it is raised when loading is over.
+                # The loader would hide the error in a report; raise it after loading.
                 self.quantizer.failure = self.quantizer.failure or error
             if missing_keys is not None:
                 missing_keys.discard(name)
@@ -302,9 +303,9 @@ class _QuantizeOnLoad(ConversionOps):
 
 
 def register() -> None:
-    """Make transformers know the quantization method "lowbit".
+    """Register the quantization method "lowbit" with transformers.
 
-    `import lowbit` has it called when transformers is imported. Further calls change nothing.
+    `import lowbit` calls it when transformers is imported. Further calls change nothing.
     """
     AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = LowbitConfig
     AUTO_QUANTIZER_MAPPING[METHOD] = LowbitQuantizer

@@ -1,10 +1,15 @@
 """Recipes: ordered patterns -> a scheme, or KEEP. The first pattern that matches a module decides.
 
-A pattern is a shell glob over the module's full name ("*.attention.*.query"; "*" crosses dots),
-or a kind: "@linear" (Linear and Conv1D), "@embedding", "@head" (output embeddings and linear
-layers outside the base model; they are "@linear" too), "@experts" (the weights of all experts of a
-mixture in one projection; "@linear" too), "@router" (what chooses among experts, and nothing else:
-no other kind speaks of it). As YAML:
+A pattern is a shell glob over the module's full name ("*.attention.*.query"; "*" also matches
+dots), or a kind:
+
+    @linear     Linear and Conv1D
+    @embedding  embeddings
+    @head       output embeddings and linear layers outside the base model; also "@linear"
+    @experts    the weights of all experts of a mixture in one projection; also "@linear"
+    @router     the layer that chooses experts; it has no other kind
+
+A recipe as YAML:
 
     name: mine
     rules:
@@ -39,12 +44,13 @@ class Rule:
     Attributes:
         match: A shell glob over the module's full name, or a kind: "@linear", "@embedding",
             "@head", "@experts", "@router".
-        scheme: How the weight is stored; `KEEP` (None) leaves it in float.
-        activations: "float", or int8: "dynamic" (a scale per token, found at run time), "static"
-            (one scale per layer, found in data), "requantized" (static, with int8 outputs).
+        scheme: How to quantize the weight; `KEEP` (None) leaves it in float.
+        activations: "float", or int8: "dynamic" (one scale per token, computed at run time),
+            "static" (one scale per layer, from calibration data), "requantized" (static, with int8
+            outputs).
 
     Raises:
-        UsageError: for an unknown kind or activations.
+        UsageError: if the kind or the activations are unknown.
     """
 
     match: str
@@ -58,11 +64,11 @@ class Rule:
 
     @property
     def is_static(self) -> bool:
-        """Whether scales are found in data."""
+        """Whether activation scales come from calibration data."""
         return self.activations in STATIC
 
     def matches(self, name: str, kinds: frozenset[str]) -> bool:
-        """Whether this rule speaks of a module of that name and those kinds."""
+        """Whether this rule applies to a module with this name and these kinds."""
         return self.match in kinds if self.match in KINDS else fnmatchcase(name, self.match)
 
     @classmethod
@@ -100,8 +106,9 @@ class Recipe:
 
     Attributes:
         rules: The rules, in order.
-        name: What tables and folders call the recipe.
-        strict: Raise if a scheme cannot hold a module; else keep that module in float.
+        name: The name of the recipe in tables and folders.
+        strict: Raise UsageError if a scheme cannot hold a module's weight. If false, that module
+            stays in float.
     """
 
     rules: tuple[Rule, ...]
@@ -141,7 +148,7 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
-        """Raises UsageError for a file that is absent, no YAML, or no recipe."""
+        """Read a recipe. Raises UsageError if the file is absent, not YAML, or not a recipe."""
         try:
             stored = read_yaml(Path(path))
         except InputError as error:
@@ -153,8 +160,8 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-# What a preset does with embeddings and heads, by the part of its name that says so. Heads of 8
-# bits have float activations: no outlier of the last hidden state costs the logits their precision.
+# The rules of a preset for embeddings and heads, by the suffix of its name. 8-bit heads have float
+# activations, so that outliers of the last hidden state do not cost the logits precision.
 _TABLES: dict[str, Callable[[Scheme], tuple[Rule, ...]]] = {
     "": lambda scheme: (Rule("@embedding", KEEP), Rule("@head", KEEP)),
     "-head8": lambda scheme: (Rule("@embedding", NAMED["int8"]), Rule("@head", NAMED["int8"])),
@@ -168,8 +175,8 @@ PRESETS: dict[str, Recipe] = {
     for suffix, activations in _ACTIVATIONS.items()
     for name in [base + table + suffix]
 }
-# Mixtures: routed experts, nearly all of the parameters, with fewer bits than what every token
-# reads, attention and shared experts.
+# Mixtures of experts: routed experts hold nearly all parameters and get fewer bits. Attention and
+# shared experts, which every token reads, keep more.
 _OF_EXPERTS = {f"-experts{bits}": NAMED[f"int{bits}"] for bits in (4, 3, 2)}
 PRESETS |= {
     name: Recipe(
@@ -197,11 +204,11 @@ def recipe_of(bits: int, group_size: int | None = None) -> Recipe:
     Embeddings and the output head have 8 bits, as in the presets with -head8.
 
     Args:
-        bits: Bits of a weight, 2 … 8.
-        group_size: Inputs that share a scale; None for the preset's own.
+        bits: Bits per weight, 2 … 8.
+        group_size: Inputs that share a scale. None: the group size of the preset.
 
     Raises:
-        UsageError: for other numbers of bits, and for a group size that no weight can have.
+        UsageError: if `bits` or `group_size` is out of range.
     """
     known = NAMED.get(f"int{bits}")
     if group_size is None and known is not None:
@@ -213,12 +220,12 @@ def recipe_of(bits: int, group_size: int | None = None) -> Recipe:
 
 
 def names_a_folder(name: str) -> bool:
-    """Whether a recipe of that name can have a folder called like it."""
+    """Whether `name` can be the name of a folder."""
     return name not in ("", ".", "..") and Path(name).name == name
 
 
 def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
-    """A preset's name, a YAML path, a mapping, or a Recipe as it is. Raises UsageError."""
+    """The recipe of a preset's name, a YAML path or a mapping. Raises UsageError."""
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
@@ -235,7 +242,7 @@ def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
 
 
 def schemes_of(presets: Iterable[str]) -> tuple[Scheme, ...]:
-    """The schemes of presets without suffix, each once. Raises UsageError."""
+    """The schemes of presets without suffixes, without duplicates. Raises UsageError."""
     names = [preset.strip() for preset in presets]
     for name in names:
         check_choice("scheme", name, NAMED)

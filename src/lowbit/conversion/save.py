@@ -1,10 +1,10 @@
-"""Any quantized module in a folder, and back into a module that was built in float.
+"""Save any quantized module to a folder, and load it into a float module of the same structure.
 
-model.safetensors   every tensor of the module's state dict, those that are shared once
-config.json         `quantization_config`, as transformers models have it (config.py), and
-                    `dtypes`: what each packed module computes in
+model.safetensors   every tensor of the module's state dict; a shared tensor once
+config.json         `quantization_config`, the same as of transformers models (config.py), and
+                    `dtypes`: the compute dtype of each packed module
 
-transformers models have `save_pretrained` and `from_pretrained` for this; they do well here too.
+For transformers models, `save_pretrained` and `from_pretrained` do the same.
 """
 
 import json
@@ -39,16 +39,20 @@ CONFIG = "config.json"
 
 
 def save(module: nn.Module, folder: str | Path, overwrite: bool = False) -> None:
-    """Write a module that was quantized in place, complete or not at all.
+    """Save a quantized module to a folder.
 
     Args:
         module: A module that `lowbit.quantize` changed.
         folder: The folder to write.
-        overwrite: Replace the contents of a folder that is not empty.
+        overwrite: Replace an existing model folder.
 
     Raises:
-        UsageError: for a module that is not quantized, and a folder that is not empty.
-        InputError: for a state that holds more than tensors, and a full disk.
+        UsageError: if the module is not quantized, or if `folder` exists, is not empty and
+            `overwrite` is false.
+        InputError: if the state dict holds values that are not tensors, or if `folder` cannot be
+            written (full disk, missing permission).
+
+    On error, `folder` is left unchanged.
     """
     config, output = config_of(module), Path(folder)
     check_output(output, overwrite, None)
@@ -78,14 +82,14 @@ def load(module: nn.Module, folder: str | Path, verify: bool = False) -> None:
     The result computes the same as the saved module, bit for bit.
 
     Args:
-        module: A module built in float as the saved one was, with data. Names, shapes and dtypes
-            must agree.
-        folder: The folder.
+        module: A float module with the structure of the saved one, with data (not on the meta
+            device). Names, shapes and dtypes must agree.
+        folder: A folder that `lowbit.save` wrote.
         verify: First compare all tensors with their hashes.
 
     Raises:
-        InputError: if names, shapes, dtypes or hashes differ.
-        UsageError: for a module that is already quantized.
+        UsageError: if the module is already quantized.
+        InputError: if names, shapes, dtypes or hashes differ, or if `folder` cannot be read.
 
     On error, `module` is left unchanged.
     """
@@ -112,7 +116,7 @@ def load(module: nn.Module, folder: str | Path, verify: bool = False) -> None:
 def _put_packed(
     module: nn.Module, name: str, entry: Mapping[str, Any], dtypes: Mapping[str, str]
 ) -> None:
-    """Put a packed module, still without data, in place of the float one that `entry` tells of."""
+    """Replace the float module `name` by a packed module without data, as `entry` describes it."""
     try:
         place, weights = weight_at(module, name)
     except AttributeError:
@@ -143,8 +147,8 @@ def _put_packed(
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put the tensors in the place of those of the same names. Raises InputError for one that is
-    not in both, or differs in shape or dtype."""
+    """Replace the module's tensors by those with the same names. Raises InputError if names, shapes
+    or dtypes differ."""
     state = _state(module)
     absent, unknown = state.keys() - tensors.keys(), tensors.keys() - state.keys()
     if absent or unknown:
@@ -171,7 +175,7 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _replace(module: nn.Module, old: Tensor, values: Tensor) -> None:
-    """Let everything that is `old`, by whatever name, be a tensor with these values."""
+    """Replace every parameter and buffer that is `old` by one tensor with these values."""
     new = nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
     for owner in module.modules():
         for held in (owner._parameters, owner._buffers):
@@ -181,8 +185,8 @@ def _replace(module: nn.Module, old: Tensor, values: Tensor) -> None:
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict, each tensor under the first of its names. Raises InputError for entries that
-    are no tensors."""
+    """The state dict, each tensor under its first name. Raises InputError if an entry is not a
+    tensor."""
     seen: set[int] = set()
     found = {}
     for name, value in module.state_dict(keep_vars=True).items():
@@ -195,7 +199,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _described(folder: Path) -> tuple[LowbitConfig, dict[str, str]]:
-    """What config.json says. Raises InputError."""
+    """The quantization config and the dtypes in config.json. Raises InputError."""
     file = folder / CONFIG
     stored = read_json(file)
     try:

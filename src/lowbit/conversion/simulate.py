@@ -1,10 +1,10 @@
-"""Simulated quantization: every parameter becomes the value that its stored form would decode to.
+"""Simulated quantization: every parameter becomes the value that its quantized tensor decodes to.
 
     w ← decode(quantize(w))
 
-The model stays float, and so do its size and its speed; what changes is what it computes. Matrices
-are taken as [out, in], tensors of more dimensions as [out, rest], vectors as one row: unlike
-`quantize`, this reaches norms and biases too.
+The model stays float: its size and speed do not change, its outputs do. Matrices are [out, in],
+tensors of more dimensions are flattened to [out, rest], vectors are one row. Unlike `quantize`,
+this also rounds norms and biases.
 """
 
 from torch import Tensor, nn
@@ -30,10 +30,11 @@ def simulate(model: nn.Module, scheme: str | Scheme) -> dict[str, float]:
         The mean squared error of each parameter, by name.
 
     Raises:
-        UsageError: for an unknown name, a quantized model, and a group size larger than a row.
-        InputError: for a parameter that is not finite.
+        UsageError: if the scheme's name is unknown, the model is quantized, or the group size is
+            larger than a row.
+        InputError: if a parameter is not finite.
 
-    On error, nothing has changed.
+    On error, the model is left unchanged.
     """
     if isinstance(scheme, str):
         check_choice("scheme", scheme, PER_TENSOR, f"{', '.join(PER_TENSOR)}, or a Scheme")

@@ -1,7 +1,7 @@
-"""What shares one scale: a tensor, a channel (an output row), or a group of consecutive inputs.
+"""Granularity: a scale per tensor, per channel (output row), or per group of consecutive inputs.
 
-Written "tensor", "channel" or "group:64" in recipes, YAML and config.json. Every parameter
-tensor is [rows, groups]; per tensor it is [1, 1]. The last group of a row may be shorter.
+Recipes, YAML and config.json write it as "tensor", "channel" or "group:64". Every parameter tensor
+is [rows, groups]; per tensor it is [1, 1]. The last group of a row may be shorter.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 from lowbit.errors import UsageError, check_choice
 
 MAX_GROUP_SIZE = 1 << 16
-# Rows are worked on in blocks whose temporaries stay in the cache of a core.
+# Weights per block of rows: temporaries of a block stay in the cache of a core.
 WEIGHTS_AT_ONCE = 1 << 17
 
 
@@ -24,10 +24,11 @@ class Granularity:
 
     Attributes:
         kind: "tensor", "channel" or "group".
-        group_size: Consecutive inputs that share a scale, for groups; else None.
+        group_size: For groups, the number of consecutive inputs that share a scale, 2 … 65536;
+            else None.
 
     Raises:
-        UsageError: for an unknown kind, and a size that is absent, superfluous or out of range.
+        UsageError: if the kind is unknown, or if the size is absent, superfluous or out of range.
     """
 
     kind: str
@@ -46,7 +47,11 @@ class Granularity:
 
     @classmethod
     def parse(cls, text: object) -> "Granularity":
-        """ "tensor", "channel" or "group:SIZE"; a Granularity passes through."""
+        """Read "tensor", "channel" or "group:SIZE"; a Granularity passes through.
+
+        Raises:
+            UsageError: if the text is none of these.
+        """
         if isinstance(text, Granularity):
             return cls(text.kind, text.group_size)
         kind, colon, size = str(text).partition(":")
@@ -58,17 +63,17 @@ class Granularity:
         return self.kind if self.group_size is None else f"{self.kind}:{self.group_size}"
 
     def parameter_shape(self, rows: int, columns: int) -> tuple[int, int]:
-        """The shape [rows, groups] of one parameter per unit for a weight [rows, columns]."""
+        """The shape [rows, groups] of the scales of a weight [rows, columns]; [1, 1] per tensor."""
         if self.kind == "tensor":
             return 1, 1
         return rows, -(-columns // self.width(columns))
 
     def width(self, columns: int) -> int:
-        """How many inputs of one row share a scale."""
+        """The number of inputs of one row that share a scale."""
         return columns if self.group_size is None else self.group_size
 
     def split(self, x: Shaped[Tensor, "rows columns"]) -> Shaped[Tensor, "rows groups width"]:
-        """View the rows in groups; a short last group is padded with zeros (a copy, then)."""
+        """View the rows in groups. If the last group is shorter, copy and pad it with zeros."""
         rows, columns = x.shape
         width = self.width(columns)
         groups = -(-columns // width)
@@ -93,8 +98,11 @@ def by_row_blocks(
     values: Callable[[slice], Tensor],
     gradients: bool,
 ) -> Float[Tensor, "rows columns"]:
-    """A weight from the `values` of its rows, some at a time. gradients: they are to flow through
-    it. Writing into a part of a tensor would copy all of its gradient for each part then."""
+    """Compute a weight in blocks of rows; `values` returns the rows of a block.
+
+    gradients: whether gradients flow through the result. Then blocks are concatenated, because
+    writing into a slice would copy the whole gradient for each block.
+    """
     blocks = row_blocks(*shape)
     if gradients and torch.is_grad_enabled():
         return torch.cat([values(rows).to(dtype) for rows in blocks])
@@ -105,7 +113,7 @@ def by_row_blocks(
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices over the rows of a weight that hold about WEIGHTS_AT_ONCE weights each. A weight
-    without rows has one empty slice."""
+    """Slices over the rows of a weight, of about WEIGHTS_AT_ONCE weights each. A weight without
+    rows has one empty slice."""
     step = max(1, WEIGHTS_AT_ONCE // max(1, columns))
     return (slice(start, start + step) for start in range(0, max(1, rows), step))

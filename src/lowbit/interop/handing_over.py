@@ -1,4 +1,4 @@
-"""Out: a folder of lowbit's in the format of another program, or as floats again."""
+"""Export: convert a lowbit folder to the format of another program, or to a float checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,15 @@ from lowbit.progress import tracked
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the format, the type (None: it has one), bytes, weights, and sentences
-    about it."""
+    """The result of an export.
+
+    Attributes:
+        to: The name of the format, "float" for a float checkpoint.
+        type: The type within the format; None if the caller gave none.
+        bytes: The size of the written weight files.
+        weights: The number of quantized weights.
+        notes: Sentences about the export.
+    """
 
     to: str
     type: str | None
@@ -35,12 +42,27 @@ def export_checkpoint(
     overwrite: bool = False,
     layout: str | None = None,
 ) -> Exported:
-    """Write the folder `model`, which lowbit wrote, as another program reads it.
+    """Convert a lowbit folder to the format of another program.
 
-    to: "NAME" or "NAME:TYPE" of docs/interop.md. layout: of the folder that is written, if the
-    format has several. The codes stay what they are. Raises UsageError for a name that is unknown
-    and for a model that the format cannot hold, both before any work, InputError for a folder that
-    is not lowbit's. On error, `output` is left unchanged.
+    The codes do not change. docs/interop.md lists the formats and their types.
+
+    Args:
+        model: A folder that lowbit wrote.
+        to: The format, "NAME" or "NAME:TYPE", such as "gguf" or "onnx".
+        output: The file or folder to write, as the format requires.
+        overwrite: Replace an existing model folder. Has no effect on a file.
+        layout: How to arrange the output folder, if the format has several layouts. None: the
+            default.
+
+    Returns:
+        The format, the type, the size in bytes, the number of weights, and notes.
+
+    Raises:
+        UsageError: if the format, type or layout is unknown, the format cannot represent the model,
+            or `output` exists and `overwrite` is false. Raised before anything is written.
+        InputError: if `model` is not a folder that lowbit wrote, or if `output` cannot be written.
+
+    On error, `output` is left unchanged.
     """
     name, _, kind = to.partition(":")
     writer, output, type = _writer(name, layout), Path(output), kind or None
@@ -64,10 +86,25 @@ def dequantize_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: bool = True,
 ) -> Exported:
-    """Write the folder `model`, which lowbit wrote, as the float checkpoint that it decodes to.
+    """Convert a lowbit folder to a float checkpoint with the decoded weights.
 
-    Each weight has the dtype that its module computes in. Peak memory is one float tensor and one
-    shard. Raises as `export_checkpoint` does.
+    Each weight has the compute dtype of its module. Peak memory is one float tensor and one shard.
+
+    Args:
+        model: A folder that lowbit wrote.
+        output: The folder to write.
+        overwrite: Replace an existing model folder.
+        max_shard_bytes: The largest file to write, in bytes.
+        progress: Show a progress bar if it takes more than two seconds.
+
+    Returns:
+        The size in bytes and the number of decoded weights.
+
+    Raises:
+        UsageError: if `output` exists and `overwrite` is false.
+        InputError: if `model` is not a folder that lowbit wrote, or if `output` cannot be written.
+
+    On error, `output` is left unchanged.
     """
     output = Path(output)
     with open_stored(model) as stored:
@@ -90,7 +127,8 @@ def dequantize_checkpoint(
 
 
 def _writer(name: str, layout: str | None) -> Writer:
-    """Raises UsageError for a format that is unknown or is only read, and for an unknown layout."""
+    """The writer of a format. Raises UsageError if the format or layout is unknown, or if lowbit
+    only imports the format."""
     door = DOORS.get(name)
     if door is None or door.writer is None:
         known = ", ".join(name for name, door in DOORS.items() if door.writer is not None)

@@ -1,7 +1,7 @@
-"""In: a checkpoint that another program quantized becomes a folder of lowbit's, code by code.
+"""Import: convert a checkpoint that another program quantized to a lowbit folder, code by code.
 
-Tensor by tensor, in the memory of one. Nothing is rounded again, but weights that lowbit cannot
-hold, and these only by a recipe that the caller gives.
+Only one tensor at a time is in memory. Weights that lowbit can represent are not rounded again.
+The others are quantized again if the caller gives a recipe.
 """
 
 from collections import Counter
@@ -40,14 +40,31 @@ def import_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: bool = True,
 ) -> Result:
-    """Write the checkpoint `path` of another program (docs/interop.md) as a folder of lowbit's.
+    """Convert a checkpoint that another program quantized to a lowbit folder.
 
-    Codes, scales and zero points are taken over as they are. requantize: a recipe for the weights
-    of which lowbit cannot hold the codes (NF4, say): they are decoded and quantized again; without
-    one such a checkpoint is refused. The result's notes say what was done.
+    Codes, scales and zero points do not change. Peak memory is one tensor and one shard, in
+    addition to the memory of torch and transformers. docs/interop.md lists the formats.
 
-    Peak memory is one tensor and one shard beside what torch and transformers take. Raises
-    UsageError and InputError; on error `output` is left unchanged.
+    Args:
+        path: A file or folder in a format that lowbit imports.
+        output: The folder to write.
+        requantize: A recipe for weights with codes that lowbit cannot represent (NF4, for example).
+            They are decoded and quantized again. None: such weights are an error.
+        overwrite: Replace an existing model folder.
+        max_shard_bytes: The largest file to write, in bytes.
+        progress: Show a progress bar if the import takes more than two seconds.
+
+    Returns:
+        The plan, sizes in bytes before and after, the error of each requantized weight, the tensors
+        that the model does not use, and notes.
+
+    Raises:
+        UsageError: if the recipe is unknown or needs data, or if `output` exists and `overwrite` is
+            false.
+        InputError: if the checkpoint cannot be read, has an unknown format, or has weights that
+            need `requantize`, or if `output` cannot be written.
+
+    On error, `output` is left unchanged.
     """
     recipe = None if requantize is None else named(requantize)
     path, output = Path(path), Path(output)
@@ -78,7 +95,7 @@ def import_checkpoint(
 
 
 def _reader(path: Path) -> tuple[str, Reader]:
-    """The format of a file or folder, and its reader. Raises InputError where it has none."""
+    """The format of a file or folder, and its reader. Raises InputError if no reader knows it."""
     if not path.exists():
         raise InputError(f"there is no file or folder {path}")
     for name, door in DOORS.items():
@@ -90,7 +107,7 @@ def _reader(path: Path) -> tuple[str, Reader]:
 
 
 def _plan(model: PreTrainedModel, source: Source, name: str, recipe: Recipe | None) -> Plan:
-    """What is stored where. Raises InputError for a quantized weight that has no place there."""
+    """The import plan. Raises InputError if the model has no place for a quantized weight."""
     weights = _by_place(model, source)
     if recipe is None:
         chosen = Recipe(_rules(model, weights), name, strict=False)
@@ -109,8 +126,8 @@ def _plan(model: PreTrainedModel, source: Source, name: str, recipe: Recipe | No
 
 
 def _by_place(model: PreTrainedModel, source: Source) -> dict[str, ForeignWeight]:
-    """The weights that the model has, by place. Raises InputError where transformers would make
-    another tensor of one."""
+    """The quantized weights of the model, by place. Raises InputError if transformers would convert
+    one, for example join it with others."""
     found = {}
     there = model.state_dict()
     every = (*source.floats, *source.weights)
@@ -130,7 +147,7 @@ def _by_place(model: PreTrainedModel, source: Source) -> dict[str, ForeignWeight
 
 
 def _rules(model: PreTrainedModel, weights: Mapping[str, ForeignWeight]) -> tuple[Rule, ...]:
-    """Rules that say what is stored: one for most layers, and one for each that differs."""
+    """Rules that describe the weights: one for most layers, and one for each layer that differs."""
     said: dict[str, tuple[Scheme | None, str]] = {
         place: (_scheme(w.layout), w.activations) for place, w in weights.items()
     }
@@ -146,8 +163,8 @@ def _rules(model: PreTrainedModel, weights: Mapping[str, ForeignWeight]) -> tupl
 
 
 def _scheme(layout: AffineLayout | ExpertsLayout) -> Scheme:
-    """What a recipe, which is for people, calls it: the scheme of these bits and groups. The layout
-    says the rest."""
+    """The scheme with these bits and groups. It only describes the weight to readers of the recipe;
+    the layout is exact."""
     if isinstance(layout, ExpertsLayout):
         layout = cast(AffineLayout, layout.each)
     if layout.two_level is not None:

@@ -1,4 +1,4 @@
-"""Checkpoint to checkpoint where data has a say: the float model is in memory, and reads a text."""
+"""Quantize a checkpoint into a folder with calibration data: the float model is in memory."""
 
 import shutil
 from collections.abc import Mapping
@@ -38,31 +38,32 @@ def quantize_calibrated(
     progress: bool = True,
     options: QatOptions | None = None,
 ) -> Result:
-    """Quantize a checkpoint into a folder, with a text to calibrate on.
+    """Quantize a checkpoint into a folder, with calibration on a text.
 
-    The float model is in memory. A solver keeps finished layers in a folder beside `output`. After
-    an interruption the same call continues there; at the end the folder is removed.
+    The whole float model is in memory. A solver keeps finished layers in a folder beside `output`.
+    After an interruption, the same call continues from that folder. A run that succeeds removes it.
 
     Args:
         model: A folder or a hub id.
-        recipe: As in `lowbit.quantize`.
+        recipe: The same as in `lowbit.quantize`.
         output: The folder to write.
         data: A text file, a folder of .txt files, or a data set of the hub.
-        solver: As in `lowbit.quantize`.
-        samples: Windows of the text to read.
-        length: Tokens of a window. None: all positions of the model, at most 512.
+        solver: The same as in `lowbit.quantize`.
+        samples: The number of windows of the text to read.
+        length: Tokens per window. None: the model's maximum, at most 512.
         overwrite: Replace an existing model folder.
         max_shard_bytes: The largest file to write, in bytes.
-        progress: Show a bar if it takes more than two seconds.
-        options: How ranges of static activations are found. None: the least squared error.
+        progress: Show a progress bar if quantization takes more than two seconds.
+        options: How to find the ranges of static activations. None: the least squared error.
 
     Returns:
         The plan, sizes in bytes before and after, the error of each weight, and notes.
 
     Raises:
-        UsageError: for a recipe or solver that is unknown, and an output that exists or that
-            another run writes.
-        InputError: for a checkpoint or text that cannot be read, and a weight that is not finite.
+        UsageError: if the recipe or the solver is unknown, neither of them needs data, `output`
+            exists and `overwrite` is false, or another run writes `output`.
+        InputError: if the checkpoint or the text cannot be read, the checkpoint has no tokenizer,
+            a weight is not finite, or `output` cannot be written.
 
     On error, `output` is left unchanged.
     """
@@ -70,7 +71,7 @@ def quantize_calibrated(
     source, output = find(model), Path(output)
     float_config(source)
     check_output(output, overwrite, source)
-    # From the start: another run would solve for hours before it is told.
+    # Claim before solving: else a second run would fail only after hours of work.
     with claimed(output):
         tokenizer = load_tokenizer(source)
         if tokenizer is None:

@@ -1,4 +1,4 @@
-"""The main job: quantize a model in place, with data where its recipe needs any."""
+"""Quantize a model in place, with calibration data if the recipe or the solver needs them."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -33,26 +33,26 @@ def quantize(
     """Quantize a model in place.
 
     Args:
-        model: A transformers model, which stays one, or any other module.
+        model: A transformers model or any other `torch.nn.Module`. Its class does not change.
         recipe: A preset ("int4", "int8-dynamic", …), a `Recipe`, a mapping, or the path of a YAML
             file. None: int4-head8-dynamic for models that generate token by token, else
-            int8-all-dynamic. The result's notes say which and why.
-        progress: Show a bar if it takes more than two seconds.
+            int8-all-dynamic. The result's notes name the recipe and the reason.
+        progress: Show a progress bar if quantization takes more than two seconds.
         calibration: Data for solvers and static activations: token ids int64 [samples, length] for
             a transformers model, or any iterable of mappings of model inputs.
-        options: How ranges of static activations are found. None: the least squared error.
-        solver: How codes are chosen: "nearest", "gptq", … (docs/solvers.md), or a mapping with its
-            name and options.
+        options: How to find the ranges of static activations. None: the least squared error.
+        solver: How to choose the codes: "nearest", "gptq", … (docs/solvers.md), or a mapping with
+            the solver's name and options.
         work: A folder in which a solver keeps finished layers. The same call continues from it.
 
     Returns:
         The plan, sizes in bytes before and after, the error of each weight, and notes.
 
     Raises:
-        UsageError: for an unknown recipe or solver, a pattern that matches nothing, and static
-            activations or a solver without their calibration.
-        InputError: for a weight that is not finite or is computed from others (pruned,
-            parametrized), and a model that is already quantized or has adapters.
+        UsageError: if `model` is not a module, the recipe or the solver is unknown, a pattern
+            matches nothing, or calibration data are missing or superfluous.
+        InputError: if a weight is not finite or is computed from others (pruned, parametrized),
+            or if the model is already quantized or has adapters.
 
     On error, the model is left unchanged.
     """
@@ -74,7 +74,7 @@ def quantize_by(
     options: QatOptions | None,
     work: Path | None,
 ) -> Result:
-    """As `quantize`, by a recipe and a solver that are loaded."""
+    """Quantize with a loaded recipe and a loaded solver. Else the same as `quantize`."""
     static = any(rule.is_static for rule in recipe.rules)
     if calibration is None:
         if solver.data:
@@ -93,7 +93,7 @@ def quantize_by(
         inputs = calibrate(model, plan, batches, options, progress)
         return quantize_with(model, plan, solver.solve, inputs, progress)
     check_no_experts(plan, solver.learner)
-    # A folder of finished stages is one run's at a time.
+    # Only one run at a time may use a folder of finished stages.
     alone = nullcontext() if work is None else claimed(work)
     with alone, walked(model, plan, solver, batches, work, progress) as solved:
         inputs = calibrate(model, plan, batches, options, progress) if static else {}

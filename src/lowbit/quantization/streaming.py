@@ -1,8 +1,8 @@
-"""Checkpoint to checkpoint in bounded memory: read a tensor, quantize it, write it, forget it.
+"""Quantize a checkpoint into a folder in bounded memory: read, quantize and write tensor by tensor.
 
-transformers' own loader does the reading, so that its renaming of old keys and its merging of
-tensors hold here too; every tensor it has ready goes to the writer instead of into a model. Experts
-of a mixture are read one by one, whether a checkpoint holds them so or not.
+transformers' own loader reads the tensors, so its renaming of old keys and its merging of tensors
+apply. Each tensor goes to the writer instead of into a model. Experts of a mixture are read one by
+one, even if the checkpoint stores them in one tensor.
 """
 
 from collections.abc import Mapping
@@ -40,25 +40,29 @@ def quantize_checkpoint(
 ) -> Result:
     """Quantize a checkpoint into a folder, one tensor at a time.
 
-    Peak memory is one float tensor (of experts, that of one expert), its quantized tensor and one
-    shard, beside what torch and transformers take. Tokenizer and other small files are copied.
+    Peak memory is one float tensor, its quantized tensor and one shard, in addition to the memory
+    of torch and transformers. Experts are read one at a time. The tokenizer and other small files
+    are copied.
 
     Args:
         model: A folder or a hub id.
-        recipe: As in `lowbit.quantize`.
+        recipe: The same as in `lowbit.quantize`.
         output: The folder to write.
         overwrite: Replace an existing model folder.
         max_shard_bytes: The largest file to write, in bytes.
-        progress: Show a bar if it takes more than two seconds.
-        solver: One that needs no data. `lowbit.quantize_calibrated` takes the others, and static
-            activations.
+        progress: Show a progress bar if quantization takes more than two seconds.
+        solver: A solver that needs no data. Use `lowbit.quantize_calibrated` for the others and
+            for static activations.
 
     Returns:
-        The plan, sizes in bytes before and after, the error of each weight, and notes.
+        The plan, sizes in bytes before and after, the error of each weight, the tensors that the
+        model does not use, and notes.
 
     Raises:
-        UsageError: for a recipe or solver that is unknown or needs data, and a folder that exists.
-        InputError: for a checkpoint that cannot be read, and a weight that is not finite.
+        UsageError: if the recipe or the solver is unknown or needs data, or if `output` exists and
+            `overwrite` is false.
+        InputError: if the checkpoint cannot be read, is already quantized or has a weight that is
+            not finite, or if `output` cannot be written.
 
     On error or interruption, `output` is left unchanged.
     """
@@ -84,7 +88,7 @@ def quantize_checkpoint(
                 unused = read_all(float_model, tensors, sink, progress)
             after = sink.finish(config, dtype)
             if float_model.can_generate() and not (source / GENERATION_CONFIG_NAME).is_file():
-                # Old checkpoints keep it in config.json, whose new form has no place for it.
+                # Old checkpoints keep generation settings in config.json; new ones cannot.
                 with reading(source / "config.json"):
                     GenerationConfig.from_pretrained(
                         source, "config.json", local_files_only=True, _from_model_config=True

@@ -29,10 +29,11 @@ class Absmax(Scheme):
         granularity: Which weights share a scale.
         range: "absmax": s = max |w| / (2^(bits−1) − 1). "minmax": s = (max − min) / (2^bits − 1),
             a finer step that clips the larger side.
-        scale_dtype: "float16", or "float32" for the codes that float32 arithmetic finds.
+        scale_dtype: The dtype of scales, "float16" or "float32". With "float32" the codes equal
+            those of float32 arithmetic.
 
     Raises:
-        UsageError: for options out of range.
+        UsageError: if an option is out of range.
     """
 
     name: ClassVar[str] = "absmax"
@@ -50,10 +51,14 @@ class Absmax(Scheme):
         return AffineLayout(self.bits, self.granularity, False, named_dtype(self.scale_dtype))
 
     def quantize(self, weight: Tensor) -> AffineTensor:
-        """A float weight [out, in] of any dtype in the affine format.
+        """Quantize a weight in the affine format.
 
-        Raises InputError if it is not finite or too large, UsageError if it is no matrix of whole
-        groups.
+        Args:
+            weight: Floats [out, in] of any dtype.
+
+        Raises:
+            InputError: if the weight is not finite or too large.
+            UsageError: if the weight is not a matrix, or a row is shorter than a group.
         """
         low, high = weight_range(weight, self.granularity)
         half = 1 << (self.bits - 1)

@@ -26,8 +26,8 @@ from lowbit.schemes.levels import Levels, SortedGroups
 from lowbit.schemes.scheme import Scheme
 from lowbit.schemes.weight_range import check_finite, check_size, check_weight
 
-# Groups are solved in pieces: so large that the calls cost less than the arithmetic, so small
-# that the temporaries stay in the cache.
+# Weights solved in one call: enough that arithmetic dominates the overhead of calls, few enough
+# that temporaries stay in the cache.
 WEIGHTS_AT_ONCE = 1 << 20
 
 
@@ -36,16 +36,17 @@ class Binary(Scheme):
     """Binary codes of 1 … 4 planes: w ≈ Σ α_p · b_p + o, with b_p in −1, +1.
 
     Attributes:
-        bits: Planes.
-        granularity: Which weights share α and o.
-        offset: Whether there is an o.
-        solver: "greedy" or "alternating" (Xu et al. 2018).
+        bits: The number of planes, 1 … 4.
+        granularity: Which weights share α and o: a channel or a group.
+        offset: Whether there is an offset o.
+        solver: "greedy" (Guo et al. 2017) or "alternating" (Xu et al. 2018).
         iterations: Rounds of "alternating", 0 … 1000.
-        nested: Whether the first planes can be used alone.
-        scale_dtype: Of α and o: "float16" or "float32".
+        nested: Whether to store α and o for every prefix of the planes, so that the model can
+            compute with the first planes only (`lowbit.use_planes`).
+        scale_dtype: The dtype of α and o, "float16" or "float32".
 
     Raises:
-        UsageError: for options out of range.
+        UsageError: if an option is out of range.
     """
 
     name: ClassVar[str] = "binary"
@@ -69,10 +70,14 @@ class Binary(Scheme):
         return BinaryLayout(self.bits, self.granularity, self.offset, self.nested, dtype)
 
     def quantize(self, weight: Tensor) -> BinaryTensor:
-        """A float weight [out, in] of any dtype in the binary format.
+        """Quantize a weight in the binary format.
 
-        Raises InputError if it is not finite or too large, UsageError if it is no matrix of whole
-        groups.
+        Args:
+            weight: Floats [out, in] of any dtype.
+
+        Raises:
+            InputError: if the weight is not finite or too large.
+            UsageError: if the weight is not a matrix, or a row is shorter than a group.
         """
         weight = self._checked(weight)
         check_size(weight.abs().max().item() if weight.numel() else 0.0)
@@ -92,12 +97,12 @@ class Binary(Scheme):
         )
 
     def recode(self, weight: Tensor, q: BinaryTensor) -> BinaryTensor:
-        """The codes of a weight [out, in] at the α and o that q has. Raises as `quantize` does."""
+        """Quantize a weight [out, in] with the α and o of q. Raises the errors of `quantize`."""
         codes = self._recoded(weight, q, lambda code, _: code)
         return replace(q, planes=packed_planes(codes, self.bits))
 
     def recoded(self, weight: Tensor, q: BinaryTensor) -> Float32[Tensor, "out in"]:
-        """`recode`, decoded, bit for bit; in half the time, as nothing is packed in between."""
+        """`recode` and decode, bit for bit, in half the time: codes are not packed in between."""
         return self._recoded(
             weight, q, lambda code, found: levels.decoded(found).gather(1, code.long())
         )
@@ -105,7 +110,7 @@ class Binary(Scheme):
     def _recoded(
         self, weight: Tensor, q: BinaryTensor, of: Callable[[Tensor, Levels], Tensor]
     ) -> Shaped[Tensor, "out in"]:
-        """What follows from the codes at these levels, group by group."""
+        """Apply `of` to the codes and levels of each group, and join the results."""
         weight = self._checked(weight)
         solver, result, first = SOLVERS[self.solver], [], 0
         for part in whole_and_last(weight, self.granularity):
@@ -117,8 +122,8 @@ class Binary(Scheme):
         return torch.cat(result, 1)
 
     def _checked(self, weight: Tensor) -> Float32[Tensor, "out in"]:
-        """The weight in float32. Raises InputError if it is not finite, UsageError if it is no
-        matrix of whole groups."""
+        """The weight in float32. Raises InputError if it is not finite, UsageError if it is not a
+        matrix or a row is shorter than a group."""
         check_weight(weight, self.granularity)
         weight = weight.detach().float()
         check_finite(weight.sum(dtype=torch.float64), weight)
@@ -129,7 +134,8 @@ class Binary(Scheme):
         return Levels(torch.cat([f.alpha for f in found], 1), torch.cat([f.offset for f in found]))
 
     def _magnitudes(self, weight: Float32[Tensor, "out in"], found: Levels) -> Tensor:
-        """What decides the stored dtype: the largest α of each group, and what may be too large."""
+        """The magnitudes that decide the stored dtype: the largest α of each group, and bounds of
+        the other parameters."""
         large = [found.offset.abs()]
         if self.nested and weight.numel():
             # By Cramer's rule no α of a prefix exceeds twice the largest weight.
@@ -157,7 +163,7 @@ class Binary(Scheme):
 def whole_and_last(
     weight: Float32[Tensor, "out in"], granularity: Granularity
 ) -> list[Float32[Tensor, "out groups n"]]:
-    """The whole groups, and a shorter last one by itself: it has parameters of its own."""
+    """The whole groups, and a shorter last group apart, because it has its own parameters."""
     columns = weight.shape[1]
     width = granularity.width(columns)
     whole = columns - columns % width
@@ -166,12 +172,12 @@ def whole_and_last(
 
 
 def pieces(groups: Float32[Tensor, "N n"]) -> tuple[Float32[Tensor, "_N n"], ...]:
-    """Consecutive groups, so many at once that they hold WEIGHTS_AT_ONCE weights."""
+    """Consecutive groups, in pieces of about WEIGHTS_AT_ONCE weights."""
     return groups.contiguous().split(max(1, WEIGHTS_AT_ONCE // groups.shape[1]))
 
 
 def stored_levels(q: BinaryTensor, first: int, groups: int) -> Levels:
-    """Those of `groups` groups of every row, row by row."""
+    """The levels of groups `first` … `first + groups − 1` of every row, row by row."""
     taken = slice(first, first + groups)
     alpha = q.alpha[taken].permute(1, 2, 0).flatten(1).double()
     offset = torch.zeros_like(alpha[0])
@@ -193,7 +199,7 @@ def greedy_levels(groups: Float32[Tensor, "N n"], options: Binary) -> Levels:
     """αᵢ = mean |residual|, plane by plane."""
     residual = groups.double()
     offset = residual.mean(1) if options.offset else torch.zeros_like(residual[:, 0])
-    # Of the residual only the size matters here: |r − α·sign(r)| = ||r| − α|.
+    # Only |r| matters here: |r − α·sign(r)| = ||r| − α|.
     residual.sub_(offset[:, None]).abs_()
     alpha = []
     for _ in range(options.bits):
@@ -216,8 +222,8 @@ def greedy_codes(groups: Float32[Tensor, "N n"], found: Levels) -> UInt8[Tensor,
 def alternating_levels(groups: Float32[Tensor, "N n"], options: Binary) -> Levels:
     """From the best of greedy and the best uniform grid, alternate.
 
-    With an offset, both without one are starts too: where a few weights are far larger than the
-    rest, the middle of the range is a bad place to start from.
+    With an offset, also start from both without an offset: if a few weights are far larger than
+    the rest, the middle of the range is a bad start.
     """
     cells = SortedGroups.of(groups)
     starts = [

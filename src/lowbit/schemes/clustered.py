@@ -1,11 +1,11 @@
-"""Binary codes of a table whose rows are in the order of frequency: fewer bits for rarer rows.
+"""Binary codes for an embedding with rows sorted by frequency: fewer bits for rarer rows.
 
     cluster i = 0 … c − 1    rows ∝ rⁱ, in b − i bits                    the most frequent first
 
 for embeddings of words (Chung et al. 2020, "Extremely low bit transformer quantization for
 on-device neural machine translation"). With v rows, cluster i ends before row
-⌊v · (r⁰ + … + rⁱ) / (r⁰ + … + rᶜ⁻¹) + ½⌋, or as near as it can where every cluster has a row. The
-rows must be in that order already: nothing about it is stored.
+⌊v · (r⁰ + … + rⁱ) / (r⁰ + … + rᶜ⁻¹) + ½⌋, or as near as possible if each cluster is to have a row.
+The rows must already be sorted, most frequent first: no order is stored.
 """
 
 from dataclasses import dataclass, replace
@@ -25,16 +25,17 @@ LEAST_RATIO, MOST_RATIO = 1 / 64, 64.0
 class Clustered(StackedScheme):
     """Binary codes with fewer bits for rarer rows, for embeddings sorted by frequency.
 
-    In recipes and config.json the options of `base` stand beside the others. Source: Chung et al.
-    2020.
+    The rows must be sorted, most frequent first. Recipes and config.json list the options of `base`
+    next to the others. Source: Chung et al. 2020, "Extremely low bit transformer quantization for
+    on-device neural machine translation".
 
     Attributes:
         base: The scheme of the most frequent cluster. Each next cluster has one bit less.
-        clusters: How many clusters.
-        ratio: Rows of a cluster over rows of the one before.
+        clusters: The number of clusters, 1 … `base.bits`.
+        ratio: The size of a cluster divided by the size of the previous one, 1/64 … 64.
 
     Raises:
-        UsageError: for options out of range.
+        UsageError: if an option is out of range.
     """
 
     name: ClassVar[str] = "clustered"
@@ -58,13 +59,13 @@ class Clustered(StackedScheme):
         return tuple(replace(self.base, bits=self.base.bits - i) for i in range(self.clusters))
 
     def part_rows(self, rows: int) -> list[int]:
-        """The rows of each cluster. Raises UsageError for fewer rows than clusters."""
+        """The number of rows of each cluster. Raises UsageError if rows < clusters."""
         return cluster_sizes(rows, self.clusters, self.ratio)
 
 
 def cluster_sizes(rows: int, clusters: int, ratio: float | int) -> list[int]:
-    """How many of `rows` each cluster has: in exact numbers, halves up. Raises UsageError for fewer
-    rows than clusters."""
+    """The number of rows of each cluster, in exact arithmetic, halves rounded up. Raises UsageError
+    if rows < clusters."""
     if rows < clusters:
         raise UsageError(f"{rows} rows are too few for {clusters} clusters")
     sums = list(accumulate(Fraction(ratio) ** i for i in range(clusters)))

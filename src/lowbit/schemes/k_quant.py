@@ -7,7 +7,7 @@
     5     32      6 bits, and offsets   5.5                 Q5_K
     6     16      8 bits, signed        6.5625              Q6_K
 
-The parameters are found by a search (two_level_fit.py); rows must be of a multiple of 256 inputs.
+A search finds the parameters (two_level_fit.py). The number of inputs must be a multiple of 256.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from lowbit.schemes.weight_range import weight_range
 
 
 class Kind(NamedTuple):
-    """The size of a group, what scales are, and whether there are offsets."""
+    """The size of a group, the form of its scales, and whether there are offsets."""
 
     size: int
     form: TwoLevel
@@ -42,7 +42,7 @@ KINDS = {
     5: Kind(32, TwoLevel(6, False), True),
     6: Kind(16, TwoLevel(8, True), False),
 }
-# The largest |weight|: d and e must be float16 numbers, whatever c and m are.
+# The largest |weight|: d and e must be finite in float16 for all c and m.
 MOST = float(torch.finfo(torch.float16).max)
 
 
@@ -50,11 +50,13 @@ MOST = float(torch.finfo(torch.float16).max)
 class KQuant(Scheme):
     """Quantization with scales in two levels, as in llama.cpp's k-quants.
 
+    The number of inputs must be a multiple of 256.
+
     Attributes:
         bits: Bits of a code, 2 … 6. Groups have 32 inputs at 4 and 5 bits, else 16.
 
     Raises:
-        UsageError: for other bits.
+        UsageError: if `bits` is out of range.
     """
 
     name: ClassVar[str] = "k-quant"
@@ -62,7 +64,7 @@ class KQuant(Scheme):
 
     @property
     def kind(self) -> Kind:
-        """What goes with the bits."""
+        """The group size, form of scales and offsets for these bits."""
         return KINDS[self.bits]
 
     def layout(self, rows: int) -> AffineLayout:
@@ -77,15 +79,19 @@ class KQuant(Scheme):
         return super().misfit(rows, columns) or misfit(columns)
 
     def quantize(self, weight: Tensor) -> AffineTensor:
-        """A float weight [out, in] of any dtype in the affine format.
+        """Quantize a weight in the affine format.
 
-        Raises InputError for one that is not finite or leaves float16, UsageError for one whose
-        rows are no whole super-groups.
+        Args:
+            weight: Floats [out, in] of any dtype.
+
+        Raises:
+            InputError: if the weight is not finite or exceeds the range of float16.
+            UsageError: if the weight is not a matrix, or its inputs are not a multiple of 256.
         """
         return self.fit(weight, None)
 
     def fit(self, weight: Tensor, importance: Float[Tensor, " in"] | None) -> AffineTensor:
-        """The same, the error of each input counted by its importance."""
+        """Quantize a weight, with the squared error of each input weighted by its importance."""
         size, form, offsets = self.kind
         granularity = group(size)
         low, high = weight_range(weight, granularity)
@@ -107,6 +113,6 @@ class KQuant(Scheme):
 
 
 def _joined(parts: list[TwoLevelFloats]) -> TwoLevelFloats:
-    """Those of all rows."""
+    """Join the parameters of blocks of rows."""
     floats, codes = (torch.cat(x) for x in zip(*((p.floats, p.codes) for p in parts), strict=True))
     return TwoLevelFloats(floats, codes, parts[0].groups, parts[0].form)

@@ -1,8 +1,8 @@
-"""What a scheme is: how a float weight [out, in] becomes a quantized tensor.
+"""The base class of schemes: a scheme turns a float weight [out, in] into a quantized tensor.
 
-A scheme is a frozen dataclass. Its fields are its options; recipes, YAML and config.json name them,
-and each has a default. It says `name`, `layout` and `quantize`; everything else has an answer here
-that suits a scheme which stores a whole weight in one format.
+A scheme is a frozen dataclass. Its fields are its options; each has a default, and recipes, YAML
+and config.json use the fields' names. A scheme must define `name`, `layout` and `quantize`. The
+other methods have defaults for schemes that store a whole weight in one format.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,11 @@ from lowbit.formats import Granularity, Layout, QTensor
 
 @dataclass(frozen=True)
 class Scheme(ABC):
-    """The base of every scheme. Raises UsageError for options that no layout has."""
+    """The base of every scheme.
+
+    Raises:
+        UsageError: if an option is out of range.
+    """
 
     name: ClassVar[str]
 
@@ -26,36 +30,56 @@ class Scheme(ABC):
 
     @abstractmethod
     def layout(self, rows: int) -> Layout:
-        """How a weight of so many rows is stored. Nothing is quantized for it, so that scales have
-        the dtype that was asked for: those that leave the range of float16 become float32.
+        """The layout of a weight with `rows` rows.
 
-        Raises UsageError for options out of range.
+        Scales have the dtype of the options. `quantize` may use float32 instead, if they exceed the
+        range of float16.
+
+        Args:
+            rows: Output rows of the weight.
+
+        Raises:
+            UsageError: if an option is out of range.
         """
 
     @abstractmethod
     def quantize(self, weight: Tensor) -> QTensor:
-        """A float weight [out, in] of any dtype, quantized.
+        """Quantize a weight.
 
-        Raises InputError for a weight that is not finite, UsageError for one that does not fit.
+        Args:
+            weight: Floats [out, in] of any dtype.
+
+        Raises:
+            InputError: if the weight is not finite.
+            UsageError: if the shape does not fit the scheme.
         """
 
     def fit(self, weight: Tensor, importance: Tensor | None) -> QTensor:
-        """As `quantize`. A scheme that searches for its parameters counts the error of each input
-        by its importance [in], if there is one. Others ignore importance."""
+        """Quantize a weight, with a weighted error.
+
+        Args:
+            weight: Floats [out, in] of any dtype.
+            importance: The weight of the squared error of each input, float [in]. None: 1 for all.
+                Schemes that do not search for their parameters ignore it.
+
+        Raises:
+            InputError: if the weight is not finite.
+            UsageError: if the shape does not fit the scheme.
+        """
         return self.quantize(weight)
 
     @property
     def bits(self) -> int:
-        """Of a code; the most that any row has."""
+        """Bits of a code; the maximum over all rows."""
         return self.layout(1).bits
 
     @property
     def granularity(self) -> Granularity:
-        """What shares one scale."""
+        """Which weights share one scale."""
         return self.layout(1).granularity
 
     def misfit(self, rows: int, columns: int) -> str | None:
-        """Why a weight [rows, columns] cannot be stored, or None."""
+        """Why this scheme cannot store a weight [rows, columns], or None."""
         if not columns:
             return "it has no inputs"
         size = self.granularity.group_size
@@ -65,14 +89,14 @@ class Scheme(ABC):
 
     @property
     def parts(self) -> "tuple[Scheme, ...]":
-        """The schemes of ranges of rows, if these are stored each by itself (stacked.py). What
-        chooses or trains codes does so part by part."""
+        """The schemes of ranges of rows, if each range has its own format (stacked.py). Solvers
+        and training then work part by part."""
         return ()
 
     def part_rows(self, rows: int) -> Sequence[int]:
-        """How many of so many rows each part has."""
+        """The number of rows of each part, of `rows` in all."""
         return ()
 
     def by_part(self, weight: Tensor, solve: "Callable[[Tensor, Scheme], QTensor]") -> QTensor:
-        """What `solve` makes of the weight, or of the rows of each part, and their scheme."""
+        """Call `solve` on the weight and this scheme, or on the rows and scheme of each part."""
         return solve(weight, self)

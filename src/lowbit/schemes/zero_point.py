@@ -2,8 +2,8 @@
 
     s = (max − min) / (2^b − 1),  z = round(−min / s),  q = clamp(round(w / s) + z, 0, 2^b − 1)
 
-The range includes 0, so that 0 is a code and z fits b bits. With `zero="float"` there is an offset
-in place of z, w ≈ s · q + o with o = min, and 0 need be no code.
+The range includes 0, so that 0 is representable and z fits in b bits. With `zero="float"` an offset
+o = min replaces z: w ≈ s · q + o. Then 0 may not be representable.
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,12 @@ class ZeroPoint(Scheme):
     Attributes:
         bits: Bits of a code.
         granularity: Which weights share a scale and a zero point.
-        scale_dtype: "float16", or "float32" for the codes that float32 arithmetic finds.
-        zero: "integer", or "float" for an offset beside each scale.
+        scale_dtype: The dtype of scales, "float16" or "float32". With "float32" the codes equal
+            those of float32 arithmetic.
+        zero: "integer" for zero points, "float" for a float offset per scale: w ≈ s · q + o.
 
     Raises:
-        UsageError: for options out of range.
+        UsageError: if an option is out of range.
     """
 
     name: ClassVar[str] = "zero-point"
@@ -50,10 +51,14 @@ class ZeroPoint(Scheme):
         return AffineLayout(self.bits, self.granularity, not offset, dtype, offset)
 
     def quantize(self, weight: Tensor) -> AffineTensor:
-        """A float weight [out, in] of any dtype in the affine format.
+        """Quantize a weight in the affine format.
 
-        Raises InputError if it is not finite or too large, UsageError if it is no matrix of whole
-        groups.
+        Args:
+            weight: Floats [out, in] of any dtype.
+
+        Raises:
+            InputError: if the weight is not finite or too large.
+            UsageError: if the weight is not a matrix, or a row is shorter than a group.
         """
         levels = (1 << self.bits) - 1
         if self.zero == "float":
