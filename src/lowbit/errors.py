@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each carries one sentence; the command line prints it as it is.
+"""The errors that a user can cause. The message is one sentence, which the command line prints.
 
 The class decides the exit code: 2 for wrong use, 1 for a wrong input or machine.
 """
@@ -11,12 +11,12 @@ from lowbit.visible import visible
 
 
 class LowbitError(ValueError):
-    """Base of every error that lowbit raises on purpose. Its message is one sentence.
+    """The base class of all lowbit errors. The message is one sentence.
 
-    Control characters in quoted file names and texts are spelled out.
+    Control characters in quoted file names and texts are escaped.
 
     Attributes:
-        exit_code: What the command line returns.
+        exit_code: The exit status of the command line.
     """
 
     exit_code = 1
@@ -42,7 +42,7 @@ class InputError(LowbitError):
 
 
 class RowError(InputError, IndexError):
-    """A row that a table does not have: an IndexError too, as torch raises it."""
+    """A row index is out of range. Also an IndexError, the error that torch raises."""
 
 
 def check_choice(
@@ -54,7 +54,7 @@ def check_choice(
 ) -> None:
     """Raises `error` if `name` is not among `known` names of this `kind`.
 
-    The sentence suggests the nearest name, and says what to use: `others`, or all that is known.
+    The message suggests the nearest name, and lists `others`, or else all known names.
     """
     if name in known:
         return
@@ -66,14 +66,14 @@ def check_choice(
 
 
 def check_at_least(name: str, number: float, least: int) -> None:
-    """Raises UsageError for a smaller number."""
+    """Raises UsageError if number < least."""
     if number < least:
         raise UsageError(f"{name} must be at least {least}, not {number}")
 
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """What goes wrong inside is told of `what`: "encoder.fc1.weight: …"."""
+    """Prefix the messages of lowbit errors with `what`: "encoder.fc1.weight: …"."""
     try:
         yield
     except LowbitError as error:

@@ -1,6 +1,6 @@
-"""Honest accounting: every parameter and buffer, once per shared storage, scales and all.
+"""The size of a model: every parameter and buffer, with scales; shared storage counts once.
 
-*stored* is what a checkpoint holds, *resident* what the process holds for it. Bits per weight are
+*stored* bytes are those of a checkpoint, *resident* bytes those in memory. Bits per weight are
 8 · stored bytes / parameters of the float model, per module and in total.
 """
 
@@ -15,7 +15,7 @@ from lowbit.nn import QuantModule
 
 @dataclass(frozen=True)
 class ModuleSize:
-    """One module's own tensors. `parameters` is what the float model has there."""
+    """The size of one module's own tensors. `parameters` counts those of the float module."""
 
     name: str
     module: str
@@ -30,9 +30,11 @@ class ModuleSize:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Sizes of a model, in bytes. Storage that modules share counts once.
+    """Sizes of a model, in bytes. Shared storage counts once.
 
-    `float_bytes` is the size of the same model with every parameter in its compute dtype.
+    `parameters` counts those of the float model. `stored_bytes` is the size in a checkpoint.
+    `float_bytes` is the size with every parameter in its compute dtype. `bits_per_weight` is
+    8 · stored_bytes / parameters.
 
     Attributes:
         modules: The size of each module with tensors of its own.
@@ -73,11 +75,11 @@ class Footprint:
 
 
 def footprint(model: nn.Module, folder: str | Path | None = None) -> Footprint:
-    """Count the bytes of a model: codes, scales, zero points, padding, and what stayed float.
+    """Count the bytes of a model: codes, scales, zero points, padding, and float tensors.
 
     Args:
         model: Any module, float or quantized.
-        folder: Its checkpoint folder, if the files are to be counted too.
+        folder: The checkpoint folder of the model, to count its files too. None: no files.
 
     Returns:
         Sizes in bytes, of each module and in total.
@@ -95,9 +97,9 @@ def disk_bytes(folder: str | Path) -> int:
 
 
 def resident_bytes(model: nn.Module) -> int:
-    """Bytes of unique storages that the model's tensors hold, wherever a module keeps them.
+    """Bytes of the unique storages of all tensors of a model.
 
-    Attributes of modules count too, so that a cached float copy would not go unseen.
+    Tensors in plain attributes of modules count too, for example a cached float copy.
     """
     storages: dict[tuple[str, int], int] = {}
     for module in model.modules():
@@ -119,7 +121,7 @@ def _loose(module: nn.Module) -> list[Tensor]:
             found.append(value)
         elif is_dataclass(value) and id(value) not in opened:
             opened.add(id(value))
-            # As they are held: some configs raise for a field that differs between layers.
+            # Not by attribute: some configs raise for a field that differs between layers.
             held = vars(value)
             pending += [held.get(field.name) for field in fields(value)]
         elif isinstance(value, dict):

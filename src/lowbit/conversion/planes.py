@@ -1,4 +1,4 @@
-"""Any precision: a model of nested binary codes computes with its first planes alone."""
+"""Change the precision of a model with nested binary codes: compute with the first planes only."""
 
 from torch import nn
 
@@ -9,17 +9,18 @@ from lowbit.nn import QuantModule
 def use_planes(model: nn.Module, planes: int) -> None:
     """Compute with the first planes of every nested binary weight.
 
-    Nothing is moved, and saving stores all planes: a larger number brings them back. The result
-    equals that of a model stored with so few planes.
+    Results equal those of a model that was stored with this many planes. The other planes stay in
+    memory and are saved; call the function with a larger number to use them again.
 
     Args:
-        model: A model with nested binary weights.
-        planes: Planes to use, at least 1. Weights with fewer planes use all of theirs.
+        model: A model with nested binary weights (`Binary(nested=True)`).
+        planes: The number of planes to use, at least 1. Weights with fewer planes use all of them.
 
     Raises:
-        UsageError: if a weight with more planes is not nested, or no weight has that many.
+        UsageError: if the model has no binary weights, `planes` is out of range, or a weight with
+            more planes is not nested.
 
-    On error, nothing has changed.
+    On error, the model is left unchanged.
     """
     binary = {
         name: (module, module.layout)

@@ -1,8 +1,8 @@
-"""transformers' `generate` around a lean step.
+"""transformers' `generate` with a faster forward pass per token.
 
-transformers prepares everything and decides about every token, by its own code: encoder and
-prompt, masks, logits processors, search, stopping. Only the model's forward pass for one more
-token is another (step.py), so that the ids are those of `model.generate`.
+transformers' own code runs the encoder and the prompt, makes the masks, processes logits, searches
+and stops. lowbit replaces only the model's forward pass for one more token (step.py), so the ids
+equal those of `model.generate`.
 """
 
 from collections.abc import Mapping
@@ -35,38 +35,41 @@ UNSERVED = (
     "streamer",
     "synced_gpus",
 )
-# What tells a model how to compute, and nothing about the tokens.
+# Arguments that tell a model how to compute, and nothing about the tokens.
 SWITCHES = {"use_cache", "return_dict", "logits_to_keep"}
-# What a step can be given, or needs no more.
+# Arguments that a step takes or does not need.
 SERVED = {"attention_mask", "decoder_attention_mask", "position_ids", "encoder_outputs"}
 SERVED |= {CACHE} | SWITCHES
-# Of an encoder's output, what a decoder reads, and what is there for people.
+# Fields of an encoder's output: one that the decoder reads, and two for the user.
 ENCODED = {"last_hidden_state", "hidden_states", "attentions"}
 # The masks of these are boolean.
 ATTENTION = ("sdpa", *KERNELS)
-# Models of which transformers' own cache was seen to hold all keys and values. Theirs is not made
-# again: it takes several copies of the config.
+# Models whose transformers cache was checked to hold all keys and values. The cache is not created
+# again for them, because that copies the config several times.
 _PLAIN: WeakSet[nn.Module] = WeakSet()
 
 
 def generate(model: PreTrainedModel, *args: Any, **settings: Any) -> Any:
-    """Return what `model.generate` returns, with less Python time per token.
+    """Generate tokens as `model.generate` does, with less Python time per token.
 
-    It serves greedy search, sampling and beam search with a cache, for decoders and
-    encoder–decoders on the CPU. A batch is padded on the left, sources on the right. The first call
-    with a model and a number of rows records two steps; that takes about as long as six others. A
-    model whose steps cannot be recorded computes them itself, with a SlowPathWarning.
+    It supports greedy search, sampling and beam search with a KV cache, for decoders and
+    encoder–decoders on the CPU. Pad the prompts of a decoder on the left and the sources of an
+    encoder on the right. The first call with a model and a number of rows records two steps, which
+    takes as long as about six steps. If the steps of a model cannot be recorded, the model computes
+    them itself, with a SlowPathWarning.
 
     Args:
-        model: A model in evaluation mode.
-        *args: As `model.generate` takes them.
-        **settings: As `model.generate` takes them.
+        model: A transformers model in evaluation mode.
+        *args: The positional arguments of `model.generate`.
+        **settings: The keyword arguments of `model.generate`.
 
     Returns:
-        Token ids int64 [rows, length], or what the settings ask `model.generate` for.
+        Token ids int64 [rows, length], or the output object of `model.generate` if the settings
+        request one.
 
     Raises:
-        UsageError: for what only `model.generate` serves, before the first token.
+        UsageError: if only `model.generate` supports the model or a setting. Raised before the
+            first new token.
     """
     _check(model, settings)
     kept = {CACHE: empty(model.config.is_encoder_decoder)} if model in _PLAIN else {}
@@ -108,7 +111,7 @@ def _search(
     generation_config: GenerationConfig,
     **model_kwargs: Any,
 ) -> Any:
-    """As `generate` calls its searches, all things prepared."""
+    """Run a search. transformers' `generate` calls it after its preparation."""
     mode = generation_config.get_generation_mode()
     if mode not in SEARCHES:
         raise _unserved(f"the search is {mode.value}")
@@ -169,7 +172,7 @@ def _check_filled(state: State) -> None:
 
 
 def _check_inputs(own: Mapping[str, Any], state: State, ids: Tensor) -> None:
-    """A model may want something else for its next token than a step gives."""
+    """Raises UsageError if the model computes inputs of the next token that a step does not."""
     ours = state.arguments(ids)
     for name in (own.keys() | ours.keys()) - SWITCHES:
         theirs, mine = own.get(name), ours.get(name)
@@ -188,12 +191,12 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _given(value: Any) -> bool:
-    """Whether an argument says something: in 5.24, texts without pictures bring an empty dict."""
+    """Whether an argument has a value. transformers 5.24 passes an empty dict without images."""
     return not (value is None or (isinstance(value, dict) and not value))
 
 
 class _Stepping:
-    """The model as transformers' searches see it."""
+    """A stand-in for the model in transformers' searches: its forward pass is a step."""
 
     def __init__(self, model: PreTrainedModel, stack: ExitStack) -> None:
         self.model, self.stack = model, stack
@@ -208,7 +211,7 @@ class _Stepping:
         model_kwargs: dict[str, Any],
         **kwargs: Any,
     ) -> Any:
-        """The prompt's pass is the model's."""
+        """Run the model itself on the prompt."""
         output = adapters.prefilled(self.model, input_ids, config, model_kwargs, **kwargs)
         ids = input_ids[:, -1:]
         self.state = _state(model_kwargs)
@@ -232,13 +235,13 @@ class _Stepping:
         return SimpleNamespace(logits=self.logits(ids))
 
     def logits(self, ids: Tensor) -> Tensor:
-        """[batch, 1, vocabulary] for the token after `ids` [batch, 1]."""
+        """The logits [batch, 1, vocabulary] of the token after `ids` [batch, 1]."""
         self.state = self.state.after(ids)
         return self.step(self.model, ids, self.state)
 
 
 def _state(model_kwargs: dict[str, Any]) -> State:
-    """After the prompt."""
+    """The state after the prompt."""
     cache = model_kwargs[CACHE]
     positions = model_kwargs.get("position_ids")
     encoded = model_kwargs.get("encoder_outputs")
@@ -255,5 +258,6 @@ def _state(model_kwargs: dict[str, Any]) -> State:
 
 
 def _mask(padding: Tensor | None) -> Tensor | None:
-    """[batch, tokens] with 1 for what is read -> what one query attends to; None for everything."""
+    """The mask of one query from a padding mask [batch, tokens] with 1 for tokens; None if every
+    token is visible."""
     return None if padding is None or padding.all() else padding[:, None, None].bool()

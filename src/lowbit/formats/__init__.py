@@ -1,7 +1,7 @@
-"""The stored forms. One file each: layout, frozen data, and the pure functions beside them.
+"""The formats of quantized tensors. Each file has a layout, a frozen tensor class, and functions.
 
-Two stand by themselves; the third puts ranges of rows in these one above the other, the fourth
-holds the experts of a mixture.
+The affine and the binary format store a whole weight. The stacked format stores ranges of rows in
+these formats. The experts format stores the experts of a mixture.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from lowbit.formats.static_scale import StaticScale, fake_quantize
 from lowbit.formats.table import PLAIN, Format, PlainLayout, PlainTensor, read_layout
 from lowbit.formats.two_level import TwoLevel, TwoLevelFloats
 
-# What is written is of the first version that can say it.
+# A checkpoint is written in the oldest version that supports its layouts.
 VERSIONS = (1, 2)
 
 QTensor = PlainTensor | StackedTensor | ExpertsTensor
@@ -38,13 +38,13 @@ FORMATS = PLAIN | {
 
 
 def layout_from_dict(stored: Mapping[str, Any]) -> Layout:
-    """The inverse of `Layout.to_dict`. Raises InputError for a format or key it does not know."""
+    """The inverse of `Layout.to_dict`. Raises InputError if the format or a key is unknown."""
     layout: Layout = read_layout(stored, FORMATS)
     return layout
 
 
 def decode(q: QTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
-    """The float weight that a quantized tensor stands for, computed in float32."""
+    """Decode a quantized tensor. It is computed in float32 and then cast to `dtype`."""
     weight: Tensor = FORMATS[q.layout.format].decode(q, dtype)
     return weight
 
@@ -52,14 +52,14 @@ def decode(q: QTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out
 def decode_rows(
     q: QTensor, rows: slice | Integer[Tensor, " n"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "_n in"]:
-    """The given output rows of the weight, which alone are decoded."""
+    """Decode only the given output rows of the weight."""
     weight: Tensor = FORMATS[q.layout.format].decode_rows(q, rows, dtype)
     return weight
 
 
 def prefix(q: QTensor, planes: int) -> QTensor:
-    """The model of the first `planes` planes; what has no planes stays whole. Raises UsageError
-    where q does not hold it."""
+    """The tensor of the first `planes` planes; formats without planes stay whole. Raises UsageError
+    if q has no α for this number of planes."""
     of = FORMATS[q.layout.format].prefix
     first: QTensor = q if of is None else of(q, planes)
     return first

@@ -1,15 +1,15 @@
 """The affine format: w ≈ s · (q − z), or w ≈ s · q + o.
 
     codes       uint8 [out, ceil(in·bits/8)]   codes 0 … 2^bits − 1, bit-contiguous in a row
-                int8  [out, in]                at 8 bits where z is implied
+                int8  [out, in]                at 8 bits if z is implied
     scale       float16 or float32 [out, groups], or [1, 1] per tensor
     zero_point  uint8, shaped like scale; absent for symmetric codes, where z = 2^(bits − 1)
                 is implied (z = 0 for int8)
     offset      like scale, in place of a zero point
 
-Scales, and offsets where there are some, may be stored in two levels (two_level.py).
-Bits per weight: bits + 16/g, and 8/g more with a zero point or 16/g with an offset, g inputs
-sharing a scale; in two levels of b bits, bits + 16/256 + b/g, and that once more with an offset.
+Scales and offsets may be stored in two levels (two_level.py).
+Bits per weight, if g inputs share a scale: bits + 16/g; 8/g more with a zero point, 16/g more with
+an offset. In two levels of b bits: bits + 16/256 + b/g; 16/256 + b/g more with an offset.
 """
 
 from collections.abc import Mapping
@@ -39,12 +39,12 @@ MIN_BITS, MAX_BITS = 2, 8
 
 @dataclass(frozen=True)
 class AffineLayout:
-    """Everything about an affine tensor but its numbers: what config.json keeps of it.
+    """The structure of an affine tensor, as in config.json.
 
-    signed_scale: plain scales may be zero or negative. Those in two levels always may.
+    signed_scale: whether plain scales may be zero or negative. Two-level scales always may.
 
-    Raises UsageError for bits that there are not, for zero points and offsets together, and beside
-    two levels for other groups, float32 scales and `signed_scale`.
+    Raises UsageError if `bits` is out of range, or if there are both zero points and offsets. In
+    two levels, also for other groups than those of k-quants, float32 scales and `signed_scale`.
     """
 
     format: ClassVar[str] = "affine"
@@ -72,7 +72,7 @@ class AffineLayout:
 
     @property
     def version(self) -> int:
-        """The first format version that can say it."""
+        """The oldest format version that supports this layout."""
         return 2 if self._second_version() else 1
 
     @property
@@ -92,15 +92,15 @@ class AffineLayout:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the stored tensors, in order: that does not depend on the shape."""
+        """The names of the stored tensors, in order. They do not depend on the shape."""
         columns = 1 if self.two_level is None else SUPER_GROUP
         return tuple(self.tensors(1, columns))
 
     def tensors(
         self, out_features: int, in_features: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Name → (shape, dtype) of the stored tensors of a weight [out, in]. Raises InputError for
-        rows that two-level scales do not fit."""
+        """Name → (shape, dtype) of the stored tensors of a weight [out, in]. Raises InputError if
+        two-level scales do not fit the number of inputs."""
         units = self.granularity.parameter_shape(out_features, in_features)
 
         def floats(name: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -117,7 +117,7 @@ class AffineLayout:
         }
 
     def assemble(self, tensors: Mapping[str, Tensor], in_features: int) -> "AffineTensor":
-        """The stored tensors, by name, as one AffineTensor."""
+        """Build an AffineTensor from its stored tensors by name."""
         groups = self.granularity.parameter_shape(1, in_features)[1]
 
         def floats(name: str, form: TwoLevel | None) -> GroupFloats:
@@ -139,7 +139,7 @@ class AffineLayout:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of version 2 are there only if they are needed."""
+        """The layout as plain values. Keys of version 2 are present only if needed."""
         return {
             "format": self.format,
             "bits": self.bits,
@@ -150,7 +150,7 @@ class AffineLayout:
         }
 
     def _second_version(self) -> dict[str, Any]:
-        """What only version 2 of the format can say."""
+        """The keys that only version 2 of the format has."""
         levels = None if self.two_level is None else self.two_level.to_dict()
         said = {"offset": self.offset, "signed_scale": self.signed_scale, "two_level": levels}
         return {key: value for key, value in said.items() if value}
@@ -171,20 +171,22 @@ class AffineLayout:
 
 @dataclass(frozen=True)
 class AffineTensor:
-    """A weight [out, in] in the affine format: w ≈ s · (q − z).
+    """A weight [out, in] in the affine format: w ≈ s · (q − z), or w ≈ s · q + o.
 
-    Scales and offsets are float tensors [units, groups], or the same in two levels; `float()` gives
-    the numbers of either.
+    Scales and offsets are float tensors [units, groups], plain or in two levels; `float()` returns
+    the values of both. A unit is an output row; per tensor there is one unit.
 
     Attributes:
-        codes: Packed codes, uint8 [out, packed]; signed 8-bit codes are int8 [out, in].
-        scale: s of each unit and group.
-        zero_point: z, uint8 [units, groups]; None for 0.
+        codes: Packed codes, uint8 [out, ceil(in·bits/8)]. Codes of 8 bits without zero point and
+            offset are int8 [out, in].
+        scale: s, float16 or float32 [units, groups].
+        zero_point: z, uint8 [units, groups]. None: 2^(bits − 1), or 0 for int8 codes and with an
+            offset.
         bits: Bits of a code, 2 … 8.
         granularity: Which weights share a scale.
-        in_features: Inputs of a row.
-        offset: A float offset in place of z; None if there is none.
-        signed_scale: Whether scales may be negative.
+        in_features: The number of inputs.
+        offset: o, float [units, groups]; None if there is no offset.
+        signed_scale: Whether plain scales may be zero or negative.
     """
 
     codes: UInt8[Tensor, "out packed"] | Int8[Tensor, "out in"]
@@ -232,13 +234,13 @@ def encode(
     offset: GroupFloats | None = None,
     signed_scale: bool = False,
 ) -> AffineTensor:
-    """The nearest codes, halves to even, from scale and offset as stored:
+    """Encode a weight with the nearest codes, for given scales, zero points and offsets:
 
         q = clamp(round(w / s) + z), or, with an offset, clamp(round((w − o) / s))
 
-    With neither zero point nor offset codes are symmetric, −(2^(bits−1) − 1) … 2^(bits−1) − 1;
-    `lowest` lets them reach down to −2^(bits−1). Where s is 0, which `signed_scale` and two levels
-    allow, w / s counts as 0.
+    Halves are rounded to even. Without zero point and offset, codes are symmetric:
+    −(2^(bits−1) − 1) … 2^(bits−1) − 1; `lowest` = −2^(bits−1) extends the range by one code. If s
+    is 0, which `signed_scale` and two levels allow, w / s counts as 0.
     """
     rows, columns = weight.shape
     signed = _signed(bits, zero_point is not None, offset is not None)
@@ -269,7 +271,7 @@ def encode(
 def code_range(
     q: AffineTensor,
 ) -> tuple[Float[Tensor, "units groups"], Float[Tensor, "units groups"]]:
-    """The smallest and the largest weight that each scale can say, as `encode` clamps codes."""
+    """The smallest and the largest weight that each group can represent, as `encode` clamps."""
     half = 1 << (q.bits - 1)
     lowest: Tensor | int = 1 - half
     highest: Tensor | int = half - 1
@@ -286,7 +288,7 @@ def code_range(
 
 
 def centred_codes(q: AffineTensor) -> Float[Tensor, "out in"]:
-    """What is scaled, as float32 integers, −255 … 255: q − z, or q with an offset."""
+    """The integers that are multiplied by the scale, as float32: q − z, or q with an offset."""
     codes: Tensor = q.codes if q.layout.signed else unpack(q.codes, q.bits, q.in_features)
     centred = q.granularity.split(codes.float()).sub_(_zero(q))
     return centred.flatten(1)[:, : q.in_features]
@@ -309,7 +311,7 @@ def decode(q: AffineTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor,
 def decode_rows(
     q: AffineTensor, rows: slice | Integer[Tensor, " n"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "_n in"]:
-    """The given output rows of the weight, which alone are decoded."""
+    """Decode only the given output rows of the weight."""
     return decode(take_rows(q, rows), dtype)
 
 
@@ -326,7 +328,7 @@ def take_rows(q: AffineTensor, rows: slice | Integer[Tensor, " n"]) -> AffineTen
 
 
 def _zero(q: AffineTensor) -> Tensor | int:
-    """What is subtracted from the codes as they are stored."""
+    """The number that is subtracted from the stored codes."""
     if q.zero_point is not None:
         return q.zero_point[..., None]
     return 0 if q.layout.signed or q.offset is not None else 1 << (q.bits - 1)

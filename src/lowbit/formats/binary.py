@@ -4,8 +4,8 @@
     alpha_p    float16 or float32 [groups, p, out]  for the model that uses the first p planes
     offset_p   like alpha_p, [groups, out]; present or absent for all p together
 
-A plain tensor has only p = bits. A nested one has every p = 1 … bits, so that any prefix of
-its planes is a model of its own (any precision from one file).
+A plain tensor has only p = bits. A nested tensor has every p = 1 … bits, so that a model can
+compute with any number of its first planes (several precisions from one file).
 Bits per weight of a plain tensor: bits + 16·bits/g, and 16/g more with an offset.
 """
 
@@ -28,10 +28,10 @@ MAX_PLANES = 4
 
 @dataclass(frozen=True)
 class BinaryLayout:
-    """Everything about a binary tensor but its numbers: what config.json keeps of it."""
+    """The structure of a binary tensor, as in config.json."""
 
     format: ClassVar[str] = "binary"
-    version: ClassVar[int] = 1  # the first format version that can say it
+    version: ClassVar[int] = 1  # the oldest format version that supports this layout
     bits: int
     granularity: Granularity
     offset: bool
@@ -49,12 +49,12 @@ class BinaryLayout:
 
     @property
     def prefixes(self) -> range:
-        """The numbers of planes that have parameters of their own."""
+        """The numbers of planes that have their own α and o."""
         return range(1 if self.nested else self.bits, self.bits + 1)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the stored tensors, in order: that does not depend on the shape."""
+        """The names of the stored tensors, in order. They do not depend on the shape."""
         return tuple(self.tensors(1, 1))
 
     def tensors(
@@ -72,7 +72,7 @@ class BinaryLayout:
         return stored
 
     def assemble(self, tensors: Mapping[str, Tensor], in_features: int) -> "BinaryTensor":
-        """The stored tensors, by name, as one BinaryTensor."""
+        """Build a BinaryTensor from its stored tensors by name."""
         return BinaryTensor(
             planes=tensors["planes"],
             alphas=tuple(tensors[f"alpha_{p}"] for p in self.prefixes),
@@ -107,11 +107,12 @@ class BinaryTensor:
     """A weight [out, in] in binary codes: w ≈ Σ α_p · b_p + o, with b_p in −1, +1.
 
     Attributes:
-        planes: Signs, one bit each, uint8 [bits, out, packed].
-        alphas: α for each prefix of the planes, float [groups, planes of the prefix, out].
-        offsets: o for each prefix, float [groups, out]; None if there is none.
+        planes: Signs, one bit each, uint8 [bits, out, ceil(in/8)]; bit 1 is +1.
+        alphas: α for each stored prefix of the planes, float16 or float32 [groups, planes of the
+            prefix, out].
+        offsets: o for each stored prefix, float [groups, out]; None if there is no offset.
         granularity: Which weights share α and o.
-        in_features: Inputs of a row.
+        in_features: The number of inputs.
     """
 
     planes: UInt8[Tensor, "bits out packed"]
@@ -130,12 +131,12 @@ class BinaryTensor:
 
     @property
     def alpha(self) -> Float[Tensor, "groups bits out"]:
-        """The α of all planes together."""
+        """The α for all planes."""
         return self.alphas[-1]
 
     @property
     def offset(self) -> Float[Tensor, "groups out"] | None:
-        """The offset that goes with all planes together."""
+        """The offset for all planes."""
         return None if self.offsets is None else self.offsets[-1]
 
     @property
@@ -159,7 +160,7 @@ class BinaryTensor:
 
 
 def prefix(q: BinaryTensor, planes: int) -> BinaryTensor:
-    """The model of the first `planes` planes. Raises UsageError where q does not hold it."""
+    """The tensor of the first `planes` planes. Raises UsageError if q has no α for them."""
     prefixes = q.layout.prefixes
     if planes not in prefixes:
         raise UsageError(
@@ -199,7 +200,7 @@ def decode(q: BinaryTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor,
 def decode_rows(
     q: BinaryTensor, rows: slice | Integer[Tensor, " n"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "_n in"]:
-    """The given output rows of the weight, which alone are decoded."""
+    """Decode only the given output rows of the weight."""
     return decode(take_rows(q, rows), dtype)
 
 

@@ -1,11 +1,10 @@
-"""The stacked format: ranges of the rows of a weight, one above the other, each in a format of its
-own.
+"""The stacked format: each range of rows of a weight has its own format.
 
-    part0_NAME    the stored tensor NAME of the first rows, as their own format has it
-    part1_NAME    of those that follow; …
+    part0_NAME    the stored tensor NAME of the first range of rows, in its own format
+    part1_NAME    the same of the next range; …
 
-All parts have the same granularity, so that what multiplies them is quantized once.
-Bits per weight: the mean of the parts', each counted by its rows.
+All parts have the same granularity, so that activations are quantized once for all.
+Bits per weight: the mean over the parts, weighted by their rows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,8 @@ MAX_PARTS = 16
 
 @dataclass(frozen=True)
 class StackedLayout:
-    """`parts`: (rows, layout) from the first row on. Raises InputError for what is no stack."""
+    """`parts`: (rows, layout) from the first row on. Raises InputError if there are too many parts,
+    a part has no rows, or granularities differ."""
 
     format: ClassVar[str] = "stacked"
     parts: tuple[tuple[int, PlainLayout], ...]
@@ -47,7 +47,7 @@ class StackedLayout:
 
     @property
     def version(self) -> int:
-        """The first format version that can say it."""
+        """The oldest format version that supports this layout."""
         return max(layout.version for _, layout in self.parts)
 
     @property
@@ -56,18 +56,18 @@ class StackedLayout:
 
     @property
     def bits(self) -> int:
-        """Of the part that has most."""
+        """The bits of the part with the most."""
         return max(layout.bits for _, layout in self.parts)
 
     @property
     def granularity(self) -> Granularity:
-        """Of every part."""
+        """The granularity of every part."""
         return self.parts[0][1].granularity
 
     @property
     def prefixes(self) -> tuple[int, ...]:
-        """The numbers of planes that all binary parts have parameters for; those with fewer planes
-        use all."""
+        """The numbers of planes that every binary part supports; parts with fewer planes use all of
+        them."""
         binary = [layout for _, layout in self.parts if layout.prefixes]
         most = max((layout.bits for layout in binary), default=0)
         return tuple(
@@ -78,7 +78,7 @@ class StackedLayout:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the stored tensors, in order."""
+        """The names of the stored tensors, in order."""
         return tuple(
             part_name(i, name) for i, (_, layout) in enumerate(self.parts) for name in layout.names
         )
@@ -86,8 +86,8 @@ class StackedLayout:
     def tensors(
         self, out_features: int, in_features: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Name → (shape, dtype) of the stored tensors of a weight [out, in]. Raises InputError
-        where the rows of the parts are not those of the weight."""
+        """Name → (shape, dtype) of the stored tensors of a weight [out, in]. Raises InputError if
+        the rows of the parts do not add up to `out_features`."""
         if self.rows != out_features:
             raise InputError(
                 f"the parts of a stack hold {self.rows} rows, the weight {out_features}"
@@ -99,7 +99,7 @@ class StackedLayout:
         }
 
     def assemble(self, tensors: Mapping[str, Tensor], in_features: int) -> "StackedTensor":
-        """The stored tensors, by name, as one StackedTensor."""
+        """Build a StackedTensor from its stored tensors by name."""
         return StackedTensor(
             tuple(
                 layout.assemble(
@@ -124,7 +124,8 @@ class StackedTensor:
     """A weight [out, in] whose ranges of rows are quantized separately.
 
     Attributes:
-        parts: The quantized ranges, from the first row on.
+        parts: The affine or binary tensor of each range, from the first row on. All have the same
+            number of inputs and the same granularity.
     """
 
     parts: tuple[PlainTensor, ...]
@@ -155,13 +156,13 @@ class StackedTensor:
 
 
 def part_name(part: int, name: str) -> str:
-    """What a stored tensor of a part is called; names of buffers may not contain dots."""
+    """The name of a stored tensor of a part. Names of buffers must not contain dots."""
     return f"part{part}_{name}"
 
 
 def prefix(q: StackedTensor, planes: int) -> StackedTensor:
-    """The model of the first `planes` planes; parts with fewer, or none, stay whole. Raises
-    UsageError where a part does not hold it."""
+    """The tensor of the first `planes` planes; parts with fewer or no planes stay whole. Raises
+    UsageError if a part has no α for this number of planes."""
     return StackedTensor(
         tuple(
             part if of is None else of(part, min(planes, part.bits))
@@ -172,7 +173,7 @@ def prefix(q: StackedTensor, planes: int) -> StackedTensor:
 
 
 def decode(q: StackedTensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
-    """Each part as its format has it."""
+    """Decode each part in its format, and join the rows."""
     return torch.cat([PLAIN[part.layout.format].decode(part, dtype) for part in q.parts])
 
 
@@ -181,7 +182,7 @@ def decode_rows(
     rows: slice | Integer[Tensor, " n"],
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "_n in"]:
-    """The given output rows of the weight, which alone are decoded."""
+    """Decode only the given output rows of the weight."""
     device = next(iter(q.tensors().values())).device
     asked = torch.arange(q.shape[0], device=device)[rows]
     weight = torch.empty(len(asked), q.in_features, dtype=dtype, device=device)
@@ -193,7 +194,7 @@ def decode_rows(
 def among(
     rows: Integer[Tensor, " n"], layout: StackedLayout
 ) -> Iterator[tuple[Integer[Tensor, " _m"], Integer[Tensor, " _m"]]]:
-    """For each part: which of `rows` it has, and what their numbers are in it."""
+    """For each part: the indices into `rows` of the rows it has, and their numbers in the part."""
     first = 0
     for size, _ in layout.parts:
         (here,) = ((rows >= first) & (rows < first + size)).nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""How a quantized model computes on this machine: kernels, programs, and fast paths not taken."""
+"""Explain how a quantized model computes on this machine: kernels, programs, and slow paths."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,9 +12,13 @@ from lowbit.runtime.summary import ProgramSummary, programs
 
 @dataclass(frozen=True)
 class Explanation:
-    """kernels: the kernel and why it was chosen -> names of the modules that it serves.
-    slow_paths: (module, reason) -> how often it was met so far. programs: those of compiled models
-    by module name. `print` shows all."""
+    """How a model computes. `print` shows all fields.
+
+    Attributes:
+        kernels: Names of modules by the kernel that serves them, with the reason for its choice.
+        slow_paths: The number of calls so far that took a slow path, by (module, reason).
+        programs: The programs of compiled models, by module name.
+    """
 
     kernels: dict[str, tuple[str, ...]]
     slow_paths: dict[tuple[str, str], int]
@@ -69,14 +73,14 @@ def _lines(name: str, program: ProgramSummary) -> list[str]:
 
 
 def explain(model: nn.Module) -> Explanation:
-    """Say how a model computes on this machine.
+    """Explain how a model computes on this machine.
 
     Args:
         model: Any model with quantized modules.
 
     Returns:
-        The kernels with their modules, the programs of compiled models, and the fast paths not
-        taken in the calls so far, with reasons. `print` shows all.
+        The kernels with their modules, the programs of compiled models, and the slow paths of the
+        calls so far, with reasons. `print` shows all.
     """
     kernels: dict[str, list[str]] = {}
     slow_paths: dict[tuple[str, str], int] = {}

@@ -30,6 +30,19 @@ def dequantize_op(
 
 
 def dequantize(q: QTensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weight [out, in] as floats."""
+    """Decode a quantized tensor.
+
+    Args:
+        q: Any quantized tensor of a weight [out, in].
+        dtype: The dtype of the result: float32, float16, bfloat16 or float64.
+
+    Returns:
+        The weight [out, in], or [experts · out, in] for the experts of a mixture. It is computed in
+        float32 and then cast to `dtype`.
+
+    Raises:
+        UsageError: if a stored tensor has another shape or dtype than the layout, or if `dtype` is
+            none of these.
+    """
     weight: Tensor = dequantize_op(*stored_arguments(q), q.in_features, dtype)
     return weight

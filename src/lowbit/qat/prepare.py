@@ -1,8 +1,8 @@
-"""From a float model to one that trains towards integers, and from there to the integers.
+"""Quantization-aware training: prepare a float model, train it, and quantize it.
 
-prepare_qat(model, "int8-static")   every module that the recipe quantizes gets a stand-in
-train it with anything
-finish_qat(model)                   stored forms in their place: an integer model
+prepare_qat(model, "int8-static")   replace the modules that the recipe quantizes by stand-ins
+train the model with any trainer
+finish_qat(model)                   replace the stand-ins by quantized modules
 """
 
 from collections.abc import Mapping
@@ -40,14 +40,14 @@ class QatOptions:
             al. 2013), "clipped", or "lsq" (learned step size; Esser et al. 2020).
         ranges: How ranges of static activations are found: "mse", "ema", "learned", "minmax" or
             "percentile".
-        range_options: Options of these, such as {"decay": 0.999}.
-        symmetric: Static activations without a zero point. With one, the output of a GELU or
-            ReLU has twice as many codes.
-        start: Training passes through a layer that stay float and only observe ranges. A layer
-            that several blocks share, as in ALBERT, is passed once for each of them.
+        range_options: Options of `ranges`, such as {"decay": 0.999}.
+        symmetric: Whether static activations have no zero point. A zero point doubles the number of
+            codes for the output of a GELU or ReLU.
+        start: The number of forward passes in training that stay float and only observe ranges. If
+            several blocks share a layer, as in ALBERT, each block counts as one pass.
 
     Raises:
-        UsageError: for an unknown name or option.
+        UsageError: if a name or option is unknown or out of range.
     """
 
     estimator: str = "ste"
@@ -76,22 +76,26 @@ def prepare_qat(
     options: QatOptions | None = None,
     quantizer: WeightQuantizer | None = None,
 ) -> Plan:
-    """Replace the modules that a recipe quantizes by stand-ins that train towards it, in place.
+    """Replace the modules that a recipe quantizes by stand-ins for training, in place.
 
-    Parameters keep their names and identity. Tied weights share one quantizer.
+    A stand-in computes with rounded weights and activations, and lets gradients pass (Jacob et al.
+    2018). Parameters keep their names and identity. Tied weights share one quantizer.
 
     Args:
         model: A float model.
-        recipe: As in `lowbit.quantize`.
+        recipe: The same as in `lowbit.quantize`, but not None.
         options: How to train. None: `QatOptions()`.
-        quantizer: Rounds the weights, instead of that of `options.estimator`.
+        quantizer: A class that rounds the weights. None: the class of `options.estimator`.
 
     Returns:
-        What happens to each weight, and why.
+        The decision for each weight, with its reason.
 
     Raises:
-        UsageError: for what the recipe or the options cannot do.
-        InputError: for a weight that is not finite.
+        UsageError: if the model is already prepared, the recipe is unknown, a pattern matches
+            nothing, or the recipe quantizes routed experts.
+        InputError: if a weight is not finite, or if the model is already quantized or has adapters.
+
+    On error, the model is left unchanged.
     """
     check_unprepared(model)
     plan = make_plan(model, load_recipe(recipe))
@@ -102,7 +106,7 @@ def prepare_qat(
 def put_stand_ins(
     model: nn.Module, plan: Plan, options: QatOptions, quantizer: WeightQuantizer | None = None
 ) -> None:
-    """As `prepare_qat` does, for a float model whose plan is made."""
+    """Replace the modules of a plan by stand-ins. Else the same as `prepare_qat`."""
     check_no_experts(plan, "quantization-aware training")
     quantizer = quantizer or ESTIMATORS[options.estimator]
     modules: dict[str, FakeQuantized] = {}
@@ -119,7 +123,7 @@ def put_stand_ins(
 
 
 def check_unprepared(model: nn.Module) -> None:
-    """Raises UsageError for a model that has stand-ins."""
+    """Raises UsageError if a model has stand-ins."""
     if any(isinstance(module, FakeQuantized) for module in model.modules()):
         raise UsageError("the model is prepared for quantization-aware training already")
 
@@ -127,19 +131,20 @@ def check_unprepared(model: nn.Module) -> None:
 def finish_qat(model: nn.Module, progress: bool = True) -> Result:
     """Replace the stand-ins of `prepare_qat` by quantized modules, in place.
 
-    They compute with the same weights that training computed with. The model is then in evaluation
-    mode.
+    The quantized modules have the rounded weights of the training. Afterwards the model is in
+    evaluation mode.
 
     Args:
-        model: A model that was prepared and trained.
-        progress: Show a bar if it takes more than two seconds.
+        model: A model that `prepare_qat` changed, after training.
+        progress: Show a progress bar if it takes more than two seconds.
 
     Returns:
         The plan, sizes in bytes before and after, the error of each weight, and notes.
 
     Raises:
-        UsageError: for a model that was not prepared, whose static ranges saw no data, or in which
-            a prepared module was replaced.
+        UsageError: if the model was not prepared, if a prepared module was replaced or removed, or
+            if a static range observed no data.
+        InputError: if a weight is not finite.
 
     On error, the model is left unchanged.
     """
@@ -165,8 +170,8 @@ def finish_qat(model: nn.Module, progress: bool = True) -> Result:
 
 
 def static_scales(model: nn.Module) -> dict[str, tuple[StaticScale, ...]]:
-    """The scales that a prepared model has found: of a layer's activations, and of its outputs
-    where they are requantized. Raises UsageError where one saw no data."""
+    """The static scales of a prepared model: for each layer, the scale of its inputs, and of its
+    outputs if they are int8. Raises UsageError if a range observed no data."""
     found = {}
     for name, module in fake_quantized(model).items():
         if isinstance(module, FakeQuantLinear) and isinstance(module.input_quantizer, Range):
@@ -177,7 +182,7 @@ def static_scales(model: nn.Module) -> dict[str, tuple[StaticScale, ...]]:
 
 
 def restore_float(model: nn.Module) -> None:
-    """Put the float modules back, with the parameters that were computed with; in place."""
+    """Replace the stand-ins by float modules with the parameters of the training, in place."""
     for name, module in fake_quantized(model).items():
         float_module = module.restored()
         hand_over_hooks(module, float_module)
@@ -198,7 +203,7 @@ def _stand_in(
     new: WeightQuantizer,
     owner: Straight | None,
 ) -> FakeQuantized:
-    """The stand-in of a module; `owner`: the quantizer of the weight that it shares."""
+    """The stand-in of a module. owner: the quantizer of its weight, if the weight is tied."""
     scheme = (decision.source if isinstance(decision, TiedTo) else decision).scheme
     weights = decision.weights
     with naming(decision.name):

@@ -1,7 +1,7 @@
-"""The door: a model whose calls run as native programs.
+"""`lowbit.compile`: run the calls of a model as native programs.
 
-Each signature has a program of its own, made at its first call. What a program cannot serve goes to
-the model as it is, and the reason is noted (`lowbit.explain`).
+Each signature has its own program, built at its first call. The model itself runs all calls that no
+program serves, and lowbit records the reason (`lowbit.explain`).
 """
 
 import inspect
@@ -24,24 +24,25 @@ M = TypeVar("M", bound=nn.Module)
 def compile(model: M, programs: str | Path | None = None) -> M:
     """Run the transformers models in `model` as native programs from now on, in place.
 
-    A program is made at the first call with arguments of a kind, which takes seconds. It serves
-    calls without gradients, in eval mode, on the CPU, of any batch and length; tokens that the
-    attention mask hides are not computed, and are zeros in the results. All other calls go to the
-    model as it is, and `lowbit.explain` says why. Weights and modules may change
-    afterwards. Float models have programs too: torch computes their linear layers in them.
+    lowbit builds a program at the first call with a new kind of arguments, which takes seconds.
+    Programs serve calls without gradients, in evaluation mode, on the CPU, with any batch size and
+    length. They skip tokens that the attention mask hides; the results of these tokens are zeros.
+    The model itself runs all other calls, and `lowbit.explain` gives the reasons. Weights and
+    modules may change after this call. In programs of float models, torch computes the linear
+    layers.
 
     Args:
-        model: a transformers model, or a module that holds some, as a SentenceTransformer does.
-        programs: a folder that `save_programs` wrote to. First calls need not follow the model
-            then. What was saved of another model, or by other versions, is not used, and a
-            SlowPathWarning says so.
+        model: A transformers model, or a module that contains some, such as a SentenceTransformer.
+        programs: A folder with the file of `save_programs`. Then first calls need not trace the
+            model. If the file is from another model or other versions, lowbit does not use it and
+            issues a SlowPathWarning.
 
     Returns:
         The same model.
 
     Raises:
-        UsageError: if it holds no transformers model, if somebody has replaced its forward, or if
-            lowbit has no native code here.
+        UsageError: if `model` contains no transformers model, if its forward was already replaced,
+            or if native code is not available on this machine.
         InputError: if the saved programs are missing or damaged.
     """
     if not native.available():
@@ -65,18 +66,21 @@ def compile(model: M, programs: str | Path | None = None) -> M:
 
 
 def save_programs(model: nn.Module, folder: str | Path) -> Path:
-    """Save what the programs of a compiled model are made of, in lowbit_programs.json.
+    """Save the graphs of a compiled model's programs to lowbit_programs.json.
+
+    Another process can then build the programs without tracing the model.
 
     Args:
-        model: one that `compile` has changed, and that was called with each kind of arguments that
-            is to be saved.
-        folder: where the file is written, as that of `save_pretrained`.
+        model: A model that `compile` changed. It must have been called once with each kind of
+            arguments to save.
+        folder: The folder of the file, such as the model's folder.
 
     Returns:
         The path of the file.
 
     Raises:
-        UsageError: if there is no program yet, or one calls what a file cannot hold.
+        UsageError: if `model` contains no transformers model or has no program yet, or if a graph
+            cannot be written as JSON.
         InputError: if the file cannot be written.
     """
     held = {name: (each, Programs.held_by(each)) for name, each in _held(model).items()}
@@ -112,12 +116,12 @@ def _held(model: nn.Module) -> dict[str, Any]:
 
 
 class CompiledForward:
-    """Stands for the forward of a model."""
+    """Replaces the forward of a model: runs a program, or else the model's own forward."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.programs = Programs.of(model)
-        # Pipelines and SentenceTransformer ask which arguments a model takes.
+        # Pipelines and SentenceTransformer inspect the arguments of a model.
         self.__signature__ = inspect.signature(type(model).forward.__get__(model))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledForward":
