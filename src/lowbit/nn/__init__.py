@@ -1,4 +1,4 @@
-"""Modules that hold a stored weight and call one op."""
+"""Quantized modules: each holds a quantized tensor and calls one operator."""
 
 from lowbit.nn.activations import ACTIVATIONS, STATIC
 from lowbit.nn.embedding import QuantEmbedding

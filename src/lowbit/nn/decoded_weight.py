@@ -1,8 +1,8 @@
 """The float weight of a quantized module, for code that reads `layer.weight`.
 
-Shape, dtype and device are known, and so are those of its views. The numbers are decoded when an
-operation needs them, once for each time that `.weight` is read; the module keeps its packed bytes.
-Writing is refused, because it could not reach the stored codes.
+It knows its shape, dtype and device without decoding, and so do its views. An operation that needs
+the numbers decodes them, once per read of `.weight`; the module keeps its packed bytes. Writes
+raise an error, because they would not change the stored codes.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from lowbit.errors import UsageError
 
 class DecodedWeight(Tensor):
     """A tensor with the shape, strides and dtype of `like`, on `device`; its numbers come from
-    `decode`, which is called once at most. `rescale` multiplies the stored weight by a number; None
+    `decode`, which is called at most once. `rescale` multiplies the stored weight by a number; None
     for a part of a weight."""
 
     decode: Callable[[], Tensor]
@@ -47,20 +47,21 @@ class DecodedWeight(Tensor):
         return made
 
     def numbers(self) -> Tensor:
-        """The same as an ordinary tensor."""
+        """The decoded weight as an ordinary tensor."""
         if self.known is None:
             self.known = self.decode()
         return self.known
 
     def rescale_stored(self, factor: float) -> None:
-        """Multiply the stored weight. Raises UsageError as `rescale` does, and for a part of it."""
+        """Multiply the stored weight. Raises UsageError if `rescale` does, or for a part of a
+        weight."""
         if self.rescale is None:
             raise _no_writing("a part of it is multiplied")
         self.rescale(factor)
         self.known = None
 
     def numpy(self, *, force: bool = False) -> "numpy.ndarray[Any, Any]":
-        """A copy that cannot be written to."""
+        """A read-only copy."""
         array = self.numbers().numpy(force=force).copy()
         array.setflags(write=False)
         return array
@@ -108,7 +109,7 @@ class DecodedWeight(Tensor):
 
     @classmethod
     def _view(cls, func: Any, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-        """A view decodes as late as the whole, and refuses writes too."""
+        """A view. It decodes lazily and refuses writes, like the whole weight."""
         (weight,) = {id(leaf): leaf for leaf in tree_leaves(call) if isinstance(leaf, cls)}.values()
         args, kwargs = tree_map_only(cls, _without_numbers, call)
         views, structure = tree_flatten(func(*args, **kwargs))
@@ -137,14 +138,14 @@ def _without_numbers(weight: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def is_view(func: Any) -> bool:
-    """Whether what `func` returns shares memory with an argument that it leaves as it is."""
+    """Whether the result of `func` shares memory with an argument that `func` does not change."""
     aliases = [a.alias_info for a in func._schema.arguments if a.alias_info is not None]
     return bool(aliases) and not any(alias.is_write for alias in aliases)
 
 
 def _factor(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
-    """What a decoded weight is multiplied by in place, if `func` does that and the number is
-    positive."""
+    """The factor, if `func` multiplies a decoded weight in place by a positive number; else
+    None."""
     multiplies = func.overloadpacket in (torch.ops.aten.mul_, torch.ops.aten.div_)
     if not multiplies or len(args) != 2 or kwargs:
         return None

@@ -11,14 +11,14 @@ from lowbit.nn.quant_module import QuantModule
 
 
 def scaled(rows: Tensor, scale: float | None, rounds: bool) -> Tensor:
-    """Rows times the scale, which is rounded to their dtype first where `rounds` says so."""
+    """Rows times the scale. If `rounds`, the scale is rounded to their dtype first."""
     if scale is None:
         return rows
     return rows * (torch.tensor(scale, dtype=rows.dtype, device=rows.device) if rounds else scale)
 
 
 class QuantEmbedding(QuantModule):
-    """Rows of a stored table, times `embed_scale` where the float module had one."""
+    """Rows of a quantized table, times `embed_scale` if the float module had one."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class QuantEmbedding(QuantModule):
         self.embed_scale, self.rounds_scale = embed_scale, rounds_scale
 
     def forward(self, ids: Tensor) -> Tensor:
-        if has_torch_function_unary(ids):  # whoever watches calls sees one
+        if has_torch_function_unary(ids):  # TorchFunctionModes see one call
             return handle_torch_function(QuantEmbedding.forward, (ids,), self, ids)
         packed, dtype = self.pack(), self.compute.dtype
         if packed is None:
@@ -43,7 +43,7 @@ class QuantEmbedding(QuantModule):
         return scaled(rows, self.embed_scale, self.rounds_scale)
 
     def choose(self) -> tuple[Kernel, str]:
-        """The kernel that serves this module here, and why."""
+        """The kernel of this module on this machine, and the reason for its choice."""
         return embedding.kernel(self.layout, self.embedding_dim, self.compute.device)
 
     def extra_repr(self) -> str:

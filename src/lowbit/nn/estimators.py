@@ -1,14 +1,14 @@
-"""Gradients through rounding, which has none of its own.
+"""Gradient estimators: rounding has no useful gradient.
 
     ste      ŵ = Q(w)        ∂ŵ/∂w = 1                      Bengio et al. 2013
-    clipped  ŵ = Q(w)        ∂ŵ/∂w = 1 where w rounds to a code, 0 where it is clamped to one
+    clipped  ŵ = Q(w)        ∂ŵ/∂w = 1 if w is in the range of the codes, 0 if it is clamped
                                                             Jacob et al. 2018
     lsq      ŵ = s · (q − z), q = clamp(round(w / s) + z, lowest, highest), with s learned:
              ∂ŵ/∂w = 1 inside, else 0
-             ∂ŵ/∂s = (q − z) − w / s inside, q − z where clamped, times 1 / √(n · highest)
+             ∂ŵ/∂s = (q − z) − w / s inside, q − z if clamped, times 1 / √(n · highest)
                                                             Esser et al. 2020, eq. 3 and section 2.2
 
-n is the number of weights that share a scale, of a whole group.
+n is the number of weights that share a scale (of a whole group).
 """
 
 import math
@@ -66,13 +66,13 @@ class _LearnedStep(torch.autograd.Function):
 
 
 def straight_through(w: Tensor, rounded: Tensor) -> Tensor:
-    """`rounded`, with its gradient passed on to w as it is."""
+    """`rounded`; the gradient passes to w unchanged."""
     result: Tensor = _StraightThrough.apply(w, rounded)
     return result
 
 
 def clipped(w: Tensor, rounded: Tensor, inside: Tensor) -> Tensor:
-    """`rounded`, with its gradient passed on to w where it is `inside` the range of the codes."""
+    """`rounded`; the gradient passes to w if w is `inside` the range of the codes, else it is 0."""
     result: Tensor = _Clipped.apply(w, rounded, inside)
     return result
 
@@ -88,7 +88,7 @@ def learned_step(
 ) -> Tensor:
     """`rounded` = stored · (q − z), with gradients to w and to `scale`, whose last dimension is 1.
 
-    stored: the scale as it is saved (float16, perhaps), which the codes were found with. low,
+    stored: the scale that is saved (for example in float16); the codes were computed with it. low,
     high: the range of the codes.
     """
     sharing = w.numel() // max(1, scale.numel())

@@ -1,5 +1,4 @@
-"""What every measurement of a model needs: no gradients, no dropout, no trace left behind; and how
-far the model reads."""
+"""Evaluation mode for measurements of a model, and the model's maximum length."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from lowbit.nn import QuantModule
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's own mode is restored afterwards."""
+    """Evaluation mode without gradients. Afterwards each module's mode is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -25,9 +24,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def positions(model: PreTrainedModel) -> int | None:
-    """The longest sequence the model declares that it can take, or None where it declares none.
+    """The longest sequence that the model declares, or None if it declares none.
 
-    RoBERTa and its kin count positions from the one after the padding's, and declare these too.
+    RoBERTa and similar models number positions from the padding index + 1 on, and the declared
+    number includes the unused ones.
     """
     declared: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if declared is None:

@@ -1,19 +1,19 @@
-"""Where matrices that come and go lie in one memory.
+"""Allocate temporary matrices in one buffer.
 
-Matrices that are needed at the same time lie beside each other, others may lie in the same place.
-Wide ones are placed first, each as low as it can be (greedy by size: Pisarchyk and Lee 2020,
+Matrices that are needed at the same time do not overlap; others may share memory. The widest
+matrices come first, each at the lowest free offset (greedy by size: Pisarchyk and Lee 2020,
 "Efficient memory management for deep neural net inference").
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ALIGNMENT = 16  # columns of float32: lines of a cache
+ALIGNMENT = 16  # columns of float32: one cache line
 
 
 @dataclass(frozen=True)
 class Need:
-    """A matrix of so many columns, from the operation that writes it to the last that reads it."""
+    """A matrix: its columns, the operation that writes it, and the last operation that reads it."""
 
     matrix: int
     columns: int
@@ -26,7 +26,7 @@ def aligned(columns: int) -> int:
 
 
 def allocated(needs: Sequence[Need]) -> dict[int, int]:
-    """How many columns of memory lie before each matrix."""
+    """The offset of each matrix, in columns."""
     firsts: dict[int, int] = {}
     placed: list[tuple[Need, int]] = []
     for need in sorted(needs, key=lambda need: -need.columns):

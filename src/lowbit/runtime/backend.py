@@ -1,9 +1,9 @@
-"""`torch.compile(model, backend="lowbit")`: programs behind torch's own compiler.
+"""`torch.compile(model, backend="lowbit")`: programs as a backend of torch's compiler.
 
-Dynamo follows a call and hands over its graph, in which sizes may be constants, masks are opaque
-and quantized layers are loose tensors. A program cannot be made of it. Dynamo also knows whose call
-it follows, so the model's own program (programs.py) runs in place of the graph. The graph is the
-oracle: at its first call both run, and the program stays only if it returns what the graph does.
+Dynamo traces a call and passes its graph. In this graph sizes may be constants, masks are opaque
+and quantized layers are separate tensors, so it cannot become a program. Dynamo also knows which
+model it traces, so the model's own program (programs.py) runs instead of the graph. The graph is
+the reference: at the first call both run. If the results differ, the program is dropped.
 """
 
 import inspect
@@ -23,23 +23,23 @@ from lowbit.kernels import native
 from lowbit.runtime.programs import Programs
 from lowbit.runtime.signature import MASK, bound
 
-# The most that a result differs from itself, relative to its norm: codes that flip at a half make
-# 2 % after 12 random layers.
+# The largest accepted difference of two results, relative to the norm: codes that round the other
+# way at a half cause 2 % after 12 random layers.
 SAME = 0.1
 
 
 def lowbit(graph: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
     """A backend of torch.compile, registered under the name "lowbit" by the package's entry point.
 
-    Calls that a program cannot serve run the graph as Dynamo hands it over, in eager mode, and
-    `lowbit.explain` says why.
+    Calls that no program serves run Dynamo's graph in eager mode, and `lowbit.explain` gives the
+    reason.
 
     Args:
-        graph: what Dynamo followed.
-        examples: its inputs: tensors, modules' parameters and sizes.
+        graph: the graph that Dynamo traced.
+        examples: the inputs of the graph: tensors, parameters of modules, and sizes.
 
     Returns:
-        A function of such inputs that returns the graph's outputs.
+        A function from these inputs to the outputs of the graph.
     """
     followed = _followed()
     if followed is None:
@@ -63,7 +63,7 @@ def lowbit(graph: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]
 
 
 def _followed() -> tuple[PreTrainedModel, dict[str, Any]] | None:
-    """The transformers model whose call Dynamo follows, and the arguments by name."""
+    """The transformers model that Dynamo traces, and the arguments of the call by name."""
     root: Any = InstructionTranslator.current_tx().output.root_tx
     code, values = root.f_code, root.f_locals
     names = code.co_varnames
@@ -85,17 +85,17 @@ def _followed() -> tuple[PreTrainedModel, dict[str, Any]] | None:
 
 
 def _places(arguments: dict[str, Any], examples: Sequence[Any]) -> dict[str, int] | None:
-    """By name of a tensor its place among the graph's inputs."""
+    """The index of each tensor argument among the graph's inputs, by name."""
     at = {id(example): place for place, example in enumerate(examples)}
     tensors = {name: id(value) for name, value in arguments.items() if isinstance(value, Tensor)}
     return {n: at[i] for n, i in tensors.items()} if at.keys() >= set(tensors.values()) else None
 
 
 class _Instead:
-    """Runs the program of a call where Dynamo runs its graph.
+    """Runs a program instead of Dynamo's graph.
 
-    order: by output of the graph the place among the program's results; None before the first call.
-    refused: why the program does not return what the graph does.
+    order: for each output of the graph, its index among the program's results; None before the
+    first call. refused: why the program's results differ from those of the graph.
     """
 
     def __init__(
@@ -106,7 +106,8 @@ class _Instead:
         places: dict[str, int],
     ) -> None:
         self.graph, self.others, self.places = graph, others, places
-        # Dynamo may hold this object longer than anybody holds the model; programs hold the model.
+        # Only a weak reference: programs refer to the model, and Dynamo may keep this object
+        # longer.
         self.programs = weakref.ref(programs)
         self.order: list[int] | None = None
         self.refused = ""
@@ -131,7 +132,8 @@ class _Instead:
         return tuple(results[place] for place in self.order)
 
     def _matched(self, made: Callable[..., Any], inputs: Sequence[Any]) -> list[int] | str:
-        """The order of results, as both sides return them for the same tokens without padding."""
+        """The order of results, from running graph and program on the same tokens without
+        padding."""
         full = list(inputs)
         if MASK in self.places:
             full[self.places[MASK]] = torch.ones_like(inputs[self.places[MASK]])
@@ -152,7 +154,8 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _difference(wanted: Any, result: Tensor) -> float:
-    """Of two results, relative to the norm of the first; infinite if they cannot be the same."""
+    """The difference of two results, relative to the norm of the first; infinite if the shapes or
+    dtypes differ."""
     if not isinstance(wanted, Tensor) or wanted.shape != result.shape:
         return torch.inf
     difference = (wanted.double() - result.double()).norm() / wanted.double().norm()

@@ -1,8 +1,8 @@
 """A model as a graph, for inputs of any batch and length.
 
-`torch.export` follows the model with its quantized modules as single operators, which stand for the
-modules by name. What is captured holds for one signature (signature.py): which arguments are given,
-their kinds, and the values of those that are no tensors.
+`torch.export` traces the model. Each quantized module is one operator, which names the module. A
+graph is valid for one signature (signature.py): the given arguments, their kinds, and the values of
+arguments that are not tensors.
 """
 
 import operator
@@ -19,10 +19,10 @@ from torch.utils import _pytree as pytree
 from lowbit.nn import QuantEmbedding, QuantLinear
 from lowbit.runtime.values import UnservedError
 
-# The example's sizes: 0 and 1 would be taken for constants.
+# Sizes of the example: torch.export would take 0 and 1 for constants.
 LEAST = 2
 
-# What draws random numbers in training alone.
+# Operators that draw random numbers only in training.
 DROPPING = frozenset(
     {
         torch.ops.aten.alpha_dropout.default,
@@ -53,8 +53,8 @@ torch.library.register_fake("lowbit_runtime::rows", _like_rows, lib=_LIBRARY)
 
 @dataclass(frozen=True)
 class Kind:
-    """What a tensor of a graph is. sizes: as they are written; one that differs from call to call
-    has a name."""
+    """The dtype and sizes of a tensor of a graph. sizes: as text; a size that differs between calls
+    is a name."""
 
     dtype: torch.dtype
     sizes: tuple[str, ...]
@@ -65,16 +65,20 @@ class Kind:
 
 
 def kind(node: fx.Node) -> Kind | None:
-    """That of a node, None if it is no tensor."""
+    """The kind of a node; None if it is not a tensor."""
     found: Kind | None = node.meta.get("kind")
     return found
 
 
 @dataclass(frozen=True)
 class Captured:
-    """graph: its placeholders are the tensors of a call by name, its output their results in one
-    tuple; `structure` says what the model returns them in. modules: quantized ones by name. owner:
-    what has the model as its attribute `model`, under which parameters and buffers are named."""
+    """A captured graph.
+
+    graph: its placeholders are the tensors of a call by name, its output is a tuple of results.
+    structure: the structure in which the model returns these. modules: the quantized modules by
+    name. owner: the object with the model as its attribute `model`; names of parameters and buffers
+    start there.
+    """
 
     module: fx.GraphModule
     structure: pytree.TreeSpec
@@ -86,7 +90,7 @@ class Captured:
         return self.module.graph
 
     def still(self) -> bool:
-        """Whether the model has the modules and tensors that the graph reads."""
+        """Whether the model still has the modules and tensors that the graph reads."""
         modules = standing_for(self.owner.model)  # type: ignore[arg-type]
         if modules.keys() != self.modules.keys():
             return False
@@ -112,21 +116,21 @@ class Captured:
 
 def capture(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str, Any]) -> Captured:
     """The graph of model(**tensors, **others). Batches are the first dimension of every tensor,
-    lengths the second of those of integers. Raises UnservedError for a model that draws random
-    numbers, and whatever torch.export does for one that it cannot follow."""
+    lengths the second of integer tensors. Raises UnservedError if the model draws random numbers,
+    and the errors of torch.export if it cannot trace the model."""
     examples = {name: _example(tensor) for name, tensor in tensors.items()}
     sizes = {name: _sizes(tensor) for name, tensor in tensors.items()}
     call = Call(model, tuple(tensors), dict(others))
     standing = _StandingIn(model)
-    # The capture draws random numbers; the caller's stay as they are.
+    # The capture draws random numbers; keep the caller's generator unchanged.
     with standing, torch.no_grad(), torch.random.fork_rng(devices=()):
         exported = torch.export.export(
             call, tuple(examples.values()), dynamic_shapes=(tuple(sizes.values()),), strict=False
         )
     if any(map(_writes_elsewhere, exported.graph.nodes)):
-        # Values are followed from who makes them to who reads them; writing in place is neither.
+        # Lowering follows values from producer to consumers; in-place writes have neither.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's, of itself
+            warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
             exported = exported.run_decompositions({})
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
@@ -148,19 +152,19 @@ def capture(model: nn.Module, tensors: Mapping[str, Tensor], others: Mapping[str
 
 
 class Call(nn.Module):
-    """The model with its tensors in order, and its other arguments as they are."""
+    """Calls the model with tensors in order and with fixed other arguments."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...], others: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.names, self.others = model, names, others
-        self.training = False  # the model is in eval mode, and its modules stay as they are
+        self.training = False  # the model is in eval mode; do not change its modules
 
     def forward(self, *tensors: Tensor) -> Any:
         return self.model(**dict(zip(self.names, tensors, strict=True)), **self.others)
 
 
 def _writes_elsewhere(node: fx.Node) -> bool:
-    """Whether a step writes into a value that somebody else may read."""
+    """Whether a step writes in place into a value that another step may read."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return False
@@ -179,7 +183,7 @@ def _draws(node: fx.Node) -> bool:
 
 
 def _example(tensor: Tensor) -> Tensor:
-    """The same with sizes that are not taken for constants."""
+    """A tensor of the same kind, with sizes that torch.export does not take for constants."""
     for dim in range(_free(tensor)):
         size = tensor.shape[dim]
         if size < LEAST:
@@ -188,7 +192,7 @@ def _example(tensor: Tensor) -> Tensor:
 
 
 def _free(tensor: Tensor) -> int:
-    """How many dimensions differ from call to call."""
+    """The number of dimensions that differ between calls."""
     return 1 if tensor.is_floating_point() else min(2, tensor.dim())
 
 
@@ -197,13 +201,13 @@ def _sizes(tensor: Tensor) -> dict[int, Any]:
 
 
 def standing_for(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that are operators, by name."""
+    """The quantized modules that a capture replaces by operators, by name."""
     kinds = QuantLinear, QuantEmbedding
     return {name: each for name, each in model.named_modules() if isinstance(each, kinds)}
 
 
 class _StandingIn(TorchFunctionMode):
-    """Quantized modules are operators for calls of this thread while this lasts."""
+    """A context in which this thread's calls of quantized modules become operators."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -220,7 +224,7 @@ class _StandingIn(TorchFunctionMode):
         return operator(x, self.names[id(module)], getattr(module, columns))
 
 
-# By the call that a module shows to who watches: the operator, and what says its columns.
+# By the call that a module shows to TorchFunctionModes: the operator, and its columns.
 _OPERATORS: dict[Any, tuple[Any, str]] = {
     QuantLinear.forward: (LINEAR, "out_features"),
     QuantEmbedding.forward: (ROWS, "embedding_dim"),

@@ -1,8 +1,8 @@
-"""Captured graphs as JSON, and back.
+"""Write captured graphs as JSON, and read them.
 
-A node is its name, its operator, and its arguments; a tensor that no parameter or buffer of the
-model is, a constant of the capture, is its numbers. Only operators that compute are read: those
-that programs know, pointwise ones, and those listed here.
+A node has a name, an operator and arguments. A constant of the capture, which is not a parameter or
+buffer of the model, is written as its numbers. Only operators without side effects are read: those
+that programs know, pointwise operators, and those listed here.
 """
 
 import math
@@ -20,8 +20,8 @@ from lowbit.runtime.part import above
 from lowbit.runtime.row_by_row import pointwise
 from lowbit.runtime.steps import HANDLERS
 
-MOST_NUMBERS = 100_000  # of a constant
-# Operators of torch, beside HANDLERS and pointwise ones, that graphs may hold.
+MOST_NUMBERS = 100_000  # the most numbers of a constant
+# Operators of torch that graphs may hold, in addition to HANDLERS and pointwise operators.
 COMPUTING = """
 __and__.Tensor __or__.Tensor adaptive_avg_pool1d.default adaptive_avg_pool2d.default all.dim
 amax.default any.dim arange.default arange.start arange.start_step argmax.default argmin.default
@@ -42,7 +42,7 @@ zeros_like.default
 """.split()
 # Names of operators of HANDLERS begin with one of these.
 OPERATORS = ("aten.", "lowbit.", "lowbit_runtime.")
-# Sizes are computed by Python.
+# Python operators that compute sizes.
 PLAIN = {
     "add": operator.add,
     "eq": operator.eq,
@@ -60,7 +60,7 @@ PLAIN = {
     "neg": operator.neg,
     "sub": operator.sub,
 }
-# Kinds of constants: what they are called, how they are written, and how they are read.
+# Kinds of constants: the name, how to write them, and how to read them.
 NAMED: dict[str, type] = {
     "dtype": torch.dtype,
     "layout": torch.layout,
@@ -91,7 +91,7 @@ def _operator(name: str, known: Mapping[str, Callable[..., Any]]) -> Callable[..
 
 
 def written(captured: Captured) -> dict[str, Any]:
-    """A graph as JSON has it. Raises UsageError for one that cannot be read again."""
+    """A graph as JSON values. Raises UsageError if `read` could not read them."""
     known = _known()
     names = {target: name for name, target in known.items()}
     held = dict(captured.owner.named_parameters()) | dict(captured.owner.named_buffers())
@@ -133,8 +133,8 @@ def written(captured: Captured) -> dict[str, Any]:
 
 
 def read(stored: Mapping[str, Any], model: nn.Module, others: Mapping[str, Any]) -> Captured:
-    """The graph of `written`, on `model`. Raises KeyError, TypeError, AttributeError or ValueError
-    for what `written` does not write."""
+    """Read a graph of `written` for `model`. Raises KeyError, TypeError, AttributeError or
+    ValueError if `stored` has another form."""
     known, graph, nodes = _known(), fx.Graph(), dict[str, fx.Node]()
     tensors = [said["argument"] for said in stored["nodes"] if "argument" in said]
     owner = Call(model, tuple(tensors), dict(others))
@@ -163,7 +163,7 @@ def read(stored: Mapping[str, Any], model: nn.Module, others: Mapping[str, Any])
 
 
 def _said(value: Any) -> Any:
-    """An argument as JSON has it."""
+    """An argument as JSON values."""
     match value:
         case fx.Node():
             return {"node": value.name}
@@ -186,7 +186,7 @@ def _said(value: Any) -> Any:
 
 
 def _meant(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
-    """The argument that `_said` wrote."""
+    """The argument from the JSON values of `_said`."""
     if isinstance(value, list):
         return [_meant(each, nodes) for each in value]
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a program reads of a model, and whether the model still has it."""
+"""The parts of a model that a program reads, and whether the model still has them."""
 
 import operator
 from collections.abc import Sequence
@@ -14,9 +14,11 @@ from lowbit.runtime.operations import Linear, Lookup, Operation
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """packed: modules' weights as native code reads them. tensors: parameters and buffers by where
-    they are, with the address of their numbers. fused: layers with their nonlinearity. links:
-    modules by where their parents have them."""
+    """The parts of a model that a program reads.
+
+    packed: packed weights by module. tensors: parameters and buffers by owner and name, with their
+    data addresses. fused: layers with their nonlinearity. links: modules by parent and attribute.
+    """
 
     packed: tuple[tuple[dict[str, Any], Any], ...]
     tensors: tuple[tuple[dict[str, Any], str, Tensor, int], ...]
@@ -52,7 +54,7 @@ class Held:
         return cls(tuple(packed), tuple(tensors), tuple(fused), tuple(links))
 
     def still(self) -> bool:
-        """Whether all of it is what it was."""
+        """Whether nothing has changed."""
         return (
             all(owner["packed"] is weight for owner, weight in self.packed)
             and all(
@@ -65,13 +67,14 @@ class Held:
 
 
 def _links(owner: nn.Module, paths: Sequence[str]) -> list[tuple[dict[str, Any], str, nn.Module]]:
-    """Each step on the ways from `owner` to some modules, once."""
+    """The (parent, name, child) links on the paths from `owner` to some modules, without
+    duplicates."""
     found: dict[str, tuple[dict[str, Any], str, nn.Module]] = {}
     for path in paths:
         module, way = owner, ""
         for name in path.split(".") if path else ():
             child = module._modules.get(name)
-            if child is None:  # a constant that the capture has made
+            if child is None:  # a constant of the capture
                 break
             way = f"{way}.{name}"
             found[way] = module._modules, name, child

@@ -1,10 +1,10 @@
-"""The part of a captured graph that computes on tokens, as a program on rows.
+"""Lower the part of a captured graph that computes on tokens to a program on rows.
 
-Values of the graph are followed one by one. A float tensor [batch, length, columns] becomes a
-matrix, one row a token; heads that are cut from it, however they are turned, stay views of that
-matrix. What is computed before (ids, masks, patches of pictures) and after (poolers, classifiers)
-stays with torch, and so does everything before and after that no operation here computes:
-`Lowered.left` says which steps and why.
+Lowering visits the values of the graph in order. A float tensor [batch, length, columns] becomes a
+matrix with one row per token; attention heads, also transposed ones, are views of that matrix.
+torch computes the steps before (ids, masks, patches of images) and after (poolers, classifiers),
+and all steps before and after that no operation here computes. `Lowered.left` lists these steps
+with reasons.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,8 +44,8 @@ class Lowered:
 
 
 def lower(captured: Captured, limit: int) -> Lowered:
-    """limit: the most tokens that a sequence may have. Raises UnservedError if nothing is left for
-    a program."""
+    """Lower a graph. limit: the most tokens of a sequence. Raises UnservedError if nothing is left
+    for a program."""
     to, left = Lowering(captured, limit), dict[str, str]()
     (output,) = (node for node in captured.graph.nodes if node.op == "output")
     for node in list(captured.graph.nodes):
@@ -78,7 +78,7 @@ def lower(captured: Captured, limit: int) -> Lowered:
 
 def _follow(to: Lowering, node: fx.Node, left: dict[str, str]) -> None:
     handler = HANDLERS.get(node.target)
-    # A size is that of what the model is given, however it is asked for.
+    # Compute every size from the model's arguments, not from intermediate tensors.
     if node.target is SIZE or not node.users:
         return
     if any(read in to.late for read in node.all_input_nodes):
@@ -101,7 +101,7 @@ def _follow(to: Lowering, node: fx.Node, left: dict[str, str]) -> None:
 
 
 def _ends(to: Lowering, output: fx.Node) -> list[fx.Node]:
-    """Nodes of matrices that torch goes on with."""
+    """The nodes of matrices that torch reads after the program."""
     found: dict[fx.Node, None] = {}
     open = [output]
     seen: set[fx.Node] = set()
@@ -116,7 +116,7 @@ def _ends(to: Lowering, output: fx.Node) -> list[fx.Node]:
 
 
 def _together(operations: list[Operation]) -> list[Operation]:
-    """Linear layers that follow each other and read the same are one operation."""
+    """Join consecutive linear layers with the same input into one operation."""
     joined: list[Operation] = []
     for operation in operations:
         last = joined[-1] if joined else None

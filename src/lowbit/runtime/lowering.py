@@ -1,4 +1,4 @@
-"""What the steps of lowering (steps/) share: the values so far, and where operations go."""
+"""The shared state of lowering (steps/): the values so far and the list of operations."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 class Lowering:
-    """limit: the most tokens that a sequence may have."""
+    """The state of lowering. limit: the most tokens of a sequence."""
 
     def __init__(self, captured: Captured, limit: int) -> None:
         self.captured, self.limit = captured, limit
@@ -28,18 +28,18 @@ class Lowering:
         self.operations: list[Operation] = []
         self.columns: list[int] = []
         self.values: dict[fx.Node, Value] = {}
-        self.late: set[fx.Node] = set()  # torch computes them, after the program
+        self.late: set[fx.Node] = set()  # torch computes these after the program
         self.ids: list[fx.Node] = []
         self.inputs: dict[fx.Node, Matrix] = {}
         self.sights: dict[fx.Node, Sight | str] = {}
         self.sums: dict[tuple[fx.Node, ...], fx.Node] = {}
         self.squeezed: dict[fx.Node, fx.Node] = {}
         self.biases: list[tuple[Callable[..., tuple[Tensor]], int]] = []
-        self.tokens: tuple[str, str] | None = None  # batch and length, as they are written
+        self.tokens: tuple[str, str] | None = None  # sizes of batch and length, as text
         self.hides_padding = False
 
     def begin_again(self) -> None:
-        """What has been followed so far is computed before the program."""
+        """Restart: torch computes all values visited so far, before the program."""
         self.operations.clear()
         self.columns.clear()
         self.values.clear()
@@ -50,12 +50,12 @@ class Lowering:
         self.tokens = None
 
     def shape(self, node: fx.Node) -> tuple[str, ...]:
-        """Sizes as they are written: a length that differs from call to call has a name."""
+        """Sizes as text: a size that differs between calls is a name."""
         found = kind(node)
         return () if found is None else found.sizes
 
     def fits(self, node: fx.Node) -> int:
-        """The columns of a float tensor [batch, length, columns] on the rows of this program."""
+        """The columns of a float tensor [batch, length, columns] with one row per token."""
         found, shape = kind(node), self.shape(node)
         if found is None or len(shape) != 3 or found.dtype is not torch.float32:
             raise UnservedError(f"{node.name} is not a float32 tensor [batch, length, columns]")
@@ -76,7 +76,7 @@ class Lowering:
         return self.values.get(node) if isinstance(node, fx.Node) else None
 
     def matrix(self, node: Any) -> Matrix:
-        """That of a node; what torch has computed before becomes an input."""
+        """The matrix of a node. If torch computed the node before, it becomes an input."""
         if not isinstance(node, fx.Node):
             raise UnservedError(f"{node} is not a tensor")
         value = self.values.get(node)
@@ -90,7 +90,7 @@ class Lowering:
         return value
 
     def _made(self, node: fx.Node, value: Value) -> Matrix:
-        """A value that no operation has taken up is computed by itself."""
+        """Add an operation for a value that no other operation has fused."""
         if isinstance(value, Sum):
             return self.add(value)
         if isinstance(value, Columns):
@@ -102,7 +102,7 @@ class Lowering:
         return self.by_torch(node, "no native operation follows it")
 
     def by_torch(self, node: fx.Node, why: str) -> Matrix:
-        """A step that native code lacks, and why. Raises UnservedError if it is not row by row."""
+        """Add a step that native code lacks. Raises UnservedError if it is not row by row."""
         name, function, arguments = row_by_row(node, self.captured.modules, why)
         columns = self.fits(node)
         operands = tuple(map(self._operand, arguments))
@@ -139,7 +139,7 @@ class Lowering:
         epsilon: float,
         centered: bool,
     ) -> Matrix:
-        """Rows by their norm; a sum is kept if others read it too."""
+        """Add a norm of rows. A sum before it is kept if other nodes read it."""
         residual = kept = None
         if isinstance(of, Sum):
             read, residual = of.a, of.b.number
@@ -173,7 +173,7 @@ class Lowering:
         return value
 
     def tensor(self, node: Any) -> Tensor | None:
-        """A parameter or a buffer."""
+        """The parameter or buffer of a node."""
         if node is None:
             return None
         if not isinstance(node, fx.Node) or node.op != "get_attr":
@@ -186,7 +186,7 @@ class Lowering:
         return value.detach()
 
     def seen(self, masks: Sequence[fx.Node], causal: bool) -> Sight:
-        """What the sum of some masks lets tokens see."""
+        """Which tokens see which, by the sum of some masks."""
         if not masks:
             if MASK in self.arguments:
                 raise UnservedError("an attention sees the padding")
@@ -203,7 +203,7 @@ class Lowering:
         return found
 
     def added(self, masks: tuple[fx.Node, ...]) -> fx.Node:
-        """One node for the sum of some."""
+        """One node for the sum of some masks."""
         if len(masks) == 1:
             return masks[0]
         if masks not in self.sums:
@@ -214,7 +214,7 @@ class Lowering:
         return self.sums[masks]
 
     def bias(self, run: Callable[..., tuple[Tensor]], heads: int) -> int:
-        """The number of a bias by position, for so many heads."""
+        """The index of a positional bias for `heads` heads."""
         if (run, heads) not in self.biases:
             self.biases.append((run, heads))
         return self.biases.index((run, heads))

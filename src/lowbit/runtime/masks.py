@@ -1,9 +1,9 @@
-"""Which tokens see which: the part of a graph that makes an attention's mask is tried.
+"""Find out which tokens see which, by running the part of a graph that makes an attention's mask.
 
-Models make masks in many ways, from the padding, from windows, and from distances. All of them are
-functions of the batch, the length and the attention mask alone, so that they can be tried on their
-own: on lengths around every number in that part of the graph, with padding on the right, on the
-left, and in between. What is looked for is
+Models make masks in many ways, from padding, windows and distances. All masks depend only on the
+batch size, the length and the attention mask, so that part of the graph can run alone: on lengths
+around every number in it, with padding on the right, on the left, and in between. Supported masks
+have the form
 
     query q sees key k   if the token k exists, and |q - k| <= window, and k <= q if causal
     and adds             bias[head, q, k], the same for all sequences
@@ -20,7 +20,7 @@ from lowbit.runtime.capture import LEAST, Captured, kind
 from lowbit.runtime.part import above, part
 
 aten = torch.ops.aten
-# What reads of a tensor no more than its sizes, dtype and device.
+# Operators that read only sizes, dtype and device of a tensor.
 SIZES_ALONE = frozenset(
     {
         aten._assert_tensor_metadata.default,
@@ -34,14 +34,14 @@ SIZES_ALONE = frozenset(
     }
 )
 FORBIDDEN = -1e30  # added numbers below it forbid a key
-MOST_LENGTH = 1024  # that is tried
+MOST_LENGTH = 1024  # the longest length to run
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Sight:
-    """window: 0 for all keys. bias: from the tensors of a call to [1, heads, length, length], with
-    an attention mask of ones; None if nothing is added."""
+    """Which keys a query sees. window: 0 for all keys. bias: a function from the tensors of a call,
+    with an attention mask of ones, to [1, heads, length, length]; None if there is no bias."""
 
     causal: bool = False
     window: int = 0
@@ -51,8 +51,8 @@ class Sight:
 def sight(
     captured: Captured, mask: fx.Node, attention_mask: fx.Node | None, limit: int
 ) -> Sight | str:
-    """What the mask of an attention lets tokens see, or why it is not known. limit: the most tokens
-    that the model takes."""
+    """Which keys the mask of an attention lets queries see, or why this is unknown. limit: the most
+    tokens of the model."""
     inputs = [node for node in captured.graph.nodes if node.op == "placeholder"]
     needed = above([mask], set(inputs))
     for node in needed:
@@ -61,13 +61,13 @@ def sight(
             return f"a mask depends on what is in {read[0].name}"
     run = part(captured.module, inputs, [mask], captured.modules)
     generator = torch.Generator().manual_seed(SEED)
-    if all(_floats(node) for node in inputs):  # pictures of one size
+    if all(_floats(node) for node in inputs):  # images of one size
         (value,) = run(*(_tried(node, None, None, LEAST, 0) for node in inputs))
         lengths = [value.shape[-1]]
     else:
         lengths = sorted({n for n in _lengths(needed) if 1 <= n <= limit})
     found: Sight | None = None
-    for length in reversed(lengths):  # a window shows at the greatest
+    for length in reversed(lengths):  # the greatest length shows a window
         for exists in _paddings(length, generator) if attention_mask else [None]:
             batch = 3 if exists is None else len(exists)
             tensors = [_tried(node, attention_mask, exists, batch, length) for node in inputs]
@@ -100,7 +100,7 @@ def sight(
 
 
 def _lengths(needed: list[fx.Node]) -> set[int]:
-    """A few, and those around every number in a part of a graph."""
+    """A few lengths, and those around every number in a part of a graph."""
     numbers: set[int] = set()
 
     def take(value: Any) -> Any:
@@ -115,7 +115,7 @@ def _lengths(needed: list[fx.Node]) -> set[int]:
 
 
 def _paddings(length: int, generator: torch.Generator) -> list[Tensor]:
-    """Which tokens exist, the first time all: [4, length] each. Every sequence has one."""
+    """Attention masks [4, length], the first without padding. Every sequence has a token."""
     all_there = torch.ones(4, length, dtype=torch.bool)
     at = torch.arange(length)
     ends = torch.randint(1, length + 1, (4, 1), generator=generator)
@@ -141,7 +141,7 @@ def _floats(node: fx.Node) -> bool:
 
 
 def _pattern(allowed: Tensor) -> tuple[bool, int] | None:
-    """Causality and window of what queries see of keys that all exist."""
+    """Whether a mask [query, key] without padding is causal, and its window."""
     length = len(allowed)
     at = torch.arange(length)
     distance = at[:, None] - at

@@ -1,8 +1,8 @@
-"""What a program is made of: operations on matrices of float32, one row a token.
+"""The operations of a program, on float32 matrices with one row per token.
 
-Each says what it reads and writes, how PyTorch computes it (`run`: the meaning, and the oracle of
-native code), and how native code is told of it (`build`; csrc/program.h). Matrices are numbers.
-What native code lacks is one of torch's operators on rows (`ByTorch`).
+Each operation has the matrices it reads and writes, its computation in PyTorch (`run`, the
+reference of native code), and its native form (`build`; csrc/program.h). Matrices are referred to
+by number. `ByTorch` is an operation of torch that native code lacks.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -27,9 +27,9 @@ Values = MutableMapping[int, Tensor]
 
 @dataclass(frozen=True)
 class Sequences:
-    """The tokens of a call, those of one sequence after those of another. starts [sequences + 1]
-    and places [tokens] (which of its sequence a token is) are int64; ids and biases are those that
-    operations number."""
+    """The tokens of a call, sequence after sequence. starts: int64 [sequences + 1]. places: the
+    position of each token in its sequence, int64 [tokens]. Operations refer to ids and biases by
+    number."""
 
     starts: Tensor
     places: Tensor
@@ -68,7 +68,7 @@ class Linear:
         return self.ys
 
     def joined(self, other: "Linear") -> "Linear":
-        """Both at once: they read the same."""
+        """One operation for the layers of both. Both must read the same matrix."""
         return Linear(
             self.names + other.names,
             self.layers + other.layers,
@@ -101,7 +101,7 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """y = rows of a table: a QuantEmbedding's, or of float32."""
+    """y = rows of a table, of a QuantEmbedding or of float32."""
 
     name: str
     table: QuantEmbedding | Tensor
@@ -164,8 +164,8 @@ class Add:
 
 @dataclass(frozen=True, eq=False)
 class Normalize:
-    """sum = x + residual; y = its layer norm, or RMS norm if it is not centered. The sum is kept if
-    something reads it."""
+    """sum = x + residual; y = the layer norm of sum, or its RMS norm if not `centered`. The sum is
+    stored if another operation reads it."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -230,7 +230,7 @@ class Attention:
     causal: bool
     window: int
     bias: int | None
-    firsts: tuple[int, int, int] = (0, 0, 0)  # columns where queries, keys and values begin
+    firsts: tuple[int, int, int] = (0, 0, 0)  # the first columns of queries, keys and values
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -291,7 +291,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Rotate:
-    """y = the rotary embedding of heads in columns of x from `first` on:
+    """y = the rotary embedding of heads in the columns of x from `first` on:
     x cos + (-second half, first half) sin. cos and sin are [tokens, size]."""
 
     x: int
@@ -328,7 +328,7 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Gate:
-    """y = f(a) b, or f(a) if there is no b: each a matrix and its first column."""
+    """y = f(a) b, or f(a) without b. a and b: a matrix and its first column."""
 
     a: tuple[int, int]
     b: tuple[int, int] | None
@@ -367,8 +367,8 @@ class Gate:
 
 @dataclass(frozen=True, eq=False)
 class ByTorch:
-    """y = function(arguments), row by row, where native code has no operation. Arguments are
-    matrices, tensors and numbers; why: what native code lacks."""
+    """y = function(arguments) by torch, row by row, if native code has no operation. Arguments are
+    matrices, tensors and numbers. why: what native code lacks."""
 
     name: str
     function: Callable[..., Tensor]

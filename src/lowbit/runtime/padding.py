@@ -1,8 +1,8 @@
-"""Which padding a program may be given.
+"""Which padding a program accepts.
 
-Tokens that the attention mask hides have no row in a program, and are zeros after it. Nothing that
-exists may depend on them: what torch computes after a program is tried, with other numbers in their
-place. A classifier that reads the first token stands padding on the right alone.
+Hidden tokens have no row in a program, and their results are zeros. No result of a visible token
+may depend on these. To check, the steps after the program run with other numbers in their place. A
+classifier that reads the first token, for example, accepts only padding on the right.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,16 +13,16 @@ from torch import Tensor
 from lowbit.runtime.lower import Lowered
 
 LENGTH, SEED = 6, 0
-Padding = Callable[[Tensor], bool]  # from which tokens exist
+Padding = Callable[[Tensor], bool]  # the argument: which tokens exist
 
 
 def on_the_right(exists: Tensor) -> bool:
-    """Whether no token follows one that does not exist: exists is bool [batch, length]."""
+    """Whether all padding is on the right. exists: bool [batch, length]."""
     return bool((exists[:, :-1] >= exists[:, 1:]).all())
 
 
 def around(exists: Tensor) -> bool:
-    """Whether the tokens of each sequence follow each other."""
+    """Whether the tokens of each sequence are contiguous."""
     begins = exists[:, 1:] & ~exists[:, :-1]
     return bool((begins.sum(1) + exists[:, 0] == 1).all())
 
@@ -31,7 +31,7 @@ def anywhere(exists: Tensor) -> bool:
     return True
 
 
-# From the widest on, with an example of each.
+# From the most general kind to the strictest, with an example of each.
 KINDS: dict[Padding, list[list[int]]] = {
     anywhere: [[1, 0, 1, 1, 0, 1], [0, 1, 0, 0, 1, 0]],
     around: [[0, 0, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]],
@@ -40,8 +40,8 @@ KINDS: dict[Padding, list[list[int]]] = {
 
 
 def tolerated(lowered: Lowered, examples: Sequence[Tensor], mask: int | None) -> Padding | None:
-    """One of KINDS, or None if what follows the program reads padding of every kind. examples:
-    tensors of a call; mask: which of them is the attention mask."""
+    """The most general of KINDS that a program accepts, or None if the steps after the program read
+    every kind of padding. examples: tensors of a call. mask: the name of the attention mask."""
     if mask is None:
         return anywhere
     kinds = list(KINDS)[1 if lowered.program.counts_places else 0 :]

@@ -1,4 +1,4 @@
-"""Part of a graph as a function of its own, which torch runs."""
+"""A part of a graph as a function that torch runs."""
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,9 +15,9 @@ def part(
     outputs: Sequence[Any],
     modules: Mapping[str, nn.Module],
 ) -> Callable[..., tuple[Any, ...]]:
-    """From values of `inputs`, those of `outputs`, some of which may be constants: nothing else may
-    be needed but parameters and buffers.
-    modules: quantized ones by name, for the operators that stand for them."""
+    """A function from values of `inputs` to values of `outputs`, some of which may be constants.
+    The part may read only `inputs`, parameters and buffers. modules: the quantized modules by name,
+    for the operators that replace them."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     held: dict[str, Any] = {}
     for number, node in enumerate(inputs):
@@ -40,7 +40,7 @@ def part(
 
 
 def above(nodes: Iterable[fx.Node], known: set[fx.Node]) -> list[fx.Node]:
-    """`nodes` and all that they need, up to what is known."""
+    """`nodes` and all nodes that they depend on, except `known` ones."""
     found: dict[fx.Node, None] = {}
     open = list(nodes)
     while open:

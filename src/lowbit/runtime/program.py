@@ -1,4 +1,4 @@
-"""A list of operations on rows of tokens, as native code runs it and as it can be printed."""
+"""A program: a list of operations on rows of tokens. Native code runs it; it can be printed."""
 
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -23,7 +23,7 @@ from lowbit.runtime.operations import (
 
 
 class _Arena(threading.local):
-    """Memory that a thread keeps, so that its pages are not faulted in anew for each call."""
+    """A buffer that a thread keeps, so that a call does not fault in new pages."""
 
     buffer = torch.empty(0, dtype=torch.uint8)
 
@@ -39,13 +39,13 @@ _ARENA = _Arena()
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """columns: of each matrix. inputs and results: matrices that a call gives and takes."""
+    """A program. columns: of each matrix. inputs, results: the numbers of these matrices."""
 
     operations: tuple[Operation, ...]
     columns: tuple[int, ...]
     inputs: tuple[int, ...]
     results: tuple[int, ...]
-    firsts: Mapping[int, int] = field(init=False)  # columns of the arena before each matrix in it
+    firsts: Mapping[int, int] = field(init=False)  # offset of each matrix in the arena, in columns
 
     def __post_init__(self) -> None:
         last = {m: n for n, op in enumerate(self.operations) for m in (*op.reads, *op.writes)}
@@ -59,8 +59,8 @@ class Program:
         object.__setattr__(self, "firsts", allocated(needs))
 
     def run(self, call: Sequences, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The results [tokens, columns] by native code, but for operations of torch's. Raises
-        RowError for an id outside its table."""
+        """The results [tokens, columns], by native code except for operations of torch. Raises
+        RowError if an id is outside its table."""
         tokens, sequences = len(call.places), len(call.starts) - 1
         native, run = self._native, dict(zip(self.inputs, inputs, strict=True))
         run |= {m: torch.empty(tokens, self.columns[m]) for m in native.results}
@@ -87,7 +87,7 @@ class Program:
         return [run[m] for m in self.results]
 
     def interpret(self, call: Sequences, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The same by PyTorch."""
+        """The same results by PyTorch, the reference of native code."""
         values: Values = dict(zip(self.inputs, inputs, strict=True))
         for operation in self.operations:
             operation.run(values, call)
@@ -95,7 +95,7 @@ class Program:
 
     @property
     def by_torch(self) -> list[ByTorch]:
-        """Operations that native code lacks."""
+        """The operations that native code lacks."""
         return [op for op in self.operations if isinstance(op, ByTorch)]
 
     @cached_property
@@ -104,13 +104,13 @@ class Program:
 
     @property
     def counts_places(self) -> bool:
-        """Whether an attention tells tokens apart by how far they are from each other."""
+        """Whether an attention depends on the distance of tokens."""
         attentions = [op for op in self.operations if isinstance(op, Attention)]
         return any(op.window or op.bias is not None for op in attentions)
 
     @property
     def bytes_per_token(self) -> int:
-        """Of the memory that the matrices in between share."""
+        """The bytes per token of the memory that temporary matrices share."""
         ends = (first + aligned(self.columns[m]) for m, first in self.firsts.items())
         return 4 * max(ends, default=0)
 
@@ -123,16 +123,16 @@ class Program:
 
 @dataclass(frozen=True, eq=False)
 class _Native:
-    """at: native numbers of matrices. inputs: what native code is given, torch's results among
-    them; results: what it makes. steps: torch's operations, and from where to where native ones
-    go between them."""
+    """A program in native code. at: the native number of each matrix. inputs: the matrices given to
+    native code, including results of torch. results: the matrices it computes. steps: the
+    operations of torch, with the ranges of native operations between them."""
 
     program: Any
     at: dict[int, int]
     inputs: tuple[int, ...]
     results: tuple[int, ...]
     steps: tuple[ByTorch | tuple[int, int], ...]
-    done: tuple[tuple[int, ...], ...]  # torch's results that nobody reads after a step
+    done: tuple[tuple[int, ...], ...]  # results of torch that no step reads afterwards
 
     @classmethod
     def of(cls, program: Program) -> "_Native":
@@ -148,7 +148,7 @@ class _Native:
         for m, first in program.firsts.items():
             at[m] = native.in_arena(program.columns[m], first)
         steps: list[ByTorch | tuple[int, int]] = []
-        last: dict[int, int] = {}  # step that reads or makes a matrix
+        last: dict[int, int] = {}  # the last step that reads or writes each matrix
         built = begun = 0
         for operation in program.operations:
             if isinstance(operation, ByTorch):
@@ -168,7 +168,7 @@ class _Native:
 
 @dataclass(frozen=True, eq=False)
 class _Arranged(MutableMapping[int, Tensor]):
-    """The matrices of a call as torch's operations see them: of their own, or in the arena."""
+    """The matrices of a call for operations of torch: separate tensors, or views of the arena."""
 
     own: dict[int, Tensor]
     native: _Native

@@ -1,4 +1,4 @@
-"""The programs of a model: one for each signature, made at its first call."""
+"""The programs of a model: one per signature, built at its first call."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +19,15 @@ from lowbit.runtime.values import UnservedError
 
 NO_LIMIT = 1 << 20  # tokens
 
-# Programs are made one at a time.
+# Only one program is built at a time.
 _MAKING = threading.Lock()
-# The attribute under which a model holds its own.
+# The attribute of a model that holds its Programs.
 _ATTRIBUTE = "_lowbit_programs"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Compiled:
-    """A program with what torch does before and after it; `names` of the tensors in order."""
+    """A program with the steps of torch before and after it. names: the tensors in order."""
 
     names: tuple[str, ...]
     lowered: Lowered
@@ -52,7 +52,7 @@ class Compiled:
     def _bias(
         self, run: Callable[..., tuple[Tensor]], heads: int, tensors: Mapping[str, Tensor]
     ) -> Tensor:
-        """[1, heads, length, length], as the first sequence has it without padding."""
+        """The positional bias [1, heads, length, length], as in a sequence without padding."""
         alone = {name: tensors[name][:1] for name in self.names}
         if MASK in alone:
             alone[MASK] = torch.ones_like(alone[MASK])
@@ -62,8 +62,8 @@ class Compiled:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Where the tokens of a batch [batch, length] are. there: their places in the batch, None if
-    all exist."""
+    """The rows of the tokens of a batch [batch, length]. there: their indices in the flat batch;
+    None without padding."""
 
     batch: int
     length: int
@@ -101,21 +101,21 @@ class Rows:
 
 
 class Programs:
-    """Those of one model.
+    """The programs of one model.
 
-    made: by signature the program, or the sentence why there is none. saved: graphs by another
-    process.
+    made: the program of each signature, or the reason why there is none. saved: graphs that another
+    process saved.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.made: dict[Signature, Compiled | str] = {}
         self.saved: dict[Signature, Captured] = {}
-        self.hooks: list[Any] | None = None  # all dictionaries of them
+        self.hooks: list[Any] | None = None  # all dictionaries of hooks
 
     @classmethod
     def of(cls, model: nn.Module) -> "Programs":
-        """Those of a model, which holds them from now on."""
+        """The programs of a model. Creates and attaches them if needed."""
         found = cls.held_by(model)
         if found is None:
             found = model.__dict__[_ATTRIBUTE] = cls(model)
@@ -127,14 +127,14 @@ class Programs:
         return found if isinstance(found, cls) else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Programs":
-        """A copy has the copied model, and makes programs of its own."""
+        """A copy belongs to the copied model and builds its own programs."""
         return Programs(memo[id(self.model)])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Programs, (self.model,)
 
     def served(self, arguments: Mapping[str, Any]) -> Compiled | str:
-        """The program of a call, or the sentence why there is none."""
+        """The program for a call, or the reason why there is none."""
         if self.model.training:
             return "A model in training mode is not run as a program."
         if torch.is_grad_enabled():
@@ -159,14 +159,14 @@ class Programs:
             with _MAKING:
                 made = self._current(found)
                 if made is None:
-                    self.hooks = None  # modules may be others
+                    self.hooks = None  # modules may have changed
                     made = self.made[found] = self._made(found, arguments)
         if isinstance(made, Compiled) and mask is not None and not made.padding(mask != 0):
             return "This padding is not run as a program: something counts places or reads it."
         return made
 
     def _current(self, found: Signature) -> Compiled | str | None:
-        """What was made for a signature, if the model is still the one that it was made of."""
+        """The program or reason of a signature, if the model has not changed since."""
         made = self.made.get(found)
         return None if isinstance(made, Compiled) and not made.held.still() else made
 
@@ -189,7 +189,7 @@ class Programs:
                 lowered = lower(captured, _limit(model))
         except UnservedError as why:
             return f"This model is not run as a program: {why}."
-        except Exception as error:  # of torch.export, for models that it cannot follow
+        except Exception as error:  # of torch.export, for models that it cannot trace
             first = str(error).strip().partition("\n")[0]
             return f"torch.export cannot follow this model: {type(error).__name__}: {first}."
         finally:
@@ -205,6 +205,6 @@ class Programs:
 
 
 def _limit(model: nn.Module) -> int:
-    """The most tokens of a sequence that the model says it takes."""
+    """The most tokens of a sequence, as the model declares."""
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else NO_LIMIT

@@ -1,5 +1,5 @@
-"""Steps of which each number of the result depends on one row alone, so that torch can compute them
-on the rows of a program: what torch calls pointwise, linear layers, and means over the columns."""
+"""Steps that torch can compute on the rows of a program, because each result depends on one row:
+pointwise operators, linear layers, and means over the columns."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def row_by_row(
     node: fx.Node, modules: Mapping[str, nn.Module], why: str
 ) -> tuple[str, Callable[..., Tensor], list[Any]]:
     """A step's name, and the function and arguments that compute it on rows. Raises UnservedError,
-    with `why`, for all other steps. modules: quantized ones by name."""
+    with `why`, for all other steps. modules: the quantized modules by name."""
     target: Any = node.target
     arguments = list(node.args)
     if target is LINEAR:
@@ -34,7 +34,7 @@ def row_by_row(
 
 
 def pointwise(target: Any) -> bool:
-    """Whether an operator computes each number from those at the same place."""
+    """Whether an operator is pointwise."""
     return (
         isinstance(target, torch._ops.OpOverload)
         and torch.Tag.pointwise in target.tags
@@ -43,7 +43,7 @@ def pointwise(target: Any) -> bool:
 
 
 def same_for_all(tensor: Tensor, name: str) -> Tensor:
-    """A parameter [1, …, columns] as it meets rows [tokens, columns]."""
+    """A parameter [1, …, columns], reshaped to broadcast over rows [tokens, columns]."""
     shape = list(tensor.shape)
     while len(shape) > 2 and shape[0] == 1:
         shape.pop(0)

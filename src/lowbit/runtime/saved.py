@@ -1,8 +1,8 @@
-"""Captured graphs of a model in a file beside it, so that no process captures them again.
+"""Save captured graphs of a model to a file, so that other processes need not capture them.
 
-What is saved are graphs, not addresses or packed weights: programs are made of them when they are
-first called, in a tenth of the time. A file holds for the versions, the configuration and the
-weights that it was made with, and is checked against them.
+The file has graphs, not addresses or packed weights. A first call builds its program from a graph
+in a tenth of the time. A file is valid for one set of versions, configuration and weights; reading
+checks these.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ MOST_BYTES = 1 << 26
 
 
 def made_with(model: nn.Module) -> dict[str, Any]:
-    """What graphs of a model hold for."""
+    """The versions, configuration and weights for which graphs of a model are valid."""
     config = getattr(model, "config", None)
     told = config.to_dict() if config is not None else {}
     for name in ("_name_or_path", "transformers_version", "quantization_config"):
@@ -51,7 +51,7 @@ def made_with(model: nn.Module) -> dict[str, Any]:
 def write(
     output: Path, captured: Mapping[str, tuple[nn.Module, Mapping[Signature, Captured]]]
 ) -> None:
-    """captured: by the name of each model, the model and its graphs."""
+    """Write a file. captured: each model and its graphs, by name."""
     models = {
         name: {
             "made_with": made_with(model),
@@ -67,8 +67,8 @@ def write(
 
 
 def read(file: Path, name: str, model: nn.Module) -> dict[Signature, Captured] | str:
-    """The graphs of the model that has this name in a file; or, if they hold for another one, a
-    sentence that says so. Raises InputError for a file that is damaged."""
+    """The graphs of the model with this name in a file, or a sentence why they do not fit `model`.
+    Raises InputError if the file is damaged."""
     stored = read_json(file, MOST_BYTES)
     with reading(file):
         if stored["format"] != FORMAT:

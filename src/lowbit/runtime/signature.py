@@ -1,4 +1,5 @@
-"""What a captured graph holds for: which arguments a call gives, of which kinds."""
+"""The signature of a call: the given arguments and their kinds. A captured graph is valid for
+one."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -8,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The argument that says which tokens exist.
+# The argument with the attention mask.
 MASK = "attention_mask"
-# Values of other arguments that can be told apart; all else goes to eager.
+# Types of other arguments that can be compared; calls with other types run the model itself.
 PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
 class Signature:
-    """tensors: name, dtype and sizes, of which the batch and the length are free. others: plain
+    """A signature. tensors: name, dtype and sizes; batch and length are free. others: plain
     values."""
 
     tensors: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
@@ -45,7 +46,7 @@ class Signature:
 
 
 def bound(forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name, of those that are given."""
+    """The given arguments of a call, by name."""
     if not args:
         return {name: value for name, value in kwargs.items() if value is not None}
     names = [
@@ -60,7 +61,7 @@ def bound(forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> 
 
 
 def signature(arguments: Mapping[str, Any]) -> Signature | str:
-    """That of a call, or why a program cannot serve it."""
+    """The signature of a call, or the reason why no program can serve it."""
     tensors, others = [], []
     for name, value in sorted(arguments.items()):
         if isinstance(value, Tensor):

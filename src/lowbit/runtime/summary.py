@@ -1,4 +1,4 @@
-"""What became of a compiled model's calls, for `lowbit.explain`."""
+"""Summaries of the programs of a compiled model, for `lowbit.explain`."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from lowbit.runtime.signature import Signature
 
 @dataclass(frozen=True)
 class ProgramSummary:
-    """What became of calls with certain arguments.
+    """The program for calls with certain arguments, or the reason why there is none.
 
-    arguments: their names. refused: why there is no program, or None. operations: how many it has.
-    by_torch: name -> (how many of them torch computes between native parts, and why). around: steps
-    that torch computes before or after it, and why. bytes_per_token: of the memory that operations
-    share."""
+    arguments: their names. refused: why there is no program, or None. operations: their number.
+    by_torch: for each operation that torch computes between native parts: its name, how often, and
+    why. around: steps that torch computes before or after the program, and why. bytes_per_token: of
+    the memory that operations share."""
 
     arguments: tuple[str, ...]
     refused: str | None = None
@@ -28,7 +28,7 @@ class ProgramSummary:
 
 
 def programs(model: nn.Module) -> list[ProgramSummary]:
-    """Those of a compiled model, in the order in which they were made."""
+    """The summaries of a compiled model's programs, oldest first."""
     found = Programs.held_by(model)
     return [] if found is None else [_told(each, made) for each, made in found.made.items()]
 

@@ -1,4 +1,4 @@
-"""What the values of a graph are to a program."""
+"""The kinds of graph values that lowering knows."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Scaled:
 @dataclass(frozen=True)
 class Heads:
     """Columns of a matrix from `first` on, times a number, as [batch, length, heads, size], or
-    [batch, heads, length, size] if turned."""
+    [batch, heads, length, size] if `turned`."""
 
     matrix: Matrix
     heads: int
@@ -37,14 +37,14 @@ class Heads:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether heads are all of their matrix, as it is."""
+        """Whether the heads are the whole matrix, unscaled and not transposed."""
         wide = self.heads * self.size == self.matrix.columns
         return wide and not self.turned and self.by == 1
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Some columns of a matrix; a nonlinearity is applied to them before they are read."""
+    """Some columns of a matrix, with a nonlinearity that is applied before they are read."""
 
     matrix: Matrix
     first: int
@@ -54,16 +54,15 @@ class Columns:
 
 @dataclass(frozen=True)
 class Parts:
-    """Several values in one: a matrix that is cut."""
+    """A tuple of values: a matrix that was split."""
 
     values: "tuple[Heads | Columns, ...]"
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Heads on the way to their rotary embedding. half: which half of their numbers, None for
-    both; swapped: the second half, negative, is before the first; by: what they are multiplied
-    with."""
+    """An intermediate step of a rotary embedding of heads. half: which half of the numbers, None
+    for both. swapped: the negative second half comes before the first. by: the factor."""
 
     heads: Heads
     half: int | None = None
@@ -74,7 +73,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Sum:
-    """a + b, before it is known who reads it."""
+    """a + b; its consumers decide which operation computes it."""
 
     a: Matrix
     b: Matrix
@@ -114,14 +113,15 @@ class Unweighted:
 
 @dataclass(frozen=True)
 class Keys:
-    """Heads whose tokens and numbers have changed places, as a product of scores reads them."""
+    """Transposed heads [..., size, length], the right operand of query · key."""
 
     heads: Heads
 
 
 @dataclass(frozen=True)
 class Scores:
-    """scale query · key + masks, of an attention that is spelled out; `weights` after softmax."""
+    """scale query · key + masks, of an attention without fused operator; `weights` after
+    softmax."""
 
     query: Heads
     key: Heads

@@ -1,5 +1,5 @@
-"""By an operator of a captured graph: what it is to a program. A handler takes the lowering so far
-and the node, and gives the node's value; it raises UnservedError for what torch has to compute."""
+"""Handlers that lower the operators of a captured graph. A handler takes the lowering so far and a
+node, and returns the node's value. It raises UnservedError if torch must compute the node."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Attention: as one operator of torch's or of ours, or spelled out as products and a softmax."""
+"""Attention: one operator of torch or lowbit, or separate products and a softmax."""
 
 from dataclasses import replace
 from typing import Any

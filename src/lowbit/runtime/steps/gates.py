@@ -33,7 +33,7 @@ def _logistic(to: Lowering, node: fx.Node) -> Value:
 
 
 def _product(to: Lowering, node: fx.Node) -> Value:
-    """Of two tensors, in either order; or of a tensor and a number."""
+    """The product of two tensors in any order, or of a tensor and a number."""
     a, b = node.args[0], node.args[1]
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
         return attention.scaled(to, node)
@@ -65,7 +65,7 @@ def _by_logistic(
     how = next(found, None)
     if how is None:
         raise UnservedError(f"x times the logistic function of {value.slope} x")
-    own = {node, logistic, *logistic.all_input_nodes}  # the readers that make the function
+    own = {node, logistic, *logistic.all_input_nodes}  # the consumers that are part of the function
     return applied(to, x, how, own)
 
 

@@ -35,7 +35,7 @@ def _linear(to: Lowering, node: fx.Node) -> Value:
 
 
 def applied(to: Lowering, x: fx.Node, how: str, readers: Set[fx.Node]) -> Value:
-    """A nonlinearity of x: in the linear layer that gives x, if nobody but `readers` reads it."""
+    """A nonlinearity of x, fused into the linear layer that computes x if only `readers` read x."""
     value = to.value(x)
     if isinstance(value, Columns) and value.nonlinearity == "identity":
         return replace(value, nonlinearity=how)

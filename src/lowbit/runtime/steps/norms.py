@@ -1,4 +1,4 @@
-"""Sums, and the norms that follow them: layer norms, and RMS norms, spelled out or not."""
+"""Sums, and the norms that follow them: layer norms and RMS norms, as one operator or several."""
 
 from dataclasses import replace
 from typing import Any

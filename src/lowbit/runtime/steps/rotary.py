@@ -1,4 +1,4 @@
-"""Rotary embeddings: x cos + (-second half of x, first half of x) sin, as models spell it out."""
+"""Rotary embeddings: x cos + (-second half of x, first half of x) sin, as models write them."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def _half(to: Lowering, node: fx.Node) -> Value:
-    """One half of the numbers of heads; other slices take all there is."""
+    """One half of the numbers of heads; other supported slices take the whole."""
     value, args = to.value(node.args[0]), list(node.args[1:])
     if not isinstance(value, Heads) or not value.turned or args[:1] not in ([3], [-1]):
         return same(to, node)
@@ -28,7 +28,7 @@ def _half(to: Lowering, node: fx.Node) -> Value:
 
 
 def _from(half: int) -> tuple[tuple[int, Any], ...]:
-    """How a slice from `half` on is written."""
+    """The start of a slice from `half` on, as the graph writes it."""
     return (half, None), (half, 2 * half), (half, torch.iinfo(torch.int64).max)
 
 
@@ -53,7 +53,7 @@ def _joined(to: Lowering, node: fx.Node) -> Value:
 
 
 def multiplied(to: Lowering, x: fx.Node, by: fx.Node) -> Value:
-    """Heads, or what is swapped, times cosines or sines [batch or 1, 1, length, size]."""
+    """Heads, or swapped heads, times cosines or sines [batch or 1, 1, length, size]."""
     value = to.value(x)
     if by in to.late:
         raise UnservedError(f"{by.name} is computed later")
@@ -65,7 +65,7 @@ def multiplied(to: Lowering, x: fx.Node, by: fx.Node) -> Value:
 
 
 def added(to: Lowering, node: fx.Node) -> Value:
-    """The sum of both, which is the embedding."""
+    """The sum of the cosine and sine terms: the embedding."""
     straight, swapped = (to.value(read) for read in node.args[:2])
     if (
         not isinstance(straight, Rotation)
@@ -93,7 +93,7 @@ def added(to: Lowering, node: fx.Node) -> Value:
 
 
 def _by_token(to: Lowering, node: fx.Node | None, size: int) -> Matrix:
-    """[batch or 1, 1, length, size] as an input of the program."""
+    """A tensor [batch or 1, 1, length, size] as an input of the program, one row per token."""
     found = None if node is None else kind(node)
     if node is None or found is None or (*found.sizes[1:2], *found.sizes[3:]) != ("1", str(size)):
         raise UnservedError("a rotation by other than a number for each token and size")

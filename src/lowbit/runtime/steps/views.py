@@ -1,4 +1,4 @@
-"""What moves no number: heads are cut from a matrix and turned."""
+"""Views: operators that split a matrix into heads and transpose them, without a copy."""
 
 import operator
 from collections.abc import Callable
@@ -26,7 +26,7 @@ aten = torch.ops.aten
 
 
 def same(to: Lowering, node: fx.Node) -> Value:
-    """What gives what it is given."""
+    """An operator that returns its argument."""
     read: Any = node.args[0]
     if not isinstance(read, fx.Node) or read not in to.values:
         raise UnservedError("its input is computed by torch")
@@ -66,7 +66,7 @@ def _shaped(to: Lowering, node: fx.Node) -> Value:
 
 
 def _unbound(to: Lowering, node: fx.Node) -> Value:
-    """Q, K and V of one matrix, along the dimension that tells them apart."""
+    """Split a matrix into Q, K and V, along their dimension."""
     value, dim = to.value(node.args[0]), node.args[1] if len(node.args) > 1 else 0
     if not isinstance(value, Parts) or dim not in (2, -3):
         raise UnservedError(f"{node.target} does more than tell queries, keys and values apart")
