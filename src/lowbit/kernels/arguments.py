@@ -1,4 +1,4 @@
-"""Weights and scales as operators take them: tensors, numbers, and text that can be traced."""
+"""Weights and scales as arguments of operators: tensors, numbers, and text, which can be traced."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ from lowbit.kernels.checks import check_bytes, check_tensors
 from lowbit.kernels.packed_layout import unsupported
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 
-MOST_TEXT = 1 << 13  # characters of a layout: a stack of most parts has a third
-MOST_WEIGHTS = 1 << 48  # of one tensor: products of sizes stay far from the end of int64
+MOST_TEXT = 1 << 13  # characters of a layout; a stack with the most parts has a third of them
+MOST_WEIGHTS = 1 << 48  # numbers in one tensor; products of sizes stay far below the limit of int64
 CPU = torch.device("cpu")
 
 
@@ -32,7 +32,7 @@ def layout_text(layout: Layout) -> str:
 
 @lru_cache(maxsize=4096)
 def layout_of(text: str) -> Layout:
-    """The way back. Raises UsageError or InputError for other text."""
+    """The inverse of `layout_text`. Raises UsageError or InputError for other text."""
     try:
         if len(text) > MOST_TEXT:
             raise ValueError
@@ -45,12 +45,12 @@ def layout_of(text: str) -> Layout:
 
 
 def stored_arguments(q: QTensor) -> tuple[list[Tensor], str]:
-    """A quantized tensor as `stored`, `layout`."""
+    """A quantized tensor as the arguments `stored` and `layout`."""
     return list(q.tensors().values()), layout_text(q.layout)
 
 
 def check_stored(stored: Sequence[Tensor], layout: str, in_features: int) -> None:
-    """Raises UsageError for tensors that are not a weight of this layout and width."""
+    """Raises UsageError if the tensors are not a weight of this layout and width."""
     parsed = layout_of(layout)
     check_at_least("in_features", in_features, 1)
     if len(stored) != len(parsed.names):
@@ -60,20 +60,20 @@ def check_stored(stored: Sequence[Tensor], layout: str, in_features: int) -> Non
     if stored[0].dim() < 2:
         raise UsageError(f"{parsed.names[0]} {list(stored[0].shape)} are not rows of codes")
     named = dict(zip(parsed.names, stored, strict=True))
-    # Where sizes are symbols, those of a weight are taken for constants.
+    # If sizes are symbolic, the sizes of the weight become constants.
     wanted = parsed.tensors(int(rows_of(stored, layout)), int(in_features))
     check_tensors(named, wanted, stored[0].device)
 
 
 def assemble(stored: Sequence[Tensor], layout: str, in_features: int) -> QTensor:
-    """What `check_stored` accepts, as a quantized tensor."""
+    """The quantized tensor of arguments that `check_stored` accepts."""
     parsed = layout_of(layout)
     return parsed.assemble(dict(zip(parsed.names, stored, strict=True)), in_features)
 
 
 def rows_of(stored: Sequence[Tensor], layout: str) -> int:
-    """Output rows: of a stack as its layout has it, else the second last dimension of codes
-    [out, …] and planes [bits, out, …]; of experts, those of all."""
+    """The number of output rows. A stack has it in its layout; else it is the second last dimension
+    of codes [out, …] and planes [bits, out, …], for experts times their number."""
     parsed = layout_of(layout)
     if isinstance(parsed, StackedLayout):
         return parsed.rows
@@ -84,23 +84,23 @@ def rows_of(stored: Sequence[Tensor], layout: str) -> int:
 def check_packed(
     packed: Tensor, layout: str, out_features: int, in_features: int, planes: int
 ) -> None:
-    """Raises UsageError for a shape or a number of planes that cannot be packed, and for bytes that
-    are not such a weight."""
+    """Raises UsageError if the shape or number of planes cannot be packed, or if the bytes do not
+    fit the packed layout."""
     form = packed_layout(layout, int(out_features), int(in_features), int(planes))
     check_bytes(packed, form.size)
 
 
 @lru_cache(maxsize=4096)
 def packed_layout(layout: str, out_features: int, in_features: int, planes: int) -> AnyPackedLayout:
-    """That of a packed weight, of which the first `planes` are used, 0 for all (and for affine
-    ones). Raises UsageError for a shape or a number of planes that cannot be packed."""
+    """The packed layout of a weight of which the first `planes` are used; 0 for all, and for affine
+    weights. Raises UsageError if the shape or number of planes cannot be packed."""
     parsed = layout_of(layout)
     check_at_least("in_features", in_features, 1)
     check_at_least("the rows of a packed weight", out_features, 1)
     if out_features * in_features > MOST_WEIGHTS:
         raise UsageError(f"a weight [{out_features}, {in_features}] has more than 2^48 numbers")
     if isinstance(parsed, StackedLayout):
-        parsed.tensors(out_features, in_features)  # raises for other rows
+        parsed.tensors(out_features, in_features)  # raises if the rows differ
     refusal = unsupported(parsed, in_features, CPU)
     if planes and planes not in parsed.prefixes:
         refusal = f"{planes} planes are not available"
@@ -110,7 +110,8 @@ def packed_layout(layout: str, out_features: int, in_features: int, planes: int)
 
 
 def static_arguments(input: StaticScale | None) -> tuple[float, int]:
-    """A scale of static activations as `input_scale`, which is 0 for others, `input_zero_point`."""
+    """The arguments `input_scale`, which is 0 without static activations, and
+    `input_zero_point`."""
     return (0.0, 0) if input is None else (input.scale, input.zero_point)
 
 

@@ -1,8 +1,8 @@
-"""What operators are given, before native code takes addresses of it.
+"""Check the arguments of operators, before native code uses their addresses.
 
-Modules vouch for what they hold; whoever calls an operator by its name may give anything. An
-operator and its fake version ask the same function, which reads shapes, dtypes, devices and numbers
-that are no tensors; it raises UsageError.
+Modules check their own tensors, but a direct call of an operator may have any arguments. An
+operator and its fake version call the same check. It reads only shapes, dtypes, devices and plain
+numbers, and raises UsageError.
 """
 
 import math
@@ -19,14 +19,14 @@ WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_given(name: str, value: Tensor | None) -> None:
-    """Raises UsageError for None, which torch takes for a tensor that has no numbers."""
+    """Raises UsageError for None, which torch accepts as an undefined tensor."""
     if value is None:
         raise UsageError(f"{name} is None, not a tensor")
 
 
 def check_memory(t: Tensor) -> None:
-    """Raises UsageError for a tensor whose numbers are not all in memory, by strides: a sparse one,
-    or one whose memory was given back."""
+    """Raises UsageError if the numbers of a tensor are not all in memory at their strides: a sparse
+    tensor, or one with freed memory."""
     if t.layout is not torch.strided:
         raise UsageError(f"a tensor {list(t.shape)} is {t.layout}: operators take strided ones")
     if t.is_meta or t.numel() == 0:
@@ -45,7 +45,7 @@ def check_tensors(
     wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
     device: torch.device,
 ) -> None:
-    """Raises UsageError for tensors without the shapes and dtypes that are wanted."""
+    """Raises UsageError if tensors do not have the expected shapes, dtypes and device."""
     for name, (shape, dtype) in wanted.items():
         t = found[name]
         if tuple(t.shape) != shape or t.dtype != dtype or t.device != device:
@@ -56,7 +56,7 @@ def check_tensors(
 
 
 def check_bytes(packed: Tensor, size: int) -> None:
-    """Raises UsageError for what is not so many bytes of a packed weight, side by side."""
+    """Raises UsageError if `packed` is not a contiguous tensor of `size` bytes on the CPU."""
     cpu = torch.device("cpu")
     check_tensors({"packed": packed}, {"packed": ((size,), torch.uint8)}, cpu)
     if not packed.is_contiguous():
@@ -64,14 +64,14 @@ def check_bytes(packed: Tensor, size: int) -> None:
 
 
 def check_bias(bias: Tensor | None, out_features: int, device: torch.device) -> None:
-    """Raises UsageError for a bias that is not one float for each output."""
+    """Raises UsageError if a bias is not one float per output."""
     if bias is not None:
         _check_dtype("bias", bias, FLOATS)
         check_tensors({"bias": bias}, {"bias": ((out_features,), bias.dtype)}, device)
 
 
 def check_rows(name: str, x: Tensor, columns: int, device: torch.device) -> None:
-    """Raises UsageError for what is not floats [*, columns] on the device."""
+    """Raises UsageError if x is not a float tensor [*, columns] on the device."""
     _check_dtype(name, x, FLOATS)
     if x.dim() == 0 or x.shape[-1] != columns or x.device != device:
         raise UsageError(
@@ -80,23 +80,23 @@ def check_rows(name: str, x: Tensor, columns: int, device: torch.device) -> None
 
 
 def check_dimensions(name: str, x: Tensor, dimensions: int) -> None:
-    """Raises UsageError for what is not floats of so many dimensions."""
+    """Raises UsageError if x is not a float tensor with this number of dimensions."""
     _check_dtype(name, x, FLOATS)
     if x.dim() != dimensions:
         raise UsageError(f"{name} {list(x.shape)} has {x.dim()} dimensions, expected {dimensions}")
 
 
 def check_ids(ids: Tensor, device: torch.device) -> None:
-    """Raises UsageError for what is not whole numbers on the device. Whether a table has such rows
-    is seen when they are read."""
+    """Raises UsageError if ids are not integers on the device. Reading the rows checks their
+    range."""
     _check_dtype("ids", ids, WHOLE)
     if ids.device != device:
         raise UsageError(f"ids on {ids.device} do not fit a table on {device}")
 
 
 def check_choices(x: Tensor, ids: Tensor, weights: Tensor | None = None) -> None:
-    """Raises UsageError for ids that do not choose experts for the rows of x: int64 [tokens, slots]
-    for a row for each token or, with weights as many as ids, for one for each slot."""
+    """Raises UsageError if ids do not fit the rows of x. ids: int64 [tokens, slots]. x has a row
+    per token or, with weights of the shape of ids, a row per slot."""
     if ids.dtype is not torch.int64 or ids.dim() != 2:
         raise UsageError(
             f"ids {list(ids.shape)} of {ids.dtype} choose no experts: int64 [tokens, slots] are"
@@ -122,14 +122,14 @@ def check_choices(x: Tensor, ids: Tensor, weights: Tensor | None = None) -> None
 
 
 def check_result(dtype: torch.dtype) -> None:
-    """Raises UsageError for a dtype that no result has."""
+    """Raises UsageError if the dtype of a result is not a supported float."""
     if dtype not in FLOATS:
         raise UsageError(f"dtype {dtype} is not one of {_listed(FLOATS)}")
 
 
 def check_path(path: str, *operators: str) -> None:
-    """Raises UsageError for a path that none of the native operators has, or not on this
-    processor."""
+    """Raises UsageError if no native operator has this path, or if this processor cannot run
+    it."""
     paths = {p.name: p.feature for operator in operators for p in native.paths(operator)}
     check_choice("path", path, paths)
     missing = native.lacks(paths[path])
@@ -138,8 +138,7 @@ def check_path(path: str, *operators: str) -> None:
 
 
 def check_static(activations: str, scale: float, zero_point: int) -> None:
-    """Raises UsageError for a scale that does not go with the kind of activations: static ones have
-    one, others have none."""
+    """Raises UsageError if static activations have no scale, or others have one."""
     if activations != "static":
         if scale or zero_point:
             raise UsageError(
@@ -153,7 +152,7 @@ def check_static(activations: str, scale: float, zero_point: int) -> None:
 
 
 def check_finite(name: str, number: float) -> None:
-    """Raises UsageError for NaN and infinities."""
+    """Raises UsageError for NaN and infinity."""
     if not math.isfinite(number):
         raise UsageError(f"{name} must be finite, not {number}")
 

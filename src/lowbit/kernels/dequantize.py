@@ -1,4 +1,4 @@
-"""The operator that decodes a weight."""
+"""The operator that decodes a quantized tensor."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,5 @@
-"""Small elementwise operations, one after the other in one call of csrc/elementwise.h, with the
-bits that torch's own give."""
+"""Several small elementwise operations in one call of csrc/elementwise.h, with the bits of torch's
+operators."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowbit.kernels.native import module
 
-# torch takes several threads for more numbers.
+# For more numbers torch uses several threads.
 MOST_NUMBERS = 32768
 DIMENSIONS = 4
 
@@ -28,8 +28,8 @@ class Operation:
 def operations(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], y: Tensor
 ) -> list[Operation]:
-    """What has the effect of function(*args, **kwargs, out=y); nothing where native code does not
-    serve it."""
+    """The operations equal to function(*args, **kwargs, out=y); an empty list if native code has
+    none."""
     if module is None or y.numel() > MOST_NUMBERS:
         return []
     made = (_joined if function is torch.cat else _one)(function, args, kwargs, y)
@@ -38,7 +38,7 @@ def operations(
 
 
 def sequence(operations: Sequence[Operation]) -> Callable[[], None]:
-    """One after the other, when called. The tensors are kept."""
+    """A function that runs the operations in order. It keeps references to the tensors."""
     assert module is not None
     run = module.ElementwiseSequence()
     for each in operations:
@@ -91,7 +91,7 @@ def _one(
 
 
 def _number(arg: Any) -> Tensor | None:
-    """An operand: a tensor, or a number as torch takes it beside float32."""
+    """An operand: a tensor, or a number rounded to float32, as torch does."""
     if isinstance(arg, Tensor):
         return arg
     return torch.tensor(float(arg), dtype=torch.float32) if type(arg) in (int, float) else None
@@ -102,16 +102,16 @@ def _served(t: Tensor) -> bool:
 
 
 def _steps(each: Operation) -> list[list[int]] | None:
-    """Sizes, and the steps of y, a and b through memory, over DIMENSIONS dimensions; None where
-    more are needed."""
+    """Sizes, and the steps of y, a and b in memory, in DIMENSIONS dimensions; None if they need
+    more."""
     shape = each.y.shape
     operands = (each.y, each.a.expand(shape), each.b.expand(shape))
-    kept: list[tuple[int, ...]] = []  # a size and three steps
+    kept: list[tuple[int, ...]] = []  # each: a size and three steps
     for size, *steps in zip(shape, *(t.stride() for t in operands), strict=True):
         if size == 1:
             continue
         if kept and [size * own for own in steps] == list(kept[-1][1:]):
-            # One dimension with the one before.
+            # Merge this dimension with the previous one.
             kept[-1] = kept[-1][0] * size, *steps
         else:
             kept.append((size, *steps))

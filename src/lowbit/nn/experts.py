@@ -1,11 +1,11 @@
-"""QuantExperts: a parameter [experts, out, in] of a mixture, stored; and the forward pass of a
-mixture whose projections are stored so.
+"""QuantExperts: the quantized weights [experts, out, in] of a mixture; and the forward pass of a
+mixture with quantized projections.
 
-transformers describes an experts module by attributes (`use_experts_implementation`): whether there
-is a gate, biases, transposed weights, a norm after each expert. Its forward is looked up in a
-registry by name; ours serves every class that describes itself. The module stays what it is: where
-it had a parameter it has a QuantExperts, which code that reads the parameter can use like a tensor.
-Of a class that does not describe itself that code is the forward; its products are ours.
+transformers describes an experts module by attributes (`use_experts_implementation`): a gate,
+biases, transposed weights, a norm after each expert. It finds the forward in a registry by name;
+lowbit registers one for every class with these attributes. The module keeps its class. A
+QuantExperts replaces the float parameter, and code can use it like a tensor. If a class lacks the
+attributes, its own forward does so, and lowbit computes the products.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,17 +33,17 @@ from lowbit.nn.packed_weight import PackedWeight
 from lowbit.nn.quant_module import QuantModule
 
 IMPLEMENTATION = "lowbit"  # the name in transformers' registry
-FLOAT = "grouped_mm"  # what computes float experts
+FLOAT = "grouped_mm"  # transformers' implementation for float experts
 _OF_TENSORS = frozenset(name for name in dir(Tensor) if not name.startswith("_"))
 
 
 class QuantExperts(QuantModule):
-    """The weights of all experts in one projection. `transposed` says that the float parameter was
-    [experts, in, out]. activations: "float", or "dynamic" for int8 with scales found per call."""
+    """The weights of all experts in one projection. transposed: the float parameter was
+    [experts, in, out]. activations: "float", or "dynamic" for int8 with scales per call."""
 
     layout: ExpertsLayout
     product: ExpertsProduct | None
-    slots: int | None  # experts that a token chose when it was last asked
+    slots: int | None  # experts per token in the last call
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class QuantExperts(QuantModule):
         self.experts, self.in_features, self.out_features = layout.experts, columns, outputs
         self.activations, self.transposed = activations, transposed
         self.product, self.slots = None, None
-        # transformers initializes what no checkpoint held, and this is none of it.
+        # Else transformers would initialize it as a weight that the checkpoint lacks.
         self._is_hf_initialized = True
 
     def forward(
@@ -70,14 +70,14 @@ class QuantExperts(QuantModule):
         gate: str = IDENTITY,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """x [tokens, in] by the experts ids [tokens, slots] -> [tokens, slots, out].
+        """Multiply x [tokens, in] by the experts ids [tokens, slots] -> [tokens, slots, out].
 
-        gate: a nonlinearity that `takes_gate` allows; half as many numbers come out, f(first half)
-        times the other.
-        weights: [tokens, slots]; x is then [tokens · slots, in], a row for each slot. The slots'
-        results, times these, are summed in order: [tokens, out].
+        gate: a nonlinearity f that `takes_gate` allows. The result is f(first half) · second half,
+        with out/2 columns.
+        weights: [tokens, slots]. Then x is [tokens · slots, in], a row per slot, and the results of
+        the slots, times the weights, are summed in order: [tokens, out].
 
-        Raises UsageError where the sizes of x, ids and weights do not go together.
+        Raises UsageError if the sizes of x, ids and weights do not match.
         """
         if has_torch_function((x, ids)):  # TorchFunctionModes see one call
             return handle_torch_function(
@@ -99,14 +99,14 @@ class QuantExperts(QuantModule):
         return weighted_sum(linear(x, ids.reshape(-1, 1)).flatten(0, 1), weights).to(x.dtype)
 
     def takes_gate(self, gate: str, x: Tensor, bias: Tensor | None) -> bool:
-        """Whether the product can apply such a gate in a call with x."""
+        """Whether the product can apply this gate in a call with x."""
         if ops.dispatched(x, bias):
             return False
         _, product = self._packed_call()
         return product is not None and product.gates(gate)
 
     def _packed_call(self) -> tuple[PackedWeight | None, ExpertsProduct | None]:
-        """What native code is given; None where the stored weights are used."""
+        """The arguments of native code; None if the reference computes with the stored weights."""
         packed = self.packed or self.pack()
         if packed is None:
             return None, None
@@ -117,7 +117,7 @@ class QuantExperts(QuantModule):
         return packed, product
 
     def decoded(self) -> Tensor:
-        """The float weights as the float parameter had them."""
+        """The decoded weights in the shape of the float parameter."""
         return self.as_parameter(super().decoded())
 
     def as_parameter(self, weight: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class QuantExperts(QuantModule):
         return weight.transpose(1, 2).contiguous() if self.transposed else weight
 
     def choose(self) -> tuple[Kernel, str]:
-        """The kernel that serves these weights here, and why."""
+        """The kernel of these weights on this machine, and the reason for its choice."""
         device = self.compute.device
         return experts.kernel(self.layout, self.in_features, device, self.activations)
 
@@ -138,7 +138,7 @@ class QuantExperts(QuantModule):
         return f"{self.experts}, {self.in_features}, {self.out_features}, {self.describe()}"
 
     def __getitem__(self, index: Any) -> Tensor:
-        """As of the float parameter; of one expert, that one alone is decoded."""
+        """Index like the float parameter. An integer decodes only that expert."""
         number = index
         if isinstance(index, Tensor) and index.dim() == 0 and not index.is_floating_point():
             number = int(index)
@@ -153,13 +153,13 @@ class QuantExperts(QuantModule):
         return one
 
     def _of_one_expert(self, number: int, x: Tensor) -> Tensor:
-        """x [*, in] by one expert -> [*, out]."""
+        """Multiply x [*, in] by one expert -> [*, out]."""
         rows = x.reshape(-1, self.in_features)
         y = self(rows, rows.new_full((len(rows), 1), number, dtype=torch.int64), None)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def _of_all_experts(self, x: Tensor) -> Tensor:
-        """x [experts, tokens, in], by each its own -> [experts, tokens, out]."""
+        """Multiply x [experts, tokens, in], each part by its expert -> [experts, tokens, out]."""
         ids = torch.arange(self.experts, device=x.device).repeat_interleave(x.shape[1])
         y = self(x.reshape(-1, self.in_features), ids[:, None], None)
         return y.reshape(*x.shape[:-1], self.out_features)
@@ -188,7 +188,7 @@ class QuantExperts(QuantModule):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Functions of torch take the decoded weights; a product by those of all is ours."""
+        """Functions of torch get the decoded weights, but lowbit computes the product by all."""
         match func, args:
             case torch.bmm, (Tensor() as x, QuantExperts() as own) if not kwargs and own.transposed:
                 if x.shape[::2] == (own.experts, own.in_features):
@@ -198,7 +198,7 @@ class QuantExperts(QuantModule):
         return func(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """What code asks of the float parameter: its shape, its dtype, its methods."""
+        """Attributes of the float parameter: its shape, its dtype, its methods."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -208,9 +208,9 @@ class QuantExperts(QuantModule):
 
 
 class ExpertWeight(DecodedWeight):
-    """That of one expert as code reads it: linear layers with it are ours, and decode nothing."""
+    """The weight of one expert. Linear layers with it run lowbit's kernels without decoding."""
 
-    linear: Callable[[Tensor], Tensor] | None = None  # None: of a view
+    linear: Callable[[Tensor], Tensor] | None = None  # None for a view
 
     @classmethod
     def __torch_function__(  # type: ignore[override]
@@ -231,11 +231,11 @@ class ExpertWeight(DecodedWeight):
 def experts_forward(
     module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """As transformers calls it: hidden_states [tokens, size], for each token the numbers of its
-    experts and their weights [tokens, slots] -> [tokens, size].
+    """The forward pass with the arguments of transformers: hidden_states [tokens, size], the ids of
+    the experts of each token and their weights [tokens, slots] -> [tokens, size].
 
-    Results of the experts are summed in the order of the slots. A number that equals that of the
-    experts chooses none. Raises InputError for numbers that are no integers or that no expert has.
+    The results of the experts are summed in the order of the slots. An id equal to the number of
+    experts chooses none. Raises InputError if ids are not integers or out of range.
     """
     up, down = projections(module)
     if up is None or down is None:
@@ -272,7 +272,7 @@ def _seen(x: Tensor, bias: Tensor | None, weights: Tensor) -> bool:
 
 
 def projections(module: nn.Module) -> tuple[QuantExperts | None, QuantExperts | None]:
-    """The stored projections of an experts module, up and down; None for one that is float."""
+    """The projections of an experts module, up and down; None for a float one."""
     names = "gate_up_proj" if module.has_gate else "up_proj", "down_proj"
     up, down = (module._modules.get(name) for name in names)
     return (
@@ -282,14 +282,14 @@ def projections(module: nn.Module) -> tuple[QuantExperts | None, QuantExperts | 
 
 
 def _numbers(module: nn.Module, ids: Tensor, experts: int) -> Tensor:
-    """Those of experts as int64, with one number for all that mean none."""
+    """The ids of experts as int64, with one id for all that choose no expert."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
         raise InputError(f"expert numbers must be integers, not {ids.dtype}")
     ids = ids.to(torch.int64)
-    # Experts that live elsewhere: whoever splits a mixture gives them numbers behind its own.
+    # Expert parallelism gives ids beyond the local ones to experts of other processes.
     return ids.clamp(max=experts) if module._is_expert_parallel else ids
 
 
 def register() -> None:
-    """Make transformers know our forward pass of experts."""
+    """Register lowbit's forward pass of experts with transformers."""
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, experts_forward)

@@ -1,8 +1,8 @@
-"""Whether the gate of an experts module is one that native code applies, found by running it.
+"""Find out, by running it, whether native code can apply the gate of an experts module.
 
-A gate halves what the first projection gives, [gate, up] or the two mixed, and joins the halves.
-Where the result is f(gate) · up for halves one after the other and a known function f, the product
-makes it before a value leaves the cache. Any other is left to the module's own code.
+A gate splits the output of the first projection in two halves, [gate, up] or interleaved, and joins
+them. If the result is f(gate) · up for consecutive halves and a known function f, the product
+computes it while the values are in cache. Otherwise the module's own code applies the gate.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ from torch import nn
 from lowbit.kernels.linear.reference import NONLINEARITIES
 
 IDENTITY = "identity"
-LARGE = 100.0  # some numbers are so much larger, so that gates which clamp are seen
+LARGE = 100.0  # the factor of some test inputs, large enough to detect gates that clamp
 _FOUND: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
 
 
 def known_gate(module: nn.Module, size: int) -> str:
-    """The name of f, a nonlinearity of the kernels, for a gate with `size` numbers in each half;
-    "identity" for any other gate, and for one whose function somebody watches by hooks."""
+    """The name of f, a nonlinearity of the kernels, for a gate with halves of `size` numbers;
+    "identity" for any other gate, and if the module of f has hooks."""
     function = getattr(module, "act_fn", None)
     if isinstance(function, nn.Module) and (function._forward_hooks or function._forward_pre_hooks):
         return IDENTITY

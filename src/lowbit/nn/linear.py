@@ -1,4 +1,4 @@
-"""QuantLinear: nn.Linear, or transformers' Conv1D, over a stored weight [out, in]."""
+"""QuantLinear: nn.Linear, or transformers' Conv1D, with a quantized weight [out, in]."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from lowbit.nn.quant_module import QuantModule
 
 @dataclass(frozen=True, eq=False)
 class PackedCall:
-    """All that native code is given beside x. Made and dropped as a whole."""
+    """The arguments of native code except x. Created and dropped as a whole."""
 
     weight: PackedWeight
     product: LinearProduct
-    own_bias: Tensor | None  # that of the module
-    bias: Tensor | None  # as the product takes it: what a static zero point adds is off it already
+    own_bias: Tensor | None  # the bias of the module
+    bias: Tensor | None  # bias, with the zero-point correction already subtracted
 
 
 class QuantLinear(QuantModule):
-    """y = x · Wᵀ + bias; `activations` "float", "dynamic" for int8 with scales found per call, or
-    "static" for int8 with one scale, which is stored beside the weight.
+    """y = x · Wᵀ + bias. activations: "float", "dynamic" for int8 with scales per call, or "static"
+    for int8 with one scale, which is saved with the weight.
 
-    `transposed` says that the float module stored its weight [in, out], as Conv1D does.
-    `nonlinearity`, if it is not "identity", is applied to y while `in_force`; `shared` is asked for
-    y first, and gives it where one call computes several layers (conversion/fuse.py).
+    transposed: the float module stored its weight as [in, out], like Conv1D. nonlinearity: applied
+    to y while `in_force`, if not "identity". shared: computes y if one call computes several layers
+    (conversion/fuse.py).
     """
 
     call: PackedCall | None
@@ -63,7 +63,7 @@ class QuantLinear(QuantModule):
             self.register_buffer(name, torch.empty((), dtype=dtype, device="meta"))
 
     def forward(self, x: Tensor) -> Tensor:
-        if has_torch_function_unary(x):  # whoever watches calls sees one
+        if has_torch_function_unary(x):  # TorchFunctionModes see one call
             return handle_torch_function(QuantLinear.forward, (x,), self, x)
         if self.shared is not None:
             y = self.shared(self, x)
@@ -77,23 +77,23 @@ class QuantLinear(QuantModule):
         return ops.linear_packed(x, call.weight.bytes, call.bias, call.product)
 
     def decoded(self) -> Tensor:
-        """The float weight as the float module stored it."""
+        """The decoded weight in the shape of the float module's weight."""
         weight = super().decoded()
         return weight.t().contiguous() if self.transposed else weight
 
     def own_stored(self) -> dict[str, torch.dtype]:
-        """What is stored beside the weight: one number each."""
+        """Names and dtypes of the tensors saved with the weight, one number each."""
         static = {"input_scale": torch.float32, "input_zero_point": torch.int8}
         return static if self.activations == "static" else {}
 
     def set_static(self, *scales: StaticScale) -> None:
-        """The scale of static activations."""
+        """Set the scale of static activations."""
         (activations,) = scales
         self.input_scale, self.input_zero_point = self.static_tensors(activations)
         self.call, self.scales = None, None
 
     def static_tensors(self, static: StaticScale) -> tuple[Tensor, Tensor]:
-        """Scale and zero point as they are stored."""
+        """Scale and zero point as saved tensors."""
         device = self.compute.device
         return (
             torch.tensor(static.scale, dtype=torch.float32, device=device),
@@ -101,7 +101,7 @@ class QuantLinear(QuantModule):
         )
 
     def static_scales(self) -> tuple[StaticScale, ...]:
-        """Those that are stored beside the weight as numbers, in the order of `set_static`."""
+        """The static scales, as numbers, in the order of `set_static`."""
         if self.scales is None:
             numbers = [self._buffers[name].item() for name in self.own_stored()]  # type: ignore[union-attr]
             pairs = zip(numbers[::2], numbers[1::2], strict=True)
@@ -109,7 +109,7 @@ class QuantLinear(QuantModule):
         return self.scales
 
     def static_input(self) -> StaticScale | None:
-        """The scale of static activations; None where they are not static."""
+        """The scale of static activations; None if they are not static."""
         return self.static_scales()[0] if self.activations == "static" else None
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -119,7 +119,7 @@ class QuantLinear(QuantModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.compute.dtype
         super()._apply(fn, recurse)
-        if self.compute.dtype != before:  # the bias is another
+        if self.compute.dtype != before:  # the bias has changed
             self.call = None
         return self
 
@@ -131,18 +131,18 @@ class QuantLinear(QuantModule):
         return super().train(mode)
 
     def set_nonlinearity(self, name: str, in_force: Callable[[], bool] | None = None) -> None:
-        """What to apply to y from now on: a name in csrc/nonlinearity.inl, or "identity".
+        """Set the nonlinearity of y: a name in csrc/nonlinearity.inl, or "identity".
 
-        in_force: asked at every call whether to apply it.
+        in_force: called at every forward pass; returns whether to apply the nonlinearity.
         """
         self.nonlinearity, self.in_force = name, in_force
 
     def nonlinearity_now(self) -> str:
-        """What this call applies to y."""
+        """The nonlinearity of this call."""
         return self.nonlinearity if self.in_force is None or self.in_force() else "identity"
 
     def packed_call(self) -> PackedCall | None:
-        """What native code is given in this call; None where the stored weight is used."""
+        """The arguments of native code for this call; None if the reference computes it."""
         owner = self if self.tied_to is None else self.tied_to
         weight = owner.packed or owner.pack()
         if weight is None:
@@ -172,7 +172,7 @@ class QuantLinear(QuantModule):
         return self.call
 
     def choose(self) -> tuple[Kernel, str]:
-        """The kernel that serves this module here, and why."""
+        """The kernel of this module on this machine, and the reason for its choice."""
         return linear.kernel(self.layout, self.in_features, self.compute.device, self.activations)
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""A weight in the order that the native kernels read, as modules hold it."""
+"""A packed weight of a module, in the order that the native kernels read."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -13,9 +13,9 @@ from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """Where everything lies, and the bytes. Made and dropped as a whole: whoever has one computes
-    with it to the end, whatever becomes of the module meanwhile. Raises UsageError for bytes that
-    are not those of such a weight: native code is given their address and nothing else."""
+    """The packed layout and the bytes. Created and dropped as a whole, so that a running call can
+    finish while another thread changes the module. Raises UsageError if the bytes do not fit the
+    layout, because native code gets only their address."""
 
     layout: AnyPackedLayout
     bytes: UInt8[Tensor, " bytes"]
@@ -25,14 +25,14 @@ class PackedWeight:
 
     @classmethod
     def of(cls, q: QTensor, planes: int | None) -> Self:
-        """That of a quantized tensor, of which `planes` are in use; None for all."""
+        """Pack a quantized tensor. planes: how many of its planes to use; None for all."""
         layout = packed_layout_of(q.layout, *q.shape, planes)
         return cls(layout, layout.pack(q))
 
     def stored(self) -> QTensor:
-        """The quantized tensor, bit for bit, in memory of its own."""
+        """The quantized tensor, bit for bit, in new memory."""
         return self.layout.unpack(self.bytes)
 
     def using(self, planes: int | None) -> Self:
-        """The same bytes, of which `planes` are in use."""
+        """The same bytes, with another number of planes in use."""
         return replace(self, layout=replace(self.layout, planes=planes))

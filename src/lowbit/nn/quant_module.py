@@ -1,14 +1,14 @@
-"""A module whose weight is a quantized tensor: what QuantLinear and QuantEmbedding share.
+"""The base of modules with a quantized weight: QuantLinear and QuantEmbedding.
 
 The stored tensors are persistent buffers under their names in the format ("codes", "scale", …),
-with exactly the stored shape and dtype. A tied module holds no tensors but a reference to the
-module that does.
+with the stored shape and dtype. A tied module has no tensors, but refers to the module that has
+them.
 
-Where native code serves the module, the weight is *packed* at the first forward pass: one tensor in
-the order that the kernels read (kernels/packed_layout.py), saved nowhere, takes the place of the
-stored ones, whose buffers stay behind without data. A tied module uses that of the other. Whoever
-asks for the stored weight (state_dict, `.to()`, `stored_weight`) gets it back bit for bit, and the
-next forward pass packs again. There is never a second copy.
+If native code serves the module, the first forward pass *packs* the weight: one tensor in the order
+that the kernels read (kernels/packed_layout.py), which is never saved, replaces the stored tensors,
+and their buffers stay without data. A tied module uses the packed weight of the other module.
+Reading the stored weight (state_dict, `.to()`, `stored_weight`) unpacks it bit for bit, and the
+next forward pass packs it again. There is never a second copy.
 """
 
 import inspect
@@ -31,12 +31,13 @@ from lowbit.nn.decoded_weight import DecodedWeight
 from lowbit.nn.packed_weight import PackedWeight
 from lowbit.nn.pages import page_out
 
-# One module at a time changes its form: it takes less than a millisecond, and once.
+# Only one module packs or unpacks at a time; it takes less than a millisecond.
 _CHANGING = threading.RLock()
 
 
 class QuantModule(nn.Module):
-    """Holds a quantized tensor [rows, columns]; `float_shape` is that of the weight it replaced."""
+    """A module with a quantized tensor [rows, columns]. float_shape: the shape of the float
+    weight."""
 
     compute: nn.Parameter
     tied_to: "QuantModule | None"
@@ -50,18 +51,18 @@ class QuantModule(nn.Module):
         self.layout = layout
         self.rows, self.columns = rows, columns
         self.float_shape = float_shape
-        # Registered nowhere, so that tied tensors are counted and saved once.
+        # Not a registered submodule, so that tied tensors are counted and saved once.
         object.__setattr__(self, "tied_to", None)
         object.__setattr__(self, "replaced", None)
-        # A plain attribute: as a buffer it would count beside those that it stands in for.
+        # A plain attribute: a buffer would count in addition to the tensors that it replaces.
         self.packed = None
-        self.in_file = False  # whether stored tensors are pages of a file
+        self.in_file = False  # whether stored tensors are on pages of a mapped file
         self.planes_in_use: int | None = None
         for name, (shape, dtype) in layout.tensors(rows, columns).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
-        # Follows `.to(dtype)` as a float weight would. Empty and saved nowhere, but a parameter, so
-        # that code which asks the first one for its dtype and device finds the right ones. PEFT
-        # takes an attribute `compute_dtype` for a dtype, and `qweight` for a tensor.
+        # An empty parameter that is never saved. It follows `.to(dtype)` like a float weight, and
+        # code that reads dtype and device from the first parameter finds the right ones. Its name
+        # must not be `compute_dtype` (PEFT expects a dtype) or `qweight` (PEFT expects a tensor).
         self.compute = _empty_parameter(torch.float32, torch.device("cpu"))
 
     def hold(self, q: QTensor) -> Self:
@@ -77,7 +78,7 @@ class QuantModule(nn.Module):
         return self
 
     def tie(self, source: "QuantModule") -> Self:
-        """Use the stored tensors of `source` from now on."""
+        """Share the stored tensors of `source`."""
         for name in self.layout.tensors(self.rows, self.columns):
             delattr(self, name)
         object.__setattr__(self, "tied_to", source)
@@ -85,11 +86,11 @@ class QuantModule(nn.Module):
 
     @property
     def owner(self) -> "QuantModule":
-        """The module that holds the weight: this one, or the one that it is tied to."""
+        """The module with the weight: this one, or the one that it is tied to."""
         return self if self.tied_to is None else self.tied_to
 
     def stand_in_for(self, module: nn.Module, compute: Tensor) -> None:
-        """Remember the float module, without its data, for the way back; compute like `compute`."""
+        """Keep the float module without data, to restore it later. Compute like `compute`."""
         self.compute_like(compute)
         module.weight = nn.Parameter(
             torch.empty(self.float_shape, dtype=compute.dtype, device="meta")
@@ -102,8 +103,8 @@ class QuantModule(nn.Module):
         self.compute = _empty_parameter(compute.dtype, torch.device(device))
 
     def follow_stored(self) -> None:
-        """Compute on the device where the stored tensors are: a loader puts them there itself, as
-        pages of the file that it has read."""
+        """Compute on the device of the stored tensors. A loader sets them itself, on pages of the
+        file that it has mapped."""
         owner = self.owner
         owner.in_file = True
         device = owner._buffers[owner.layout.names[0]].device  # type: ignore[union-attr]
@@ -111,19 +112,19 @@ class QuantModule(nn.Module):
             self.compute = _empty_parameter(self.compute.dtype, device)
 
     def own_stored(self) -> dict[str, torch.dtype]:
-        """Names and dtypes of what is stored beside the weight: one number each."""
+        """Names and dtypes of the tensors saved with the weight, one number each."""
         return {}
 
     def saved(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of every stored tensor of its own by name."""
+        """Shape and dtype of every stored tensor of this module, by name."""
         weight = self.layout.tensors(self.rows, self.columns) if self.tied_to is None else {}
         return weight | {name: ((), dtype) for name, dtype in self.own_stored().items()}
 
     @property
     def stored_weight(self) -> QTensor:
-        """The stored weight."""
+        """The stored weight, unpacked if necessary."""
         owner = self.owner
-        if torch.compiler.is_compiling():  # a lock cannot be traced, nor is it needed
+        if torch.compiler.is_compiling():  # a lock cannot be traced, and is not needed
             return owner._assembled()
         with _CHANGING:
             owner.restore_stored()
@@ -131,14 +132,14 @@ class QuantModule(nn.Module):
 
     @property
     def weight_in_use(self) -> QTensor:
-        """The stored weight, or the part of it that `use_planes` left in use."""
+        """The stored weight, or the planes of it that `use_planes` selected."""
         q, planes = self.stored_weight, self.owner.planes_in_use
         return q if planes is None else prefix(q, planes)
 
     def use_planes(self, planes: int) -> None:
-        """Compute with the first `planes` of a binary weight, all of which stay stored.
+        """Compute with the first `planes` of a binary weight. All planes stay stored.
 
-        Raises UsageError where there are no parameters for so many.
+        Raises UsageError if the weight has no α for this number of planes.
         """
         assert self.layout.prefixes and self.tied_to is None
         if planes not in self.layout.prefixes:
@@ -155,15 +156,15 @@ class QuantModule(nn.Module):
         return self.layout.assemble(self._buffers, self.columns)  # type: ignore[arg-type]
 
     def _check_stored(self) -> None:
-        """Raises UsageError for buffers that somebody replaced by tensors that do not fit: native
-        code is given their addresses."""
+        """Raises UsageError if buffers were replaced by tensors that do not fit: native code gets
+        only their addresses."""
         stored = {name: self._buffers[name] for name in self.layout.names}
         wanted = self.layout.tensors(self.rows, self.columns)
         check_tensors(stored, wanted, torch.device("cpu"))  # type: ignore[arg-type]
 
     @property
     def weight(self) -> Tensor:
-        """The float weight, which is decoded when its numbers are asked for (decoded_weight.py)."""
+        """The float weight. Its numbers are decoded when they are needed (decoded_weight.py)."""
         if torch.compiler.is_compiling():
             return self.decoded()
         like = torch.empty(self.float_shape, dtype=self.compute.dtype, device="meta")
@@ -171,7 +172,7 @@ class QuantModule(nn.Module):
         return DecodedWeight(like, device, self._decoded_for_a_reader, self.rescale)
 
     def decoded(self) -> Tensor:
-        """The float weight [rows, columns] in the dtype of computation; packed bytes stay."""
+        """The float weight [rows, columns] in the compute dtype. The module stays packed."""
         packed, dtype = self.owner.packed, self.compute.dtype
         if packed is None:
             return ops.dequantize(self.weight_in_use, dtype)
@@ -183,8 +184,8 @@ class QuantModule(nn.Module):
             return self.decoded()
 
     def rescale(self, factor: float) -> None:
-        """Multiply the weight by a positive number: its scales are. Scales of a power of two stay
-        exact. Raises UsageError where a scale would leave the range in which its dtype is precise.
+        """Multiply the weight by a positive number, by multiplying its scales. Powers of two are
+        exact. Raises UsageError if a scale would leave the normal range of its dtype.
         """
         owner = self.owner
         with _CHANGING, torch.inference_mode(False), torch.no_grad():
@@ -199,21 +200,21 @@ class QuantModule(nn.Module):
 
     @abstractmethod
     def choose(self) -> tuple[Kernel, str]:
-        """The kernel that serves this module here, and why."""
+        """The kernel of this module on this machine, and the reason for its choice."""
 
     def kernel(self) -> str:
-        """The same in a few words."""
+        """The kernel and the reason in a few words."""
         return self.choose()[1]
 
     def pack(self) -> PackedWeight | None:
-        """The packed weight, made at the first call; None where the stored one is used."""
+        """The packed weight, created at the first call; None if the reference serves the module."""
         owner = self.owner
         packed = owner.packed
         if packed is not None or not owner.rows or torch.compiler.is_compiling():
             return packed
         if owner.choose()[0].name == "reference":
             return None
-        # Not as inference tensors: gradients may be asked for later.
+        # Not as inference tensors: later calls may need gradients.
         with _CHANGING, torch.inference_mode(False), _untraced():
             packed = owner.packed
             if packed is None:
@@ -228,7 +229,7 @@ class QuantModule(nn.Module):
             return packed
 
     def restore_stored(self) -> None:
-        """Put the stored tensors back where the weight was packed."""
+        """Unpack the stored tensors if the weight is packed."""
         with _CHANGING, torch.inference_mode(False), _untraced():
             if self.packed is not None:
                 for name, tensor in self.packed.stored().tensors().items():
@@ -261,10 +262,10 @@ class QuantModule(nn.Module):
             missing_keys.remove(f"{prefix}compute")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Stored tensors follow a change of device but never one of dtype.
+        """Stored tensors follow a change of device but never a change of dtype.
 
-        A packed weight stays so unless it leaves the CPU: libraries move a model to where it is
-        before every batch.
+        A packed weight stays packed unless it leaves the CPU, because some libraries move a model
+        to its own device before every batch.
         """
         if self._stays(fn):
             return self
@@ -292,20 +293,20 @@ class QuantModule(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles are made of, taken at one moment: another thread may pack or
-        unpack the weight while they are made."""
+        """The state for copies and pickles, taken at one moment: meanwhile another thread may pack
+        or unpack the weight."""
         with _CHANGING:
             return {**vars(self), "_buffers": dict(self._buffers)}
 
     def _stays(self, fn: Callable[[Tensor], Tensor]) -> bool:
-        """Whether fn leaves everything as it is."""
+        """Whether fn returns every tensor as it is."""
         held = [*self._parameters.values(), *self._buffers.values()]
         if self.packed is not None:
             held = [self.packed.bytes, *(t for t in held if t is not None and not t.is_meta)]
         return all(t is None or (t.grad is None and fn(t) is t) for t in held)
 
     def __getattr__(self, name: str) -> Any:
-        """What code asks of the float module is answered from it: `padding_idx`, say."""
+        """Attributes that only the float module has, such as `padding_idx`, come from it."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -313,7 +314,7 @@ class QuantModule(nn.Module):
             if name.startswith("_") or replaced is None:
                 raise
             value = getattr(replaced, name, None)
-            # Its methods would work on a weight without data.
+            # Its methods would compute with a weight without data.
             if value is None and name not in vars(replaced) or inspect.ismethod(value):
                 raise
             return value
@@ -327,7 +328,7 @@ class QuantModule(nn.Module):
 
 @contextmanager
 def _untraced() -> Iterator[None]:
-    """torch.jit.trace takes what is made here for a constant, as it is for all calls to come."""
+    """A context in which torch.jit.trace records nothing, so that it takes results as constants."""
     state: Any = torch._C._get_tracing_state()
     if state is None:
         yield
@@ -343,7 +344,7 @@ def _untraced() -> Iterator[None]:
 def _scaled(scale: Tensor, factor: float) -> Tensor:
     exact = scale.double() * factor
     stored = exact.to(scale.dtype)
-    # What rounding to the dtype costs a normal number at most.
+    # The largest relative error of rounding a normal number to the dtype.
     precise = (stored.double() - exact).abs() <= exact.abs() * torch.finfo(scale.dtype).eps / 2
     if not bool(precise.all()):
         raise UsageError(
@@ -361,5 +362,5 @@ def _empty_parameter(dtype: torch.dtype, device: torch.device) -> nn.Parameter:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether any module of it holds a quantized tensor."""
+    """Whether any submodule has a quantized tensor."""
     return any(isinstance(module, QuantModule) for module in model.modules())

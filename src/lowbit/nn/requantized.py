@@ -1,9 +1,9 @@
-"""RequantizedLinear: a QuantLinear with static int8 activations that leaves int8 codes as well.
+"""RequantizedLinear: a QuantLinear with static int8 activations and int8 outputs.
 
     y = s · (clamp(round((x̂ · Ŵᵀ + bias) / s) + z) − z)      (Jacob et al. 2018, section 2.4)
 
-The codes are handed on as the numbers they stand for, so that any module can follow. It says what
-hardware that passes int8 between layers would compute; here it gains no time.
+Outputs are rounded to codes and decoded again, so that any module can follow. The results equal
+those of hardware that passes int8 between layers; here this saves no time.
 """
 
 import torch
@@ -14,7 +14,7 @@ from lowbit.nn.linear import QuantLinear
 
 
 class RequantizedLinear(QuantLinear):
-    """Stores `output_scale` and `output_zero_point` too. Nothing is fused behind it."""
+    """Also saves `output_scale` and `output_zero_point`. No nonlinearity is fused into it."""
 
     output_scale: Tensor
     output_zero_point: Tensor
@@ -30,7 +30,7 @@ class RequantizedLinear(QuantLinear):
         return super().own_stored() | output
 
     def set_static(self, *scales: StaticScale) -> None:
-        """The scale of the activations, then that of the outputs."""
+        """Set the scale of the activations, then the scale of the outputs."""
         activations, outputs = scales
         super().set_static(activations)
         self.output_scale, self.output_zero_point = self.static_tensors(outputs)

@@ -1,13 +1,13 @@
-"""Linear layers that read the same input, as Q, K and V of an attention do: one call computes all.
+"""Linear layers with the same input, such as Q, K and V of an attention: one call computes all.
 
-The layer that comes first computes the others too, from activations that are quantized once, and
-keeps their results until they are asked for *the same tensor with the same content*. Everything
-stays as it was: modules, weights, and every bit of the results. If the others are then asked for
-something else (a cross-attention reads K and V from elsewhere), nothing is wrong but work is lost,
-so that it is not tried again.
+The first layer also computes the others, with activations quantized once. It keeps their results
+until they are called with *the same tensor with the same content*. Modules, weights and all bits of
+the results stay the same. If the others are called with another tensor (cross-attention reads K and
+V from elsewhere), the results stay correct but work is lost, and the group stops sharing.
 
-A tensor counts the writes to it. One made in inference mode does not: a copy of a small one tells,
-and for a large one, whose copy would cost more than sharing gains, each layer computes by itself.
+A tensor has a version that counts writes. Tensors of inference mode have none: then a copy of a
+small tensor detects writes. For a large tensor a copy would cost more than sharing gains, so each
+layer computes by itself.
 """
 
 import threading
@@ -21,18 +21,18 @@ from lowbit.kernels import native, ops
 from lowbit.kernels.linear.native import together
 from lowbit.nn.linear import PackedCall, QuantLinear
 
-MOST_COPIED = 1 << 20  # bytes of a tensor
+MOST_COPIED = 1 << 20  # largest tensor to copy, in bytes
 
 
 class _Copy(threading.local):
-    """The content of one inference tensor. A thread has one copy, of the tensor that was last."""
+    """A copy of an inference tensor. A thread has one copy, of the last such tensor."""
 
     buffer = torch.empty(0, dtype=torch.uint8)
     shape = torch.Size()
     of: "_Pending | None" = None
 
     def take(self, x: Tensor, of: "_Pending") -> bool:
-        """Whether x was copied; a large one is not."""
+        """Copy x, unless it is large. Returns whether x was copied."""
         if x.nbytes > MOST_COPIED or not x.is_contiguous() or not x.is_cpu:
             return False
         if len(self.buffer) < x.nbytes:
@@ -54,19 +54,19 @@ _COPY = _Copy()
 
 
 class _Pending(threading.local):
-    """What one thread has computed ahead, and from what."""
+    """The results that one thread has computed ahead, and their input."""
 
     x: Tensor | None = None
-    version: int | None = None  # None: the copy tells
+    version: int | None = None  # None: compare with the copy
     results: dict[int, Tensor] = {}  # by place in the group
 
     def watch(self, x: Tensor) -> bool:
-        """Whether later writes to x will be seen."""
+        """Remember the content of x. Returns whether later writes to x can be detected."""
         self.version = None if x.is_inference() else x._version
         return self.version is not None or _COPY.take(x, self)
 
     def holds(self, x: Tensor) -> bool:
-        """Whether x is what the results were computed from."""
+        """Whether the results were computed from x with its present content."""
         if x is not self.x:
             return False
         return x._version == self.version if self.version is not None else _COPY.equals(x, self)
@@ -81,14 +81,14 @@ class SharedInput:
         self._pending = _Pending()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: what is pending stays where it is."""
+        """State for copies, without pending results."""
         return {"members": self.members, "pays": self.pays}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _pending=_Pending())
 
     def __call__(self, member: QuantLinear, x: Tensor) -> Tensor | None:
-        """The result of `member` for x, or None where it has to compute it by itself."""
+        """The result of `member` for x, or None if it must compute by itself."""
         if torch.compiler.is_compiling() or not self.pays:
             return None
         if member is self.members[0]:
@@ -104,7 +104,7 @@ class SharedInput:
 
     def _compute(self, x: Tensor) -> Tensor | None:
         pending = self._pending
-        self.pays = pending.x is None  # else the last results were left behind
+        self.pays = pending.x is None  # else the last results were not used
         pending.x, pending.results = None, {}
         calls = self._calls(x) if self.pays else None
         if calls is None or not pending.watch(x):
@@ -116,7 +116,7 @@ class SharedInput:
         return first
 
     def _calls(self, x: Tensor) -> list[PackedCall] | None:
-        """Those of all, if they are packed and fit together here."""
+        """The packed calls of all layers, if they can be computed together."""
         calls: list[PackedCall] = []
         for member in self.members:
             call = member.packed_call()

@@ -1,19 +1,19 @@
-"""Attention by our own code, registered with transformers under two names.
+"""lowbit's attention, registered with transformers under two names.
 
     model.set_attn_implementation("lowbit")
     model.set_attn_implementation("lowbit_float32")
 
-Scores, softmax and values are computed in one call (csrc/attention.h), in float32: queries, keys,
-values, masks and the result may be float32 or bfloat16, float16 is converted. Where the processor
-has tiles, "lowbit" computes many queries from operands rounded to bfloat16: sums stay float32, and
-the result of one attention is off by 0.3 % (relative Frobenius error on normal operands). Masks,
-caches and cross-attention are handled by transformers' own code around it.
+One call computes scores, softmax and values in float32 (csrc/attention.h). Queries, keys, values,
+masks and the result may be float32 or bfloat16; float16 is converted. If the processor has AMX
+tiles, "lowbit" rounds the operands of many queries to bfloat16. Sums stay float32, and the error of
+one attention is 0.3 % (relative Frobenius error on normal operands). transformers' own code handles
+masks, caches and cross-attention.
 
-Ours computes what "sdpa" computes, and soft caps and sinks (in float32). Where a module asks for
-more than "sdpa", or transformers refuses "sdpa" for its model, its own eager function is tried once
-on small operands: if ours gives the same, ours serves it. Else the eager function does, with the
-mask that such a function expects (`lowbit.explain` says so). Other calls that are not served, such
-as training, go to transformers' "sdpa", or to the eager function too.
+lowbit computes the same as "sdpa", and soft caps and sinks (in float32). If a module has more
+options than "sdpa", or transformers refuses "sdpa" for its model, the first call compares lowbit
+with the module's eager function on small operands. If the results agree, lowbit serves the module.
+Else the eager function does, with the mask that it expects, and `lowbit.explain` says so. Other
+unserved calls, such as training, go to transformers' "sdpa" or to the eager function.
 """
 
 import inspect
@@ -38,11 +38,12 @@ from lowbit.kernels import native, ops
 from lowbit.kernels.attention.native import MASKS
 from lowbit.kernels.selection import Kernel, never, select
 
-# Fewer are done sooner in float32, as tiles are filled anew at every call.
+# The least number of queries for tiles. Fewer are faster in float32, because every call fills
+# tiles.
 MANY_QUERIES = 8
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# The options that "sdpa" reads, and those that our own code reads besides: a soft cap, and sinks.
-# Others must have no meaning to the eager function of a model.
+# The options that "sdpa" reads, and those that lowbit also reads: a soft cap, and sinks. If an
+# option is not among them, the model's eager function must not read it.
 OPTIONS = ("scaling", "is_causal", "position_bias")
 MORE = ("softcap", "s_aux")
 EAGER = "eager_attention_forward"
@@ -56,8 +57,8 @@ def unsupported(
     dropout: float = 0.0,
     options: dict[str, Any] | None = None,
 ) -> str | None:
-    """Why our own code does not serve such a call, or None: query [batch, heads, queries, size],
-    key and value [batch, key heads, keys, size], mask [batch, heads, queries, keys] or broadcast.
+    """Why lowbit does not serve a call, or None. query: [batch, heads, queries, size]; key, value:
+    [batch, key heads, keys, size]; mask: [batch, heads, queries, keys] or broadcastable.
     """
     options = options or {}
     operands = {"query": query, "key": key, "value": value}
@@ -83,7 +84,7 @@ def unsupported(
         return f"a soft cap of {cap} is not above 0"
     if sinks is not None and (list(sinks.shape) != [query.shape[1]] or not sinks.is_cpu):
         return f"sinks {list(sinks.shape)} on {sinks.device} are not one for each head"
-    if options.get("cache") is not None:  # which only transformers' own code handles, or refuses
+    if options.get("cache") is not None:  # only transformers' own code handles or refuses it
         return "cache is requested"
     tracked = *operands.values(), mask, options.get("position_bias"), sinks
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tracked):
@@ -170,7 +171,7 @@ _TILES = tuple(
     )
     for path in native.paths("attention_bfloat16")
 )
-# By name; each takes the arguments of `unsupported`.
+# The kernels by name; each takes the arguments of `unsupported`.
 KERNELS: dict[str, tuple[Kernel, ...]] = {
     "lowbit": (*_TILES, *_FLOAT32),
     "lowbit_float32": _FLOAT32,
@@ -179,7 +180,7 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
 
 @cache
 def _eager(kind: Any) -> Callable[..., Any] | None:
-    """What transformers calls for "eager" in modules of this class, or None if none is found."""
+    """The function that transformers calls for "eager" in modules of this class, or None."""
     forward = inspect.unwrap(kind.forward)
     known: dict[str, Any] = getattr(forward, "__globals__", {})
     names = getattr(getattr(forward, "__code__", None), "co_names", ())
@@ -209,8 +210,8 @@ def _supports_sdpa(file: str) -> bool:
 
 
 def _beyond(module: nn.Module, options: dict[str, Any]) -> str | None:
-    """Why our own code cannot be what this module computes, or None. The rule is one of permission:
-    an option is served if we read it or the module's eager function does not."""
+    """Why lowbit cannot compute this module's attention, or None. An option is served if lowbit
+    reads it, or if the module's eager function does not."""
     kind: Any = type(module)
     eager = _eager(kind)
     read = frozenset[str]() if eager is None else _read_by(eager)
@@ -228,7 +229,7 @@ def _refuses_sdpa(module: nn.Module) -> bool:
 
 
 def _more_than_sdpa(module: nn.Module, options: dict[str, Any]) -> str | None:
-    """Why "sdpa" is not what this module computes, or None."""
+    """Why this module's attention differs from "sdpa", or None."""
     if _refuses_sdpa(module):
         return 'transformers does not support "sdpa" for it'
     kind: Any = type(module)
@@ -237,13 +238,14 @@ def _more_than_sdpa(module: nn.Module, options: dict[str, Any]) -> str | None:
     return next((f"{n} is requested" for n in MORE if options.get(n) is not None), None)
 
 
-# Whether our own code gives what a module's eager function does, by the names of options.
+# Whether lowbit's results equal those of a module's eager function, by the names of options.
 _TRIED: WeakKeyDictionary[nn.Module, dict[frozenset[str], bool]] = WeakKeyDictionary()
 
 
 def _like_eager(module: nn.Module, call: tuple[Any, ...]) -> bool:
-    """Whether our own code gives what the module's eager function does; tried at the first call."""
-    if torch.compiler.is_compiling():  # what is tried would be compiled too
+    """Whether lowbit's results equal those of the module's eager function; compared at the first
+    call."""
+    if torch.compiler.is_compiling():  # the comparison would be compiled too
         return False
     names = frozenset(name for name, given in call[-1].items() if given is not None)
     tried = _TRIED.setdefault(module, {})
@@ -262,7 +264,8 @@ def _try_eager(
     dropout: float,
     options: dict[str, Any],
 ) -> bool:
-    """Both on a few tokens, with and without a mask. Scores are large, so that a cap counts."""
+    """Compare both on a few tokens, with and without a mask. Large scores make a soft cap
+    visible."""
     generator = torch.Generator().manual_seed(0)
     queries, keys = 5, 7
 
@@ -281,7 +284,7 @@ def _try_eager(
         kernel, _ = select(_FLOAT32, *call)
         try:
             wanted, _ = _by_eager(module, *call)
-        except Exception:  # of somebody else's code, which may want what the real call has
+        except Exception:  # the model's code may need arguments that only the real call has
             return False
         if kernel is _REFERENCE:
             return False
@@ -292,7 +295,7 @@ def _try_eager(
 
 
 def _uncausal(module: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-    """If transformers does not support "sdpa", the mask says all (see `_mask`)."""
+    """The options without causality, if the mask already has it (see `_mask`)."""
     return options | {"is_causal": False} if _refuses_sdpa(module) else options
 
 
@@ -310,7 +313,7 @@ def _by_eager(
     if causal is None:
         causal = getattr(module, "is_causal", False)
     (queries, keys), lowest = (query.shape[2], key.shape[2]), torch.finfo(query.dtype).min
-    # Where "sdpa" may be causal by itself, its mask is None (see `_mask`).
+    # If "sdpa" may be causal without a mask, the mask is None (see `_mask`).
     if mask is None and causal and queries > 1 and _supports_sdpa(type(module).__module__):
         mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril()
     if mask is not None and mask.dtype is torch.bool:
@@ -349,7 +352,8 @@ def attention(
     kernels: Sequence[Kernel],
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """As transformers calls it: [batch, heads, tokens, size] -> [batch, tokens, heads, size]."""
+    """Attention with transformers' arguments: [batch, heads, tokens, size] -> [batch, tokens,
+    heads, size]."""
     call = query, key, value, attention_mask, dropout, options
     kernel, _ = select(kernels, *call)
     more, refused = _more_than_sdpa(module, options), _beyond(module, options)
@@ -369,7 +373,7 @@ def attention(
 
 @contextmanager
 def instead_of_sdpa(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """The attention `name` where the model has transformers' default, which is restored."""
+    """A context with the attention `name`, if the model uses transformers' default."""
     if model.config._attn_implementation != "sdpa":
         yield
         return
@@ -381,7 +385,7 @@ def instead_of_sdpa(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def register() -> None:
-    """Make transformers know both names and their masks."""
+    """Register both names and their masks with transformers."""
     for name, kernels in KERNELS.items():
         AttentionInterface.register(name, partial(attention, kernels=kernels))
         AttentionMaskInterface.register(name, _mask)

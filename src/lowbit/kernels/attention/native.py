@@ -34,16 +34,16 @@ def attention(
     cap: float | None = None,
     sinks: Float32[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch queries heads value_size"]:
-    """softmax(cap(query · keyᵀ · scale) + mask) · value, of any strides, in memory of its own.
+    """softmax(cap(query · keyᵀ · scale) + mask) · value, for any strides, as a new tensor.
 
     Query, key, value and result are all float32 or all bfloat16; arithmetic is in float32.
 
-    path: one of native.paths("attention_float32"), or of "attention_bfloat16", which takes float32
-    and rounds it, without a cap or sinks. A boolean mask is true where a key may be seen, one of
-    float32 or bfloat16 is added. cap: scores x become cap · tanh(x / cap). sinks: a head's score of
-    one more key, which has no value. `causal`: query i sees keys 0 … i. Queries that see no key get
-    zeros. The shapes of query, key and value are the caller's to vouch for. Raises UsageError for a
-    mask that does not broadcast to the scores.
+    path: one of native.paths("attention_float32"), or of "attention_bfloat16", which rounds float32
+    operands and has neither cap nor sinks. A boolean mask is true for visible keys; a float32 or
+    bfloat16 mask is added. cap: scores x become cap · tanh(x / cap). sinks: for each head, the
+    score of one more key without a value. causal: query i sees keys 0 … i. A query without visible
+    keys gives zeros. The caller must check the shapes of query, key and value. Raises UsageError if
+    the mask does not broadcast to the scores.
     """
     batch, heads, queries, _ = query.shape
     y = query.new_empty((batch, queries, heads, value.shape[3]))
@@ -61,9 +61,8 @@ def in_place(
     cap: float | None = None,
     sinks: Float32[Tensor, " heads"] | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], None]:
-    """The same for calls that follow each other: query, key, value and mask -> nothing, results
-    being written to `y`. Of `query` and `key` only what they have in common with those of the calls
-    is read: all but how many keys there are."""
+    """A function (query, key, value, mask) for repeated calls, which writes its results to `y`. Of
+    `query` and `key` only shapes and strides are read; the number of keys may change."""
     run = _path(y, query, key, scale, causal, path, cap)
     sinks = None if sinks is None else sinks.contiguous()
 
@@ -98,11 +97,11 @@ def appending(
     cap: float | None = None,
     sinks: Float32[Tensor, " heads"] | None = None,
 ) -> Callable[[int, int, int, Tensor, Tensor, int, Tensor | None], None]:
-    """The same where `key` and `value` are those of new tokens, which go behind held ones.
+    """A function for repeated calls with a KV cache: it appends the keys and values of new tokens.
 
-    The addresses of query, key and value, the held keys and values [batch, key_heads, room, …], how
-    many of them are filled, and a mask -> nothing. What is at the addresses is as the tensors given
-    here, which have the numbers of their last dimension side by side."""
+    Its arguments: the addresses of query, key and value; the cached keys and values [batch,
+    key_heads, capacity, …]; the used length; a mask. Tensors at the addresses must have the shapes
+    and strides of those given here, with a contiguous last dimension. Results go to `y`."""
     run = _path(y, query, key, scale, causal, path, cap).append
     sinks = None if sinks is None else sinks.contiguous()
     steps, key_steps, value_steps = query.stride(), key.stride(), value.stride()
@@ -155,8 +154,8 @@ def _path(
 
 
 def _over(mask: Tensor | None, y: Tensor, keys: int) -> Tensor | None:
-    """The mask with a number for every key. Raises UsageError for one that does not broadcast to
-    the scores of the results y."""
+    """The mask with one number per key. Raises UsageError if it does not broadcast to the scores of
+    the results y."""
     if mask is None:
         return None
     batch, queries, heads, _ = y.shape
@@ -169,14 +168,14 @@ def _over(mask: Tensor | None, y: Tensor, keys: int) -> Tensor | None:
 
 
 def _mask(mask: Tensor | None) -> tuple[Any, int, tuple[int, ...]]:
-    """Its kind, its address and its steps."""
+    """The kind, address and steps of a mask."""
     if mask is None:
         return UNMASKED
-    # What is there once is the same for all.
+    # A dimension of size 1 has step 0: it is broadcast.
     steps = tuple(0 if n == 1 else step for n, step in zip(mask.shape, mask.stride(), strict=True))
     return _KINDS[mask.dtype], mask.data_ptr(), steps
 
 
 def _rows(t: Tensor) -> Tensor:
-    """t with the numbers of its last dimension side by side."""
+    """t with a contiguous last dimension."""
     return t if t.stride(-1) == 1 else t.contiguous()

@@ -86,8 +86,8 @@ _attention_op = operator(
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *how: Any) -> Tensor:
-    """softmax(cap(query · keyᵀ · scale) + mask) · value, without a gradient: [batch, heads, tokens,
-    size] -> [batch, tokens, heads, size]. how: mask, scale, causal, path, cap, sinks (see
+    """softmax(cap(query · keyᵀ · scale) + mask) · value: [batch, heads, tokens, size] -> [batch,
+    tokens, heads, size]. It has no gradient. how: mask, scale, causal, path, cap, sinks (see
     native.attention)."""
     call = query, key, value, *how
     if has_torch_function((query, key, value)):  # TorchFunctionModes see one call

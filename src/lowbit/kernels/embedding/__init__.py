@@ -1,4 +1,4 @@
-"""Rows of a table: packed by native code, as it is stored by the reference."""
+"""Embedding lookup: native code reads a packed table, the reference a stored one."""
 
 import torch
 
@@ -8,7 +8,7 @@ from lowbit.kernels.embedding import native, reference
 from lowbit.kernels.native import paths
 from lowbit.kernels.selection import Kernel, never, select
 
-# Chosen when a table is first used: the native kernel takes it packed, the reference as stored.
+# Chosen at the first use of a table: the native kernel reads it packed, the reference as stored.
 KERNELS = (
     *(
         Kernel(path.name, native.embedding, packed_layout.unsupported, path.feature)
@@ -19,5 +19,5 @@ KERNELS = (
 
 
 def kernel(layout: Layout, in_features: int, device: torch.device) -> tuple[Kernel, str]:
-    """The kernel that serves such a table here, and why."""
+    """The kernel of a table with this layout on this machine, and the reason for its choice."""
     return select(KERNELS, layout, in_features, device)

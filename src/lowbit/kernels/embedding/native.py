@@ -1,4 +1,4 @@
-"""Rows of a packed table by csrc/packed_layout.h: only the rows asked for are decoded."""
+"""Embedding lookup in a packed table (csrc/packed_layout.h). Only the needed rows are decoded."""
 
 from collections.abc import Callable
 
@@ -19,8 +19,8 @@ def embedding(
     form: AnyPackedLayout,
     dtype: torch.dtype,
 ) -> Float[Tensor, "*tokens in"]:
-    """The decoded rows. Raises RowError for an id outside the table, UsageError for ids that are no
-    integers or not on the CPU."""
+    """The decoded rows. Raises RowError if an id is outside the table, UsageError if ids are not
+    integers on the CPU."""
     check_ids(ids, torch.device("cpu"))
     return form.decode(packed, ids.flatten(), dtype).view(*ids.shape, form.in_features)
 
@@ -28,7 +28,7 @@ def embedding(
 def in_place(
     packed: UInt8[Tensor, " bytes"], form: PackedLayout, y: Float32[Tensor, "*tokens in"]
 ) -> Callable[[Int64[Tensor, "*tokens"]], None]:
-    """The same for calls that follow each other: ids -> nothing, rows being written to `y`."""
+    """A function of ids for repeated calls, which writes the decoded rows to `y`."""
     decode, count = form.weight.decode, y.numel() // form.in_features
     path = path_here("decode_packed")
 

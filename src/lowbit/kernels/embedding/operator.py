@@ -1,4 +1,4 @@
-"""Operators that look rows up in a table, stored or packed."""
+"""Operators for embedding lookup in a stored or packed table."""
 
 from collections.abc import Sequence
 

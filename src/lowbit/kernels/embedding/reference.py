@@ -1,4 +1,4 @@
-"""Rows of a stored table, in PyTorch: only the rows asked for are decoded."""
+"""Embedding lookup in a stored table, in PyTorch. Only the needed rows are decoded."""
 
 import torch
 from jaxtyping import Float, Integer
@@ -12,8 +12,8 @@ from lowbit.kernels.checks import check_ids
 def embedding(
     ids: Integer[Tensor, "*tokens"], q: QTensor, dtype: torch.dtype
 ) -> Float[Tensor, "*tokens in"]:
-    """The decoded rows. Raises RowError for an id outside the table, UsageError for ids that are no
-    integers or on another device."""
+    """The decoded rows. Raises RowError if an id is outside the table, UsageError if ids are not
+    integers on the table's device."""
     check_ids(ids, next(iter(q.tensors().values())).device)
     rows = ids.flatten().long()
     if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < q.shape[0]:

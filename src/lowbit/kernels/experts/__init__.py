@@ -1,5 +1,5 @@
-"""Linear layers of a mixture's experts over stored weights: one table of kernels per kind of
-activations, as of linear layers."""
+"""Linear layers of a mixture's experts: one table of kernels per kind of activations, the same as
+for linear layers."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -25,7 +25,8 @@ KERNELS = {
 def kernel(
     layout: Layout, in_features: int, device: torch.device, activations: str
 ) -> tuple[Kernel, str]:
-    """The kernel that serves such a weight here, and why; of float activations also the family."""
+    """The kernel of a weight on this machine, and the reason for its choice; for float activations
+    also the family."""
     chosen, why = select(KERNELS[activations], layout, in_features, device)
     return chosen, why if chosen.isa is None else families.reason(why, activations, chosen.name)
 
@@ -37,8 +38,8 @@ def experts_linear(
     bias: Float[Tensor, "experts out"] | None,
     activations: str,
 ) -> Float[Tensor, "tokens slots out"]:
-    """x by the experts chosen for each token, in x's dtype. Raises UsageError where there are not
-    as many rows of ids as tokens."""
+    """Multiply x by the experts of each token, in x's dtype. Raises UsageError if ids and x differ
+    in the number of tokens."""
     check_choices(x, ids)
     device = next(iter(q.stored.values())).device
     chosen, _ = kernel(q.layout, q.in_features, device, activations)
@@ -47,6 +48,6 @@ def experts_linear(
 
 
 def product(form: ExpertsPackedLayout, activations: str) -> ExpertsProduct | None:
-    """The product that serves weights packed as `form`; None where the reference is forced."""
+    """The product for weights packed as `form`; None if the reference is forced."""
     chosen, _ = kernel(form.layout, form.in_features, torch.device("cpu"), activations)
     return None if chosen.isa is None else ExpertsProduct(form, activations, chosen.name)

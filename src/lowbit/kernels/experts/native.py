@@ -1,6 +1,6 @@
-"""Linear layers of a mixture's experts by csrc/experts.h: activations are quantized, multiplied and
-rounded as in linear layers (kernels/linear/native.py), so that each result has the bits which the
-expert's weight gives by itself, whatever tokens come along.
+"""Linear layers of a mixture's experts by csrc/experts.h. Activations are quantized, multiplied and
+rounded as in linear layers (kernels/linear/native.py), so each result has the bits of a linear
+layer with the expert's weight, independent of other tokens.
 """
 
 from functools import partial
@@ -25,8 +25,8 @@ SUMMED = frozenset((torch.float32, torch.bfloat16))
 
 
 class ExpertsProduct:
-    """The product with weights packed as `form` says, on one path of the native code; the family
-    of float activations is that of the path, if it is not given."""
+    """The product with weights packed as `form`, on one path of the native code. family: of float
+    activations; by default the family of the path."""
 
     form: ExpertsPackedLayout
 
@@ -45,19 +45,19 @@ class ExpertsProduct:
         self._layers: dict[tuple[str, bool, bool], Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Native objects cannot be copied; they are found again."""
+        """Native objects cannot be copied; a copy creates new ones."""
         return ExpertsProduct, (self.form, self.activations, self.path, self.family)
 
     def gates(self, nonlinearity: str) -> bool:
-        """Whether it can apply such a gate: halves of the outputs must be whole panels."""
+        """Whether the product can apply this gate: halves of the outputs must be whole panels."""
         return nonlinearity != IDENTITY and self.form.rows % (2 * PANEL_ROWS) == 0
 
     def sums(self, x: Tensor, weights: Tensor) -> bool:
-        """Whether it can sum in numbers of these types."""
+        """Whether the product can sum results of these dtypes."""
         return x.dtype in SUMMED and weights.dtype in SUMMED
 
     def _layer(self, *how: Any) -> Any:
-        """What native code knows of each expert: found once for a gate and the dtypes."""
+        """The native description of an expert's layer, cached by gate and dtypes."""
         assert module is not None
         if how not in self._layers:
             gate, half, half_bias = how
@@ -78,14 +78,14 @@ class ExpertsProduct:
         gate: str = IDENTITY,
         weights: Float[Tensor, "tokens slots"] | None = None,
     ) -> Float[Tensor, "tokens slots _out"] | Float[Tensor, "tokens out"]:
-        """x by the experts chosen for each token, in x's dtype; 0 where none is chosen. Raises
-        RowError for ids that no expert has, UsageError for tensors whose sizes do not go together
-        or that are not on the CPU: native code is given their addresses.
+        """Multiply x by the experts of each token, in x's dtype; 0 if no expert is chosen. Raises
+        RowError if an id is out of range, UsageError if sizes do not match or tensors are not on
+        the CPU, because native code gets only their addresses.
 
-        gate: another nonlinearity than "identity" is applied to the upper half of the outputs, and
-        multiplied by the lower half: half as many come out. `gates` must allow it.
-        weights: x is [tokens · slots, in], a row for each slot; a token's results, times these, are
-        summed in the order of the slots. There is no gate then.
+        gate: a nonlinearity f other than "identity". The result is f(first half) · second half of
+        the outputs. `gates` must allow it.
+        weights: x is [tokens · slots, in], a row per slot; the results of a token, times the
+        weights, are summed in the order of the slots. There is no gate in this case.
         """
         self._check(x, ids, bias, weights)
         form, dtype = self.form, x.dtype
@@ -102,7 +102,7 @@ class ExpertsProduct:
         else:
             half_weights = weights.dtype is torch.bfloat16
             weights = (weights if half_weights else weights.float()).contiguous()
-            # A sum of nothing is written by nobody.
+            # Without slots, native code does not write y.
             y = (x.new_empty if ids.shape[1] else x.new_zeros)(len(ids), form.rows)
             summed = weights.data_ptr(), half_weights
         half_bias = half and bias is not None and bias.dtype is torch.bfloat16
@@ -152,13 +152,13 @@ def experts_linear(
     *,
     path: str,
 ) -> Float[Tensor, "tokens slots out"]:
-    """The same from the stored form, which is packed for this one call."""
+    """Multiply by stored weights, which are packed for this call only."""
     form = ExpertsPackedLayout(q.layout, *q.shape)
     return ExpertsProduct(form, activations, path)(x, ids, form.pack(q), bias)
 
 
 def kernels(activations: str) -> tuple[Kernel, ...]:
-    """One for each path, best first."""
+    """The kernels of all paths, best first."""
     return tuple(
         Kernel(
             path.name,
