@@ -1,1 +1,1 @@
-"""A float transformers model becomes a quantized one, and back."""
+"""Convert float models to quantized ones, and back."""

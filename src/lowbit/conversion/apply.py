@@ -92,7 +92,7 @@ def quantize_with(
 
 
 def check_data(model: nn.Module, plan: Plan) -> None:
-    """Raises InputError for a weight that is to be quantized and is on the meta device."""
+    """Raises InputError if a weight to quantize is on the meta device."""
     for d in plan.quantized:
         if d.weight.of(model).is_meta:
             raise InputError(

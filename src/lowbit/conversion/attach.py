@@ -112,5 +112,5 @@ def _is_in(name: str, prefix: str) -> bool:
 
 
 def _inside(name: str, prefix: str) -> str:
-    """A module's name as seen from the module whose names have `prefix`."""
+    """A module's name without the prefix of the module that contains it."""
     return f"{name}.".removeprefix(prefix).removesuffix(".")

@@ -1,5 +1,5 @@
-"""Makes transformers know lowbit's config, and where its quantizer is. `import lowbit` has it
-imported after `transformers.quantizers.auto`: programs that read a config need no model."""
+"""Register lowbit's config and a lazy quantizer with transformers. `import lowbit` imports this
+module after `transformers.quantizers.auto`, so that a program can read a config without models."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from lowbit.conversion.config import LowbitConfig
 
 
 def _quantizer(config: LowbitConfig, **options: Any) -> Any:
-    """The quantizer, of a program that asks for it before it imports a model."""
+    """The quantizer, for a program that needs it before it imports a model."""
     from lowbit.conversion.hf_quantizer import LowbitQuantizer
 
     return LowbitQuantizer(config, **options)

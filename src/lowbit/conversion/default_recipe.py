@@ -1,9 +1,9 @@
-"""The recipe of those who name none, by the kind of the model.
+"""The default recipe, by the kind of the model.
 
-A model that generates reads all its weights for every token: 4 bits a weight. Its embeddings and
-its head get 8, which costs no accuracy where 4 would (docs/results/quality.md). Any other model
-reads a whole sequence at once: arithmetic decides, and 8 bits lose nothing. Both make activations
-int8, which is fastest on every processor.
+A model that generates reads all its weights for every token, so weights get 4 bits. Its embeddings
+and head get 8 bits: 4 would cost accuracy, 8 does not (docs/results/quality.md). Any other model
+reads a whole sequence at once, so arithmetic decides, and weights get 8 bits without loss. Both
+have int8 activations, which are fastest on every processor.
 """
 
 from collections.abc import Mapping
@@ -21,21 +21,21 @@ READING = PRESETS["int8-all-dynamic"]
 
 
 class Choice(NamedTuple):
-    """A recipe, and in a sentence why lowbit chose it: none for one that the caller named."""
+    """A recipe, and a sentence why lowbit chose it; no sentence if the caller chose it."""
 
     recipe: Recipe
     why: tuple[str, ...] = ()
 
 
 def named(recipe: str | Path | Recipe | Mapping[str, Any] | None) -> Recipe | None:
-    """The recipe that the caller named, loaded; None for none. Raises UsageError."""
+    """The caller's recipe, loaded, or None. Raises UsageError."""
     return None if recipe is None else load_recipe(recipe)
 
 
 def choose(model: nn.Module, recipe: Recipe | None) -> Choice:
-    """`recipe`, or if there is none the default for a float model, which may be on the meta device.
+    """`recipe`, or if it is None the default for a float model, which may be on the meta device.
 
-    Raises as `make_plan` does.
+    Raises the errors of `make_plan`.
     """
     if recipe is not None:
         return Choice(recipe)
@@ -50,7 +50,7 @@ def choose(model: nn.Module, recipe: Recipe | None) -> Choice:
 
 
 def _misfit(model: nn.Module) -> str | None:
-    """The first layer that has no 4-bit form, and why; None if there is none."""
+    """The first layer that 4 bits do not fit, and why; None if all fit."""
     few, many = make_plan(model, GENERATING), make_plan(model, READING)
     fits = {d.name for d in few.quantized} | {d.name for d in many.kept}
     return next((f"{d.name} ({d.reason})" for d in few.kept if d.name not in fits), None)

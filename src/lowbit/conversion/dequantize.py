@@ -1,4 +1,4 @@
-"""A float model that computes with stored weights: they are decoded into its float ones."""
+"""Write decoded weights into a float model."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ from lowbit.formats import QTensor, decode
 
 
 def put(model: nn.Module, d: Quantize, q: QTensor) -> None:
-    """Let a float module compute with a stored weight. Those tied to it follow."""
+    """Write a decoded weight into a float module, and so into the modules tied to it."""
     weight = d.weight.of(model)
     weight.data = as_stored(decode(q, weight.dtype), d.weights)
 
 
 @contextmanager
 def rounded(model: nn.Module, stored: Iterable[tuple[Quantize, QTensor]]) -> Iterator[nn.Module]:
-    """The model with some of its weights as they are stored; floats again afterwards."""
+    """A context in which some weights of the model have their decoded values."""
     before = []
     try:
         for d, q in stored:

@@ -1,8 +1,8 @@
-"""Reading a mixture one expert at a time.
+"""Read a mixture one expert at a time.
 
-A checkpoint holds the weights of experts one by one, or all in one tensor. transformers' loader
-makes one float parameter of them, of a gigabyte perhaps, before a quantizer sees it. Here its own
-conversions are applied to each expert when its weight is asked for.
+A checkpoint stores the weights of experts separately or in one tensor. transformers' loader joins
+them to one float parameter, perhaps of a gigabyte, before a quantizer sees it. This module applies
+the loader's conversions to each expert only when its weight is read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,18 +24,19 @@ from transformers.core_model_loading import (
 
 
 class Experts:
-    """The weights of all experts as their float parameter would hold them, read one by one:
-    `read(i)` gives that of one."""
+    """The weights of all experts, in the form of their float parameter, read one by one: `read(i)`
+    reads expert i."""
 
     def __init__(self, shape: Sequence[int], read: Callable[[int], Tensor]) -> None:
         self.shape, self.read = torch.Size(shape), read
 
     def __getitem__(self, index: Any) -> Any:
-        """The weight of one expert; all of them, unread, for `...`, as the loader asks a file."""
+        """The weight of one expert. `...` returns the experts themselves, unread, because the
+        loader reads files with `[...]`."""
         return self if index is ... else self.read(index)
 
     def to(self, *args: Any, **kwargs: Any) -> "Experts":
-        """The loader says where to, which is where they are read."""
+        """Do nothing: the loader asks for the device that they are read to anyway."""
         return self
 
     @property
@@ -44,12 +45,12 @@ class Experts:
 
     @property
     def like(self) -> Tensor:
-        """An empty tensor of their dtype and device."""
+        """An empty tensor with the dtype and device of the experts."""
         return self.read(0).new_empty(0)
 
 
 class ExpertsInFile(Experts):
-    """Those that a file holds in one tensor, which is opened and not read."""
+    """The experts in one tensor of a file, which is opened but not read."""
 
     def __init__(self, opened: Any) -> None:
         super().__init__(opened.get_shape(), lambda i: opened[i : i + 1][0])
@@ -64,14 +65,14 @@ class ExpertsInFile(Experts):
 
 @runtime_checkable
 class TakesExperts(Protocol):
-    """A quantizing operation that can be given Experts."""
+    """A quantizing operation that accepts Experts."""
 
     def takes(self, name: str) -> bool:
-        """Whether the parameter of this name is one of experts that it quantizes."""
+        """Whether it quantizes the parameter of this name, and it belongs to experts."""
 
 
 class ExpertByExpert(WeightConverter):
-    """A conversion whose result is Experts where a quantizing operation takes them."""
+    """A conversion that results in Experts if a quantizing operation accepts them."""
 
     __slots__ = ()
 
@@ -89,7 +90,7 @@ class ExpertByExpert(WeightConverter):
                 layer_name, model, config, hf_quantizer, loading_info
             )
             return made
-        # What holds all experts is read, or opened, once; that of one when the expert is asked for.
+        # A tensor with all experts is opened once; a tensor of one expert is read with this expert.
         merges = isinstance(self.operations[0], MergeModulelist)
         sources = {
             pattern: found if merges else found[0]()
@@ -114,11 +115,11 @@ class ExpertByExpert(WeightConverter):
                 {layer_name: Experts(shape, read)}, model=model, missing_keys=missing
             )
             return kept
-        raise AssertionError  # the context has raised
+        raise AssertionError  # unreachable: the context has raised
 
 
 def _one(found: Any, expert: int) -> Tensor:
-    """The tensor of one expert, as conversions take it: one of many, or a part of the only one."""
+    """The tensor of one expert, for conversions: one of several, or a part of the only one."""
     if isinstance(found, list):
         one: Tensor = found[expert]()
         return one
@@ -127,14 +128,14 @@ def _one(found: Any, expert: int) -> Tensor:
 
 
 def _shape(model: Any, name: str, sources: Mapping[str, Any]) -> torch.Size:
-    """That of the parameter, with as many experts as the checkpoint has."""
+    """The shape of the parameter, with the checkpoint's number of experts."""
     expected = model.get_parameter(name).shape
     counts = {len(f) if isinstance(f, list) else f.shape[0] for f in sources.values()}
     return torch.Size([counts.pop() if len(counts) == 1 else 0, *expected[1:]])
 
 
 def expert_by_expert(entries: Sequence[WeightTransform]) -> list[WeightTransform]:
-    """The loader's conversions, those that can be applied to each expert made so."""
+    """The loader's conversions, changed to work expert by expert if possible."""
     found = []
     for entry in entries:
         if isinstance(entry, WeightConverter) and _within_experts(entry.operations):
@@ -145,8 +146,8 @@ def expert_by_expert(entries: Sequence[WeightTransform]) -> list[WeightTransform
 
 
 def _within_experts(operations: Sequence[ConversionOps]) -> bool:
-    """Whether each leaves the first dimension, that of the experts, alone. What merges a list of
-    tensors makes that dimension."""
+    """Whether no operation changes the first dimension, the experts. An operation that merges a
+    list of tensors creates that dimension."""
     first, *others = operations
     merges = type(first) is MergeModulelist and first.dim == 0
     return all(_leaves_first(op) for op in (others if merges else operations))

@@ -1,10 +1,10 @@
-"""Which parameters of a module are weights of experts, found by running its `forward`.
+"""Find the parameters of a module that are weights of experts, by running its `forward`.
 
-For classes that do not say how they hold experts. A copy of the module is run whose parameters
-[experts, …, …] are stand-ins: they have shapes and no numbers, and see what is asked of them. One
-whose only use is as the weight of products, of one expert after the other or of all at once, is
-taken. Such a use is what QuantExperts serves; whatever else code does with it gets the decoded
-weight, so that a use which was not seen here costs time and changes no result.
+For classes without the attributes that describe experts. A copy of the module runs with stand-ins
+for the parameters [experts, …, …]. Stand-ins have shapes but no numbers, and record their uses. If
+a parameter is used only as the weight of products, by one expert at a time or by all at once, it is
+accepted. QuantExperts serves these uses. For any other use it returns the decoded weight, so a use
+that the run missed costs time but does not change results.
 """
 
 import copy
@@ -23,11 +23,11 @@ _ASKED = ("shape", "dtype", "device", "ndim", "size", "dim", "is_meta", "require
 
 
 def transposed_by_name(module: nn.Module) -> dict[str, bool]:
-    """For each parameter [experts, out, in] whether it is [experts, in, out]; nothing where the
-    module holds anything else, or is not seen to multiply by all of them. Parameters that are
-    quantized already count as they were.
+    """For each parameter of experts, whether it is [experts, in, out] instead of [experts, out,
+    in]. Empty if the module has other parameters, or the run shows no product with one of them.
+    Quantized parameters count in their float shape.
 
-    The names are not "weight": that of a module which holds one weight is the module's.
+    A parameter named "weight" does not count: it is the only weight of its module.
     """
     shapes = _shapes(module)
     sizes = {size for shape in shapes.values() for size in shape[1:]}
@@ -40,7 +40,7 @@ def transposed_by_name(module: nn.Module) -> dict[str, bool]:
         with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
             try:
                 y = type(module).forward(twin, *call(min(s[0] for s in shapes.values()), size))
-            except Exception:  # of somebody else's code, which wants to be called in another way
+            except Exception:  # the module's code may need other arguments
                 continue
         if isinstance(y, Tensor) and y.shape[-1] == size and seen.keys() == shapes.keys():
             return seen
@@ -48,7 +48,7 @@ def transposed_by_name(module: nn.Module) -> dict[str, bool]:
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    """Those of all parameters, if each may hold weights of experts."""
+    """The shapes of all parameters, if each may be weights of experts."""
     shapes = {n: torch.Size(m.float_shape) for n, m in module._modules.items() if _stored(m)}
     for name, p in module._parameters.items():
         if p is None:
@@ -64,13 +64,13 @@ def _stored(module: nn.Module | None) -> TypeGuard[QuantExperts]:
 
 
 def _routed(experts: int, size: int) -> tuple[Tensor, ...]:
-    """Tokens, the numbers of their experts, and the weights of these."""
+    """Tokens, the ids of their experts, and the routing weights."""
     ids = torch.arange(2 * TOKENS).reshape(TOKENS, 2) % experts
     return torch.zeros(TOKENS, size), ids, torch.ones(TOKENS, 2)
 
 
 def _sorted(experts: int, size: int) -> tuple[Tensor, ...]:
-    """As many tokens for each expert, one expert after the other."""
+    """Tokens sorted by expert, the same number for each."""
     return (torch.zeros(experts, size),)
 
 
@@ -78,8 +78,8 @@ _CALLS: tuple[Callable[[int, int], tuple[Tensor, ...]], ...] = (_routed, _sorted
 
 
 class _StandIn(Tensor):
-    """A parameter, or that of one expert, which has no numbers. `seen` is told of the products
-    that are made of it; anything else that is asked of it is an error."""
+    """A parameter, or the part of one expert, without numbers. `seen` records the products with it;
+    any other use raises an error."""
 
     parameter: str
     seen: dict[str, bool]

@@ -1,8 +1,8 @@
-"""Mixtures of experts in a float model: which parameters are their weights, and what chooses.
+"""Find the weights of experts and the routers of a float model.
 
-transformers sets attributes on every module whose class it decorates with
-`use_experts_implementation`; they say all that is needed, so that no class is named here. Modules
-of other classes are run on a few tokens (expert_probe.py).
+transformers sets attributes on every module with the decorator `use_experts_implementation`. They
+are sufficient, so this file names no class. Modules of other classes run on a few tokens
+(expert_probe.py).
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from lowbit.conversion.expert_probe import transposed_by_name
 from lowbit.conversion.module_weights import WeightName, Weights, weights_of
 from lowbit.nn.experts import IMPLEMENTATION, QuantExperts, projections
 
-# What the decorator sets on each module.
+# The attributes that the decorator sets.
 DESCRIBED = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated")
 
 
 def describes_itself(module: nn.Module) -> bool:
-    """Whether transformers says of the module how it holds experts."""
+    """Whether the module has the attributes that describe experts."""
     own = vars(module)
     return all(type(own.get(name)) is bool for name in DESCRIBED) and hasattr(
         type(module).forward, "__wrapped__"
@@ -26,8 +26,8 @@ def describes_itself(module: nn.Module) -> bool:
 
 
 def experts_weights(module: nn.Module) -> dict[str, Weights]:
-    """The weights of experts that the module holds, by parameter; none where it holds no
-    experts, or not as it says."""
+    """The weights of experts of a module, by parameter; empty if it has none, or if its parameters
+    contradict its attributes."""
     if not describes_itself(module):
         probed = transposed_by_name(module).items()
         own = module._parameters
@@ -51,13 +51,13 @@ def _weights(weight: nn.Parameter | None, transposed: bool) -> Weights:
 
 
 def weights_in(module: nn.Module) -> Mapping[str, Weights | str]:
-    """How the module uses each of its weights, by parameter, or why one cannot be quantized."""
+    """The use of each weight of the module, by parameter, or why it cannot be quantized."""
     return experts_weights(module) or {"weight": weights_of(module)}
 
 
 def weight_at(model: nn.Module, name: str) -> tuple[WeightName, Weights | str]:
-    """The weight whose stored form stands at `name`, and how its module uses it. Raises
-    AttributeError where there is none."""
+    """The weight that is quantized under `name`, and its use. Raises AttributeError if there is
+    none."""
     inside = WeightName.parse(name)
     around = model.get_submodule(inside.module)
     use = experts_weights(around).get(inside.parameter)
@@ -67,15 +67,15 @@ def weight_at(model: nn.Module, name: str) -> tuple[WeightName, Weights | str]:
 
 
 def places(model: nn.Module) -> set[str]:
-    """The names where a stored weight may stand: of modules, and of weights of experts."""
+    """The names that a quantized weight can have: of modules, and of weights of experts."""
     named = dict(model.named_modules())
     inside = {f"{name}.{own}" for name, module in named.items() for own in experts_weights(module)}
     return named.keys() | inside
 
 
 def router_names(model: nn.Module) -> dict[str, int]:
-    """Modules that choose among experts, and among how many: those beside an experts module, or
-    inside the module that holds both, with a row of weights for each expert."""
+    """The routers of a model, with their numbers of experts: layers next to an experts module, or
+    in the module that contains both, with one row of weights per expert."""
     found = {}
     for name, module in model.named_modules():
         number = number_of_experts(module)
@@ -97,7 +97,7 @@ def router_names(model: nn.Module) -> dict[str, int]:
 
 
 def number_of_experts(module: nn.Module) -> int | None:
-    """How many experts the module holds, float or stored; None for one that holds none."""
+    """The number of experts of a module, float or quantized; None if it has none."""
     if describes_itself(module):
         return int(module.num_experts)  # type: ignore[arg-type]
     held = [weights.experts for weights in experts_weights(module).values()]
@@ -106,8 +106,8 @@ def number_of_experts(module: nn.Module) -> int | None:
 
 
 def use_experts(model: nn.Module, implementation: str = IMPLEMENTATION) -> None:
-    """Let every experts module with stored weights compute by transformers' implementation of this
-    name, which stands in the config that such modules refer to."""
+    """Set transformers' implementation of experts by name, in the config of every experts module
+    with quantized weights."""
     for module in model.modules():
         if describes_itself(module) and any(projections(module)):
             module.config._experts_implementation_internal = implementation  # type: ignore[union-attr]

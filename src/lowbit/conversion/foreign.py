@@ -1,6 +1,6 @@
-"""What stands in the way of quantizing a model: it is not a plain float model with data.
+"""Check that a model is a plain float model with data, which can be quantized.
 
-Each is told in one sentence that names the module and what to do.
+Each error names the module and the remedy.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lowbit.errors import InputError
 
-# What computes a weight before each call, and what makes the result a parameter again.
+# Hooks that compute a weight before each call, and the function that removes each.
 _REMEDIES: dict[type, str] = {
     BasePruningMethod: "torch.nn.utils.prune.remove",
     WeightNorm: "torch.nn.utils.remove_weight_norm",
@@ -24,8 +24,8 @@ _PACKED = (torch.int8, torch.uint8, torch.int16, torch.int32)
 
 
 def check_plain(model: nn.Module) -> None:
-    """Raises InputError for a model with adapters that are not merged, one that another library
-    quantized, and one whose lazy modules have no shape yet."""
+    """Raises InputError if a model has adapters that are not merged, was quantized by another
+    library, or has lazy modules without a shape."""
     for name, module in model.named_modules():
         if is_adapted(module):
             raise InputError(
@@ -44,8 +44,8 @@ def check_plain(model: nn.Module) -> None:
 
 
 def check_parameters(name: str, module: nn.Module) -> None:
-    """Raises InputError if the weight or the bias of a module that is to be quantized is computed
-    from others before each call."""
+    """Raises InputError if the weight or bias of a module to quantize is computed from other
+    tensors before each call."""
     for own in ("weight", "bias"):
         if module._parameters.get(own) is None and getattr(module, own, None) is not None:
             raise InputError(
@@ -65,9 +65,9 @@ def _remedy(module: nn.Module, own: str) -> str:
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Whether a module computes with another one, its base, and with something trained beside it.
+    """Whether a module is an adapter: it computes with a base module and with trained parameters.
 
-    So are the layers of PEFT, and a transformers model into which it put them.
+    Examples are the layers of PEFT, and a transformers model with such layers.
     """
     return isinstance(getattr(module, "base_layer", None), nn.Module) or (
         getattr(module, "_hf_peft_config_loaded", False) is True
@@ -75,7 +75,7 @@ def is_adapted(module: nn.Module) -> bool:
 
 
 def quantized_by(module: nn.Module) -> str | None:
-    """The library that stores the weights of this module in another form, or None."""
+    """The library that quantized the weights of this module, or None."""
     quantizer = getattr(module, "hf_quantizer", None)
     if quantizer is not None:
         method = quantizer.quantization_config.quant_method
@@ -85,7 +85,7 @@ def quantized_by(module: nn.Module) -> str | None:
         return "torch.ao"
     parameters: list[Tensor] = [p for p in module._parameters.values() if p is not None]
     for tensor in parameters:
-        # A parameter that is a tensor of another class; those of torch itself are float.
+        # A parameter of a tensor subclass; torch's own parameter classes are float.
         library = type(tensor).__module__.partition(".")[0]
         is_wrapper: bool = is_traceable_wrapper_subclass(tensor)
         if is_wrapper and library != "torch":

@@ -1,12 +1,12 @@
-"""Fusing what transformers does around quantized linear layers, without touching its code.
+"""Fuse operations of transformers models into quantized linear layers, without changes of code.
 
-*Nonlinearities.* Where the source of a block says `self.act(self.layer(x))`, and neither occurs
-elsewhere in it, the layer applies the function (the kernels do so before a value leaves the cache),
-and a module that passes its input on takes the place of the function.
+*Nonlinearities.* If the source of a block has `self.act(self.layer(x))`, and uses neither
+elsewhere, the layer applies the function (the kernels do so while values are in cache), and an
+identity module replaces the function.
 
 *Shared inputs.* Q, K and V, or gate and up, are computed by one call (nn/shared_input.py).
 
-Parameters, buffers and their names stay as they are; `unfuse` puts everything back.
+Parameters, buffers and their names do not change. `unfuse` reverts everything.
 """
 
 import ast
@@ -54,11 +54,10 @@ SHARED = (
 
 
 class AppliedBefore(nn.Module):
-    """Stands in `block` where `function` was, which the layer before it now applies.
+    """Replaces `function` in `block`; the layer before it applies the function.
 
-    The layer leaves it to this module again if somebody puts another function here or a module
-    around the layer (an adapter adds to what the function is applied to), or has hooks that would
-    see what lies between the two.
+    This module applies the function if the layer is wrapped (an adapter adds to its output), if
+    this module is replaced, or if hooks would see the value between the layer and the function.
     """
 
     block: nn.Module
@@ -68,7 +67,7 @@ class AppliedBefore(nn.Module):
         super().__init__()
         function = block.get_submodule(name)
         self.name, self.layer_name, self.function = name, layer_name, function
-        # Registered nowhere: they hold this module, not the other way round.
+        # Not registered as submodules, because they contain this module.
         object.__setattr__(self, "block", block)
         object.__setattr__(self, "layer", block.get_submodule(layer_name))
         self.train(function.training)
@@ -106,7 +105,7 @@ def fuse(model: nn.Module) -> None:
             kind: type = type(block)
             layer_name = layer_before(kind, name) or ""
             layer = layers.get(layer_name)
-            # Outputs are rounded before what follows.
+            # Outputs are rounded to int8 before the nonlinearity.
             if layer is not None and not isinstance(layer, RequantizedLinear):
                 applied = AppliedBefore(block, name, layer_name)
                 setattr(block, name, applied)
@@ -132,8 +131,8 @@ def unfuse(model: nn.Module) -> None:
 
 @lru_cache(maxsize=1024)
 def layer_before(block: type, function: str) -> str | None:
-    """The layer whose result is all that `block` ever gives to its attribute `function`, and whose
-    result goes nowhere else; None where its source does not show one."""
+    """The layer whose result is the only argument of `function` in `block`, and is used nowhere
+    else; None if the source does not show one."""
     nodes = [node for method in _methods(block) for node in ast.walk(method)]
     found = [(layer, name) for node in nodes for layer, name in _applied(node) if name == function]
     used = [node.attr for node in nodes if isinstance(node, ast.Attribute) and _of_self(node.value)]
@@ -144,7 +143,7 @@ def layer_before(block: type, function: str) -> str | None:
 
 
 def _methods(block: type) -> list[ast.AST]:
-    """The syntax of all methods but those of nn.Module, and but what builds the block."""
+    """The syntax trees of all methods, except those of nn.Module and the constructor."""
     methods: dict[str, FunctionType] = {}
     for kind in block.__mro__[: block.__mro__.index(nn.Module)]:
         for name, method in vars(kind).items():
@@ -153,7 +152,7 @@ def _methods(block: type) -> list[ast.AST]:
     methods.pop("__init__", None)
     try:
         return [ast.parse(textwrap.dedent(inspect.getsource(m))) for m in methods.values()]
-    except (OSError, SyntaxError):  # there is no source to read, or none that stands by itself
+    except (OSError, SyntaxError):  # no source, or source that cannot be parsed alone
         return []
 
 

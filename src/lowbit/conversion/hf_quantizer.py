@@ -108,7 +108,7 @@ class LowbitQuantizer(HfQuantizer):
         self.pre_quantized: bool
         self.ties: tuple[TiedKeys, ...] = ()
         self.stored_names: frozenset[str] = frozenset()
-        # Weight name -> what to do with it, while a float checkpoint is loaded.
+        # Weight name -> its decision, while a float checkpoint is loaded.
         self.pending: dict[str, Quantize] = {}
         # The names in `pending`, and all weights that a checkpoint stores in one tensor with them.
         self.claimed: frozenset[str] = frozenset()
@@ -167,7 +167,7 @@ class LowbitQuantizer(HfQuantizer):
         self.tied = ()
         use_experts(model)
         fuse(model)
-        # From here on it is a quantized model like any other.
+        # From here on the model counts as quantized.
         self.pre_quantized = True
 
     def param_needs_quantization(

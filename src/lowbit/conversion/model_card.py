@@ -43,8 +43,8 @@ def write_card(
     plan: Plan,
     origin: tuple[str, ...] = (),
 ) -> None:
-    """Write README.md. The licence and language of the source's card are carried over. origin:
-    sentences that say where codes come from which lowbit did not choose."""
+    """Write README.md, with the licence and language of the source's card. origin: sentences about
+    the source of imported codes."""
     front: dict[str, object] = {"library_name": "transformers", "tags": ["lowbit", "quantized"]}
     front |= {k: v for k, v in _front_matter(source).items() if k in ("license", "language")}
     kept = "\n".join(

@@ -1,5 +1,4 @@
-"""A weight of a float model: its name, and how its module uses it (its kind, its shape, and whether
-it is stored transposed)."""
+"""A weight of a float model: its name, its kind, its shape, and whether it is transposed."""
 
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -24,8 +23,8 @@ class WeightName:
 
     @property
     def place(self) -> str:
-        """The name of the module that holds it once it is quantized: that of its own module, or of
-        one that takes the parameter's place there."""
+        """The name of the quantized module: the name of the weight's module, or of a module that
+        replaces the parameter."""
         return self.module if self.parameter == "weight" else str(self)
 
     @classmethod
@@ -43,10 +42,9 @@ class WeightName:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a module does with its weight: its kind, shape [out, in], and whether it is stored
-    transposed. Embeddings may multiply their rows by `embed_scale`, which those of Gemma first
-    round to the dtype of the rows. One of `experts` is the rows of all of them, one after the
-    other (experts.py)."""
+    """How a module uses its weight: kind, shape [out, in], and whether it is transposed. Embeddings
+    may multiply their rows by `embed_scale`; Gemma first rounds it to the dtype of the rows. A
+    weight of `experts` has the rows of all experts, one expert after the other (experts.py)."""
 
     kind: Literal["linear", "embedding", "experts"]
     shape: tuple[int, int]
@@ -57,7 +55,7 @@ class Weights:
 
     @property
     def takes_activations(self) -> bool:
-        """Whether a product is made of the weight, so that what it meets may be quantized too."""
+        """Whether the weight is multiplied by activations, which can be quantized too."""
         return self.kind != "embedding"
 
 
@@ -72,8 +70,8 @@ LAYERS = tuple(kind.base for kind in (*LINEAR, EMBEDDING))
 def weights_of(module: nn.Module) -> Weights | str:
     """How the module uses its weight, or why it cannot be quantized.
 
-    A subclass counts if it computes the same (probe.py): BART's learned positions do not. Scaled
-    embeddings multiply, and no more if they hold nothing but the weight. No data is needed.
+    A subclass is supported if it computes the same (probe.py); BART's learned positions do not.
+    Embeddings may scale their rows if the weight is their only tensor. The module needs no data.
     """
     name = type(module).__name__
     kind = next((k for k in (*LINEAR, EMBEDDING) if isinstance(module, k.base)), None)
@@ -110,7 +108,7 @@ def matrix(module: nn.Module, weights: Weights) -> Float[Tensor, "out in"]:
 
 
 def oriented(weight: Tensor, weights: Weights) -> Float[Tensor, "out in"]:
-    """A weight as its module stores it, as [out, in]."""
+    """A weight in its module's orientation, turned to [out, in]."""
     if weights.kind == "experts":
         return (weight.transpose(1, 2) if weights.transposed else weight).flatten(0, 1)
     return weight.t().contiguous() if weights.transposed else weight

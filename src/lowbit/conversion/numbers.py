@@ -1,8 +1,8 @@
-"""The numbers of a model that was read from files: what none of them may be.
+"""Check the numbers of a model that was read from files.
 
-Stored tensors hold what formats/validity.py says. Parameters that stay float are finite; buffers
-are neither NaN nor ∞ (masks are −∞). LOWBIT_UNCHECKED=1 lets all floats that are not stored ones
-through.
+Stored tensors must be valid by formats/validity.py. Float parameters must be finite. Buffers must
+not be NaN or ∞ (masks may be −∞). LOWBIT_UNCHECKED=1 skips the check of float parameters and
+buffers.
 """
 
 import os
@@ -18,19 +18,18 @@ from lowbit.formats.validity import Test, not_a_number, not_finite, tests, unsca
 from lowbit.nn import QuantModule
 
 UNCHECKED = "LOWBIT_UNCHECKED"
-# Tensors of fewer numbers are tested together: a model has hundreds, and a call costs more than
-# they do.
+# Smaller tensors are checked together: a model has hundreds of them, and calls would dominate.
 SMALL = 1 << 14
 
-# The name of a tensor, the tensor, and its test.
+# The name of a tensor, the tensor, and its check.
 Checked = tuple[str, Tensor, Test]
 Modules = Sequence[tuple[str, nn.Module]]
 
 
 def check_numbers(model: nn.Module) -> None:
-    """Raises InputError for the first tensor that holds a number which it cannot have."""
+    """Raises InputError for the first tensor with an invalid number."""
     lenient = os.environ.get(UNCHECKED, "0") not in ("", "0")
-    modules = [*model.named_modules()]  # once: walking costs as much as looking at the numbers
+    modules = [*model.named_modules()]  # once: the traversal takes as long as the checks
     _refuse(_stored(modules), "stored tensor {} {}")
     if not lenient:
         told = f"{{}} {{}}, so the model cannot compute with it ({UNCHECKED}=1 lets it through)"
@@ -66,14 +65,14 @@ def _stored(modules: Modules) -> Iterator[Checked]:
 
 @cache
 def _tests(layout: Layout, columns: int) -> tuple[tuple[str, Test], ...]:
-    """The same for all layers of a kind."""
+    """The checks of a layout, the same for all layers with it."""
     return tuple(tests(layout, columns))
 
 
 def _floats(modules: Modules) -> Iterator[Checked]:
     for name, module in modules:
         held: list[tuple[Mapping[str, Tensor | None], Test]] = [(module._parameters, not_finite)]
-        if not isinstance(module, QuantModule):  # whose buffers are its stored tensors
+        if not isinstance(module, QuantModule):  # buffers of a QuantModule are its stored tensors
             held.append((module._buffers, not_a_number))
         for tensors, test in held:
             for own, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""One weight of a plan: quantized, described for config.json, and put where the float one was."""
+"""Quantize one weight of a plan, describe it for config.json, and replace the float weight."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from lowbit.conversion.swap import swap, swap_tied
 from lowbit.formats import ExpertsTensor, PlainTensor, QTensor
 from lowbit.formats.error import ErrorSums, WeightError
 
-# How codes are chosen: (decision, weight [out, in]) -> its stored form.
+# Chooses codes: (decision, weight [out, in]) -> quantized tensor.
 Solve = Callable[[Quantize, Float[Tensor, "out in"]], QTensor]
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A quantized tensor, what config.json keeps of it, and how far it is from the float weight."""
+    """A quantized tensor, its entry in config.json, and its error."""
 
     stored: QTensor
     entry: dict[str, Any]
@@ -30,8 +30,8 @@ class QuantizedWeight:
 def quantize_weight(
     decision: Quantize, weight: Tensor | Experts, solve: Solve = Quantize.nearest
 ) -> QuantizedWeight:
-    """Quantize `weight`, which is as its float module stores it. Experts are quantized one after
-    the other, each when it is read. Raises as `solve` does."""
+    """Quantize `weight`, in its float module's orientation. Experts are read and quantized one by
+    one. Raises the errors of `solve`."""
     if decision.weights.kind == "experts":
         q, error = _quantize_experts(decision, weight, solve)
     else:
@@ -53,18 +53,18 @@ def _quantize_experts(
             matrix = oriented(weight[i].detach(), one.weights)
             q = solve(one, matrix)
             sums.append(ErrorSums.of(matrix, q))
-            yield cast(PlainTensor, q)  # one scheme, one form
+            yield cast(PlainTensor, q)  # experts have the same scheme, and so the same format
 
     return ExpertsTensor.of(each(), experts), WeightError.of_sums(sums)
 
 
 def stored_entry(decision: Quantize, q: QTensor) -> dict[str, Any]:
-    """What config.json keeps of a module that holds q."""
+    """The entry in config.json of a module with weight q."""
     return q.layout.to_dict() | _activations(decision)
 
 
 def tied_entry(decision: TiedTo) -> dict[str, Any]:
-    """What config.json keeps of a module that uses the stored weight of another."""
+    """The entry in config.json of a module that is tied to another."""
     return {"tied_to": decision.source.name} | _activations(decision)
 
 
@@ -73,12 +73,12 @@ def _activations(decision: Quantize | TiedTo) -> dict[str, Any]:
 
 
 def put_quantized(model: nn.Module, decision: Quantize, q: QTensor, compute: Tensor) -> None:
-    """Put a packed module that holds q in place of the float one, or of the float parameter; it
+    """Replace the float module, or the float parameter, by a packed module with weight q. It
     computes in the dtype and on the device of `compute`."""
     swap(model, decision.weight, decision.weights, q, decision.activations, compute)
 
 
 def put_tied(model: nn.Module, decision: TiedTo) -> None:
-    """Let the module use its source's stored weight, which is in the model already."""
+    """Tie the module to its source, which must already be quantized in the model."""
     source = decision.source.weight.module
     swap_tied(model, decision.weight.module, decision.weights, source, decision.activations)

@@ -1,6 +1,6 @@
-"""What a recipe does to a model: each weight is quantized, tied to one that is, or kept, and why.
+"""The plan of a recipe for a model: each weight is quantized, tied or kept, with the reason.
 
-Planning touches no weight: a model on the meta device will do.
+Planning reads no numbers, so the model may be on the meta device.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -25,9 +25,10 @@ ROUTER = "it chooses among experts, which small errors change"
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to one weight, and why. It is a `Quantize`, a `TiedTo` or a `Keep`.
+    """The decision for one weight, with its reason: a `Quantize`, a `TiedTo` or a `Keep`.
 
-    module: the class of the module that holds it. parameters: 0 for a weight that is another's.
+    module: the class of the weight's module. parameters: 0 for a weight that is shared with
+    another.
     """
 
     weight: WeightName
@@ -39,13 +40,13 @@ class Decision:
 
     @property
     def name(self) -> str:
-        """What config.json and reports call it: its module's name, or its own in a module that
-        holds several."""
+        """The name in config.json and reports: the name of the module, or of the weight if the
+        module has several."""
         return self.weight.place
 
     @property
     def tied_to(self) -> str | None:
-        """The name of the weight that this one is, if it is another's."""
+        """The name of the weight that this one shares, if any."""
         return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,32 +63,32 @@ class Decision:
 
 @dataclass(frozen=True)
 class Quantize(Decision):
-    """The weight is stored by `scheme`, and its module computes with such activations."""
+    """The weight is quantized by `scheme`, and its module computes with these activations."""
 
     weights: Weights
     scheme: Scheme
     activations: str
 
     def matrix(self, model: nn.Module) -> Float[Tensor, "out in"]:
-        """The weight in the float `model`, detached."""
+        """The weight of the float `model`, detached."""
         return oriented(self.weight.of(model).detach(), self.weights)
 
     def nearest(self, matrix: Float[Tensor, "out in"]) -> QTensor:
-        """Its stored form by nearest rounding. Raises with the weight's name."""
+        """The quantized tensor by nearest rounding. Errors name the weight."""
         with naming(str(self.weight)):
             return self.by_expert(matrix, self.scheme.quantize)
 
     def by_expert(
         self, matrix: Float[Tensor, "out in"], solve: Callable[[Tensor], QTensor]
     ) -> QTensor:
-        """What `solve` makes of the weight, or of that of each expert."""
+        """Call `solve` on the weight, or on the weight of each expert."""
         if self.weights.kind != "experts":
             return solve(matrix)
         each = map(solve, matrix.unflatten(0, (self.weights.experts, -1)))
         return ExpertsTensor.of(cast(Iterator[PlainTensor], each), self.weights.experts)
 
     def of_one_expert(self) -> "Quantize":
-        """The same of one expert's weight by itself."""
+        """The decision for the weight of a single expert."""
         (rows, columns), experts = self.weights.shape, self.weights.experts
         own = Weights("linear", (rows // experts, columns), self.weights.transposed)
         return replace(self, weights=own)
@@ -95,7 +96,7 @@ class Quantize(Decision):
 
 @dataclass(frozen=True)
 class TiedTo(Decision):
-    """The module uses the stored weight of `source`, with activations of its own."""
+    """The module shares the quantized weight of `source`, and has its own kind of activations."""
 
     weights: Weights
     source: Quantize
@@ -108,7 +109,7 @@ class TiedTo(Decision):
 
 @dataclass(frozen=True)
 class Keep(Decision):
-    """The weight stays float, for `reason`. source: the weight that it is, if it is another's."""
+    """The weight stays float, for `reason`. source: the weight that it shares, if any."""
 
     source: WeightName | None = None
     quantized: ClassVar[bool] = False
@@ -131,8 +132,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `recipe` does to each weight of a model, and the parameters in vectors (norms, biases),
-    which always stay float."""
+    """The decisions of `recipe` for all weights of a model, and the number of parameters in vectors
+    (norms, biases), which always stay float."""
 
     recipe: Recipe
     decisions: tuple[Quantize | TiedTo | Keep, ...]
@@ -140,7 +141,7 @@ class Plan:
 
     @property
     def owners(self) -> tuple[Quantize, ...]:
-        """The weights to be stored, each once."""
+        """The weights to quantize, without duplicates."""
         return tuple(d for d in self.decisions if isinstance(d, Quantize))
 
     @property
@@ -169,7 +170,7 @@ class Plan:
         return self.quantized_parameters / max(1, self.parameters)
 
     def summaries(self) -> list[Summary]:
-        """Modules of one type with the same reason counted together, in the order of the model."""
+        """Modules with the same class and reason, counted together, in the order of the model."""
         together: dict[tuple[bool, str, str], list[Decision]] = {}
         for d in self.decisions:
             together.setdefault((d.quantized, d.reason, d.module), []).append(d)
@@ -191,11 +192,11 @@ class Plan:
 
 
 def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
-    """Decide for every place where a module stands. A module in several places is tied to itself.
+    """Decide for every name of a module. A module with several names is tied to itself.
 
-    Raises UsageError for a pattern of names that matches nothing, a recipe that would quantize
-    nothing or is strict and cannot be met, and a model that is itself a layer; InputError for a
-    model that is quantized already, has adapters, or computes a weight that is to be quantized.
+    Raises UsageError if a pattern of names matches nothing, the recipe would quantize nothing, a
+    strict recipe does not fit a weight, or the model is itself a layer. Raises InputError if the
+    model is already quantized or has adapters, or if a weight to quantize is computed from others.
     """
     if is_quantized(model):
         raise InputError("the model is already quantized with lowbit; quantize the float model")
@@ -219,11 +220,11 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
             seen.update(map(id, own.values()))
         matrices = {n: p for n, p in module.named_parameters(recurse=False) if p.ndim >= 2}
         experts = experts_weights(module)
-        # The biases of experts are matrices, but vectors of each.
+        # The biases of experts form a matrix, but are vectors of each expert.
         beside = {n for n in own if experts and n not in experts}
         vectors += sum(p.numel() for n, p in own.items() if p.ndim < 2 or n in beside)
         if experts and not own:
-            continue  # It stands in another place too.
+            continue  # It also has another name.
         if isinstance(module, LAYERS):
             _check_computed(name, module, name in heads, recipe)
         elif not matrices:
@@ -253,7 +254,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
 
 
 def _check_computed(name: str, module: nn.Module, head: bool, recipe: Recipe) -> None:
-    """Raises InputError if `recipe` would quantize a layer whose weight is computed from others."""
+    """Raises InputError if `recipe` would quantize a weight that is computed from others."""
     kind = "@embedding" if isinstance(module, nn.Embedding) else "@linear"
     rule = recipe.rule_for(name, frozenset([kind, "@head"] if head else [kind]))
     if rule is not None and rule.scheme is not None:
@@ -261,7 +262,7 @@ def _check_computed(name: str, module: nn.Module, head: bool, recipe: Recipe) ->
 
 
 def check_static(plan: Plan, known: Collection[str] = ()) -> None:
-    """Raises UsageError where activations are static and their scale is not `known`."""
+    """Raises UsageError if activations are static and their scale is not `known`."""
     for d in plan.quantized:
         if d.activations in STATIC and d.name not in known:
             raise UsageError(
@@ -271,7 +272,7 @@ def check_static(plan: Plan, known: Collection[str] = ()) -> None:
 
 
 def check_no_experts(plan: Plan, learner: str) -> None:
-    """Raises UsageError where `learner`, who learns from data, would learn weights of experts."""
+    """Raises UsageError if `learner`, which learns from data, would change weights of experts."""
     for d in plan.owners:
         if d.weights.kind == "experts":
             raise UsageError(
@@ -282,16 +283,16 @@ def check_no_experts(plan: Plan, learner: str) -> None:
 
 
 def scheme_for(model: nn.Module, name: str, weights: Weights, recipe: Recipe) -> Scheme | None:
-    """The scheme that `recipe` has for the weight of the module `name`, which may be quantized
-    already; None if it keeps it."""
+    """The scheme of `recipe` for the weight of the module `name`, which may already be quantized;
+    None if the recipe keeps it."""
     kinds = _kinds(weights, name in _head_names(model), name in router_names(model))
     rule = recipe.rule_for(name, kinds)
     return None if rule is None else rule.scheme
 
 
 def _head_names(model: nn.Module) -> set[str]:
-    """Of each transformers model: output embeddings, and every module outside the base model if
-    there is one inside. Other modules have no heads but those that a recipe names."""
+    """The heads of each transformers model: output embeddings, and all modules outside its base
+    model. Other modules have no heads."""
     heads = set()
     for prefix, inner in transformers_inside(model):
         output = inner.get_output_embeddings()
@@ -303,8 +304,8 @@ def _head_names(model: nn.Module) -> set[str]:
 
 
 def _kinds(use: Weights | str, head: bool, router: bool) -> frozenset[str]:
-    """Those that rules may speak of. Of experts and heads, rules for linear layers speak too; of
-    routers none but their own."""
+    """The kinds of a module for rules. Experts and heads are also "@linear"; routers are only
+    "@router"."""
     kind = use.kind if isinstance(use, Weights) else ""
     if router:
         return frozenset(["@router"])
@@ -322,7 +323,7 @@ def _decide(
     tied: bool,
     recipe: Recipe,
 ) -> Quantize | Keep:
-    """What the recipe says of one weight by itself."""
+    """The decision of the recipe for one weight alone."""
     shape = tuple(next(iter(matrices.values())).shape)
     count = 0 if tied else sum(p.numel() for p in matrices.values())
     about = weight, type(module).__name__, shape, count
@@ -344,8 +345,8 @@ def _decide(
 
 
 def _misfit(weight: WeightName, use: Weights, rule: Rule) -> str | None:
-    """Why the scheme of a rule cannot hold a weight, or None. Raises UsageError for activations of
-    experts whose scale would be found in data."""
+    """Why the scheme of a rule cannot hold a weight, or None. Raises UsageError for experts with
+    static activations."""
     assert rule.scheme is not None
     if use.kind != "experts":
         return rule.scheme.misfit(*use.shape)
@@ -364,7 +365,7 @@ def _follow_ties(
     ties: Mapping[WeightName, WeightName],
     uses: Mapping[WeightName, Weights | str],
 ) -> Iterator[Quantize | TiedTo | Keep]:
-    """Modules that share a weight: one stored weight for all of them, or float for all."""
+    """Modules that share a weight: all share one quantized weight, or all stay float."""
     by_weight = {d.weight: d for d in decisions}
     blocked = {
         ties[d.weight]: d for d in decisions if d.weight in ties and isinstance(uses[d.weight], str)

@@ -1,9 +1,9 @@
-"""What a subclass of a known kind of module computes, found by running its `forward`.
+"""Find out what a subclass of a known module class computes, by running its `forward`.
 
-A subclass that inherits `forward` computes the same. Of any other, a small twin is run: the same
-object with a few rows of random weights, so that it costs little and a model without data will do.
-Its results must be those of the known kind, in training and in evaluation, and its source must not
-choose between ways by what it is given, for the twin sees only one of them.
+A subclass that inherits `forward` computes the same. For any other, a small twin runs: the same
+object with a few rows of random weights. It is cheap and works for a model without data. Its
+results must equal those of the known class, in training and in evaluation. Its source must not
+branch on its input, because the twin sees only one branch.
 """
 
 import ast
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROWS = 8
-LARGE = 1e6  # some numbers are so much larger, so that one that is clipped is seen
+LARGE = 1e6  # the factor of some test inputs, large enough to detect clipping
 _CONTAINERS = (dict, list, set)  # attributes that a forward may write to
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A class whose `forward` is known: the names of its numbers of outputs and inputs (of rows and
-    columns of a table), and whether it stores its weight [in, out]."""
+    """A class with a known `forward`: the attributes with its numbers of outputs and inputs (rows
+    and columns of a table), and whether its weight is [in, out]."""
 
     base: type[nn.Module]
     rows: str
@@ -45,7 +45,7 @@ def inherits(module: nn.Module, base: type[nn.Module]) -> bool:
 
 
 def differs(module: nn.Module, kind: Kind) -> str | None:
-    """Why a linear layer does not compute what its kind does, or None."""
+    """Why a linear layer computes something else than its known class, or None."""
     if inherits(module, kind.base):
         return None
     if reason := _reads_its_input(module, kind.base):
@@ -62,10 +62,10 @@ def differs(module: nn.Module, kind: Kind) -> str | None:
 
 
 def factor_of(module: nn.Module, kind: Kind) -> tuple[float, bool] | str:
-    """The number by which `module` multiplies the rows that it looks up, and whether it rounds this
-    number to their dtype first; or why it is no embedding.
+    """The factor by which `module` multiplies the rows that it looks up, and whether it rounds the
+    factor to their dtype first; or why it is not an embedding.
 
-    The number is NaN if it lies in a buffer without data.
+    The factor is NaN if it is in a buffer without data.
     """
     if inherits(module, kind.base):
         return 1.0, False
@@ -73,7 +73,7 @@ def factor_of(module: nn.Module, kind: Kind) -> tuple[float, bool] | str:
         return reason
     other = f"computes something else than {kind.base.__name__}"
     ids = torch.tensor([[7, 3, 1, 0, 5], [2, 6, 4, 0, 7]], device="cpu")
-    # Any content of the buffers: the decision must be that of a model whose buffers hold no data.
+    # Overwrite the buffers: the decision must not depend on whether they have data.
     twin = _Twin(module, kind, buffers_by_chance=True)
     for training in (False, True):
         if _factor(twin, ids, training) is None:
@@ -95,7 +95,7 @@ def factor_of(module: nn.Module, kind: Kind) -> tuple[float, bool] | str:
 
 
 def _factor(twin: "_Twin", ids: Tensor, training: bool) -> float | None:
-    """What the twin multiplies rows by; None if it does something else with them."""
+    """The factor of the twin's rows; None if it does something else with them."""
     weight = twin.parameters["weight"]
     twin.parameters["weight"] = torch.ones_like(weight)
     ones = twin.run(ids, type(twin.module), training)
@@ -108,7 +108,8 @@ def _factor(twin: "_Twin", ids: Tensor, training: bool) -> float | None:
 
 
 class _Twin:
-    """Runs the code of `module` on ROWS rows of random float64 weights; `module` is not touched."""
+    """Runs the code of `module` on ROWS rows of random float64 weights. `module` does not
+    change."""
 
     def __init__(self, module: nn.Module, kind: Kind, buffers_by_chance: bool = False) -> None:
         self.module, self.rows = module, kind.rows
@@ -128,8 +129,8 @@ class _Twin:
         self.parameters["weight"] = self.parameters["weight"].to(dtype)
 
     def run(self, x: Tensor, kind: type[nn.Module], training: bool = False) -> Tensor | None:
-        """What the `forward` of `kind` gives for x, or None if it raises, changes x, gives no
-        tensor, or something else when it is called again."""
+        """The result of `forward` for x, or None if it raises, changes x, returns no tensor, or
+        returns another result at a second call."""
         twin = object.__new__(type(self.module))
         own: dict[str, Any] = {
             k: v.copy() if isinstance(v, _CONTAINERS) else v for k, v in vars(self.module).items()
@@ -160,7 +161,8 @@ def _as_parameters(tensors: dict[str, Tensor]) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """No gradients, no warnings, no random number less for others; new tensors on the CPU."""
+    """A context without gradients and warnings, with new tensors on the CPU; it does not advance
+    the random generators."""
     with (
         torch.no_grad(),
         torch.device("cpu"),
@@ -176,7 +178,7 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Numbers of both signs, the same at every call."""
+    """Random numbers of both signs, the same at every call."""
     chance = torch.Generator().manual_seed(0)
     values = torch.randn(shape, generator=chance, dtype=torch.float64, device="cpu")
     if dtype.is_floating_point:
@@ -193,7 +195,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 def _reads_its_input(module: nn.Module, base: type[nn.Module]) -> str | None:
-    """Why one run does not show what `forward` does: it chooses by its input."""
+    """Why one run is not enough: `forward` branches on its input. Else None."""
     if "forward" in vars(module):
         return "has its own forward, set on the object"
     kinds = type(module).__mro__
@@ -211,7 +213,7 @@ def _reads_its_input(module: nn.Module, base: type[nn.Module]) -> str | None:
 
 
 def _chooses(node: ast.AST) -> bool:
-    """Whether a statement takes one of several ways by anything else than the module itself."""
+    """Whether a statement branches on anything other than the module itself."""
     if isinstance(node, ast.Try | ast.Match):
         return True
     if not isinstance(node, ast.If | ast.IfExp | ast.While):

@@ -1,4 +1,4 @@
-"""The folder of a quantized model, written tensor by tensor: the sink of a streamed load."""
+"""Write the folder of a quantized model tensor by tensor: the sink of a streamed load."""
 
 import json
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ from lowbit.formats.validity import faults, not_a_number
 
 
 class QuantizedFolder:
-    """Takes the tensors of a float `model` on the meta device, quantizes those that `plan` says,
-    unless they come quantized, and writes all of them. `errors` has those of what it quantized."""
+    """Receives the tensors of a float `model` on the meta device, quantizes those in `plan` unless
+    they are already quantized, and writes all. errors: of the weights that it quantized."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class QuantizedFolder:
         return self.plan.recipe
 
     def take(self, name: str, tensor: Tensor | Experts | QuantizedInFile) -> None:
-        """One tensor of the float model, under the name it has there. Raises InputError."""
+        """Receive one tensor under its name in the float model. Raises InputError."""
         decision = self.owners.get(name)
         quantized = isinstance(tensor, QuantizedInFile)
         expected = decision.weights.shape if decision and quantized else self.shapes[name]
@@ -76,8 +76,8 @@ class QuantizedFolder:
         self._add(decision, found.stored, found.entry)
 
     def finish(self, config: PreTrainedConfig, dtype: torch.dtype) -> Footprint:
-        """Write the last shard, the guards and config.json, and account for it all. `model` is the
-        quantized one afterwards, without data."""
+        """Write the last shard, the guards and config.json, and return the sizes. Afterwards
+        `model` is the quantized model, without data."""
         modules = {d.name: self.entries[d.name] for d in self.plan.quantized}
         quantized = LowbitConfig(self.recipe, modules, self.errors)
         for name, empty in guards(self.model.base_model_prefix, quantized.modules).items():
@@ -97,6 +97,6 @@ class QuantizedFolder:
 
 
 def _check(name: str, stored: QTensor, decision: Quantize) -> None:
-    """Raises InputError for a quantized tensor that holds what none may hold."""
+    """Raises InputError if a quantized tensor has invalid numbers."""
     for own, told in faults(stored.layout, stored.tensors(), decision.weights.shape[1]):
         raise InputError(f"{name}: its {own} {told}")

@@ -121,7 +121,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """Raises UsageError for an unknown key, scheme, option or kind."""
+        """Raises UsageError if a key, scheme, option or kind is unknown."""
         if not isinstance(stored, Mapping):
             raise UsageError("a recipe is a mapping with the keys name and rules")
         unknown = stored.keys() - {"name", "rules", "strict"}

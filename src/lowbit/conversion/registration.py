@@ -1,5 +1,5 @@
-"""Makes transformers know lowbit: its quantizer, its attention, its experts. `import lowbit` has it
-imported after `transformers.modeling_utils`."""
+"""Register lowbit's quantizer, attention and experts with transformers. `import lowbit` imports
+this module after `transformers.modeling_utils`."""
 
 from lowbit.conversion import hf_quantizer
 from lowbit.kernels.attention import hf_attention

@@ -1,8 +1,8 @@
-"""Which tensors of a checkpoint hold the rows of which expert.
+"""Find the checkpoint tensors with the rows of each expert.
 
-Checkpoints hold the matrices of experts one by one; transformers makes one parameter [experts, out,
-in] of them, in which those of an expert may lie one under the other, such as gates and ups. What
-lies where is told by transformers' own conversions.
+Checkpoints store the matrices of experts separately. transformers joins them to one parameter
+[experts, out, in], which may concatenate several matrices of an expert, such as gate and up.
+transformers' own conversions give the order.
 """
 
 import re
@@ -14,11 +14,11 @@ from lowbit.conversion.streamed_load import InModel
 
 
 def rows_of_experts(places: Mapping[str, InModel]) -> dict[str, list[list[str]]]:
-    """For each parameter of experts that is put together of matrices as they are, by its name in
-    the model: for each expert the tensors of the checkpoint that are its rows, from the first on.
+    """For each parameter of experts that is a plain concatenation of matrices, by its name in the
+    model: the checkpoint tensors of each expert, in the order of their rows.
 
-    places: `names_in_model` of the checkpoint's tensors. Left out is what transformers makes
-    otherwise (transposed, with rows in turns), and what has not as many matrices of each kind.
+    places: `names_in_model` of the checkpoint's tensors. The result excludes parameters that
+    transformers joins in another way (transposed, interleaved), and those with missing matrices.
     """
     found: dict[str, dict[str, list[str]]] = {}
     for stored, place in places.items():
@@ -42,5 +42,5 @@ def rows_of_experts(places: Mapping[str, InModel]) -> dict[str, list[list[str]]]
 
 
 def _numbers(stored: str) -> list[int]:
-    """Those in a name: of the layer, of the expert, and what all have alike."""
+    """The numbers in a name (layer, expert), and the rest of the name."""
     return [int(number) for number in re.findall(r"\d+", stored)]

@@ -1,7 +1,4 @@
-"""A quantized model from config.json alone: modules without data where the map says.
-
-And what must be true when a checkpoint has filled them.
-"""
+"""Build a quantized model without data from config.json, and check it after loading."""
 
 import re
 from collections.abc import Iterator, Set
@@ -20,16 +17,16 @@ from lowbit.errors import InputError, naming
 from lowbit.formats import layout_from_dict
 from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantModule
 
-# Bytes: where torch's own allocations lie.
+# The alignment of torch's own allocations, in bytes.
 ALIGNMENT = 64
 
 
 def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> tuple[TiedKeys, ...]:
-    """Put packed modules without data wherever the map says. Raises InputError for a map that
-    does not describe this model; returns what `retie` needs.
+    """Replace the modules in the map of config.json by packed modules without data. Raises
+    InputError if the map does not describe this model. Returns the former ties, for `retie`.
 
-    The map is left with what this model has, under the names it has here: a model with another
-    head lacks some of what is stored.
+    Removes entries that this model lacks from the map, for example those of another head, and
+    changes names to those of this model.
     """
     there = places(model)
     found = {name: resolve(there, model.base_model_prefix, name) for name in config.modules}
@@ -85,8 +82,8 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
 
 
 def resolve(there: Set[str], base_model_prefix: str, name: str) -> str | None:
-    """The name that a stored module has among the modules `there`: a model with a head may be
-    opened as its base model and the other way round, which adds or takes the base model's prefix.
+    """The name of a stored module among the modules `there`. A model with a head may be loaded as
+    its base model, or the other way round, which removes or adds the base model's prefix.
     """
     prefix = f"{base_model_prefix}."
     return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in there), None)
@@ -101,7 +98,7 @@ def stored_buffers(model: nn.Module) -> Iterator[tuple[str, QuantModule, str]]:
 
 
 def align(model: PreTrainedModel) -> None:
-    """Put float tensors where torch itself would. A mapped file has them anywhere, and there
+    """Copy unaligned float tensors to aligned memory. On unaligned tensors of a mapped file,
     torch's convolutions and products differ in the last bit."""
     for tensor in (*model.parameters(), *model.buffers()):
         on_cpu = tensor.device.type == "cpu"
@@ -110,8 +107,8 @@ def align(model: PreTrainedModel) -> None:
 
 
 def fill_replaced(model: PreTrainedModel) -> None:
-    """Compute the buffers that no checkpoint holds of the float modules which packed ones stand in
-    for: those were built without data, and transformers fills only what it sees in the model."""
+    """Compute the non-persistent buffers of float modules that packed modules replace. These were
+    built without data, and transformers does not see them."""
     for name, module in model.named_modules():
         if not isinstance(module, QuantModule) or module.replaced is None:
             continue
@@ -122,14 +119,14 @@ def fill_replaced(model: PreTrainedModel) -> None:
         if empty:
             _innermost(model, name)._init_weights(module.replaced)
         if isinstance(module, QuantEmbedding):
-            # The scale of its rows may lie in such a buffer.
+            # The scale of its rows may be in such a buffer.
             weights = weights_of(module.replaced)
             assert isinstance(weights, Weights)
             module.embed_scale, module.rounds_scale = weights.embed_scale, weights.rounds_scale
 
 
 def _innermost(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The transformers model that the module `name` belongs to: it knows how it is initialized."""
+    """The transformers model that the module `name` belongs to, which can initialize it."""
     while (name := name.rpartition(".")[0]) and not isinstance(
         model.get_submodule(name), PreTrainedModel
     ):
@@ -140,10 +137,10 @@ def _innermost(model: PreTrainedModel, name: str) -> PreTrainedModel:
 
 
 def check_loaded(model: PreTrainedModel) -> None:
-    """Raises InputError for a stored tensor that was not in the checkpoint or is of another kind,
-    for a number that a tensor cannot hold, and for a missing bias.
+    """Raises InputError if a stored tensor or a bias was not in the checkpoint, has another shape
+    or dtype, or has an invalid number.
 
-    transformers alone would warn, and leave uninitialised memory.
+    transformers would only warn and leave uninitialized memory.
     """
     for name, module in model.named_modules():
         bias = module._parameters.get("bias") if isinstance(module, QuantModule) else None

@@ -1,4 +1,4 @@
-"""Names of stored tensors in a checkpoint.
+"""The names of stored tensors in a checkpoint.
 
 transformers renames, merges and splits float weights when it saves and loads them. That would
 damage packed ones.
@@ -24,13 +24,14 @@ from lowbit.nn import QuantModule
 
 
 def renaming(entry: WeightTransform) -> Callable[[str], str]:
-    """How it renames a tensor when it is loaded; the entry itself does not notice."""
+    """The renaming of an entry during loading, as a function without side effects on the entry."""
     trial = deepcopy(entry)
     return lambda name: trial.rename_source_key(name)[0]
 
 
 def takes(entry: WeightTransform, names: Iterable[str]) -> bool:
-    """Whether it renames or converts any of these tensors; the entry itself does not notice."""
+    """Whether an entry renames or converts any of these tensors, without side effects on the
+    entry."""
     trial = deepcopy(entry)
     return any(trial.rename_source_key(name)[1] is not None for name in names)
 
@@ -38,13 +39,13 @@ def takes(entry: WeightTransform, names: Iterable[str]) -> bool:
 def lost(
     model: PreTrainedModel, saving: list[WeightTransform], loading: list[WeightTransform]
 ) -> set[str]:
-    """The tensors of `model` that are renamed as they are saved, and have another name again when
-    they are loaded. Converters rename no stored tensor."""
+    """The tensors of `model` whose name after saving and loading differs from their own. Converters
+    do not rename stored tensors."""
     back = [deepcopy(entry) for entry in loading if not isinstance(entry, WeightConverter)]
     there = model.state_dict()
     names = {name: _saved_name(saving, name) for name in there}
     found = set()
-    # In the loader's order: some entries rename nothing until they have seen a certain name.
+    # In the loader's order: some entries start to rename after they have seen a certain name.
     for name in sorted(names, key=lambda name: dot_natural_key(names[name])):
         stored = names[name]
         read, _ = rename_source_key(stored, back, [], model.base_model_prefix, there)
@@ -63,7 +64,8 @@ def _saved_name(saving: list[WeightTransform], name: str) -> str:
 
 
 def merged_with(model: PreTrainedModel, names: Set[str]) -> Set[str]:
-    """The tensors of `model` that checkpoints hold in one with some of `names`, as Q, K and V."""
+    """The tensors of `model` that checkpoints store in one tensor with some of `names`, such as Q,
+    K and V."""
     reverse = [
         entry.reverse_transform()
         for entry in get_model_conversion_mapping(model)
@@ -81,10 +83,10 @@ def merged_with(model: PreTrainedModel, names: Set[str]) -> Set[str]:
 
 
 def keep_apart(model: PreTrainedModel) -> None:
-    """Let transformers save packed weights as they are: some models' checkpoints hold float weights
-    of several modules in one tensor, into which it would merge codes too."""
+    """Keep transformers from merging packed weights when it saves: for some models it joins the
+    weights of several modules in one tensor, which would merge codes too."""
     conversions = getattr(model, "_weight_conversions", None)
-    if conversions is None:  # then it would look for them itself, all but changes of a prefix
+    if conversions is None:  # else transformers looks them up, except changes of a prefix
         conversions = [
             entry
             for entry in get_model_conversion_mapping(model, add_legacy=False)
@@ -100,8 +102,8 @@ def keep_apart(model: PreTrainedModel) -> None:
 
 
 def as_saved(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What transformers makes of a state dict before it writes it: without tied weights, under the
-    names that checkpoints have."""
+    """The state dict that transformers writes: without tied weights, with the names of
+    checkpoints."""
     ignored = set(model._keys_to_ignore_on_save or ())
     kept = {name: tensor for name, tensor in state.items() if name not in ignored}
     found: dict[str, Tensor] = revert_weight_conversion(

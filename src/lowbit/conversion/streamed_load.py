@@ -1,9 +1,9 @@
-"""A checkpoint read tensor by tensor, each handed to a sink when the loader has it ready.
+"""Read a checkpoint tensor by tensor, and pass each tensor to a sink.
 
-transformers' own loader does the reading, so that its renaming of old keys and its merging of
-tensors hold here too; every tensor goes to the sink instead of into a model. Experts of a mixture
-are read one by one, whether a checkpoint holds them so or not. A weight may also come quantized
-already (`QuantizedInFile`), and passes through as it is.
+transformers' own loader reads the tensors, so its renaming of old keys and its merging of tensors
+apply. Each tensor goes to the sink instead of into a model. Experts of a mixture are read one by
+one, even if the checkpoint stores them in one tensor. A weight that is already quantized
+(`QuantizedInFile`) passes through unchanged.
 """
 
 import math
@@ -42,8 +42,8 @@ from lowbit.progress import hidden, without_transformers_bars
 
 
 def dtype_of(config: PreTrainedConfig, tensors: Mapping[str, Any]) -> torch.dtype:
-    """What the float model computes in: as its config says, or as its first float tensor is.
-    Raises InputError for a dtype that is not a floating-point one."""
+    """The compute dtype of the float model: of its config, or of its first float tensor. Raises
+    InputError if the dtype is not a floating-point one."""
     told = config.dtype
     if told is None:
         return float_dtype(tensors)
@@ -53,8 +53,8 @@ def dtype_of(config: PreTrainedConfig, tensors: Mapping[str, Any]) -> torch.dtyp
 
 
 class QuantizedInFile:
-    """A weight [out, in] that a file holds quantized, as the loader sees a tensor: it is read when
-    the sink calls `read`."""
+    """A quantized weight [out, in] in a file. To the loader it is a tensor; it is read when the
+    sink calls `read`."""
 
     def __init__(self, shape: tuple[int, int], nbytes: int, read: Callable[[], QTensor]) -> None:
         self.shape, self.nbytes, self.read = torch.Size(shape), nbytes, read
@@ -66,12 +66,12 @@ class QuantizedInFile:
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> "QuantizedInFile":
-        """The loader says where to, which is where it is read."""
+        """Do nothing: the loader asks for the device that it is read to anyway."""
         return self
 
 
 class Sink(Protocol):
-    """Where tensors go. owners: what is to become of each weight that is quantized, by its name."""
+    """The receiver of tensors. owners: the decision for each weight to quantize, by name."""
 
     @property
     def recipe(self) -> Recipe: ...
@@ -80,11 +80,11 @@ class Sink(Protocol):
     def owners(self) -> Mapping[str, Quantize]: ...
 
     def take(self, name: str, tensor: Tensor | Experts | QuantizedInFile) -> None:
-        """One tensor of the float model, under the name it has there. Raises InputError."""
+        """Receive one tensor under its name in the float model. Raises InputError."""
 
 
 def float_dtype(tensors: Mapping[str, Any]) -> torch.dtype:
-    """The dtype of the checkpoint's first float tensor. Raises InputError where there is none."""
+    """The dtype of the checkpoint's first float tensor. Raises InputError if there is none."""
     known = {
         "F64": torch.float32,
         "F32": torch.float32,
@@ -98,17 +98,17 @@ def float_dtype(tensors: Mapping[str, Any]) -> torch.dtype:
 
 
 class _Stop(BaseException):
-    """Carries an error past transformers' loader, which keeps ordinary exceptions for a report."""
+    """Carries an error through transformers' loader, which catches ordinary exceptions."""
 
 
 class _Divert(ConversionOps):
-    """Sends what the loader has ready to the sink; nothing is left for it to put into a model."""
+    """Sends each loaded tensor to the sink, so that none is put into a model."""
 
     def __init__(self, sink: Sink, owners: Mapping[str, str], bar: Any) -> None:
         self.sink, self.owners, self.bar = sink, owners, bar
 
     def takes(self, name: str) -> bool:
-        """Whether experts of this name are wanted one by one."""
+        """Whether the experts of this name are to be read one by one."""
         decision = self.sink.owners.get(self.owners.get(name, name))
         return decision is not None and decision.weights.kind == "experts"
 
@@ -132,7 +132,7 @@ class _Divert(ConversionOps):
 
 
 class _StreamQuantizer(LowbitQuantizer):
-    """Claims every tensor of the checkpoint."""
+    """Makes the loader pass every tensor of the checkpoint to the sink."""
 
     def __init__(self, divert: _Divert) -> None:
         super().__init__(LowbitConfig(divert.sink.recipe), pre_quantized=False)
@@ -152,7 +152,8 @@ def read_all(
     progress: bool,
     doing: str = "quantizing",
 ) -> tuple[str, ...]:
-    """Read every tensor that the model has a place for, and name the others. Raises InputError."""
+    """Read every tensor that the model has, and return the names of the others. Raises
+    InputError."""
     names = names_in_model(model, tensors)
     owners, repeated = _tied_owners(model, names, tensors)
     wanted = {name: tensor for name, tensor in tensors.items() if name not in repeated}
@@ -186,8 +187,8 @@ def read_all(
 
 
 def lacking(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
-    """The tensors among `missing` that files must hold: transformers neither ties them to others
-    nor fills them itself, as it does fixed tables of positions."""
+    """The tensors among `missing` that the files must have: transformers neither ties nor computes
+    them, as it does for fixed position tables."""
     filled = tuple(model._keys_to_ignore_on_load_missing or ())
     return sorted(
         name
@@ -197,8 +198,8 @@ def lacking(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
 
 
 class InModel(NamedTuple):
-    """Where a model has a tensor of a checkpoint: its name there, what makes this tensor a part of
-    it or changes it, and which source pattern of that converter it has."""
+    """The place of a checkpoint tensor in a model: the name, the converter that joins or changes
+    it, and the source pattern of that converter."""
 
     name: str
     converter: WeightConverter | None
@@ -210,7 +211,7 @@ def names_in_model(
     tensors: Iterable[str],
     mapping: Sequence[WeightTransform] | None = None,
 ) -> dict[str, InModel]:
-    """Where the model has each tensor of a checkpoint. mapping: the renamings and converters; by
+    """The place of each checkpoint tensor in the model. mapping: the renamings and converters; by
     default those of float models."""
     if mapping is None:
         mapping = expert_by_expert(get_model_conversion_mapping(model))
@@ -230,8 +231,8 @@ def _tied_owners(
     names: Mapping[str, InModel],
     tensors: Mapping[str, Any],
 ) -> tuple[dict[str, str], set[str]]:
-    """Where a checkpoint holds a tied weight under another name than its owner's, the owner; and
-    the names under which it holds one twice. Raises InputError where the two differ."""
+    """The owners of tied weights that a checkpoint stores under another name, and the names of
+    duplicates. Raises InputError if duplicates differ."""
     held = {place.name: stored for stored, place in names.items()}
     owners: dict[str, str] = {}
     repeated: set[str] = set()
@@ -252,7 +253,7 @@ def _tied_owners(
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two tensors of a checkpoint hold the same numbers. Of quantized ones nobody knows."""
+    """Whether two tensors of a checkpoint are equal. Quantized ones cannot be compared."""
     quantized = isinstance(one, QuantizedInFile) or isinstance(other, QuantizedInFile)
     return not quantized and torch.equal(one[...], other[...])
 

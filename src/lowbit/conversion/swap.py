@@ -1,4 +1,4 @@
-"""Swapping modules: float -> packed and back, one module at a time."""
+"""Replace float modules by packed ones and back, one module at a time."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantExperts, QuantLinear, Qu
 def packed_like(
     module: nn.Module, weights: Weights, layout: Layout, activations: str, compute: Tensor
 ) -> QuantLinear | QuantEmbedding:
-    """A packed module, still without data, that stands in for a float one and keeps its bias.
+    """A packed module without data, which replaces a float module and keeps its bias.
 
     It computes in the dtype and on the device of `compute`.
     """
@@ -28,7 +28,7 @@ def packed_like(
         packed = QuantEmbedding(layout, rows, columns, weights.embed_scale, weights.rounds_scale)
     packed.stand_in_for(module, compute)
     hand_over_hooks(module, packed)
-    # Not by train(), which static activations refuse: a skeleton is in training mode until loaded.
+    # Not train(), which raises for static activations: a skeleton is in training mode until loaded.
     packed.training = module.training
     return packed
 
@@ -37,20 +37,20 @@ _HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 
 
 def hand_over_hooks(module: nn.Module, successor: nn.Module) -> None:
-    """Let `successor` have the hooks of `module`, the same objects: handles still remove them."""
+    """Give `successor` the same hook objects as `module`, so that handles still remove them."""
     for name in _HOOKS:
         vars(successor)[name] = vars(module)[name]
 
 
 def replace_module(model: nn.Module, name: str, successor: nn.Module) -> None:
-    """Put `successor` in the place of the module `name`, also where the module around it keeps its
-    children in a plain list beside, which is what some forward passes go through."""
+    """Replace the module `name` by `successor`. Also replaces it in plain lists of the parent
+    module, which some forward passes use."""
     around = model.get_submodule(name.rpartition(".")[0])
     module = model.get_submodule(name)
     model.set_submodule(name, successor)
     for attribute, held in vars(around).items():
         if type(held) in (list, tuple) and any(each is module for each in held):
-            # Another list, so that `unchanged_on_error` can bring back the one before.
+            # A new list, so that `unchanged_on_error` can restore the old one.
             vars(around)[attribute] = type(held)(
                 successor if each is module else each for each in held
             )
@@ -64,8 +64,8 @@ def put_packed(
     activations: str,
     compute: Tensor,
 ) -> QuantModule:
-    """Put a packed module, still without data, in place of the float module that holds `weight`, or
-    of the parameter itself in a module that holds several."""
+    """Replace the float module of `weight` by a packed module without data; or only the parameter,
+    if the module has several weights."""
     module = model.get_submodule(weight.module)
     if weights.kind == "experts":
         if not isinstance(layout, ExpertsLayout) or layout.experts != weights.experts:
@@ -89,12 +89,12 @@ def swap(
     activations: str,
     compute: Tensor,
 ) -> None:
-    """Put a packed module that holds q in place of the float one."""
+    """Replace the float module by a packed module with weight q."""
     put_packed(model, weight, weights, q.layout, activations, compute).hold(q)
 
 
 def swap_tied(model: nn.Module, name: str, weights: Weights, source: str, activations: str) -> None:
-    """Let the float module `name` use the stored weight of `source`, which is packed already."""
+    """Replace the float module `name` by one that is tied to `source`, which is already packed."""
     owner = model.get_submodule(source)
     assert isinstance(owner, QuantModule)
     module = model.get_submodule(name)
@@ -103,9 +103,9 @@ def swap_tied(model: nn.Module, name: str, weights: Weights, source: str, activa
 
 
 def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Put the float modules back, in place, with decoded weights; tied weights are shared again.
+    """Replace packed modules by float modules with decoded weights, in place, and restore ties.
 
-    dtype: that of the weights; by default what each module computes in.
+    dtype: of the weights; by default the compute dtype of each module.
     """
     packed = {
         name: module for name, module in model.named_modules() if isinstance(module, QuantModule)
@@ -125,7 +125,7 @@ def restore(model: nn.Module, dtype: torch.dtype | None = None) -> None:
         float_module.weight = decoded[module.tied_to or module]
         if isinstance(module, QuantLinear):
             float_module.register_parameter("bias", module._parameters["bias"])
-        # The packed module may have moved since it took this one's place.
+        # The packed module may have moved to another device meanwhile.
         float_module.to(module.compute.device)
         hand_over_hooks(module, float_module)
         replace_module(model, name, float_module.train(module.training))

@@ -1,6 +1,6 @@
-"""Weights that several places of a model share, and what transformers knows of them.
+"""Tied weights: weights that several modules share, and their declaration in transformers.
 
-A place is a name under which a module stands: one module may stand in several.
+A place is a name of a module; one module may have several.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from lowbit.conversion.module_weights import WeightName
 
 
 def named_places(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The name of every place where a module stands, in the order of `named_modules`. One that
-    stands in several places has several names, but what is inside it is named once."""
+    """Every name of every module, in the order of `named_modules`. A shared module has several
+    names, but its submodules are named once."""
     seen: set[nn.Module] = set()
     pending = [(name, module)]
     while pending:
@@ -31,10 +31,10 @@ def named_places(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mo
 
 
 def tied_weights(model: nn.Module) -> dict[WeightName, WeightName]:
-    """Target -> source for every place whose weight is that of another place.
+    """Target -> source for every place that shares the weight of another place.
 
-    What is shared counts, not what is declared; but a model on the meta device that is about to
-    be loaded is not tied yet, and there the declaration is all there is.
+    Actual sharing counts, not the declaration. Only for a model on the meta device, whose weights
+    are not tied before loading, the declaration counts.
     """
     declared = {
         WeightName.parse(prefix + target): WeightName.parse(prefix + source)
@@ -49,7 +49,7 @@ def tied_weights(model: nn.Module) -> dict[WeightName, WeightName]:
     sources = set(declared.values())
     owner: dict[int, WeightName] = {}
     ties: dict[WeightName, WeightName] = {}
-    # Declared sources first, so that they own the weight they share.
+    # Declared sources first, so that they own the shared weight.
     for name in sorted(weights, key=lambda name: name not in sources):
         first = owner.setdefault(id(weights[name]), name)
         if first != name:
@@ -60,8 +60,8 @@ def tied_weights(model: nn.Module) -> dict[WeightName, WeightName]:
 
 
 def transformers_inside(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
-    """The transformers models in it that are in no other one, each with the prefix of its names: of
-    such a model itself, itself and ""."""
+    """The outermost transformers models in a module, with the prefix of their names; for a
+    transformers model, itself and ""."""
     found: list[tuple[str, PreTrainedModel]] = []
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
@@ -73,7 +73,7 @@ def transformers_inside(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
 
 @dataclass(frozen=True)
 class TiedKeys:
-    """What transformers knows of the ties of one submodule, before they were edited."""
+    """transformers' declaration of the ties of one submodule, before it was edited."""
 
     name: str
     own: Any
@@ -81,9 +81,9 @@ class TiedKeys:
 
 
 def untie(model: nn.Module, targets: set[WeightName]) -> tuple[TiedKeys, ...]:
-    """Tell transformers that there will be no such weights to tie any more; they are float still.
+    """Remove the ties of these weights, which are still float, from transformers' declaration.
 
-    Other ties, such as that of BERT's decoder bias, stay. Returns what `retie` needs.
+    Other ties, such as the bias of BERT's decoder, stay. Returns the former ties, for `retie`.
     """
     gone = set(map(str, targets))
     before = []
@@ -91,7 +91,7 @@ def untie(model: nn.Module, targets: set[WeightName]) -> tuple[TiedKeys, ...]:
         if not isinstance(module, PreTrainedModel):
             continue
         prefix = f"{name}." if name else ""
-        # A model inside may have been built without it.
+        # An inner model may have been built without it.
         expanded: dict[str, str] = getattr(module, "all_tied_weights_keys", {})
         before.append(TiedKeys(name, module.__dict__.get("_tied_weights_keys"), expanded))
         own = module.get_expanded_tied_weights_keys(all_submodels=False)

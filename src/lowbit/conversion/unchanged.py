@@ -1,4 +1,4 @@
-"""All or nothing: a model whose change fails is what it was before."""
+"""Restore a model if a change of it fails."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from torch import nn
 
 @contextmanager
 def unchanged_on_error(model: nn.Module) -> Iterator[None]:
-    """If anything is raised inside, every module of `model` has its attributes back: parameters,
-    buffers, submodules, hooks, configs. What tensors and config objects hold is not looked after:
-    replace them inside, do not write to them."""
+    """A context that restores the attributes of all modules of `model` if an exception is raised:
+    parameters, buffers, submodules, hooks, configs. It does not restore the contents of tensors and
+    config objects: inside, replace them, and do not write to them."""
     before = [(module, dict(vars(module))) for module in model.modules()]
     contents = [
         (held, held.copy())

@@ -1,5 +1,5 @@
-"""The weights of a mixture's experts in the order that the native kernels read: that of each expert
-(packed_layout.py), one after the other in one tensor of bytes, each from a cache line on.
+"""The packed layout of a mixture's experts: the packed weights of all experts (packed_layout.py),
+consecutive in one tensor of bytes, each aligned to a cache line.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from lowbit.kernels.packed_layout import CACHE_LINE, PackedLayout, Part
 
 @dataclass(frozen=True, eq=False)
 class ExpertsPackedLayout:
-    """As PackedLayout; `out_features` are those of all experts together."""
+    """A PackedLayout of experts. out_features: the sum over all experts."""
 
     layout: ExpertsLayout
     out_features: int
@@ -25,12 +25,12 @@ class ExpertsPackedLayout:
 
     @cached_property
     def rows(self) -> int:
-        """Outputs of one expert."""
+        """The number of outputs of one expert."""
         return self.layout.rows(self.out_features)
 
     @cached_property
     def each(self) -> PackedLayout:
-        """That of every expert."""
+        """The packed layout of each expert."""
         return PackedLayout(self.layout.each, self.rows, self.in_features, self.planes)
 
     @cached_property
@@ -46,11 +46,11 @@ class ExpertsPackedLayout:
 
     @property
     def size(self) -> int:
-        """Bytes of all."""
+        """Bytes of all experts."""
         return self.layout.experts * self.stride
 
     def pack(self, q: QTensor) -> UInt8[Tensor, " bytes"]:
-        """Codes and parameters of `q`, which must have this layout and shape."""
+        """The packed bytes of `q`, which must have this layout and shape."""
         assert isinstance(q, ExpertsTensor)
         packed = torch.zeros(self.size, dtype=torch.uint8, device="cpu")
         for i, (layout, start, _) in enumerate(self.parts):
@@ -58,7 +58,7 @@ class ExpertsPackedLayout:
         return packed
 
     def unpack(self, packed: UInt8[Tensor, " bytes"]) -> ExpertsTensor:
-        """What `pack` was given, in memory of its own."""
+        """The inverse of `pack`, in new memory."""
         parts = (layout.unpack(packed[at:]) for layout, at, _ in self.parts)
         return ExpertsTensor.of(parts, self.layout.experts)
 
@@ -72,7 +72,7 @@ class ExpertsPackedLayout:
     def decode(
         self, packed: UInt8[Tensor, " bytes"], rows: Integer[Tensor, " n"], dtype: torch.dtype
     ) -> Float[Tensor, "n in"]:
-        """Some rows of the weight. Raises as that of each expert does."""
+        """Decode some rows of the weight. Raises the errors of PackedLayout.decode."""
         out = torch.empty(len(rows), self.in_features, dtype=dtype, device="cpu")
         owner = rows.div(self.rows, rounding_mode="floor")
         for i in owner.unique().tolist():

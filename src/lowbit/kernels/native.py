@@ -1,15 +1,15 @@
 """The compiled kernels, or the reason why there are none.
 
-`lowbit._native` is built from csrc/ at installation. Without it every op runs its reference. It
-finds torch's threads at the first call, so torch must be imported by then, but not here:
-`lowbit --version` asks for the instruction sets alone.
+Installation builds `lowbit._native` from csrc/. Without it, every operator runs its reference. It
+looks up torch's threads at the first call, so torch must be imported before that call. It is not
+imported here, because `lowbit --version` only reads the instruction sets.
 """
 
 from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
-BASE = "scalar"  # the feature that every processor has
+BASE = "scalar"  # the feature of every processor
 
 module: ModuleType | None = None
 _reason = ""
@@ -27,37 +27,36 @@ def available() -> bool:
 
 
 def reason() -> str:
-    """Why the native module is absent; "" where it is present."""
+    """Why the native module is absent; "" if it is present."""
     return _reason
 
 
 def features() -> frozenset[str]:
-    """What this processor has of the features in csrc/cpu.h."""
+    """The features of csrc/cpu.h that this processor has."""
     return _features
 
 
 class Path(NamedTuple):
-    """An operator as compiled for one instruction set: its name, and what a processor must have
-    (`lacks`)."""
+    """An operator compiled for one instruction set: the name of the path, and the feature that the
+    processor needs (`lacks`)."""
 
     name: str
     feature: str
 
 
 def paths(operator: str) -> tuple[Path, ...]:
-    """The paths of a native operator, best first; none without native code. "linear",
-    "quantize_rows", "decode_packed", "attention_float32" and "attention_bfloat16" are operators."""
+    """The paths of a native operator, best first; an empty list without native code. Operators are
+    "linear", "quantize_rows", "decode_packed", "attention_float32" and "attention_bfloat16"."""
     return tuple(Path(*path) for path in _paths.get(operator, ()))
 
 
 def path_names() -> tuple[str, ...]:
-    """The names of all operators' paths, each once: best first."""
+    """The names of all operators' paths, without duplicates, best first."""
     return tuple(dict.fromkeys(path.name for operator in _paths for path in paths(operator)))
 
 
 def instruction_sets() -> str:
-    """In one line: the paths that this processor can run, best first; or the word none, and
-    why."""
+    """One line: the paths that this processor can run, best first, or "none" and the reason."""
     if module is None:
         return f"none: {_reason}"
     runnable = [path for operator in _paths for path in paths(operator) if not lacks(path.feature)]

@@ -1,13 +1,13 @@
-"""How an operator is declared: its schema, which is that of the function, its fake version and its
-gradient side by side.
+"""Declare an operator: its function, whose annotations give the schema, its fake version and its
+gradient.
 
-Arguments that a fake version or a gradient does not need are `*_` there. A weight is `stored`, the
-tensors of a quantized tensor in the order of its layout, or `packed`, the bytes in the packed
-layout; `layout` is the layout as a Python literal, so that one operator serves all formats and bit
+Fake versions and gradients write `*_` for arguments that they do not need. A weight is `stored`,
+the tensors of a quantized tensor in the order of its layout, or `packed`, the bytes in the packed
+layout. `layout` is the layout as a Python literal, so that one operator serves all formats and bit
 widths (kernels/arguments.py).
 
-In eager inference modules skip the dispatcher, which costs more than a small product; tracing and
-autograd go through it.
+In eager inference, modules skip the dispatcher, because it costs more than a small product. Tracing
+and autograd use it.
 """
 
 from collections.abc import Callable
@@ -32,18 +32,18 @@ def operator(
     reads: Callable[..., tuple[Any, ...]] | None = None,
     schema: str | None = None,
 ) -> Callable[[Callable[..., Any]], CustomOpDef]:
-    """Makes a function the operator lowbit::name.
+    """Declare a function as the operator lowbit::name.
 
-    check: (*inputs) -> None, or UsageError for inputs that the operator does not take; it reads
-    shapes, dtypes and numbers beside tensors, for the operator and for its fake version.
-    fake: (*inputs) -> empty outputs. gradient: (gradient of the output, *inputs) -> those of the
-    first inputs; others have none. reads: (*inputs) -> them as the gradient is given them: of those
-    whose shape alone it reads `shape_alone`, which keeps no memory from the forward pass to the
-    backward pass. schema: where the annotations of the function do not tell it.
+    check: (*inputs) -> None. Raises UsageError for invalid inputs. It reads only shapes, dtypes and
+    plain numbers, so that the fake version can call it too.
+    fake: (*inputs) -> empty outputs. gradient: (gradient of the output, *inputs) -> gradients of
+    the first inputs; the others have none. reads: (*inputs) -> inputs to save for the gradient. For
+    an input of which the gradient reads only the shape, it returns `shape_alone`, which needs no
+    memory. schema: needed if the annotations of the function are not enough.
     """
 
     def declare(function: Callable[..., Any]) -> CustomOpDef:
-        @wraps(function)  # whose annotations tell the schema
+        @wraps(function)  # keeps the annotations, which give the schema
         def checked(*inputs: Any) -> Any:
             check_inputs(*inputs)
             for leaf in tree_leaves(inputs):
@@ -84,7 +84,7 @@ def operator(
 
 
 def shape_alone(x: Tensor) -> Tensor:
-    """A tensor like x whose numbers are one number, whichever."""
+    """A tensor with the shape of x that stores only one number."""
     return x.new_empty(()).expand(x.shape)
 
 
@@ -102,17 +102,17 @@ def _kept(ctx: Any) -> tuple[Any, ...]:
     return inputs
 
 
-# Found here once: they are asked at every call.
+# Looked up once, because every call needs them.
 _compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
 
 
 def dispatched(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether the call must be seen by autograd, a compiler or a tracer."""
+    """Whether autograd, a compiler or a tracer must see the call."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
     return _compiling() or _tracing() is not None
 
 
 def traced() -> bool:
-    """Whether what is called now is written down, to be called again with other numbers."""
+    """Whether this call is traced, to be repeated with other numbers."""
     return _compiling() or _tracing() is not None

@@ -1,4 +1,4 @@
-"""The operators as modules call them. Each is declared beside its kernels, in an operator.py."""
+"""The operators that modules call. Each is declared in the operator.py next to its kernels."""
 
 from lowbit.kernels.arguments import layout_text
 from lowbit.kernels.attention.operator import attention

@@ -1,15 +1,15 @@
 """The packed layout: a weight in the order that the native kernels read, in one tensor of bytes.
 
-csrc/packed_layout.h describes that order: sixteen output rows side by side, codes cut into fields
-of 8, 4, 2 and 1 bits, every group padded to whole blocks of 32 inputs. Behind the codes come the
-stored parameters, sixteen rows side by side too:
+csrc/packed_layout.h describes the order: panels of sixteen output rows, codes split into fields of
+8, 4, 2 and 1 bits, and every group padded to whole blocks of 32 inputs. The stored parameters
+follow the codes, also in panels of sixteen rows:
 
     scale, zero_point   [panels][groups][16]             affine; a scale per tensor is repeated
     sub_scale           [panels][groups][16]             affine; a byte each; scale: [groups / n]
     alpha_p             [panels][groups][p][16]          binary
     offset_p            [panels][groups][16]             binary; offset, sub_offset of affine, too
 
-Nothing is lost: `unpack` gives the stored tensors back bit for bit.
+`unpack` restores the stored tensors bit for bit.
 """
 
 from collections.abc import Callable
@@ -34,12 +34,12 @@ CACHE_LINE = 64
 READABLE_BEHIND_CODES = 512
 # Beyond this many inputs under one scale a sum of |digit| ≤ 128 times |q − z| ≤ 255 leaves int32.
 MAX_GROUP = (2**31 - 1) // (128 * 255)
-MOST_PADDING = 2  # times the codes of a group
-REPORTED_PADDING = 1.5  # from so many times the codes of a group on
+MOST_PADDING = 2  # the largest padded size of a group, relative to its own
+REPORTED_PADDING = 1.5  # from this relative size on, `padding` reports it
 
 
 def unsupported(layout: Layout, in_features: int, device: torch.device) -> str | None:
-    """Why such a weight cannot be packed, or None."""
+    """Why a weight cannot be packed, or None."""
     if device.type != "cpu":
         return f"the weight is on {device}, not on the CPU"
     width = layout.granularity.width(in_features)
@@ -54,7 +54,7 @@ def unsupported(layout: Layout, in_features: int, device: torch.device) -> str |
 
 
 def padding(layout: Layout, in_features: int) -> str | None:
-    """What is to be said of groups that take many more codes than they have, or None."""
+    """A sentence about groups with much padding, or None."""
     width = min(layout.granularity.width(in_features), in_features)
     if layout.granularity.kind != "group" or _padded(width) < REPORTED_PADDING * width:
         return None
@@ -62,7 +62,7 @@ def padding(layout: Layout, in_features: int) -> str | None:
 
 
 def _padded(width: int) -> int:
-    """Inputs of a group with its padding: whole blocks."""
+    """The inputs of a group, padded to whole blocks."""
     return -(-width // BLOCK_INPUTS) * BLOCK_INPUTS
 
 
@@ -76,10 +76,11 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PackedLayout:
-    """Where everything lies for one layout and shape, which `unsupported` must not refuse.
+    """The offsets of all parts of a packed weight, for a layout and shape that `unsupported`
+    allows.
 
-    `planes` is how many of a binary weight's are used, with the parameters stored for so many; None
-    for all. It moves nothing.
+    planes: how many planes of a binary weight to use, with the α and o for that number; None for
+    all. It does not change the bytes.
     """
 
     layout: PlainLayout
@@ -88,17 +89,17 @@ class PackedLayout:
     planes: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Native objects cannot be copied; they are found again."""
+        """Native objects cannot be copied; a copy creates new ones."""
         return PackedLayout, (self.layout, self.out_features, self.in_features, self.planes)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All of it is one."""
+        """A single part."""
         return (Part(self, 0, 0),)
 
     @cached_property
     def native(self) -> Any:
-        """The same as the native code sees it."""
+        """The native object of this layout."""
         assert native.module is not None
         width = min(self.layout.granularity.width(self.in_features), self.in_features)
         binary = self.layout.format == "binary"
@@ -117,7 +118,7 @@ class PackedLayout:
 
     @property
     def flip(self) -> int:
-        """What is flipped in stored codes: int8 becomes unsigned."""
+        """The bits to flip in stored codes: the sign bit of int8, to make them unsigned."""
         return 0x80 if self.stored[self.codes][1] is torch.int8 else 0
 
     @property
@@ -126,12 +127,12 @@ class PackedLayout:
 
     @cached_property
     def codes_size(self) -> int:
-        """Bytes of codes, padding included."""
+        """Bytes of codes, including padding."""
         return self.panels * int(self.native.panel_bytes())
 
     @cached_property
     def places(self) -> dict[str, slice]:
-        """The bytes of each stored tensor but the codes."""
+        """The byte range of each stored tensor except the codes."""
         places, start = {}, self.codes_size
         for name in self.stored:
             if name != self.codes:
@@ -144,14 +145,14 @@ class PackedLayout:
 
     @property
     def size(self) -> int:
-        """Bytes of all: a tile may be half beyond the last of 8-bit codes."""
+        """Bytes in total: a tile may extend half beyond the last 8-bit codes."""
         width = self.layout.granularity.width(self.in_features)
-        blocks = -(-(self.in_features % width or width) // BLOCK_INPUTS)  # of the last group
+        blocks = -(-(self.in_features % width or width) // BLOCK_INPUTS)  # blocks of the last group
         behind = READABLE_BEHIND_CODES if self.layout.bits == 8 and blocks % 2 else 0
         return max(self.codes_size + behind, *(place.stop for place in self.places.values()))
 
     def pack(self, q: QTensor) -> UInt8[Tensor, " bytes"]:
-        """Codes and parameters of `q`, which must have this layout and shape."""
+        """The packed bytes of `q`, which must have this layout and shape."""
         tensors = {name: t.contiguous() for name, t in q.tensors().items()}
         packed = torch.zeros(self.size, dtype=torch.uint8, device="cpu")
         self.native.pack(tensors[self.codes].data_ptr(), self.flip, packed.data_ptr())
@@ -167,7 +168,7 @@ class PackedLayout:
         return packed
 
     def unpack(self, packed: UInt8[Tensor, " bytes"]) -> PlainTensor:
-        """What `pack` was given, in memory of its own."""
+        """The inverse of `pack`, in new memory."""
         shape, dtype = self.stored[self.codes]
         tensors = {self.codes: torch.empty(shape, dtype=dtype, device="cpu")}
         self.native.unpack(packed.data_ptr(), self.flip, tensors[self.codes].data_ptr())
@@ -183,7 +184,7 @@ class PackedLayout:
 
     @cached_property
     def weight(self) -> Any:
-        """Where the native code finds all of it, counted from the first code."""
+        """The offsets for native code, relative to the first code."""
         scale, zero, offset, planes = "scale", "zero_point", "offset", 1
         if self.layout.format == "binary":
             planes = self.planes or self.layout.bits
@@ -201,8 +202,8 @@ class PackedLayout:
     def decode(
         self, packed: UInt8[Tensor, " bytes"], rows: Integer[Tensor, " n"], dtype: torch.dtype
     ) -> Float[Tensor, "n in"]:
-        """Some rows of the weight. Raises RowError for one that is not there, UsageError for
-        numbers of rows that are not on the CPU."""
+        """Decode some rows of the weight. Raises RowError if a row is out of range, UsageError if
+        `rows` is not on the CPU."""
         if not rows.is_cpu:
             raise UsageError(f"row numbers on {rows.device} do not fit a table on the CPU")
         rows = rows.to(torch.int64).contiguous()
@@ -221,13 +222,13 @@ class PackedLayout:
 
     @property
     def _sub_bits(self) -> dict[str, int]:
-        """Bits of small integers by the name of their stored tensor; they are laid out as bytes."""
+        """The bits of sub-scales and sub-offsets, by tensor name; the packed layout has bytes."""
         if not isinstance(self.layout, AffineLayout) or self.layout.two_level is None:
             return {}
         return {n: self.layout.two_level.bits for n in self.stored if n.startswith("sub_")}
 
     def _unpacked(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        """The shape and dtype of a parameter as it is laid out."""
+        """The shape and dtype of a parameter in the packed layout."""
         if name not in self._sub_bits:
             return self.stored[name]
         units = self.layout.granularity.parameter_shape(self.out_features, self.in_features)
@@ -235,7 +236,7 @@ class PackedLayout:
 
     @property
     def _rows_axis(self) -> int:
-        """Which dimension of a stored parameter runs over output rows."""
+        """The dimension of a stored parameter that is the output rows."""
         return -1 if self.layout.format == "binary" else 0
 
     def _rest(self, shape: tuple[int, ...]) -> tuple[int, ...]:

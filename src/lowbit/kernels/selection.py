@@ -1,7 +1,7 @@
-"""Which kernel serves a call, and why.
+"""Select the kernel of a call, with the reason.
 
-An op lists its kernels best first, those that the native code names (native.paths) and at the end
-its reference, which serves every call:
+An operator lists its kernels, best first: those of the native code (native.paths), and at the end
+the reference, which serves every call:
 
     KERNELS = (
         *(Kernel(path.name, run, unsupported, path.feature) for path in native.paths("linear")),
@@ -9,8 +9,8 @@ its reference, which serves every call:
     )
     kernel, why = select(KERNELS, x, group_size)
 
-The environment variable LOWBIT_KERNEL forces one of `NAMES` wherever an op has such a kernel; an
-op without it chooses as ever.
+The environment variable LOWBIT_KERNEL forces one of `NAMES` for all operators that have such a
+kernel. It has no effect on the others.
 """
 
 import os
@@ -26,15 +26,15 @@ VARIABLE = "LOWBIT_KERNEL"
 NAMES = ("reference", *reversed(native.path_names()))
 
 
-# Compared by identity: the cache below must hash kernels in no time.
+# Compared by identity, so that the cache below hashes kernels fast.
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """One implementation of an op. `unsupported` takes the arguments of the call."""
+    """One implementation of an operator. `unsupported` takes the arguments of the call."""
 
     name: str  # one of NAMES
     run: Callable[..., Any]
     unsupported: Callable[..., str | None]  # why it cannot serve this call, or None
-    isa: str | None = None  # the feature it needs (native.lacks); None for PyTorch
+    isa: str | None = None  # the feature that it needs (native.lacks); None for PyTorch
 
 
 def never(*args: object) -> None:
@@ -43,7 +43,7 @@ def never(*args: object) -> None:
 
 @lru_cache(maxsize=256)
 def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel, str], ...]:
-    """The kernels that can run here, best first, each with the reason to give for it."""
+    """The kernels that can run on this machine, best first, with the reason for each."""
     if forced and forced not in NAMES:
         known = ", ".join(NAMES)
         without = "" if native.available() else f", as {native.reason()}"
@@ -68,8 +68,8 @@ def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel,
 
 
 def path_here(operator: str) -> str:
-    """The path of a native operator that this processor runs best, or the forced one if the
-    operator has it. All give the same bits."""
+    """The best path of a native operator on this processor, or the forced path if the operator has
+    it. All paths give the same bits."""
     return _path_here(operator, os.environ.get(VARIABLE, ""))
 
 

@@ -1,5 +1,5 @@
-"""A stored weight of several parts in the order that the native kernels read: that of each part
-(packed_layout.py), one after the other in one tensor of bytes, each from a cache line on.
+"""The packed layout of a stacked weight: the packed parts (packed_layout.py), consecutive in one
+tensor of bytes, each aligned to a cache line.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from lowbit.kernels.packed_layout import CACHE_LINE, PackedLayout, Part
 
 @dataclass(frozen=True, eq=False)
 class StackedPackedLayout:
-    """As PackedLayout: `planes` is how many of each part's are used, of fewer all."""
+    """A PackedLayout of several parts. planes: how many planes of each part to use; parts with
+    fewer use all."""
 
     layout: StackedLayout
     out_features: int
@@ -38,11 +39,11 @@ class StackedPackedLayout:
 
     @property
     def size(self) -> int:
-        """Bytes of all."""
+        """Bytes of all parts."""
         return self.parts[-1].start + self.parts[-1].layout.size
 
     def pack(self, q: QTensor) -> UInt8[Tensor, " bytes"]:
-        """Codes and parameters of `q`, which must have this layout and shape."""
+        """The packed bytes of `q`, which must have this layout and shape."""
         assert isinstance(q, StackedTensor)
         packed = torch.zeros(self.size, dtype=torch.uint8, device="cpu")
         for (layout, start, _), part in zip(self.parts, q.parts, strict=True):
@@ -50,13 +51,13 @@ class StackedPackedLayout:
         return packed
 
     def unpack(self, packed: UInt8[Tensor, " bytes"]) -> StackedTensor:
-        """What `pack` was given, in memory of its own."""
+        """The inverse of `pack`, in new memory."""
         return StackedTensor(tuple(layout.unpack(packed[at:]) for layout, at, _ in self.parts))
 
     def decode(
         self, packed: UInt8[Tensor, " bytes"], rows: Integer[Tensor, " n"], dtype: torch.dtype
     ) -> Float[Tensor, "n in"]:
-        """Some rows of the weight. Raises as that of each part does."""
+        """Decode some rows of the weight. Raises the errors of PackedLayout.decode."""
         out = torch.empty(len(rows), self.in_features, dtype=dtype, device="cpu")
         found = 0
         for (layout, start, _), (here, own) in zip(
@@ -80,7 +81,7 @@ _KINDS: dict[type[Any], type[Any]] = {
 def packed_layout_of(
     layout: Layout, out_features: int, in_features: int, planes: int | None = None
 ) -> AnyPackedLayout:
-    """Where everything lies for one layout and shape."""
+    """The packed layout of a layout and shape."""
     kind = _KINDS.get(type(layout), PackedLayout)
     made: AnyPackedLayout = kind(layout, out_features, in_features, planes)
     return made

@@ -1,7 +1,7 @@
-"""Operators of a mixture's experts, over stored weights and over packed ones.
+"""Operators for the experts of a mixture, with stored or packed weights.
 
-One is all linear layers of one projection: what data decides, which expert sees which token, stays
-inside, so that a model that uses it can be exported and compiled.
+One operator computes all linear layers of one projection. The routing of tokens, which depends on
+data, is inside the operator, so that models can be exported and compiled.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ def _check_packed(
 
 
 def _check_experts(layout: str, experts: int) -> None:
-    """Raises UsageError for weights of other experts than so many."""
+    """Raises UsageError if the number of experts of the layout differs."""
     parsed = layout_of(layout)
     held = parsed.experts if isinstance(parsed, ExpertsLayout) else 0
     if held != experts or not held:
@@ -86,7 +86,7 @@ def _check_experts(layout: str, experts: int) -> None:
 
 
 def _check_rows(x: Tensor, ids: Tensor, in_features: int, device: torch.device) -> None:
-    """Raises UsageError for tokens and numbers of experts that do not go together."""
+    """Raises UsageError if the shapes of tokens and ids of experts do not match."""
     check_dimensions("x", x, 2)
     check_rows("x", x, in_features, device)
     check_ids(ids, device)
@@ -112,7 +112,7 @@ def _packed(layout: str, out_features: int, in_features: int, planes: int) -> Ex
 
 
 def _by_experts(grad: Tensor, ids: Tensor, experts: int, weight: Callable[[int], Tensor]) -> Tensor:
-    """The gradient of x: that of each result through the expert that made it."""
+    """The gradient of x: the gradient of each result times its expert's weight."""
     found: Tensor | None = None
     for expert, tokens, slots in chosen(ids, experts):
         own = grad[tokens, slots] @ weight(expert)
@@ -148,7 +148,7 @@ def _check_packed_backward(
 def _check_gradient(
     grad: Tensor, ids: Tensor, out_features: int, layout: str, device: torch.device
 ) -> None:
-    """Raises UsageError for what is no gradient of the results for so many rows."""
+    """Raises UsageError if `grad` does not have the shape of the results."""
     experts: int = layout_of(layout).experts  # type: ignore[union-attr]
     check_dimensions("grad", grad, 3)
     check_rows("grad", grad, out_features // experts, device)
@@ -193,7 +193,7 @@ def _packed_backward_op(
 def _of_bias(grad: Tensor, ids: Tensor, bias: Tensor | None) -> Tensor | None:
     if bias is None:
         return None
-    # One row more, for the id that chooses none.
+    # One more row, for the id that chooses no expert.
     rows = grad.new_zeros(len(bias) + 1, bias.shape[1])
     return rows.index_add(0, ids.flatten(), grad.flatten(0, 1))[:-1].to(bias.dtype)
 
@@ -279,8 +279,8 @@ def experts_linear_packed(
     product: ExpertsProduct,
     gate: str = IDENTITY,
 ) -> Tensor:
-    """The same with weights that are packed as `product` wants them. gate: as the product has it,
-    for calls that are not `dispatched`."""
+    """`experts_linear` with weights packed for `product`. gate: of the product, only for calls that
+    are not `dispatched`."""
     if dispatched(x, bias):
         form = product.form
         weight = layout_text(form.layout), form.layout.experts, form.out_features, form.planes or 0

@@ -1,9 +1,9 @@
-"""The linear layers of a mixture's experts, in PyTorch: each row of x by the experts chosen for it.
+"""The linear layers of a mixture's experts, in PyTorch: each row of x times its chosen experts.
 
     y[t, s] = W[e] x[t] + bias[e]      with e = ids[t, s]
 
-Each expert is a linear layer (kernels/linear), which is given the rows that chose it. An id that
-equals the number of experts chooses none: the result is 0.
+Each expert is a linear layer (kernels/linear) on the rows that chose it. An id equal to the number
+of experts chooses none: the result is 0.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def experts_linear(
     bias: Float[Tensor, "experts out"] | None,
     activations: str,
 ) -> Float[Tensor, "tokens slots out"]:
-    """All chosen experts' results, in x's dtype."""
+    """The results of all chosen experts, in x's dtype."""
     y = x.new_zeros(*ids.shape, q.rows)
     for expert, tokens, slots in chosen(ids, q.experts):
         own = None if bias is None else bias[expert]
@@ -35,8 +35,7 @@ def experts_linear(
 def chosen(
     ids: Int64[Tensor, "tokens slots"], experts: int
 ) -> Iterator[tuple[int, Int64[Tensor, " n"], Int64[Tensor, " n"]]]:
-    """(expert, tokens, slots) of every expert that was chosen. Raises RowError for ids that no
-    expert has."""
+    """(expert, tokens, slots) of every chosen expert. Raises RowError if an id is out of range."""
     found = torch.unique(ids).tolist()
     for expert in found:
         if not 0 <= expert <= experts:

@@ -1,4 +1,4 @@
-"""Linear layers over stored weights: one table of kernels per kind of activations."""
+"""Linear layers with quantized weights: one table of kernels per kind of activations."""
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,8 @@ KERNELS = {
 def kernel(
     layout: Layout, in_features: int, device: torch.device, activations: str
 ) -> tuple[Kernel, str]:
-    """The kernel that serves such a weight here, and why; of float activations also the family."""
+    """The kernel of a weight on this machine, and the reason for its choice; for float activations
+    also the family."""
     chosen, why = select(KERNELS[activations], layout, in_features, device)
     if chosen.isa is None:
         return chosen, why
@@ -38,8 +39,8 @@ def linear(
     nonlinearity: str = "identity",
     input: StaticScale | None = None,
 ) -> Float[Tensor, "*tokens out"]:
-    """f(x · Wᵀ + bias) with activations "float", "dynamic" or "static" (int8), in x's dtype; the
-    last with the scale `input`."""
+    """f(x · Wᵀ + bias) in x's dtype, with activations "float", or int8: "dynamic", or "static" with
+    the scale `input`."""
     device = next(iter(q.tensors().values())).device
     chosen, _ = kernel(q.layout, q.in_features, device, activations)
     y: Tensor = chosen.run(x, q, bias, nonlinearity, *(() if input is None else (input,)))
@@ -52,7 +53,7 @@ def product(
     nonlinearity: str = "identity",
     input: StaticScale | None = None,
 ) -> LinearProduct | None:
-    """The product that serves a weight packed as `form`; None where the reference is forced."""
+    """The product for a weight packed as `form`; None if the reference is forced."""
     chosen, _ = kernel(form.layout, form.in_features, torch.device("cpu"), activations)
     if chosen.isa is None:
         return None

@@ -1,10 +1,10 @@
-"""By which arithmetic native code computes float activations.
+"""The two families of arithmetic for float activations in native code.
 
     limbs   as four int8 limbs each, by the integer product (csrc/linear.h)
     fma     as float32, by fused multiply-adds with decoded weights (csrc/linear_float.h)
 
-Each path prefers one for all its calls, so that results depend on the layer and the processor
-alone. The environment variable LOWBIT_FLOAT forces one: then results are those of every processor.
+A path uses one family for all calls, so that results depend only on the layer and the processor.
+The environment variable LOWBIT_FLOAT forces a family: then all processors give the same results.
 """
 
 import os
@@ -17,7 +17,7 @@ DIGITS = {"limbs": 4, "fma": 1}
 
 
 def family(activations: str, path: str) -> str | None:
-    """The one that a path of the native code takes, "limbs" or "fma"; None if activations are int8.
+    """The family of a path of the native code, "limbs" or "fma"; None if activations are int8.
 
     Raises UsageError if LOWBIT_FLOAT is unknown.
     """
@@ -31,11 +31,11 @@ def family(activations: str, path: str) -> str | None:
 
 
 def digits(family: str | None) -> int:
-    """How many numbers an activation is to native code."""
+    """The number of int8 limbs per activation in native code."""
     return 1 if family is None else DIGITS[family]
 
 
 def reason(why: str, activations: str, path: str) -> str:
-    """Why a path of the native code was chosen, with the family if there is one."""
+    """The reason for the choice of a path, with the family if there is one."""
     chosen = family(activations, path)
     return why if chosen is None else f"{why}; float activations by {chosen}"

@@ -1,10 +1,10 @@
-"""Linear layers over stored weights by csrc/linear.h.
+"""Linear layers with quantized weights by csrc/linear.h.
 
-Activations are quantized inside the same call: *dynamic* ones to int8 per group, with the bits of
-the reference as the result. *Float* ones are computed by one of two families of arithmetic
-(families.py): as fixed-point numbers of 32 bits per group, four int8 digits each, so that products
-and sums are exact integers there too, or as float32. Either errs at most twice as much as a float32
-product. All paths give the same bits, float ones those of their family.
+The same call quantizes activations. *Dynamic* activations become int8 per group, and the results
+have the bits of the reference. *Float* activations use one of two families of arithmetic
+(families.py): fixed-point numbers of 32 bits per group, split into four int8 limbs, so that
+products and sums are exact integers; or float32. The error of both is at most twice that of a
+float32 product. All paths give the same bits, for float activations within a family.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,17 +25,17 @@ from lowbit.kernels.selection import Kernel
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 
 ROWS_AT_ONCE = 1024
-DYNAMIC = StaticScale(0.0)  # what the native code takes for none
-_READ = (torch.float32, torch.bfloat16)  # activations as they are; others become float32
+DYNAMIC = StaticScale(0.0)  # the value of `input` without static activations
+_READ = (torch.float32, torch.bfloat16)  # dtypes that native code reads; others become float32
 
 
 class LinearProduct:
-    """The product with a weight packed as `form` says, on one path of the native code, and the
-    nonlinearity after it.
+    """The product with a weight packed as `form`, on one path of the native code, with a
+    nonlinearity.
 
-    Everything that does not change between calls is found here once. With a static `input` whose
-    zero point is not 0 the bias of a call has to be that of `shifted_bias`. The family of float
-    activations is that of the path, if it is not given; None if activations are int8.
+    It caches everything that does not change between calls. If `input` is static with a zero point
+    other than 0, calls must pass the bias of `shifted_bias`. family: of float activations; by
+    default the family of the path; None if activations are int8.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class LinearProduct:
         self.nonlinearity, self.input, self.family = nonlinearity, input, family
         self.out_features, self.in_features = form.out_features, form.in_features
         width = form.layout.granularity.width(form.in_features)
-        # Products that have this in common quantize their input alike.
+        # Products with equal values quantize their input in the same way.
         self.input_form = form.in_features, width, activations, path, input, family
         self._digits = families.digits(family)
         self.parts = form.parts
         self._path = module.LinearPath(path, family == "fma")
         self._layers = self._made(False, False)
-        # By whether the bias is bfloat16; made when the first x of bfloat16 comes.
+        # Layers by whether the bias is bfloat16; created for the first x in bfloat16.
         self._bfloat16: dict[bool, list[Any]] = {}
 
     def _made(self, bfloat16: bool, bfloat16_bias: bool) -> list[Any]:
-        """What native code knows of each part."""
+        """The native description of each part."""
         assert module is not None
         known = self.input or DYNAMIC
         return [
@@ -80,7 +80,7 @@ class LinearProduct:
         ]
 
     def layers(self, x: Tensor, bias: Tensor | None) -> list[Any]:
-        """The parts as they are for such an x and bias."""
+        """The native parts for the dtypes of this x and bias."""
         if x.dtype is torch.float32:
             return self._layers
         half = bias is not None and bias.dtype is torch.bfloat16
@@ -89,7 +89,7 @@ class LinearProduct:
         return self._bfloat16[half]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Native objects cannot be copied; they are found again."""
+        """Native objects cannot be copied; a copy creates new ones."""
         return LinearProduct, (
             self.form,
             self.activations,
@@ -105,13 +105,13 @@ class LinearProduct:
         packed: UInt8[Tensor, " bytes"],
         bias: Float[Tensor, " out"] | None,
     ) -> Float[Tensor, "*tokens out"]:
-        """f(x · Wᵀ + bias) in x's dtype. Raises UsageError for an x or a bias that does not fit."""
+        """f(x · Wᵀ + bias) in x's dtype. Raises UsageError if x or bias does not fit."""
         if len(self._layers) > 1:
             return together([self], x, [(packed, bias)])[0]
         shape, dtype = x.shape, x.dtype
         x = self._ready(x)
         bias = _beside(x, bias, self.out_features)
-        # Sizes one by one: as a tuple that is the sum of two they take twice as long.
+        # Separate sizes: a concatenated tuple takes twice as long.
         y = x.new_empty(*shape[:-1], self.out_features)
         self._path(
             (self._layers if x.dtype is torch.float32 else self.layers(x, bias))[0],
@@ -125,7 +125,7 @@ class LinearProduct:
         return y if y.dtype is dtype else y.to(dtype)
 
     def _ready(self, x: Tensor) -> Tensor:
-        """x as the native code takes it."""
+        """x in the dtype and layout that native code reads."""
         if x.shape[-1] != self.in_features or not x.is_cpu:
             raise UsageError(
                 f"x {list(x.shape)} on {x.device} does not fit a weight"
@@ -139,8 +139,8 @@ class LinearProduct:
 
 
 def _beside(x: Tensor, bias: Tensor | None, outputs: int) -> Tensor | None:
-    """The bias as native code takes it with such an x: float32, or bfloat16 with bfloat16. Raises
-    UsageError for one that is not a number for each output, on the CPU."""
+    """The bias in a dtype that native code reads: float32, or bfloat16 if x is bfloat16. Raises
+    UsageError if it is not one number per output on the CPU."""
     if bias is None:
         return None
     if bias.numel() != outputs or bias.dim() != 1 or not bias.is_cpu:
@@ -168,9 +168,9 @@ def together(
     x: Float[Tensor, "*tokens in"],
     weights: Sequence[tuple[UInt8[Tensor, " bytes"], Float[Tensor, " out"] | None]],
 ) -> list[Float[Tensor, "*tokens _out"]]:
-    """The products of x with several (packed, bias), with the bits that they have one by one.
+    """The products of x with several (packed, bias), with the same bits as separate calls.
 
-    x is quantized once: the products must have their `input_form` in common.
+    x is quantized once: the products must have the same `input_form`.
     """
     first, shape, dtype = products[0], x.shape, x.dtype
     x = first._ready(x)
@@ -193,8 +193,8 @@ def _layers_and_places(
     biases: Sequence[Float[Tensor, " out"] | None],
     results: Sequence[Sequence[Float[Tensor, "*tokens _out"]]],
 ) -> tuple[list[Any], list[int]]:
-    """All parts of all products as the native code takes them, and the addresses of codes, bias
-    and result of one after the other."""
+    """All parts of all products as native objects, and the addresses of codes, bias and result of
+    each."""
     layers: list[Any] = []
     places: list[int] = []
     for product, (packed, _), bias, ys in zip(products, weights, biases, results, strict=True):
@@ -210,9 +210,8 @@ def in_place(
     weights: Sequence[tuple[UInt8[Tensor, " bytes"], Float[Tensor, " out"] | None]],
     ys: Sequence[Float[Tensor, "*tokens _out"]],
 ) -> Callable[[int], None]:
-    """`together` for calls that follow each other with the same weights: results are written to the
-    float32 tensors `ys`, and what is called takes nothing but the address of x, which must be
-    contiguous float32 of as many tokens."""
+    """A function of the address of x for repeated calls with the same weights. It writes results to
+    the float32 tensors `ys`. x must be contiguous float32 with as many tokens."""
     first, biases = products[0], _all_beside(products, ys[0], weights)
     results, joined = [], []
     for product, y in zip(products, ys, strict=True):
@@ -223,7 +222,7 @@ def in_place(
             joined.append((parts, y))
         results.append(parts)
     layers, places = _layers_and_places(products, ys[0], weights, biases, results)
-    # Memory that is read and written; and steps are told apart by the products that they keep.
+    # Keep references to the memory in use. Steps are compared by the products that they keep.
     kept = products, weights, biases, results
     rows, digits = ys[0].numel() // first.out_features, first._digits
     run = first._path.together
@@ -246,7 +245,7 @@ def linear(
     activations: str,
     path: str,
 ) -> Float[Tensor, "*tokens out"]:
-    """The same from the stored form, which is packed for this one call."""
+    """Multiply by a stored weight, which is packed for this call only."""
     form = packed_layout_of(q.layout, *q.shape)
     packed = form.pack(q)
     if input is not None:
@@ -260,9 +259,8 @@ def shifted_bias(
     bias: Float[Tensor, " out"] | None,
     input: StaticScale,
 ) -> Float[Tensor, " out"] | None:
-    """The bias less what the zero point of static activations adds to every token's product:
-    scale · zero_point · Σ_k w, summed in float64. Raises UsageError for a bias that does not
-    fit."""
+    """The bias minus the contribution of the zero point of static activations to every token,
+    scale · zero_point · Σ_k w, summed in float64. Raises UsageError if the bias does not fit."""
     check_bias(bias, form.out_features, torch.device("cpu"))
     if input.zero_point == 0:
         return bias
@@ -274,7 +272,7 @@ def shifted_bias(
 
 
 def kernels(activations: str) -> tuple[Kernel, ...]:
-    """One for each path, best first."""
+    """The kernels of all paths, best first."""
     return tuple(
         Kernel(
             path.name,

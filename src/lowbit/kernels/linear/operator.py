@@ -1,4 +1,4 @@
-"""Operators of linear layers, over a stored weight and over a packed one."""
+"""Operators of linear layers, with a stored or a packed weight."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -36,7 +36,7 @@ def _quick_gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad * (s + 1.702 * x * s * (1 - s))
 
 
-# d out / d in of the nonlinearities, times the gradient of what comes out.
+# The gradients of the nonlinearities, times the gradient of their output.
 _BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu": torch.ops.aten.gelu_backward,
     "gelu_tanh": partial(torch.ops.aten.gelu_backward, approximate="tanh"),
@@ -49,13 +49,15 @@ _BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def _gradients(
     grad: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, None, Tensor | None]:
-    """Of x, the weight and the bias; codes are frozen. int8 activations pass straight through."""
+    """Gradients of x, the weight and the bias; codes are frozen. Rounding of activations uses the
+    straight-through estimator."""
     own = None if bias is None else grad.reshape(-1, grad.shape[-1]).sum(0).to(bias.dtype)
     return grad @ weight, None, own
 
 
 def _read(x: Tensor, nonlinearity: str) -> Tensor:
-    """What gradients read of x: its numbers only to compute once more what a nonlinearity met."""
+    """The part of x that gradients read: its numbers only if the input of a nonlinearity must be
+    recomputed."""
     return x if nonlinearity in _BACKWARD else shape_alone(x)
 
 
@@ -212,7 +214,7 @@ _product = lru_cache(maxsize=4096)(LinearProduct)
 
 
 def linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, product: LinearProduct) -> Tensor:
-    """The same with a weight that is packed as `product` wants it."""
+    """`linear` with a weight packed for `product`."""
     if dispatched(x, bias):
         form = product.form
         weight = layout_text(form.layout), form.out_features, form.planes or 0

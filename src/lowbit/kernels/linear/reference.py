@@ -1,8 +1,8 @@
-"""Linear layers over stored weights, in PyTorch: y = f(x · Wᵀ + bias), f the identity or one of
+"""Linear layers with stored weights, in PyTorch: y = f(x · Wᵀ + bias), f the identity or one of
 `NONLINEARITIES`.
 
 *float* activations: the weight is decoded for the product. *dynamic*: activations become int8
-per token, or per token and group where the weight has groups, and with x ≈ sx · cx
+per token, or per token and group if the weight has groups. With x ≈ sx · cx:
 
     affine   y = Σ_g sx s Σ_k cx (q − z)           the inner sum over the group in integers
              y = Σ_g sx (s Σ_k cx q + o Σ_k cx)
@@ -32,8 +32,8 @@ from lowbit.formats.affine import centred_codes
 from lowbit.formats.binary import signs
 from lowbit.kernels.quantize_rows import quantize_rows
 
-# Products of codes are at most 255 · 255, with zero points on both sides: so many of them add up
-# exactly in float32.
+# Products of codes are at most 255 · 255 with zero points on both sides. Sums of this many of them
+# are exact in float32.
 EXACT_TERMS = 2**24 // (255 * 255)
 
 
@@ -55,13 +55,13 @@ def linear_float(
 ) -> Float[Tensor, "*tokens out"]:
     """Float activations: exact products with the decoded weight, in x's dtype."""
     weight = decode(q, x.dtype)
-    # A BLAS may add in another order where x is a transposed view: the same values, the same sums.
+    # Contiguous: for a transposed view a BLAS may add in another order.
     y = F.linear(x.contiguous(), weight, None if bias is None else bias.to(x.dtype))
     return NONLINEARITIES[nonlinearity](y)
 
 
 def integer_matmul(a: Float32[Tensor, "m k"], b: Float32[Tensor, "n k"]) -> Int64[Tensor, "m n"]:
-    """a · bᵀ for integers stored as float32, |a| ≤ 255 and |b| ≤ 255: exact sums."""
+    """a · bᵀ with exact sums, for integers stored as float32, |a| ≤ 255 and |b| ≤ 255."""
     total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int64, device=a.device)
     for left, right in zip(a.split(EXACT_TERMS, 1), b.split(EXACT_TERMS, 1), strict=True):
         total += (left @ right.T).to(torch.int64)
@@ -74,7 +74,7 @@ def linear_dynamic(
     bias: Float[Tensor, " out"] | None,
     nonlinearity: str = "identity",
 ) -> Float[Tensor, "*tokens out"]:
-    """int8 activations with scales found at run time; the result in x's dtype."""
+    """int8 activations with scales computed at run time; the result in x's dtype."""
     width = q.granularity.width(q.in_features)
     codes, scales = quantize_rows(x.reshape(-1, q.in_features).float(), width)
     y = _SUMS[type(q)](codes.float().split(width, 1), scales, q)
@@ -90,10 +90,10 @@ def linear_static(
     nonlinearity: str,
     input: StaticScale,
 ) -> Float[Tensor, "*tokens out"]:
-    """int8 activations with one scale that is known beforehand; the result in x's dtype."""
+    """int8 activations with one fixed scale; the result in x's dtype."""
     width = q.granularity.width(q.in_features)
     codes, scales = quantize_static(x.reshape(-1, q.in_features).float(), width, input)
-    # Their zero point taken off, codes leave int8; products stay exact in float32 for fewer terms.
+    # Codes minus their zero point exceed int8; float32 sums are exact for fewer terms.
     y = _SUMS[type(q)]((codes - input.zero_point).split(width, 1), scales, q)
     if bias is not None:
         y += bias.float()
@@ -103,7 +103,7 @@ def linear_static(
 def quantize_static(
     x: Float32[Tensor, "m in"], width: int, input: StaticScale
 ) -> tuple[Float32[Tensor, "m in"], Float32[Tensor, "m groups"]]:
-    """Codes as floats, and a scale per row and group, NaN where a value in it is not finite."""
+    """Codes as floats, and a scale per row and group: NaN if a value in the group is not finite."""
     scale = torch.tensor(input.scale, dtype=torch.float32, device=x.device)
     inv = torch.ones_like(scale) / scale  # a float32 division
     low, high = input.lowest - input.zero_point, 127 - input.zero_point
@@ -132,7 +132,7 @@ def _affine_sum(
 
 
 def _code_sums(codes: Float32[Tensor, "m k"]) -> Float32[Tensor, "m 1"]:
-    """Of more than 132,104 codes a float32 sum need not be exact."""
+    """Sums of codes. A float32 sum of more than 132,104 codes may not be exact."""
     return codes.sum(1, keepdim=True, dtype=torch.float64).float()
 
 

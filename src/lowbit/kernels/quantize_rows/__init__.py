@@ -26,7 +26,7 @@ KERNELS = (
 def quantize_rows(
     x: Float[Tensor, "rows cols"], group_size: int
 ) -> tuple[Int8[Tensor, "rows cols"], Float32[Tensor, "rows groups"]]:
-    """Codes and scales from the best kernel for this call; all of them give the same bits."""
+    """Codes and scales from the best kernel for this call. All kernels give the same bits."""
     kernel, _ = select(KERNELS, x, group_size)
     codes, scales = kernel.run(x, group_size)
     return codes, scales

@@ -14,11 +14,11 @@ def unsupported(x: Tensor, group_size: int) -> str | None:
 def quantize_rows(
     x: Float[Tensor, "rows cols"], group_size: int, *, path: str
 ) -> tuple[Int8[Tensor, "rows cols"], Float32[Tensor, "rows groups"]]:
-    """Codes and scales of `x`, taken as float32.
+    """Codes and scales of `x`, converted to float32.
 
-    `path` is the name of one of native.paths("quantize_rows").
+    path: the name of one of native.paths("quantize_rows").
 
-    Raises ValueError for an unknown path, one this processor lacks, or a group_size below 1.
+    Raises ValueError if the path is unknown or this processor lacks it, or if group_size < 1.
     """
     if group_size < 1:
         raise ValueError(f"group_size {group_size} is less than 1")

@@ -4,9 +4,8 @@
     scale = a / 127,  inv = 127 / a    float32 divisions
     code  = rint(x · inv)              float32 product, ties to even, −127 … 127
 
-A group with a < 2⁻¹⁰⁰ gets scale 1 and codes 0; one with a NaN or an infinity gets scale NaN and
-codes 0, so that what is not finite stays visible in the output. The last group of a row may be
-shorter.
+A group with a < 2⁻¹⁰⁰ gets scale 1 and codes 0. A group with a NaN or an infinity gets scale NaN
+and codes 0, so that the output is NaN. The last group of a row may be shorter.
 """
 
 import torch
@@ -20,7 +19,7 @@ TINY = 2.0**-100
 def quantize_rows(
     x: Float[Tensor, "rows cols"], group_size: int
 ) -> tuple[Int8[Tensor, "rows cols"], Float32[Tensor, "rows groups"]]:
-    """Codes and scales of `x`, taken as float32. Raises ValueError for a group_size below 1."""
+    """Codes and scales of `x`, converted to float32. Raises ValueError if group_size < 1."""
     if group_size < 1:
         raise ValueError(f"group_size {group_size} is less than 1")
     rows, cols = x.shape
@@ -31,7 +30,7 @@ def quantize_rows(
     a = grouped.abs().amax(dim=-1, keepdim=True)
     finite = a.isfinite()
     usable = finite & (a >= TINY)
-    # Two tensors: a division by a Python number may become a product with its rounded reciprocal.
+    # Divide tensors: torch may replace a division by a Python number by a multiplication.
     levels = torch.full_like(a, 127.0)
     codes = torch.where(usable, (grouped * (levels / a)).round(), 0.0)
     scales = torch.where(usable, a / levels, torch.where(finite, 1.0, torch.nan))
