@@ -18,7 +18,7 @@ SCHEMES: dict[str, type[Scheme]] = {
 
 
 def scheme_from_dict(options: Mapping[str, Any]) -> Scheme:
-    """{"scheme": "absmax", "bits": 8, …} -> Scheme. Raises UsageError for what is unknown."""
+    """{"scheme": "absmax", "bits": 8, …} -> Scheme. Raises UsageError if a name is unknown."""
     options = dict(options)
     name = options.pop("scheme", None)
     check_choice("scheme", name, tuple(SCHEMES))

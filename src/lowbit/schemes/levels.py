@@ -1,11 +1,11 @@
 """Optimal binary codes of one group: the arithmetic of the alternating solver.
 
 A group of n weights is described by its sorted values and their prefix sums. The 2^b levels
-±α₁ … ±α_b + o cut the sorted values into cells, and all that least squares needs of a cell is
-how many weights it holds and their sum: an iteration costs 2^b binary searches, not n steps.
+±α₁ … ±α_b + o split the sorted values into cells. Least squares needs only the number of weights in
+a cell and their sum, so an iteration costs 2^b binary searches instead of n steps.
 
-N groups are solved at once. What there is per level or per plane is [levels, N] or [planes, N]
-in float64, so that each step is arithmetic on long rows.
+N groups are solved at once. Tensors per level or plane are [levels, N] or [planes, N] in float64,
+so that each step is vector arithmetic on long rows.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 # Candidate steps of the best uniform grid, as shares of the step that spans the whole range.
 GRID_SHARES = torch.linspace(0.3, 1.0, 10, dtype=torch.float32).tolist()
-# Keeps the normal equations solvable where a cell pattern makes two planes the same.
+# Keeps the normal equations solvable if the signs of two planes are equal in all cells.
 RIDGE = 1e-9
 # With α₁ ≥ α₂ ≥ … ≥ 0 the levels ascend in the order of their signs, plane 0 first, but for
 # these pairs of positions, to be compared and exchanged one after the other.
@@ -64,7 +64,7 @@ class Levels:
         return [Levels(alpha, offset) for alpha, offset in each]
 
     def to(self, dtype: torch.dtype) -> "Levels":
-        """The levels as they are read back once stored as `dtype`."""
+        """The levels after rounding to `dtype`."""
         return Levels(self.alpha.to(dtype).double(), self.offset.to(dtype).double())
 
     def where(self, better: Tensor, other: "Levels") -> "Levels":
@@ -118,12 +118,12 @@ def sorted_levels(
         wrong = values[i] > values[j]
         values[pair] = torch.where(wrong, values[pair].flip(0), values[pair])
         code[pair] = torch.where(wrong, code[pair].flip(0), code[pair])
-    # Levels that only rounding sets apart may still descend, by their last digit.
+    # Levels that differ only by rounding may be out of order in the last digit.
     return values.cummax(0).values, code
 
 
 def decoded(levels: Levels) -> Float32[Tensor, "N levels"]:
-    """What each code stands for, summed as the binary format does it: from levels as stored."""
+    """The value of each code, summed in the order of the binary format."""
     bits = len(levels.alpha)
     value = levels.offset.float()[:, None].repeat(1, 1 << bits)
     signs = design(bits, False, value.device).t().float()
@@ -166,7 +166,7 @@ def error_of(groups: SortedGroups, levels: Levels) -> Float64[Tensor, " N"]:
 def least_squares(
     count: Float64[Tensor, "levels N"], total: Float64[Tensor, "levels N"], with_offset: bool
 ) -> Levels:
-    """The α (and offset) of least squared error where `count` weights of sum `total` have code c.
+    """The α (and offset) of least squared error, if `count` weights with sum `total` have code c.
 
     Signs and order of α are those of the codes.
     """
@@ -210,7 +210,7 @@ def solve(
     system = torch.cat([matrix, right[:, None]], 1)
     for i in range(len(right)):
         pivot = system[i, 1:] / system[i, 0]
-        # The column that becomes a unit vector is dropped.
+        # The eliminated column is a unit vector; drop it.
         system = torch.addcmul(system[:, 1:], system[:, :1], pivot, value=-1)
         system[i] = pivot
     return system[:, 0]

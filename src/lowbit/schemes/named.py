@@ -1,4 +1,4 @@
-"""Schemes that have a name of one word, options included."""
+"""Schemes with a one-word name, which includes their options."""
 
 from lowbit.formats import TENSOR, group
 from lowbit.schemes.absmax import Absmax
@@ -8,7 +8,7 @@ from lowbit.schemes.scheme import Scheme
 from lowbit.schemes.zero_point import ZeroPoint
 
 GROUPS = group(64)
-# As presets of recipes begin.
+# The first part of the names of presets.
 NAMED: dict[str, Scheme] = {
     "int8": Absmax(8),
     "int8-zeropoint": ZeroPoint(8),
@@ -16,5 +16,5 @@ NAMED: dict[str, Scheme] = {
     **{f"int{bits}-k": KQuant(bits) for bits in (4, 3, 2)},
     **{f"bcq{bits}": Binary(bits, GROUPS) for bits in (1, 2, 3, 4)},
 }
-# As `simulate` calls them: one scale for all of a tensor.
+# The names of `simulate`: one scale per tensor.
 PER_TENSOR: dict[str, Scheme] = {s.name: s for s in (Absmax(8, TENSOR), ZeroPoint(8, TENSOR))}

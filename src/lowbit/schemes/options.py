@@ -1,5 +1,5 @@
-"""The options of a scheme, which are its fields, as recipes and config.json have them: plain values
-by name. A scheme that is an option of another has its own beside those of the other."""
+"""The options of a scheme, which are its fields, as plain values by name for recipes and
+config.json. If an option is itself a scheme, its options are listed next to the others."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -9,13 +9,13 @@ from lowbit.errors import UsageError
 from lowbit.formats import Granularity
 from lowbit.schemes.scheme import Scheme
 
-# Options that came later: they are written only if they are not at their default, so that older
-# releases read what they can hold.
+# Newer options are written only if they differ from their default, so that older
+# releases can read the rest.
 LATER = ("scale_dtype", "zero")
 
 
 def options_of(scheme: Scheme) -> dict[str, Any]:
-    """Plain values by name, every option written out but for those of LATER at their default."""
+    """All options as plain values by name, except those of LATER at their default."""
     written: dict[str, Any] = {}
     for f in fields(scheme):
         value = getattr(scheme, f.name)
@@ -27,7 +27,7 @@ def options_of(scheme: Scheme) -> dict[str, Any]:
 
 
 def with_options(scheme: Scheme, options: Mapping[str, Any]) -> Scheme:
-    """`scheme` with other values of some options. Raises UsageError for what it does not know."""
+    """`scheme` with other values of some options. Raises UsageError for an unknown option."""
     known, given = _types(scheme), dict(options)
     for key, value in given.items():
         if key not in known:

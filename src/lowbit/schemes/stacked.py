@@ -1,4 +1,4 @@
-"""A scheme of schemes: ranges of rows, each by a scheme of its own, in the stacked format."""
+"""The base of schemes in the stacked format: each range of rows has its own scheme."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from lowbit.schemes.weight_range import check_weight
 
 
 class StackedScheme(Scheme):
-    """`parts` and `part_rows` are left to say. Raises InputError for parts that differ in
+    """Subclasses must define `parts` and `part_rows`. Raises InputError if parts differ in
     granularity."""
 
     def __post_init__(self) -> None:
@@ -33,33 +33,33 @@ class StackedScheme(Scheme):
 
     @abstractmethod
     def part_rows(self, rows: int) -> Sequence[int]:
-        """How many of so many rows each part has. Raises UsageError for too few rows."""
+        """The number of rows of each part, of `rows` in all. Raises UsageError for too few rows."""
 
     @property
     def bits(self) -> int:
-        """Of the part that has most."""
+        """The bits of the part with the most."""
         return max(part.bits for part in self.parts)
 
     @property
     def granularity(self) -> Granularity:
-        """That of every part."""
+        """The granularity of every part."""
         return self.parts[0].granularity
 
     def layout(self, rows: int) -> StackedLayout:
-        """Those of the parts, one above the other. Raises UsageError for too few rows."""
+        """The stacked layout of all parts. Raises UsageError for too few rows."""
         return _stack(zip(self.part_rows(rows), self.parts, strict=True))
 
     def quantize(self, weight: Tensor) -> QTensor:
-        """A float weight [out, in] of any dtype in the stacked format.
+        """Quantize a float weight [out, in] of any dtype in the stacked format.
 
-        Raises InputError where it is not finite, UsageError where it is no matrix of whole groups
-        or has too few rows.
+        Raises InputError if it is not finite, UsageError if it is not a matrix, a row is shorter
+        than a group, or it has too few rows.
         """
         return self.by_part(weight, lambda rows, part: part.quantize(rows))
 
     def by_part(self, weight: Tensor, solve: Callable[[Tensor, Scheme], QTensor]) -> QTensor:
-        """What `solve` makes of the rows [n, in] and the scheme of each part. Raises UsageError for
-        a weight that is no matrix of whole groups, or has too few rows."""
+        """Call `solve` on the rows [n, in] and the scheme of each part. Raises UsageError if the
+        weight is not a matrix, a row is shorter than a group, or it has too few rows."""
         check_weight(weight, self.granularity)
         rows = weight.split(list(self.part_rows(len(weight))))
         solved = tuple(map(solve, rows, self.parts))
@@ -75,6 +75,6 @@ class StackedScheme(Scheme):
 
 
 def _stack(parts: Iterable[tuple[int, Scheme]]) -> StackedLayout:
-    """The layout of (rows, scheme) one above the other."""
+    """The stacked layout of (rows, scheme) pairs."""
     layouts = tuple((rows, part.layout(rows)) for rows, part in parts)
     return StackedLayout(cast(tuple[tuple[int, PlainLayout], ...], layouts))

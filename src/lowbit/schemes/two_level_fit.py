@@ -1,8 +1,8 @@
-"""Two-level grids by weighted least squares: what d, c (and e, m) serve 256 inputs best.
+"""Two-level grids by weighted least squares: the best d, c (and e, m) for 256 inputs.
 
     min Σ_j p_j (w_j − s · q_j − o)²,   s = d · c_g,  o = e · m_g (or −z · s, z fixed) of group g
 
-In two steps, each accepting only decreases of the error of the weights as they will be read back:
+In two steps; each accepts only changes that reduce the error of the decoded weights:
 
 groups         s and o of each group are free: shares of its range, each with the codes that follow
                and least squares for s and o given these
@@ -37,12 +37,12 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class Parts:
-    """Some rows of a weight in groups, and what each weight counts."""
+    """Some rows of a weight in groups, and the importance of each weight."""
 
     w: Float32[Tensor, "rows supers groups n"]
     p: Float32[Tensor, "#rows supers groups n"]
     highest: int  # code
-    zero: int  # the implied one of codes, if there are no offsets
+    zero: int  # the implied zero point, if there are no offsets
     offsets: bool
 
     def codes(self, grid: Grid) -> Float32[Tensor, "rows supers groups n"]:
@@ -54,8 +54,8 @@ class Parts:
         return (away.square_() * self.p).sum(-1)
 
     def around(self, scale: Tensor, offset: Tensor) -> Grid:
-        """The grid of such scales, 1 for one that vanishes: with offsets at most 0, or those that
-        the zero implies."""
+        """The grid with these scales; a scale of 0 becomes 1. Offsets are at most 0, or follow from
+        the zero point."""
         scale = torch.where(scale.abs() < TINY, torch.ones_like(scale), scale)
         return Grid(scale, offset.clamp(max=0) if self.offsets else -self.zero * scale)
 
@@ -69,7 +69,7 @@ def fit(
     offsets: bool,
 ) -> tuple[TwoLevelFloats, TwoLevelFloats | None]:
     """Scales and offsets, or scales alone, for codes of `bits` in groups of `size`. importance: of
-    each input; without it all count alike."""
+    each input; None: equal."""
     w = weight.float().unflatten(1, (-1, SUPER_GROUP // size, size))
     if importance is None:
         p = torch.ones_like(w[:1])
@@ -88,7 +88,7 @@ def fit(
 
 
 def _of_groups(parts: Parts) -> Grid:
-    """The best grid of each group by itself."""
+    """The best grid of each group alone."""
     w = parts.w
     low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
     if parts.offsets:
@@ -117,7 +117,7 @@ def _of_groups(parts: Parts) -> Grid:
 
 
 def _least_squares(parts: Parts, grid: Grid) -> Grid:
-    """That of least error for the codes of a grid."""
+    """The grid of least error for the codes of a grid."""
     w, p, q = parts.w, parts.p, parts.codes(grid)
     centred = q if parts.offsets else q - parts.zero
     qq, qw = (p * centred * centred).sum(-1), (p * centred * w).sum(-1)
@@ -139,7 +139,7 @@ def _quantized(floats: Tensor, form: TwoLevel) -> tuple[Tensor, Tensor]:
     """The shared float of each super-group, as stored, and the integers [rows, supers, groups]."""
     size, at = floats.abs().max(-1)
     largest = floats.gather(-1, at[..., None])[..., 0]
-    # Signed integers reach one further below zero than above it.
+    # Signed integers have one more value below zero than above.
     shared = largest / (form.lowest or form.highest)
     shared = _half(torch.where(size == 0, torch.ones_like(shared), shared))
     return shared, _integers(floats / shared[..., None], form)
@@ -150,7 +150,7 @@ def _integers(quotients: Tensor, form: TwoLevel) -> Tensor:
 
 
 def _half(floats: Tensor) -> Tensor:
-    """As float16 holds it, but never 0."""
+    """Rounded to float16, but never to 0."""
     floats = torch.where(floats.abs() < 2**-24, torch.full_like(floats, 2**-24), floats)
     return floats.to(torch.float16).float()
 
@@ -163,7 +163,7 @@ def _grid(parts: Parts, d: Tensor, c: Tensor, e: Tensor, m: Tensor) -> Grid:
 def _neighbours(
     parts: Parts, d: Tensor, c: Tensor, e: Tensor, m: Tensor, form: TwoLevel
 ) -> tuple[Tensor, Tensor]:
-    """The best integers of each group within one of what they are. No scale is 0."""
+    """The best integers of each group, at most one from the current ones. No scale is 0."""
     best, least = (c, m), torch.full_like(c, torch.inf)
     for up in NEIGHBOURS:
         for on in NEIGHBOURS if parts.offsets else (0,):
@@ -178,7 +178,7 @@ def _neighbours(
 
 
 def _floats(parts: Parts, d: Tensor, c: Tensor, e: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    """The floats of super-groups of least error, where that is less."""
+    """The floats of super-groups of least error, if the error decreases."""
     grid = _grid(parts, d, c, e, m)
     q, w, p = parts.codes(grid), parts.w, parts.p
     u = c[..., None] * (q if parts.offsets else q - parts.zero)

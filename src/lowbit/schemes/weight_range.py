@@ -9,7 +9,8 @@ from lowbit.formats import Granularity
 
 
 def check_weight(weight: Tensor, granularity: Granularity) -> None:
-    """Raises UsageError for what is no float matrix, has no inputs, or fewer than one group."""
+    """Raises UsageError if the weight is not a float matrix, or a row is empty or shorter than a
+    group."""
     if weight.ndim != 2 or not weight.is_floating_point():
         raise UsageError(
             f"a scheme takes a float matrix [out, in], not {weight.dtype} {list(weight.shape)}"
@@ -22,12 +23,12 @@ def check_weight(weight: Tensor, granularity: Granularity) -> None:
         )
 
 
-# The largest |weight|: codes times scales, and their sums, stay within float32 then.
+# The largest |weight|, so that codes times scales, and their sums, stay within float32.
 MOST = torch.finfo(torch.float32).max / 4
 
 
 def check_finite(statistic: Tensor, weight: Tensor) -> None:
-    """Raises InputError if a statistic that any NaN or infinity reaches is not finite."""
+    """Raises InputError if `statistic`, which propagates NaN and infinity, is not finite."""
     if not bool(torch.isfinite(statistic).all()):
         bad = weight.numel() - int(torch.isfinite(weight.float()).sum())
         raise InputError(f"{bad} of {weight.numel()} weights are NaN or infinite in float32")
@@ -49,7 +50,7 @@ def weight_range(
     if weight.numel() == 0:
         zeros = weight.new_zeros(granularity.parameter_shape(*weight.shape), dtype=torch.float32)
         return zeros, zeros.clone()
-    # A short last group is filled with its last weight, which no range notices.
+    # Pad a shorter last group with its last weight, which does not change the range.
     missing = -weight.shape[1] % granularity.width(weight.shape[1])
     filled = torch.cat([weight, weight[:, -1:].expand(-1, missing)], 1) if missing else weight
     groups = granularity.split(filled)
@@ -69,8 +70,8 @@ def step_of(
     steps: int,
     scale_dtype: str,
 ) -> Float32[Tensor, "units groups"]:
-    """(max − min) / steps: in float32 as others compute it, to the last bit, and else with two
-    divisions, which is what codes of earlier releases follow from."""
+    """(max − min) / steps. In float32, one division, bit for bit as other programs compute it; else
+    two divisions, for the same codes as earlier releases."""
     if scale_dtype == "float32":
         return (high - low) / steps
     return high / steps - low / steps

@@ -1,6 +1,6 @@
-"""Solvers: how codes are chosen beyond nearest rounding. One file each, and this table.
+"""Solvers: methods to choose codes. One file each, and this table.
 
-    solve(weight [out, in], hessian [in, in], scheme, …options) -> the scheme's own stored form
+    solve(weight [out, in], hessian [in, in], scheme, …options) -> quantized tensor of the scheme
 
 The hessian is the mean of x xᵀ over calibration tokens: symmetric, undamped. A solver that finds
 all weights of a block together has a function for that too.
@@ -23,16 +23,16 @@ from lowbit.solvers.binary import compensated as binary_compensated
 from lowbit.solvers.hessian import Inputs
 
 Value = TypeVar("Value")
-# (weights [out, in] that read the same x, what is known of x, their schemes) -> one per input
+# (weights [out, in] that read the same x, statistics of x, their schemes) -> one factor per input
 FindFactors = Callable[[Sequence[Tensor], Inputs, Sequence[Scheme]], Tensor]
-# (weights [out, in] of a block by name, their schemes, the block, progress, …options) -> all stored
+# (weights [out, in] of a block by name, their schemes, block, progress, …options) -> all quantized
 SolveBlock = Callable[..., Mapping[str, QTensor]]
 
 
 @dataclass(frozen=True)
 class Method:
-    """`solve`, and whether it needs a Hessian, which is None else. `factors` finds a scale per
-    input that is folded into the module before, first of all. `solve_block` takes the place of
+    """`solve`, and whether it needs a Hessian; if not, the Hessian is None. factors: finds a scale
+    per input, which is folded into the previous module before solving. solve_block: replaces
     `solve` in the blocks of stacks."""
 
     solve: Callable[..., QTensor]
@@ -54,12 +54,12 @@ SOLVERS = {
 
 @dataclass(frozen=True)
 class Solver:
-    """A method by name, with options. Raises UsageError for what is unknown.
+    """A method by name, with options. Raises UsageError if a name or option is unknown.
 
     correct_bias: move the bias of each layer by the mean error that its weight leaves,
     b + (W − Ŵ) · mean x (Nagel et al. 2019, "Data-Free Quantization", equation 16).
-    rotate: rotate what each attention head passes on, first of all (rotation.py).
-    tune: passes over the data in which all scales are tuned together, last of all
+    rotate: first rotate the values of each attention head (rotation.py).
+    tune: the number of passes over the data that finally fine-tune all scales together
     (scale_finetuning.py).
     """
 
@@ -85,24 +85,24 @@ class Solver:
 
     @property
     def moves(self) -> bool:
-        """Whether other float parameters than the weights it solves change."""
+        """Whether it also changes float parameters that it does not quantize."""
         return self.method.factors is not None or self.correct_bias or self.rotate
 
     @property
     def data(self) -> bool:
-        """Whether it learns from data."""
+        """Whether it needs calibration data."""
         return self.method.data or self.moves or self.tune > 0
 
     @property
     def learner(self) -> str:
-        """What of it learns from data, in words."""
+        """The part of it that needs data, in words."""
         asked = [name for name in ("correct_bias", "rotate", "tune") if getattr(self, name)]
         return f"solver {self.name}" if self.method.data or not asked else asked[0]
 
     def solve(
         self, decision: Quantize, weight: Float[Tensor, "out in"], hessian: Tensor | None = None
     ) -> QTensor:
-        """The stored form that was decided on for a weight. Raises with the weight's name."""
+        """The quantized tensor of a weight by its decision. Errors name the weight."""
         with naming(str(decision.weight)):
             return decision.by_expert(
                 weight, lambda own: self.method.solve(own, hessian, decision.scheme, **self.options)
@@ -129,7 +129,7 @@ def load_solver(solver: str | Mapping[str, Any] | Solver) -> Solver:
 
 
 def _of(kind: type[Value], name: str, value: Any) -> Value:
-    """`value`, which must be of this type: "false", say, is not False."""
+    """`value`, if it has this type: the text "false" is not False. Else raises UsageError."""
     if type(value) is not kind:
         raise UsageError(f"{name} of a solver is {value!r}, not of type {kind.__name__}")
     return value

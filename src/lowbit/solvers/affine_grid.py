@@ -1,4 +1,4 @@
-"""The uniform grid of a group: which scale and zero point fit weights of unequal importance best.
+"""The uniform grid of a group: the scale and zero point of least weighted error.
 
     min over s, z   Σ_j d_j (w_j − s · (q_j − z))²,   q_j = clamp(round(w_j / s) + z)
 
@@ -26,18 +26,19 @@ ITERATIONS = 3
 
 @dataclass(frozen=True)
 class AffineCodes:
-    """Which codes there are: lowest … highest of q − half, the zero point among 0 … 2^bits − 1, or
-    any number if there is an offset in its place. given: two-level grids, which a scheme finds, and
-    the nearest codes to them."""
+    """The range of codes: lowest … highest of q − half. The zero point is in 0 … 2^bits − 1, or any
+    number if an offset replaces it. given: two-level grids of a scheme, with their nearest
+    codes."""
 
     layout: AffineLayout
     given: AffineTensor | None
 
     @classmethod
     def of(cls, scheme: Scheme, weight: Tensor, importance: Tensor | None = None) -> "AffineCodes":
-        """Those of a scheme. importance: of each input, for grids that the scheme finds itself.
+        """The codes of a scheme. importance: of each input, for grids that the scheme finds itself.
 
-        Raises UsageError for a scheme whose codes are not affine, and as the scheme does."""
+        Raises UsageError if the codes of the scheme are not affine, and the errors of the
+        scheme."""
         if not isinstance(scheme.layout(len(weight)), AffineLayout):
             raise UsageError(f"this solver finds affine codes, and scheme {scheme.name} has others")
         q = scheme.fit(weight, importance)  # what its scales take, float16 or float32
@@ -50,12 +51,12 @@ class AffineCodes:
 
     @property
     def asymmetric(self) -> bool:
-        """Whether groups have zeros of their own."""
+        """Whether each group has its own zero point."""
         return self.layout.zero_point or self.layout.offset
 
     @property
     def left_out(self) -> int:
-        """Codes that the bits could say: plain symmetric ones do without the lowest."""
+        """The number of unused codes: symmetric codes do not use the lowest."""
         return 0 if self.asymmetric or self.given is not None else 1
 
     @property
@@ -69,13 +70,13 @@ class AffineCodes:
         return (1 << self.layout.bits - 1) - self.left_out
 
     def stored_zero(self, zero: Tensor, scale: Tensor) -> Tensor:
-        """The zero point as it is read back: a code, or −o / s of an offset as stored."""
+        """The zero point as decoding uses it: a code, or −o / s with the stored offset."""
         if not self.layout.offset:
             return zero.round().clamp(0, self.levels)
         return (zero * scale).to(self.layout.scale_dtype).to(zero.dtype) / scale
 
     def grids(self) -> "list[Grid] | None":
-        """One for each group, if they are given."""
+        """The given grid of each group, if there are any."""
         if self.given is None:
             return None
         scale = self.given.scale.float().double()
@@ -90,7 +91,7 @@ class AffineCodes:
         return self if self.given is None else replace(self, given=take_rows(self.given, rows))
 
     def stored(self, scale: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
-        """The scale as it is read back; 1 where there is none."""
+        """The scale as decoding uses it; 1 if it is not positive."""
         dtype = self.layout.scale_dtype
         least, most = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
         scale = torch.where(scale > 0, scale.clamp(least, most), torch.ones_like(scale))
@@ -109,8 +110,8 @@ class AffineCodes:
         scale: Float64[Tensor, "units groups"],
         zero: Float64[Tensor, "units groups"],
     ) -> AffineTensor:
-        """The stored form of codes counted from the lowest, 0 … levels; scales and zeros that are
-        given stay."""
+        """The quantized tensor of codes 0 … levels, counted from the lowest. Given scales and zeros
+        do not change."""
         layout, codes = self.layout, q.t().to(torch.int16)
         if self.given is not None:
             return replace(self.given, codes=pack(codes.to(torch.uint8), layout.bits))
@@ -118,7 +119,7 @@ class AffineCodes:
         if layout.signed:
             stored = (codes - self.middle).to(torch.int8)
         else:
-            # Symmetric codes leave out the lowest that the bits could say.
+            # Symmetric codes do not use the lowest code.
             stored = pack((codes + self.left_out).to(torch.uint8), layout.bits)
         z = zero.to(torch.uint8) if layout.zero_point else None
         offset = (-zero * scale).to(layout.scale_dtype) if layout.offset else None
@@ -130,7 +131,7 @@ class AffineCodes:
 class Grid:
     """ŵ = scale · (q − zero), one of each per row of the weight; q in 0 … levels.
 
-    Weights and codes are transposed, [inputs, out]: what is worked on at once lies together.
+    Weights and codes are transposed to [inputs, out], so that each step reads contiguous memory.
     """
 
     scale: Float64[Tensor, " out"]

@@ -1,16 +1,15 @@
-"""AutoRound: which way to round, and how much of the range to cover, by signed gradient descent.
+"""AutoRound: learn rounding and clipping by signed gradient descent.
 
     ŵ = s · (q − z),  q = clamp(round(w / s + v) + z, 0, 2^b − 1),  v in −1/2 … 1/2
     s = (α max − β min) / (2^b − 1),  z = round(−β min / s),        α, β in 1/2 … 1
 
 v for every weight, α and β for every scale (symmetric codes: z fixed, min = −max; two-level scales:
-both fixed). The weights of a block are found together, so that its output errs least (block.py):
+both fixed). The weights of a block are learned together, to minimize its output error (block.py):
 
     p ← p − rate · sign(∂ error / ∂ p),   rate = (1 − t / T) / T in step t of T
 
-on one batch after the other; rounding passes gradients on as they are. The start, v = 0 and
-α = β = 1, is nearest rounding; the best of what is met on the way is kept, by its error on all
-batches.
+on one batch after the other, with the straight-through estimator. The start, v = 0 and α = β = 1,
+is nearest rounding. The state with the least error on all batches is kept.
 
 Source: Cheng et al. 2023, "Optimize Weight Rounding via Signed Gradient Descent for the
 Quantization of LLMs", equations 3 to 5 and algorithm 1.
@@ -36,9 +35,9 @@ from lowbit.solvers.hessian import damp
 
 # Of v, α and β.
 LIMITS = ((-0.5, 0.5), (0.5, 1.0), (0.5, 1.0))
-# How often the error on all batches is looked at.
+# How often the error on all batches is computed.
 CHECKS = 10
-# Outside blocks rows are worked on in parts, which bounds memory.
+# Outside blocks, rows are solved in parts to bound memory.
 WEIGHTS_AT_ONCE = 1 << 22
 DAMPING = 0.01
 
@@ -53,7 +52,7 @@ def solve_block(
     progress: bool = False,
     iterations: int = 200,
 ) -> dict[str, QTensor]:
-    """The weights of a block in the affine form of their schemes, found together.
+    """The affine tensors of the weights of a block, learned together.
 
     iterations: steps, T; each takes one batch. Raises UsageError for a scheme that is not affine,
     InputError for a weight that is not finite, with the name of its module.
@@ -71,7 +70,7 @@ def solve_block(
         decoded = {name: decode(q) for name, q in stored.items()}
         return sum(block.error(decoded, index).item() for index in range(block.batches))
 
-    # Some schemes have codes that the start above has not.
+    # Some schemes have codes that the start above lacks.
     return found if total(found) <= total(nearest) else nearest
 
 
@@ -112,8 +111,8 @@ def solve(
 
 
 class Rounding:
-    """One weight, rounded as v [out, groups, width], α and β [units, groups] say; `learned` is the
-    three of them."""
+    """One weight, rounded by v [out, groups, width], α and β [units, groups]. learned: these
+    three."""
 
     def __init__(self, weight: Float[Tensor, "out in"], codes: AffineCodes) -> None:
         self.codes, self.columns = codes, weight.shape[1]
@@ -135,7 +134,7 @@ class Rounding:
         ]
 
     def values(self) -> Float32[Tensor, "out in"]:
-        """ŵ, as it will be read back."""
+        """ŵ, as decoding will compute it."""
         q, scale, zero = self._codes()
         return ((q - zero[..., None]) * scale[..., None]).flatten(1)[:, : self.columns]
 
@@ -151,7 +150,7 @@ class Rounding:
         if self.given is not None:
             scale, zero = self.given
             return self._rounded_by(scale, zero, v), scale, zero
-        # Divided first, as the schemes do: the start has their scale to the last bit of float16.
+        # Divide first, as the schemes do, so that the start has exactly their float16 scale.
         exact = self.high * alpha / levels - self.low * beta / levels
         scale = straight_through(exact, self.codes.stored(exact).float())
         zero = torch.full_like(scale, self.codes.middle)
@@ -174,7 +173,7 @@ def _rounded(x: Tensor) -> Tensor:
 
 
 def _assemble(codes: AffineCodes, parts: Sequence[Rounding]) -> AffineTensor:
-    """The stored form of a weight from its rows."""
+    """The quantized tensor of a weight from its rows."""
     stored = zip(*(part.stored() for part in parts), strict=True)
     q, scale, zero = (torch.cat(tensors) for tensors in stored)
     return codes.assemble(q.t(), scale, zero)
@@ -183,7 +182,7 @@ def _assemble(codes: AffineCodes, parts: Sequence[Rounding]) -> AffineTensor:
 def _descend(
     roundings: Mapping[str, Rounding], error: Error, batches: int, iterations: int, progress: bool
 ) -> None:
-    """Leave in `roundings` the best that was met."""
+    """Run the descent. Afterwards `roundings` have the best state."""
     learned = [p for r in roundings.values() for p in r.learned]
     best, least = [p.detach().clone() for p in learned], math.inf
     every = -(-iterations // CHECKS)
@@ -204,7 +203,7 @@ def _descend(
             rate = (1 - t / iterations) / iterations
             gradients = _gradients(error, values, t % batches, learned)
             for p, gradient, (low, high) in zip(learned, gradients, cycle(LIMITS), strict=False):
-                # None for a weight that no token of the batch met.
+                # None if no token of the batch reached the weight.
                 if gradient is not None:
                     p.sub_(gradient.sign_(), alpha=rate).clamp_(low, high)
             if (t + 1) % every == 0 or t + 1 == iterations:

@@ -1,4 +1,4 @@
-"""AWQ: inputs that are large get finer weights, by a scale per input that is found by search.
+"""AWQ: a scale per input, found by search, gives weights of large inputs a finer grid.
 
     f_j = (mean x_j²)^(a/2),  a in 0 … 1 with least Σ tr((W − Ŵ) H (W − Ŵ)ᵀ),  Ŵ = Q(W·f) / f
 

@@ -1,9 +1,9 @@
-"""How far a block with other weights is from what it computes in the float model.
+"""The output error of a block with quantized weights, relative to the float model.
 
     error = Σ over the tokens of a batch |y − ŷ|²,   y the output that the next block reads
 
-ŷ comes from what the quantized blocks before it compute, y from what they did in float: a block may
-make good what those before it have lost.
+ŷ is computed from the outputs of the quantized earlier blocks, y from the outputs of the float
+ones. So a block can compensate the errors of earlier blocks.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from lowbit.solvers.observe import tokens
 
 
 class Block:
-    """The block of a stage. `playback` has come to it with the blocks before quantized; `reference`
-    has them and this one float, and is past it."""
+    """The block of a stage. playback: at this block, with earlier blocks quantized. reference: past
+    this block, with all blocks float."""
 
     def __init__(self, playback: Playback, reference: Playback, stage: Stage) -> None:
         assert stage.stack is not None
@@ -33,9 +33,8 @@ class Block:
         return len(self.playback.batches)
 
     def error(self, weights: Mapping[str, Float32[Tensor, "_out _in"]], index: int) -> Tensor:
-        """The error on one batch with the given weights, by the names of their modules. A scalar,
-        through which gradients flow to the weights where they are asked for. A token that is not
-        finite in the float model is left out."""
+        """The error on one batch with the given weights, by module name: a scalar with gradients to
+        the weights if enabled. Excludes tokens that are not finite in the float model."""
         named = {}
         for d in self.stage.decisions:
             own = d.weight.of(self.playback.model)
@@ -45,5 +44,5 @@ class Block:
         return (found - expected)[expected.isfinite().all(1)].square().sum()
 
     def _read(self, output: Any, index: int) -> Float[Tensor, "tokens width"]:
-        """What the next block reads, without padding."""
+        """The output that the next block reads, without padding."""
         return tokens(next(floating(output)), self.playback.batches[index])

@@ -1,9 +1,9 @@
-"""Running a model no further than it is needed, and no part of it twice.
+"""Run a model block by block, without repeating finished blocks.
 
-Blocks that are finished answer from memory: each gives what the last finished block of its stack
-computed from the same batch, and the model's own code runs around them. So a pass costs one block,
-whatever the architecture hands its blocks (masks, position biases, encoder states), and memory
-holds the outputs of one block per stack.
+Finished blocks return cached outputs: each returns the output of the last finished block of its
+stack for the same batch. The model's own code runs around them. So a pass costs one block for any
+architecture (masks, position biases, encoder states), and memory holds the outputs of one block per
+stack.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +21,14 @@ Batch = Mapping[str, Tensor]
 
 
 class _Reached(BaseException):
-    """Carries the output of a block out of the model; no `except Exception` stops it."""
+    """Carries the output of a block out of the model. `except Exception` does not catch it."""
 
     def __init__(self, output: Any) -> None:
         self.output = output
 
 
 class Playback:
-    """`model` on `batches`, stage by stage; with `weights`, by the names of parameters, in place of
-    its own."""
+    """Runs `model` on `batches`, stage by stage. weights: replacements for parameters, by name."""
 
     def __init__(
         self,
@@ -43,10 +42,10 @@ class Playback:
         self.index = 0
 
     def output(self, stage: Stage, index: int, weights: Mapping[str, Tensor] | None = None) -> Any:
-        """The stage's output for one batch, with `weights` besides.
+        """The stage's output for one batch, with additional `weights`.
 
-        After a module outside all stacks, which may be called again later, the model runs to its
-        end, and the output is the model's.
+        For a module outside all stacks, which may be called several times, the model runs to its
+        end, and the output is the model's output.
         """
         self.index = index
         with self._answering(), _reporting(stage):
@@ -58,12 +57,12 @@ class Playback:
                 return reached.output
 
     def run(self, stage: Stage, each: Callable[[Any], None]) -> None:
-        """Give the stage's output for each batch to `each`."""
+        """Call `each` with the stage's output for each batch."""
         for index in range(len(self.batches)):
             each(self.output(stage, index))
 
     def advance(self, stage: Stage) -> None:
-        """The stage is finished: what comes later sees what it computes now."""
+        """Finish the stage: later stages read its current outputs."""
         if stage.stack is not None:
             outputs: list[Any] = []
             self.run(stage, outputs.append)
@@ -92,7 +91,7 @@ class Playback:
 
 @contextmanager
 def _reporting(stage: Stage) -> Iterator[None]:
-    """Leave the model as soon as the block has its output."""
+    """A context in which the model stops as soon as the block has its output."""
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         raise _Reached(output)
@@ -109,7 +108,7 @@ def _reporting(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def playing(model: nn.Module) -> Iterator[None]:
-    """No key–value cache inside: finished blocks would leave theirs empty."""
+    """A context without KV cache: finished blocks would leave theirs empty."""
     config: Any = getattr(model, "config", None)
     before = getattr(config, "use_cache", None)
     if before is not None:

@@ -1,8 +1,8 @@
-"""The parts of a model that are solved one after the other, in the order in which data meets them.
+"""The stages of a model: the parts that are solved one after the other, in the order of execution.
 
-A stage is a block of a stack (the layers of an encoder or of a decoder), or one module that stands
-outside all stacks: an embedding, a projection between stacks, a head. Stacks are found by what they
-are: the outermost lists of modules each of which holds weights to solve and is called once.
+A stage is a block of a stack (the layers of an encoder or of a decoder), or a module outside all
+stacks: an embedding, a projection between stacks, a head. A stack is an outermost list of modules
+that all have weights to solve and are called once.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from lowbit.conversion.plan import Quantize
 
 @dataclass(frozen=True)
 class Stage:
-    """`module` holds the weights of `decisions`. `stack` is the list it belongs to, if any."""
+    """A stage. module: has the weights of `decisions`. stack: the list of the module, if any."""
 
     name: str
     module: nn.Module
@@ -29,7 +29,7 @@ def find_stages(
 ) -> list[Stage]:
     """All stages; every owner of a weight is in exactly one. Runs the model once, on `inputs`.
 
-    What no data meets comes last.
+    Stages that no data reaches come last.
     """
     modules = dict(model.named_modules())
     first, calls = _calls(model, inputs)
@@ -61,7 +61,7 @@ def _users(model: nn.Module, stage: Stage) -> list[nn.Module]:
 def _calls(
     model: nn.Module, inputs: Mapping[str, Tensor]
 ) -> tuple[Mapping[nn.Module, float], Counter[nn.Module]]:
-    """When each module is first called (infinity: never), and how often."""
+    """The order of the first call of each module (infinity: never), and the number of calls."""
     calls: Counter[nn.Module] = Counter()
     first: dict[nn.Module, float] = dict.fromkeys(model.modules(), float("inf"))
 

@@ -1,4 +1,4 @@
-"""Descent on tr((W − Ŵ) H (W − Ŵ)ᵀ) from codes that are good already; never upwards.
+"""Descent on tr((W − Ŵ) H (W − Ŵ)ᵀ) from good initial codes; the error never increases.
 
 scales   codes fixed, a row w ≈ Σ_g s_g c_g (c = q − z, zero outside group g) is least squares:
          A s = b,  A_gh = c_gᵀ H c_h,  b_g = c_gᵀ H w
@@ -28,7 +28,7 @@ def descend(
     codes: AffineCodes,
     rounds: int,
 ) -> tuple[Float64[Tensor, "in out"], list[Grid]]:
-    """Codes and grids after so many rounds, or fewer where they gain nothing."""
+    """Codes and grids after at most `rounds` rounds; stops early without progress."""
     error = row_errors(target, matrix, q, grids, width).sum()
     for _ in range(rounds):
         if codes.layout.granularity.kind != "tensor" and codes.given is None:
@@ -61,7 +61,7 @@ def better_scales(
     )
     right = _group_sums(centred * (matrix @ target), width)
     diagonal = gram.diagonal(dim1=1, dim2=2)
-    # A group without codes other than zero has no say, and keeps its scale.
+    # A group with only zero codes keeps its scale.
     diagonal += RIDGE * diagonal.amax(1, keepdim=True).clamp(min=torch.finfo(gram.dtype).tiny)
     solved, failed = torch.linalg.solve_ex(gram, right)
     old = torch.stack([g.scale for g in grids], 1)

@@ -1,7 +1,7 @@
-"""Trying whether a block still computes what it did when its parameters are changed.
+"""Check by running it whether a block computes the same after a change of its parameters.
 
-Whether one module may do something that another undoes depends on all that lies between them and
-on who else reads the result. That is not guessed from names, but tried on data.
+Whether a change of one module can be undone in another depends on all operations between them and
+on other consumers of the result. This is not guessed from names, but tested on data.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 
 
 class Equivalence:
-    """A block, and what it computes from the first batch.
+    """A block, and its output for the first batch.
 
     order: its modules that hold parameters, as they are first called.
     """
@@ -35,9 +35,9 @@ class Equivalence:
                 hook.remove()
 
     def holds(self, modules: Sequence[nn.Module], change: Callable[[], None]) -> bool:
-        """Whether the block computes what it did after a change to parameters of `modules`.
+        """Whether the block's output stays the same after a change of parameters of `modules`.
 
-        The change must give them new values, not write into the old ones; it is undone."""
+        The change must assign new tensors, not write into the old ones; it is undone."""
         with _restored(modules):
             change()
             return _close(self._outputs(), self.expected)
@@ -51,8 +51,8 @@ class Equivalence:
 
 
 def floating(output: Any) -> Iterator[Tensor]:
-    """The floating-point tensors among what a block returns, as float32; what the next block reads
-    comes first."""
+    """The floating-point tensors of a block's output, as float32. The input of the next block comes
+    first."""
     return (
         x.float() for x in tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()
     )
@@ -72,7 +72,7 @@ def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 @contextmanager
 def _restored(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Whatever happens to the parameters of these modules inside is undone, bit for bit."""
+    """A context after which the parameters of these modules are restored, bit for bit."""
     before = {p: p.data for m in modules for p in m.parameters(recurse=False)}
     try:
         yield

@@ -1,10 +1,9 @@
-"""Moving a scale per input out of a weight and into the module that makes these inputs.
+"""Fold a scale per input of a weight into the module that computes these inputs.
 
     y = W x = (W · diag(f)) (x / f)
 
-The module before divides what it computes by f: a norm its weight and bias, a linear layer the rows
-of its weight and its bias. Whether a module may do so for a layer is tried (equivalence.py), with
-factors of 2 and 1/2.
+The producer divides its outputs by f: a norm divides its weight and bias, a linear layer the rows
+of its weight and its bias. Factors of 2 and 1/2 test whether a module can do so (equivalence.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +29,11 @@ def fold(
     seen: Observed,
     factors: Callable[[list[str]], Float32[Tensor, " in"]],
 ) -> tuple[set[str], list[str]]:
-    """Fold into every layer of the stage the factors that `factors` finds for those that read the
-    same input, and keep `seen` true.
+    """Fold the factors of `factors` into all layers of the stage, one set per shared input, and
+    update `seen`.
 
-    Returns the names of the parameters that changed, and the layers before which no module can
-    take the factors.
+    Returns the names of the changed parameters, and the layers without a module that can absorb the
+    factors.
     """
     if stage.stack is None:
         return set(), list(seen.reads)
@@ -55,7 +54,7 @@ def fold(
 
 
 def _maker(trial: Equivalence, readers: Sequence[nn.Module]) -> nn.Module | None:
-    """The nearest module before the readers that can take factors for them, or None."""
+    """The nearest producer that can absorb factors for the consumers `readers`, or None."""
     if any(module not in trial.order for module in readers):
         return None
     width = _width(readers[0])
@@ -70,7 +69,7 @@ def _maker(trial: Equivalence, readers: Sequence[nn.Module]) -> nn.Module | None
 
 
 def _makes(module: nn.Module) -> int | None:
-    """How many numbers per token the module makes with parameters of its own, one for each."""
+    """The number of outputs per token that each have their own parameters in the module."""
     kind = weights_of(module)
     if isinstance(kind, Weights):
         return kind.shape[0] if kind.kind == "linear" else None
@@ -86,8 +85,8 @@ def _width(reader: nn.Module) -> int:
 
 
 def _scale(maker: nn.Module, readers: Sequence[nn.Module], factors: Tensor) -> None:
-    """Divide what the maker makes, and multiply the columns of its readers' weights."""
-    # Parameters get new values and the old ones stay whole, for whoever keeps them to go back.
+    """Divide the outputs of the producer, and multiply the columns of its consumers' weights."""
+    # Assign new tensors; callers keep the old ones to undo the change.
     for module, scale in ((maker, 1 / factors), *((reader, factors) for reader in readers)):
         weight = _weight(module)
         rows = weight.ndim == 2 and _by_rows(module) == (module is maker)

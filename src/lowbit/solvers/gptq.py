@@ -1,16 +1,16 @@
-"""GPTQ: columns are rounded one after the other, and those still free make good the error.
+"""GPTQ: columns are rounded one after the other, and later columns compensate the error.
 
     min over Ŵ   tr((W − Ŵ) H (W − Ŵ)ᵀ),   H = mean x xᵀ + damping
     with H⁻¹ = Uᵀ U, U upper triangular:   e_j = (w_j − ŵ_j) / U_jj,   W_later −= e_j U_j,later
 
-Groups are taken in the order of their mean H_jj, columns within a group by their own, so that what
-matters most is rounded while most is free. The grid of a group is found when the sweep reaches it,
-for the weights as compensated by then, each counting by 1 / U_jj². Grids in two levels are found
-beforehand, each weight counting by H_jj. Updates beyond a block of columns wait until it is done
-(lazy updates).
+Groups are sorted by mean H_jj, columns within a group by H_jj, so that the most important columns
+are rounded first, while most columns are free. The grid of a group is fitted when the sweep reaches
+it, to the compensated weights, weighted by 1 / U_jj². Two-level grids are fitted before the sweep,
+weighted by H_jj. Updates beyond a block of columns are applied after the block (lazy updates).
 
-Then *descent*: with everything else fixed, the best scales are a small linear system for each row,
-and the best code of one column is known exactly; both in turn, as long as the error falls.
+Then *descent*: with everything else fixed, the best scales are the solution of a small linear
+system for each row, and the best code of one column is exact. Both alternate until the error stops
+falling.
 
 Sources: Frantar et al. 2023, "GPTQ", algorithm 1; Behdin et al. 2023, "QuantEase", for the descent.
 """
@@ -53,7 +53,7 @@ def solve(
     factor = torch.linalg.cholesky(matrix[sweep][:, sweep])
     lower = torch.linalg.cholesky(torch.cholesky_inverse(factor))
     free, q = target[sweep], torch.empty_like(target)
-    # One scale for the whole tensor cannot follow what its parts take up.
+    # One scale for the whole tensor cannot adapt to compensated columns.
     whole = _fit_tensor(target, codes) if codes.layout.granularity.kind == "tensor" else None
     given = codes.grids()
     grids: dict[int, Grid] = {}

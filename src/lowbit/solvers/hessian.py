@@ -1,4 +1,4 @@
-"""What calibration keeps of the inputs x of a layer, and how it is made invertible.
+"""Statistics of the inputs x of a layer from calibration: the Hessian and its damping.
 
     H = mean over tokens of x xᵀ,    ‖W X − Ŵ X‖² / tokens = tr((W − Ŵ) H (W − Ŵ)ᵀ)
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowbit.errors import InputError
 
-# A pivot so much smaller than the largest is rounding noise of float32 sums.
+# A pivot smaller than this share of the largest is rounding noise of float32 sums.
 SINGULAR = 1e-7
 
 
@@ -33,7 +33,7 @@ class Inputs:
         return cls(none.new_zeros(width, width), none, none.clone())
 
     def add(self, x: Float[Tensor, "tokens in"]) -> None:
-        """Take more tokens into account. A token that is not finite is left out."""
+        """Add tokens. Tokens that are not finite are left out."""
         x = x.detach().float()
         x = x[x.isfinite().all(1)]
         if len(x):
@@ -44,7 +44,7 @@ class Inputs:
             torch.maximum(self.largest, x.abs().amax(0), out=self.largest)
 
     def scaled(self, factors: Float32[Tensor, " in"]) -> "Inputs":
-        """Those of x · factors."""
+        """The statistics of x · factors."""
         hessian = self.hessian * factors[:, None] * factors
         return Inputs(hessian, self.mean * factors, self.largest * factors, self.tokens)
 
@@ -58,10 +58,10 @@ def weight_error(
 
 
 def damp(hessian: Float[Tensor, "in in"], damping: float) -> Float64[Tensor, "in in"]:
-    """H + damping · mean(diag H) · I, in float64; the identity where no input ever differed from 0.
+    """H + damping · mean(diag H) · I, in float64; the identity if all inputs were 0.
 
-    Ten times as much, and so on, where that is still not positive definite. Raises InputError where
-    H is not finite.
+    If the result is not positive definite, damping is multiplied by ten until it is. Raises
+    InputError if H is not finite.
     """
     hessian = hessian.double()
     if not hessian.isfinite().all():
@@ -76,7 +76,7 @@ def damp(hessian: Float[Tensor, "in in"], damping: float) -> Float64[Tensor, "in
 
 
 def is_singular(hessian: Float[Tensor, "in in"]) -> bool:
-    """Whether H has no inverse worth the name without damping."""
+    """Whether H is numerically singular without damping."""
     factor, failed = torch.linalg.cholesky_ex(hessian.double())
     pivots = factor.diagonal().square()
     return bool(failed) or not bool(pivots.min() > SINGULAR * pivots.max())

@@ -1,15 +1,14 @@
-"""HQQ: half-quadratic quantization. No data: a few large errors are cheap, many small ones are not.
+"""HQQ: half-quadratic quantization without data, with a robust norm that tolerates outliers.
 
     min over s, z   Σ |w − s · (q − z)|^p,   p = 0.7
 
-Split in two by an auxiliary error e, in steps of s, that is all but free to be large:
+An auxiliary error e, in units of s, splits the problem in two:
 
     e ← shrink(w/s − (q − z)),  shrink(x) = sign(x) · max(|x| − |x|^(p−1) / β, 0)
     z ← mean(q − w/s + e),      s ← least squares of w − s·e on q − z
 
-with growing β. In the format z is one of the codes, unless there is an offset, so that it is
-rounded as it is used, and s moves too. The best grid met on the way is kept; nearest rounding is
-the first.
+with growing β. In the format z is one of the codes, unless there is an offset. So z is rounded in
+each step, and s changes too. The best grid of all steps is kept, starting with nearest rounding.
 
 Source: Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models",
 equations 3 to 7.
@@ -36,7 +35,7 @@ def solve(
     iterations: int = 20,
     beta: float = 10.0,
 ) -> AffineTensor:
-    """`weight` in the affine form of `scheme`; the hessian is not looked at.
+    """The affine tensor of `weight` by `scheme`. The Hessian is not used.
 
     Raises UsageError for a scheme that is not affine or has two levels, InputError for a weight
     that is not finite.
@@ -65,7 +64,7 @@ def solve(
 def half_quadratic(
     w: Float64[Tensor, "n out"], codes: AffineCodes, iterations: int, beta: float
 ) -> Grid:
-    """The best grid met for each row of the weight."""
+    """The best grid of all steps, for each row of the weight."""
     low, high = codes.ends(w)
     if codes.asymmetric:
         scale = codes.stored((high - low) / codes.levels)

@@ -1,4 +1,4 @@
-"""Nearest rounding: what the scheme does by itself, whatever the inputs are."""
+"""Nearest rounding: the scheme alone, independent of the inputs."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,5 +10,5 @@ from lowbit.schemes import Scheme
 def solve(
     weight: Float[Tensor, "out in"], hessian: Float[Tensor, "in in"] | None, scheme: Scheme
 ) -> QTensor:
-    """`weight` in the stored form of `scheme`. Raises as the scheme does."""
+    """The quantized tensor of `weight` by `scheme`. Raises the errors of the scheme."""
     return scheme.quantize(weight)

@@ -1,4 +1,4 @@
-"""What the layers of a stage see: one pass of the data, and the moments of their inputs."""
+"""Observe the inputs of the layers of a stage in one pass over the data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,18 +17,18 @@ MASKS = ("attention_mask", "decoder_attention_mask")
 
 @dataclass
 class Observed:
-    """The inputs that layers saw. Layers that read one and the same tensor (Q, K and V) share
-    them: `reads` names the first of them."""
+    """The statistics of inputs. Layers that read the same tensor (Q, K and V) share them: `reads`
+    has the name of the first."""
 
     inputs: dict[str, Inputs] = field(default_factory=dict)
     reads: dict[str, str] = field(default_factory=dict)
 
     def of(self, name: str) -> Inputs | None:
-        """None for a layer that no token reached."""
+        """The statistics of a layer; None if no token reached it."""
         return self.inputs.get(self.reads.get(name, ""))
 
     def shared(self) -> list[list[str]]:
-        """The names of layers, those together that read the same tensor."""
+        """The names of layers, grouped by the tensor that they read."""
         together: dict[str, list[str]] = {}
         for name, first in self.reads.items():
             together.setdefault(first, []).append(name)
@@ -36,14 +36,14 @@ class Observed:
 
 
 def observe(playback: Playback, stage: Stage, users: Mapping[str, nn.Module]) -> Observed:
-    """Run all batches through the stage and watch the linear layers `users`."""
+    """Run all batches through the stage and observe the linear layers `users`."""
     found = Observed()
     seen: dict[int, tuple[Tensor, str]] = {}
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0]
-            # The tensor is kept with the name, so that its id stays its own.
+            # Keep a reference to the tensor, so that its id is not reused.
             _, first = seen.setdefault(id(x), (x, name))
             if found.reads.setdefault(name, first) == name:
                 mine = found.inputs.setdefault(name, Inputs.none_yet(x.shape[-1], x.device))
@@ -61,8 +61,8 @@ def observe(playback: Playback, stage: Stage, users: Mapping[str, nn.Module]) ->
 
 
 def linear_users(playback: Playback, decisions: tuple[Quantize, ...]) -> dict[str, nn.Module]:
-    """By the name of the owner of a weight, the linear layer that uses it: itself, or for an
-    embedding the head that is tied to it."""
+    """The linear layer that uses each weight, by the name of the owner: the owner itself, or the
+    head tied to an embedding."""
     modules = dict(playback.model.named_modules())
     users: dict[str, nn.Module] = {}
     for d in decisions:
@@ -74,7 +74,7 @@ def linear_users(playback: Playback, decisions: tuple[Quantize, ...]) -> dict[st
 
 
 def tokens(x: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """[tokens, in], without padding where a mask of the batch tells which tokens are."""
+    """The tokens [tokens, in], without padding if the batch has a mask."""
     masks = [batch[name] for name in MASKS if name in batch and batch[name].shape == x.shape[:-1]]
     if masks:
         return x[torch.stack([mask.bool() for mask in masks]).any(0)]

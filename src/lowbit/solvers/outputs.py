@@ -1,6 +1,6 @@
-"""What a model says about a batch, and how far other weights move that.
+"""The output of a model for a batch, and its distance from the output with other weights.
 
-*divergence*: where the model has logits of classes, the KL divergence in nats of its predictions
+*divergence*: if the model has logits of classes, the KL divergence in nats of its predictions
     from the float model's, summed over tokens;
 *squares*: else the squared error of its first output, or, of a model that answers questions, of the
     logits of where answers start and end.
@@ -21,8 +21,8 @@ from lowbit.solvers.observe import tokens
 
 @dataclass(frozen=True)
 class Distance:
-    """Of batches it is the sum of `part`, a float64 scalar through which gradients flow, over the
-    sum of `whole`."""
+    """A distance as a fraction; over several batches, the sum of `part`, a float64 scalar with
+    gradients, divided by the sum of `whole`."""
 
     part: Callable[[Tensor, Tensor], Tensor]
     whole: Callable[[Tensor], float]
@@ -31,7 +31,7 @@ class Distance:
 def output(
     model: nn.Module, batch: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
 ) -> tuple[Float32[Tensor, "tokens values"], Distance]:
-    """What it says, with other `weights` by the names of parameters, and how to compare that."""
+    """The model's output, with other `weights` by parameter name, and its kind of distance."""
     out = functional_call(model, dict(weights or {}), kwargs=dict(batch))
     logits = getattr(out, "logits", None)
     first: Tensor
@@ -40,7 +40,7 @@ def output(
     else:
         first = out[0] if logits is None else logits
     is_classes = logits is not None and first.shape[-1] > 1
-    # What an encoder–decoder says are its decoder's tokens.
+    # The output of an encoder–decoder has its decoder's tokens.
     decoder = {name: mask for name, mask in batch.items() if name == "decoder_attention_mask"}
     return tokens(first.float(), decoder or batch), DIVERGENCE if is_classes else SQUARES
 

@@ -1,7 +1,7 @@
-"""What is solved is kept, one file per stage, so that a run that was killed goes on from there.
+"""Save finished stages, one file each, so that an interrupted run can continue.
 
-A folder holds run.json, which says of which run (recipe, solver, weights, data), and a safetensors
-file for each finished stage: its stored weights and changed float parameters.
+A folder has run.json, which identifies the run (recipe, solver, weights, data), and a safetensors
+file for each finished stage with its quantized weights and changed float parameters.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ from lowbit.formats import QTensor, layout_from_dict
 
 @dataclass
 class Solved:
-    """Stored weights by module, float parameters that changed by their names, and what is to be
-    said: a kind of remark -> the modules it is about. tuned: how far predictions were from the
-    float model's before and after tuning, where there was one."""
+    """The result of a solver: quantized weights by module, changed float parameters by name, and
+    remarks by kind, with their modules. tuned: the distance from the float model's predictions
+    before and after fine-tuning, if there was any."""
 
     stored: dict[str, QTensor] = field(default_factory=dict)
     floats: dict[str, Tensor] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Solved:
             self.remarks.setdefault(kind, []).extend(modules)
 
     def notes(self) -> tuple[str, ...]:
-        """What is to be said, as sentences."""
+        """The remarks as sentences."""
         said = [
             f"{len(modules)} {'layer' if len(modules) == 1 else 'layers'} {kind}: {modules[0]}"
             + (", …" if len(modules) > 1 else "")
@@ -62,8 +62,8 @@ class Solved:
 
 
 class Journal:
-    """The folder `work`; what is read from it is on `device`. Raises UsageError where it belongs to
-    another run."""
+    """The folder `work`. Tensors are read to `device`. Raises UsageError if it belongs to another
+    run."""
 
     def __init__(self, work: Path, run: Mapping[str, Any], device: torch.device) -> None:
         self.work, self.device = work, device
@@ -93,12 +93,12 @@ class Journal:
             unfinished.write_text(json.dumps(run), encoding="utf-8")
 
     def drop_if_unused(self) -> None:
-        """Remove the folder where no stage was finished: it holds nothing to go on from."""
+        """Remove the folder if it has no finished stage."""
         if not self._used():
             shutil.rmtree(self.work, ignore_errors=True)
 
     def read(self, number: int) -> Solved | None:
-        """What was found for a stage, or None. Raises InputError for a broken file."""
+        """The result of a stage, or None. Raises InputError if the file is damaged."""
         file = self._file(number)
         if not file.exists():
             return None
@@ -141,7 +141,7 @@ class Journal:
             save_file(tensors, unfinished, {"about": json.dumps(about)})
 
     def _used(self) -> bool:
-        """Whether anything but run.json is there: a finished stage, or what is not ours."""
+        """Whether the folder has other files than run.json."""
         return any(file.name != "run.json" for file in self.work.iterdir())
 
     def _file(self, number: int) -> Path:
@@ -149,7 +149,7 @@ class Journal:
 
 
 def _hash(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    """Of all that a stage's file says."""
+    """A hash of the contents of a stage's file."""
     found = {name: tensor_hash(tensor) for name, tensor in sorted(tensors.items())}
     return hashlib.sha256(json.dumps([found, about], sort_keys=True).encode()).hexdigest()
 

@@ -1,16 +1,16 @@
-"""A random rotation of what each attention head passes on, folded into the weights around it.
+"""A random rotation of the values of each attention head, folded into the adjacent weights.
 
     o = W_o concat_h(P_h V_h),  V_h = x W_v,hᵀ + b_v,h      P_h: which tokens the head attends to
       = W_o diag(Rᵀ, …, Rᵀ) concat_h(P_h V_h Rᵀ),  R Rᵀ = 1
 
-P mixes tokens and R the numbers of one head, so that neither minds the other: the rows and the bias
-of W_v are multiplied by R, the columns of W_o by Rᵀ, head by head, and the block computes what it
-did. A large input or column is spread over its head, and finer scales do for the rest. With n the
-largest power of two that divides the size of a head, and m what is left,
+P mixes tokens and R mixes the numbers of one head, so they commute. The rows and the bias of W_v
+are multiplied by R, the columns of W_o by Rᵀ, head by head, and the output of the block stays the
+same. The rotation spreads outliers over their head, which permits finer scales. Let n be the
+largest power of two that divides the head size, and m the quotient:
 
     R = (H ⊗ Q) D,   H a Hadamard matrix [n, n] / √n,  Q random orthogonal [m, m],  D random signs
 
-Which pairs of layers are W_v and W_o is tried (equivalence.py).
+A test finds the pairs of layers that are W_v and W_o (equivalence.py).
 
 Sources: Ashkboos et al. 2024, "QuaRot", section 4; Liu et al. 2024, "SpinQuant", the rotation R₂.
 """
@@ -27,7 +27,7 @@ from lowbit.solvers.block_runner import Playback
 from lowbit.solvers.blocks import Stage
 from lowbit.solvers.equivalence import Equivalence, parameter_names
 
-# What attention modules of transformers call the size of a head.
+# The names of the head size in attention modules of transformers.
 HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
 TRIALS = 4
 SEED = 0
@@ -39,8 +39,8 @@ class _Linear(NamedTuple):
 
 
 def rotate(playback: Playback, stage: Stage) -> set[str]:
-    """Rotate the heads of a block wherever that leaves it as it was; the names of the parameters
-    that changed."""
+    """Rotate the heads of a block if its output stays the same. Returns the names of the changed
+    parameters."""
     trial, changed = Equivalence(playback, stage), set[str]()
     layers = [_Linear(m, w) for m in trial.order if isinstance(w := weights_of(m), Weights)]
     layers = [layer for layer in layers if layer.weights.kind == "linear"]
@@ -56,7 +56,8 @@ def rotate(playback: Playback, stage: Stage) -> set[str]:
             pair = [value.module, output.module]
             turn = partial(_turn, value, output, rows, rotation)
             alone = partial(_turn_rows, value, rows, rotation)
-            # What makes no difference proves nothing: queries, where samples are single tokens.
+            # Skip layers that do not affect the output, such as queries if samples are single
+            # tokens.
             if trial.holds(pair, turn) and not trial.holds(pair, alone):
                 turn()
                 changed |= parameter_names(playback.model, pair)
@@ -75,12 +76,12 @@ def random_rotation(size: int) -> Float64[Tensor, "size size"]:
     normal = torch.randn(odd, odd, dtype=torch.float64, generator=generator)
     signs = 2.0 * torch.randint(0, 2, (size,), generator=generator) - 1
     orthogonal, _ = torch.linalg.qr(normal)
-    # LAPACK's columns lie together, and kron wants rows to.
+    # LAPACK returns column-major matrices; kron needs row-major ones.
     return torch.kron(hadamard, orthogonal.contiguous()) * signs / len(hadamard) ** 0.5
 
 
 def _head_size(block: nn.Module, layer: nn.Module) -> int | None:
-    """What the module that holds the layer says is the size of its heads, if anything."""
+    """The head size by an attribute of the module that contains the layer, or None."""
     for parent in block.modules():
         if any(child is layer for child in parent.children()):
             sizes = (getattr(parent, name, None) for name in HEAD_SIZES)
@@ -89,8 +90,8 @@ def _head_size(block: nn.Module, layer: nn.Module) -> int | None:
 
 
 def _value_rows(value: _Linear, output: _Linear) -> int:
-    """How many rows at the end of `value` make values: all, or where queries, keys and values are
-    one matrix those after as many queries as `output` has inputs, and as many keys."""
+    """The number of last rows of `value` that compute values: all; or, if queries, keys and values
+    are one matrix, those after the queries (as many as `output` has inputs) and the keys."""
     made, read = value.weights.shape[0], output.weights.shape[1]
     return made if made <= read else (made - read) // 2
 
@@ -98,14 +99,14 @@ def _value_rows(value: _Linear, output: _Linear) -> int:
 def _turn(
     value: _Linear, output: _Linear, rows: int, rotation: Float64[Tensor, "size size"]
 ) -> None:
-    """Give both layers new parameters; the old ones stay whole."""
+    """Assign rotated parameters to both layers; the old tensors do not change."""
     _turn_rows(value, rows, rotation)
     weight = matrix(*output).double().unflatten(1, (-1, len(rotation)))
     _put(output, (weight @ rotation.t()).flatten(1))
 
 
 def _turn_rows(layer: _Linear, rows: int, rotation: Float64[Tensor, "size size"]) -> None:
-    """Turn the last rows of the weight, and as many numbers of the bias."""
+    """Rotate the last rows of the weight, and the same part of the bias."""
     heads = (-1, len(rotation))
     weight = matrix(*layer).double().clone()
     weight[-rows:] = (rotation @ weight[-rows:].unflatten(0, heads)).flatten(0, 1)

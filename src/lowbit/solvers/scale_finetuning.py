@@ -1,12 +1,11 @@
-"""Tuning: once all codes are found, the scales of all layers are moved together.
+"""Scale fine-tuning: after all codes are found, train the scales of all layers together.
 
     min over δ   Σ distance(float model, model with scales t + |t| δ)
 
 t: the float tensors of the stored weights (scales, and the offsets of binary codes), rounded as
-they are stored, with straight-through gradients; codes stay. The distance is that of the whole
-model's predictions (outputs.py), which no solver sees, each for its own layer or block. Adam on all
-batches in turn, at a rate that falls to 0 as a cosine. What is found is kept if it is better on all
-batches.
+they are stored, with straight-through gradients; codes do not change. The distance is that of the
+whole model's predictions (outputs.py), whereas solvers only see their own layer or block. Adam runs
+on all batches in turn, with a cosine schedule. The result is kept if it is better over all batches.
 
 Sources: Chen et al. 2024, "EfficientQAT", section 3.3, for scales trained end to end; Tseng et al.
 2024, "QuIP#", section 5, for the float model's outputs in place of labels.
@@ -25,12 +24,12 @@ from lowbit.progress import progress_bar
 from lowbit.solvers.outputs import output
 
 RATE, BETAS = 5e-3, (0.9, 0.99)
-# No scale changes its sign, or becomes many times what it was.
+# Limits δ, so that no scale changes its sign or grows many times.
 LIMITS = -0.5, 1.0
 
 
 class Scales:
-    """The stored form of a weight with `changes` to its float tensors, by their names: δ."""
+    """A quantized tensor with `changes` δ to its float tensors, by name."""
 
     def __init__(self, q: QTensor) -> None:
         self.q, self.tensors = q, q.tensors()
@@ -41,7 +40,7 @@ class Scales:
         }
 
     def stored(self) -> QTensor:
-        """Scales have gradients where they are asked for, and are float32 then."""
+        """The changed tensor. If gradients are enabled, scales are float32 and have gradients."""
         moved = {}
         for name, change in self.changes.items():
             t = self.tensors[name]
@@ -54,8 +53,8 @@ class Scales:
 
 
 class Tuning:
-    """The weights of `owners` in `model`, as they are `stored`. before: the parameters of the float
-    model by their names, where they differ from those of `model`."""
+    """The quantized weights of `owners` in `model`. before: the parameters of the float model that
+    differ from those of `model`, by name."""
 
     def __init__(
         self,
@@ -75,7 +74,7 @@ class Tuning:
         return {name: scales.stored() for name, scales in self.scales.items()}
 
     def distance(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, float]:
-        """How far predictions are from the float model's, and what that is counted by."""
+        """The distance of predictions from those of the float model, as a fraction."""
         with torch.no_grad():
             wanted, distance = output(self.model, batch, self.before)
         weights = {}
@@ -96,8 +95,8 @@ def tune(
     passes: int,
     progress: bool = True,
 ) -> tuple[dict[str, QTensor], float, float]:
-    """The stored weights with their scales tuned in so many passes over the batches, and the mean
-    distance from the float model before and after. The model stays as it is."""
+    """The quantized weights after `passes` passes over the batches, and the mean distance from the
+    float model before and after. The model does not change."""
     tuning = Tuning(model, owners, stored, before)
     changes = tuning.changes
     adam = torch.optim.Adam(changes, lr=RATE, betas=BETAS)
@@ -120,7 +119,7 @@ def tune(
                 with torch.enable_grad():
                     part, whole = tuning.distance(batch)
                     loss = part / max(whole, torch.finfo(torch.float32).tiny)
-                    # Of these alone: other parameters of the model want gradients too.
+                    # Only for these: other parameters of the model may have requires_grad too.
                     gradients = torch.autograd.grad(loss, changes, allow_unused=True)
                 for change, gradient in zip(changes, gradients, strict=True):
                     change.grad = gradient

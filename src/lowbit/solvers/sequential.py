@@ -1,9 +1,9 @@
-"""The walk over a model: each stage is solved on what the stages before it, quantized, give it.
+"""Sequential calibration: each stage is solved on the outputs of the quantized earlier stages.
 
-For each stage: rotate its heads where that is asked for, watch what its layers read, solve their
-weights, put the decoded weights in, and let the data through to the next. At the end all scales are
-tuned together where that is asked for. Activations stay float on the way, whatever the recipe makes
-of them later.
+For each stage: rotate its heads if requested, observe the inputs of its layers, solve their
+weights, insert the decoded weights, and run the data through the stage. At the end, fine-tune all
+scales together if requested. Activations stay float during calibration, even if the recipe
+quantizes them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,12 +47,12 @@ def walked(
     work: Path | None = None,
     progress: bool = True,
 ) -> Iterator[Solved]:
-    """The stored form of every weight that is quantized by `plan`, solved on model inputs.
+    """A context with the quantized tensors of all weights of `plan`, solved on model inputs.
 
-    Inside, the model is float, with its weights as they were before rounding: what a solver folded
-    from one layer into another is folded. If anything fails, inside too, it is as it was.
+    Inside, the model is float, with its weights before rounding and with folded scales and
+    rotations. If anything fails, also inside, the model is left unchanged.
 
-    work: a folder in which finished stages are kept, and from which an interrupted walk goes on.
+    work: a folder for finished stages, from which an interrupted calibration continues.
     """
     before = {name: p.data for name, p in model.named_parameters()}
     journal = None
@@ -195,8 +195,8 @@ def _fold(
 
 
 def _hessian(d: Quantize, seen: Observed, found: Solved, weight: Tensor) -> Tensor:
-    """What a weight is solved with. An embedding's rows are read as they are, so that all of its
-    columns count alike; where a head is tied to it, what the head reads counts as much again."""
+    """The Hessian for a weight. For an embedding it is the identity, because rows are read
+    directly; if a head is tied to it, the head's Hessian is added with equal weight."""
     inputs = seen.of(d.name)
     eye = torch.eye(weight.shape[1], dtype=torch.float32, device=weight.device)
     if not _met(inputs):

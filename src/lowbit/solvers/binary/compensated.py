@@ -1,18 +1,18 @@
-"""Binary codes that make good each other's errors.
+"""Binary codes with error compensation.
 
     min over α, b, o    tr((W − Ŵ) H (W − Ŵ)ᵀ),    H = mean x xᵀ + damping
 
-As long as all but the inputs J of one group stay, each row is the problem of group.py:
+If only the weights of the inputs J of one group change, each row is the problem of group.py:
 
-*compensation* (after GPTQ, Frantar et al. 2023, eq. 2 and 3): groups in turn, those to come are
-    free and take up the error. With H⁻¹ = Uᵀ U:  S = (U_JJᵀ U_JJ)⁻¹, t = the weights as compensated
-    so far, and after it  W_later −= (t − ŵ) U_JJ⁻¹ U_J,later
+*compensation* (after GPTQ, Frantar et al. 2023, eq. 2 and 3): groups in turn; later groups are
+free and absorb the error. With H⁻¹ = Uᵀ U:  S = (U_JJᵀ U_JJ)⁻¹, t = the weights as compensated
+so far, and after it  W_later −= (t − ŵ) U_JJ⁻¹ U_J,later
 *refinement*: groups in turn, the others stay:  S = H_JJ,  t = ŵ + (W − Ŵ) H_:J H_JJ⁻¹
 *parameters* (parameters.py): codes stay, α and o of all groups of a row are solved together;
-    for each prefix of the planes by itself where the tensor is nested.
+    for each prefix of the planes separately if the tensor is nested.
 
-Groups are taken by falling mean of H_jj, inputs within a group by falling H_jj: what matters most
-is coded while most is free.
+Groups are sorted by descending mean of H_jj, inputs within a group by descending H_jj: the most
+important inputs are coded first, while most weights are still free.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def solve(
     damping: float = 0.01,
     passes: int = 3,
 ) -> QTensor:
-    """`weight` in the binary form of `scheme`; each of its parts by itself.
+    """The binary tensor of `weight` by `scheme`; parts are solved separately.
 
     hessian: the mean of x xᵀ. damping: a share of its mean diagonal. passes: of refinement.
 
@@ -62,7 +62,7 @@ def _solve(
     if not isinstance(scheme, Binary):
         raise UsageError(f"the solver binary is for binary codes, not for scheme {scheme.name}")
     matrix, nearest = damp(hessian, damping), scheme.quantize(weight)
-    # Compensated weights are larger than the weights: what fitted float16 may fit no longer.
+    # Compensated weights can be larger than the weights and exceed float16.
     for dtype in dict.fromkeys((nearest.alpha.dtype, torch.float32)):
         q = _Sweep.over(weight, matrix, scheme, dtype).run(passes)
         if q is not None:
@@ -73,8 +73,8 @@ def _solve(
 def _better_rows(
     weight: Tensor, matrix: Float64[Tensor, "in in"], found: BinaryTensor, nearest: BinaryTensor
 ) -> BinaryTensor:
-    """What was found, but for rows that the nearest codes serve better: so few inputs or bits that
-    a sweep does not find its way."""
+    """The result, with nearest codes in the rows where they have less error. With few inputs or
+    bits a sweep can be worse."""
     errors = [weight_error(weight.double() - decode(q).double(), matrix) for q in (found, nearest)]
     better = errors[0] <= errors[1]
 
@@ -129,7 +129,7 @@ class _Sweep:
         )
 
     def run(self, passes: int) -> BinaryTensor | None:
-        """All steps; None where levels leave the range of `dtype`."""
+        """Run all steps. Returns None if levels leave the range of `dtype`."""
         fits = self.compensated()
         if not all(fit.levels.alpha.sum(0).add(fit.levels.offset).isfinite().all() for fit in fits):
             return None
@@ -153,7 +153,7 @@ class _Sweep:
         )
 
     def compensated(self) -> list[Fit]:
-        """Each group fitted to what the errors of those before it have made of it."""
+        """Fit each group to its weights, compensated for the errors of earlier groups."""
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.matrix))
         upper = torch.linalg.cholesky(inverse, upper=True)
         left, fits = self.weight.clone(), []
@@ -169,7 +169,7 @@ class _Sweep:
         return fits
 
     def refine(self, fits: list[Fit], passes: int) -> None:
-        """Levels and codes of each group in turn while all others stay, in place."""
+        """Update levels and codes of each group in turn, with all others fixed, in place."""
         push = self.matrix @ (torch.cat([fit.values for fit in fits]) - self.weight)
         factors = [torch.linalg.cholesky(self.matrix[at, at]) for at in self.groups]
         for _ in range(passes):

@@ -2,12 +2,12 @@
 
     min over α, b, o    (ŵ − t) S (ŵ − t)ᵀ,    ŵ = Σᵢ αᵢ bᵢ + o
 
-for each row by itself. S [n, n] is positive definite and shared by all rows. Given levels, codes
-are searched input by input: each takes the level nearest to what is best for it while the
-others stay (coordinate descent). Given codes, levels are least squares in b + 1 unknowns.
+for each row separately. S [n, n] is positive definite and shared by all rows. Given levels, codes
+are found input by input: each takes the level nearest to its optimum with the others fixed
+(coordinate descent). Given codes, levels are least squares in b + 1 unknowns.
 
-What there is per input or level is [n, out] or [levels, out], so that each step is arithmetic on
-long rows; all of it in float64.
+Tensors per input or level are [n, out] or [levels, out] in float64, so that each step is vector
+arithmetic on long rows.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def values_of(found: Levels, codes: Int64[Tensor, "n out"]) -> Float64[Tensor, "
 def basis(
     codes: Int64[Tensor, "n out"], planes: int, with_offset: bool
 ) -> Float64[Tensor, "k n out"]:
-    """What α and o multiply: the signs of the first planes, and ones for the offset."""
+    """The basis of α and o: the signs of the first planes, and ones for the offset."""
     signs = [((codes >> i & 1) * 2 - 1).double() for i in range(planes)]
     return torch.stack(signs + [torch.ones_like(signs[0])] * with_offset)
 
@@ -100,7 +100,7 @@ def search(problem: GroupProblem, found: Levels, start: Float64[Tensor, "n out"]
 
 
 def compensate(problem: GroupProblem, found: Levels, factor: Float64[Tensor, "n n"]) -> Fit:
-    """Codes for these levels, input by input: what one errs, those after it make good.
+    """Codes for these levels, input by input. Later inputs compensate the error of each.
 
     factor: the upper triangular U with S⁻¹ = Uᵀ U (GPTQ: Frantar et al. 2023, algorithm 1).
     """
@@ -143,7 +143,7 @@ def first_levels(problem: GroupProblem, importance: Float64[Tensor, " n"]) -> Le
 
 
 def improve(problem: GroupProblem, fit: Fit) -> Fit:
-    """New levels for the codes, then new codes for the levels, where a row's error falls."""
+    """New levels for the codes, then new codes for the levels, in rows whose error decreases."""
     found = refit(problem, fit.codes)
     other = search(problem, found.descending(), values_of(found, fit.codes))
     return other.where(problem.error(other.values) < problem.error(fit.values), fit)
