@@ -1,7 +1,7 @@
-"""Text from a model, token by token, with little of Python's time in between.
+"""Generate text token by token with little Python overhead.
 
-recording.py watches a step of the model, program.py makes straight-line code of it, cache.py holds
-keys and values, and generate.py puts it under transformers' own searches.
+recording.py records a step of the model, program.py compiles it to straight-line code, cache.py has
+the KV cache, and generate.py runs transformers' own searches with these steps.
 """
 
 from lowbit.decoding.generate import generate

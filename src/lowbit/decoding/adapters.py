@@ -1,7 +1,7 @@
-"""What decoding touches of transformers' insides, which another version may name otherwise.
+"""All uses of transformers' internals by decoding; other versions may change them.
 
-Each entry tells the versions in which it was seen; tests/decoding/test_adapters.py tells which of
-them no longer holds.
+Each entry lists the versions that have it; tests/decoding/test_adapters.py finds the entries that
+are no longer valid.
 """
 
 import inspect
@@ -22,9 +22,9 @@ CACHE = next(
     if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 )
 
-# Methods of a model's class that take what `generate` gives to a callable `custom_generate`. Of
-# the model they use `_prefill`, `prepare_inputs_for_generation`, a call and
-# `_update_model_kwargs_for_generation`. 5.23, 5.24.
+# Methods of a model's class with the arguments that `generate` passes to a callable
+# `custom_generate`. They use `_prefill`, `prepare_inputs_for_generation`, a call and
+# `_update_model_kwargs_for_generation` of the model. 5.23, 5.24.
 SEARCHES = {
     GenerationMode.GREEDY_SEARCH: "_sample",
     GenerationMode.SAMPLE: "_sample",
@@ -34,7 +34,7 @@ SEARCHES = {
 
 
 def searches_otherwise(model: PreTrainedModel, mode: GenerationMode) -> bool:
-    """Whether the model's class has put another search in the place of transformers'."""
+    """Whether the model's class overrides transformers' search."""
     name = SEARCHES[mode]
     return getattr(type(model), name) is not getattr(GenerationMixin, name)
 
@@ -46,14 +46,14 @@ def attention(model: PreTrainedModel) -> str:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether forward hooks do something. Those do not that transformers leaves behind when a
-    model has once given its hidden states: of `utils.output_capturing` in 5.23, 5.24."""
+    """Whether a module has forward hooks, except those that transformers leaves after a model has
+    returned its hidden states: of `utils.output_capturing` in 5.23, 5.24."""
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     return any(getattr(hook, "__module__", None) != output_capturing.__name__ for hook in hooks)
 
 
 def padding_token(config: GenerationConfig) -> int:
-    """What stands behind rows that have ended: `_pad_token_tensor`, made by `generate`, in 5.23,
+    """The token after the end of a row: `_pad_token_tensor`, set by `generate`, in 5.23,
     5.24."""
     token: Tensor | None = config._pad_token_tensor
     return 0 if token is None else int(token)
@@ -73,8 +73,8 @@ def prefilled(
 def next_inputs(
     model: PreTrainedModel, ids: Tensor, output: Any, model_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the model's forward would be given for the last of `ids`, after `output` for those
-    before: `_update_model_kwargs_for_generation` and `prepare_inputs_for_generation` with
+    """The arguments of the model's forward for the last of `ids`, after `output` for the earlier
+    ones: `_update_model_kwargs_for_generation` and `prepare_inputs_for_generation` with
     `next_sequence_length` in 5.23, 5.24."""
     updated = model._update_model_kwargs_for_generation(
         output, dict(model_kwargs), is_encoder_decoder=model.config.is_encoder_decoder
@@ -86,10 +86,10 @@ def next_inputs(
 
 
 def unusual(cache: Cache) -> set[str]:
-    """What an empty cache holds beside all keys and values of every layer: names of classes.
+    """The names of cache classes that do not hold all keys and values of their layer.
 
-    A DynamicCache without layers makes `layer_class_to_replicate` of each; an EncoderDecoderCache
-    has one for a decoder's own tokens and one for an encoder's. 5.23, 5.24.
+    A DynamicCache without layers creates a `layer_class_to_replicate` for each; an
+    EncoderDecoderCache has one for a decoder's own tokens and one for an encoder's. 5.23, 5.24.
     """
     if type(cache) is EncoderDecoderCache:
         return unusual(cache.self_attention_cache) | unusual(cache.cross_attention_cache)

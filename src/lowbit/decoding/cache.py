@@ -1,7 +1,7 @@
-"""Keys and values of the tokens so far, in memory that grows ahead of need.
+"""A KV cache whose capacity grows ahead of need.
 
-transformers' own cache copies everything at every token. Here a step writes one token's keys and
-values behind the others; attention reads a view of what is filled.
+transformers' own cache copies everything at every token. Here a step appends the keys and values of
+one token, and attention reads a view of the used part.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 64  # tokens at least
+ROOM = 64  # the least capacity, in tokens
 
 
 class Position(int):
-    """How many tokens a cache holds: a number that a recorded step has to ask for again."""
+    """The used length of a cache. A recorded step reads it again at each call."""
 
 
 class GrowingLayer(DynamicLayer):
@@ -63,13 +63,13 @@ class GrowingLayer(DynamicLayer):
         values: int,
         mask: Tensor | None,
     ) -> None:
-        """`extended` by `new` tokens and attention to all, in one call of native code that takes
-        addresses of query, keys and values. The layer holds some already."""
+        """Append `new` tokens and attend to all, in one call of native code with the addresses of
+        query, keys and values. The layer must not be empty."""
         start = self._make_room(new)
         appending(query, keys, values, self._keys, self._values, start, mask)
 
     def _make_room(self, new: int) -> int:
-        """Counts `new` tokens more; where they begin."""
+        """Add `new` tokens to the used length, and grow if needed. Returns where they begin."""
         start, self.length = self.length, self.length + new
         if self.length > self._keys.shape[2]:
             room = max(2 * self.length, ROOM)
@@ -86,23 +86,23 @@ def _wider(held: Tensor, filled: int, room: int) -> Tensor:
 
 
 def append(layer: GrowingLayer, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """`layer.extended`, as one call to whoever records."""
+    """`layer.extended`, as one call for the recording."""
     if has_torch_function((keys, values)):
         return handle_torch_function(append, (keys, values), layer, keys, values)
     return layer.extended(keys, values)
 
 
 class GrowingCache(Cache):
-    """Such a layer for each of a decoder."""
+    """A cache with a GrowingLayer for each layer of a decoder."""
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=GrowingLayer)
 
 
 class DecoderCache(EncoderDecoderCache):
-    """The same beside keys and values of an encoder's output, which are kept as they come.
+    """A GrowingCache, and the fixed keys and values of an encoder's output.
 
-    Beams of one sentence read the same source, so that only their own tokens move with them.
+    Beams of one sentence read the same source, so only their own tokens are reordered.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ def empty(encoder_decoder: bool) -> GrowingCache | DecoderCache:
 
 
 def layers(cache: Cache) -> tuple[list[GrowingLayer], list[DynamicLayer]]:
-    """The layers of such a cache that grow, and those that stay."""
+    """The growing layers of a cache, and the fixed ones."""
     if isinstance(cache, EncoderDecoderCache):
         return cache.self_attention_cache.layers, cache.cross_attention_cache.layers
     return cache.layers, []

@@ -1,5 +1,5 @@
-"""The most probable token, again and again: transformers' `_sample` without sampling, where a row
-ends by a token or a length and nothing else."""
+"""Greedy search: transformers' `_sample` without sampling, if only a token or a length ends a
+row."""
 
 from collections.abc import Callable
 
@@ -22,11 +22,12 @@ def greedy(
     criteria: StoppingCriteriaList,
     pad: int,
 ) -> Integer[Tensor, "batch longer"]:
-    """`ids` and what follows, from the `logits` behind them; `pad` behind rows that have ended."""
+    """`ids` with new tokens, starting from the `logits` after them; `pad` fills rows that have
+    ended."""
     most = criteria.max_length
     ends = {end for criterion in criteria for end in _ends(criterion)}
     open_rows = set(range(len(ids)))
-    new: list[Tensor] = []  # behind `ids`, which grow with every token only for those who look
+    new: list[Tensor] = []  # joined to `ids` only if a processor or criterion reads them
     while True:
         scores = logits[:, -1].to(torch.float32, copy=bool(processor))
         if processor:

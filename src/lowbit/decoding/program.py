@@ -1,17 +1,17 @@
-"""A recorded step as straight-line Python.
+"""Compile a recorded step to straight-line Python.
 
-Every shape in a step is known, and with it most of its memory. So
+All shapes of a step are known, and so is most of its memory. Therefore
 
-- results go to buffers that are there already, wherever torch can be told so; a view of such a
-  buffer is made once, here, and costs nothing in a step;
-- quantized layers are calls of the native code with addresses that are known; layers that read the
-  same input are one call; so is our own attention (kernels/attention/hf_attention.py);
-- arithmetic on a few thousand numbers, one operation after the other, is one call of native code
+- results go to preallocated buffers if the operation has an `out` argument; a view of a buffer is
+  created once, here, and costs nothing in a step;
+- quantized layers are calls of native code with fixed addresses; layers with the same input are one
+  call; so is lowbit's attention (kernels/attention/hf_attention.py);
+- consecutive operations on a few thousand numbers are one call of native code
   (kernels/elementwise.py);
-- calls that give what they are given (dropout, `contiguous`, `to`) are left out.
+- calls that return their argument (dropout, `contiguous`, `to`) are left out.
 
-What remains is one line per operation. Arithmetic is that of the model, operation by operation, so
-that every bit of the result is too.
+The result is one line per operation, with the model's arithmetic in its order, so that all bits are
+the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ from lowbit.kernels.packed_layout import PackedLayout
 from lowbit.nn import QuantEmbedding, QuantLinear
 from lowbit.nn.linear import PackedCall
 
-# By the name of the call: the function that writes the same to `out`.
+# By the name of a call: the same function with an argument `out`.
 INTO: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("add", "__add__", "__radd__"), torch.add),
     **dict.fromkeys(("mul", "__mul__", "__rmul__"), torch.mul),
@@ -48,7 +48,7 @@ INTO: dict[str, Callable[..., Any]] = {
     "sub": torch.sub,
     "__sub__": torch.sub,
 }
-# By a function in Python: the one that it calls with the same arguments.
+# By a Python function: the torch function that it calls with the same arguments.
 DIRECT: dict[Callable[..., Any], Callable[..., Any]] = {functional.layer_norm: torch.layer_norm}
 Program = Callable[..., Tensor]
 
@@ -56,8 +56,8 @@ Program = Callable[..., Tensor]
 def program(earlier: Recorded, later: Recorded, layers: Sequence[GrowingLayer]) -> Program:
     """step(layers, position, **inputs) -> output, from the recordings of two successive steps.
 
-    The output is overwritten by the next step. Raises UsageError where the steps differ in more
-    than their inputs.
+    The next step overwrites the output. Raises UsageError if the steps differ in more than their
+    inputs.
     """
     if earlier.text() != later.text():
         raise UsageError("what the model calls changes with the number of tokens that it has read")
@@ -69,17 +69,17 @@ class _Writer:
         self.recorded = later
         self.layers = {id(layer): i for i, layer in enumerate(layers)}
         self.lines: list[str] = []
-        self.small: list[Operation] = []  # that are to be one line
-        self.known: dict[str, Any] = {}  # what the program's constants are
-        self.names: dict[int, str] = {}  # of tensors that are there in a step only
-        # By id of a recorded tensor: what stands for it in every step; the call that makes it a
-        # view of another, with that; the tensor that it is itself.
+        self.small: list[Operation] = []  # operations that become one line
+        self.known: dict[str, Any] = {}  # the constants of the program, by name
+        self.names: dict[int, str] = {}  # names of tensors that are new in each step
+        # By id of a recorded tensor: its fixed replacement; the call that makes it a view, with the
+        # base tensor; the tensor itself.
         self.fixed: dict[int, Tensor] = {}
         self.views: dict[int, tuple[Call, Tensor]] = {}
         self.aliases: dict[int, Tensor] = {}
         self.appended: dict[int, Call] = {}  # by ids of keys that only attention reads
-        self.done: set[int] = set()  # ids of calls that an earlier line has made
-        # Shapes that do not change from step to step.
+        self.done: set[int] = set()  # ids of calls that an earlier line computes
+        # Shapes that do not change between steps.
         self.steady = {
             id(new)
             for a, b in zip(earlier.calls, later.calls, strict=True)
@@ -118,7 +118,7 @@ class _Writer:
             self.emit(call, f"{self.constant(function)}({self.arguments(call)})")
 
     def line(self, text: str) -> None:
-        """Appends it, behind what has come before."""
+        """Append a line."""
         if self.small:
             run = self.constant(elementwise.sequence(self.small))
             self.small = []
@@ -136,7 +136,7 @@ class _Writer:
         self.line(f"{_target(target)} = {expression}")
 
     def same(self, call: Call) -> bool:
-        """A call that gives one of its inputs, or the same memory in the same shape."""
+        """Leave out a call that returns one of its inputs, or the same memory in the same shape."""
         out = call.result
         if call.written is not None or not isinstance(out, Tensor):
             return False
@@ -148,11 +148,11 @@ class _Writer:
         return False
 
     def original(self, leaf: Any) -> Any:
-        """What a call that changes nothing was given."""
+        """The input of a call that changes nothing."""
         return self.aliases.get(id(leaf), leaf)
 
     def view(self, call: Call) -> bool:
-        """A view of something fixed, which is fixed too."""
+        """A view of a fixed tensor, which is fixed too."""
         varying = [self.original(t) for t in call.inputs if id(t) in self.recorded.varying]
         outputs = call.outputs
         if call.written is not None or not outputs or not all(id(t) in self.fixed for t in varying):
@@ -165,7 +165,7 @@ class _Writer:
         return True
 
     def quantized(self, call: Call) -> bool:
-        """A quantized layer served by native code, and all that read the same input."""
+        """A quantized layer by native code, with all layers that read the same input."""
         if call.function is not QuantLinear.forward or id(call.result) not in self.steady:
             return False
         if not self.pure:
@@ -190,7 +190,7 @@ class _Writer:
         return True
 
     def looked_up(self, call: Call) -> bool:
-        """Rows of a table of one part, by native code."""
+        """Rows of a table with one part, by native code."""
         if call.function is not QuantEmbedding.forward or id(call.result) not in self.steady:
             return False
         layer, ids = call.args
@@ -208,7 +208,7 @@ class _Writer:
         return True
 
     def into_buffer(self, call: Call) -> bool:
-        """A function that can write to memory that is there."""
+        """A function that writes to a preallocated buffer."""
         out, into = call.result, INTO.get(call.name)
         if (
             into is None
@@ -230,7 +230,7 @@ class _Writer:
     def small_operations(
         self, call: Call, into: Callable[..., Any], buffer: Tensor
     ) -> list[Operation]:
-        """What native code can do of it, where all operands are fixed."""
+        """The native operations for a call, if all operands are fixed."""
         if any(self.is_variable(leaf) for leaf in leaves((call.args, call.kwargs))):
             return []
         return elementwise.operations(
@@ -238,7 +238,7 @@ class _Writer:
         )
 
     def attended(self, call: Call) -> bool:
-        """Attention by our own code, which writes to memory that is there."""
+        """lowbit's attention, which writes to a preallocated buffer."""
         out = call.result
         if call.function is not ops.attention or id(out) not in self.steady:
             return False
@@ -257,8 +257,8 @@ class _Writer:
         return True
 
     def attended_only(self, appended: Call) -> bool:
-        """New tokens' keys and values of which nothing is asked but our own attention, to which the
-        line is left that appends them."""
+        """Keys and values of new tokens that only lowbit's attention reads. The line of the
+        attention appends them."""
         keys, values = appended.outputs
         readers = [
             call
@@ -281,8 +281,8 @@ class _Writer:
         return True
 
     def postponed(self, call: Call) -> bool:
-        """A view of a tensor that is new in every step: made when it is asked for. A quantized
-        layer asks for no more than its address."""
+        """A view of a tensor that is new in each step, created only if it is read. A quantized
+        layer reads only its address."""
         out = call.result
         if call.written is not None or not isinstance(out, Tensor) or id(out) not in self.steady:
             return False
@@ -294,7 +294,7 @@ class _Writer:
         return False
 
     def standing(self, tree: Any) -> Any:
-        """Arguments with what is fixed in the place of what was recorded."""
+        """Arguments with recorded tensors replaced by fixed ones."""
 
         def standing(leaf: Any) -> Any:
             leaf = self.original(leaf)
@@ -315,7 +315,7 @@ class _Writer:
         return ", ".join([*(self.text(arg) for arg in call.args), *named])
 
     def text(self, tree: Any) -> str:
-        """An argument as source."""
+        """An argument as source code."""
         if isinstance(tree, (tuple, list)) and any(self.is_variable(leaf) for leaf in leaves(tree)):
             items = "".join(f"{self.text(item)}, " for item in tree)
             return f"({items})" if isinstance(tree, tuple) else f"[{items}]"
@@ -353,6 +353,6 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _packed_call(call: Call) -> PackedCall | None:
-    """What native code is given in a recorded call of a quantized layer."""
+    """The arguments of native code in a recorded call of a quantized layer."""
     layer: QuantLinear = call.args[0]
     return layer.packed_call()

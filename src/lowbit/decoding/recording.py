@@ -1,9 +1,8 @@
-"""What one step of a model asks of torch: a flat list of calls.
+"""Record one step of a model as a flat list of torch calls.
 
-A mode of torch sees every function and method of the public API that the model's Python calls,
-with arguments and result. What those calls compute from a step's inputs is the step; everything
-else the Python did (building masks that are not needed, reading shapes, passing modules by) is
-left out.
+A TorchFunctionMode sees every call of torch's public API with arguments and result. The calls that
+compute the output from the inputs are the step. All other work of the model's Python (unused masks,
+reading shapes, calling modules) is left out.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 from lowbit.decoding.cache import Position, append
 from lowbit.errors import UsageError
 
-# Where Python decides by the values of a tensor.
+# Calls with which Python branches on the values of a tensor.
 READS = {"item", "tolist", "numpy", "nonzero", "unique", "masked_select", "__bool__", "__int__"}
 READS |= {"__float__", "__index__", "__contains__", "equal", "allclose", "is_nonzero"}
-# Beside methods whose name ends in "_".
+# Calls that write in place, in addition to methods with a name that ends in "_".
 WRITES = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__"}
 WRITES |= {"__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__"}
 
@@ -37,7 +36,7 @@ class Call:
 
     @property
     def written(self) -> Any:
-        """What the call changes that is there already, or None."""
+        """The existing tensor that the call changes, or None."""
         method = self.name.endswith("_") and not self.name.endswith("__")
         return self.args[0] if method or self.name in WRITES else self.kwargs.get("out")
 
@@ -51,7 +50,7 @@ class Call:
 
 
 def leaves(tree: Any) -> Iterator[Any]:
-    """What nested tuples, lists and dicts hold."""
+    """The leaves of nested tuples, lists and dicts."""
     if isinstance(tree, (tuple, list)):
         for item in tree:
             yield from leaves(item)
@@ -66,7 +65,7 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 
 
 class Recording(TorchFunctionMode):
-    """Within it, every call is kept. Tensors are kept too, so that none takes another's id."""
+    """A context that records every call. It keeps all tensors, so that no id is reused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,8 +85,8 @@ class Recording(TorchFunctionMode):
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """The calls that `output` depends on, and `varying`, the ids of tensors that differ from step
-    to step: inputs and whatever is computed from them. The others are constants by now."""
+    """The calls that `output` depends on. varying: the ids of tensors that differ between steps,
+    the inputs and all tensors computed from them. The others are constants."""
 
     calls: tuple[Call, ...]
     varying: set[int]
@@ -95,7 +94,7 @@ class Recorded:
     output: Tensor
 
     def text(self) -> list[Any]:
-        """The same for two steps that differ in their inputs only."""
+        """A text that is equal for two steps if they differ only in their inputs."""
         numbers: dict[int, Any] = {id(tensor): name for name, tensor in self.inputs.items()}
 
         def told(leaf: Any) -> Any:
@@ -112,7 +111,7 @@ class Recorded:
 
 
 def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    """The same nested tuples, lists and dicts with other leaves."""
+    """Nested tuples, lists and dicts with mapped leaves."""
     if isinstance(tree, (tuple, list)):
         items = (mapped(function, item) for item in tree)
         return tuple(items) if isinstance(tree, tuple) else list(items)
@@ -122,7 +121,7 @@ def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def varies(call: Call, varying: set[int]) -> bool:
-    """Whether a call gives something else in another step."""
+    """Whether the result of a call differs between steps."""
     return call.function is append or any(
         isinstance(leaf, Position) or id(leaf) in varying
         for leaf in leaves((call.args, call.kwargs))
@@ -130,11 +129,11 @@ def varies(call: Call, varying: set[int]) -> bool:
 
 
 def recorded(calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor) -> Recorded:
-    """What of `calls` makes `output` from `inputs`.
+    """The part of `calls` that computes `output` from `inputs`.
 
-    Raises UsageError where Python looked at values that differ from step to step, as another step
-    might take another way, where such values went to memory that was there before, and where
-    weights are made from others.
+    Raises UsageError if Python reads values that differ between steps (another step might take
+    another branch), if such values are written to existing memory, or if weights are computed from
+    other weights.
     """
     calls = list(calls)
     varying = {id(tensor) for tensor in inputs.values()}
@@ -162,12 +161,12 @@ def recorded(calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor
 
 
 def _check_weights(steady: Iterable[Call]) -> None:
-    """Raises UsageError where a model makes something from its weights alone: a recording keeps
-    it, and training need not leave a trace by which to see that weights changed."""
+    """Raises UsageError if a model computes a tensor from its weights alone. The recording would
+    keep it, and could not detect a change of the weights."""
     weights: set[int] = set()
     for call in steady:
         if not call.outputs:
-            continue  # A dtype or a shape is no weight.
+            continue  # A dtype or a shape is not a weight.
         read = {memory(t) for t in call.inputs if isinstance(t, nn.Parameter)}
         read |= {memory(t) for t in call.inputs if memory(t) in weights}
         if read and any(memory(out) not in read for out in call.outputs):

@@ -1,5 +1,5 @@
-"""One token through a decoder: by the model itself twice, then by what it was seen to do, or, if
-that cannot be recorded, by the model itself again."""
+"""A decoder step for one token. The model itself computes the first two steps, which are recorded.
+Later steps run the recording, or the model itself if it cannot be recorded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +22,8 @@ from lowbit.fallbacks import note
 
 @dataclass
 class State:
-    """What a step reads beside the token ids; None where a model or a batch has no such thing."""
+    """The inputs of a step except the token ids; None if the model or the batch has no such
+    input."""
 
     cache: Cache
     layers: list[GrowingLayer]
@@ -31,10 +32,10 @@ class State:
     mask: Bool[Tensor, "batch 1 1 tokens"] | None
     encoded: Float[Tensor, "batch source size"] | None
     encoder_mask: Bool[Tensor, "batch 1 1 source"] | None
-    encoded_as: type[ModelOutput] = BaseModelOutput  # as the encoder gives it
+    encoded_as: type[ModelOutput] = BaseModelOutput  # the class of the encoder's output
 
     def after(self, ids: Integer[Tensor, "batch 1"]) -> "State":
-        """The state with which a model reads `ids`: one token further, in the same cache."""
+        """The state in which the model reads `ids`: one token further, with the same cache."""
         positions, mask = self.positions, self.mask
         if positions is not None:
             positions = positions + 1
@@ -43,7 +44,7 @@ class State:
         return replace(self, positions=positions, mask=mask)
 
     def inputs(self, ids: Tensor) -> dict[str, Tensor]:
-        """The ids and all tensors among these, by name."""
+        """The ids and all tensors of the state, by name."""
         named = {
             "ids": ids,
             "positions": self.positions,
@@ -56,7 +57,7 @@ class State:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def arguments(self, ids: Tensor) -> Mapping[str, Any]:
-        """The same as the model's forward takes it."""
+        """The ids and the state as arguments of the model's forward."""
         common = {CACHE: self.cache, "use_cache": True, "return_dict": True}
         if self.encoded is not None:
             return common | {
@@ -75,7 +76,7 @@ class Step:
     def __init__(self) -> None:
         self.earlier: Recorded | None = None
         self.program: Program | None = None
-        self.is_plain = False  # computed by the model itself, as it cannot be recorded
+        self.is_plain = False  # the model itself computes it, because it cannot be recorded
 
     @property
     def is_new(self) -> bool:
@@ -83,13 +84,13 @@ class Step:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the next tokens are computed as the last one."""
+        """Whether the way to compute the next tokens is decided."""
         return self.program is not None or self.is_plain
 
     def __call__(
         self, model: PreTrainedModel, ids: Integer[Tensor, "batch 1"], state: State
     ) -> Float[Tensor, "batch 1 vocabulary"]:
-        """Logits of the token after `ids`, which the next call may overwrite."""
+        """The logits of the token after `ids`. The next call may overwrite them."""
         inputs = state.inputs(ids)
         if self.program is not None:
             return self.program(state.layers, state.layers[0].length, **inputs)

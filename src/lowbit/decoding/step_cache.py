@@ -1,4 +1,4 @@
-"""Steps that were recorded, for the next call with the same model."""
+"""A cache of recorded steps, for the next call with the same model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,15 @@ from transformers import PreTrainedModel
 from lowbit.decoding.step import State, Step
 from lowbit.nn import QuantLinear, QuantModule
 
-MOST = 8  # of a model: batches of other sizes are other steps
+MOST = 8  # steps per model; batches of other sizes need other steps
 _KEPT: WeakKeyDictionary[nn.Module, dict[Any, Step]] = WeakKeyDictionary()
 _CHANGING = Lock()
 
 
 @contextmanager
 def borrowed(model: PreTrainedModel, ids: Tensor, state: State) -> Iterator[Step]:
-    """The step for such inputs. Nobody else has it meanwhile: its memory is its own."""
+    """A context with the step for these inputs. No other thread gets it meanwhile, because a step
+    has its own buffers."""
     key = len(ids), *state.inputs(ids), _identity(model)
     with _CHANGING:
         kept = _KEPT.setdefault(model, {})
@@ -34,10 +35,10 @@ def borrowed(model: PreTrainedModel, ids: Tensor, state: State) -> Iterator[Step
 
 
 def _identity(model: PreTrainedModel) -> int:
-    """Another number when a module, a weight or how it is computed with is another.
+    """A number that changes if a module, a weight or a product changes.
 
-    A step keeps the bytes and products that it was recorded with: while it is kept, nothing else
-    can have their ids.
+    A step keeps references to the bytes and products of its recording, so that their ids are not
+    reused.
     """
     parts: list[Any] = [model.config._attn_implementation, torch.get_default_dtype()]
     parts += torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")

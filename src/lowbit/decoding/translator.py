@@ -1,4 +1,4 @@
-"""Text from text with an encoder–decoder: batches of about equal lengths, cached search."""
+"""Translate texts with an encoder–decoder, in batches of similar lengths, with a KV cache."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -16,14 +16,14 @@ from lowbit.kernels.attention.hf_attention import instead_of_sdpa
 from lowbit.nn.eval_mode import evaluating, positions
 from lowbit.progress import progress_bar
 
-# What an output may have by default. A model that is broken seldom ends a sentence, and would
-# otherwise write until its positions end.
+# The default limit of tokens per output. A damaged model seldom ends a sentence, and would
+# generate until it has no positions left.
 MOST_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Which source was too long, how many tokens it has, and how many were read."""
+    """A source that was too long: its index, its tokens, and the tokens that were read."""
 
     index: int
     tokens: int
@@ -32,7 +32,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Translations:
-    """In the order of the sources, and which of them were cut to the model's positions."""
+    """Outputs in the order of the sources, and the sources that were truncated."""
 
     outputs: tuple[str, ...]
     cut: tuple[Cut, ...]
@@ -40,12 +40,12 @@ class Translations:
 
 @dataclass(frozen=True)
 class Translator:
-    """A model with its tokenizer, of which only calls with texts and `batch_decode` are used.
+    """A model with its tokenizer. Only calls of the tokenizer and `batch_decode` are used.
 
-    beams: 1 is greedy. max_new_tokens: of an output; by default 256 or the model's positions, if
-    fewer. prefix: put before each source, as T5 is told what to do.
+    beams: 1 is greedy. max_new_tokens: per output; by default 256 or the model's positions, if
+    fewer. prefix: text before each source, such as the task prefix of T5.
 
-    Raises UsageError for a model that does not translate, and for numbers that cannot be.
+    Raises UsageError if the model is not an encoder–decoder, or a number is out of range.
     """
 
     model: PreTrainedModel
@@ -67,7 +67,7 @@ class Translator:
 
     @property
     def new_tokens(self) -> int:
-        """Raises UsageError where more are wanted than the decoder has positions for."""
+        """The limit of new tokens. Raises UsageError if the decoder has fewer positions."""
         most = positions(self.model)
         # The token that starts decoding takes one.
         room = None if most is None else most - 1
@@ -82,9 +82,9 @@ class Translator:
         return self.max_new_tokens
 
     def __call__(self, sources: Sequence[str], progress: bool = True) -> Translations:
-        """The model's output for each source; an empty one gives an empty one, without the model.
+        """The model's output for each source. An empty source gives an empty output.
 
-        progress: show a bar with time left if it takes more than two seconds.
+        progress: show a progress bar if it takes more than two seconds.
         """
         most = longest(self.model, self.tokenizer, None)
         config = self._generation()
@@ -111,7 +111,7 @@ class Translator:
                 except UsageError as error:
                     if search is not generate:
                         raise
-                    # The same tokens from now on, but slower.
+                    # Continue with the model's own generate: the same tokens, but slower.
                     note(self.model, f"The translator decodes by model.generate: {error}.")
                     search = type(self.model).generate
                     tokens = search(self.model, **inputs, generation_config=config)
@@ -131,7 +131,7 @@ class Translator:
         return Translations(tuple(outputs), cut)
 
     def _generation(self) -> GenerationConfig:
-        """The model's own, length penalty and all, but never sampled."""
+        """The model's own generation config, including the length penalty, without sampling."""
         config = deepcopy(self.model.generation_config)
         config.update(
             do_sample=False,
@@ -145,7 +145,7 @@ class Translator:
         return config
 
     def _encode(self, texts: list[str], **limits: Any) -> dict[str, Tensor]:
-        """Ids and mask; what else tokenizers return, `generate` would refuse."""
+        """Ids and mask only, because `generate` refuses other outputs of tokenizers."""
         encoded: Mapping[str, Tensor] = self.tokenizer(
             texts, padding=True, return_tensors="pt", **limits
         )

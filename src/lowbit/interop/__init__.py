@@ -1,1 +1,1 @@
-"""Other projects' files in and out: one file a format, a table of them (doors.py)."""
+"""Import and export of other projects' files: one file per format, and a table (doors.py)."""

@@ -1,4 +1,4 @@
-"""Scales and zero points of other programs as those of the affine format, exactly."""
+"""Convert scales and zero points of other programs to the affine format, exactly."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -12,9 +12,9 @@ from lowbit.formats import AffineLayout, AffineTensor, Granularity
 
 @dataclass(frozen=True)
 class AffineParameters:
-    """The parameters of a weight as another program has them. zero_point: for codes from 0 on;
-    None if all are the middle code, 2^(bits − 1). signed: whether some scale is zero or negative,
-    as AutoRound's may be."""
+    """The parameters of a weight of another program. zero_point: for codes from 0 on; None if all
+    are the middle code, 2^(bits − 1). signed: whether a scale is zero or negative, as AutoRound's
+    may be."""
 
     scale: Float[Tensor, "units groups"]
     zero_point: UInt8[Tensor, "units groups"] | None
@@ -30,7 +30,7 @@ class AffineParameters:
         bits: int,
         granularity: Granularity,
     ) -> Self:
-        """scale: of any float dtype; it becomes float16, or float32 if float16 cannot say it."""
+        """scale: of any float dtype; it becomes float16, or float32 if float16 is not exact."""
         if zero_point is not None and bool((zero_point == 1 << (bits - 1)).all()):
             zero_point = None
         half, full = scale.half(), scale.float()
@@ -39,13 +39,13 @@ class AffineParameters:
 
     @property
     def layout(self) -> AffineLayout:
-        """How lowbit stores the weight."""
+        """The layout of the weight in lowbit."""
         shifted = self.zero_point is not None
         own = self.bits, self.granularity, shifted, self.scale.dtype
         return AffineLayout(*own, signed_scale=self.signed)
 
     def hold(self, codes: UInt8[Tensor, "out packed"], columns: int) -> AffineTensor:
-        """The weight of these codes, which are packed as the affine format has them, from 0 on."""
+        """The weight with these codes, which start at 0 and are packed as in the affine format."""
         held: Shaped[Tensor, "out packed"] = codes
         if self.layout.signed:  # 0 … 255 around 128 as −128 … 127
             held = (codes ^ 0x80).view(torch.int8)

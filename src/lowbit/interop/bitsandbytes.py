@@ -1,4 +1,4 @@
-"""bitsandbytes checkpoints: NF4 and FP4 are decoded, LLM.int8() is held as it is.
+"""bitsandbytes checkpoints: NF4 and FP4 are decoded, LLM.int8() is imported unchanged.
 
     4 bits  X.weight               uint8, two codes a byte, the first in the high half
             X.weight.absmax        float32, the largest value of each block of consecutive weights;
@@ -15,7 +15,7 @@
 
             w = weight · SCB / 127
 
-Codes of 4 bits stand for values that are no even steps: no affine format holds them.
+Values of 4-bit codes are not evenly spaced, so the affine format cannot represent them.
 """
 
 import json

@@ -9,11 +9,11 @@
                             weight_zero_point int8 [out, groups]
     all                     weight_scale      float [out, groups], [out, 1] or, by tensor, [1]
 
-    w = weight_scale · (q − weight_zero_point); the latter only where weights are not symmetric
+    w = weight_scale · (q − weight_zero_point); without a zero point if weights are symmetric
 
-`quantization_config` of config.json says of groups of modules how they are quantized. A packed row
-is, byte for byte, that of the affine format, padded to whole words. The layout is that of the
-library's `PackedQuantizationCompressor`.
+`quantization_config` in config.json describes the quantization of groups of modules. A packed row
+equals, byte for byte, a row of the affine format, padded to whole words. The layout is the one of
+the library's `PackedQuantizationCompressor`.
 """
 
 import re
@@ -53,7 +53,7 @@ class Group:
 
     @classmethod
     def parse(cls, stored: Any, format: str, name: str) -> "Group":
-        """An entry of `config_groups`. Raises InputError for what lowbit cannot hold."""
+        """Parse an entry of `config_groups`. Raises InputError if lowbit does not support it."""
         try:
             weights, inputs = stored["weights"], stored.get("input_activations")
             kind, bits = weights.get("type", "int"), weights["num_bits"]
@@ -89,8 +89,8 @@ class Group:
         )
 
     def matches(self, module: str) -> bool:
-        """Whether the group speaks of a module of that name: by a name, a pattern, or its class,
-        which a checkpoint does not know and that is left to the first group that names one."""
+        """Whether the group applies to a module of this name: by a name, a pattern, or a class. A
+        checkpoint has no classes, so the first group with a class applies."""
         return any(
             re.match(target[3:], module) if target.startswith("re:") else target == module
             for target in self.targets
@@ -102,7 +102,7 @@ class Group:
 
 
 def _check_pattern(target: str, name: str) -> None:
-    """Raises InputError for an invalid pattern, and for one that may take hours to match.
+    """Raises InputError if a pattern is invalid or may take hours to match.
 
     Python tries a repeated group, or many repetitions, in exponentially many ways.
     """
@@ -151,7 +151,7 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
 
 
 def _group(groups: list[Group], name: str, folder: ForeignFolder) -> Group:
-    """The group that speaks of a module. Raises InputError where none does."""
+    """The group of a module. Raises InputError if there is none."""
     found = next((g for g in groups if g.matches(name)), None)
     found = found or next((g for g in groups if g.names_classes), None)
     if found is None:
@@ -160,7 +160,7 @@ def _group(groups: list[Group], name: str, folder: ForeignFolder) -> Group:
 
 
 def _activations(stored: Any, name: str) -> str:
-    """What a group does to inputs, as lowbit calls it. Raises InputError."""
+    """The activations of a group, by lowbit's names. Raises InputError."""
     if stored is None:
         return "float"
     try:
@@ -178,7 +178,7 @@ def _activations(stored: Any, name: str) -> str:
 
 
 class Weight(HeldWeight):
-    """One weight [out, in]; a subclass says where its codes and zero points are."""
+    """One weight [out, in]; subclasses read its codes and zero points."""
 
     scale_name: ClassVar[str] = "weight_scale"
 
@@ -214,7 +214,7 @@ class Weight(HeldWeight):
 
 
 class PackedWeight(Weight):
-    """Of the form pack-quantized."""
+    """A weight in the format pack-quantized."""
 
     def found_shape(self) -> tuple[int, int]:
         module = self.module
@@ -242,7 +242,7 @@ class PackedWeight(Weight):
 
 
 class PlainWeight(Weight):
-    """Of a form with one code a byte."""
+    """A weight in a format with one code per byte."""
 
     codes_name: ClassVar[str] = "weight"
     zeros_name: ClassVar[str] = "weight_zero_point"
@@ -262,7 +262,7 @@ class PlainWeight(Weight):
         return self._unsigned(stored).reshape(self.units)
 
     def _unsigned(self, stored: Tensor) -> Tensor:
-        """Codes from 0 on. Raises InputError for one that has more bits."""
+        """Codes from 0 on. Raises InputError if a code has too many bits."""
         half = 1 << (self.group.bits - 1)
         low, high = (int(end) for end in torch.aminmax(stored))
         if low < -half or high >= half:
@@ -273,7 +273,7 @@ class PlainWeight(Weight):
 
 
 def words(codes: int, bits: int) -> int:
-    """How many words of 32 bits hold so many codes."""
+    """The number of 32-bit words for this number of codes."""
     return -(-codes * bits // 32)
 
 

@@ -1,8 +1,8 @@
-"""A folder of lowbit's as a compressed-tensors checkpoint, which transformers and vLLM load.
+"""Export a lowbit folder as a compressed-tensors checkpoint, for transformers and vLLM.
 
-The codes and scales are those of the folder (compressed_tensors.py has the layout). Weights of
-linear layers are written as pack-quantized, or, where activations are int8 too, as int-quantized.
-Embeddings and heads, which servers read as floats, are decoded.
+Codes and scales do not change (compressed_tensors.py describes the layout). Weights of linear
+layers are written as pack-quantized, or as int-quantized if activations are int8. Embeddings and
+heads are decoded, because servers read them as floats.
 """
 
 import json
@@ -28,14 +28,14 @@ from lowbit.interop.door import Writer
 from lowbit.interop.stored_model import StoredModel, StoredWeight
 from lowbit.nn import STATIC
 
-BITS = (4, 8)  # what vLLM has kernels for
+BITS = (4, 8)  # bits with kernels in vLLM
 INT8 = "int-quantized"
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a weight is written: one entry of `config_groups`. group: inputs that share a scale; None
-    for all of a row."""
+    """The quantization of a weight: one entry of `config_groups`. group: inputs that share a scale;
+    None for whole rows."""
 
     bits: int
     group: int | None
@@ -74,7 +74,8 @@ class Scheme:
 
 
 def check(model: StoredModel, type: str | None) -> None:
-    """Raises UsageError for what the format, or vLLM, cannot hold, with the nearest recipe."""
+    """Raises UsageError if the format or vLLM does not support the model. It names the nearest
+    recipe."""
     if type is not None:
         raise UsageError(f"{METHOD} has no types, such as {type!r}: leave it out")
     for place, weight in model.weights.items():
@@ -85,7 +86,7 @@ def check(model: StoredModel, type: str | None) -> None:
 
 
 def write(model: StoredModel, type: str | None, folder: Path) -> tuple[str, ...]:
-    """Write the folder; returns sentences about what differs there."""
+    """Write the folder. Returns sentences about differences."""
     writer = ShardWriter(folder, MAX_SHARD_BYTES)
     schemes: dict[str, Scheme] = {}
     for place, weight in model.owners.items():
@@ -118,7 +119,7 @@ WRITER = Writer(check, write)
 
 
 def _is_quantized(model: StoredModel, place: str) -> bool:
-    """Whether a weight stays quantized: that of a linear layer which is no head."""
+    """Whether a weight stays quantized: it belongs to a linear layer that is not a head."""
     return isinstance(model.model.get_submodule(place), nn.Linear) and place not in _heads(model)
 
 
@@ -153,7 +154,7 @@ def _misfit(weight: StoredWeight) -> str | None:
 
 
 def _packed(q: AffineTensor) -> dict[str, Tensor]:
-    """The tensors of the form pack-quantized."""
+    """The tensors in the format pack-quantized."""
     assert isinstance(q.scale, Tensor)
     rows, columns = q.shape
     codes = (q.codes.view(torch.uint8) ^ 0x80) if q.layout.signed else q.codes
@@ -169,19 +170,19 @@ def _packed(q: AffineTensor) -> dict[str, Tensor]:
 
 
 def _in_words(packed: Tensor, bits: int) -> Tensor:
-    """int32 [n, words] of rows of so many bits in bytes, the last word padded with zeros."""
+    """Rows of packed bytes as int32 [n, words]; the last word is padded with zeros."""
     missing = -(-bits // 32) * 4 - packed.shape[1]
     return pad(packed, (0, missing)).flatten().view(torch.int32).unflatten(0, (len(packed), -1))
 
 
 def _int8(q: AffineTensor) -> dict[str, Tensor]:
-    """The tensors of the form int-quantized."""
+    """The tensors in the format int-quantized."""
     assert isinstance(q.scale, Tensor)
     return {"weight": q.codes, "weight_scale": _by_row(q.scale, q.shape[0])}
 
 
 def _by_row(parameter: Tensor, rows: int) -> Tensor:
-    """[out, groups], of a weight with one for all rows too."""
+    """A parameter as [out, groups]; a scale per tensor is repeated."""
     return parameter.expand(rows, -1).contiguous()
 
 
@@ -209,7 +210,7 @@ def _described(model: StoredModel, schemes: dict[str, Scheme]) -> dict[str, Any]
 
 
 def _notes(model: StoredModel, schemes: dict[str, Scheme]) -> Iterable[str]:
-    """What the folder does differently from ours."""
+    """Sentences about the differences from the lowbit folder."""
     decoded = [place for place in model.owners if place not in schemes]
     if decoded:
         yield f"{', '.join(decoded)}: written as floats, as embeddings and heads are served."

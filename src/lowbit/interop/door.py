@@ -1,4 +1,4 @@
-"""What a door is: how one format of another project is read, written, or both.
+"""The interface of a format of another project: a reader, a writer, or both.
 
 in    PATH -> Source: config, quantized weights, float tensors, all unread   (taking_over.py)
 out   StoredModel (stored_model.py) -> files                                 (handing_over.py)
@@ -18,10 +18,10 @@ from lowbit.interop.stored_model import StoredModel
 
 @dataclass(frozen=True)
 class ForeignWeight:
-    """A weight [out, in] that lowbit can hold exactly as it is: its codes are read when asked for.
+    """A weight [out, in] that lowbit can represent exactly. `file.read()` reads its codes.
 
-    layout: how lowbit stores it; that of the tensor which `file.read()` gives.
-    activations: what the module does to its inputs, "float" or "dynamic".
+    layout: the layout of the tensor that `file.read()` returns.
+    activations: of the module, "float" or "dynamic".
     """
 
     file: QuantizedInFile
@@ -31,14 +31,14 @@ class ForeignWeight:
 
 @dataclass(frozen=True)
 class Source:
-    """What a foreign checkpoint holds; no large tensor of it is read yet.
+    """The contents of a foreign checkpoint, with large tensors unread.
 
-    checkpoint: its folder, files, and the config of the float model that it was made from.
-    weights: quantized weights by the names that float ones have in such a checkpoint
-    ("model.layers.0.mlp.up_proj.weight"). floats: everything else, as `open_tensors` has it, with
-    the decoded weights of `unheld`: those that lowbit cannot hold as they are, and why.
-    told: what it is and who wrote it, in a few words; for people.
-    companions: writes the tokenizer and whatever else travels beside the weights into a folder.
+    checkpoint: its folder, files, and the config of the float model.
+    weights: quantized weights by the names of the float checkpoint
+    ("model.layers.0.mlp.up_proj.weight"). floats: all other tensors, in the form of `open_tensors`,
+    including the decoded weights of `unheld`. unheld: weights that lowbit cannot represent exactly,
+    and why. told: a short description of the format and the program that wrote it.
+    companions: a function that writes the tokenizer and other small files into a folder.
     """
 
     checkpoint: Checkpoint
@@ -51,9 +51,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Reader:
-    """The way in. recognizes: whether a file or folder is of this format; only a config or a few
-    bytes are read. open: a context that gives its Source; with `decoding`, weights that lowbit
-    cannot hold are decoded to floats, without it they raise InputError."""
+    """Imports a format. recognizes: whether a file or folder has this format; reads only a config
+    or a few bytes. open: a context with its Source. If `decoding`, weights that lowbit cannot
+    represent are decoded to floats; else they raise InputError."""
 
     recognizes: Callable[[Path], bool]
     open: Callable[[Path, bool], AbstractContextManager[Source]]
@@ -61,12 +61,12 @@ class Reader:
 
 @dataclass(frozen=True)
 class Writer:
-    """The way out. check: raises UsageError for a model that the format cannot hold, before any
-    work, with the nearest recipe that it can. write: into a new folder, or a new file if
-    `into_file`; returns sentences for people.
+    """Exports to a format. check: raises UsageError before any work if the format does not support
+    the model; the message names the nearest recipe. write: writes a new folder, or a new file if
+    `into_file`; returns sentences for the user.
 
-    Both are given the TYPE of `--to NAME:TYPE`, or None. weights: a pattern of the files that are
-    counted as weights. layouts: other ways to lay a folder out, by name.
+    Both get the TYPE of `--to NAME:TYPE`, or None. weights: a pattern of the files that count as
+    weights. layouts: other layouts of the folder, by name.
     """
 
     check: Callable[[StoredModel, str | None], None]
@@ -78,7 +78,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Door:
-    """One format. Either way may be missing."""
+    """One format: its reader and writer. One of them may be missing."""
 
     reader: Reader | None = None
     writer: Writer | None = None

@@ -1,4 +1,4 @@
-"""The table of doors: formats of other projects, by the name that `--to` takes."""
+"""The table of formats of other projects, by the names of `--to`."""
 
 from lowbit.interop import (
     awq,

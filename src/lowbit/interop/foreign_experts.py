@@ -1,8 +1,7 @@
-"""Experts that another program quantized one by one become one weight of lowbit's.
+"""Join experts that another program quantized separately to one lowbit weight.
 
-Codes stay what they are. Parameters are said alike for all: in the widest dtype of scales, with
-zero points if some matrix has any, by channel where several matrices of one scale each lie one
-under the other.
+Codes do not change. All experts get the same form of parameters: the widest dtype of scales, zero
+points if a matrix has any, and scales per channel if concatenated matrices have one scale each.
 """
 
 from collections.abc import Sequence
@@ -26,8 +25,8 @@ UNLIKE = "experts that are quantized in different ways"
 
 
 def together(model: PreTrainedModel, source: Source, decoding: bool) -> Source:
-    """The source with experts put together as the model has them. Those that are not quantized
-    alike, or only some of them, are decoded. Raises InputError for them unless `decoding`."""
+    """The source with experts joined as in the model. If experts are quantized differently, or only
+    some are quantized, they are decoded; raises InputError for them unless `decoding`."""
     weights, floats, unheld = dict(source.weights), dict(source.floats), dict(source.unheld)
     places = names_in_model(model, (*floats, *weights))
     for name, experts in rows_of_experts(places).items():
@@ -53,7 +52,8 @@ def together(model: PreTrainedModel, source: Source, decoding: bool) -> Source:
 
 
 def _joined(experts: Sequence[Sequence[ForeignWeight | None]]) -> ForeignWeight | None:
-    """The weights of all experts as one, those of one under each other; None if that cannot be."""
+    """The weights of all experts as one weight, with the matrices of an expert concatenated; None
+    if they do not match."""
     parts = [part for rows in experts for part in rows if part is not None]
     count, each = len(experts), len(experts[0])
     layouts = [part.layout for part in parts if isinstance(part.layout, AffineLayout)]
@@ -86,8 +86,8 @@ def _joined(experts: Sequence[Sequence[ForeignWeight | None]]) -> ForeignWeight 
 
 
 def _said(q: AffineTensor, layout: AffineLayout) -> AffineTensor:
-    """The same weight in a layout that can say its parameters too."""
-    assert isinstance(q.scale, Tensor)  # not in two levels
+    """The same weight in a more general layout."""
+    assert isinstance(q.scale, Tensor)  # plain scales, not in two levels
     scale, zero_point = q.scale.to(layout.scale_dtype), q.zero_point
     if layout.zero_point and zero_point is None:
         zero_point = torch.full_like(scale, 1 << (q.bits - 1), dtype=torch.uint8)
@@ -100,7 +100,7 @@ def _said(q: AffineTensor, layout: AffineLayout) -> AffineTensor:
 
 
 def _under(parts: Sequence[AffineTensor], layout: AffineLayout) -> AffineTensor:
-    """Weights of one layout, one under the other."""
+    """Concatenate weights of one layout along their rows."""
     stored = [part.tensors() for part in parts]
     joined = {name: torch.cat([each[name] for each in stored]) for name in layout.names}
     return layout.assemble(joined, parts[0].shape[1])

@@ -1,4 +1,4 @@
-"""A folder of safetensors that another program quantized: its config, and its tensors by module."""
+"""Read a safetensors folder that another program quantized: its config, and tensors by module."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,23 +19,23 @@ from lowbit.errors import InputError, UsageError
 from lowbit.formats import Granularity
 from lowbit.interop.door import ForeignWeight, Reader, Source
 
-# Files in which programs say once more how they quantized a model.
+# Files that repeat the quantization config of a model.
 DESCRIPTIONS = ("quantize_config.json", "quant_config.json", "quantization_config.json")
-# dtype -> as the header of safetensors calls it
+# dtype -> its name in the header of safetensors
 NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
 
 
 @dataclass(frozen=True)
 class ForeignFolder:
-    """quantization: the foreign program's own account of what it did. tensors: all, unread."""
+    """A folder. quantization: the quantization config of the program. tensors: all, unread."""
 
     path: Path
     quantization: Mapping[str, Any]
     tensors: Mapping[str, Any]
 
     def modules(self, mark: str, parts: tuple[str, ...] = ()) -> dict[str, "Module"]:
-        """The modules that have a tensor "NAME.mark", by name, with that tensor and their others
-        of these names."""
+        """The modules with a tensor "NAME.mark", by name, with this tensor and their other tensors
+        in `parts`."""
         ending = f".{mark}"
         found = {}
         for name in self.tensors:
@@ -47,7 +47,7 @@ class ForeignFolder:
         return found
 
     def option(self, key: str, kind: type, default: Any) -> Any:
-        """An option of the foreign config. Raises InputError for one of another type."""
+        """An option of the quantization config. Raises InputError if it has another type."""
         value = self.quantization.get(key)
         if value is None:
             return default
@@ -86,14 +86,14 @@ class Module:
         return str_to_torch_dtype[self.tensors[own].get_dtype()]
 
     def matrix(self, own: str) -> tuple[int, int]:
-        """The shape of a tensor that has two dimensions. Raises InputError."""
+        """The shape of a matrix. Raises InputError if the tensor has other than two dimensions."""
         shape = self.shape(own)
         if len(shape) != 2 or not all(shape):
             raise InputError(f"{self.name}.{own} has the shape {list(shape)}, not a matrix")
         return shape[0], shape[1]
 
     def read(self, own: str, shape: tuple[int, ...], *dtypes: torch.dtype) -> Tensor:
-        """The tensor. Raises InputError where it has another shape, or none of these dtypes."""
+        """Read the tensor. Raises InputError if its shape or dtype is not as expected."""
         stored, found = self.shape(own), self.dtype(own)
         if stored != shape:
             raise InputError(f"{self.name}.{own} has the shape {list(stored)}, not {list(shape)}")
@@ -106,7 +106,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A weight that is decoded to floats when it is read, as `open_tensors` gives tensors."""
+    """A weight that is decoded to floats when it is read, in the form of `open_tensors`."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -124,8 +124,8 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Found:
-    """What a format makes of a folder: weights by module, the tensors that they are made of, and
-    decoded ones with the reason why lowbit cannot hold them as they are."""
+    """The weights of a folder: exact weights by module, the tensors they consist of, and decoded
+    weights with the reason why lowbit cannot represent them."""
 
     weights: Mapping[str, ForeignWeight]
     modules: Mapping[str, Module]
@@ -135,14 +135,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Kind:
-    """Which folders are of a format. says: whether a quantization_config is of it. file: the name
-    of the file that holds that config where config.json does not, if there ever was one."""
+    """The folders of a format. says: whether a quantization_config has this format. file: the name
+    of the file that has this config if config.json does not, or None."""
 
     says: Callable[[Mapping[str, Any]], bool]
     file: str | None = None
 
     def described(self, folder: Path) -> Mapping[str, Any] | None:
-        """What a folder says of its quantization; None where it is not of this format."""
+        """The quantization config of a folder; None if it has another format."""
         if not (folder / "config.json").is_file():
             return None
         stored = read_json(folder / "config.json")
@@ -157,13 +157,13 @@ class Kind:
 
 
 def folder_reader(kind: Kind, find: Callable[[ForeignFolder, bool], Found]) -> Reader:
-    """A reader of such folders. find: (folder, decoding) -> what is in it."""
+    """A reader of folders of a kind. find: (folder, decoding) -> the weights of a folder."""
     return Reader(partial(_recognizes, kind), partial(_open, kind, find))
 
 
 def granularity(columns: int, groups: int, told: int, name: str) -> Granularity:
-    """What shares one scale, where `groups` scales stand for a row of so many inputs; `told` is the
-    group size that the config says. Raises InputError where they do not go together."""
+    """The granularity of a row of `columns` inputs with `groups` scales. told: the group size in
+    the config. Raises InputError if they do not match."""
     if groups == 1:
         return Granularity("channel")
     size = told if told > 0 and -(-columns // told) == groups else columns // groups
@@ -215,7 +215,8 @@ def _open(
 
 @contextmanager
 def _reading_config(path: Path) -> Iterator[None]:
-    """What a folder asks for and lowbit does not have is a fault of the folder, not of its user."""
+    """A context that turns UsageError into InputError: an unsupported option is an error of the
+    folder, not of the user."""
     try:
         with reading(path):
             yield
@@ -224,15 +225,15 @@ def _reading_config(path: Path) -> Iterator[None]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The weights: under the names of transformers, or, as AutoGPTQ and AutoAWQ once named them,
-    the only safetensors file there."""
+    """The weight files: with transformers' names, or, as AutoGPTQ and AutoAWQ once wrote them, the
+    only safetensors file of the folder."""
     own = sorted(path.glob("*.safetensors"))
     single = len(own) == 1 and not (path / "model.safetensors.index.json").exists()
     return own if single else weight_files(path)
 
 
 def _companions(path: Path, folder: Path) -> None:
-    """The tokenizer and so on, but not the files that say how the model was quantized."""
+    """Copy the tokenizer and other small files, except those about the quantization."""
     copy_companions(path, folder)
     for name in DESCRIPTIONS:
         (folder / name).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""A weight of another program that the affine format holds exactly, and how it is read.
+"""A weight of another program that the affine format represents exactly.
 
-A format says of a module its shape, scales and zero points, and codes; the rest is here.
+A format implements the shape, the scales and zero points, and the codes; the rest is here.
 """
 
 from abc import ABC, abstractmethod
@@ -16,26 +16,26 @@ from lowbit.interop.foreign_folder import Module
 
 
 class HeldWeight(ABC):
-    """One weight [out, in]. Raises InputError where its tensors do not go together."""
+    """One weight [out, in]. Raises InputError if its tensors do not match."""
 
     module: Module
     shape: tuple[int, int]
 
     @abstractmethod
     def parameters(self) -> AffineParameters:
-        """Its scales and zero points."""
+        """The scales and zero points."""
 
     @abstractmethod
     def codes(self) -> UInt8[Tensor, "out packed"]:
-        """Its codes from 0 on, packed as the affine format has them."""
+        """The codes from 0 on, packed as in the affine format."""
 
     def read(self) -> AffineTensor:
-        """The weight as lowbit stores it."""
+        """Read the weight as a quantized tensor."""
         return self.parameters().hold(self.codes(), self.shape[1])
 
     def foreign(self, activations: str = "float") -> ForeignWeight:
-        """The same, to be read later. Its parameters are read now, as the layout depends on them,
-        and once more with the codes: those of a whole checkpoint are not kept in memory."""
+        """The unread weight. Its parameters are read now, because the layout depends on them, and
+        again with the codes, so that memory does not hold those of a whole checkpoint."""
         layout = self.parameters().layout
         file = QuantizedInFile(self.shape, self.module.nbytes, self.read)
         return ForeignWeight(file, layout, activations)

@@ -1,4 +1,4 @@
-"""A folder that lowbit wrote, opened for whoever writes its weights in another form."""
+"""Open a folder that lowbit wrote, to write its weights in another format."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,9 +30,8 @@ from lowbit.nn import QuantModule
 class StoredWeight:
     """A quantized weight of the folder; `read` reads its tensors.
 
-    name: of the float parameter. weights: how the float module uses it, with its shape [out, in].
-    dtype: that of the float weight which it decodes to. tied_to: the place of the weight that it
-    is, if it is another's.
+    name: of the float parameter. weights: its use in the float module, with the shape [out, in].
+    dtype: of the decoded weight. tied_to: the place of the weight that it shares, if any.
     """
 
     name: WeightName
@@ -46,12 +45,11 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A folder that lowbit wrote, of which no large tensor is read yet.
+    """A folder that lowbit wrote, with large tensors unread.
 
-    config: that of the float model. quantization: what config.json says of the stored weights.
-    model: the float model, without data. weights: by place, as config.json names them, in the
-    order of the model. floats: all other tensors of the float model, by the names that they have
-    there; `tensor[...]` reads one. dtype: that of the float model.
+    config: of the float model. quantization: the quantization config. model: the float model,
+    without data. weights: by their places in config.json, in the order of the model. floats: all
+    other tensors of the float model, by name; `tensor[...]` reads one. dtype: of the float model.
     """
 
     folder: Path
@@ -64,13 +62,13 @@ class StoredModel:
 
     @property
     def owners(self) -> dict[str, StoredWeight]:
-        """The weights that are stored, each once."""
+        """The quantized weights, without tied ones."""
         return {place: w for place, w in self.weights.items() if w.tied_to is None}
 
 
 @contextmanager
 def open_stored(model: str | Path) -> Iterator[StoredModel]:
-    """The folder `model`. Raises InputError for what lowbit did not write, or is incomplete."""
+    """Open the folder `model`. Raises InputError if lowbit did not write it or it is incomplete."""
     folder = find(model)
     config = read_config(folder)
     described = getattr(config, "quantization_config", None)
@@ -101,7 +99,7 @@ def open_stored(model: str | Path) -> Iterator[StoredModel]:
 def _places(
     packed: PreTrainedModel, quantization: LowbitConfig, tensors: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The tensors of the files by the names that they have in the packed model."""
+    """The tensors of the files, by their names in the packed model."""
     quantizer = LowbitQuantizer(quantization, pre_quantized=True)
     quantizer.stored_names = frozenset(name for name, _, _ in stored_buffers(packed))
     mapping = quantizer.update_weight_conversions(get_model_conversion_mapping(packed), packed)

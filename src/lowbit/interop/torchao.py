@@ -6,8 +6,8 @@
 
     w = scale · (qdata − zero_point)
 
-Which class of tensor a weight is, its bits and its groups, stand as JSON in the metadata of the
-files, under "X.weight". Int8Tensor and IntxUnpackedToInt8Tensor have this form.
+The metadata of the files has, as JSON under "X.weight", the class of tensor, its bits and its
+groups. Int8Tensor and IntxUnpackedToInt8Tensor have this form.
 """
 
 import json
@@ -25,7 +25,7 @@ from lowbit.interop.foreign_folder import ForeignFolder, Found, Kind, Module, fo
 METHOD = "torchao"
 MARK = "_weight_qdata"
 PARTS = ("_weight_scale", "_weight_zero_point", "_weight_act_pre_scale")
-# class of tensor -> where it says its bits; None: 8
+# class of tensor -> its attribute with the bits; None: 8 bits
 CLASSES = {"Int8Tensor": None, "IntxUnpackedToInt8Tensor": "target_dtype"}
 
 
@@ -57,7 +57,7 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
 
 
 def _metadata(folder: ForeignFolder) -> Mapping[str, str]:
-    """What the files say beside their tensors."""
+    """The metadata of the files."""
     found: dict[str, str] = {}
     for file in sorted(folder.path.glob("*.safetensors")):
         with reading(file), safe_open(file, framework="pt") as opened:
@@ -66,7 +66,7 @@ def _metadata(folder: ForeignFolder) -> Mapping[str, str]:
 
 
 def _kind(told: Mapping[str, str], name: str) -> str | None:
-    """The class of a tensor that is no plain one."""
+    """The class of a tensor that is not plain."""
     try:
         kind = json.loads(told[name])["_type"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -75,7 +75,7 @@ def _kind(told: Mapping[str, str], name: str) -> str | None:
 
 
 def _described(told: Mapping[str, str], name: str) -> tuple[str, Mapping[str, Any]]:
-    """The class of a weight and its attributes. Raises InputError for one that is not read."""
+    """The class of a weight and its attributes. Raises InputError if the class is not supported."""
     kind = _kind(told, f"{name}.weight")
     if kind not in CLASSES:
         raise InputError(
@@ -89,7 +89,7 @@ def _described(told: Mapping[str, str], name: str) -> tuple[str, Mapping[str, An
 
 
 def _group(kind: str, described: Mapping[str, Any], module: Module) -> Group:
-    """How one weight is quantized. Raises InputError."""
+    """The quantization of one weight. Raises InputError."""
     key = CLASSES[kind]
     try:
         dtype = "int8" if key is None else described[key]["_data"]
@@ -114,7 +114,7 @@ def _granularity(rows: int, columns: int, module: Module) -> Granularity:
 
 
 def _activations(described: Mapping[str, Any]) -> str:
-    """Symmetric int8 activations per token are lowbit's dynamic ones; others are taken as float."""
+    """The kind "dynamic" for symmetric int8 activations per token; all others become "float"."""
     told = json.dumps(described.get("act_quant_kwargs"))
     return "dynamic" if '"PerRow"' in told and '"SYMMETRIC"' in told else "float"
 

@@ -1,10 +1,10 @@
-"""ONNX: out only, for ONNX Runtime, OpenVINO and whatever else reads it.
+"""ONNX: export only, for ONNX Runtime, OpenVINO and other programs.
 
 blocks.py     a quantized tensor -> the layout of ONNX's operators
 layers.py     modules that hold it and call them
-graphs.py     what is traced: one graph or several, with the names of inputs and outputs
+graphs.py     the graphs to trace, with the names of inputs and outputs
 tracing.py    a graph -> an ONNX model
-outgoing.py   a folder of lowbit's -> a folder of ONNX models
+outgoing.py   a lowbit folder -> a folder of ONNX models
 """
 
 from lowbit.interop.door import Writer

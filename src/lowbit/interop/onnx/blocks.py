@@ -27,7 +27,7 @@ SMALLEST, LARGEST = 16, 256  # blocks, in inputs
 
 @dataclass(frozen=True)
 class Blocks:
-    """A weight [out, columns] as the operators take it; `width` inputs make a block."""
+    """A weight [out, columns] in the layout of the operators, with blocks of `width` inputs."""
 
     codes: UInt8[Tensor, "out blocks packed"]
     scale: Float32[Tensor, "out blocks"]
@@ -38,17 +38,17 @@ class Blocks:
 
 
 def stored_bits(bits: int) -> int:
-    """The width in which codes of so many bits are stored."""
+    """The bits of stored codes: the next supported width."""
     return next(known for known in BITS if known >= bits)
 
 
 def block_width(layout: AffineLayout, columns: int) -> int | None:
-    """How many inputs make a block; None if no block divides a group."""
+    """The inputs per block; None if no block size divides a group."""
     size = layout.granularity.group_size
     if size is not None:
         width = size & -size
         return None if width < SMALLEST else width
-    # Of a channel every block is one: the widest that leaves no rest.
+    # For a channel, the widest block that divides the inputs.
     width = min(columns & -columns, LARGEST)
     return width if width >= SMALLEST else SMALLEST
 

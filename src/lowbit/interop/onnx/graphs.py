@@ -1,4 +1,4 @@
-"""Which graphs a model is written as, and with what names.
+"""The ONNX graphs of a model, with the names of files, inputs and outputs.
 
     one pass over a text                 model.onnx
     decoders                             model.onnx, which takes and returns keys and values
@@ -57,12 +57,12 @@ class Graph:
 
 
 def reads_text(model: PreTrainedModel) -> bool:
-    """Whether it has graphs here."""
+    """Whether this file has graphs for the model."""
     return "input_ids" in _taken(model)
 
 
 def graphs(model: PreTrainedModel) -> Iterator[Graph]:
-    """Those that the model is written as."""
+    """The graphs of the model."""
     if not model.can_generate():
         yield _pass(model, "model.onnx", TOKENS)
     elif model.config.is_encoder_decoder:
@@ -73,23 +73,23 @@ def graphs(model: PreTrainedModel) -> Iterator[Graph]:
 
 
 def axes_of(tensor: Tensor) -> dict[int, str]:
-    """The axes of an input whose size may change: tokens come second, in keys and values third."""
+    """The dynamic axes of an input: tokens are second, for keys and values third."""
     place = 2 if tensor.ndim == 4 else 1
     return {0: AXES[ROWS], place: AXES[tensor.shape[place]]}
 
 
 def input_name(name: str, graph: Graph) -> str:
-    """What an input is called, by the name that transformers' exporter gives it."""
+    """The name of an input in the file, by its name in transformers' exporter."""
     return graph.renamed.get(name) or _cached(name, "past_key_values")
 
 
 def output_name(name: str) -> str:
-    """The same of an output."""
+    """The name of an output in the file."""
     return _cached(name, "present")
 
 
 def _pass(model: PreTrainedModel, file: str, tokens: int) -> Graph:
-    """One pass over a text."""
+    """The graph of one pass over a text."""
     names = ["input_ids", "attention_mask"]
     if getattr(model.config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
@@ -98,7 +98,7 @@ def _pass(model: PreTrainedModel, file: str, tokens: int) -> Graph:
 
 
 def _decoder(model: PreTrainedModel) -> Graph:
-    """A pass over more of a text, whose beginning may be empty."""
+    """The graph of a decoder pass over more tokens, with a possibly empty cache."""
     cache = _cache_argument(model)
     with torch.no_grad():
         begun = model(input_ids=_ones(ROWS, BEFORE), use_cache=True)[cache]
@@ -109,7 +109,8 @@ def _decoder(model: PreTrainedModel) -> Graph:
 
 
 def _decoders(model: PreTrainedModel) -> Iterator[Graph]:
-    """The first pass makes keys and values of the encoder's states, which the others take."""
+    """The graphs of a decoder with an encoder: the first pass computes keys and values of the
+    encoder's states, which later passes read."""
     source, cache = _ones(ROWS, SOURCE), _cache_argument(model)
     with torch.no_grad():
         states = model.get_encoder()(input_ids=source)[0]

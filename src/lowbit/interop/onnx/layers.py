@@ -1,5 +1,5 @@
-"""What quantized modules become before a model is traced: modules that hold a weight in the layout
-of ONNX's operators and call these.
+"""Modules that replace quantized modules before tracing: each has a weight in the layout of ONNX's
+operators and calls these operators.
 
     activations   scales of the weight    operators
     float         any                     MatMulNBits
@@ -44,7 +44,7 @@ def call(
     dtype: torch.dtype,
     **attributes: Any,
 ) -> Tensor:
-    """The result of an operator, "domain::Name", as tracing sees it."""
+    """The traced result of an operator "domain::Name"."""
     version = 1 if name.startswith(OWN) else None
     result: Tensor = ops.symbolic(
         name, inputs, attributes, dtype=dtype, shape=list(shape), version=version
@@ -53,19 +53,19 @@ def call(
 
 
 class Layer(nn.Module):
-    """Stands in for a quantized module. Code that asks for the weight finds its shape and dtype."""
+    """Replaces a quantized module. Its weight has a shape and dtype but no numbers."""
 
     def __init__(self, module: QuantModule) -> None:
         super().__init__()
         self.weight = torch.empty(module.float_shape, dtype=torch.float32, device="meta")
 
     def hold(self, tensors: Mapping[str, Tensor | None]) -> None:
-        """Constants of the model to write."""
+        """Add constants to the ONNX model."""
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
 
     def held(self, *names: str) -> list[Tensor]:
-        """Those of the given names that there are."""
+        """The constants of these names, if present."""
         found = (self._buffers[name] for name in names)
         return [tensor for tensor in found if tensor is not None]
 
@@ -112,7 +112,7 @@ class BlockLinear(Linear):
 
 
 class IntegerLinear(Linear):
-    """Holds W [in, out] as uint8 or int8 for products of integers, with a scale for each output."""
+    """W [in, out] as uint8 or int8 for integer products, with a scale per output."""
 
     def __init__(self, module: QuantLinear, q: AffineTensor, signed: bool) -> None:
         super().__init__(module)
@@ -131,17 +131,17 @@ class IntegerLinear(Linear):
 
 
 def _bytes(codes: UInt8[Tensor, "..."], signed: bool) -> Shaped[Tensor, "..."]:
-    """The codes, or the int8 ones that are lower by 128."""
+    """The uint8 codes, or if `signed` the int8 codes, which are lower by 128."""
     return (codes ^ MIDDLE).view(torch.int8) if signed else codes
 
 
 class DynamicLinear(IntegerLinear):
-    """Activations become int8 with a scale for each token, found at run time:
+    """Activations become int8 with a scale per token, computed at run time:
 
     scale = max |x| / 127,    code = rint(x · (127 / max |x|)) + 128
 
-    Both programs know a product of codes that have one scale, so tokens are divided by theirs
-    before it, and multiplied after it.
+    Both programs have a product of codes with one scale only, so each token is divided by its
+    scale before the product, and multiplied by it afterwards.
     """
 
     one: Tensor
@@ -164,7 +164,7 @@ class DynamicLinear(IntegerLinear):
 
 
 class StaticLinear(IntegerLinear):
-    """Activations become int8 with one scale that is known."""
+    """Activations become int8 with one fixed scale."""
 
     def __init__(self, module: QuantLinear, q: AffineTensor, signed: bool) -> None:
         super().__init__(module, q, signed)
@@ -177,7 +177,7 @@ class StaticLinear(IntegerLinear):
 
 
 class Rounded(nn.Module):
-    """x as int8 codes of one scale stand for it: QuantizeLinear and DequantizeLinear."""
+    """x rounded to int8 codes with one scale: QuantizeLinear and DequantizeLinear."""
 
     scale: Tensor
     zero_point: Tensor
@@ -222,9 +222,9 @@ class BlockEmbedding(Layer):
 
 
 def layer_for(module: QuantModule, blocks: dict[QuantModule, Blocks], signed: bool) -> nn.Module:
-    """What takes the place of `module`, whose layout has one (`misfit`). blocks: what was made of
-    weights before, by their owners, so that a tied one is written once. signed: weights of int8
-    products are int8."""
+    """The replacement of `module`, whose layout must be supported (`misfit`). blocks: converted
+    weights by owner, so that a tied weight is written once. signed: weights of int8 products are
+    int8."""
     q = module.stored_weight
     assert isinstance(q, AffineTensor)
 

@@ -1,4 +1,4 @@
-"""Out: a folder of lowbit's becomes a folder with ONNX models, config and tokenizer."""
+"""Export a lowbit folder as a folder with ONNX models, config and tokenizer."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -27,22 +27,22 @@ from lowbit.nn import QuantModule
 
 OPSETS = range(18, 24)
 VNNI = "vnni"
-# Protocol buffers end at 2 GiB; weights of larger models lie in a file beside.
+# Protocol buffers are limited to 2 GiB; weights of larger models go to a second file.
 MOST_IN_ONE_FILE = 1 << 30
-SENTENCES = "modules.json"  # of sentence-transformers
+SENTENCES = "modules.json"  # file of sentence-transformers
 
 
 @dataclass(frozen=True)
 class Target:
-    """vnni: weights of int8 products are int8: faster on processors with VNNI, not exact on others
-    of x86."""
+    """vnni: weights of int8 products are int8. Faster on processors with VNNI, inexact on other x86
+    processors."""
 
     opset: int = 20
     vnni: bool = False
 
     @classmethod
     def parse(cls, asked: str | None) -> "Target":
-        """Of "OPSET", "vnni" or "OPSET:vnni". Raises UsageError."""
+        """Parse "OPSET", "vnni" or "OPSET:vnni". Raises UsageError."""
         opset, vnni = cls.opset, False
         for part in asked.split(":") if asked else ():
             check_choice("opset", part, [*map(str, OPSETS), VNNI])
@@ -51,8 +51,8 @@ class Target:
 
 
 def check(model: StoredModel, asked: str | None) -> None:
-    """Raises UsageError for what ONNX's operators do not hold, with the nearest recipe, and for an
-    opset that is not served; InputError where packages are missing."""
+    """Raises UsageError if ONNX's operators do not support the model (the message names the nearest
+    recipe) or the opset is not supported; InputError if packages are missing."""
     Target.parse(asked)
     for package in ("onnx", "onnxscript"):
         needed(package, package, "onnx")
@@ -66,7 +66,7 @@ def check(model: StoredModel, asked: str | None) -> None:
 
 
 def check_sentences(model: StoredModel, asked: str | None) -> None:
-    """The same of a model of sentence-transformers."""
+    """`check` for a model of sentence-transformers."""
     if not (model.folder / SENTENCES).is_file():
         raise UsageError(
             f"{model.folder} has no {SENTENCES}, so it is not a model of"
@@ -76,12 +76,12 @@ def check_sentences(model: StoredModel, asked: str | None) -> None:
 
 
 def write(model: StoredModel, asked: str | None, folder: Path) -> tuple[str, ...]:
-    """Write the folder; returns sentences for people."""
+    """Write the folder. Returns sentences for the user."""
     return _write(model, Target.parse(asked), folder, folder)
 
 
 def write_sentences(model: StoredModel, asked: str | None, folder: Path) -> tuple[str, ...]:
-    """The same with the ONNX model in the subfolder where sentence-transformers looks for it."""
+    """`write` with the ONNX model in the subfolder that sentence-transformers reads."""
     own = folder / "onnx"
     own.mkdir()
     return _write(model, Target.parse(asked), folder, own)
@@ -103,10 +103,10 @@ def _write(model: StoredModel, target: Target, folder: Path, own: Path) -> tuple
 
 
 def _prepared(model: StoredModel, target: Target) -> PreTrainedModel:
-    """The model with layers that hold what ONNX's operators take; all else is float32."""
+    """The model with layers for ONNX's operators; all other parameters are float32."""
     loaded = load_model(model.folder).float()
     unfuse(loaded)
-    # Products and a softmax: of torch's fused attention with one head OpenVINO computes another.
+    # Eager attention: OpenVINO computes torch's fused attention with one head differently.
     loaded.set_attn_implementation("eager")
     packed = {n: m for n, m in loaded.named_modules() if isinstance(m, QuantModule)}
     blocks: dict[QuantModule, Blocks] = {}
@@ -143,7 +143,7 @@ def _misfit(weight: StoredWeight) -> str | None:
 
 
 def _notes(model: StoredModel, target: Target) -> list[str]:
-    """What a reader should know of the files."""
+    """Sentences about the files for the user."""
     layouts = [w.layout for w in model.owners.values() if isinstance(w.layout, AffineLayout)]
     notes = [f"Opset {target.opset}, with operators of com.microsoft."]
     wider = Counter(layout.bits for layout in layouts if stored_bits(layout.bits) > layout.bits)

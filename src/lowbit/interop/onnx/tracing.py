@@ -1,4 +1,4 @@
-"""A graph of a model, traced by transformers' exporter, as an ONNX model."""
+"""Trace a graph of a model with transformers' exporter, as an ONNX model."""
 
 import io
 import logging
@@ -38,7 +38,7 @@ def trace(graph: Graph, opset: int) -> Any:
 
 
 def _shapes(value: Any) -> Any:
-    """`axes_of` every tensor as torch.export has it: a tree like that of the inputs."""
+    """`axes_of` every tensor, in the structure of the inputs, for torch.export."""
     if isinstance(value, Tensor):
         return dict.fromkeys(axes_of(value), torch.export.Dim.DYNAMIC)
     if value is None:
@@ -48,8 +48,8 @@ def _shapes(value: Any) -> Any:
 
 
 def _name_axes(graph: Any, axes: list[dict[int, str]]) -> None:
-    """Sizes are called what the axes of the inputs are called, everywhere. What the tracer says of
-    each node is left out: it is a third of the file of a small model."""
+    """Use the names of the inputs' axes for all sizes. Remove the tracer's metadata of nodes, which
+    is a third of the file of a small model."""
     names: dict[str, str] = {}
     for value, own in zip(graph.inputs, axes, strict=True):
         names |= {str(value.shape[axis]): name for axis, name in own.items()}
@@ -66,7 +66,7 @@ def _name_axes(graph: Any, axes: list[dict[int, str]]) -> None:
 
 
 def _leave_out(graph: Any, described: Graph) -> None:
-    """Inputs that nothing reads, and outputs that are inputs."""
+    """Remove inputs that nothing reads, and outputs that are inputs."""
     if described.constant is not None:
         kept = [value for value in graph.outputs if described.constant not in value.name]
         graph.outputs[:] = kept
@@ -78,7 +78,7 @@ def _leave_out(graph: Any, described: Graph) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """What torch and transformers say of their own versions and steps is left out."""
+    """A context without messages of torch and transformers about versions and steps."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
