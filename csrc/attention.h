@@ -3,22 +3,21 @@
 //   s[k] = cap(scale sum_d query[d] key[k][d]) + mask[k]
 //   y    = sum_k w[k] value[k] / (sum_k w[k] + w[sink])      with w = exp(s - max s)
 //
-// A cap c makes c tanh(x / c) of x; a head's sink is the score of a key without a value. Both are
-// optional. Operands and results are float32, or bfloat16, which is widened as it is read; y is
+// cap(x) = c tanh(x / c). The sink of a head is the score of a key without a value. Both are
+// optional. Operands and results are float32, or bfloat16, which is converted when it is read; y is
 // rounded once, to the nearest, ties to even.
 //
 // On amx queries (times scale), keys, values and w are rounded to bfloat16, subnormal numbers to
 // zero; products are exact and all sums and the denominator float32. The other paths compute in
 // float32 throughout. They take keys in blocks (online softmax): the accumulators are multiplied by
-// a correction factor when a later block holds a larger s. Each query's result depends on nothing
-// but its own row, so that any number of threads gives the same bits.
+// a correction factor if a later block has a larger s. The result of a query depends only on its
+// own row, so any number of threads gives the same bits.
 //
-// A key that is forbidden has w = 0. A query for which all keys are, or for which there are none,
-// has y = 0, as in PyTorch. The float32 paths do not read keys before the first and after the last
-// that a query sees, as outside a sliding window. NaN in a query, a key or the mask makes y NaN
-// wherever that key is not forbidden. NaN or infinity in a value may show where its key is
-// forbidden too: 0 times it is NaN. A sink of plus infinity makes y NaN, one of minus infinity is
-// none.
+// A masked key has w = 0. A query without visible keys has y = 0, as in PyTorch. The float32 paths
+// do not read keys before the first and after the last visible one, for example outside a sliding
+// window. NaN in a query, a key or the mask makes y NaN if the key is visible. NaN or infinity in a
+// value may make y NaN even if its key is masked, because 0 times it is NaN. A sink of plus
+// infinity makes y NaN; a sink of minus infinity has no effect.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +26,8 @@
 
 namespace lowbit {
 
-// Numbers [batch][head][token][size], float or the bits of bfloat16; those of a token are adjacent,
-// other steps are in numbers.
+// Numbers [batch][head][token][size], float or the bits of bfloat16. Numbers of a token are
+// contiguous; the other steps are in numbers.
 struct TokenRows {
   const void* data;
   int64_t batch_step, head_step, token_step;
@@ -45,9 +44,9 @@ LOWBIT_INLINE constexpr int64_t mask_bytes(MaskKind kind) {
   return kind == MaskKind::additive ? 4 : kind == MaskKind::additive_bfloat16 ? 2 : 1;
 }
 
-// [batch][head][query][key], keys adjacent; steps are in bytes. Boolean: bytes that are 0 where a
-// key is forbidden; additive: numbers, of which minus infinity forbids a key. One below -1e38, as
-// the least number of a type, does so where the query sees another key.
+// [batch][head][query][key], keys contiguous; steps are in bytes. Boolean: bytes, 0 for a masked
+// key. Additive: numbers; minus infinity masks a key. A number below -1e38, such as the least
+// number of a type, masks a key if the query sees another key.
 struct Mask {
   MaskKind kind;
   const uint8_t* data;
@@ -72,9 +71,9 @@ struct Attention {
   int64_t window = 0;  // query i sees keys i - window … i + window only; 0: all
 };
 
-// Sequences whose tokens are rows of the same matrices, those of sequence i from starts[i] on, each
-// attending to itself. All paths give the same bits, whatever other sequences there are: a score is
-// one chain of fused multiplications and additions, and so is a number of y.
+// Several sequences in the same matrices. The tokens of sequence i are the rows from starts[i] on,
+// and attend only to their own sequence. All paths give the same bits, independent of other
+// sequences: a score is one chain of fused multiply-adds, and so is a number of y.
 struct SequenceAttention {
   Attention each;         // float32, batch 1; of all rows; queries and keys are those of a sequence
   const int64_t* starts;  // [sequences + 1]
@@ -82,8 +81,7 @@ struct SequenceAttention {
   int64_t sequences;
 };
 
-// Some key heads with some of the queries that share each: blocks of 32, those of a head after
-// those of the head before it.
+// A range of key heads with a range of their queries, in blocks of 32, head after head.
 struct AttentionTask {
   static constexpr int64_t block_queries = 32;
 

@@ -1,7 +1,7 @@
-// Elementwise operations on a few thousand numbers, one after the other in one call: each does so
-// little that starting it by itself, from Python, takes longer.
+// Several elementwise operations on a few thousand numbers in one call: a call from Python takes
+// longer than one such operation.
 //
-// All round as IEEE 754 says, once per operation, so that results have torch's bits.
+// Each operation rounds once, by IEEE 754, so that results have torch's bits.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ enum class ElementwiseOp {
   inverse_root,  // 1 / sqrt(a)
 };
 
-// y[i][j][k][l] of some numbers at any distance from each other. Memory of y is not that of a or b.
+// y[i][j][k][l] with any steps. The memory of y must not overlap a or b.
 struct Elementwise {
   static constexpr int dimensions = 4;
 

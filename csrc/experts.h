@@ -1,4 +1,4 @@
-// The linear layers of a mixture's experts: each token by the experts that are chosen for it.
+// The linear layers of a mixture's experts: each token times its chosen experts.
 //
 //   y[t, s] = W[e] x[t] + bias[e]      e = ids[t, s]
 //
@@ -10,10 +10,9 @@
 //
 //   y[t] = sum_s weights[t, s] (W[e] x[t, s] + bias[e])
 //
-// All experts have one form; the packed weight of each (linear.h) is `stride` bytes after that of
-// the one before. An id that equals the number of experts chooses none: its result is 0. What a
-// linear layer computes for a token does not depend on the tokens beside it, so these results do
-// not either.
+// All experts have the same form. The packed weights (linear.h) are `stride` bytes apart. An id
+// equal to the number of experts chooses none: its result is 0. Results for a token do not depend
+// on other tokens, as in a linear layer.
 #pragma once
 
 #include <cstdint>
@@ -23,16 +22,16 @@
 namespace lowbit {
 
 struct Experts {
-  // Of the first expert. `rows` tokens; x [rows, inputs], y [rows, slots, outputs]; its
-  // nonlinearity is that of the gate.
+  // The layer of the first expert, with `rows` tokens, x [rows, inputs], y [rows, slots, outputs]
+  // and the nonlinearity of the gate.
   Linear layer;
   int64_t experts, stride;
   const int64_t* ids;  // [rows, slots]
   int64_t slots;
   bool gated;  // half of the outputs are whole panels
-  // [rows, slots], or null; float32 or, if `bfloat16_weights`, that. Then x is [rows, slots,
-  // inputs] and y [rows, outputs]. Sums are float32; where x and weights are bfloat16, each product
-  // is rounded to that first.
+  // [rows, slots], or null; float32, or bfloat16 if `bfloat16_weights`. Then x is [rows, slots,
+  // inputs] and y [rows, outputs]. Sums are float32; if x and weights are bfloat16, each product is
+  // first rounded to bfloat16.
   const void* weights = nullptr;
   bool bfloat16_weights = false;
 };

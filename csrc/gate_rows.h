@@ -1,5 +1,4 @@
-// y = f(a) b, number by number, or f(a) alone: what follows the first products of a feed-forward
-// layer, gated or not.
+// y = f(a) b, elementwise, or f(a): the nonlinearity of a feed-forward layer, with or without gate.
 #pragma once
 
 #include <cstdint>

@@ -6,8 +6,8 @@
 
 namespace lowbit {
 
-// Exact for every number. Integers build the result, as floating-point arithmetic would lose
-// subnormal numbers where they are flushed to zero.
+// Exact for every number. Uses integers, because floating-point arithmetic loses subnormal numbers
+// if they are flushed to zero.
 inline float float_of_half(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   uint32_t exponent = half >> 10 & 0x1f, mantissa = half & 0x3ff;

@@ -1,4 +1,4 @@
-// Keys, or values, of the tokens that a decoder has read, for attention.h to read.
+// The keys or the values of a KV cache, which attention.h reads.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,8 @@
 
 namespace lowbit {
 
-// [batch][head][room][size] of numbers of `bytes` each; the first tokens are filled.
+// [batch][head][room][size] numbers of `bytes` bytes; `room` is the capacity in tokens; the first
+// `filled` tokens are in use.
 struct HeldTokens {
   uint8_t* data;
   int64_t room, size, bytes;
@@ -20,7 +21,7 @@ struct HeldTokens {
             .token_step = size};
   }
 
-  // Writes `tokens` more behind `filled`.
+  // Appends `tokens` tokens after the first `filled`.
   void append(const TokenRows& more, int64_t batch, int64_t heads, int64_t filled,
               int64_t tokens) const {
     uint8_t* to = data + filled * size * bytes;

@@ -1,4 +1,4 @@
-// <immintrin.h>, of whose own code gcc warns.
+// <immintrin.h>, without gcc's warnings about its code.
 #pragma once
 
 #if defined(__GNUC__) && !defined(__clang__)

@@ -1,4 +1,4 @@
-// A linear layer over codes in lanes (packed_layout.h), with activations of int8 codes:
+// A linear layer with packed codes (packed_layout.h) and int8 activations:
 //
 //   affine  y[m,n] = f(bias[n] + sum_g sx s[n,g] sum_k cx (q[n,k] - z[n,g]))
 //           y[m,n] = f(bias[n] + sum_g sx (s[n,g] sum_k cx q[n,k] + o[n,g] sum_k cx))
@@ -6,27 +6,26 @@
 //
 // with f the identity or a nonlinearity (nonlinearity.inl).
 //
-// The inner sums are wrapping 32-bit integers, exact as long as the result fits; everything after
-// them is float32, each operation rounded once, groups (and planes) in order. Activations come in
-// one of two kinds:
+// The inner sums are wrapping 32-bit integers, exact if the result fits. All further operations are
+// float32, each rounded once, with groups (and planes) in order. There are two kinds of
+// activations; `digits` is the number of int8 limbs per activation:
 //
-//   digits 1   dynamic: cx and sx[m,g] are what quantize_rows gives for the group;
-//              static, where input.scale > 0: cx = rint(x / scale) + zero_point between lowest and
-//              127, and sx = scale for all of x. What the zero point adds to the sums,
-//              sx zero_point sum_k w[n,k], is the same for every token: the caller takes it off
-//              the bias.
-//   digits 4   float, by limbs (linear_float.h has the other way): x is a fixed-point number of 32
-//              bits, a quarter of whose range is left for carries, x = sx (c0 + 2^8 c1 + 2^16 c2 +
+//   digits 1   dynamic: cx and sx[m,g] are the results of quantize_rows for the group;
+//              static, if input.scale > 0: cx = rint(x / scale) + zero_point between lowest and
+//              127, and sx = scale for all of x. The contribution of the zero point,
+//              sx zero_point sum_k w[n,k], is the same for every token: the caller subtracts it
+//              from the bias.
+//   digits 4   float, by limbs (linear_float.h has the other family): x is a fixed-point number of
+// 32              bits, of which carries may use a quarter, x = sx (c0 + 2^8 c1 + 2^16 c2 +
 //              2^24 c3) with sx[m,g] the power of two that makes the group's largest |x| less than
-//              2^30 sx. Each digit is a row of activations, with scale 2^(8d) sx; y is the sum of
+//              2^30 sx. Each limb is a row of activations, with scale 2^(8d) sx; y is the sum of
 //              the four, from c0 on.
 //
-// Four digits hold every float32 down to 1/64 of its group's largest exactly; smaller ones are
-// rounded, halves away from zero, by at most 2^-30 of that largest. What follows is the same for
-// both.
+// Four limbs represent a float32 exactly if it is at least 1/64 of the largest of its group.
+// Smaller numbers are rounded, halves away from zero, by at most 2^-30 of the largest.
 //
-// A group with a NaN or an infinity gets sx NaN and codes 0; one with nothing of 2^-100 (digits 1:
-// see quantize_rows.h) or 2^-90 (digits 4) or more gets sx 1 and codes 0.
+// A group with a NaN or an infinity gets sx NaN and codes 0. A group below 2^-100 (digits 1: see
+// quantize_rows.h) or 2^-90 (digits 4) gets sx 1 and codes 0.
 #pragma once
 
 #include <cstdint>
@@ -58,13 +57,14 @@ struct Linear {
   bool half_scale;  // s, alpha and o are float16, not float32
   Nonlinearity nonlinearity;
   StaticScale input = {};
-  // bfloat16 is widened as it is read; results are computed in float32 and rounded once, to even.
+  // bfloat16 is converted when it is read; results are computed in float32 and rounded once, to
+  // even.
   bool bfloat16 = false, bfloat16_bias = false;
   SubScales sub = {};
 };
 
-// A path takes several layers at once where they have x, rows, inputs, group and digits in common:
-// their activations are quantized once.
+// A path can compute several layers in one call if they have the same x, rows, inputs, group and
+// digits. Their activations are quantized once.
 namespace scalar {
 void linear(const Linear* ops, int count);
 }

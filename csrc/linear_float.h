@@ -7,12 +7,12 @@
 // cut into spans of 32 blocks; input i of each step of a span (i = 0 … 3) is added to sum i:
 //
 //   sum[i] = 0, then for the steps of the span, in order: sum[i] = fma(x, w, sum[i])
-//   total  = 0, then for the spans, in order: total = (((total + sum[0]) + sum[1]) + sum[2]) + sum[3]
-//   y[m,n] = f(total + bias[n])
+//   total  = 0, then for the spans, in order: total = (((total + sum[0]) + sum[1]) + sum[2]) +
+// sum[3]   y[m,n] = f(total + bias[n])
 //
-// So the bits of y[m,n] depend on x[m] and on the layer alone: not on other rows or layers, on
-// threads or on the instruction set. Four sums are what a few rows need to hide the latency of an
-// addition; a chain of at most 256 of them rounds less than a float32 product usually does.
+// So the bits of y[m,n] depend only on x[m] and the layer, not on other rows or layers, threads or
+// the instruction set. With a few rows, four sums hide the latency of an addition. A chain of at
+// most 256 additions rounds less than a float32 product usually does.
 #pragma once
 
 #include "experts.h"
@@ -33,7 +33,7 @@ void linear_float(const Linear* ops, int count);
 void experts_float(const Experts& op);
 }  // namespace avx512
 
-// Whether a path takes this family if nobody says otherwise (docs/kernels.md has the times).
+// Whether a path uses this family by default (docs/kernels.md has the times).
 struct LinearFloatPath : Path<void(const Linear* ops, int count)> {
   bool preferred;
 };
@@ -44,7 +44,7 @@ inline constexpr bool scalar_fma = true;
 inline constexpr bool scalar_fma = false;  // a call of a function
 #endif
 
-// Those of `linear_paths`, by the same names; `digits` of their operations is 1.
+// The paths of this family, with the names of `linear_paths`; `digits` of their operations is 1.
 inline constexpr LinearFloatPath linear_float_paths[] = {
     {{"scalar", "scalar", scalar::linear_float}, scalar_fma},
 #ifdef LOWBIT_HAS_AVX2
@@ -64,7 +64,7 @@ inline constexpr LinearFloatPath linear_float_paths[] = {
 #endif
 };
 
-// The same for the experts of a mixture (experts.h).
+// The paths of this family for the experts of a mixture (experts.h).
 inline constexpr Path<void(const Experts&)> experts_float_paths[] = {
     {"scalar", "scalar", scalar::experts_float},
 #ifdef LOWBIT_HAS_AVX2

@@ -1,11 +1,11 @@
 // What all paths of linear.h share: the scratch for quantized activations and the order of work.
 //
-// Rows are taken in chunks whose codes stay in the L2 cache while all weights pass by. The work on
-// a chunk is a list of tasks: first "quantize these rows", handed out to whichever thread asks
-// next; then, once all are done, "multiply the chunk with these panels of this layer". A thread
-// waits only for tasks that others are at, so none waits for one that has not come. Each begins
-// with the panels at its own share of the weights, which then stream in order, and goes around to
-// those that nobody has taken: a slow thread just gets fewer of them.
+// Rows are processed in chunks whose codes stay in the L2 cache while all weights are read. The
+// work on a chunk is a list of tasks: first "quantize these rows", each taken by the next free
+// thread; then, after all of these, "multiply the chunk by these panels of this layer". A thread
+// waits only for tasks that are already running, so it cannot deadlock. Each thread starts with the
+// panels of its own share of the weights, in order, and then takes free panels of other shares: a
+// slow thread gets fewer of them.
 //
 // The loops, the outermost first. A few rows (linear.inl):
 //
@@ -56,8 +56,8 @@
 
 namespace lowbit {
 
-// Activations as a path arranges them. Row r = m digits + d is digit d of op.x's row m; its inputs
-// are padded with zeros at the end of each group, to a multiple that the path chooses.
+// Activations in the arrangement of a path. Row r = m digits + d is limb d of row m of op.x. Each
+// group of inputs is padded with zeros to a multiple that the path chooses.
 struct Activations {
   int8_t* codes;
   float* scales;        // [rows][groups]
@@ -66,7 +66,7 @@ struct Activations {
   int64_t padded_inputs;
 };
 
-// A path's loops. Rows and panels are those of the chunk and the task, `first` … `last` - 1.
+// The loops of a path. Rows and panels are those of the chunk and the task, `first` … `last` - 1.
 struct Product {
   int64_t rows;                   // of codes, in a register block; chunks start at multiples of it
   int64_t panels;                 // in a register block; tasks are multiples of it
@@ -86,14 +86,14 @@ LOWBIT_INLINE constexpr int64_t padded(int64_t n, int64_t multiple) {
   return divided(n, multiple) * multiple;
 }
 
-// Of a row of activations, every group with its padding.
+// The size of a row of activations, including the padding of each group.
 LOWBIT_INLINE int64_t padded_inputs(const PackedLayout& form, const Product& product) {
   const int64_t last = form.groups() - 1;
   return last * padded(form.group, product.group_padding) +
          padded(form.group_inputs(last), product.group_padding);
 }
 
-// All `count` layers of `ops`, each by the product that `choose` has for it.
+// Computes all `count` layers of `ops`, each with the product that `choose` returns for it.
 void run(const Linear* ops, int count, const Product& (*choose)(const Linear&));
 
 }  // namespace lowbit

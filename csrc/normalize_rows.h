@@ -1,10 +1,10 @@
-// Rows less their mean, by their deviation (LayerNorm), or by their root mean square (RMSNorm):
+// LayerNorm, or RMSNorm, of rows:
 //
 //   s = x + residual
 //   y = weight (s - mean) / sqrt(mean((s - mean)^2) + epsilon) + bias
 //
-// without the mean if not `centered`. All paths give the same bits: sums over a row are those of
-// floats.inl, everything else is rounded once an operation, the last two together.
+// RMSNorm, without the mean, if not `centered`. All paths give the same bits: sums over a row have
+// the order of floats.inl; each other operation rounds once, the last two together.
 #pragma once
 
 #include <cstdint>

@@ -4,12 +4,13 @@
 //
 //   step [16 rows][4 inputs]    uint8
 //
-// so that one vector of codes meets a 32-bit broadcast of 4 activations, sums stay in the lanes
-// and sixteen steps are an AMX tile as they are. A *block* is 8 steps, 32 inputs. Its codes are cut
-// into *fields* of 8, 4, 2 or 1 bits: a field of w bits takes w vectors of 64 bytes, and vector j
-// holds, in bits w i … w i + w - 1 of its bytes, the field of step j + w i. A code of 7 bits is
-// cut into its low 4, the next 2 and the last bit; binary codes into one field of 1 bit per plane.
-// So a block takes `bits` vectors, whatever the number of bits. A *panel* is all blocks of 16 rows:
+// so that one vector of codes is multiplied by a 32-bit broadcast of 4 activations, each lane has
+// the sum of its row, and sixteen steps are an AMX tile. A *block* is 8 steps, 32 inputs. Its codes
+// are cut into *fields* of 8, 4, 2 or 1 bits: a field of w bits takes w vectors of 64 bytes, and
+// vector j holds, in bits w i … w i + w - 1 of its bytes, the field of step j + w i. A code of 7
+// bits is cut into its low 4, the next 2 and the last bit; binary codes into one field of 1 bit per
+// plane. So a block takes `bits` vectors, whatever the number of bits. A *panel* is all blocks of
+// 16 rows:
 //
 //   codes       [ceil(outputs/16)][blocks][bits][64]    uint8
 //   scale       [ceil(outputs/16)][groups][16]          float16 or float32
@@ -23,9 +24,9 @@
 //   sub_scale   [ceil(outputs/16)][groups][16]          uint8, and sub_offset
 //
 // Every group of inputs starts a block: its last block may be short. Rows and inputs are padded
-// with codes of zero. int8 codes have their sign bit flipped, so that z = 128. Where the last
-// group has an odd number of blocks, the 512 bytes after 8-bit codes are readable: a tile may end
-// in them.
+// with codes of zero. int8 codes have their sign bit flipped, so that z = 128. If the last group
+// has an odd number of blocks, the 512 bytes after 8-bit codes must be readable, because a tile may
+// end there.
 #pragma once
 
 #include <cstdint>
@@ -79,9 +80,9 @@ struct PackedLayout {
   LOWBIT_INLINE int64_t panel_bytes() const { return blocks() * block_bytes(); }
 };
 
-// Between the stored form and this one, both ways. Stored codes are rows of ceil(inputs bits / 8)
-// bytes, least significant bit first, or, binary, one such matrix of single bits per plane.
-// `flip` is 0x80 where the stored codes are int8, else 0.
+// Convert stored codes to packed ones and back. Stored codes are rows of ceil(inputs bits / 8)
+// bytes, least significant bit first; binary codes are one such matrix of single bits per plane.
+// `flip` is 0x80 if the stored codes are int8, else 0.
 void pack_codes(const PackedLayout& form, const uint8_t* stored, uint8_t flip, uint8_t* codes);
 void unpack_codes(const PackedLayout& form, const uint8_t* codes, uint8_t flip, uint8_t* stored);
 

@@ -1,8 +1,8 @@
 // Loops on torch's own threads.
 //
-// A second pool would spin beside torch's and ignore torch.set_num_threads, so the loop is handed
-// to `torch_parallel_for` of libtorch's stable C interface, looked up in the library that the
-// process has already loaded. Without it the loop is serial.
+// A second thread pool would compete with torch's and ignore torch.set_num_threads. So the loop
+// calls `torch_parallel_for` of libtorch's stable C interface, found in the library that the
+// process has already loaded. Without it, the loop is serial.
 #pragma once
 
 #include <cstdint>

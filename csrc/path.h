@@ -1,5 +1,5 @@
-// A kernel compiled once per instruction set is a table of paths, each faster than those before it;
-// one is asked for by name. LOWBIT_HAS_… are the instruction sets that the compiler knows
+// A kernel is compiled once per instruction set. A table lists these paths by name, each faster
+// than those before it. LOWBIT_HAS_… are the instruction sets that the compiler supports
 // (CMakeLists.txt).
 #pragma once
 
@@ -9,8 +9,8 @@
 
 #include "cpu.h"
 
-// For functions in headers that are called by code of several instruction sets. If such a function
-// is not inlined, the linker keeps one copy for all, perhaps one that this processor cannot run
+// For functions in headers that code of several instruction sets calls. If such a function is not
+// inlined, the linker keeps one copy for all, perhaps one that this processor cannot run
 // (scripts/check-symbols).
 #define LOWBIT_INLINE [[gnu::always_inline]] inline
 

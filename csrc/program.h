@@ -1,11 +1,9 @@
-// Operations on matrices whose rows are the tokens of several sequences, one after the other in one
-// call. A matrix is float32 [tokens, columns], contiguous; how many tokens there are is known when
-// the program runs, so that one serves all batches and lengths. Absent tokens, the padding of a
-// batch, have no row.
+// A program: several operations in one call, on matrices whose rows are the tokens of several
+// sequences. A matrix is float32 [tokens, columns], contiguous. The number of tokens is known only
+// when the program runs, so one program serves all batches and lengths. Padding has no rows.
 //
-// Results have the same bits on all instruction sets, with any number of threads, and whatever
-// other sequences are there, if activations are integers or all targets multiply floats alike
-// (linear_float.h).
+// Results have the same bits on all instruction sets, with any number of threads and with any other
+// sequences, if activations are integers or all targets multiply floats alike (linear_float.h).
 #pragma once
 
 #include <cstdint>
@@ -22,8 +20,8 @@
 
 namespace lowbit {
 
-// What differs from call to call. `ids` are [tokens] each, `results` matrices of the program's
-// outputs, `arena` is what `arena_bytes` asks for, `biases` are of attentions.
+// The arguments of a call. `ids` are [tokens] each, `results` are the matrices of the program's
+// outputs, `arena` has `arena_bytes` bytes, `biases` are the biases of attentions.
 struct ProgramCall {
   int64_t tokens, sequences;
   const int64_t* starts;  // [sequences + 1]: where sequences begin, and the number of tokens
@@ -35,7 +33,7 @@ struct ProgramCall {
   uint8_t* arena;
 };
 
-// One of several tables of which rows are read: float32 [rows, columns], or packed.
+// A table of an embedding lookup: float32 [rows, columns], or packed.
 struct Table {
   const float* numbers;  // or null, and `packed` then
   DecodePacked packed;
@@ -50,13 +48,13 @@ struct Columns {
 
 class Program {
  public:
-  // Matrices are known by their numbers. One in the arena begins after `first` columns of others,
-  // a multiple of 16. Those that overlap must not be needed at once.
+  // Matrices are referred to by number. A matrix in the arena begins at column `first`, a multiple
+  // of 16. Matrices that overlap must not be in use at the same time.
   int in_arena(int64_t columns, int64_t first);
   int input(int64_t columns);
   int result(int64_t columns);
 
-  // std::invalid_argument, from all of these, for matrices that do not fit. `layers` lack x, y and
+  // These functions throw std::invalid_argument if matrices do not fit. `layers` lack x, y and
   // rows.
   void linear(void (*run)(const Linear*, int), std::vector<Linear> layers, int x,
               std::vector<int> ys);
@@ -73,7 +71,7 @@ class Program {
   void gate(Nonlinearity nonlinearity, std::string_view path, Columns a, Columns b, int y);
 
   int64_t arena_bytes(int64_t tokens) const;
-  // Where a matrix of the arena is.
+  // The address of a matrix in the arena.
   float* place(int matrix, const ProgramCall& call) const;
   // The operations from `first` up to `last`. std::out_of_range for an id that a table lacks.
   void run(const ProgramCall& call, int64_t first, int64_t last) const;

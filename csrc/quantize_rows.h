@@ -5,7 +5,7 @@
 //   code  = rint(x * inv)              float32 product, ties to even
 //
 // A group with a < 2^-100 gets scale 1 and codes 0; one with a NaN or an infinity gets scale NaN
-// and codes 0, so that what is not finite stays visible in the output. All paths agree bit for bit.
+// and codes 0, so that the output is NaN. All paths give the same bits.
 #pragma once
 
 #include <cstdint>

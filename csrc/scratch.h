@@ -1,9 +1,8 @@
-// Memory that the calling thread keeps and that grows, so that its pages are not faulted in anew
-// for each call: at least so many bytes, aligned to cache lines, holding anything. std::bad_alloc
-// if there is no memory.
+// Memory that the calling thread keeps, so that a call does not fault in new pages. It has at least
+// the requested size, aligned to cache lines, with undefined contents. Throws std::bad_alloc.
 //
-// There is one for a call, one for its tasks, as the thread that calls takes tasks too, one for the
-// results of a task that calls another's, and one for those of all tasks.
+// There are separate buffers for a call, for its tasks (the calling thread runs tasks too), for the
+// results of a task that calls another function's tasks, and for the results of all tasks.
 #pragma once
 
 #include <cstdint>

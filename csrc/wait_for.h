@@ -1,4 +1,4 @@
-// How the threads of one call wait for work that others of them are at.
+// Waits for work of other threads of the same call.
 #pragma once
 
 #include <atomic>
@@ -7,7 +7,8 @@
 
 namespace lowbit {
 
-// Until `done` is `all`, or false once `given_up`: then what a thread was at may never be done.
+// Waits until `done` is `all`. Returns false if `given_up` is set, because then the work may never
+// be done.
 inline bool wait_for(const std::atomic<int64_t>& done, int64_t all,
                      const std::atomic<bool>& given_up) {
   constexpr int64_t spins_before_yield = 1000;
