@@ -15,8 +15,8 @@
 //              127, and sx = scale for all of x. The contribution of the zero point,
 //              sx zero_point sum_k w[n,k], is the same for every token: the caller subtracts it
 //              from the bias.
-//   digits 4   float, by limbs (linear_float.h has the other family): x is a fixed-point number of
-// 32              bits, of which carries may use a quarter, x = sx (c0 + 2^8 c1 + 2^16 c2 +
+//   digits 4   float, by limbs (linear_float.h has the other family): x is a 32-bit fixed-point
+//              number, of which carries may use a quarter, x = sx (c0 + 2^8 c1 + 2^16 c2 +
 //              2^24 c3) with sx[m,g] the power of two that makes the group's largest |x| less than
 //              2^30 sx. Each limb is a row of activations, with scale 2^(8d) sx; y is the sum of
 //              the four, from c0 on.

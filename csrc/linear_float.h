@@ -6,9 +6,9 @@
 // sum of alpha b. The inputs of a row, every group padded to whole blocks by inputs of zero, are
 // cut into spans of 32 blocks; input i of each step of a span (i = 0 … 3) is added to sum i:
 //
-//   sum[i] = 0, then for the steps of the span, in order: sum[i] = fma(x, w, sum[i])
-//   total  = 0, then for the spans, in order: total = (((total + sum[0]) + sum[1]) + sum[2]) +
-// sum[3]   y[m,n] = f(total + bias[n])
+//   sum[i] = 0, then per step of the span, in order: sum[i] = fma(x, w, sum[i])
+//   total  = 0, then per span, in order: total = (((total + sum[0]) + sum[1]) + sum[2]) + sum[3]
+//   y[m,n] = f(total + bias[n])
 //
 // So the bits of y[m,n] depend only on x[m] and the layer, not on other rows or layers, threads or
 // the instruction set. With a few rows, four sums hide the latency of an addition. A chain of at
