@@ -1,7 +1,8 @@
-"""What a model loses beside another, in percent, and how sure that is (Efron & Tibshirani 1993).
+"""The loss of a model relative to another, in percent, with a bootstrap interval (Efron &
+Tibshirani 1993).
 
-The items are drawn again and again with replacement, the same ones for both models (paired), and
-the deciding metric of each draw is computed anew.
+Items are resampled with replacement, the same ones for both models (paired). The deciding metric is
+computed for each resample.
 """
 
 import math
@@ -18,8 +19,8 @@ SHARE = 0.95
 
 @dataclass(frozen=True)
 class Loss:
-    """`percent` of the reference's score is lost; negative where the model is better. low, high:
-    the interval of 95 %, None where single items have no score."""
+    """The loss in percent of the reference's score; negative if the model is better. low, high: the
+    95 % interval; None if items have no scores of their own."""
 
     metric: str
     percent: float
@@ -32,8 +33,8 @@ class Loss:
 
 
 def loss(task: Task, before: Measurement, found: Measurement, seed: int = 0) -> Loss | None:
-    """What `found` loses beside `before`, both of `task`; None where the reference has no score, or
-    a score of 0, of which nothing is a percentage."""
+    """The loss of `found` relative to `before`, both of `task`; None if the reference has no score
+    or the score 0."""
     name = before.main_metric
     if name is None or not before.metrics[name].value:
         return None
@@ -60,7 +61,7 @@ def loss(task: Task, before: Measurement, found: Measurement, seed: int = 0) -> 
 def with_interval(
     task: Task, before: Measurement, found: Measurement, seed: int = 0
 ) -> Measurement:
-    """`found` with the interval of its deciding metric, if single items have scores."""
+    """`found` with the interval of its deciding metric, if items have scores of their own."""
     name = found.main_metric
     if name is None or name not in before.metrics or found.metrics[name].low is not None:
         return found

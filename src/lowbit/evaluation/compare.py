@@ -1,12 +1,12 @@
-"""One float model and several recipes: quantize, measure, and keep what is done.
+"""Compare recipes on one float model: quantize, measure, and save finished models.
 
     FOLDER/
         float.json       the record of the float model
         int4/            the quantized model, as `lowbit quantize` writes it
-        int4.json        its record, and a fingerprint of all that it was made from
+        int4.json        its record, and a fingerprint of its inputs
 
-A run that was interrupted goes on with the first model that has no record. A record whose
-fingerprint differs (another model, data, plan or version) is made again.
+An interrupted run continues with the first model without a record. If a fingerprint differs
+(another model, data, plan or version), the record is created again.
 """
 
 import hashlib
@@ -44,12 +44,12 @@ def compare(
     commands: Sequence[str] = (),
     progress: bool = True,
 ) -> Study:
-    """Quantize `model` with each recipe into `folder`, and measure all beside the float model.
+    """Quantize `model` with each recipe into `folder`, and compare all with the float model.
 
-    plan: what to measure, or how to find that from the loaded float model.
+    plan: what to measure, or a function from the loaded float model to a plan.
 
-    Raises UsageError for recipes that are unknown or named alike, or a recipe or plan that does not
-    fit the model; InputError for a model, data or folder that cannot be read or written.
+    Raises UsageError if recipes are unknown or have the same name, or if a recipe or the plan does
+    not fit the model; InputError if a model, data or folder cannot be read or written.
     """
     chosen = [load_recipe(recipe) for recipe in recipes]
     source, folder = find(model), Path(folder)
@@ -61,7 +61,7 @@ def compare(
         if not names_a_folder(name):
             raise UsageError(f"the recipe's name {name!r} cannot name a folder")
     _make(folder)
-    # From the start: another run would measure for hours before it is told.
+    # Claim before measuring: else a second run would fail only after hours of work.
     with claimed(folder):
         tidy(folder)
         reference = load_subject(source)
@@ -106,7 +106,7 @@ def _quantized(
     first: ModelRecord,
     progress: bool,
 ) -> ModelRecord:
-    """Write the model that a recipe makes, and measure it."""
+    """Write the quantized model of a recipe, and measure it."""
     quantize_checkpoint(str(source), recipe, out, overwrite=True, progress=progress)
     subject = replace(load_subject(out, recipe.name), tokenizer=reference.tokenizer)
     return examine(subject, out, plan, reference, first, progress)
@@ -115,7 +115,7 @@ def _quantized(
 def _kept(
     file: Path, mark: str, plan: EvaluationPlan, make: Callable[[], ModelRecord]
 ) -> ModelRecord:
-    """The record in `file` if it has this fingerprint, else the one that is made, written there."""
+    """The record in `file` if it has this fingerprint; else a new one, written to `file`."""
     known = _recorded(file, mark)
     if known is None:
         known = make()
@@ -133,7 +133,7 @@ def _make(folder: Path) -> None:
 
 
 def _recorded(file: Path, mark: str) -> ModelRecord | None:
-    """The model's record, where it is whole and was made from the same."""
+    """The record of a model, if it is complete and has the same fingerprint; else None."""
     try:
         stored = read_json(file)
         same = stored.pop("fingerprint", None) == mark
@@ -145,8 +145,8 @@ def _recorded(file: Path, mark: str) -> ModelRecord | None:
 def _fingerprint(
     source: Path, reference: Subject, plan: EvaluationPlan, recipe: Recipe | None
 ) -> str:
-    """Of the checkpoint's, the tokenizer's and the data's files (size and time), the plan, recipe
-    and versions."""
+    """A fingerprint of the checkpoint, the tokenizer and the data (size and time of files), the
+    plan, the recipe and the versions."""
     names = {*CONFIGS, *getattr(reference.tokenizer, "vocab_files_names", {}).values()}
     files = weight_files(source) + sorted(
         file for file in map(source.joinpath, names) if file.exists()
@@ -154,7 +154,7 @@ def _fingerprint(
     for task in plan.tasks:
         for data in (getattr(task, name, None) for name in ("data", "target")):
             if data is not None and Path(data).exists():
-                # A file that is written anew in a folder leaves the folder's own time.
+                # Rewriting a file does not change the time of its folder.
                 files += [Path(data), *sorted(Path(data).rglob("*"))]
     made_from: list[Any] = [
         describe(),

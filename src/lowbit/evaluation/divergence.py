@@ -1,9 +1,9 @@
-"""How far a model's predictions are from those of the float model it was made from.
+"""The divergence of a model's predictions from those of its float model.
 
     KL = 1/N Σ Σ_v p(v) · (log p(v) − log q(v)),  p the reference's and q the model's probabilities
 
-in nats, over the predicted tokens of windows.py, and the share of them for which both put the same
-token first. Where perplexity changes by less than its noise, the divergence still tells.
+in nats, over the predicted tokens of windows.py, and the share of tokens for which both predict the
+same token. The divergence shows differences that are below the noise of perplexity.
 """
 
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from lowbit.evaluation.windows import Windows
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
-Z = 1.96  # of a normal distribution, 95 % lie within so many standard deviations
+Z = 1.96  # 95 % of a normal distribution are within this many standard deviations
 
 
 @dataclass(frozen=True)
 class Divergence:
     """`kl`: mean Kullback–Leibler divergence per token, in nats; `top1`: share of tokens with the
-    same most probable prediction; `perplexity`: the model's own, found on the way; low, high: its
-    interval of 95 %, from the differences of the losses of both on the same tokens."""
+    same most probable prediction; `perplexity`: of the model; low, high: its 95 % interval, from
+    the paired differences of the losses of both on the same tokens."""
 
     kl: float
     top1: float
@@ -44,7 +44,7 @@ def divergence(
 ) -> Divergence:
     """Divergence of `model` from `reference` on the token ids `ids`, summed in float64.
 
-    Raises as `perplexity` does, and UsageError for models with different vocabularies.
+    Raises the errors of `perplexity`, and UsageError if vocabularies differ.
     """
     sizes = [m.config.get_text_config().vocab_size for m in (model, reference)]
     if sizes[0] != sizes[1]:
@@ -71,7 +71,7 @@ def divergence(
             bar.update(len(batch.tokens))
     count = windows.predicted
     mean = apart / count
-    # The standard error of a mean of `count` independent tokens; of one nothing is known.
+    # The standard error of a mean of `count` independent tokens; undefined for one token.
     error = ((squared / count - mean.square()).clamp(min=0) / max(count - 1, 0)).sqrt()
     low, value, high = ((loss / count + side * error).exp().item() for side in (-Z, 0, Z))
     return Divergence((divergent / count).item(), alike / count, value, low, high)

@@ -36,5 +36,5 @@ def entities(labels: Sequence[str]) -> set[Entity]:
 
 
 def marks_entities(labels: Sequence[str]) -> bool:
-    """Whether labels say where entities begin or go on: parts of speech do not."""
+    """Whether labels mark the beginnings of entities; labels of parts of speech do not."""
     return any(parts(label)[0] for label in labels)

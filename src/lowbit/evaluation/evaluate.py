@@ -1,4 +1,4 @@
-"""From models and tasks to a study: every model measured alike, the reference first."""
+"""Measure models on tasks: all models in the same way, the reference first."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -21,11 +21,11 @@ from lowbit.inspect.environment import describe
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is asked of every model.
+    """The measurements of every model.
 
-    shapes: what is timed, in so many `rounds`; nothing where it is empty. pictures: whether weights
-    are counted into histograms, and the experts that tasks choose, which a report draws. peak:
-    whether a process of its own tells each model's peak.
+    shapes: the shapes to time, in `rounds` rounds; may be empty. pictures: whether to count
+    histograms of weights and the experts that tasks choose, for a report. peak: whether to measure
+    each model's peak memory in a separate process.
     """
 
     tasks: tuple[Task, ...] = ()
@@ -36,7 +36,7 @@ class EvaluationPlan:
     rounds: int = ROUNDS
 
     def check(self, subject: Subject) -> None:
-        """Raises UsageError for what the model cannot do, InputError for unusable data."""
+        """Raises UsageError if the model does not support a task, InputError for unusable data."""
         for task in self.tasks:
             task.check(subject)
         for shape in self.shapes:
@@ -44,9 +44,10 @@ class EvaluationPlan:
 
 
 def load_subject(model: str | Path, name: str | None = None) -> Subject:
-    """A folder or hub id, with its tokenizer where it has one, called by its last part.
+    """Load a folder or hub id, with its tokenizer if it has one. Its name is the last part of the
+    path.
 
-    Raises InputError for what is no complete model or has a broken tokenizer.
+    Raises InputError if the model is incomplete or its tokenizer is damaged.
     """
     folder = find(model)
     called = name or Path(str(model)).resolve().name
@@ -60,13 +61,13 @@ def evaluate(
     commands: Sequence[str] = (),
     progress: bool = True,
 ) -> Study:
-    """Measure the models of some folders, beside the reference `against` where one is given.
+    """Measure the models of some folders, relative to the reference `against`.
 
-    Without it the first model is the reference. At most two models are loaded at a time.
-    plan: what to measure, or how to find that from the loaded reference.
+    If `against` is None, the first model is the reference. At most two models are loaded at a time.
+    plan: what to measure, or a function from the loaded reference to a plan.
 
-    Raises UsageError for a plan that does not fit a model, InputError for models or data that
-    cannot be read, both before anything is measured.
+    Raises UsageError if the plan does not fit a model, InputError if models or data cannot be read.
+    Both are raised before the first measurement.
     """
     if not models and against is None:
         raise UsageError("there is no model to evaluate")
@@ -74,7 +75,7 @@ def evaluate(
     reference = load_subject(first)
     plan = plan if isinstance(plan, EvaluationPlan) else plan(reference)
     plan.check(reference)
-    for model in others:  # before anything is measured, which takes minutes
+    for model in others:  # before measuring, which takes minutes
         plan.check(load_subject(model))
     records = [examine(reference, find(first), plan, progress=progress)]
     for model in others:
@@ -93,7 +94,7 @@ def examine(
     reference_record: ModelRecord | None = None,
     progress: bool = True,
 ) -> ModelRecord:
-    """One model by the plan; beside the reference, given what was found of that."""
+    """Measure one model by the plan, relative to the reference and its record."""
     seen = record(subject, folder, reference, plan.pictures, plan.peak)
     found = reference_record.measurements if reference_record else ()
     before = dict(zip(plan.tasks, found, strict=bool(reference_record)))
@@ -115,7 +116,7 @@ def examine(
 
 
 def distinct_names(records: Sequence[ModelRecord]) -> tuple[ModelRecord, ...]:
-    """Models of the same name are told apart by a number."""
+    """Add a number to the names of models with equal names."""
     seen: dict[str, int] = {}
     renamed = []
     for one in records:

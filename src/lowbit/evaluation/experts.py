@@ -1,4 +1,4 @@
-"""How often each expert of a mixture is chosen, on token ids or while something else runs it."""
+"""Count how often each expert of a mixture is chosen."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,9 +17,9 @@ from lowbit.nn.eval_mode import evaluating
 def chosen_experts(
     model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, tuple[int, ...]]:
-    """For each experts module by name, how many tokens chose each expert, in all of the `batches`:
-    mappings of model inputs. The model may be float or quantized. Raises UsageError for one without
-    experts modules that are given the numbers of the chosen experts."""
+    """The number of tokens that chose each expert, by the name of the experts module, over all
+    `batches` of model inputs. The model may be float or quantized. Raises UsageError if no experts
+    module gets the ids of experts as an argument."""
     counts: dict[str, tuple[int, ...]] = {}
     with evaluating(model), counted(model, counts):
         for batch in batches:
@@ -34,9 +34,9 @@ def chosen_experts(
 
 @contextmanager
 def counted(model: nn.Module, counts: dict[str, tuple[int, ...]]) -> Iterator[None]:
-    """Whatever runs the model within it: for each experts module by name, `counts` holds at its end
-    how many tokens chose each expert. A module that is never given their numbers, as one whose
-    tokens come sorted by expert, is left out."""
+    """A context that counts the tokens of each expert, for all calls of the model inside. At the
+    end `counts` has the counts by the name of the experts module. Modules that do not get the ids
+    of experts, because their tokens are sorted by expert, are left out."""
     sizes = {name: number_of_experts(module) for name, module in model.named_modules()}
     found: dict[str, Counter[int]] = {name: Counter() for name, size in sizes.items() if size}
 

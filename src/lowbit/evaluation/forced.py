@@ -1,4 +1,4 @@
-"""Teacher forcing: how well each token of a reference is told from the tokens before it."""
+"""Teacher-forced loss: the prediction of each target token from the true tokens before it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from lowbit.errors import InputError
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
-IGNORED = -100  # the label of what is no token, in all of transformers
+IGNORED = -100  # transformers' label for positions that do not count
 
 
 @dataclass(frozen=True)
 class Forced:
-    """loss: mean −log p of a token, in nats. accuracy: share of tokens that are the likeliest.
-    tokens: of the references, their ends included; padding is masked."""
+    """loss: mean −log p of a token, in nats. accuracy: share of tokens that are the most probable.
+    tokens: the number of target tokens, including ends, without padding."""
 
     loss: float
     accuracy: float
@@ -34,8 +34,8 @@ def forced(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Forced:
-    """Of an encoder–decoder on sources and targets, line by line; pairs with an empty side are left
-    out, and what is longer than the model reads is cut. Raises InputError where nothing is left."""
+    """The teacher-forced loss of an encoder–decoder on pairs of sources and targets. Pairs with an
+    empty side are left out; long texts are truncated. Raises InputError if no pair is left."""
     pairs = [(s, t) for s, t in zip(sources, targets, strict=True) if s.strip() and t.strip()]
     if not pairs:
         raise InputError(f"none of the {len(sources)} pairs has text on both sides")

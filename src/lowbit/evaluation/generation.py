@@ -1,4 +1,4 @@
-"""Generation: a sample to read."""
+"""Generate a sample of text."""
 
 from typing import Any
 
@@ -21,9 +21,9 @@ def generate_sample(
 ) -> str:
     """The prompt and up to `max_new_tokens` tokens sampled after it, as text.
 
-    The same seed gives the same text; torch's random state is left as it was. Raises UsageError
-    for a model that does not generate or a count below 1, InputError for a prompt without tokens
-    or one that leaves the model too few positions.
+    The same seed gives the same text; torch's random state does not change. Raises UsageError if
+    the model does not generate or a count is below 1, InputError if the prompt has no tokens or
+    leaves too few positions.
     """
     ids = torch.tensor(tokenizer(prompt).input_ids, dtype=torch.long)
     _check(model, len(ids), max_new_tokens)
@@ -44,7 +44,7 @@ def generate_sample(
 def _generate(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
     """The tokens of one sequence; for a decoder, the prompt `ids` first."""
     batch = ids[None].to(model.device)
-    # generation_config.json may ask for anything, and weights may give no probabilities.
+    # generation_config.json may have any settings, and damaged weights may give NaN.
     with reading(f"a text of the {type(model).__name__} of these files", "generated"):
         tokens: Tensor = model.generate(batch, attention_mask=torch.ones_like(batch), **options)
     return tokens[0]

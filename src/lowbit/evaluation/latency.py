@@ -1,7 +1,8 @@
-"""How long a model takes, beside the one it is compared with.
+"""Time a model and its reference in the same rounds.
 
-Both take turns within every round, so that a busy machine slows both; the first round warms up and
-does not count. A time is the median of its rounds, its spread the distance of their quartiles.
+Both alternate within every round, so that other load on the machine slows both. The first round is
+a warm-up and does not count. A time is the median over rounds; its spread is the interquartile
+range.
 """
 
 import statistics
@@ -23,8 +24,8 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class Shape:
-    """So many sequences of so many tokens; new_tokens: generated after them, or 0 for one forward
-    pass."""
+    """A batch of sequences with `length` tokens. new_tokens: to generate after them; 0 for one
+    forward pass."""
 
     batch: int
     length: int
@@ -32,7 +33,7 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """ "8x128" or "1x32+64": batch × length, and new tokens. Raises UsageError."""
+        """Parse "8x128" or "1x32+64": batch × length, and new tokens. Raises UsageError."""
         grid, plus, new = text.partition("+")
         numbers = [*grid.split("x"), *([new] if plus else [])]
         if not all(n.isdecimal() for n in numbers) or len(grid.split("x")) != 2:
@@ -43,7 +44,7 @@ class Shape:
         return shape
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises UsageError where the model cannot take it."""
+        """Raises UsageError if the model does not support the shape."""
         if self.new_tokens and not model.can_generate():
             raise UsageError(
                 f"{type(model).__name__} does not generate text, so {self.new_tokens} new tokens"
@@ -56,7 +57,7 @@ class Shape:
 
 
 def default_shapes(model: PreTrainedModel) -> tuple[Shape, ...]:
-    """One sequence and eight, forward; for what generates, 32 new tokens after 32."""
+    """One and eight sequences, forward; for models that generate, 32 new tokens after 32."""
     most = positions(model) or 128
     length = min(128, most)
     forward = (Shape(1, length), Shape(8, length))
@@ -76,7 +77,7 @@ def time_beside(
 ) -> tuple[Timing, ...]:
     """Time `model`, and `reference` in the same rounds, on random tokens of each shape.
 
-    Raises UsageError for a shape that the model cannot take.
+    Raises UsageError if the model does not support a shape.
     """
     for shape in shapes:
         shape.check(model)
@@ -114,7 +115,7 @@ def _timing(shape: Shape, seconds: list[list[float]]) -> Timing:
 
 
 def _runner(model: PreTrainedModel, shape: Shape) -> Callable[[], None]:
-    """One forward pass or generation; it returns when a GPU has finished too."""
+    """A function that runs one forward pass or generation, and waits for the GPU."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (shape.batch, shape.length), generator=generator)

@@ -1,7 +1,7 @@
-"""Peak memory of loading and running a model, told by the operating system.
+"""Peak memory of loading and running a model, as the operating system reports it.
 
-A fresh process loads the folder and runs it once. What it held before, libraries and interpreter,
-is subtracted. Linux only: it keeps the high-water mark of a process in /proc/self/status.
+A new process loads the folder and runs it once. Its memory before loading (libraries, interpreter)
+is subtracted. Linux only: /proc/self/status has the peak memory of a process.
 """
 
 import json
@@ -16,10 +16,11 @@ MARKS = Path("/proc/self/clear_refs")
 
 
 def peak_bytes(folder: str | Path) -> int | None:
-    """Bytes; None where the system does not tell. Raises InputError where the process fails."""
+    """Peak bytes; None if the system does not report them. Raises InputError if the process
+    fails."""
     if not STATUS.is_file():
         return None
-    # -P: nothing is imported from the current folder, which may be a model's.
+    # -P: import nothing from the current folder, which may be a model's folder.
     command = [sys.executable, "-P", "-m", __name__, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -42,10 +43,10 @@ def _main(folder: str) -> None:
 
     try:
         before = _kibibytes("VmRSS")
-        # Importing may have peaked above what stays: 5 sets the mark back to what is resident now.
+        # Imports may have had a higher peak: 5 resets the peak to the resident memory.
         MARKS.write_text("5")
     except OSError:
-        # Some containers hide these files, or forbid to write them.
+        # Some containers hide these files or make them read-only.
         print(json.dumps(None))
         return
     run_once(load_model(folder))

@@ -26,10 +26,10 @@ def perplexity(
     """Perplexity of `model` on the token ids `ids`, averaged over predicted tokens in float64.
 
     context, stride: see windows.py; by default all the model's positions, without overlap.
-    progress: show a bar if it takes more than two seconds.
+    progress: show a progress bar if it takes more than two seconds.
 
-    Raises UsageError for a model that is no causal language model or a context or stride that
-    cannot be; InputError for fewer than 2 tokens or ids outside the vocabulary.
+    Raises UsageError if the model is not a causal language model, or context or stride is out of
+    range; InputError if there are fewer than 2 tokens or ids are outside the vocabulary.
     """
     windows = Windows(model, ids, context, stride)
     total = torch.zeros((), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Predictions as the benchmarks take them: labels are not needed."""
+"""Write predictions in the format of the benchmarks, from data without labels."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -21,11 +21,12 @@ def predict(
 ) -> Iterator[str]:
     """The lines of a file of predictions: GLUE's index and label, SQuAD's JSON by question.
 
-    subset: GLUE's task, by default what the model's config says it was trained for. split: by
-    default test of GLUE, and dev of SQuAD, whose test set is not public. lengths: `max_length`, and
-    of SQuAD's windows `stride`; the task's own by default.
+    subset: GLUE's task, by default the one in the model's config. split: by default test for GLUE,
+    and dev for SQuAD, whose test set is not public. lengths: `max_length`, and for SQuAD's windows
+    `stride`; by default the task's own.
 
-    Raises UsageError for another task or a model that is none for it, InputError for unusable data.
+    Raises UsageError if the task is another or does not fit the model, InputError for unusable
+    data.
     """
     if task not in PREDICTORS:
         raise UsageError(f"there is no task {task!r} to predict; there are {', '.join(PREDICTORS)}")
@@ -79,7 +80,7 @@ def _squad(
     yield json.dumps(told, ensure_ascii=False)
 
 
-# With the split that is predicted if none is named.
+# The tasks, with their default splits.
 PREDICTORS: dict[str, tuple[Callable[..., Iterator[str]], str]] = {
     "glue": (_glue, "test"),
     "squad": (_squad, "dev"),
