@@ -56,8 +56,8 @@ SCORES: dict[str, Score] = {
 def drawn(
     name: str, predictions: Shaped[np.ndarray, " items"], labels: Shaped[np.ndarray, " items"]
 ) -> float:
-    """The same score by NumPy, for a thousand draws of the items: scikit-learn spends a millisecond
-    on each to check its arguments. Correlations of ranks are not among these."""
+    """The same score by NumPy, for thousands of resamples: scikit-learn needs a millisecond per
+    call to check arguments. Does not include rank correlations."""
     if name == "accuracy":
         return float((predictions == labels).mean())
     if name == "pearson":
@@ -80,7 +80,7 @@ def metric(name: str, predictions: Sequence[float], labels: Sequence[float]) -> 
 
 
 def check(names: Iterable[str]) -> None:
-    """Raises InputError where a package is absent that one of these scores needs."""
+    """Raises InputError if a package for one of these scores is missing."""
     for name in names:
         SCORES[name]([0, 1], [0, 1])
 

@@ -1,7 +1,7 @@
-"""Sensitivity: the loss of a model of which one kind of sublayer alone is quantized.
+"""Sensitivity: the loss of a model with only one kind of sublayer quantized.
 
-A kind is all modules that have the same place in their layers, such as the self-attention of all
-of the encoder's. What stays float costs nothing, so that each number is the price of one kind.
+A kind is all modules with the same place in their layers, such as self-attention in all encoder
+layers. All other modules stay float, so each number is the cost of one kind.
 """
 
 import math
@@ -30,7 +30,7 @@ NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 @dataclass(frozen=True)
 class Price:
-    """Of one kind of sublayer: its modules and weights, and the loss by the name of a scheme."""
+    """One kind of sublayer: its modules and weights, and the loss by scheme."""
 
     kind: str
     modules: int
@@ -56,8 +56,8 @@ def sensitivity(
     schemes: Mapping[str, Scheme],
     progress: bool = True,
 ) -> Sensitivity:
-    """The loss of a float model with each kind of sublayer under each scheme. The model is as it
-    was afterwards. Raises UsageError for a group size larger than a weight's inputs."""
+    """The loss of a float model for each kind of sublayer and each scheme. The model does not
+    change. Raises UsageError if a group size is larger than the inputs of a weight."""
     decisions = {name: _owners(model, scheme) for name, scheme in schemes.items()}
     kinds: dict[str, list[Quantize]] = {}
     for decision in next(iter(decisions.values())):

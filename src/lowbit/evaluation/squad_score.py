@@ -17,7 +17,7 @@ WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """What is left of an answer when it is compared."""
+    """The normalized text of an answer."""
     words = ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION))
     return " ".join(words.split())
 
@@ -28,8 +28,8 @@ def exact_match(prediction: str, answer: str) -> float:
 
 
 def f1(prediction: str, answer: str) -> float:
-    """Harmonic mean of precision and recall of the words; 0 where no word is shared, so also for
-    two texts that have none."""
+    """Harmonic mean of precision and recall of the words; 0 if no word is shared, also for two
+    empty texts."""
     predicted, expected = normalize(prediction).split(), normalize(answer).split()
     shared = sum((Counter(predicted) & Counter(expected)).values())
     if shared == 0:
@@ -39,5 +39,5 @@ def f1(prediction: str, answer: str) -> float:
 
 
 def best(score: Callable[[str, str], float], prediction: str, answers: Sequence[str]) -> float:
-    """The score against the answer that gives the most."""
+    """The best score over all answers."""
     return max(score(prediction, answer) for answer in answers)

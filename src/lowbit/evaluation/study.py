@@ -1,4 +1,4 @@
-"""What was measured, as plain data: one JSON schema for `eval`, `report` and `compare`.
+"""Measurements as plain data: one JSON schema for `eval`, `report` and `compare`.
 
     Study            environment, seed, commands, and one record per model
       ModelRecord    sizes, kernels, coverage, and
@@ -25,7 +25,7 @@ VERSION = 1
 
 Prediction = str | int | float
 Record = TypeVar("Record")
-# How `json_safe` writes the floats that JSON cannot.
+# The texts of floats that JSON does not have.
 NOT_SAID = ("nan", "inf", "-inf")
 
 
@@ -33,8 +33,8 @@ NOT_SAID = ("nan", "inf", "-inf")
 class Metric:
     """A number and which way is better.
 
-    `note` says how it was computed if that needs saying, such as a sacreBLEU signature. low, high:
-    where the value lies with 95 % confidence, if the reference's is exact: items are paired.
+    note: how it was computed, if necessary, such as a sacreBLEU signature. low, high: the 95 %
+    interval of the value, from items paired with those of the reference.
     """
 
     value: float
@@ -46,7 +46,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Sample:
-    """One item to read: what went in, what came out, and what was expected where that is known."""
+    """One item to read: the input, the output, and the expected output if known."""
 
     source: str
     output: str
@@ -55,13 +55,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one task found of one model.
+    """The result of one task for one model.
 
     task: its name, such as "perplexity" or "glue mrpc"; data: where the items came from.
-    items, unit: how many were scored, of what ("tokens", "sentences", …).
-    settings: what changes the numbers: context, stride, beams, lengths.
-    metrics: the first is the one that decides. predictions: one per item, empty where the task
-    predicts none; two models agree on an item where these are equal.
+    items, unit: the number of scored items, and their unit ("tokens", "sentences", …).
+    settings: the settings that affect the numbers: context, stride, beams, lengths.
+    metrics: the first is the deciding one. predictions: one per item; empty if the task has none.
+    Two models agree on an item if their predictions are equal.
     """
 
     task: str
@@ -75,7 +75,7 @@ class Measurement:
 
     @property
     def main_metric(self) -> str | None:
-        """The metric that decides; None where the task has only samples."""
+        """The deciding metric; None if the task has only samples."""
         return next(iter(self.metrics), None)
 
 
@@ -83,8 +83,9 @@ class Measurement:
 class Timing:
     """One shape. Seconds are medians over `rounds`; `spread` is the distance of their quartiles.
 
-    new_tokens: 0 for one forward pass over [batch, length], else so many tokens generated after a
-    prompt of `length`. reference_seconds: the reference model in the same rounds, or None.
+    new_tokens: 0 for one forward pass over [batch, length]; else the number of tokens generated
+    after a prompt of `length`. reference_seconds: of the reference model in the same rounds, or
+    None.
     """
 
     batch: int
@@ -98,7 +99,7 @@ class Timing:
 
     @property
     def tokens(self) -> int:
-        """Those of one round, read or generated."""
+        """The tokens of one round, read or generated."""
         return self.batch * (self.new_tokens or self.length)
 
     @property
@@ -107,7 +108,7 @@ class Timing:
 
     @property
     def speedup(self) -> float | None:
-        """Of the model over the reference; None without one."""
+        """The speedup over the reference; None without a reference."""
         return None if self.reference_seconds is None else self.reference_seconds / self.seconds
 
 
@@ -122,8 +123,8 @@ class Histogram:
 
 @dataclass(frozen=True)
 class ModuleRecord:
-    """One module with weights. `relative_error` is Σ(w − ŵ)² / Σw², None where it stayed float or
-    is not known; `kernel` is empty for a float module."""
+    """One module with weights. `relative_error` is Σ(w − ŵ)² / Σw²; None if the module is float or
+    the error is unknown. `kernel` is empty for a float module."""
 
     name: str
     stored_as: str
@@ -139,15 +140,14 @@ class ModuleRecord:
 class ModelRecord:
     """One model. Bytes count everything: codes, scales, zero points, padding, what stayed float.
 
-    name: what tables call it; path: where it lies, or None for one that was never saved.
-    recipe: that of its quantization, or None for a float model.
+    name: its name in tables; path: its folder, or None if it was never saved.
+    recipe: of its quantization, or None for a float model.
     stored: a checkpoint's tensors; disk: its files; resident: in memory after loading, and after
     one forward pass; peak: of a fresh process that loads it and runs it once, less what the
     process held before. None where it was not measured.
-    slow: in sentences, which layers were slower than in float32 where the model was measured.
-    experts: of a mixture, for each of its layers by name, how many tokens of the tasks chose each
-    expert.
-    weights: all matrices in one histogram, whose edges are those of the reference's.
+    slow: sentences about layers that are slower than in float32 on this machine.
+    experts: for a mixture, the number of tokens that chose each expert, by layer name.
+    weights: all matrices in one histogram, with the edges of the reference's histogram.
     """
 
     name: str
@@ -173,7 +173,8 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class Study:
-    """Several models, measured alike. `environment` is lowbit.inspect.environment.describe()."""
+    """Several models with the same measurements. environment:
+    lowbit.inspect.environment.describe()."""
 
     models: tuple[ModelRecord, ...]
     environment: dict[str, str | int]
@@ -185,7 +186,7 @@ class Study:
         return self.models[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, as `json_safe` makes it."""
+        """The study as JSON values (`json_safe`)."""
         return {"schema": SCHEMA, "version": VERSION, **json_safe(asdict(self))}
 
     @classmethod
@@ -213,10 +214,10 @@ class Study:
 
 
 def structured(cls: type[Record], stored: Mapping[str, Any]) -> Record:
-    """A record of this dataclass, and of those inside it, from what JSON holds.
+    """Build a record of this dataclass, with nested records, from JSON values.
 
-    A field that is not stored has its default. Raises TypeError for an unknown field, a missing one
-    without a default, and a value of another type than the field's.
+    A missing field gets its default. Raises TypeError if a field is unknown, missing without a
+    default, or has a value of another type.
     """
     hints = get_type_hints(cls)
     if unknown := sorted(set(stored) - set(hints)):
@@ -228,7 +229,7 @@ def structured(cls: type[Record], stored: Mapping[str, Any]) -> Record:
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint`; floats may be integers, or texts as `json_safe` has."""
+    """`value` converted to the type `hint`; floats may be integers, or texts of `json_safe`."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         kinds = sorted(inner, key=lambda kind: kind is float)  # integers stay what they are
@@ -251,7 +252,7 @@ def _value(value: Any, hint: Any, where: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, but for what is inside it."""
+    """Whether a value has a type, without checking its contents."""
     origin = get_origin(hint)
     if hint is Any:
         return True
@@ -269,7 +270,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def json_safe(value: Any) -> Any:
-    """Ready for JSON: a number that JSON cannot say (NaN, an infinity) is its name as text."""
+    """JSON values: numbers that JSON does not have (NaN, infinity) become texts."""
     if isinstance(value, dict):
         return {key: json_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

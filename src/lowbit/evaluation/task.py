@@ -1,4 +1,4 @@
-"""What a task is: data, and a way to score a model on it."""
+"""The base of tasks: data, and a score of a model on them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,60 +15,60 @@ from lowbit.evaluation.study import Measurement, Metric
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be measured. `tokenizer` is None where its folder has none."""
+    """A model to measure. tokenizer: None if its folder has none."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
 
     def needed_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Raises UsageError where there is none."""
+        """The tokenizer. Raises UsageError if there is none."""
         if self.tokenizer is None:
             raise UsageError(f"{self.name} has no tokenizer, and this task needs one")
         return self.tokenizer
 
 
-# Numbers of items, in any order and more than once -> the deciding metric of them.
+# Indices of items, in any order and with repetitions -> their deciding metric.
 Resampled = Callable[[Int64[np.ndarray, " items"]], float]
 
 
 class Task(ABC):
     """A frozen dataclass whose fields are the task's options; `data` is one of them.
 
-    One object scores any number of models, all on the same items. Data is read once, by the first
-    call of `check` or `measure`, so that an object costs nothing.
+    One object can score several models on the same items. The first call of `check` or `measure`
+    reads the data.
     """
 
     name: ClassVar[str]
 
     @abstractmethod
     def check(self, subject: Subject) -> None:
-        """Raises UsageError where the model cannot do the task, InputError for unusable data.
+        """Raises UsageError if the model does not support the task, InputError for unusable data.
 
-        Cheap: asked before hours of work.
+        It is fast, and called before long measurements.
         """
 
     @abstractmethod
     def measure(self, subject: Subject, progress: bool = True) -> Measurement:
-        """Score the model. The model's mode, torch's random state and thread count stay as they
-        were. progress: show a bar with time left if it takes more than two seconds."""
+        """Score the model. Does not change the model's mode, torch's random state and thread count.
+        progress: show a progress bar if it takes more than two seconds."""
 
     def resampled(self, found: Measurement) -> Resampled | None:
-        """The deciding metric of some of the items of a measurement, by their numbers; None where
-        items have no scores of their own."""
+        """A function from indices of items to the deciding metric of a measurement; None if items
+        have no scores of their own."""
         return None
 
     def measure_beside(
         self, subject: Subject, reference: Subject, before: Measurement, progress: bool = True
     ) -> Measurement:
-        """The same, and how far the model is from `reference`, of which `before` was found."""
+        """Score the model, and compare it with `reference`, whose measurement is `before`."""
         found = self.measure(subject, progress)
         return replace(found, metrics={**found.metrics, **agreement(found, before)})
 
 
 def agreement(found: Measurement, reference: Measurement) -> dict[str, Metric]:
-    """The share of items on which two models predict the same; nothing without predictions, or
-    with scores, which are hardly ever equal."""
+    """The share of items with equal predictions of two models; empty without predictions, and for
+    scores, which are seldom equal."""
     scores = any(isinstance(value, float) for value in found.predictions)
     if scores or not found.predictions or len(found.predictions) != len(reference.predictions):
         return {}

@@ -5,8 +5,8 @@
 If only the weights of the inputs J of one group change, each row is the problem of group.py:
 
 *compensation* (after GPTQ, Frantar et al. 2023, eq. 2 and 3): groups in turn; later groups are
-free and absorb the error. With H⁻¹ = Uᵀ U:  S = (U_JJᵀ U_JJ)⁻¹, t = the weights as compensated
-so far, and after it  W_later −= (t − ŵ) U_JJ⁻¹ U_J,later
+    free and absorb the error. With H⁻¹ = Uᵀ U:  S = (U_JJᵀ U_JJ)⁻¹, t = the weights as compensated
+    so far, and after it  W_later −= (t − ŵ) U_JJ⁻¹ U_J,later
 *refinement*: groups in turn, the others stay:  S = H_JJ,  t = ŵ + (W − Ŵ) H_:J H_JJ⁻¹
 *parameters* (parameters.py): codes stay, α and o of all groups of a row are solved together;
     for each prefix of the planes separately if the tensor is nested.
