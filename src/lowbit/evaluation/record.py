@@ -1,4 +1,4 @@
-"""A model on record: its sizes, kernels, coverage, and each weight's error and histogram."""
+"""Record a model: its sizes, kernels, plan, and each weight's error and histogram."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ from lowbit.nn import QuantModule, is_quantized
 
 # Odd, so that zero is in the middle of a bin.
 BINS = 101  # of one module
-# Of all weights: four bins and more for each of the 255 levels of a tensor at 8 bits.
+# Bins for all weights: at least four for each of the 255 levels of a tensor at 8 bits.
 ALL_BINS = 1021
-# A histogram ends where all but this share of the float weights are inside.
+# A histogram covers all but this share of the float weights.
 OUTSIDE = 1e-3
 
 
@@ -36,16 +36,16 @@ def record(
     pictures: bool = True,
     peak: bool = True,
 ) -> ModelRecord:
-    """Everything about a model that needs no data.
+    """Record everything about a model that needs no data.
 
-    folder: where its files lie, for the sizes on disk and the peak of a fresh process.
-    reference: the float model it was made from, for coverage and the edges of histograms.
-    pictures: whether to count histograms of the weights; peak: whether to start that process.
+    folder: the folder of the model, for sizes on disk and for the peak memory of a new process.
+    reference: its float model, for the plan and the edges of histograms.
+    pictures: whether to count histograms of weights. peak: whether to measure peak memory.
     """
     model = subject.model
     config = getattr(model.config, "quantization_config", None)
     recipe = config.recipe if isinstance(config, LowbitConfig) else None
-    # Reading the weights gives them their stored form back, so it comes before the first run.
+    # Reading the weights unpacks them, so it comes before the first run.
     histograms, weights = (
         _histograms(model, reference.model if reference else model) if pictures else ({}, None)
     )
@@ -74,14 +74,14 @@ def record(
 
 
 def _is_origin(reference: PreTrainedModel, model: PreTrainedModel) -> bool:
-    """Whether the one is a float model that the other can have been made from."""
+    """Whether `reference` is a float model with the structure of `model`."""
     return type(reference) is type(model) and not is_quantized(reference)
 
 
 def _modules(
     model: PreTrainedModel, seen: Inspection, histograms: Mapping[str, Histogram]
 ) -> tuple[ModuleRecord, ...]:
-    """Those with a matrix; norms and other vectors are in the sizes of the whole."""
+    """The records of modules with a matrix; norms and other vectors only count in the totals."""
     records = []
     for row in seen.rows:
         name = row.size.name
@@ -110,7 +110,7 @@ def _has_matrix(module: nn.Module) -> bool:
 def _histograms(
     model: PreTrainedModel, reference: PreTrainedModel
 ) -> tuple[dict[str, Histogram], Histogram | None]:
-    """Module -> its weights, and all of them together, between edges that the reference's set."""
+    """Histograms by module, and of all weights, with edges from the reference."""
     found, before = {}, []
     for name, weight, mine in _pairs(model, reference):
         edge = _edge(weight)
@@ -142,8 +142,8 @@ def _pairs(
 
 
 def _common_edge(histograms: Sequence[Histogram]) -> float:
-    """Where all but the share OUTSIDE of the weights that the histograms have inside are inside, to
-    the width of a bin."""
+    """The edge that has all but the share OUTSIDE of the histograms' weights inside, to the width
+    of a bin."""
     reach, count = [], []
     for one in histograms:
         bins = torch.linspace(-one.edge, one.edge, len(one.counts) + 1, dtype=torch.float64)
@@ -156,7 +156,7 @@ def _common_edge(histograms: Sequence[Histogram]) -> float:
 
 
 def _weight(module: nn.Module) -> Float[Tensor, "out in"] | None:
-    """The matrix that a module holds, decoded, or None where it holds none of its own."""
+    """The decoded matrix of a module, or None if it has none of its own."""
     if isinstance(module, QuantModule):
         return None if module.tied_to is not None else dequantize(module.stored_weight)
     weights = weights_of(module)
@@ -164,7 +164,7 @@ def _weight(module: nn.Module) -> Float[Tensor, "out in"] | None:
 
 
 def _edge(weight: Float[Tensor, "out in"]) -> float:
-    """Of the finite weights: a broken model has others too, which lie outside."""
+    """The edge for the finite weights; others of a damaged model count as outside."""
     sizes = weight[weight.isfinite()].abs()
     if not len(sizes):
         return 1.0
@@ -175,7 +175,7 @@ def _edge(weight: Float[Tensor, "out in"]) -> float:
 def _count(weight: Float[Tensor, "out in"], edge: float, bins: int) -> Histogram:
     counts = torch.zeros(bins, dtype=torch.int64)
     for rows in row_blocks(*weight.shape):
-        # In float32 a count is exact up to 2²⁴: blocks are smaller.
+        # Counts in float32 are exact up to 2²⁴, and blocks are smaller.
         counts += torch.histc(weight[rows], bins, -edge, edge).long()
     total = int(counts.sum())
     return Histogram(edge, tuple(counts.tolist()), weight.numel() - total)

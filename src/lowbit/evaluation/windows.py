@@ -1,11 +1,10 @@
-"""Windows over one long text, for what is measured token by token.
+"""Windows over one long text, for measurements per token.
 
 Windows of `context` tokens start every `stride` tokens. The first window predicts all its tokens
-but the first; each further window predicts its new tokens, those that no earlier window held. With
-stride = context windows do not overlap, and the first token of each has no context: it is not
-predicted. With stride < context every token but the first of the text is predicted exactly once,
-with at least context − stride tokens before it (Hugging Face's guide to the perplexity of
-fixed-length models).
+except the first. Each further window predicts its new tokens. If stride = context, windows do not
+overlap, and the first token of each has no context, so it is not predicted. If stride < context,
+every token except the first of the text is predicted exactly once, with at least context − stride
+tokens before it (Hugging Face's guide to the perplexity of fixed-length models).
 """
 
 from collections.abc import Iterator
@@ -71,7 +70,7 @@ class Windows:
 
     @property
     def predicted(self) -> int:
-        """Tokens that count, in all."""
+        """The number of predicted tokens."""
         return sum(predicted for _, _, predicted in self.windows)
 
     def __len__(self) -> int:
@@ -84,7 +83,8 @@ class Windows:
 
 
 def longest_context(model: PreTrainedModel, context: int | None) -> int:
-    """`context`, or by default all positions. Raises UsageError for what the model cannot do."""
+    """`context`, or by default all positions. Raises UsageError if the model does not support
+    it."""
     if model.config.is_encoder_decoder or not model.can_generate():
         raise UsageError(f"perplexity needs a causal language model, not {type(model).__name__}")
     most = positions(model)
@@ -103,7 +103,7 @@ def longest_context(model: PreTrainedModel, context: int | None) -> int:
 def context_and_stride(
     model: PreTrainedModel, context: int | None, stride: int | None
 ) -> tuple[int, int]:
-    """The context and the stride. Raises UsageError for what cannot be."""
+    """The context and the stride. Raises UsageError if one is out of range."""
     context = longest_context(model, context)
     stride = context if stride is None else stride
     if not 1 <= stride <= context:

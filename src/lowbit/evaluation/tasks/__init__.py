@@ -1,4 +1,4 @@
-"""The tasks by name, and how options become one."""
+"""The tasks by name, and their construction from options."""
 
 from dataclasses import MISSING, Field, fields
 from typing import Any
@@ -20,17 +20,16 @@ TASKS: dict[str, type[Task]] = {
 
 
 def options_of(name: str) -> dict[str, Field[Any]]:
-    """What a task can be told, by name. Raises UsageError for a name that is none."""
+    """The options of a task, by name. Raises UsageError if the task is unknown."""
     if name not in TASKS:
         raise UsageError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
     return {field.name: field for field in fields(TASKS[name])}  # type: ignore[arg-type]
 
 
 def make_task(name: str, **options: Any) -> Task:
-    """The task of that name; options that are None were not given.
+    """The task with this name and these options; None means not given.
 
-    Raises UsageError for a name that is none, an option that the task does not have, or one that
-    it needs and was not given.
+    Raises UsageError if the name or an option is unknown, or a required option is missing.
     """
     known = options_of(name)
     given = {key: value for key, value in options.items() if value is not None}
@@ -38,7 +37,7 @@ def make_task(name: str, **options: Any) -> Task:
         raise UsageError(
             f"task {name} has no option {foreign[0]!r}; it has {', '.join(sorted(known))}"
         )
-    # A folder or file may be left out where the hub has the data: None is a value then.
+    # `data` may be None if the hub has the data.
     optional = {key for key, field in known.items() if "None" in str(field.type)}
     needed = {key for key, field in known.items() if field.default is MISSING}
     if absent := sorted(needed - given.keys() - optional):

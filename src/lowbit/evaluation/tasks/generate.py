@@ -1,4 +1,4 @@
-"""What the model writes after given prompts, to be read beside what another one writes."""
+"""Text that a model generates after given prompts, to compare with the text of other models."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from lowbit.progress import tracked
 
 @dataclass(frozen=True)
 class Generate(Task):
-    """One `text` as the prompt, or `data`, a file with a prompt on each line.
+    """One `text` as the prompt, or `data`, a file with one prompt per line.
 
     The same seed for every prompt and model; `top_k` 1 is greedy.
     """
@@ -63,6 +63,6 @@ class Generate(Task):
             unit="prompts",
             settings={"new_tokens": self.new_tokens, "top_k": self.top_k, "seed": self.seed},
             metrics={},
-            # To be read: sampled texts part at the first token that differs, which says little.
+            # For reading only: sampled texts diverge after the first different token, so no score.
             samples=tuple(samples),
         )

@@ -1,7 +1,7 @@
 """GLUE: a class, or for STS-B a score, of one sentence or two; GLUE's own metrics.
 
-Class k is the k-th of the task's labels, whatever the model's own order of them: a model whose
-`id2label` names the task's labels is read by these names.
+Class k is the k-th label of the task. If `id2label` of the model has the task's labels, its outputs
+are reordered by these names.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from lowbit.progress import progress_bar
 
 # In config.json: the task that a model was trained for, {"task": "glue", "name": "mrpc"}.
 TRAINED_FOR = "trained_for"
-# The first decides; where GLUE's page names two, their order there.
+# The first metric decides; two metrics have the order of GLUE's page.
 METRICS: dict[str, tuple[str, ...]] = {
     "cola": ("matthews",),
     "sst2": ("accuracy",),
@@ -43,7 +43,7 @@ SAMPLES = 5
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of one file: a class or a score for each row; how many rows were cut to max_length."""
+    """The predictions of one file: a class or score per row, and the number of truncated rows."""
 
     values: tuple[int, ...] | tuple[float, ...]
     truncated: int
@@ -70,7 +70,7 @@ class Glue(Task):
 
     @cached_property
     def parts(self) -> tuple[GlueData, ...]:
-        """The files that are scored: two for MNLI, else one."""
+        """The files to score: two for MNLI, else one."""
         return glue.read(self.subset, self.split, self.data)
 
     def check(self, subject: Subject) -> None:
@@ -81,7 +81,7 @@ class Glue(Task):
                 raise UsageError(f"{part.source} has no labels to score against")
 
     def check_model(self, subject: Subject) -> None:
-        """Raises UsageError where the model cannot do the task, whether or not data has labels."""
+        """Raises UsageError if the model does not support the task, even without labels."""
         task = self.task
         check_batch_size(self.batch_size)
         what = f"GLUE {task.name}"
@@ -98,7 +98,7 @@ class Glue(Task):
         tokenizer = subject.needed_tokenizer()
         check_padding(tokenizer, self.batch_size)
         if self.batch_size > 1 and subject.model.config.get_text_config().pad_token_id is None:
-            # Decoders classify by the last token, and find it by the padding after it.
+            # Decoders classify the last token, which they find by the padding after it.
             raise UsageError(
                 f"batch_size must be 1, not {self.batch_size}, because the model's config has no"
                 " pad_token_id"
@@ -137,7 +137,7 @@ class Glue(Task):
         )
 
     def resampled(self, found: Measurement) -> Resampled:
-        """Of the first file, whose metric decides."""
+        """The metric of the first file, which is the deciding one, for resampled items."""
         labels = np.array(self.parts[0].labels)
         values = np.array(found.predictions[: len(labels)])
         name = METRICS[self.task.name][0]
@@ -176,14 +176,14 @@ class Glue(Task):
 
 
 def _is_named(model: PreTrainedModel, task: GlueTask) -> bool:
-    """Whether the model's names of its classes are the task's."""
+    """Whether the model's class names are those of the task."""
     named = {plain_label(name) for name in model.config.id2label.values()}
     return named == set(task.labels) or (bool(task.written) and named == set(task.written))
 
 
 def _check_labels(model: PreTrainedModel, task: GlueTask) -> None:
-    """Raises UsageError for a model that was trained for another task, which its config says, or
-    whose names of its classes are those of another task."""
+    """Raises UsageError if the model was trained for another task, by its config or by its class
+    names."""
     trained = getattr(model.config, TRAINED_FOR, None) or {}
     other = TASKS.get(trained.get("name", "")) if trained.get("task") == "glue" else None
     if other is None and not _is_named(model, task):
@@ -196,14 +196,14 @@ def _check_labels(model: PreTrainedModel, task: GlueTask) -> None:
 
 
 def _has_labels(model: PreTrainedModel, task: GlueTask) -> bool:
-    """Whether the model's names of its classes are words, and the task's."""
+    """Whether the model's class names are words, and those of the task."""
     return bool(task.labels) and set(task.labels) == {
         plain_label(name) for name in model.config.id2label.values()
     }
 
 
 def _order(model: PreTrainedModel, task: GlueTask) -> list[int]:
-    """Which of the model's outputs is class 0, 1, … of the task."""
+    """The model's output index for class 0, 1, … of the task."""
     if task.is_regression or not _is_named(model, task):
         return list(range(len(task.labels)))
     place = {plain_label(name): index for index, name in model.config.id2label.items()}

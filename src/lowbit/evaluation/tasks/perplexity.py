@@ -1,4 +1,4 @@
-"""Perplexity of a text, how far the predictions moved, and what the model writes by itself."""
+"""Perplexity of a text, divergence from the reference, and samples of generated text."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +24,8 @@ PROMPT_TOKENS = 12
 class Perplexity(Task):
     """A text file, a folder of them, a `datasets` id, or one `text` given as it is.
 
-    context, stride: see windows.py. samples: so many continuations of `new_tokens` tokens are
-    drawn with `seed`, from prompts spread over the text.
+    context, stride: see windows.py. samples: the number of continuations of `new_tokens` tokens to
+    sample with `seed`, from prompts spread over the text.
     """
 
     name: ClassVar[str] = "perplexity"
@@ -58,7 +58,7 @@ class Perplexity(Task):
     def measure_beside(
         self, subject: Subject, reference: Subject, before: Measurement, progress: bool = True
     ) -> Measurement:
-        """In one pass of both models."""
+        """Perplexity and divergence in one pass of both models."""
         ids = self._ids(subject)
         found = divergence(subject.model, reference.model, ids, self.context, self.stride, progress)
         metrics = {
@@ -86,7 +86,7 @@ class Perplexity(Task):
         return token_ids(subject.needed_tokenizer(), self._text)
 
     def _prompts(self, subject: Subject, ids: Tensor) -> list[str]:
-        """The first tokens of as many equal parts of the text, where there is room to go on."""
+        """The first tokens of equal parts of the text, if the model has positions to continue."""
         most = positions(subject.model)
         if len(ids) < PROMPT_TOKENS or (most or PROMPT_TOKENS + 1) <= PROMPT_TOKENS:
             return []

@@ -1,4 +1,4 @@
-"""How well an encoder tells which sentences mean alike, without training for it.
+"""Semantic similarity of sentences by an encoder, without training for it.
 
     e(s) = mean over the tokens of s of the last hidden state        cos(e(s₁), e(s₂)) against STS-B
 
@@ -88,7 +88,7 @@ class Similarity(Task):
     def embed(
         self, subject: Subject, sentences: list[str], progress: bool = True
     ) -> tuple[Float[Tensor, "sentences hidden"], int]:
-        """The sentences' embeddings, and how many were cut to max_length. Raises InputError where
+        """The embeddings of the sentences, and the number of truncated ones. Raises InputError if
         the model's output is not finite."""
         tokenizer, model = subject.needed_tokenizer(), subject.model
         most = longest(model, tokenizer, self.max_length)

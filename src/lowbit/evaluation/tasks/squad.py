@@ -1,4 +1,4 @@
-"""SQuAD 1.1: the piece of a paragraph that answers a question (Devlin et al. 2019, section 4.2).
+"""SQuAD 1.1: the span of a paragraph that answers a question (Devlin et al. 2019, section 4.2).
 
 The answer is the span i ≤ j < i + max_answer_length of the greatest start_i + end_j over all
 windows of a question (lowbit.data.squad_windows), of the n_best starts and ends of each, as the
@@ -59,7 +59,7 @@ class Squad(Task):
         self.items.check_answers()
 
     def check_model(self, subject: Subject) -> None:
-        """Raises UsageError where the model cannot do the task, whether or not data has answers."""
+        """Raises UsageError if the model does not support the task, even without answers."""
         check_head(
             subject.model, MODEL_FOR_QUESTION_ANSWERING_MAPPING, "SQuAD", "question-answering"
         )
@@ -133,8 +133,8 @@ class Squad(Task):
         windows: QuestionWindows,
         progress: bool = True,
     ) -> list[str]:
-        """One answer a question, empty where no span is possible. Raises InputError where the
-        model's output is not finite."""
+        """One answer per question; empty if no span is possible. Raises InputError if the model's
+        output is not finite."""
         tokenizer, model = subject.needed_tokenizer(), subject.model
         best = [(float("-inf"), 0, 0)] * len(questions)
         with (

@@ -1,7 +1,7 @@
 """Labels of words: entities, parts of speech.
 
-A word's label is that of its first token. Where labels mark entities (B-PER, I-PER, O) the F1 of
-whole entities decides, of all kinds together, as CoNLL 2003 has it; else the share of words.
+A word's label is that of its first token. If labels mark entities (B-PER, I-PER, O), the F1 of
+whole entities over all kinds decides, as in CoNLL 2003; else the share of correct words.
 """
 
 from dataclasses import dataclass
@@ -140,13 +140,13 @@ class TokenClassification(Task):
 def counts(
     pairs: list[tuple[tuple[str, ...], tuple[str, ...]]],
 ) -> Int64[np.ndarray, "sentences 3"]:
-    """Of each sentence: entities that are right, that were found, and that there are."""
+    """For each sentence: the numbers of correct, predicted and true entities."""
     both = [(entities(found), entities(wanted)) for found, wanted in pairs]
     return np.array([[len(a & b), len(a), len(b)] for a, b in both])
 
 
 def _of_entities(total: Int64[np.ndarray, " 3"]) -> dict[str, Metric]:
-    """Each is 0 if its denominator is."""
+    """Precision, recall and F1; each is 0 if its denominator is 0."""
     right, found, wanted = map(int, total)
     return {
         "f1": Metric(2 * right / max(1, found + wanted), "higher", "of entities"),

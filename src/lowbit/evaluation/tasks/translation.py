@@ -1,8 +1,8 @@
-"""Translation, or any text from text: corpus BLEU and chrF as sacreBLEU computes them (Post 2018).
+"""Translation, or any text-to-text task: corpus BLEU and chrF by sacreBLEU (Post 2018).
 
-BLEU decides, except between targets all too short for it, where the share of equal lines does.
-Beam search keeps the best of `beams` hypotheses; one beam is greedy. Decoding is cached, so that a
-token costs one step of the decoder.
+BLEU decides, unless all targets are too short for it; then the share of equal lines decides. Beam
+search keeps the best `beams` hypotheses; one beam is greedy. Decoding uses a KV cache, so a token
+costs one step of the decoder.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from lowbit.evaluation.task import Resampled, Subject, Task
 from lowbit.extras import needed
 
 SAMPLES = 5
-# BLEU counts runs of up to four words; of single words, such as pronunciations, it is always 0.
+# BLEU counts n-grams of up to four words; for single words, such as pronunciations, it is 0.
 BLEU_WORDS = 4
 
 
@@ -84,7 +84,7 @@ class Translation(Task):
         )
 
     def resampled(self, found: Measurement) -> Resampled:
-        """BLEU of the sums of what its sentences count (Papineni et al. 2002)."""
+        """BLEU from the summed n-gram counts of the sentences (Papineni et al. 2002)."""
         targets, outputs = self.pairs.targets, tuple(map(str, found.predictions))
         if deciding_metric(targets) == "exact_match":
             same = np.array([a == b for a, b in zip(outputs, targets, strict=True)])
@@ -103,7 +103,7 @@ class Translation(Task):
         return score
 
     def translator(self, subject: Subject) -> Translator:
-        """Raises UsageError for a model or options that do not fit."""
+        """The translator of a model. Raises UsageError if the model or an option does not fit."""
         return Translator(
             subject.model,
             subject.needed_tokenizer(),
@@ -115,7 +115,7 @@ class Translation(Task):
 
 
 def corpus_scores(outputs: tuple[str, ...], targets: tuple[str, ...]) -> dict[str, Metric]:
-    """What all outputs are worth together, the deciding metric first."""
+    """The corpus scores of all outputs, the deciding metric first."""
     sacrebleu = needed("sacrebleu.metrics", "sacrebleu", "eval")
 
     def corpus(scorer: Any) -> Metric:
@@ -131,6 +131,6 @@ def corpus_scores(outputs: tuple[str, ...], targets: tuple[str, ...]) -> dict[st
 
 
 def deciding_metric(targets: tuple[str, ...]) -> str:
-    """The one that says which of two models is better; more is better."""
+    """The metric that decides between two models; higher is better."""
     short = all(len(target.split()) < BLEU_WORDS for target in targets)
     return "exact_match" if short else "bleu"
