@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from lowbit.errors import InputError, UsageError
 from lowbit.nn.eval_mode import positions
 
-# Windows go through the model together as long as their logits hold no more numbers than this, and
-# what layers compute, which may be wider than a small vocabulary.
+# The most numbers of the logits of windows in one batch, and of
+# activations, which may be wider than a small vocabulary.
 LOGITS_AT_ONCE = 1 << 24
 WIDTH = 1 << 13
 

@@ -2,9 +2,9 @@
 
 blocks.py     bytes of a block <-> its numbers
 grids.py      its numbers <-> a quantized tensor
-header.py     the header of a file, read with suspicion;  writer.py  a file, written
+header.py     reads and checks the header of a file;  writer.py  writes a file
 incoming.py   a file -> what lowbit imports
-outgoing.py   a folder of lowbit's -> a file; architectures.py, vocabulary.py: what it is told
+outgoing.py   a lowbit folder -> a file; architectures.py, vocabulary.py: its metadata
 """
 
 from lowbit.interop.door import Reader, Writer
