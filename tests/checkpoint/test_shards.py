@@ -63,7 +63,7 @@ def test_a_full_disk_names_the_output_and_says_what_to_do(error, tmp_path, monke
         raise error
 
     monkeypatch.setattr("lowbit.checkpoint.shards.save_file", full)
-    told = f"{tmp_path}/out cannot be written: No space left on device; make room there"
+    told = f"{tmp_path}/out cannot be written: No space left on device; free space there"
     with pytest.raises(InputError, match=f"^{re.escape(told)}"), staged(tmp_path / "out") as new:
         writer = ShardWriter(new, 1000)
         writer.add("t", torch.zeros(2))

@@ -105,7 +105,7 @@ def test_a_plain_tensor_holds_no_shorter_prefix():
     }
     q = layout.assemble(tensors, 8)
     assert set(tensors) == {"planes", "alpha_3", "offset_3"}
-    with pytest.raises(UsageError, match=r"a prefix of 2 planes .* holds \[3\]"):
+    with pytest.raises(UsageError, match=r"a prefix of 2 planes .* supports \[3\]"):
         prefix(q, 2)
     with pytest.raises(UsageError, match="a prefix of 4 planes"):
         prefix(q, 4)

@@ -88,7 +88,7 @@ def test_the_planes_of_a_prefix_are_those_of_each_part():
     assert torch.equal(first.alpha, parts[0].q.alphas[1])
     plain = stack([Form("binary", 3).random(2, 9), Form("binary", 1).random(2, 9)])
     assert plain.layout.prefixes == (3,)
-    with pytest.raises(UsageError, match=r"a prefix of 2 planes .* holds \[3\]"):
+    with pytest.raises(UsageError, match=r"a prefix of 2 planes .* supports \[3\]"):
         prefix(plain, 2)
 
 

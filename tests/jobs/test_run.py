@@ -158,7 +158,7 @@ def test_a_broken_part_is_told_by_name(job):
         ({"column": "txet"}, "column 'txet' is unknown; did you mean text"),
         ({"column": "id"}, "column id of .* holds int64, not text"),
         ({"keep": ("id", "nothing")}, "column 'nothing'"),
-        ({"pair": "text"}, "embedding reads one text a row"),
+        ({"pair": "text"}, "embedding reads one text per row"),
         ({"kind": "classification"}, "BertModel does not classify"),
         ({"tokens": 0}, "tokens of a batch must be at least 1"),
     ],

@@ -54,7 +54,7 @@ OFFSETS = {"rules": [{"match": "*.query", "scheme": "zero-point", "zero": "float
     [
         ("bcq3", "onnx", None, "dense cannot be written as ONNX: .*quantize with int3"),
         ("bcq1", "onnx", None, "quantize with int2"),
-        (groups(24), "onnx", None, "groups of 24 inputs are not a multiple of 16.*groups of 32"),
+        (groups(24), "onnx", None, "group size 24 is not a multiple of 16.*groups of 32"),
         ("int8", "onnx:17", None, "opset '17' is unknown.* 18, 19, 20, 21, 22, 23"),
         ("int8", "onnx:20:vnn", None, "opset 'vnn' is unknown; did you mean vnni"),
         ("int8", "onnx:new", None, "opset 'new' is unknown: use 18"),
