@@ -2,6 +2,7 @@
 
     pip install ".[bench]"
     python bench/experts.py [--shape qwen3] [--layers 6] [--target avx2] [--work FOLDER] [--write]
+    python bench/experts.py --shape olmoe --bits --rounds 1    # torch alone
 
 Random weights at real shapes: Qwen3-30B-A3B cut to 6 layers, or OLMoE-1B-7B whole. The checkpoint
 is made in bfloat16, expert by expert, and quantized by streaming: no process ever holds the float
@@ -243,15 +244,15 @@ def prepared(options: Any, config: PreTrainedConfig, work: Path) -> dict[str, An
     if not source.exists():
         source.mkdir()
         make_checkpoint(config, source)
-    for bits in PEERS:
+    for bits in options.bits:
         output = work / f"int{bits}"
         if not output.exists():
             text = json.dumps(recipe(bits, options.activations))
             facts[f"streaming {bits}"] = asked(RUN, str(source), text, str(output))
             facts[f"memory {bits}"] = asked(LOAD, str(output))
             told.write_text(json.dumps(facts))
-    files(config, PEERS.values(), work)
-    return facts | {"float bytes": size_of(source)}
+    files(config, [PEERS[bits] for bits in options.bits], work)
+    return facts | {"float bytes": size_of(source), "bits": options.bits}
 
 
 def measured(options: Any, config: PreTrainedConfig, work: Path) -> dict[str, Any]:
@@ -260,7 +261,8 @@ def measured(options: Any, config: PreTrainedConfig, work: Path) -> dict[str, An
     tokens = torch.randint(5, config.vocab_size, (PROMPT,)).tolist()
     facts = prepared(options, config, work)
     facts["seconds"] = {}
-    for bits, kind in PEERS.items():
+    for bits in options.bits:
+        kind = PEERS[bits]
         model = AutoModelForCausalLM.from_pretrained(work / f"int{bits}", dtype=torch.float32)
         model.eval().set_attn_implementation("lowbit")
         peer = LlamaCpp(work / f"{kind}.gguf", max(1024, PROMPT))
@@ -314,8 +316,8 @@ def table(title: str, facts: dict[str, Any]) -> list[str]:
     if "decoding torch" in taken:
         decode, read = rate("decoding", "torch"), rate("prefill", "torch")
         lines.append(f"| torch bfloat16 | {decode:.1f} | | {read:.0f} | |")
-    for bits, peer in PEERS.items():
-        own = f"lowbit {bits}"
+    for bits in facts["bits"]:
+        peer, own = PEERS[bits], f"lowbit {bits}"
         lines += [
             f"| llama.cpp {peer} | {rate('decoding', peer):.1f} | 1 | {rate('prefill', peer):.0f}"
             " | 1 |",
@@ -323,15 +325,16 @@ def table(title: str, facts: dict[str, Any]) -> list[str]:
             f" | {rate('decoding', own) / rate('decoding', peer):.2f} | {rate('prefill', own):.0f}"
             f" | {rate('prefill', own) / rate('prefill', peer):.2f} |",
         ]
-    lines += [
-        "",
-        "| bits | experts alone, GB/s | one layer, GB/s | share |",
-        "|---|---:|---:|---:|",
-    ]
-    for bits in PEERS:
+    if facts["bits"]:
+        lines += [
+            "",
+            "| bits | experts alone, GB/s | one layer, GB/s | share |",
+            "|---|---:|---:|---:|",
+        ]
+    for bits in facts["bits"]:
         mixture, one = facts[f"experts {bits}"], facts[f"one layer {bits}"]
         lines.append(f"| {bits} | {mixture:.1f} | {one:.1f} | {mixture / one:.0%} |")
-    made = [bits for bits in PEERS if f"memory {bits}" in facts]
+    made = [bits for bits in facts["bits"] if f"memory {bits}" in facts]
     if made:  # by this call, or one before it
         lines += [
             "",
@@ -356,6 +359,7 @@ def main() -> None:
     options_of.add_argument("--layers", type=int, help="fewer than the shape has")
     options_of.add_argument("--vocabulary", type=int, help="smaller than the shape has")
     options_of.add_argument("--activations", choices=("dynamic", "float"), default="dynamic")
+    options_of.add_argument("--bits", type=int, nargs="*", choices=PEERS, default=[*PEERS])
     options_of.add_argument("--without-torch", action="store_true")
     options_of.add_argument(
         "--work",
