@@ -564,3 +564,13 @@ def test_a_wrapper_is_compiled_inside():
     assert outer[0] is inner
     called(inner, batch(4, 2))
     assert [type(p) for p in programs(inner)] == [Compiled]
+
+
+def test_a_copy_is_explained_by_its_own_programs():
+    model, inputs = lowbit.compile(made("bert")), batch(9, 4)
+    called(model, inputs)
+    other = copy.deepcopy(model)
+    assert lowbit.explain(other).programs == {}
+    called(other, inputs)
+    assert lowbit.explain(other).programs[""][0].operations
+    assert list(lowbit.explain(model).programs) == [""]

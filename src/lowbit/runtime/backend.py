@@ -154,8 +154,8 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _difference(wanted: Any, result: Tensor) -> float:
-    """The difference of two results, relative to the norm of the first; infinite if the shapes or
-    dtypes differ."""
+    """The difference of two results, relative to the norm of the first; infinite if the shapes
+    differ."""
     if not isinstance(wanted, Tensor) or wanted.shape != result.shape:
         return torch.inf
     difference = (wanted.double() - result.double()).norm() / wanted.double().norm()

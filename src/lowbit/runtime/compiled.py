@@ -120,9 +120,13 @@ class CompiledForward:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.programs = Programs.of(model)
         # Pipelines and SentenceTransformer inspect the arguments of a model.
         self.__signature__ = inspect.signature(type(model).forward.__get__(model))
+
+    @property
+    def programs(self) -> Programs:
+        # Not kept here: a copy of a model gets its programs after its forward.
+        return Programs.of(self.model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledForward":
         return CompiledForward(memo[id(self.model)])
