@@ -15,8 +15,8 @@ from machine import described, finish, result_page
 from torch import Tensor
 
 from lowbit import Binary, dequantize
+from lowbit.calibration import texts
 from lowbit.checkpoint.load import load_model, load_tokenizer
-from lowbit.data import calibration
 from lowbit.formats.binary import BinaryTensor, prefix
 from lowbit.solvers.binary.compensated import solve
 from lowbit.solvers.hessian import Inputs, weight_error
@@ -32,7 +32,7 @@ def seen(models: Path, data: Path) -> Iterator[tuple[Tensor, Tensor]]:
     folder = models / "gpt2-wikitext2"
     model = load_model(folder)
     text = data / "wikitext-2" / "train.txt"
-    batches = calibration.read(text, model, load_tokenizer(folder), SAMPLES).batches
+    batches = texts.read(text, model, load_tokenizer(folder), SAMPLES).batches
     layers = [model.transformer.get_submodule(name) for name in LAYERS]
     inputs = [Inputs.none_yet(layer.nx, torch.device("cpu")) for layer in layers]
     for layer, own in zip(layers, inputs, strict=True):

@@ -1,8 +1,11 @@
 """A model that is trained for a task in float, and what integers made of it lose.
 
-Every model is one piece (pieces.py): the float one, those that training by distillation makes of it
-(docs/training.md), and those that are quantized without training. A training that was killed goes
-on from its last checkpoint.
+Every model is one piece of the work folder (pieces.py): the float one, those that training by
+distillation makes of it (docs/training.md), and those that are quantized without training. A
+training that was killed goes on from its last checkpoint. What a table says of a model, beside the
+float one that it was made of, is a row, which outlives the work folder: what has a row is not made
+again. If another needs the float model and it is gone, it is trained again with the same seed; on
+another processor its bits differ, so each row keeps the float score that it was found beside.
 """
 
 import argparse
@@ -20,7 +23,7 @@ import lowbit
 from lowbit.checkpoint.documents import read_json
 from lowbit.checkpoint.load import load_model
 from lowbit.conversion.recipe import Recipe, load_recipe
-from lowbit.evaluation.bootstrap import Loss, loss
+from lowbit.evaluation.bootstrap import loss
 from lowbit.evaluation.study import Measurement, json_safe
 from lowbit.evaluation.task import Subject, Task
 from lowbit.training.ending import FAKE_QUANTIZED, FLOAT, INTEGER, Outcome, save
@@ -72,14 +75,31 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Row:
+    """What a table says of a model: the scores of the float one and of this one, the loss in
+    percent and its interval; same: as in `Model`; smaller: how many times its file is smaller."""
+
+    metric: str
+    before: float
+    value: float
+    percent: float
+    low: float | None
+    high: float | None
+    same: float | None
+    smaller: float
+
+
+@dataclass(frozen=True)
 class FineTuned:
-    """One task, and one seed of it. distilled: recipes that are trained towards, and what that
-    changes of DISTILLED; recipes: those of quantization without training."""
+    """One task, and one seed of it. rows: what is known of its models; pieces: the models, in
+    `work`. distilled: recipes that are trained towards, and what that changes of DISTILLED;
+    recipes: those of quantization without training."""
 
     task: str
     label: str
     material: Material
     settings: Settings
+    rows: Pieces
     pieces: Pieces
     work: Path
     distilled: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -127,14 +147,35 @@ class FineTuned:
         found = self.pieces.found
         return {arm: Model.from_dict(found[n]) for arm, n in names.items() if n in found}
 
-    def losses(self) -> Iterator[tuple[str, Model, Loss]]:
-        """What each model loses beside the float one."""
-        known = self.known()
-        for arm, model in known.items():
-            if arm != FLOAT:
-                lost = loss(self.score, known[FLOAT].measurement, model.measurement)
-                if lost is not None:
-                    yield arm, model, lost
+    @property
+    def arms(self) -> list[str]:
+        """Those that have a row."""
+        return [arm for arm in self.plan() if arm != FLOAT]
+
+    def compare(self, arm: str) -> Row:
+        """The row of an arm; made, with the models that it needs, if it is not known yet."""
+        stored = self.rows.find(f"{self.name} {arm}", lambda: asdict(self._compare(arm)))
+        return Row(**stored)
+
+    def _compare(self, arm: str) -> Row:
+        base, model = self.find(FLOAT), self.find(arm)
+        lost = loss(self.score, base.measurement, model.measurement)
+        if lost is None:
+            raise SystemExit(f"{self.name}: the float model's score is 0")
+        before, value = (m.measurement.metrics[lost.metric].value for m in (base, model))
+        found = lost.metric, before, value, lost.percent, lost.low, lost.high
+        return Row(*found, model.same, base.bytes / model.bytes)
+
+    def compared(self) -> dict[str, Row]:
+        """The rows that are known, by arm."""
+        names = {arm: f"{self.name} {arm}" for arm in self.arms}
+        found = self.rows.found
+        return {arm: Row(**found[name]) for arm, name in names.items() if name in found}
+
+    def machines(self) -> list[str]:
+        """The letters of the machines that found the rows."""
+        letters = (self.rows.letter(f"{self.name} {arm}") for arm in self.compared())
+        return list(dict.fromkeys(letters))
 
     def train_float(self) -> Model:
         return self._train("none", self.material, self.settings)
@@ -193,42 +234,44 @@ def weights_bytes(folder: Path) -> int:
 
 
 def table(studies: Sequence[FineTuned]) -> Iterator[str]:
-    """Every model that is there, beside the float one of its study."""
+    """Every row that is known."""
     columns = "task | seed | metric | float | model | value | loss, % | interval | same | × smaller"
-    yield f"| {columns} |"
-    yield "|---" * len(columns.split("|")) + "|"
+    yield f"| {columns} | machine |"
+    yield "|---" * (len(columns.split("|")) + 1) + "|"
     for study in studies:
-        known = study.known()
-        for arm, model, lost in study.losses():
-            base = known[FLOAT]
-            before, value = (m.measurement.metrics[lost.metric].value for m in (base, model))
-            interval = "" if lost.low is None else f"{lost.low:+.2f} … {lost.high:+.2f}"
+        for arm, row in study.compared().items():
+            interval = "" if row.low is None else f"{row.low:+.2f} … {row.high:+.2f}"
             yield (
-                f"| {study.label} | {study.settings.seed} | {lost.metric}"
-                f" | {100 * before:.2f} | {arm} | {100 * value:.2f}"
-                f" | {lost.percent:+.2f} | {interval}"
-                f" | {'' if model.same is None else f'{model.same:.2%}'}"
-                f" | {base.bytes / model.bytes:.2f} |"
+                f"| {study.label} | {study.settings.seed} | {row.metric}"
+                f" | {100 * row.before:.2f} | {arm} | {100 * row.value:.2f}"
+                f" | {row.percent:+.2f} | {interval}"
+                f" | {'' if row.same is None else f'{row.same:.2%}'}"
+                f" | {row.smaller:.2f} | {study.rows.letter(f'{study.name} {arm}')} |"
             )
+
+
+def trained_again(studies: Sequence[FineTuned]) -> Iterator[str]:
+    """What is said of float models that more than one machine trained."""
+    for study in studies:
+        if len(study.machines()) > 1:
+            yield f"{study.name}: each of the machines {' and '.join(study.machines())} trained a"
+            yield "float model with this seed; bits differ between processors, and each row is"
+            yield "beside the float model of its own machine."
 
 
 def summary(studies: Sequence[FineTuned]) -> Iterator[str]:
     """By arm: the loss on each task, in percent of the sum over seeds; the mean; the worst."""
-    rows = [
-        (s.label, arm, s.known()[FLOAT], m, lost) for s in studies for arm, m, lost in s.losses()
-    ]
+    rows = [(s.label, arm, row) for s in studies for arm, row in s.compared().items()]
     labels = list(dict.fromkeys(s.label for s in studies))
     yield f"| model | {' | '.join(labels)} | mean | worst |"
     yield "|---" * (len(labels) + 3) + "|"
-    for arm in dict.fromkeys(row[1] for row in rows):
+    for arm in dict.fromkeys(arm for _, arm, _ in rows):
         losses: dict[str, float] = {}
         for label in labels:
-            mine = [row for row in rows if row[:2] == (label, arm)]
+            mine = [row for *of, row in rows if of == [label, arm]]
             if mine:
-                metric = mine[0][4].metric
-                before = sum(row[2].measurement.metrics[metric].value for row in mine)
-                after = sum(row[3].measurement.metrics[metric].value for row in mine)
-                losses[label] = 100 * (before - after) / abs(before)
+                lost = sum(row.percent * abs(row.before) for row in mine)
+                losses[label] = lost / sum(abs(row.before) for row in mine)
         cells = [f"{losses[label]:+.2f} %" if label in losses else "–" for label in labels]
         mean, worst = sum(losses.values()) / len(losses), max(losses.values())
         yield f"| {arm} | {' | '.join(cells)} | {mean:+.2f} % | {worst:+.2f} % |"
@@ -237,8 +280,8 @@ def summary(studies: Sequence[FineTuned]) -> Iterator[str]:
 def missing(studies: Sequence[FineTuned]) -> Iterator[str]:
     """What has not been made, by study."""
     for study in studies:
-        known = study.known()
-        absent = [arm for arm in study.plan() if arm not in known]
+        known = study.compared()
+        absent = [arm for arm in study.arms if arm not in known]
         if absent:
             yield f"{study.name} ({', '.join(absent) if known else 'all'})"
 

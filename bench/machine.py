@@ -14,16 +14,14 @@ from lowbit.kernels import native
 
 
 def commit() -> str:
-    told = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--exclude=*",
-    ]
-    return subprocess.run(told, capture_output=True, text=True).stdout.strip() or "unknown"
+    """HEAD, and whether the code differs from it; results that were just written do not count."""
+
+    def git(*told: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent.parent), *told]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "csrc", "bench")
+    return f"{git('rev-parse', '--short', 'HEAD') or 'unknown'}{'-dirty' if changed else ''}"
 
 
 def together() -> float:
@@ -48,18 +46,35 @@ def together() -> float:
         torch.set_num_threads(threads)
 
 
-def described() -> str:
-    """One line: processor, threads, what they do together and how they wait, if that is set; commit
-    and torch."""
+def where() -> dict[str, str]:
+    """What is kept with a result: the accelerator, if torch uses one, and the processor; threads
+    and how they wait, if that is set; the commit; torch."""
+    names = [processor()]
+    if torch.cuda.is_available():
+        names.insert(0, torch.cuda.get_device_name())
+    return {
+        "processor": " beside ".join(names),
+        "threads": threads(),
+        "lowbit": commit(),
+        "torch": torch.__version__,
+    }
+
+
+def threads(does: str = "") -> str:
+    """How many, and how they wait; does: what more is said of several."""
     # Passive threads sleep between operations: waking one takes longer than a small operation.
     policy = os.environ.get("OMP_WAIT_POLICY")
     waiting = f" (OMP_WAIT_POLICY={policy})" if policy else ""
     count = torch.get_num_threads()
-    threads = (
-        "1 thread" if count == 1 else f"{count} threads that do {together():.1f} times one's work"
-    )
+    return f"{'1 thread' if count == 1 else f'{count} threads{does}'}{waiting}"
+
+
+def described() -> str:
+    """One line: processor, threads, what they do together and how they wait, if that is set; commit
+    and torch."""
+    does = "" if torch.get_num_threads() == 1 else f" that do {together():.1f} times one's work"
     code = f"lowbit {commit()}, torch {torch.__version__}"
-    return f"Processor: {processor()}, {threads}{waiting}; {code}."
+    return f"Processor: {processor()}, {threads(does)}; {code}."
 
 
 def result_page(name: str) -> Path:

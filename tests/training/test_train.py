@@ -25,6 +25,7 @@ from lowbit.conversion.recipe import PRESETS, Recipe
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.glue import Glue
 from lowbit.qat.prepare import QatOptions
+from lowbit.training import bfloat16
 from lowbit.training.bcq import BcqPlan
 from lowbit.training.glue import teach
 from lowbit.training.lesson import Material, load_with_head
@@ -441,8 +442,9 @@ def regression_data(folder, score):
     return str(folder)
 
 
-def test_scores_are_those_of_float32_though_training_was_in_bfloat16(source, tmp_path):
+def test_scores_are_those_of_float32_though_training_was_in_bfloat16(source, tmp_path, monkeypatch):
     """Of a regression, whose predictions show every digit."""
+    monkeypatch.setattr(bfloat16, "has_products", lambda: True)
     data = regression_data(tmp_path / "STS-B", lambda row: row % 5)
     tokenizer = load_tokenizer(source)
     lesson = Material(str(source), tokenizer, data, "stsb", max_length=16)
@@ -451,6 +453,17 @@ def test_scores_are_those_of_float32_though_training_was_in_bfloat16(source, tmp
     task = Glue(data, "stsb", max_length=16)
     again = task.measure(Subject("float", load_model(tmp_path / "out/float"), tokenizer))
     assert found.measurements["float"].predictions == again.predictions
+
+
+def test_bfloat16_is_not_emulated(source, data, tmp_path, monkeypatch):
+    """A processor that lacks its products trains in float32, and the user is told."""
+    monkeypatch.setattr(bfloat16, "has_products", lambda: False)
+    settings = replace(QUICK, max_steps=1, bf16=True)
+    found = train("glue", material(source, data), tmp_path / "out", settings, progress=False)
+    assert any("no bfloat16 products" in note for note in found.notes)
+    assert not arguments(tmp_path, settings, None, False).bf16
+    monkeypatch.setattr(bfloat16, "has_products", lambda: True)
+    assert arguments(tmp_path, settings, None, False).bf16
 
 
 def test_what_is_distilled_comes_from_the_teacher_alone(source, data, tmp_path):

@@ -12,6 +12,7 @@ from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.decoding.translator import Translator
 from lowbit.evaluation.forced import forced
 from lowbit.formats import FORMATS
+from lowbit.training import bfloat16
 from lowbit.training.bcq import find_plan
 from lowbit.training.lesson import Pairs
 from lowbit.training.train import train
@@ -49,7 +50,8 @@ def test_a_short_training_keeps_its_best_checkpoint_and_writes_texts(data, tmp_p
     assert outcome.measurements["float"].samples[0].reference == references[0]
 
 
-def test_what_is_trained_in_bfloat16_is_scored_as_it_is_saved(data, tmp_path):
+def test_what_is_trained_in_bfloat16_is_scored_as_it_is_saved(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(bfloat16, "has_products", lambda: True)
     settings = replace(QUICK, max_steps=4, eval_steps=4, bf16=True)
     outcome = train("translation", reversing.material(data), tmp_path, settings, progress=False)
     while_training = [line["eval_loss"] for line in outcome.history if "eval_loss" in line]

@@ -131,7 +131,9 @@ class Learning:
     save_steps: Annotated[
         int, typer.Option(help="Steps between checkpoints; 0: once an epoch.")
     ] = DEFAULT.save_steps
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = DEFAULT.bf16
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Multiply in bfloat16, if the processor can.")
+    ] = DEFAULT.bf16
     seed: Annotated[
         int, typer.Option(help="Seed of new weights, dropout and the order of examples.")
     ] = DEFAULT.seed

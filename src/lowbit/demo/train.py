@@ -16,6 +16,7 @@ from transformers import GPT2LMHeadModel
 
 from lowbit.demo.model import DemoSettings
 from lowbit.progress import progress_bar
+from lowbit.training import bfloat16
 
 LOWEST_RATE = 0.05  # the share of the learning rate that cosine ends with
 LONGEST_WARM_UP = 40  # steps
@@ -56,7 +57,7 @@ def train(
 
 def half_where_it_is_faster() -> AbstractContextManager[object]:
     """Autocast of products to bfloat16 where the processor has it; where not, it is emulated."""
-    if torch.cpu._is_avx512_bf16_supported():
+    if bfloat16.has_products():
         return torch.autocast("cpu", torch.bfloat16)
     return nullcontext()
 

@@ -111,7 +111,7 @@ def finish(
         _write(model, tokenizer, unfinished, state_dict=state)
         if learned is not None:
             save_learned(model, learned, unfinished / LEARNED)
-    finish_qat(model, progress)
+    finish_qat(model.cpu(), progress)  # where integers have kernels
     folders.append(output / settings.folder)
     score(INTEGER)
     for found in filter(None, (measurements, test)):

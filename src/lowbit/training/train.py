@@ -35,6 +35,7 @@ from lowbit.evaluation.task import Subject
 from lowbit.inspect.environment import describe
 from lowbit.qat.prepare import QatOptions, prepare_qat
 from lowbit.qat.projection import CodedWeight, prepare_codes
+from lowbit.training import bfloat16
 from lowbit.training.attention import trainable_attention
 from lowbit.training.ending import Outcome, finish, starts_at_random, write_texts
 from lowbit.training.frequencies import bits_read
@@ -105,7 +106,7 @@ def train(
             if not there.checkpoints:
                 begin(output, asked)
         last = str(there.checkpoints[-1]) if resume and there.checkpoints else None
-        seconds = learn(trainer, settings, last)
+        seconds = learn(trainer, last)
         steps = trainer.state.global_step
         if not first:
             return Outcome(steps, seconds, {}, ())
@@ -182,7 +183,8 @@ def prepare(teach: Teacher, material: Material, settings: Settings) -> Prepared:
     lesson = teach(start.material)
     check_lesson(lesson, settings)
     lesson.score.check(Subject("model", lesson.model, lesson.tokenizer))
-    lesson = replace(lesson, notes=(*start.notes, *lesson.notes, *starts_at_random(lesson)))
+    said = *starts_at_random(lesson), *bfloat16.unused(settings.bf16)
+    lesson = replace(lesson, notes=(*start.notes, *lesson.notes, *said))
     teacher = deepcopy(lesson.model) if settings.distill else None
     weights: tuple[CodedWeight, ...] = ()
     if settings.plan is not None:
@@ -195,13 +197,13 @@ def prepare(teach: Teacher, material: Material, settings: Settings) -> Prepared:
     return Prepared(lesson, teacher, weights)
 
 
-def learn(trainer: LessonTrainer, settings: Settings, checkpoint: str | None) -> float:
+def learn(trainer: LessonTrainer, checkpoint: str | None) -> float:
     """Train to the end; the seconds that it took. Raises InputError as LessonTrainer does."""
     start = time.perf_counter()
     # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
     torch.set_flush_denormal(True)
     try:
-        with trainable_attention(trainer.lesson.model, settings.bf16):
+        with trainable_attention(trainer.lesson.model, trainer.args.bf16):
             trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         torch.set_flush_denormal(False)

@@ -24,6 +24,7 @@ from lowbit.evaluation.forced import IGNORED
 from lowbit.evaluation.task import Subject
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import hidden, without_transformers_bars
+from lowbit.training import bfloat16
 from lowbit.training.by_length import ByLength
 from lowbit.training.distillation import divergence
 from lowbit.training.lesson import Example, Lesson
@@ -91,7 +92,7 @@ def arguments(
         disable_tqdm=hidden(progress),
         report_to=[],
         seed=settings.seed,
-        bf16=settings.bf16,
+        bf16=bfloat16.is_used(settings.bf16),
         use_cpu=not torch.cuda.is_available(),
         remove_unused_columns=False,
         dataloader_pin_memory=False,
