@@ -24,7 +24,7 @@ from lowbit.checkpoint.documents import read_json
 from lowbit.checkpoint.load import load_model
 from lowbit.conversion.recipe import Recipe, load_recipe
 from lowbit.evaluation.bootstrap import loss
-from lowbit.evaluation.study import Measurement, json_safe
+from lowbit.evaluation.study import Measurement, json_safe, structured
 from lowbit.evaluation.task import Subject, Task
 from lowbit.training.ending import FAKE_QUANTIZED, FLOAT, INTEGER, Outcome, save
 from lowbit.training.lesson import Lesson, Material
@@ -61,9 +61,9 @@ class Model:
     def from_dict(cls, stored: Mapping[str, Any]) -> "Model":
         fake = stored["fake"]
         return cls(
-            Measurement.from_dict(stored["measurement"]),
+            structured(Measurement, stored["measurement"]),
             stored["bytes"],
-            None if fake is None else Measurement.from_dict(fake),
+            None if fake is None else structured(Measurement, fake),
             stored["seconds"],
         )
 
@@ -173,9 +173,11 @@ class FineTuned:
         return {arm: Row(**found[name]) for arm, name in names.items() if name in found}
 
     def machines(self) -> list[str]:
-        """The letters of the machines that found the rows."""
-        letters = (self.rows.letter(f"{self.name} {arm}") for arm in self.compared())
-        return list(dict.fromkeys(letters))
+        """The letters of the machines that found the rows, one for each processor."""
+        letters: dict[str, str] = {}
+        for name in (f"{self.name} {arm}" for arm in self.compared()):
+            letters.setdefault(self.rows.made[name]["processor"], self.rows.letter(name))
+        return list(letters.values())
 
     def train_float(self) -> Model:
         return self._train("none", self.material, self.settings)
@@ -256,7 +258,7 @@ def trained_again(studies: Sequence[FineTuned]) -> Iterator[str]:
         if len(study.machines()) > 1:
             yield f"{study.name}: each of the machines {' and '.join(study.machines())} trained a"
             yield "float model with this seed; bits differ between processors, and each row is"
-            yield "beside the float model of its own machine."
+            yield "beside the float model of its own machine.\n"
 
 
 def summary(studies: Sequence[FineTuned]) -> Iterator[str]:

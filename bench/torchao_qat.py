@@ -38,7 +38,7 @@ from lowbit.checkpoint.load import load_model
 from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import load_recipe
 from lowbit.evaluation.bootstrap import loss
-from lowbit.evaluation.study import Measurement, json_safe
+from lowbit.evaluation.study import Measurement, json_safe, structured
 from lowbit.evaluation.task import Subject
 from lowbit.qat.prepare import finish_qat, prepare_qat
 from lowbit.training.ending import FLOAT
@@ -127,7 +127,7 @@ def rows(study: FineTuned, pieces: Pieces) -> Iterator[str]:
     for name in ARMS:
         if name in pieces.found:
             found = pieces.found[name]
-            fake, integers = (Measurement.from_dict(found[key]) for key in ("fake", "integers"))
+            fake, integers = (structured(Measurement, found[key]) for key in ("fake", "integers"))
             lost = loss(study.score, base, integers)
             assert lost is not None
             f1 = (100 * each.metrics["f1"].value for each in (fake, integers))
