@@ -16,6 +16,7 @@ from lowbit.checkpoint.guard import ADVICE
 from lowbit.inspect.checkpoint import inspect_checkpoint
 from tests.folders import save
 from tests.models import make, output
+from tests.products import some
 
 # Folder -> the classes that it is opened as.
 OPENED = {
@@ -82,8 +83,7 @@ def test_every_opening_without_lowbit_raises_and_the_report_names_what_to_do(tmp
     assert not quiet
 
 
-@pytest.mark.parametrize("recipe", ["int8", "int4-all"])
-@pytest.mark.parametrize("name", OPENED)
+@pytest.mark.parametrize(("name", "recipe"), some(OPENED, ["int8", "int4-all"]))
 def test_lowbit_itself_does_not_see_the_guards(name, recipe, tmp_path):
     model = make(name)
     lowbit.quantize(model, recipe)

@@ -14,6 +14,7 @@ from lowbit import InputError
 from lowbit.checkpoint.hashes import tensor_hash
 from tests.folders import save
 from tests.models import MODELS, make
+from tests.products import some
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I8": np.int8}
 
@@ -58,8 +59,7 @@ def test_every_tensor_of_every_shard_has_its_hash(stored):
     assert lowbit.verify(stored) == len(found)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("recipe", ["int8-all", "bcq2"])
+@pytest.mark.parametrize(("name", "recipe"), some(MODELS, ["int8-all", "bcq2"]))
 def test_a_model_that_was_saved_verifies(name, recipe, tmp_path):
     model = make(name)
     lowbit.quantize(model, recipe, progress=False)

@@ -11,6 +11,7 @@ from lowbit.conversion.recipe import PRESETS, recipe_of
 from lowbit.inspect.forecast import float_skeleton, forecast
 from tests.folders import save
 from tests.models import make
+from tests.products import some
 
 
 @pytest.fixture
@@ -18,8 +19,10 @@ def source(tmp_path):
     return save("gpt2", tmp_path / "gpt2")
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "t5"])
-@pytest.mark.parametrize("recipe", ["int8-all", "int4-head8-dynamic", "bcq3", "int2-all"])
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    some(["gpt2", "bert", "t5"], ["int8-all", "int4-head8-dynamic", "bcq3", "int2-all"]),
+)
 def test_a_forecast_is_the_size_that_quantizing_gives(name, recipe, tmp_path):
     make(name).save_pretrained(tmp_path / "float")
     found = forecast(*float_skeleton(tmp_path / "float"), PRESETS[recipe])

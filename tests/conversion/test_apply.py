@@ -10,14 +10,14 @@ import lowbit
 from lowbit import Absmax, InputError, Recipe, Rule, ZeroPoint
 from lowbit.formats import CHANNEL, group
 from tests.models import MODELS, make, output
+from tests.products import some
 
 # Relative error of the output of a small random model; wide of what was seen, close enough to
 # catch a wrong scale, a transposed weight or a lost bias.
 BOUNDS = {"int8": 0.02, "int8-dynamic": 0.03, "int8-zeropoint-all": 0.03, "int4": 0.3, "bcq4": 0.3}
 
 
-@pytest.mark.parametrize("recipe", BOUNDS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "recipe"), some(MODELS, BOUNDS))
 def test_the_quantized_model_computes_nearly_the_same(name, recipe):
     model = make(name)
     expected = output(model)

@@ -10,10 +10,10 @@ import lowbit
 from lowbit.conversion.footprint import resident_bytes
 from lowbit.formats import CHANNEL, group
 from tests.models import MODELS, make, output
+from tests.products import some
 
 
-@pytest.mark.parametrize("recipe", ["int8", "int4-all", "bcq3-all-dynamic"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "recipe"), some(MODELS, ["int8", "int4-all", "bcq3-all-dynamic"]))
 def test_stored_bytes_are_the_bytes_of_the_tensors_on_disk(name, recipe, tmp_path):
     model = make(name)
     lowbit.quantize(model, recipe)
@@ -27,8 +27,7 @@ def test_stored_bytes_are_the_bytes_of_the_tensors_on_disk(name, recipe, tmp_pat
     assert 0 < size.disk_bytes + unsaved - size.stored_bytes < 64_000
 
 
-@pytest.mark.parametrize("recipe", ["int8-dynamic", "int4-all", "bcq2"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "recipe"), some(MODELS, ["int8-dynamic", "int4-all", "bcq2"]))
 def test_resident_bytes_are_the_memory_footprint_and_grow_with_use_by_padding_only(name, recipe):
     model = make(name)
     lowbit.quantize(model, recipe)

@@ -20,8 +20,12 @@ import lowbit
 from lowbit.conversion.fuse import AppliedBefore, fuse, layer_before, unfuse
 from lowbit.nn import QuantLinear
 from tests.models import MODELS, VOCABULARY, make, output
+from tests.products import some
 
 every_model = pytest.mark.parametrize("name", MODELS)
+every_model_by_one_of_two = pytest.mark.parametrize(
+    ("name", "recipe"), some(MODELS, ["int8-dynamic", "int4"])
+)
 # Functions that follow a layer, and groups of layers that share their input.
 FUSED = {
     "bert": (2, 2),
@@ -146,8 +150,7 @@ class TestModels:
         assert counts(again) == FUSED[name]
         assert torch.equal(output(again), output(model))
 
-    @every_model
-    @pytest.mark.parametrize("recipe", ["int8-dynamic", "int4"])
+    @every_model_by_one_of_two
     def test_shared_inputs_change_no_bit(self, name, recipe):
         model = quantized(name, recipe)
         fused = [output(model) for _ in range(3)]
@@ -156,8 +159,7 @@ class TestModels:
         apart = output(model)
         assert all(torch.equal(result, apart) for result in fused)
 
-    @every_model
-    @pytest.mark.parametrize("recipe", ["int8-dynamic", "int4"])
+    @every_model_by_one_of_two
     def test_nonlinearities_change_as_little_as_rounding_does(self, name, recipe):
         model = quantized(name, recipe)
         fused = output(model)

@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 import lowbit
 from lowbit.nn import QuantLinear, QuantModule
 from tests.models import MODELS, make, output
+from tests.products import some
 
 RECIPES = ["int8", "int8-zeropoint-all", "int4-all-dynamic", "bcq2-all", "int3"]
 
@@ -42,8 +43,7 @@ def edit_tensors(folder: Path, change) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "recipe"), some(MODELS, RECIPES))
 def test_logits_are_bit_identical_after_loading(name, recipe, tmp_path):
     model = make(name)
     lowbit.quantize(model, recipe)
@@ -55,8 +55,7 @@ def test_logits_are_bit_identical_after_loading(name, recipe, tmp_path):
     assert lowbit.footprint(loaded).stored_bytes == lowbit.footprint(model).stored_bytes
 
 
-@pytest.mark.parametrize("recipe", ["int4-all", "int8-dynamic"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "recipe"), some(MODELS, ["int4-all", "int8-dynamic"]))
 def test_quantizing_while_loading_equals_quantizing_in_place(name, recipe, tmp_path):
     model = make(name)
     saved(model, tmp_path / "float")

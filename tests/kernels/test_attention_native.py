@@ -35,7 +35,7 @@ LACKING = {path.name: native.lacks(path.feature) for path in FEATURES}
 pytestmark = pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=pytest.mark.skipif(bool(why), reason=why or "present"))
+        pytest.param(path, marks=pytest.mark.missing_target(why) if why else ())
         for path, why in LACKING.items()
     ],
 )

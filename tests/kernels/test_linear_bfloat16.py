@@ -7,7 +7,9 @@ from lowbit.formats import CHANNEL, group
 from lowbit.kernels import native
 from lowbit.kernels.linear.native import LinearProduct, in_place, kernels, together
 from lowbit.kernels.stacked_packed_layout import packed_layout_of
+from tests.products import some
 from tests.stored import STACKS, Form
+from tests.targets import parameters
 
 NATIVE = kernels("float")
 FORMS = [
@@ -17,18 +19,13 @@ FORMS = [
     STACKS[0],
 ]
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
-every_form = pytest.mark.parametrize("form", FORMS, ids=str)
 KINDS = {"limbs": ("float", "limbs"), "fma": ("float", "fma"), "dynamic": ("dynamic", None)}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.fixture(params=[kernel.name for kernel in NATIVE])
+@pytest.fixture(params=parameters(NATIVE))
 def path(request):
-    (kernel,) = [kernel for kernel in NATIVE if kernel.name == request.param]
-    missing = native.lacks(kernel.isa)
-    if missing:
-        pytest.skip(missing)
-    return kernel.name
+    return request.param
 
 
 def normal(*shape, seed=0):
@@ -44,11 +41,18 @@ def same(a, b):
     return torch.equal(a.view(torch.int16), b.view(torch.int16))
 
 
-@every_form
-@every_kind
-@pytest.mark.parametrize("rows", [1, 5, 70])
-@pytest.mark.parametrize("bias", [None, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("nonlinearity", ["identity", "gelu"])
+@pytest.mark.parametrize(
+    ("form", "kind", "rows", "bias", "nonlinearity"),
+    some(
+        FORMS,
+        KINDS,
+        [1, 5, 70],
+        [None, torch.float32, torch.bfloat16],
+        ["identity", "gelu"],
+        together=2,
+    ),
+    ids=str,
+)
 def test_the_result_is_that_of_float32_rounded_once(path, form, kind, rows, bias, nonlinearity):
     q = form.random(40, 96).q
     layout = packed_layout_of(q.layout, *q.shape)

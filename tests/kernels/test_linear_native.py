@@ -17,22 +17,14 @@ from lowbit.kernels.packed_layout import MAX_GROUP, PackedLayout
 from lowbit.kernels.selection import VARIABLE
 from tests.oracles import linear as oracle
 from tests.stored import FORMS, GROUPS, Form, affine, binary
+from tests.targets import parameters
 
 NATIVE = kernels("float")
-PATHS = [pytest.param(kernel.name, id=kernel.name) for kernel in NATIVE]
+PATHS = parameters(NATIVE)
 HERE = [kernel.name for kernel in NATIVE if not native.lacks(kernel.isa)]
 KINDS = ("float", "dynamic")
 FAMILIES = ("limbs", "fma")
 DIGITS = {"float": 4, "dynamic": 1, "fma": 1}  # float activations are limbs but where it says fma
-
-
-@pytest.fixture
-def path(request):
-    (kernel,) = [kernel for kernel in NATIVE if kernel.name == request.param]
-    missing = native.lacks(kernel.isa)
-    if missing:
-        pytest.skip(missing)
-    return kernel.name
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def one_thread(threads):
     threads(1)
 
 
-every_path = pytest.mark.parametrize("path", PATHS, indirect=True)
+every_path = pytest.mark.parametrize("path", PATHS)
 every_form = pytest.mark.parametrize("form", FORMS, ids=str)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_family = pytest.mark.parametrize("family", FAMILIES)

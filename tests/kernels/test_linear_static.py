@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from lowbit.formats import StaticScale, group
-from lowbit.kernels import linear, native, ops
+from lowbit.kernels import linear, ops
 from lowbit.kernels.linear import KERNELS, reference
 from lowbit.kernels.selection import VARIABLE
 from lowbit.nn import ACTIVATIONS, QuantLinear
 from tests.stored import STACKS, Form
+from tests.targets import parameters
 
 FORMS_USED = [
     Form("affine", 8),
@@ -34,11 +35,8 @@ def expected(x, weight, bias, static):
     return decoded @ weight.astype(np.float64).T + bias
 
 
-@pytest.fixture(params=[k.name for k in KERNELS["static"]])
+@pytest.fixture(params=parameters(KERNELS["static"]))
 def path(request, monkeypatch):
-    (kernel,) = [k for k in KERNELS["static"] if k.name == request.param]
-    if kernel.isa and native.lacks(kernel.isa):
-        pytest.skip(native.lacks(kernel.isa))
     monkeypatch.setenv(VARIABLE, request.param)
     return request.param
 

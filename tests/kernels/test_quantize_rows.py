@@ -7,14 +7,12 @@ from hypothesis.extra import numpy as hnp
 
 from lowbit.kernels import native
 from lowbit.kernels.quantize_rows import KERNELS, quantize_rows
+from tests.targets import parameters
 
-KERNEL_PARAMS = [pytest.param(kernel, id=kernel.name) for kernel in KERNELS]
+KERNEL_PARAMS = parameters(KERNELS, whole=True)
 
 
 def run(kernel, x, group_size):
-    missing = native.lacks(kernel.isa) if kernel.isa else None
-    if missing:
-        pytest.skip(missing)
     codes, scales = kernel.run(torch.from_numpy(x), group_size)
     assert codes.dtype == torch.int8 and scales.dtype == torch.float32
     return codes.numpy(), scales.numpy()

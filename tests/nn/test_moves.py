@@ -13,6 +13,7 @@ from lowbit.kernels import native, ops
 from lowbit.nn import QuantLinear, QuantModule
 from lowbit.schemes import Absmax, ZeroPoint
 from tests.models import make, output
+from tests.products import some
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 
@@ -34,8 +35,9 @@ def packed(model):
     return [m for m in model.modules() if isinstance(m, QuantModule) and m.tied_to is None]
 
 
-@pytest.mark.parametrize("recipe", ["int8-dynamic", "int4-all", "bcq2"])
-@pytest.mark.parametrize("move", NOTHING_MOVES)
+@pytest.mark.parametrize(
+    ("move", "recipe"), some(NOTHING_MOVES, ["int8-dynamic", "int4-all", "bcq2"])
+)
 def test_the_packed_weight_stays(move, recipe):
     model = make("bert")
     lowbit.quantize(model, recipe, progress=False)

@@ -15,6 +15,7 @@ from transformers import (
 
 from lowbit.qat.passes import Pass, Passes
 from lowbit.qat.prepare import QatOptions, prepare_qat
+from tests.products import some
 
 SIZES = dict(
     vocab_size=120,
@@ -103,11 +104,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize(("name", "way", "recipe", "options"), CASES)
-def test_losses_ranges_and_counts_are_those_without_checkpoints(
-    name, way, recipe, options, together
-):
+@pytest.mark.parametrize(("case", "together"), some(CASES, [False, True]))
+def test_losses_ranges_and_counts_are_those_without_checkpoints(case, together):
+    name, way, recipe, options = case
     losses, state = trained(name, lambda model: model, recipe, options, together)
     own_losses, own_state = trained(name, WAYS[way], recipe, options, together)
     assert own_losses == losses

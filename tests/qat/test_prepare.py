@@ -16,6 +16,7 @@ from lowbit.nn import QuantLinear
 from lowbit.qat.modules import FakeQuantEmbedding, FakeQuantLinear
 from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat, restore_float
 from tests.models import make, output
+from tests.products import some
 
 NAMES = ("bert", "gpt2", "t5", "bart", "llama-tied")
 
@@ -103,9 +104,10 @@ def set_anew(model, other):
                 setattr(model.get_submodule(name), key, new)
 
 
-@pytest.mark.parametrize("change", [assigned, emptied, set_anew])
-@pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("recipe", ["int8-all", "bcq2"])
+@pytest.mark.parametrize(
+    ("recipe", "tie", "change"),
+    some(["int8-all", "bcq2"], [False, True], [assigned, emptied, set_anew], together=2),
+)
 def test_replaced_parameters_are_those_that_are_stored(recipe, tie, change):
     model, other = make("gpt2"), make("gpt2", seed=1)
     for each in (model, other):

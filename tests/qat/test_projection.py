@@ -13,6 +13,7 @@ from lowbit.qat.prepare import fake_quantized, finish_qat
 from lowbit.qat.projection import PARTS, prepare_codes
 from lowbit.schemes import Binary, Clustered
 from tests.models import make, output
+from tests.products import some
 
 GREEDY = Binary(3, CHANNEL, offset=False, solver="greedy")
 RECIPE = Recipe((Rule("@embedding", GREEDY), Rule("@linear", GREEDY)), "greedy")
@@ -28,9 +29,11 @@ def moved(model, seed=0):
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("recipe", [RECIPE, CLUSTERED], ids=lambda recipe: recipe.name)
-@pytest.mark.parametrize("name", ["marian", "gpt2"])  # tied four times; transposed
+@pytest.mark.parametrize(
+    ("name", "recipe", "mode"),
+    some(["marian", "gpt2"], [RECIPE, CLUSTERED], Mode),  # tied four times; transposed
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_float_weights_and_stored_codes_are_the_same_model(name, recipe, mode):
     model = make(name)
     weights = prepare_codes(model, recipe)

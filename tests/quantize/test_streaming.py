@@ -24,6 +24,7 @@ from lowbit import InputError, UsageError, quantize_checkpoint
 from lowbit.checkpoint.load import load_model
 from lowbit.conversion.config import LowbitConfig
 from tests.models import MODELS, make, output
+from tests.products import some
 
 
 def save(model, folder: Path, **options) -> Path:
@@ -31,8 +32,7 @@ def save(model, folder: Path, **options) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("recipe", ["int8-dynamic", "int4-all", "bcq2"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "recipe"), some(MODELS, ["int8-dynamic", "int4-all", "bcq2"]))
 def test_streaming_gives_what_quantizing_in_memory_gives(name, recipe, tmp_path):
     model = make(name)
     save(model, tmp_path / "float", max_shard_size="100KB")
