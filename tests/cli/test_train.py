@@ -161,16 +161,16 @@ def glue(tmp_path):
 
 
 def test_json_is_one_object_and_quiet_is_silent(lowbit, source, glue):
-    given = ("train", "glue", source, "--name", "MRPC", "--data", glue, "--max-steps", 11)
-    given = (*given, "--max-length", 24)
-    code, out, err = lowbit(*given, "--qat", "--json", "--baseline", "-o", glue / "out")
+    given = ("train", "glue", source, "--name", "MRPC", "--data", glue, "--max-length", 24)
+    given = (*given, "--max-steps")
+    code, out, err = lowbit(*given, 11, "--qat", "--json", "--baseline", "-o", glue / "out")
     assert code == 0, err
     told = json.loads(out)  # nothing before it, and nothing after
     assert list(told["measurements"]) == ["float", "fake-quantized", "integer"]
     assert any("loss" in line for line in told["history"])
     assert told["folders"][1] == str(glue / "out" / "int8-all")
     assert err == ""
-    code, out, err = lowbit(*given, "--qat", "-q", "-o", glue / "quiet")
+    code, out, err = lowbit(*given, 1, "--qat", "-q", "-o", glue / "quiet")
     assert (code, out, err) == (0, "", "")
 
 

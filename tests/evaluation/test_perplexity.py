@@ -147,7 +147,7 @@ def test_only_causal_language_models_have_a_perplexity(name):
         perplexity(make(name), text(10))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_trained_gpt2_has_its_known_perplexity_on_wikitext():
     data = Path(os.environ.get("LOWBIT_DATA", SHARED / "data")) / "wikitext-2" / "test.txt"
     folder = SHARED / "models" / "gpt2-wikitext2"

@@ -469,21 +469,22 @@ def test_bfloat16_is_not_emulated(source, data, tmp_path, monkeypatch):
 def test_what_is_distilled_comes_from_the_teacher_alone(source, data, tmp_path):
     """With labels that say the contrary, of classes and of a regression."""
     teacher = tmp_path / "teacher"
-    floats = train("glue", material(source, data), teacher, QUICK, progress=False)
+    quiet = replace(QUICK, evaluate_during_training=False)
+    floats = train("glue", material(source, data), teacher, quiet, progress=False)
     turned = tmp_path / "SST-2"
     turned.mkdir()
     for split in ("train", "dev"):
         lines = (data / f"{split}.tsv").read_text().splitlines()
         told = [f"{line[:-1]}{1 - int(line[-1])}" for line in lines[1:]]
         (turned / f"{split}.tsv").write_text("\n".join([lines[0], *told]) + "\n")
-    settings = replace(QUICK, qat="int8", epochs=1, distill=1.0)
+    settings = replace(quiet, qat="int8", epochs=1, distill=1.0)
     lesson = material(teacher / "float", turned)
     found = train("glue", lesson, tmp_path / "classes", settings, progress=False)
     assert found.measurements["integer"].predictions == floats.measurements["float"].predictions
 
     teacher = tmp_path / "scores"
     known = regression_data(tmp_path / "known", lambda row: 4.0 * (row % 2))
-    settings = replace(QUICK, epochs=40)
+    settings = replace(quiet, epochs=40)
     lesson = Material(str(source), load_tokenizer(source), known, "stsb", max_length=16)
     floats = train("glue", lesson, teacher, settings, progress=False)
     wrong = regression_data(tmp_path / "wrong", lambda row: 5.0)
@@ -491,7 +492,7 @@ def test_what_is_distilled_comes_from_the_teacher_alone(source, data, tmp_path):
     lesson = replace(lesson, model=str(teacher / "float"), data=wrong)
     far = {}
     for share in (0.0, 1.0):
-        settings = replace(QUICK, qat="int8", learning_rate=5e-4, epochs=10, distill=share)
+        settings = replace(quiet, qat="int8", learning_rate=5e-4, epochs=10, distill=share)
         found = train("glue", lesson, tmp_path / str(share), settings, progress=False)
         after = torch.tensor(found.measurements["integer"].predictions)
         far[share] = float((after - before).abs().max())
