@@ -19,7 +19,7 @@
 namespace lowbit {
 namespace {
 
-constexpr int64_t max_chunk_rows = 1024;     // of codes, of one group
+constexpr int64_t max_chunk_rows = 512;      // of codes, of one group
 constexpr int64_t scratch_bytes = 1 << 24;   // for the activations of all groups at a time
 constexpr int64_t rows_per_quantize = 8;     // of one group
 constexpr int64_t bytes_per_task = 1 << 16;  // of weights times rows: a task outlasts its start
@@ -307,6 +307,7 @@ Group group_of(const Experts& op, const Linear& layer, const Product& product,
                const int64_t* pairs) {
   Group group{.op = layer, .product = &product, .pairs = pairs, .a = {}};
   group.a.padded_inputs = padded_inputs(layer.form, product);
+  group.a.chunk_rows = layer.rows;
   const int64_t panels = layer.form.panels() / (op.gated ? 2 : 1);
   const int64_t bytes = layer.form.panel_bytes() * (op.gated ? 2 : 1);
   const int64_t wanted = divided(bytes_per_task, bytes * layer.rows * layer.digits + 1);

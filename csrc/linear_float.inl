@@ -132,17 +132,27 @@ void for_groups(const PackedLayout& form, int64_t first, int64_t last, const Fn&
   }
 }
 
-// fn(first, rows) for blocks of at most R rows, of as many each as can be: a short one would wait
-// for its few sums.
-template <int R, class Fn>
-void for_row_blocks(int64_t rows, const Fn& fn) {
-  const int64_t blocks = divided(rows, R);
-  for (int64_t b = 0, row = 0; b < blocks; ++b) {
-    const int64_t n = divided(rows - row, blocks - b);
-    fn(row, n);
-    row += n;
+// Rows in blocks of at most R, of as many each as can be: a short block would wait for its few
+// sums. The first `longer` blocks have size + 1 rows, the others `size`.
+template <int R>
+struct RowBlocks {
+  int64_t blocks, size, longer;
+
+  explicit RowBlocks(int64_t rows)
+      : blocks(divided(rows, R)), size(rows / blocks), longer(rows % blocks) {}
+
+  int64_t first(int64_t block) const { return block * size + (block < longer ? block : longer); }
+  int64_t rows(int64_t block) const { return size + (block < longer); }
+  int64_t of(int64_t row) const {
+    return row < longer * (size + 1) ? row / (size + 1) : (row - longer) / size;
   }
-}
+
+  // fn(first, rows) of each.
+  template <class Fn>
+  void each(const Fn& fn) const {
+    for (int64_t b = 0; b < blocks; ++b) fn(first(b), rows(b));
+  }
+};
 
 // --- A few rows. ---
 
@@ -219,7 +229,7 @@ template <class Codes, bool plain>
 void multiply_few(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
                   int64_t first_panel, int64_t last_panel) {
   for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    for_row_blocks<few_rows_at_once>(last_row - first_row, [&](int64_t row, int64_t n) {
+    RowBlocks<few_rows_at_once>(last_row - first_row).each([&](int64_t row, int64_t n) {
       multiply_rows<Codes, plain, few_rows_at_once>(op, a, first_row + row, n, panel);
     });
   }
@@ -263,23 +273,27 @@ auto decode_span_of(const Linear& op) {
   return is_plain(op) ? decode_span<Codes, true, true> : decode_span<Codes, true, false>;
 }
 
-// Adds one sum of a span to the totals of R rows, those of P panels panel_stride apart: R rows of
-// inputs row_stride apart, w[step][P][parts].
+// Adds one sum of a span to the totals of R rows, those of P panels panel_stride apart: inputs
+// x[step/4][R][4], w[step][P][parts].
 template <int R, int P>
-void add_sum(int64_t rows, const float* x, int64_t row_stride, const Floats* w, int64_t steps,
-             Floats* total, int64_t panel_stride) {
+void add_sum(int64_t rows, const float* x, const Floats* w, int64_t steps, Floats* total,
+             int64_t panel_stride) {
   if constexpr (R > 1) {
-    if (rows < R) return add_sum<R - 1, P>(rows, x, row_stride, w, steps, total, panel_stride);
+    if (rows < R) return add_sum<R - 1, P>(rows, x, w, steps, total, panel_stride);
   }
   constexpr int V = P * parts;
   Floats sum[R][V] = {};
-  for (int64_t s = 0; s < steps; ++s, w += V) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Floats input = Isa::broadcast(x + r * row_stride + s);
+  for (int64_t first = 0; first < steps; first += 4) {
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] = Isa::fma(input, w[v], sum[r][v]);
+    for (int s = 0; s < 4; ++s, w += V) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const Floats input = Isa::broadcast(x + r * 4 + s);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[r][v] = Isa::fma(input, w[v], sum[r][v]);
+      }
     }
+    x += R * 4;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -302,15 +316,16 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, 
   Floats* total = w + weights;
   for (int64_t i = 0; i < P * panel_stride; ++i) total[i] = Floats{};
   const float* x = reinterpret_cast<const float*>(a.codes) + first_row * a.padded_inputs;
+  const RowBlocks<register_rows> row_blocks(rows);
   for (int64_t first = 0; first < blocks; first += span_blocks) {
     const int64_t last = first + span_blocks < blocks ? first + span_blocks : blocks;
     for (int q = 0; q < P; ++q) decode(op, panel + q, first, last, V, w + q * parts);
     const int64_t steps = (last - first) * block_steps;
     for (int i = 0; i < sums; ++i) {
-      const float* inputs = x + i * (blocks * block_steps) + first * block_steps;
-      for_row_blocks<register_rows>(rows, [&](int64_t row, int64_t n) {
-        add_sum<register_rows, P>(n, inputs + row * a.padded_inputs, a.padded_inputs,
-                                  w + i * steps * V, steps, total + row * parts, panel_stride);
+      const int64_t before = (i * blocks + first) * block_steps;  // of all steps
+      row_blocks.each([&](int64_t row, int64_t n) {
+        add_sum<register_rows, P>(n, x + row * a.padded_inputs + before * n, w + i * steps * V,
+                                  steps, total + row * parts, panel_stride);
       });
     }
   }
@@ -334,10 +349,11 @@ void multiply_many(const Linear& op, const Activations& a, int64_t first_row, in
 
 // --- Activations. ---
 
-// Rows first … last - 1 as float32. put(row, at, x, n, end) is given a row's memory and each of its
-// groups: the first of its inputs, and how many they are without and with the zeros behind them.
+// Rows first … last - 1 as float32. put(m, at, x, n, end) is given each group of row m, whose
+// inputs begin with input `at` of the arrangement: how many they are without and with the zeros
+// behind them.
 template <class Put>
-void arrange(const Linear& op, const Activations& a, int64_t first, int64_t last, const Put& put) {
+void arrange(const Linear& op, int64_t first, int64_t last, const Put& put) {
   const PackedLayout& form = op.form;
   float* widened = nullptr;
   if (op.bfloat16) {
@@ -349,11 +365,10 @@ void arrange(const Linear& op, const Activations& a, int64_t first, int64_t last
       widen(static_cast<const uint16_t*>(op.x) + m * form.inputs, form.inputs, widened);
       x = widened;
     }
-    float* row = reinterpret_cast<float*>(a.codes) + m * a.padded_inputs;
     int64_t at = 0;
     for (int64_t g = 0; g < form.groups(); ++g) {
       const int64_t n = form.group_inputs(g), end = padded(n, block_inputs);
-      put(row, at, x, n, end);
+      put(m, at, x, n, end);
       x += n;
       at += end;
     }
@@ -362,29 +377,49 @@ void arrange(const Linear& op, const Activations& a, int64_t first, int64_t last
 
 // x [rows][padded_inputs]
 void arrange_few(const Linear& op, const Activations& a, int64_t first, int64_t last) {
-  const auto put = [](float* row, int64_t at, const float* x, int64_t n, int64_t end) {
-    __builtin_memcpy(row + at, x, n * sizeof(float));
-    for (int64_t k = n; k < end; ++k) row[at + k] = 0;
-  };
-  arrange(op, a, first, last, put);
+  auto* rows = reinterpret_cast<float*>(a.codes);
+  arrange(op, first, last, [&](int64_t m, int64_t at, const float* x, int64_t n, int64_t end) {
+    float* to = rows + m * a.padded_inputs + at;
+    __builtin_memcpy(to, x, n * sizeof(float));
+    for (int64_t k = n; k < end; ++k) to[k] = 0;
+  });
 }
 
-// x [rows][sum][steps]: what a sum reads lies together.
+// From x, four steps of a row, to[sum] = the inputs of its sum.
+void transpose_steps(const float* x, float* const (&to)[sums]) {
+  using Four = float __attribute__((vector_size(16)));
+  const Four a = load<Four>(x), b = load<Four>(x + 4), c = load<Four>(x + 8),
+             d = load<Four>(x + 12);
+  const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Four ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Four cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const Four of_sum[sums] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5),
+                             __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                             __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
+                             __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+  for (int i = 0; i < sums; ++i) __builtin_memcpy(to[i], &of_sum[i], sizeof(Four));
+}
+
+// x [blocks of rows][sum][steps/4][rows][4]: what a register block reads lies together.
 void arrange_many(const Linear& op, const Activations& a, int64_t first, int64_t last) {
   const int64_t steps = a.padded_inputs / sums;
-  const auto put = [steps](float* row, int64_t at, const float* x, int64_t n, int64_t end) {
-    float* to = row + at / sums;
-    int64_t s = 0;
-    for (; s < n / sums; ++s) {
-      for (int i = 0; i < sums; ++i) to[i * steps + s] = x[s * sums + i];
+  auto* rows = reinterpret_cast<float*>(a.codes);
+  arrange(op, first, last, [&](int64_t m, int64_t at, const float* x, int64_t n, int64_t end) {
+    const int64_t chunk = m / a.chunk_rows * a.chunk_rows, left = op.rows - chunk;
+    const RowBlocks<register_rows> blocks(left < a.chunk_rows ? left : a.chunk_rows);
+    const int64_t block = blocks.of(m - chunk), R = blocks.rows(block);
+    const int64_t top = chunk + blocks.first(block);
+    float* block_inputs = rows + top * a.padded_inputs + (m - top) * 4;
+    constexpr int64_t together = 4 * sums;
+    for (int64_t k = 0; k < end; k += together) {
+      float padded[together] = {};
+      if (k + together > n && k < n) __builtin_memcpy(padded, x + k, (n - k) * sizeof(float));
+      float* to[sums];
+      for (int i = 0; i < sums; ++i) to[i] = block_inputs + (i * steps + (at + k) / sums) * R;
+      transpose_steps(k + together <= n ? x + k : padded, to);
     }
-    for (; s < end / sums; ++s) {
-      for (int i = 0; i < sums; ++i) {
-        to[i * steps + s] = s * sums + i < n ? x[s * sums + i] : 0.0f;
-      }
-    }
-  };
-  arrange(op, a, first, last, put);
+  });
 }
 
 template <class Codes, bool plain>
@@ -402,7 +437,7 @@ constexpr Product many{.rows = register_rows,
                        .group_padding = block_inputs,
                        .bytes_per_input = sizeof(float),
                        .macs_per_ns = Isa::macs_per_ns,
-                       .chunk_bytes = 1 << 21,
+                       .chunk_bytes = 1 << 22,
                        .quantize = arrange_many,
                        .multiply = multiply_many<Codes>};
 

@@ -12,8 +12,8 @@
 namespace lowbit {
 namespace {
 
-constexpr int64_t max_chunk_rows = 1024;  // of codes
-constexpr int64_t max_chunks = 16;        // at once: bounds the scratch
+constexpr int64_t max_chunk_rows = 512;  // of codes
+constexpr int64_t max_chunks = 16;       // at once: bounds the scratch
 constexpr int64_t values_per_quantize = 16384;
 constexpr int64_t bytes_per_task = 1 << 16;  // of weights times rows: a task outlasts its start
 constexpr int64_t ns_per_thread = 8000;      // less than this is done sooner by one thread alone
@@ -119,7 +119,8 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
                       .scales = scales,
                       .sums = reinterpret_cast<int32_t*>(scales + parameters),
                       .cross_sums = reinterpret_cast<int32_t*>(scales + 2 * parameters),
-                      .padded_inputs = inputs};
+                      .padded_inputs = inputs,
+                      .chunk_rows = chunk_rows};
 
   const int64_t rows_per_quantize =
       std::clamp<int64_t>(values_per_quantize / (op.form.inputs + 1), 1, chunk_rows);

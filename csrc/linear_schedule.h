@@ -64,6 +64,7 @@ struct Activations {
   int32_t* sums;        // [rows][groups], of the codes
   int32_t* cross_sums;  // [rows][groups], of the products of each two codes, if a path wants them
   int64_t padded_inputs;
+  int64_t chunk_rows;  // of op: those that are multiplied together
 };
 
 // The loops of a path. Rows and panels are those of the chunk and the task, `first` … `last` - 1.

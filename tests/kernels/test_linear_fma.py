@@ -79,6 +79,14 @@ def test_results_of_several_spans_are_those_of_the_documented_arithmetic(form):
             assert np.array_equal(packed.times(x[:rows], path), wanted[:rows]), (path, rows)
 
 
+def test_results_of_several_chunks_are_those_of_the_documented_arithmetic():
+    # Rows are arranged chunk by chunk, each in blocks of nearly equal size.
+    packed, x = Packed(Form("affine", 4, group(24)), 18, 50), normal(1037, 50)
+    wanted = packed.by_oracle(x)
+    for path in PATHS:
+        assert np.array_equal(packed.times(x, path), wanted), path
+
+
 @pytest.mark.parametrize("shapes", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_results_for_any_shape_and_form_are_those_of_the_documented_arithmetic(shapes):
     random = np.random.default_rng(shapes)
