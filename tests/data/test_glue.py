@@ -131,8 +131,10 @@ def test_what_is_not_there_is_one_sentence(root, tmp_path):
         glue.read("rte", "dev_matched", root)
     with pytest.raises(InputError, match="there is no folder .*absent"):
         glue.read("rte", "dev", tmp_path / "absent")
-    with pytest.raises(InputError, match="holds neither RTE/dev.tsv nor dev.tsv"):
+    with pytest.raises(InputError, match="holds neither RTE/dev.tsv nor dev.tsv$"):
         glue.read("rte", "dev", tmp_path)
+    with pytest.raises(InputError, match="nor test.tsv; --split dev reads the dev set$"):
+        glue.read("rte", "test", tmp_path)
 
 
 def test_the_hub_is_asked_only_without_data(root, monkeypatch):

@@ -67,7 +67,8 @@ def _files(task: GlueTask, parts: tuple[str, ...], data: Path) -> Iterator[tuple
         candidates = [data / task.folder / f"{part}.tsv", data / f"{part}.tsv"]
         found = next((file for file in candidates if file.is_file()), None)
         if found is None:
-            raise InputError(f"{data} holds neither {task.folder}/{part}.tsv nor {part}.tsv")
+            hint = "; --split dev reads the dev set" if part.startswith("test") else ""
+            raise InputError(f"{data} holds neither {task.folder}/{part}.tsv nor {part}.tsv{hint}")
         yield part, found
 
 

@@ -207,6 +207,13 @@ class LessonTrainer(Trainer):
         except InputError as error:
             raise InputError(f"{error}; {last_good(output)}") from error
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Weights that are tied, or made anew on loading, are in no checkpoint: none is missing."""
+        model = self.lesson.model
+        left_out = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
+        missing = [name for name in load_result.missing_keys if name not in left_out]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
