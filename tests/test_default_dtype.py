@@ -86,7 +86,7 @@ def test_what_is_stored_does_not_depend_on_it(run, default_dtype):
             assert torch.equal(found[key], value), (dtype, key)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_nor_on_what_it_is_while_lowbit_is_imported():
     program = (
         "import torch; torch.set_default_dtype(torch.bfloat16)\n"

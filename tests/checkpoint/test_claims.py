@@ -31,7 +31,17 @@ CLAIMS = {
 }
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: "-".join(map(str, c)))
+# Describing ten thousand layers takes seconds: those of one model by day.
+NIGHTLY = ("llama-tied", "num_hidden_layers", 10**4)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        pytest.param(c, marks=pytest.mark.nightly if c == NIGHTLY else (), id="-".join(map(str, c)))
+        for c in CLAIMS
+    ],
+)
 def test_a_config_that_asks_for_more_is_refused_at_once(claim, tmp_path):
     name, key, value = claim
     folder = tmp_path / "float"

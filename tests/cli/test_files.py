@@ -103,9 +103,7 @@ def test_text_is_printed_as_it_is():
     )  # rich itself leaves out bells and "[U+202E][U+009B]2J" in shown
 
 
-@pytest.mark.parametrize(
-    "verb", ["inspect", pytest.param("eval", marks=pytest.mark.slow), "quantize"]
-)
+@pytest.mark.parametrize("verb", ["inspect", "eval", "quantize"])
 def test_a_folder_of_any_name_is_printed_as_text(verb, lowbit, source, stored, tmp_path):
     name = HOSTILE.replace("/", "|")
     (tmp_path / name).symlink_to(source if verb == "quantize" else stored)

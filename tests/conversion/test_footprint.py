@@ -89,7 +89,7 @@ def bert_base():
 @pytest.mark.parametrize(
     ("recipe", "mebibytes"),
     [
-        (
+        pytest.param(
             lowbit.Recipe(
                 (
                     lowbit.Rule("@embedding", lowbit.KEEP),
@@ -97,8 +97,9 @@ def bert_base():
                 )
             ),
             132.5,
+            marks=pytest.mark.nightly,
         ),
-        ("int4", 137.0),
+        pytest.param("int4", 137.0, marks=pytest.mark.nightly),
         ("int4-all", 60.0),
     ],
     ids=["4-bit per row", "int4", "int4-all"],

@@ -87,7 +87,9 @@ print("compiled")
 """
 
 
-@pytest.mark.parametrize("number", [1, pytest.param(9, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "number", [pytest.param(1, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.nightly)]
+)
 def test_modules_and_models_compile_to_one_graph_and_give_the_same(number):
     """So many of the schemes and of the recipes."""
     done = subprocess.run(

@@ -87,7 +87,7 @@ def test_results_of_several_chunks_are_those_of_the_documented_arithmetic():
         assert np.array_equal(packed.times(x, path), wanted), path
 
 
-@pytest.mark.parametrize("shapes", [60, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shapes", [60, pytest.param(600, marks=pytest.mark.nightly)])
 def test_results_for_any_shape_and_form_are_those_of_the_documented_arithmetic(shapes):
     random = np.random.default_rng(shapes)
     for number in range(shapes):

@@ -195,7 +195,7 @@ class TestSums:
                         assert np.array_equal(got, wanted[:rows]), (path, rows, cols, inputs, kind)
 
     @needs_native
-    @pytest.mark.parametrize("shapes", [300, pytest.param(3000, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("shapes", [300, pytest.param(3000, marks=pytest.mark.nightly)])
     def test_are_exact_for_random_shapes_and_extreme_codes(self, shapes, one_thread):
         random = np.random.default_rng(shapes)
         for number in range(shapes):
@@ -207,7 +207,7 @@ class TestSums:
                 assert np.array_equal(got, wanted), (path, shape, extreme)
 
     @needs_native
-    @pytest.mark.parametrize("shapes", [200, pytest.param(2000, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("shapes", [200, pytest.param(2000, marks=pytest.mark.nightly)])
     def test_of_all_other_codes_are_exact_for_random_shapes_and_extremes(self, shapes, one_thread):
         random = np.random.default_rng(shapes)
         for number in range(shapes):
@@ -292,7 +292,7 @@ class TestDynamic:
             assert torch.equal(kernel.run(x, q, bias), wanted)
 
     @needs_native
-    @pytest.mark.parametrize("shapes", [100, pytest.param(1000, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("shapes", [100, pytest.param(1000, marks=pytest.mark.nightly)])
     def test_results_for_any_shape_and_form_are_those_of_the_reference(self, shapes, one_thread):
         random = np.random.default_rng(shapes)
         for number in range(shapes):
@@ -350,7 +350,7 @@ class TestFloat:
                 assert np.array_equal(packed.times(x, "float", path, bias), wanted), (path, rows)
 
     @needs_native
-    @pytest.mark.parametrize("shapes", [100, pytest.param(1000, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("shapes", [100, pytest.param(1000, marks=pytest.mark.nightly)])
     def test_results_for_any_shape_and_form_are_those_of_the_documented_arithmetic(
         self, shapes, one_thread
     ):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() o
 
 @pytest.mark.parametrize(
     "calls",
-    [pytest.param(60, marks=pytest.mark.slow), pytest.param(3000, marks=pytest.mark.nightly)],
+    [pytest.param(30, marks=pytest.mark.slow), pytest.param(3000, marks=pytest.mark.nightly)],
 )
 def test_wrong_calls_are_refused(calls):
     """In a process of their own, in which annotations are not checked at every call."""

@@ -431,7 +431,9 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)]
+)
 def test_an_interrupted_run_leaves_nothing(number, tmp_path):
     folder = wide_llama(tmp_path / "float", 8)
     out = tmp_path / "out"

@@ -12,6 +12,7 @@ from lowbit.kernels import native
 CASES = Path(__file__).with_name("backend_cases.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not native.available(), reason=native.reason())
 def test_torch_compile_runs_programs():
     command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider"]

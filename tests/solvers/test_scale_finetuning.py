@@ -69,7 +69,7 @@ def numpy_distance(model, reference):
         ("bert", "int3", "hqq"),
         ("bart", "bcq2-all", "nearest"),
         pytest.param("llama-tied", "int3-all", "gptq", marks=SLOW),
-        pytest.param("t5", "bcq1", "binary", marks=SLOW),
+        pytest.param("t5", "bcq1", "binary", marks=pytest.mark.nightly),
         pytest.param("distilbert", "int3", "awq", marks=SLOW),
     ],
 )

