@@ -22,7 +22,13 @@ SENTENCES = [
 
 # Relative error of an embedding: a third more than was seen (.028, .072, .283, .24).
 @pytest.mark.parametrize(
-    ("recipe", "bound"), [("int8", 0.037), ("int8-dynamic", 0.096), ("int4", 0.38), ("bcq4", 0.32)]
+    ("recipe", "bound"),
+    [
+        pytest.param("int8", 0.037, marks=pytest.mark.nightly),
+        ("int8-dynamic", 0.096),
+        pytest.param("int4", 0.38, marks=pytest.mark.nightly),
+        ("bcq4", 0.32),
+    ],
 )
 def test_sentence_transformers_opens_the_output(recipe, bound, tmp_path):
     lowbit.quantize_checkpoint(str(MINILM), recipe, tmp_path / "out", progress=False)

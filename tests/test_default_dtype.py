@@ -10,6 +10,7 @@ import lowbit
 from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
 from lowbit.solvers import Solver
 from tests.models import make
+from tests.products import some
 
 DTYPES = [torch.float64, torch.bfloat16]
 
@@ -60,30 +61,29 @@ def solved(recipe, solver, data=True, **options):
     return run
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        qat("int8-static", QatOptions()),
-        qat("int8-static", QatOptions(ranges="percentile")),
-        qat("int8-static", QatOptions(ranges="ema")),
-        qat("int4-all-static", QatOptions("lsq", "learned")),
-        solved("int8-static", "nearest"),
-        solved("int4-all", "gptq"),
-        solved("int4", "hqq"),
-        solved("int4", "awq"),
-        solved("int4", "autoround", iterations=2),
-        solved("bcq2", "binary"),
-        solved("bcq3-all", "nearest", data=False),
-    ],
-)
-def test_what_is_stored_does_not_depend_on_it(run, default_dtype):
+RUNS = [
+    qat("int8-static", QatOptions()),
+    qat("int8-static", QatOptions(ranges="percentile")),
+    qat("int8-static", QatOptions(ranges="ema")),
+    qat("int4-all-static", QatOptions("lsq", "learned")),
+    solved("int8-static", "nearest"),
+    solved("int4-all", "gptq"),
+    solved("int4", "hqq"),
+    solved("int4", "awq"),
+    solved("int4", "autoround", iterations=2),
+    solved("bcq2", "binary"),
+    solved("bcq3-all", "nearest", data=False),
+]
+
+
+@pytest.mark.parametrize(("run", "dtype"), some(RUNS, DTYPES))
+def test_what_is_stored_does_not_depend_on_it(run, dtype, default_dtype):
     expected = stored(run, torch.float32, default_dtype)
-    for dtype in DTYPES:
-        found = stored(run, dtype, default_dtype)
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert found[key].dtype == value.dtype, key
-            assert torch.equal(found[key], value), (dtype, key)
+    found = stored(run, dtype, default_dtype)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key].dtype == value.dtype, key
+        assert torch.equal(found[key], value), key
 
 
 @pytest.mark.nightly

@@ -31,7 +31,13 @@ NEEDS = {
 }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, id=p.name, marks=pytest.mark.slow if p.name == "onnx.md" else ())
+        for p in PAGES
+    ],
+)
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     for package in NEEDS.get(page.name, ()):
         pytest.importorskip(package, reason=f"{page.name} needs the package {package}")

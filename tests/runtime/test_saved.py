@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -25,11 +26,21 @@ def again(model):
     return fresh
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A compiled model, and the folder of its programs."""
+    folder = tmp_path_factory.mktemp("programs")
     model = lowbit.compile(made("bert"))
     called(model, batch(9, 4))
-    assert lowbit.save_programs(model, tmp_path) == tmp_path / FILE
+    assert lowbit.save_programs(model, folder) == folder / FILE
+    return model, folder
+
+
+@pytest.fixture
+def saved(kept, tmp_path):
+    """The model; its programs are in `tmp_path` too."""
+    model, folder = kept
+    shutil.copy(folder / FILE, tmp_path)
     return model
 
 

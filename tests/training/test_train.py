@@ -70,7 +70,12 @@ def accuracy(outcome, name):
 
 
 @pytest.mark.parametrize(
-    "qat", ["none", "int8", pytest.param("int4-dynamic", marks=pytest.mark.slow)]
+    "qat",
+    [
+        "none",
+        pytest.param("int8", marks=pytest.mark.slow),
+        pytest.param("int4-dynamic", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_short_training_learns_and_saves_float_and_integer_models(source, data, tmp_path, qat):
     settings = replace(QUICK, qat=qat)
