@@ -40,14 +40,7 @@ def faults(outcomes: dict[str, str]) -> dict[str, str]:
     return {step: o for step, o in outcomes.items() if kind(o) in ("FAIL", "ERR")}
 
 
-# These three stand in tests/models.py, and so in most other tests.
-OFTEN = ("BertForMaskedLM", "GPT2LMHeadModel", "T5ForConditionalGeneration")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.nightly if n in OFTEN else ()) for n in KINDS],
-)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_class_of_each_kind_is_right_at_every_step(name):
     outcomes = dict(walk(CLASSES[name]))
     assert outcomes["float"] == "ok" and not faults(outcomes)
