@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 LARGEST = 500_000  # bytes of a notebook
+BY_DAY = dict.fromkeys(("bcq_matrix", "gpt2_8bit"), "slow")  # others take half a minute and more
 NEEDS = {"gpt2_qlora": "peft"}  # packages that are in no dependency
 
 each = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -57,8 +58,15 @@ def test_a_notebook_names_no_folder_of_the_machine_that_ran_it(script):
     assert not [path for path in (str(ROOT), sys.prefix, "/tmp/", "/home/") if path in text]
 
 
-@pytest.mark.slow
-@each
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(
+            path, id=path.stem, marks=getattr(pytest.mark, BY_DAY.get(path.stem, "nightly"))
+        )
+        for path in SCRIPTS
+    ],
+)
 def test_a_script_runs_and_what_it_asserts_holds(script):
     if package := NEEDS.get(script.stem):
         pytest.importorskip(package, reason=f"{script.stem} needs the package {package}")
