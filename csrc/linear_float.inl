@@ -241,28 +241,48 @@ void multiply_few(const Linear& op, const Activations& a, int64_t first_row, int
 constexpr int most_panels = Isa::registers / (8 * parts) ? Isa::registers / (8 * parts) : 1;
 constexpr int register_rows = (Isa::registers - 3) / (most_panels * parts);
 
+// The zeros behind the inputs of a group change no sum. With many rows they are left out as far as
+// they fill half a block, which is half of all in groups of 16.
+constexpr int64_t half_block = block_inputs / 2, half_steps = block_steps / 2;
+
+int64_t steps_of_block(const PackedLayout& form, int64_t group, int64_t block) {
+  const int64_t before = (block - group * PackedLayout::blocks_of(form.group)) * block_inputs;
+  return form.group_inputs(group) - before > half_block ? block_steps : half_steps;
+}
+
+int64_t steps_of_span(const PackedLayout& form, int64_t first, int64_t last) {
+  int64_t steps = 0;
+  for_groups(form, first, last, [&](int64_t g, int64_t from, int64_t to) {
+    steps += (to - 1 - from) * block_steps + steps_of_block(form, g, to - 1);
+  });
+  return steps;
+}
+
 // The weights of a span: to[sum][step][vectors], those of one panel from `to` on.
 template <class Codes, bool exact, bool plain>
-void decode_span(const Linear& op, int64_t panel, int64_t first, int64_t last, int64_t vectors,
-                 Floats* to) {
+void decode_span(const Linear& op, int64_t panel, int64_t first, int64_t last, int64_t steps,
+                 int64_t vectors, Floats* to) {
   const PackedLayout& form = op.form;
   const uint8_t* codes = op.codes + panel * form.panel_bytes();
-  const int64_t sum_stride = (last - first) * block_steps * vectors;
+  const int64_t sum_stride = steps * vectors;
   for_groups(form, first, last, [&](int64_t g, int64_t from, int64_t end) {
     for (int p = 0; p < parts; ++p) {
       const typename Codes::template Weights<exact, plain> weights(op, panel * form.groups() + g,
                                                                    p);
-      for (int64_t at = from; at < end; ++at) {
+      Floats* out = to + p;
+      for (int64_t at = from; at < end; ++at, out += block_steps * vectors) {
         const uint8_t* block = codes + at * Codes::block_bytes(form);
-        Floats* out = to + (at - first) * block_steps * vectors + p;
+        const int64_t kept = steps_of_block(form, g, at);
 #pragma GCC unroll 8
         for (int s = 0; s < block_steps; ++s) {
+          if (s == half_steps && kept == half_steps) break;
           const typename Codes::Step step(block, s, p);
 #pragma GCC unroll 4
           for (int i = 0; i < sums; ++i) out[i * sum_stride + s * vectors] = weights.of(step, i);
         }
       }
     }
+    to += ((end - 1 - from) * block_steps + steps_of_block(form, g, end - 1)) * vectors;
   });
 }
 
@@ -317,17 +337,19 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, 
   for (int64_t i = 0; i < P * panel_stride; ++i) total[i] = Floats{};
   const float* x = reinterpret_cast<const float*>(a.codes) + first_row * a.padded_inputs;
   const RowBlocks<register_rows> row_blocks(rows);
-  for (int64_t first = 0; first < blocks; first += span_blocks) {
+  const int64_t all_steps = a.padded_inputs / sums;
+  for (int64_t first = 0, done = 0; first < blocks; first += span_blocks) {
     const int64_t last = first + span_blocks < blocks ? first + span_blocks : blocks;
-    for (int q = 0; q < P; ++q) decode(op, panel + q, first, last, V, w + q * parts);
-    const int64_t steps = (last - first) * block_steps;
+    const int64_t steps = steps_of_span(op.form, first, last);
+    for (int q = 0; q < P; ++q) decode(op, panel + q, first, last, steps, V, w + q * parts);
     for (int i = 0; i < sums; ++i) {
-      const int64_t before = (i * blocks + first) * block_steps;  // of all steps
+      const int64_t before = i * all_steps + done;
       row_blocks.each([&](int64_t row, int64_t n) {
         add_sum<register_rows, P>(n, x + row * a.padded_inputs + before * n, w + i * steps * V,
                                   steps, total + row * parts, panel_stride);
       });
     }
+    done += steps;
   }
   for (int64_t row = 0; row < rows; row += register_rows) {
     const int64_t n = rows - row < register_rows ? rows - row : register_rows;
@@ -352,7 +374,7 @@ void multiply_many(const Linear& op, const Activations& a, int64_t first_row, in
 // Rows first … last - 1 as float32. put(m, at, x, n, end) is given each group of row m, whose
 // inputs begin with input `at` of the arrangement: how many they are without and with the zeros
 // behind them.
-template <class Put>
+template <int64_t group_padding, class Put>
 void arrange(const Linear& op, int64_t first, int64_t last, const Put& put) {
   const PackedLayout& form = op.form;
   float* widened = nullptr;
@@ -367,7 +389,7 @@ void arrange(const Linear& op, int64_t first, int64_t last, const Put& put) {
     }
     int64_t at = 0;
     for (int64_t g = 0; g < form.groups(); ++g) {
-      const int64_t n = form.group_inputs(g), end = padded(n, block_inputs);
+      const int64_t n = form.group_inputs(g), end = padded(n, group_padding);
       put(m, at, x, n, end);
       x += n;
       at += end;
@@ -378,11 +400,12 @@ void arrange(const Linear& op, int64_t first, int64_t last, const Put& put) {
 // x [rows][padded_inputs]
 void arrange_few(const Linear& op, const Activations& a, int64_t first, int64_t last) {
   auto* rows = reinterpret_cast<float*>(a.codes);
-  arrange(op, first, last, [&](int64_t m, int64_t at, const float* x, int64_t n, int64_t end) {
+  const auto put = [&](int64_t m, int64_t at, const float* x, int64_t n, int64_t end) {
     float* to = rows + m * a.padded_inputs + at;
     __builtin_memcpy(to, x, n * sizeof(float));
     for (int64_t k = n; k < end; ++k) to[k] = 0;
-  });
+  };
+  arrange<block_inputs>(op, first, last, put);
 }
 
 // From x, four steps of a row, to[sum] = the inputs of its sum.
@@ -405,21 +428,22 @@ void transpose_steps(const float* x, float* const (&to)[sums]) {
 void arrange_many(const Linear& op, const Activations& a, int64_t first, int64_t last) {
   const int64_t steps = a.padded_inputs / sums;
   auto* rows = reinterpret_cast<float*>(a.codes);
-  arrange(op, first, last, [&](int64_t m, int64_t at, const float* x, int64_t n, int64_t end) {
+  const auto put = [&](int64_t m, int64_t at, const float* x, int64_t n, int64_t end) {
     const int64_t chunk = m / a.chunk_rows * a.chunk_rows, left = op.rows - chunk;
     const RowBlocks<register_rows> blocks(left < a.chunk_rows ? left : a.chunk_rows);
     const int64_t block = blocks.of(m - chunk), R = blocks.rows(block);
     const int64_t top = chunk + blocks.first(block);
-    float* block_inputs = rows + top * a.padded_inputs + (m - top) * 4;
-    constexpr int64_t together = 4 * sums;
-    for (int64_t k = 0; k < end; k += together) {
-      float padded[together] = {};
-      if (k + together > n && k < n) __builtin_memcpy(padded, x + k, (n - k) * sizeof(float));
+    float* row = rows + top * a.padded_inputs + (m - top) * half_steps;
+    for (int64_t k = 0; k < end; k += half_block) {
+      float padded[half_block] = {};
+      const bool whole = k + half_block <= n;
+      if (!whole) __builtin_memcpy(padded, x + k, (n - k) * sizeof(float));
       float* to[sums];
-      for (int i = 0; i < sums; ++i) to[i] = block_inputs + (i * steps + (at + k) / sums) * R;
-      transpose_steps(k + together <= n ? x + k : padded, to);
+      for (int i = 0; i < sums; ++i) to[i] = row + (i * steps + (at + k) / sums) * R;
+      transpose_steps(whole ? x + k : padded, to);
     }
-  });
+  };
+  arrange<half_block>(op, first, last, put);
 }
 
 template <class Codes, bool plain>
@@ -434,7 +458,7 @@ constexpr Product few{.rows = 1,
 template <class Codes>
 constexpr Product many{.rows = register_rows,
                        .panels = most_panels,
-                       .group_padding = block_inputs,
+                       .group_padding = half_block,
                        .bytes_per_input = sizeof(float),
                        .macs_per_ns = Isa::macs_per_ns,
                        .chunk_bytes = 1 << 22,
