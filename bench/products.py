@@ -43,6 +43,7 @@ ROWS = 1024
 SCHEMES: dict[str, Scheme] = {
     "int8 (channel)": Absmax(8, CHANNEL),
     **{f"int{bits} (groups of 64)": ZeroPoint(bits, group(64)) for bits in (4, 3, 2)},
+    "int3 (groups of 16)": ZeroPoint(3, group(16)),
     **{
         f"bcq{bits} (groups of 64)": Binary(bits, group(64), solver="greedy")
         for bits in (4, 3, 2, 1)

@@ -250,10 +250,15 @@ int64_t steps_of_block(const PackedLayout& form, int64_t group, int64_t block) {
   return form.group_inputs(group) - before > half_block ? block_steps : half_steps;
 }
 
+// Of a group's blocks first … last - 1: only its last block may be halved.
+int64_t steps_of_blocks(const PackedLayout& form, int64_t group, int64_t first, int64_t last) {
+  return (last - 1 - first) * block_steps + steps_of_block(form, group, last - 1);
+}
+
 int64_t steps_of_span(const PackedLayout& form, int64_t first, int64_t last) {
   int64_t steps = 0;
-  for_groups(form, first, last, [&](int64_t g, int64_t from, int64_t to) {
-    steps += (to - 1 - from) * block_steps + steps_of_block(form, g, to - 1);
+  for_groups(form, first, last, [&](int64_t g, int64_t from, int64_t end) {
+    steps += steps_of_blocks(form, g, from, end);
   });
   return steps;
 }
@@ -282,7 +287,7 @@ void decode_span(const Linear& op, int64_t panel, int64_t first, int64_t last, i
         }
       }
     }
-    to += ((end - 1 - from) * block_steps + steps_of_block(form, g, end - 1)) * vectors;
+    to += steps_of_blocks(form, g, from, end) * vectors;
   });
 }
 
@@ -371,7 +376,7 @@ void multiply_many(const Linear& op, const Activations& a, int64_t first_row, in
 
 // --- Activations. ---
 
-// Rows first … last - 1 as float32. put(m, at, x, n, end) is given each group of row m, whose
+// Rows first … last - 1 as float32. put(m)(at, x, n, end) is given each group of row m, whose
 // inputs begin with input `at` of the arrangement: how many they are without and with the zeros
 // behind them.
 template <int64_t group_padding, class Put>
@@ -387,10 +392,11 @@ void arrange(const Linear& op, int64_t first, int64_t last, const Put& put) {
       widen(static_cast<const uint16_t*>(op.x) + m * form.inputs, form.inputs, widened);
       x = widened;
     }
+    const auto put_group = put(m);
     int64_t at = 0;
     for (int64_t g = 0; g < form.groups(); ++g) {
       const int64_t n = form.group_inputs(g), end = padded(n, group_padding);
-      put(m, at, x, n, end);
+      put_group(at, x, n, end);
       x += n;
       at += end;
     }
@@ -400,10 +406,11 @@ void arrange(const Linear& op, int64_t first, int64_t last, const Put& put) {
 // x [rows][padded_inputs]
 void arrange_few(const Linear& op, const Activations& a, int64_t first, int64_t last) {
   auto* rows = reinterpret_cast<float*>(a.codes);
-  const auto put = [&](int64_t m, int64_t at, const float* x, int64_t n, int64_t end) {
-    float* to = rows + m * a.padded_inputs + at;
-    __builtin_memcpy(to, x, n * sizeof(float));
-    for (int64_t k = n; k < end; ++k) to[k] = 0;
+  const auto put = [&](int64_t m) {
+    return [row = rows + m * a.padded_inputs](int64_t at, const float* x, int64_t n, int64_t end) {
+      __builtin_memcpy(row + at, x, n * sizeof(float));
+      for (int64_t k = n; k < end; ++k) row[at + k] = 0;
+    };
   };
   arrange<block_inputs>(op, first, last, put);
 }
@@ -428,20 +435,22 @@ void transpose_steps(const float* x, float* const (&to)[sums]) {
 void arrange_many(const Linear& op, const Activations& a, int64_t first, int64_t last) {
   const int64_t steps = a.padded_inputs / sums;
   auto* rows = reinterpret_cast<float*>(a.codes);
-  const auto put = [&](int64_t m, int64_t at, const float* x, int64_t n, int64_t end) {
+  const auto put = [&](int64_t m) {
     const int64_t chunk = m / a.chunk_rows * a.chunk_rows, left = op.rows - chunk;
     const RowBlocks<register_rows> blocks(left < a.chunk_rows ? left : a.chunk_rows);
     const int64_t block = blocks.of(m - chunk), R = blocks.rows(block);
     const int64_t top = chunk + blocks.first(block);
     float* row = rows + top * a.padded_inputs + (m - top) * half_steps;
-    for (int64_t k = 0; k < end; k += half_block) {
-      float padded[half_block] = {};
-      const bool whole = k + half_block <= n;
-      if (!whole) __builtin_memcpy(padded, x + k, (n - k) * sizeof(float));
-      float* to[sums];
-      for (int i = 0; i < sums; ++i) to[i] = row + (i * steps + (at + k) / sums) * R;
-      transpose_steps(whole ? x + k : padded, to);
-    }
+    return [=](int64_t at, const float* x, int64_t n, int64_t end) {
+      for (int64_t k = 0; k < end; k += half_block) {
+        float padded[half_block] = {};
+        const bool whole = k + half_block <= n;
+        if (!whole) __builtin_memcpy(padded, x + k, (n - k) * sizeof(float));
+        float* to[sums];
+        for (int i = 0; i < sums; ++i) to[i] = row + (i * steps + (at + k) / sums) * R;
+        transpose_steps(whole ? x + k : padded, to);
+      }
+    };
   };
   arrange<half_block>(op, first, last, put);
 }

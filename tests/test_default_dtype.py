@@ -9,8 +9,8 @@ import torch
 import lowbit
 from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat
 from lowbit.solvers import Solver
+from tests.combinations import some
 from tests.models import make
-from tests.products import some
 
 DTYPES = [torch.float64, torch.bfloat16]
 

@@ -14,9 +14,9 @@ from transformers import AutoModel
 import lowbit
 from lowbit.checkpoint.guard import ADVICE
 from lowbit.inspect.checkpoint import inspect_checkpoint
+from tests.combinations import some
 from tests.folders import save
 from tests.models import make, output
-from tests.products import some
 
 # Folder -> the classes that it is opened as.
 OPENED = {

@@ -12,9 +12,9 @@ from torch import nn
 import lowbit
 from lowbit import InputError
 from lowbit.checkpoint.hashes import tensor_hash
+from tests.combinations import some
 from tests.folders import save
 from tests.models import MODELS, make
-from tests.products import some
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I8": np.int8}
 

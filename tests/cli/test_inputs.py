@@ -9,9 +9,9 @@ from lowbit import quantize_checkpoint
 from lowbit.checkpoint.load import load_model
 from lowbit.conversion.recipe import PRESETS, recipe_of
 from lowbit.inspect.forecast import float_skeleton, forecast
+from tests.combinations import some
 from tests.folders import save
 from tests.models import make
-from tests.products import some
 
 
 @pytest.fixture

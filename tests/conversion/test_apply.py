@@ -9,8 +9,8 @@ import torch
 import lowbit
 from lowbit import Absmax, InputError, Recipe, Rule, ZeroPoint
 from lowbit.formats import CHANNEL, group
+from tests.combinations import some
 from tests.models import MODELS, make, output
-from tests.products import some
 
 # Relative error of the output of a small random model; wide of what was seen, close enough to
 # catch a wrong scale, a transposed weight or a lost bias.

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 import lowbit
 from lowbit.conversion.footprint import resident_bytes
 from lowbit.formats import CHANNEL, group
+from tests.combinations import some
 from tests.models import MODELS, make, output
-from tests.products import some
 
 
 @pytest.mark.parametrize(("name", "recipe"), some(MODELS, ["int8", "int4-all", "bcq3-all-dynamic"]))

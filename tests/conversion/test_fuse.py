@@ -19,8 +19,8 @@ from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActD
 import lowbit
 from lowbit.conversion.fuse import AppliedBefore, fuse, layer_before, unfuse
 from lowbit.nn import QuantLinear
+from tests.combinations import some
 from tests.models import MODELS, VOCABULARY, make, output
-from tests.products import some
 
 every_model = pytest.mark.parametrize("name", MODELS)
 every_model_by_one_of_two = pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from transformers.pytorch_utils import Conv1D
 
 import lowbit
 from lowbit.nn import QuantLinear, QuantModule
+from tests.combinations import some
 from tests.models import MODELS, make, output
-from tests.products import some
 
 RECIPES = ["int8", "int8-zeropoint-all", "int4-all-dynamic", "bcq2-all", "int3"]
 

@@ -7,7 +7,7 @@ from lowbit.formats import CHANNEL, group
 from lowbit.kernels import native
 from lowbit.kernels.linear.native import LinearProduct, in_place, kernels, together
 from lowbit.kernels.stacked_packed_layout import packed_layout_of
-from tests.products import some
+from tests.combinations import some
 from tests.stored import STACKS, Form
 from tests.targets import parameters
 

@@ -12,8 +12,8 @@ from lowbit.formats import CHANNEL, StaticScale, group
 from lowbit.kernels import native, ops
 from lowbit.nn import QuantLinear, QuantModule
 from lowbit.schemes import Absmax, ZeroPoint
+from tests.combinations import some
 from tests.models import make, output
-from tests.products import some
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 

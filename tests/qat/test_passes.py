@@ -15,7 +15,7 @@ from transformers import (
 
 from lowbit.qat.passes import Pass, Passes
 from lowbit.qat.prepare import QatOptions, prepare_qat
-from tests.products import some
+from tests.combinations import some
 
 SIZES = dict(
     vocab_size=120,

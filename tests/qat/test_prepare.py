@@ -15,8 +15,8 @@ from lowbit import UsageError
 from lowbit.nn import QuantLinear
 from lowbit.qat.modules import FakeQuantEmbedding, FakeQuantLinear
 from lowbit.qat.prepare import QatOptions, finish_qat, prepare_qat, restore_float
+from tests.combinations import some
 from tests.models import make, output
-from tests.products import some
 
 NAMES = ("bert", "gpt2", "t5", "bart", "llama-tied")
 

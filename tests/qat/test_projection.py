@@ -12,8 +12,8 @@ from lowbit.qat.codes import Mode
 from lowbit.qat.prepare import fake_quantized, finish_qat
 from lowbit.qat.projection import PARTS, prepare_codes
 from lowbit.schemes import Binary, Clustered
+from tests.combinations import some
 from tests.models import make, output
-from tests.products import some
 
 GREEDY = Binary(3, CHANNEL, offset=False, solver="greedy")
 RECIPE = Recipe((Rule("@embedding", GREEDY), Rule("@linear", GREEDY)), "greedy")

@@ -23,8 +23,8 @@ import lowbit
 from lowbit import InputError, UsageError, quantize_checkpoint
 from lowbit.checkpoint.load import load_model
 from lowbit.conversion.config import LowbitConfig
+from tests.combinations import some
 from tests.models import MODELS, make, output
-from tests.products import some
 
 
 def save(model, folder: Path, **options) -> Path:
