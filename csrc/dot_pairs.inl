@@ -36,7 +36,7 @@ struct BytePairs {
     const Words two = Vectors::dot_bytes(codes, four);
     pairs = s % steps == 0 ? two : Vectors::in_order(Vectors::add_shorts(pairs, two));
     if (s % steps < steps - 1) return;
-    sum += reinterpret_cast<Ints>(Vectors::dot_shorts(pairs, Words{} + 0x00010001u));
+    sum += reinterpret_cast<Ints>(Vectors::sum_shorts(pairs));
     if (steps < 8) sum = reinterpret_cast<Ints>(Vectors::in_order(reinterpret_cast<Words>(sum)));
   }
 };
@@ -88,9 +88,10 @@ template <class Vectors, int bits>
 struct PairsOf {
   using Dot = BytePairs<Vectors, bits>;
   struct DecodedDot : Dot {
-    // A register for each part of the codes and for each sum of products, one for activations and
-    // one for products. What they become in 32 bits may leave the registers.
-    static constexpr int panels = Vectors::registers == 32 ? 2 : 1, rows = 4;
+    // Registers for each part of the codes, for each sum in 16 bits and in 32, for activations and
+    // for products.
+    static constexpr int panels = Vectors::registers == 32 ? 2 : 1;
+    static constexpr int rows = Vectors::registers == 32 ? 4 : 3;
     static constexpr bool crossed = false;
   };
 };

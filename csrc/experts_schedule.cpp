@@ -67,9 +67,8 @@ struct Group {
   int64_t panels_per_task = 0, tasks = 0;
 
   int64_t activation_bytes() const {
-    const int64_t rows = padded(op.rows * op.digits, product->rows);
-    const int64_t numbers = rows * op.form.groups() * (sizeof(float) + 2 * sizeof(int32_t));
-    return padded(rows * a.padded_inputs * product->bytes_per_input, cache_line) +
+    const int64_t numbers = a.rows * op.form.groups() * (sizeof(float) + 2 * sizeof(int32_t));
+    return padded(a.rows * a.padded_inputs * product->bytes_per_input, cache_line) +
            padded(numbers, cache_line);
   }
 
@@ -101,11 +100,10 @@ class Round {
     auto* memory = static_cast<char*>(call_scratch(bytes));
     for (size_t i = 0; i < groups_.size(); ++i) {
       Group& group = groups_[i];
-      const int64_t rows = padded(group.op.rows * group.op.digits, group.product->rows);
       group.a.codes = reinterpret_cast<int8_t*>(memory);
-      const int64_t codes = rows * group.a.padded_inputs * group.product->bytes_per_input;
+      const int64_t codes = group.a.rows * group.a.padded_inputs * group.product->bytes_per_input;
       group.a.scales = reinterpret_cast<float*>(memory + padded(codes, cache_line));
-      const int64_t parameters = rows * group.op.form.groups();
+      const int64_t parameters = group.a.rows * group.op.form.groups();
       group.a.sums = reinterpret_cast<int32_t*>(group.a.scales + parameters);
       group.a.cross_sums = group.a.sums + parameters;
       memory += group.activation_bytes();
@@ -307,7 +305,7 @@ Group group_of(const Experts& op, const Linear& layer, const Product& product,
                const int64_t* pairs) {
   Group group{.op = layer, .product = &product, .pairs = pairs, .a = {}};
   group.a.padded_inputs = padded_inputs(layer.form, product);
-  group.a.chunk_rows = layer.rows;
+  group.a.rows = group.a.chunk_rows = padded(layer.rows * layer.digits, product.rows);
   const int64_t panels = layer.form.panels() / (op.gated ? 2 : 1);
   const int64_t bytes = layer.form.panel_bytes() * (op.gated ? 2 : 1);
   const int64_t wanted = divided(bytes_per_task, bytes * layer.rows * layer.digits + 1);

@@ -34,6 +34,8 @@ struct Vectors512 {
   static Words dot_bytes(Words a, Words b) { return words(_mm512_maddubs_epi16(raw(a), raw(b))); }
   static Words dot_shorts(Words a, Words b) { return words(_mm512_madd_epi16(raw(a), raw(b))); }
 
+  static Words sum_shorts(Words v) { return dot_shorts(v, Words{} + 0x00010001u); }
+
   static Words add_bytes(Words a, Words b) { return words(_mm512_add_epi8(raw(a), raw(b))); }
   static Words add_shorts(Words a, Words b) { return words(_mm512_add_epi16(raw(a), raw(b))); }
   static Words high_bytes(Words v) { return words(_mm512_srli_epi16(raw(v), 8)); }

@@ -340,8 +340,15 @@ void encode_digits(const float* x, int64_t n, float inv, int8_t* const (&digits)
   return sum;
 }
 
-// Rows first … last - 1 as codes, where Arrange::place(a, piece, n, row, k) wants them.
-template <class Arrange, int64_t group_padding>
+// Rows first … last - 1 as codes. Where they lie is a Row's:
+//
+//   struct Row {
+//     Row(const Activations& a, int64_t row, int64_t groups);
+//     // n inputs from input k of the group on.
+//     void place(const int8_t* piece, int64_t n, const GroupInputs& group, int64_t k) const;
+//     int64_t parameter(int64_t group) const;  // of scales and sums
+//   };
+template <class Row, int64_t group_padding>
 void quantize(const Linear& op, const Activations& a, int64_t first, int64_t last) {
   constexpr int64_t piece_size = 1024;
   alignas(64) int8_t piece[4][piece_size];
@@ -350,10 +357,12 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
   float* widened = op.bfloat16 ? static_cast<float*>(task_scratch(all * 4)) : nullptr;
   for (int64_t m = first; m < last; ++m) {
     if (widened) widen(static_cast<const uint16_t*>(op.x) + m * all, all, widened);
-    const float* row = widened ? widened : static_cast<const float*>(op.x) + m * all;
+    const float* inputs_of_row = widened ? widened : static_cast<const float*>(op.x) + m * all;
+    Row rows[4];
+    for (int d = 0; d < op.digits; ++d) rows[d] = Row(a, m * op.digits + d, groups);
     int64_t to = 0;
     for (int64_t g = 0; g < groups; ++g) {
-      const float* x = row + g * op.form.group;
+      const float* x = inputs_of_row + g * op.form.group;
       const int64_t inputs = op.form.group_inputs(g), end = padded(inputs, group_padding);
       const bool fixed = op.digits == 4;
       const bool is_static = op.input.scale > 0.0f;
@@ -373,15 +382,15 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
         }
         for (int d = 0; d < op.digits; ++d) {
           for (int64_t i = real; i < n; ++i) piece[d][i] = 0;
-          Arrange::place(a, piece[d], n, m * op.digits + d, to + k);
-          if constexpr (requires { Arrange::crossed; }) {
-            if constexpr (Arrange::crossed) cross_sums[d] += cross_sum(piece[d], n);
+          rows[d].place(piece[d], n, {.first = to, .count = end}, k);
+          if constexpr (requires { Row::crossed; }) {
+            if constexpr (Row::crossed) cross_sums[d] += cross_sum(piece[d], n);
           }
         }
       }
       float scale = s.scale;
       for (int d = 0; d < op.digits; ++d, scale *= 256.0f) {
-        const int64_t at = (m * op.digits + d) * groups + g;
+        const int64_t at = rows[d].parameter(g);
         a.scales[at] = scale;
         a.sums[at] = sums[d];
         a.cross_sums[at] = cross_sums[d];
@@ -393,9 +402,19 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
 
 template <class Dot>
 struct RowByRow {
-  static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row, int64_t k) {
-    Dot::place(piece, n, a.codes + row * a.padded_inputs * Dot::bytes_per_input, k);
+  int8_t* codes;
+  int64_t first_parameter;
+
+  RowByRow() = default;
+  RowByRow(const Activations& a, int64_t row, int64_t groups)
+      : codes(a.codes + row * a.padded_inputs * Dot::bytes_per_input),
+        first_parameter(row * groups) {}
+
+  void place(const int8_t* piece, int64_t n, const GroupInputs& group, int64_t k) const {
+    Dot::place(piece, n, codes, group.first + k);
   }
+
+  int64_t parameter(int64_t group) const { return first_parameter + group; }
 };
 
 template <class Codes>

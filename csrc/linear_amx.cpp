@@ -15,14 +15,24 @@ namespace {
 constexpr int64_t tile_inputs = tile_row_bytes, tile_blocks = tile_inputs / block_inputs;
 constexpr int64_t block_rows = 2 * tile_rows, block_panels = 2;
 
-struct InTiles {
-  static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row, int64_t k) {
-    int8_t* at = a.codes + row / tile_rows * tile_rows * a.padded_inputs +
-                 k / tile_inputs * tile_bytes + row % tile_rows * tile_inputs;
+struct RowInTiles {
+  int8_t* codes;
+  int64_t first_parameter;
+
+  RowInTiles() = default;
+  RowInTiles(const Activations& a, int64_t row, int64_t groups)
+      : codes(a.codes + row / tile_rows * tile_rows * a.padded_inputs +
+              row % tile_rows * tile_inputs),
+        first_parameter(row * groups) {}
+
+  void place(const int8_t* piece, int64_t n, const GroupInputs& group, int64_t k) const {
+    int8_t* at = codes + (group.first + k) / tile_inputs * tile_bytes;
     for (int64_t i = 0; i < n; i += tile_inputs) {
       _mm512_store_si512(at + i / tile_inputs * tile_bytes, _mm512_load_si512(piece + i));
     }
   }
+
+  int64_t parameter(int64_t group) const { return first_parameter + group; }
 };
 
 // out[32][P][16] = the sums over `tiles` tiles of activations from a on, R of them `row_stride`
@@ -196,7 +206,7 @@ struct Tiles {
                                    .group_padding = tile_inputs,
                                    .bytes_per_input = 1,
                                    .macs_per_ns = 1000,
-                                   .quantize = quantize<InTiles, tile_inputs>,
+                                   .quantize = quantize<RowInTiles, tile_inputs>,
                                    .multiply = multiply_tiles<Codes>};
 };
 

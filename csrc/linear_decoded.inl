@@ -8,70 +8,120 @@
 //     static constexpr int panels, rows;     // of a register block
 //     static constexpr int64_t block_bytes;  // of a block of all panels, decoded
 //     static constexpr int64_t bytes_per_input;
+//     static constexpr int64_t chunk_bytes;  // as in Product
 //     static constexpr bool crossed;         // sums contain cross_sums (linear_schedule.h), too
-//     // The codes of a row of activations, n inputs from k on (Arrange of quantize).
-//     static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row,
-//                       int64_t k);
+//     // The codes of one of `rows` rows, n inputs from k on, among `inputs` inputs of a group.
+//     static void place(const int8_t* piece, int64_t n, int64_t row, int64_t inputs, int64_t k,
+//                       int8_t* to);
 //     // `blocks` blocks from codes[panel] on. Sums of each lane begin with `start`, as `sum` adds
 //     // so much too much whatever the row.
 //     static void decode(const uint8_t* const (&codes)[panels], int64_t blocks,
 //                        int64_t stored_bytes, uint8_t* decoded, Words (&start)[panels][parts]);
-//     // Adds the sums of R rows from `row` on; binary ones are those of 0 and 2.
-//     template <int R>
-//     static void sum(const GroupBlocks& group, const Activations& a, const uint8_t* decoded,
-//                     int64_t row, Words (&sums)[terms][panels][R][parts]);
+//     // Adds the sums of R rows of x, where they were placed, over `blocks` blocks, of which only
+//     // the first steps count; binary ones are those of 0 and 2.
+//     template <int R, int steps>
+//     static void sum(const int8_t* x, int64_t blocks, const uint8_t* decoded,
+//                     Words (&sums)[terms][panels][R][parts]);
 //   };
+//
+// Activations lie as they are read, group by group of each chunk:
+//
+//   cx [chunks][groups][rows/R] of what Kernel::place makes of R rows
 
 #include "linear.inl"
 
 namespace lowbit::LOWBIT_ISA {
 namespace {
 
-// The blocks of one group.
-struct GroupBlocks {
-  int64_t number, groups;  // of the group, of all groups
-  int64_t first, count;    // blocks
+// The rows of a chunk, from row `first` on.
+template <class Kernel>
+struct Chunk {
+  int8_t* codes;
+  int64_t first, rows, groups;
+
+  Chunk() = default;
+  Chunk(const Activations& a, int64_t first, int64_t groups)
+      : codes(a.codes + first * a.padded_inputs * Kernel::bytes_per_input),
+        first(first),
+        rows(a.rows_of_chunk(first)),
+        groups(groups) {}
+
+  // Of its row `row`, the first of a register block.
+  int8_t* inputs(const GroupInputs& group, int64_t row) const {
+    return codes + (rows * group.first + row * group.count) * Kernel::bytes_per_input;
+  }
+
+  int64_t parameter(int64_t group, int64_t row) const {
+    return first * groups + rows * group + row;
+  }
 };
 
 template <class Kernel>
-struct DecodedGroup : GroupBlocks {
+struct RowOfChunk {
+  static constexpr bool crossed = Kernel::crossed;
+
+  Chunk<Kernel> chunk;
+  int64_t row, own;  // of the chunk; of the register block
+
+  RowOfChunk() = default;
+  RowOfChunk(const Activations& a, int64_t row, int64_t groups)
+      : chunk(a, row / a.chunk_rows * a.chunk_rows, groups),
+        row(row - chunk.first),
+        own(this->row % Kernel::rows) {}
+
+  void place(const int8_t* piece, int64_t n, const GroupInputs& group, int64_t k) const {
+    Kernel::place(piece, n, own, group.count, k, chunk.inputs(group, row - own));
+  }
+
+  int64_t parameter(int64_t group) const { return chunk.parameter(group, row); }
+};
+
+// A group of at most half a block, as two levels of scales have, is not multiplied by the zeros
+// behind it.
+constexpr int half_steps = block_steps / 2;
+
+template <class Kernel, int steps>
+struct DecodedGroup {
   using Codes = typename Kernel::Codes;
   static constexpr int P = Kernel::panels, terms = Codes::terms;
 
+  int64_t number, groups, blocks;  // of the group, of all groups; its blocks
+  const float* scales;             // of the chunk's rows, and so are the next two
+  const int32_t *row_sums, *cross_sums;
   const uint8_t* decoded;
   Words start[P][parts], minus_zero[P][parts];
   typename Codes::template Parameters<true> parameters[P][parts];
 
-  // acc[panel][row][part] += what the sums of R rows from `row` on are worth; panels are `stride`
-  // apart. Sums begin with what is to be taken off them.
+  // acc[panel][row][part] += what the sums of R rows of the chunk from row `row` on, x, are worth;
+  // panels are `stride` apart. Sums begin with what is to be taken off them.
   template <int R>
-  void add_rows(const Activations& a, int64_t row, int64_t stride, Floats* acc) const {
+  void add_rows(const int8_t* x, int64_t row, int64_t stride, Floats* acc) const {
     Words sums[terms][P][R][parts];
     for (int r = 0; r < R; ++r) {
-      const Words row_sum = Words{} + static_cast<uint32_t>(a.sums[at(row + r)]);
+      const auto row_sum = static_cast<uint32_t>(row_sums[row + r]);
       Words of_row{};
-      if constexpr (Kernel::crossed) of_row -= static_cast<uint32_t>(a.cross_sums[at(row + r)]);
+      if constexpr (Kernel::crossed) of_row -= static_cast<uint32_t>(cross_sums[row + r]);
       for (int q = 0; q < P; ++q) {
         for (int p = 0; p < parts; ++p) {
-          const Words off = Codes::binary ? -row_sum : minus_zero[q][p] * row_sum;
+          const Words off = Codes::binary ? Words{} - row_sum : minus_zero[q][p] * row_sum;
           for (int i = 0; i < terms; ++i) sums[i][q][r][p] = of_row + start[q][p] + off;
         }
       }
     }
-    Kernel::sum(*this, a, decoded, row, sums);
+    Kernel::template sum<R, steps>(x, blocks, decoded, sums);
     if (parameters[0][0].has_offset) {
-      add_values<R, true>(a, row, stride, sums, acc);
+      add_values<R, true>(row, stride, sums, acc);
     } else {
-      add_values<R, false>(a, row, stride, sums, acc);
+      add_values<R, false>(row, stride, sums, acc);
     }
   }
 
   template <int R, bool offset>
-  LOWBIT_INLINE void add_values(const Activations& a, int64_t row, int64_t stride,
+  LOWBIT_INLINE void add_values(int64_t row, int64_t stride,
                                 const Words (&sums)[terms][P][R][parts], Floats* acc) const {
     for (int r = 0; r < R; ++r) {
-      const float scale = a.scales[at(row + r)];
-      const int32_t row_sum = a.sums[at(row + r)];
+      const float scale = scales[row + r];
+      const int32_t row_sum = row_sums[row + r];
       for (int q = 0; q < P; ++q) {
         for (int p = 0; p < parts; ++p) {
           Words of_terms[terms];
@@ -89,15 +139,13 @@ struct DecodedGroup : GroupBlocks {
       if constexpr (!Codes::binary) minus_zero[q][p] = -Codes::zero_points(op, at, p);
     }
   }
-
-  int64_t at(int64_t row) const { return row * groups + number; }
 };
 
 // Rows are finished so many at once: whole register blocks, and whole tokens of four digits.
 template <class Kernel>
-constexpr int finished_rows = Kernel::rows % 3 == 0 ? 2 * Kernel::rows : 4;
+constexpr int finished_rows = Kernel::rows % 3 == 0 ? 12 : 4;
 
-template <class Kernel>
+template <class Kernel, int steps>
 [[gnu::noinline]] void multiply_decoded_panels(const Linear& op, const Activations& a,
                                                int64_t first, int64_t last, int64_t panel) {
   constexpr int P = Kernel::panels, R = Kernel::rows, F = finished_rows<Kernel>;
@@ -118,33 +166,41 @@ template <class Kernel>
     codes[q] = op.codes + own[q] * form.panel_bytes();
     ends[q] = codes[q] + form.panel_bytes();
   }
-  DecodedGroup<Kernel> group{};
+  DecodedGroup<Kernel, steps> group{};
   group.decoded = decoded;
   group.groups = form.groups();
-  for (; group.number < group.groups; ++group.number, group.first += group.count) {
-    group.count = PackedLayout::blocks_of(form.group_inputs(group.number));
-    const int64_t bytes = group.count * form.block_bytes();
+  const Chunk<Kernel> chunk(a, first, group.groups);
+  GroupInputs inputs{};
+  for (; group.number < group.groups; ++group.number, inputs.first += inputs.count) {
+    group.blocks = PackedLayout::blocks_of(form.group_inputs(group.number));
+    inputs.count = group.blocks * block_inputs;
+    const int64_t bytes = group.blocks * form.block_bytes();
     for (int q = 0; q < P && waits_for_weights(last - first); ++q) {
       // After these panels come the next P.
       const uint8_t* next = codes[q] + ahead_bytes;
       if (next >= ends[q]) next += (P - 1) * form.panel_bytes();
       for (int64_t i = 0; i < bytes; i += cache_line) __builtin_prefetch(next + i);
     }
-    Kernel::decode(codes, group.count, form.block_bytes(), decoded, group.start);
+    Kernel::decode(codes, group.blocks, form.block_bytes(), decoded, group.start);
     for (int q = 0; q < P; ++q) {
       codes[q] += bytes;
       group.read_parameters(op, own[q] * group.groups + group.number, q);
     }
+    const int8_t* x = chunk.inputs(inputs, 0);
+    const int64_t parameters = chunk.parameter(group.number, 0);
+    group.scales = a.scales + parameters;
+    group.row_sums = a.sums + parameters;
+    group.cross_sums = a.cross_sums + parameters;
     for (int64_t row = first; row < last; row += F) {
       const int64_t n = last - row < F ? last - row : F;
       Floats* to = acc + (row - first) * parts;
-      for (int64_t r = 0; r < n; r += R) {
+      for (int64_t r = 0; r < n; r += R, x += R * inputs.count * Kernel::bytes_per_input) {
         if (n - r > R / 2) {
-          group.template add_rows<R>(a, row + r, stride, to + r * parts);
+          group.template add_rows<R>(x, row - first + r, stride, to + r * parts);
         } else if (n - r > 1) {
-          group.template add_rows<(R + 1) / 2>(a, row + r, stride, to + r * parts);
+          group.template add_rows<(R + 1) / 2>(x, row - first + r, stride, to + r * parts);
         } else {
-          group.template add_rows<1>(a, row + r, stride, to + r * parts);
+          group.template add_rows<1>(x, row - first + r, stride, to + r * parts);
         }
       }
       if (group.number < group.groups - 1) continue;
@@ -156,8 +212,14 @@ template <class Kernel>
 template <class Kernel>
 void multiply_decoded(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
                       int64_t first_panel, int64_t last_panel) {
+  auto* multiply_panels = multiply_decoded_panels<Kernel, block_steps>;
+  if constexpr (!Kernel::Codes::binary) {
+    if (op.form.group <= half_steps * step_inputs) {
+      multiply_panels = multiply_decoded_panels<Kernel, half_steps>;
+    }
+  }
   for (int64_t panel = first_panel; panel < last_panel; panel += Kernel::panels) {
-    multiply_decoded_panels<Kernel>(op, a, first_row * op.digits, last_row * op.digits, panel);
+    multiply_panels(op, a, first_row * op.digits, last_row * op.digits, panel);
   }
 }
 
@@ -167,12 +229,11 @@ constexpr Product decoded_product{.rows = finished_rows<Kernel>,
                                   .group_padding = block_inputs,
                                   .bytes_per_input = Kernel::bytes_per_input,
                                   .macs_per_ns = Isa::macs_per_ns,
-                                  .quantize = quantize<Kernel, block_inputs>,
+                                  .chunk_bytes = Kernel::chunk_bytes,
+                                  .quantize = quantize<RowOfChunk<Kernel>, block_inputs>,
                                   .multiply = multiply_decoded<Kernel>};
 
-// Affine codes. A register block's rows of activations lie block by block:
-//
-//   cx [rows/R][inputs/32][R][32]
+// Affine codes. A register block's rows of activations lie block by block, cx [blocks][R][32].
 template <class Codes_>
 struct Bytes {
   using Codes = Codes_;
@@ -181,18 +242,15 @@ struct Bytes {
   static constexpr int panels = Dot::panels, rows = Dot::rows;
   static constexpr int64_t bytes_per_input = Dot::bytes_per_input;
   static constexpr int64_t row_bytes = block_inputs * bytes_per_input;
+  // Each panel reads them once, in order: they need not stay in L2.
+  static constexpr int64_t chunk_bytes = 1 << 19;
   using Step = typename Dot::Codes[panels][parts];
   static constexpr int64_t block_bytes = block_steps * sizeof(Step);
 
-  static int8_t* place_of(const Activations& a, int64_t row, int64_t block) {
-    return a.codes + row / rows * rows * a.padded_inputs * bytes_per_input +
-           (block * rows + row % rows) * row_bytes;
-  }
-
-  static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row, int64_t k) {
-    int8_t* at = place_of(a, row, k / block_inputs);
-    for (int64_t i = 0; i < n; i += block_inputs, at += rows * row_bytes) {
-      Dot::place(piece + i, block_inputs, at, 0);
+  static void place(const int8_t* piece, int64_t n, int64_t row, int64_t, int64_t k, int8_t* to) {
+    to += (k / block_inputs * rows + row) * row_bytes;
+    for (int64_t i = 0; i < n; i += block_inputs, to += rows * row_bytes) {
+      Dot::place(piece + i, block_inputs, to, 0);
     }
   }
 
@@ -215,23 +273,23 @@ struct Bytes {
     __builtin_memcpy(start, cross, sizeof start);
   }
 
-  template <int R>
-  static void sum(const GroupBlocks& group, const Activations& a, const uint8_t* decoded,
-                  int64_t row, Words (&sums)[1][panels][R][parts]) {
+  template <int R, int steps>
+  static void sum(const int8_t* x, int64_t blocks, const uint8_t* decoded,
+                  Words (&sums)[1][panels][R][parts]) {
     Ints sum[panels][R][parts];
     __builtin_memcpy(sum, sums, sizeof sum);
     auto* codes = reinterpret_cast<const Step*>(decoded);
-    const int8_t* x = place_of(a, row, group.first);
-    for (int64_t b = 0; b < group.count; ++b, codes += block_steps, x += rows * row_bytes) {
+    for (int64_t b = 0; b < blocks; ++b, codes += block_steps, x += rows * row_bytes) {
       Words pairs[panels][R][parts] = {};
 #pragma GCC unroll 8
-      for (int s = 0; s < block_steps; ++s) {
+      for (int s = 0; s < steps; ++s) {
         for (int r = 0; r < R; ++r) {
           const auto four = Dot::template four<parts * panels>(x + r * row_bytes +
                                                                s * step_inputs * bytes_per_input);
           for (int q = 0; q < panels; ++q) {
             for (int p = 0; p < parts; ++p) {
-              Dot::add(s, codes[s][q][p], four, pairs[q][r][p], sum[q][r][p]);
+              // The last of them is a block's last step, as Dot wants it.
+              Dot::add(block_steps - steps + s, codes[s][q][p], four, pairs[q][r][p], sum[q][r][p]);
             }
           }
         }

@@ -120,7 +120,8 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
                       .sums = reinterpret_cast<int32_t*>(scales + parameters),
                       .cross_sums = reinterpret_cast<int32_t*>(scales + 2 * parameters),
                       .padded_inputs = inputs,
-                      .chunk_rows = chunk_rows};
+                      .rows = rows,
+                      .chunk_rows = chunk_rows * op.digits};
 
   const int64_t rows_per_quantize =
       std::clamp<int64_t>(values_per_quantize / (op.form.inputs + 1), 1, chunk_rows);

@@ -60,11 +60,22 @@ namespace lowbit {
 // group of inputs is padded with zeros to a multiple that the path chooses.
 struct Activations {
   int8_t* codes;
-  float* scales;        // [rows][groups]
-  int32_t* sums;        // [rows][groups], of the codes
-  int32_t* cross_sums;  // [rows][groups], of the products of each two codes, if a path wants them
+  float* scales;        // of each row and group, and so are the sums
+  int32_t* sums;        // of the codes
+  int32_t* cross_sums;  // of the products of each two codes, if a path wants them
   int64_t padded_inputs;
-  int64_t chunk_rows;  // of op: those that are multiplied together
+  int64_t rows, chunk_rows;  // all, whole register blocks; those that are multiplied together
+
+  // Of the chunk that begins with row `first`.
+  LOWBIT_INLINE int64_t rows_of_chunk(int64_t first) const {
+    const int64_t left = rows - first;
+    return left < chunk_rows ? left : chunk_rows;
+  }
+};
+
+// Those of a group in the arrangement of a path, with the zeros behind them.
+struct GroupInputs {
+  int64_t first, count;
 };
 
 // The loops of a path. Rows and panels are those of the chunk and the task, `first` … `last` - 1.

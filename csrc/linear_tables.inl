@@ -13,9 +13,10 @@
 // of x times -1 and 1.
 //
 // A byte of a plane holds an input of all eight steps of a block (packed_layout.h): the inputs
-// i, 4 + i, …, 28 + i of one row, i = 0 … 3 the phase. Half a byte is an index. Activations lie as
+// i, 4 + i, …, 28 + i of one row, i = 0 … 3 the phase. Half a byte is an index. Activations of a
+// register block lie as
 //
-//   tables [rows][inputs/32][phase][half][low, high][16]    uint8
+//   tables [rows][blocks][phase][half][low, high][16]    uint8
 //
 // and the indices of one phase and half of a strip of four parts of panels make up a vector.
 
@@ -41,12 +42,14 @@ struct Lookups {
   static constexpr int indices = phases * halves;
   static constexpr int64_t table_bytes = 16, tables_bytes = indices * 2 * table_bytes;
   static constexpr int64_t bytes_per_input = tables_bytes / block_inputs;
+  static constexpr int64_t chunk_bytes = 1 << 18;
   using Block = Words[indices][planes];
   static constexpr int64_t block_bytes = sizeof(Block);
   static constexpr int64_t fitting_blocks = 4;
   static constexpr int bias = 2 * 512 * indices;  // of a block
 
-  static void place(const Activations& a, const int8_t* piece, int64_t n, int64_t row, int64_t k) {
+  static void place(const int8_t* piece, int64_t n, int64_t row, int64_t inputs, int64_t k,
+                    int8_t* to) {
     using Sums = int16_t __attribute__((vector_size(32)));
     using Table = uint8_t __attribute__((vector_size(16)));
     // Whether index j has bit s.
@@ -54,16 +57,16 @@ struct Lookups {
                                     {0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1},
                                     {0, 0, 0, 0, -1, -1, -1, -1, 0, 0, 0, 0, -1, -1, -1, -1},
                                     {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1}};
-    int8_t* at = a.codes + (row * a.padded_inputs + k) * bytes_per_input;
+    to += (row * inputs + k) * bytes_per_input;
     for (int64_t i = 0; i < n; i += block_inputs) {
-      for (int j = 0; j < indices; ++j, at += 2 * table_bytes) {
+      for (int j = 0; j < indices; ++j, to += 2 * table_bytes) {
         const int8_t* x = piece + i + j / halves + j % halves * block_inputs / halves;
         Sums t{};
         for (int s = 0; s < 4; ++s) t += has[s] & static_cast<int16_t>(x[s * step_inputs]);
         const Table low = __builtin_convertvector(t & 31, Table);
         const Table high = __builtin_convertvector((t >> 5) + 16, Table);
-        __builtin_memcpy(at, &low, sizeof low);
-        __builtin_memcpy(at + table_bytes, &high, sizeof high);
+        __builtin_memcpy(to, &low, sizeof low);
+        __builtin_memcpy(to + table_bytes, &high, sizeof high);
       }
     }
   }
@@ -97,15 +100,13 @@ struct Lookups {
     }
   }
 
-  template <int R>
-  static void sum(const GroupBlocks& group, const Activations& a, const uint8_t* decoded,
-                  int64_t row, Words (&sums)[planes][panels][R][parts]) {
-    const int64_t row_bytes = a.padded_inputs * bytes_per_input;
+  template <int R, int steps>
+  static void sum(const int8_t* x, int64_t blocks, const uint8_t* decoded,
+                  Words (&sums)[planes][panels][R][parts]) {
+    const int64_t row_bytes = blocks * tables_bytes;
     auto* codes = reinterpret_cast<const Block*>(decoded);
-    const int8_t* x = a.codes + row * row_bytes + group.first * tables_bytes;
-    for (int64_t b = 0; b < group.count;) {
-      const int64_t left = group.count - b,
-                    end = b + (left < fitting_blocks ? left : fitting_blocks);
+    for (int64_t b = 0; b < blocks;) {
+      const int64_t left = blocks - b, end = b + (left < fitting_blocks ? left : fitting_blocks);
       Words shorts[planes][R][2] = {};
       for (; b < end; ++b, ++codes, x += tables_bytes) {
         Words low[planes][R] = {}, high[planes][R] = {};
