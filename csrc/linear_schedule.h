@@ -38,11 +38,12 @@
 // On tiles (linear_amx.cpp) a register block is 32 rows of 2 panels, a step 64 inputs, and codes of
 // fewer than 8 bits are decoded group by group, once for all rows of the chunk.
 //
-// What gcc 12 makes of a block, in instructions per 32 products (those of 3 planes for each plane):
+// What gcc 12 makes of a block, in instructions per 32 products (those of 3 planes for each plane;
+// 8 bits on avx2 with many rows: 4 x 1):
 //
 //                         R x P   8 bits   4 bits        R x P   3 planes
 //   avx2, a few rows      4 x 1      6.3      3.5        1 x 2        1.4
-//   avx2, many            4 x 1      5.6      3.0        1 x 2        1.4
+//   avx2, many            3 x 1      5.6      3.1        1 x 2        1.4
 //   avxvnni, a few        4 x 1      2.0      2.3        1 x 2        1.4
 //   avxvnni, many         6 x 1      1.7      1.7        1 x 2        1.4
 //   avx512, a few         8 x 3      2.8      1.4        1 x 4       0.70

@@ -161,6 +161,8 @@ NARROW = [
     *(Form("affine", bits, shift=bool(bits % 2)) for bits in range(2, 8)),
     Form("affine", 8, group(32), shift=True),
     Form("affine", 4, group(24)),
+    Form("affine", 3, group(16), shift=True),
+    Form("affine", 6, group(16)),
     Form("affine", 3, group(96), shift=True, dtype=np.float32),
     *(Form("binary", planes, shift=bool(planes % 2)) for planes in range(1, 5)),
     Form("binary", 3, group(24), shift=True),
@@ -282,11 +284,20 @@ class TestDynamic:
                 assert torch.equal(multiply(x, bias), wanted), (rows, count)
 
     @every_path
-    @pytest.mark.parametrize("form", [*INT8, Form("affine", 4, group(64), shift=True)], ids=str)
+    @pytest.mark.parametrize(
+        "form",
+        [
+            *INT8,
+            Form("affine", 4, group(64), shift=True),
+            Form("affine", 2, group(16)),
+            Form("binary", 3, group(64)),
+        ],
+        ids=str,
+    )
     def test_results_of_very_many_rows_are_those_of_the_reference(self, forced, form, threads):
         q, x, bias, wanted = dynamic_case(form, 1200)
         kernel, why = linear.kernel(q.layout, 330, torch.device("cpu"), "dynamic")
-        assert why == f"{forced}: forced by {VARIABLE}"
+        assert why.startswith(f"{forced}: forced by {VARIABLE}")
         for count in (1, 2):
             threads(count)
             assert torch.equal(kernel.run(x, q, bias), wanted)
@@ -366,7 +377,7 @@ class TestFloat:
 
     @needs_native
     def test_more_rows_than_are_quantized_at_once_come_out_alike(self):
-        """Sixteen chunks of 32 rows of so many inputs are a part of the work."""
+        """Sixteen chunks of some rows of so many inputs are a part of the work."""
         weight = Form("affine", 4, group(96), shift=True).random(17, 4200)
         x = uneven(np.random.default_rng(8), 600, 4200)
         wanted = by_oracle(x, weight, None)
