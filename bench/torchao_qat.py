@@ -51,6 +51,10 @@ PAGE = "torchao-qat.md"
 Finish = Callable[[], object]
 
 
+def study_of(work: Path, data: Path) -> FineTuned:
+    return studies(work, data, Pieces(work / "rows.jsonl"))[0]
+
+
 def with_lowbit(recipe: str) -> Callable[[PreTrainedModel], Finish]:
     """Prepares a model, in place; returns what makes integers of it."""
 
@@ -164,7 +168,7 @@ def stepping(name: str | None, study: FineTuned, count: int) -> Callable[[], Non
 def peak_of(name: str | None, work: Path, data: Path) -> Callable[[], int]:
     def run() -> int:
         before = peak()
-        step = stepping(name, studies(work, data)[0], MEMORY_STEPS)
+        step = stepping(name, study_of(work, data), MEMORY_STEPS)
         for _ in range(MEMORY_STEPS):
             step()
         return peak() - before
@@ -240,7 +244,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(given.threads)
     torch.set_flush_denormal(True)
-    study, pieces = studies(given.work, given.data)[0], Pieces(given.work / "torchao.jsonl")
+    study, pieces = study_of(given.work, given.data), Pieces(given.work / "torchao.jsonl")
     for name in ARMS if given.train else ():
         pieces.find(name, lambda name=name: trained(name, study))
     if given.measure:

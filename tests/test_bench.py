@@ -42,6 +42,11 @@ def test_pages_of_training_are_rendered_from_their_rows(bench, tmp_path):
     page = (ROOT / "docs/results/qat-base.md").read_text(encoding="utf-8").splitlines()
     assert list(lines(base.page(studies, rows))) == page
 
+    ner = bench("ner")
+    rows = ner.Pieces(ROOT / "docs/results/ner.jsonl")
+    page = (ROOT / "docs/results/ner.md").read_text(encoding="utf-8").splitlines()
+    assert list(lines(ner.page(ner.studies(tmp_path, None, rows)))) == page
+
     translation = bench("translation")
     given = translation.arguments(["--work", str(tmp_path)])
     rows = translation.Pieces(ROOT / "docs/results/translation.jsonl")
