@@ -4,7 +4,6 @@
 //   struct Isa {
 //     Words, Ints, Floats, registers, widen, fma    // as in linear.inl
 //     static constexpr int64_t macs_per_ns;         // as in Product
-//     static Ints byte(Words codes, int i);         // byte i of each lane
 //     static Floats broadcast(const float* x);
 //   };
 //
@@ -36,19 +35,42 @@ template <int bits>
 struct Affine {
   static int64_t block_bytes(const PackedLayout&) { return bits * vector_bytes; }
 
+  static constexpr uint32_t mask = (1u << bits) - 1;
+
+  // Byte i of a lane ends with code i of the step. The bits above it are of other steps, if a code
+  // is one field.
   struct Step {
     Words codes;
-    Step(const uint8_t* block, int s, int part) : codes(codes_of_step<bits>(block, s, part)) {}
+
+    Step(const uint8_t* block, int s, int part) {
+      if constexpr (fields_of(bits, false).count == 1) {
+        codes =
+            load<Words>(block + s % bits * vector_bytes + part * sizeof(Words)) >> s / bits * bits;
+      } else {
+        codes = codes_of_step<bits>(block, s, part);
+      }
+    }
   };
 
+  // Code i is masked and not shifted, as shifts take a port of the multiply-adds: as a number it is
+  // 2^place(i) times as large. Only the top byte of 8 bits, which would be negative, is shifted.
+  static constexpr int place(int i) { return bits == 8 && i == 3 ? 0 : 8 * i; }
+
   // Of one group, for the lanes of a part. If s times a code is `exact` in float32, fma gives
-  // s (q - z) or s q + o in one operation: s is short then, and s times a zero point exact, too.
+  // s (q - z) or s q + o in one operation: s is short then, and s times a zero point exact, too, as
+  // is s / 2^place(i).
   template <bool exact, bool plain>
   struct Weights {
     Floats s, z{};
     Floats o = Floats{} - 0.0f;  // which, added, changes nothing
+    Floats s_at[step_inputs];
 
     Weights(const Linear& op, int64_t group, int part) {
+      read(op, group, part);
+      for (int i = 0; i < step_inputs; ++i) s_at[i] = s * (1.0f / (1u << place(i)));
+    }
+
+    LOWBIT_INLINE void read(const Linear& op, int64_t group, int part) {
       const bool half = exact || op.half_scale;
       s = plain ? load_scales(op.scale, half, group * panel_rows + part * lanes)
                 : scales_of(op, half, group, part);
@@ -63,8 +85,12 @@ struct Affine {
     }
 
     Floats of(const Step& step, int i) const {
-      const Floats q = __builtin_convertvector(Isa::byte(step.codes, i), Floats);
-      return exact ? Isa::fma(q, s, z) : s * (q - z) + o;
+      if constexpr (exact) {
+        const Words q = place(i) == 8 * i ? step.codes & mask << 8 * i : step.codes >> 8 * i;
+        return Isa::fma(__builtin_convertvector(reinterpret_cast<Ints>(q), Floats), s_at[i], z);
+      }
+      const Words q = step.codes >> 8 * i & mask;
+      return s * (__builtin_convertvector(reinterpret_cast<Ints>(q), Floats) - z) + o;
     }
   };
 };
@@ -103,7 +129,8 @@ struct Binary {
       Floats w = o;
       for (int p = 0; p < planes; ++p) {
         const Words plus = step.plane[p] << (31 - 8 * i - step.s) & sign;
-        w += reinterpret_cast<Floats>(plus ^ reinterpret_cast<Words>(minus_alpha[p]));
+        const auto term = reinterpret_cast<Floats>(plus ^ reinterpret_cast<Words>(minus_alpha[p]));
+        w = plain && p == 0 ? term : w + term;
       }
       return w;
     }
@@ -165,6 +192,10 @@ constexpr int64_t ahead_bytes = 4096, cache_line = 64;
 template <int R>
 constexpr int sums_at_once = sums * R <= Isa::registers - 4 ? sums : 2;
 
+// How often the codes of a span are read.
+template <int R>
+constexpr int passes = parts * sums / sums_at_once<R>;
+
 // Adds sums I … of a span to the totals of one part of a panel.
 template <class Codes, bool plain, int R, int I>
 [[gnu::noinline]] void add_span(const Linear& op, const float* x, int64_t row_inputs, int64_t panel,
@@ -173,15 +204,19 @@ template <class Codes, bool plain, int R, int I>
   const PackedLayout& form = op.form;
   const int64_t block_bytes = Codes::block_bytes(form);
   const uint8_t* codes = op.codes + panel * form.panel_bytes();
+  const int64_t first_group = panel * form.groups();  // outside of loops: it divides
+  // Later passes find the codes in cache. So that memory is not idle meanwhile, each pass
+  // prefetches its share of what follows the span, usually the next one.
+  const int64_t share = block_bytes / passes<R>, pass = (part * sums + I) / S;
+  const uint8_t* ahead = passes<R> == 1
+                             ? codes + first * block_bytes + ahead_bytes
+                             : codes + last * block_bytes + pass * (last - first) * share;
   Floats sum[S][R] = {};
   for_groups(form, first, last, [&](int64_t g, int64_t from, int64_t to) {
-    const typename Codes::template Weights<true, plain> weights(op, panel * form.groups() + g,
-                                                                part);
-    for (int64_t at = from; at < to; ++at) {
+    const typename Codes::template Weights<true, plain> weights(op, first_group + g, part);
+    for (int64_t at = from; at < to; ++at, ahead += share) {
       const uint8_t* block = codes + at * block_bytes;
-      for (int64_t i = 0; i < block_bytes; i += cache_line) {
-        __builtin_prefetch(block + ahead_bytes + i);
-      }
+      for (int64_t i = 0; i < share; i += cache_line) __builtin_prefetch(ahead + i);
 #pragma GCC unroll 8
       for (int s = 0; s < block_steps; ++s) {
         const float* four = x + at * block_inputs + s * step_inputs + I;

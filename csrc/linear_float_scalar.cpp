@@ -8,8 +8,6 @@ namespace {
 struct Isa : Vectors128 {
   static constexpr int64_t macs_per_ns = 1;
 
-  static Ints byte(Words codes, int i) { return reinterpret_cast<Ints>(codes >> 8 * i & 0xffu); }
-
   static Floats broadcast(const float* x) { return Floats{*x, *x, *x, *x}; }
 };
 
