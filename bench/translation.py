@@ -165,6 +165,7 @@ CORPORA = {
         arms=(
             "reference schedule, 3 bits",
             "mixed",
+            "mixed, longer",
             "float32, trained on",
             "reference schedule, 30 epochs",
         ),
