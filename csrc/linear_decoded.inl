@@ -13,12 +13,13 @@
 //     // The codes of one of `rows` rows, n inputs from k on, among `inputs` inputs of a group.
 //     static void place(const int8_t* piece, int64_t n, int64_t row, int64_t inputs, int64_t k,
 //                       int8_t* to);
-//     // `blocks` blocks from codes[panel] on. Sums of each lane begin with `start`, as `sum` adds
-//     // so much too much whatever the row.
+//     // `blocks` blocks from codes[panel] on, the first steps of each. Sums of each lane begin with
+//     // `start`, as `sum` adds so much too much whatever the row.
+//     template <int steps>
 //     static void decode(const uint8_t* const (&codes)[panels], int64_t blocks,
 //                        int64_t stored_bytes, uint8_t* decoded, Words (&start)[panels][parts]);
-//     // Adds the sums of R rows of x, where they were placed, over `blocks` blocks, of which only
-//     // the first steps count; binary ones are those of 0 and 2.
+//     // Adds the sums of R rows of x, where they were placed, over `blocks` blocks, the first steps
+//     // of each; binary ones are those of 0 and 2.
 //     template <int R, int steps>
 //     static void sum(const int8_t* x, int64_t blocks, const uint8_t* decoded,
 //                     Words (&sums)[terms][panels][R][parts]);
@@ -181,7 +182,7 @@ template <class Kernel, int steps>
       if (next >= ends[q]) next += (P - 1) * form.panel_bytes();
       for (int64_t i = 0; i < bytes; i += cache_line) __builtin_prefetch(next + i);
     }
-    Kernel::decode(codes, group.blocks, form.block_bytes(), decoded, group.start);
+    Kernel::template decode<steps>(codes, group.blocks, form.block_bytes(), decoded, group.start);
     for (int q = 0; q < P; ++q) {
       codes[q] += bytes;
       group.read_parameters(op, own[q] * group.groups + group.number, q);
@@ -254,13 +255,14 @@ struct Bytes {
     }
   }
 
+  template <int steps>
   static void decode(const uint8_t* const (&codes)[panels], int64_t blocks, int64_t stored_bytes,
                      uint8_t* decoded, Words (&start)[panels][parts]) {
     auto* to = reinterpret_cast<Step*>(decoded);
     Ints cross[panels][parts] = {};
     for (int64_t b = 0; b < blocks; ++b, to += block_steps) {
 #pragma GCC unroll 8
-      for (int s = 0; s < block_steps; ++s) {
+      for (int s = 0; s < steps; ++s) {
         for (int q = 0; q < panels; ++q) {
           const uint8_t* at = codes[q] + b * stored_bytes;
           for (int p = 0; p < parts; ++p) {

@@ -71,6 +71,7 @@ struct Lookups {
     }
   }
 
+  template <int steps>
   static void decode(const uint8_t* const (&codes)[panels], int64_t blocks, int64_t stored_bytes,
                      uint8_t* decoded, Words (&start)[panels][parts]) {
     for (int j = 0; j < strip; ++j) {
