@@ -67,7 +67,8 @@ struct Affine {
 
     Weights(const Linear& op, int64_t group, int part) {
       read(op, group, part);
-      for (int i = 0; i < step_inputs; ++i) s_at[i] = s * (1.0f / static_cast<float>(1u << place(i)));
+      for (int i = 0; i < step_inputs; ++i)
+        s_at[i] = s * (1.0f / static_cast<float>(1u << place(i)));
     }
 
     LOWBIT_INLINE void read(const Linear& op, int64_t group, int part) {
