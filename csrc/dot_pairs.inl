@@ -92,7 +92,7 @@ struct PairsOf {
     // for products.
     static constexpr int panels = Vectors::registers == 32 ? 2 : 1;
     static constexpr int rows = Vectors::registers == 32 ? 4 : 3;
-    static constexpr bool crossed = false;
+    static constexpr bool crossed = false, centred = false, apart = false;
   };
 };
 
@@ -111,7 +111,7 @@ struct PairsOf<Vectors, 8> {
     using typename Dot::Codes, typename Dot::Ints, typename Dot::Words;
     // Two registers for each part of the codes and for the activations of a row, two for products.
     static constexpr int panels = Vectors::registers == 32 ? 2 : 1, rows = 4;
-    static constexpr bool crossed = true;
+    static constexpr bool crossed = true, centred = false, apart = false;
 
     static void add(int, Codes codes, Codes four, Words&, Ints& sum) {
       const Words even = Vectors::add_shorts(codes.even, four.odd);
@@ -120,7 +120,7 @@ struct PairsOf<Vectors, 8> {
       sum = reinterpret_cast<Ints>(Vectors::in_order(wrapped));
     }
 
-    static void take_cross(Codes codes, Ints& sum) {
+    static void take_off(Codes codes, Ints& sum) {
       const Words wrapped = reinterpret_cast<Words>(sum);
       sum = reinterpret_cast<Ints>(wrapped - Vectors::dot_shorts(codes.even, codes.odd));
     }

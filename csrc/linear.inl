@@ -105,6 +105,9 @@ struct Binary {
   static constexpr int bits = 1, terms = planes;
   static constexpr int64_t term_bytes = vector_bytes;
 
+  // Of planes of 0 and 2.
+  static Words zero_points(const Linear&, int64_t, int) { return Words{} + 1; }
+
   template <bool centred>
   struct Parameters {
     Floats alpha[planes] = {}, o{};
@@ -256,18 +259,12 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
   __builtin_memcpy(to, acc, sizeof acc);
 }
 
-// What is written at the end is asked for beforehand, so that no store waits for its line.
 template <class Codes, int P, int R>
 void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t last,
                    int64_t panel) {
   const int64_t rows = last - row < R ? last - row : R;
   const int64_t m = row / op.digits, tokens = rows / op.digits;
-  const int64_t size = op.bfloat16 ? 2 : 4;
-  const char* y =
-      static_cast<const char*>(op.y) + (m * op.form.outputs + panel * panel_rows) * size;
-  for (int64_t t = 0; t < tokens; ++t, y += op.form.outputs * size) {
-    for (int i = 0; i < P * parts; ++i) __builtin_prefetch(y + i * lanes * size, 1);
-  }
+  ask_for_outputs<P>(op, m, tokens, panel);
   Floats sums[P][R][parts];
   sum_panels<Codes, P, R>(op, a, row, panel, sums);
   finish<P, R>(op, sums[0][0], R * parts, m, tokens, panel);

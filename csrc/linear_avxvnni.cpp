@@ -40,7 +40,7 @@ struct Isa : Vectors256 {
   template <int bits>
   struct DecodedDot : FourProducts {
     static constexpr int panels = 1, rows = 6;
-    static constexpr bool crossed = false;
+    static constexpr bool crossed = false, centred = false, apart = false;
   };
 };
 

@@ -10,6 +10,8 @@
 //     static constexpr int64_t bytes_per_input;
 //     static constexpr int64_t chunk_bytes;  // as in Product
 //     static constexpr bool crossed;         // sums contain cross_sums (linear_schedule.h), too
+//     static constexpr bool centred;         // zero points are taken off the decoded codes
+//     static constexpr bool apart;           // blocks so large that gcc needs a function for them
 //     // The codes of one of `rows` rows, n inputs from k on, among `inputs` inputs of a group.
 //     static void place(const int8_t* piece, int64_t n, int64_t row, int64_t inputs, int64_t k,
 //                       int8_t* to);
@@ -17,9 +19,10 @@
 //     // `start`, as `sum` adds so much too much whatever the row.
 //     template <int steps>
 //     static void decode(const uint8_t* const (&codes)[panels], int64_t blocks,
-//                        int64_t stored_bytes, uint8_t* decoded, Words (&start)[panels][parts]);
+//                        int64_t stored_bytes, const Words (&minus_zero)[panels][parts],
+//                        uint8_t* decoded, Words (&start)[terms][panels][parts]);
 //     // Adds the sums of R rows of x, where they were placed, over `blocks` blocks, the first steps
-//     // of each; binary ones are those of 0 and 2.
+//     // of each; binary ones are those of 0 and 2, or of -1 and 1 if they are centred.
 //     template <int R, int steps>
 //     static void sum(const int8_t* x, int64_t blocks, const uint8_t* decoded,
 //                     Words (&sums)[terms][panels][R][parts]);
@@ -90,7 +93,7 @@ struct DecodedGroup {
   const float* scales;             // of the chunk's rows, and so are the next two
   const int32_t *row_sums, *cross_sums;
   const uint8_t* decoded;
-  Words start[P][parts], minus_zero[P][parts];
+  Words start[terms][P][parts], minus_zero[P][parts];
   typename Codes::template Parameters<true> parameters[P][parts];
 
   // acc[panel][row][part] += what the sums of R rows of the chunk from row `row` on, x, are worth;
@@ -104,8 +107,11 @@ struct DecodedGroup {
       if constexpr (Kernel::crossed) of_row -= static_cast<uint32_t>(cross_sums[row + r]);
       for (int q = 0; q < P; ++q) {
         for (int p = 0; p < parts; ++p) {
-          const Words off = Codes::binary ? Words{} - row_sum : minus_zero[q][p] * row_sum;
-          for (int i = 0; i < terms; ++i) sums[i][q][r][p] = of_row + start[q][p] + off;
+          Words off = of_row;
+          if constexpr (!Kernel::centred) {
+            off += Codes::binary ? Words{} - row_sum : minus_zero[q][p] * row_sum;
+          }
+          for (int i = 0; i < terms; ++i) sums[i][q][r][p] = start[i][q][p] + off;
         }
       }
     }
@@ -114,6 +120,23 @@ struct DecodedGroup {
       add_values<R, true>(row, stride, sums, acc);
     } else {
       add_values<R, false>(row, stride, sums, acc);
+    }
+  }
+
+  // Inlined into loops that need registers too, a large block has sums in memory; the call of a
+  // small one takes longer than that.
+  template <int R>
+  [[gnu::noinline]] void add_rows_apart(const int8_t* x, int64_t row, int64_t stride,
+                                        Floats* acc) const {
+    add_rows<R>(x, row, stride, acc);
+  }
+
+  template <int R>
+  LOWBIT_INLINE void add_block(const int8_t* x, int64_t row, int64_t stride, Floats* acc) const {
+    if constexpr (Kernel::apart) {
+      add_rows_apart<R>(x, row, stride, acc);
+    } else {
+      add_rows<R>(x, row, stride, acc);
     }
   }
 
@@ -137,14 +160,16 @@ struct DecodedGroup {
   void read_parameters(const Linear& op, int64_t at, int q) {
     for (int p = 0; p < parts; ++p) {
       parameters[q][p] = {op, at, p};
-      if constexpr (!Codes::binary) minus_zero[q][p] = -Codes::zero_points(op, at, p);
+      minus_zero[q][p] = -Codes::zero_points(op, at, p);
     }
   }
 };
 
 // Rows are finished so many at once: whole register blocks, and whole tokens of four digits.
 template <class Kernel>
-constexpr int finished_rows = Kernel::rows % 3 == 0 ? 12 : 4;
+constexpr int finished_rows = Kernel::rows * (Kernel::rows % 4 == 0   ? 1
+                                              : Kernel::rows % 2 == 0 ? 2
+                                                                      : 4);
 
 template <class Kernel, int steps>
 [[gnu::noinline]] void multiply_decoded_panels(const Linear& op, const Activations& a,
@@ -182,30 +207,32 @@ template <class Kernel, int steps>
       if (next >= ends[q]) next += (P - 1) * form.panel_bytes();
       for (int64_t i = 0; i < bytes; i += cache_line) __builtin_prefetch(next + i);
     }
-    Kernel::template decode<steps>(codes, group.blocks, form.block_bytes(), decoded, group.start);
     for (int q = 0; q < P; ++q) {
-      codes[q] += bytes;
       group.read_parameters(op, own[q] * group.groups + group.number, q);
     }
+    Kernel::template decode<steps>(codes, group.blocks, form.block_bytes(), group.minus_zero,
+                                   decoded, group.start);
+    for (int q = 0; q < P; ++q) codes[q] += bytes;
     const int8_t* x = chunk.inputs(inputs, 0);
     const int64_t parameters = chunk.parameter(group.number, 0);
     group.scales = a.scales + parameters;
     group.row_sums = a.sums + parameters;
     group.cross_sums = a.cross_sums + parameters;
+    const bool finishes = group.number == group.groups - 1;
     for (int64_t row = first; row < last; row += F) {
       const int64_t n = last - row < F ? last - row : F;
+      if (finishes) ask_for_outputs<P>(op, row / op.digits, n / op.digits, panel);
       Floats* to = acc + (row - first) * parts;
       for (int64_t r = 0; r < n; r += R, x += R * inputs.count * Kernel::bytes_per_input) {
         if (n - r > R / 2) {
-          group.template add_rows<R>(x, row - first + r, stride, to + r * parts);
+          group.template add_block<R>(x, row - first + r, stride, to + r * parts);
         } else if (n - r > 1) {
-          group.template add_rows<(R + 1) / 2>(x, row - first + r, stride, to + r * parts);
+          group.template add_block<(R + 1) / 2>(x, row - first + r, stride, to + r * parts);
         } else {
-          group.template add_rows<1>(x, row - first + r, stride, to + r * parts);
+          group.template add_block<1>(x, row - first + r, stride, to + r * parts);
         }
       }
-      if (group.number < group.groups - 1) continue;
-      finish<P, F>(op, to, stride, row / op.digits, n / op.digits, panel);
+      if (finishes) finish<P, F>(op, to, stride, row / op.digits, n / op.digits, panel);
     }
   }
 }
@@ -234,19 +261,20 @@ constexpr Product decoded_product{.rows = finished_rows<Kernel>,
                                   .quantize = quantize<RowOfChunk<Kernel>, block_inputs>,
                                   .multiply = multiply_decoded<Kernel>};
 
-// Affine codes. A register block's rows of activations lie block by block, cx [blocks][R][32].
+// Codes as bytes, of each plane if they are binary: [terms][blocks][steps][panels][parts]. A
+// register block's rows of activations lie block by block, cx [blocks][R][32].
 template <class Codes_>
 struct Bytes {
   using Codes = Codes_;
   using Dot = Isa::template DecodedDot<Codes::bits>;
-  static constexpr bool crossed = Dot::crossed;
-  static constexpr int panels = Dot::panels, rows = Dot::rows;
+  static constexpr bool crossed = Dot::crossed, centred = Dot::centred, apart = Dot::apart;
+  static constexpr int panels = Dot::panels, rows = Dot::rows, terms = Codes::terms;
   static constexpr int64_t bytes_per_input = Dot::bytes_per_input;
   static constexpr int64_t row_bytes = block_inputs * bytes_per_input;
   // Each panel reads them once, in order: they need not stay in L2.
   static constexpr int64_t chunk_bytes = 1 << 19;
   using Step = typename Dot::Codes[panels][parts];
-  static constexpr int64_t block_bytes = block_steps * sizeof(Step);
+  static constexpr int64_t block_bytes = terms * block_steps * sizeof(Step);
 
   static void place(const int8_t* piece, int64_t n, int64_t row, int64_t, int64_t k, int8_t* to) {
     to += (k / block_inputs * rows + row) * row_bytes;
@@ -257,47 +285,64 @@ struct Bytes {
 
   template <int steps>
   static void decode(const uint8_t* const (&codes)[panels], int64_t blocks, int64_t stored_bytes,
-                     uint8_t* decoded, Words (&start)[panels][parts]) {
+                     const Words (&minus_zero)[panels][parts], uint8_t* decoded,
+                     Words (&start)[terms][panels][parts]) {
     auto* to = reinterpret_cast<Step*>(decoded);
-    Ints cross[panels][parts] = {};
-    for (int64_t b = 0; b < blocks; ++b, to += block_steps) {
-#pragma GCC unroll 8
-      for (int s = 0; s < steps; ++s) {
-        for (int q = 0; q < panels; ++q) {
-          const uint8_t* at = codes[q] + b * stored_bytes;
-          for (int p = 0; p < parts; ++p) {
-            to[s][q][p] = Dot::prepare(codes_of_step<Codes::bits>(at, s, p));
-            if constexpr (crossed) Dot::take_cross(to[s][q][p], cross[q][p]);
-          }
-        }
+    Words minus_zeros[panels][parts];
+    for (int q = 0; q < panels; ++q) {
+      for (int p = 0; p < parts; ++p) {
+        minus_zeros[q][p] = (minus_zero[q][p] & 0xffu) * 0x01010101u;
       }
     }
-    __builtin_memcpy(start, cross, sizeof start);
-  }
-
-  template <int R, int steps>
-  static void sum(const int8_t* x, int64_t blocks, const uint8_t* decoded,
-                  Words (&sums)[1][panels][R][parts]) {
-    Ints sum[panels][R][parts];
-    __builtin_memcpy(sum, sums, sizeof sum);
-    auto* codes = reinterpret_cast<const Step*>(decoded);
-    for (int64_t b = 0; b < blocks; ++b, codes += block_steps, x += rows * row_bytes) {
-      Words pairs[panels][R][parts] = {};
+    for (int i = 0; i < terms; ++i) {
+      Ints off[panels][parts] = {};
+      for (int64_t b = 0; b < blocks; ++b, to += block_steps) {
 #pragma GCC unroll 8
-      for (int s = 0; s < steps; ++s) {
-        for (int r = 0; r < R; ++r) {
-          const auto four = Dot::template four<parts * panels>(x + r * row_bytes +
-                                                               s * step_inputs * bytes_per_input);
+        for (int s = 0; s < steps; ++s) {
           for (int q = 0; q < panels; ++q) {
+            const uint8_t* at = codes[q] + b * stored_bytes + i * Codes::term_bytes;
             for (int p = 0; p < parts; ++p) {
-              // The last of them is a block's last step, as Dot wants it.
-              Dot::add(block_steps - steps + s, codes[s][q][p], four, pairs[q][r][p], sum[q][r][p]);
+              // Planes are those of 0 and 2.
+              Words step = codes_of_step<Codes::bits>(at, s, p, Codes::binary);
+              if constexpr (centred) step = Isa::add_bytes(step, minus_zeros[q][p]);
+              to[s][q][p] = Dot::prepare(step);
+              if constexpr (crossed || centred) Dot::take_off(to[s][q][p], off[q][p]);
             }
           }
         }
       }
+      __builtin_memcpy(start[i], off, sizeof off);
     }
-    __builtin_memcpy(sums, sum, sizeof sums);
+  }
+
+  template <int R, int steps>
+  static void sum(const int8_t* x, int64_t blocks, const uint8_t* decoded,
+                  Words (&sums)[terms][panels][R][parts]) {
+    auto* codes = reinterpret_cast<const Step*>(decoded);
+#pragma GCC unroll 4
+    for (int i = 0; i < terms; ++i) {
+      Ints sum[panels][R][parts];
+      __builtin_memcpy(sum, sums[i], sizeof sum);
+      const int8_t* inputs = x;
+      for (int64_t b = 0; b < blocks; ++b, codes += block_steps, inputs += rows * row_bytes) {
+        Words pairs[panels][R][parts] = {};
+#pragma GCC unroll 8
+        for (int s = 0; s < steps; ++s) {
+          for (int r = 0; r < R; ++r) {
+            const auto four = Dot::template four<parts * panels>(inputs + r * row_bytes +
+                                                                 s * step_inputs * bytes_per_input);
+            for (int q = 0; q < panels; ++q) {
+              for (int p = 0; p < parts; ++p) {
+                // The last of them is a block's last step, as Dot wants it.
+                Dot::add(block_steps - steps + s, codes[s][q][p], four, pairs[q][r][p],
+                         sum[q][r][p]);
+              }
+            }
+          }
+        }
+      }
+      __builtin_memcpy(sums[i], sum, sizeof sum);
+    }
   }
 };
 

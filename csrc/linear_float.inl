@@ -273,8 +273,9 @@ void multiply_few(const Linear& op, const Activations& a, int64_t first_row, int
 
 // --- Many rows. ---
 
-// A register block: R rows of P panels, beside a weight of each panel and an input.
-constexpr int most_panels = Isa::registers / (8 * parts) ? Isa::registers / (8 * parts) : 1;
+// A register block: R rows of P panels, beside their weights and an input. Two vectors of weights
+// are few enough that a sum's stay in L1.
+constexpr int most_panels = parts == 1 ? 2 : 1;
 constexpr int register_rows = (Isa::registers - 3) / (most_panels * parts);
 
 // The zeros behind the inputs of a group change no sum. With many rows they are left out as far as
@@ -334,6 +335,8 @@ auto decode_span_of(const Linear& op) {
   return is_plain(op) ? decode_span<Codes, true, true> : decode_span<Codes, true, false>;
 }
 
+constexpr int64_t ahead_inputs = 16;  // of each row
+
 // Adds one sum of a span to the totals of R rows, those of P panels panel_stride apart: inputs
 // x[step/4][R][4], w[step][P][parts].
 template <int R, int P>
@@ -345,6 +348,9 @@ void add_sum(int64_t rows, const float* x, const Floats* w, int64_t steps, Float
   constexpr int V = P * parts;
   Floats sum[R][V] = {};
   for (int64_t first = 0; first < steps; first += 4) {
+    // They come from L2.
+#pragma GCC unroll 4
+    for (int i = 0; i < R * 4; i += 16) __builtin_prefetch(x + R * ahead_inputs + i);
 #pragma GCC unroll 4
     for (int s = 0; s < 4; ++s, w += V) {
 #pragma GCC unroll 16
@@ -385,16 +391,16 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, 
     for (int q = 0; q < P; ++q) decode(op, panel + q, first, last, steps, V, w + q * parts);
     for (int i = 0; i < sums; ++i) {
       const int64_t before = i * all_steps + done;
+      const bool finishes = last == blocks && i == sums - 1;
       row_blocks.each([&](int64_t row, int64_t n) {
+        if (finishes) ask_for_outputs<P>(op, first_row + row, n, panel);
         add_sum<register_rows, P>(n, x + row * a.padded_inputs + before * n, w + i * steps * V,
                                   steps, total + row * parts, panel_stride);
+        if (!finishes) return;
+        finish<P, register_rows>(op, total + row * parts, panel_stride, first_row + row, n, panel);
       });
     }
     done += steps;
-  }
-  for (int64_t row = 0; row < rows; row += register_rows) {
-    const int64_t n = rows - row < register_rows ? rows - row : register_rows;
-    finish<P, register_rows>(op, total + row * parts, panel_stride, first_row + row, n, panel);
   }
 }
 
@@ -412,43 +418,29 @@ void multiply_many(const Linear& op, const Activations& a, int64_t first_row, in
 
 // --- Activations. ---
 
-// Rows first … last - 1 as float32. put(m)(at, x, n, end) is given each group of row m, whose
-// inputs begin with input `at` of the arrangement: how many they are without and with the zeros
-// behind them.
-template <int64_t group_padding, class Put>
-void arrange(const Linear& op, int64_t first, int64_t last, const Put& put) {
-  const PackedLayout& form = op.form;
-  float* widened = nullptr;
-  if (op.bfloat16) {
-    widened = static_cast<float*>(task_scratch(form.inputs * static_cast<int64_t>(sizeof(float))));
-  }
-  for (int64_t m = first; m < last; ++m) {
-    const float* x = static_cast<const float*>(op.x) + (op.bfloat16 ? 0 : m * form.inputs);
-    if (op.bfloat16) {
-      widen(static_cast<const uint16_t*>(op.x) + m * form.inputs, form.inputs, widened);
-      x = widened;
-    }
-    const auto put_group = put(m);
-    int64_t at = 0;
-    for (int64_t g = 0; g < form.groups(); ++g) {
-      const int64_t n = form.group_inputs(g), end = padded(n, group_padding);
-      put_group(at, x, n, end);
-      x += n;
-      at += end;
-    }
-  }
+// Rows first … last - 1 of op.x as float32.
+const float* inputs_of(const Linear& op, int64_t first, int64_t last) {
+  const int64_t inputs = op.form.inputs, at = first * inputs, count = (last - first) * inputs;
+  if (!op.bfloat16) return static_cast<const float*>(op.x) + at;
+  auto* widened = static_cast<float*>(task_scratch(count * static_cast<int64_t>(sizeof(float))));
+  widen(static_cast<const uint16_t*>(op.x) + at, count, widened);
+  return widened;
 }
 
 // x [rows][padded_inputs]
 void arrange_few(const Linear& op, const Activations& a, int64_t first, int64_t last) {
-  auto* rows = reinterpret_cast<float*>(a.codes);
-  const auto put = [&](int64_t m) {
-    return [row = rows + m * a.padded_inputs](int64_t at, const float* x, int64_t n, int64_t end) {
-      __builtin_memcpy(row + at, x, n * sizeof(float));
-      for (int64_t k = n; k < end; ++k) row[at + k] = 0;
-    };
-  };
-  arrange<block_inputs>(op, first, last, put);
+  const PackedLayout& form = op.form;
+  const float* x = inputs_of(op, first, last);
+  float* to = reinterpret_cast<float*>(a.codes) + first * a.padded_inputs;
+  for (int64_t m = first; m < last; ++m) {
+    for (int64_t g = 0; g < form.groups(); ++g) {
+      const int64_t n = form.group_inputs(g), end = padded(n, block_inputs);
+      __builtin_memcpy(to, x, n * sizeof(float));
+      for (int64_t k = n; k < end; ++k) to[k] = 0;
+      x += n;
+      to += end;
+    }
+  }
 }
 
 // From x, four steps of a row, to[sum] = the inputs of its sum.
@@ -467,28 +459,38 @@ void transpose_steps(const float* x, float* const (&to)[sums]) {
   for (int i = 0; i < sums; ++i) __builtin_memcpy(to[i], &of_sum[i], sizeof(Four));
 }
 
-// x [blocks of rows][sum][steps/4][rows][4]: what a register block reads lies together.
+// x [blocks of rows][sum][steps/4][rows][4]: what a register block reads lies together. All rows of
+// a block go together, so that lines are written whole.
 void arrange_many(const Linear& op, const Activations& a, int64_t first, int64_t last) {
+  const PackedLayout& form = op.form;
   const int64_t steps = a.padded_inputs / sums;
-  auto* rows = reinterpret_cast<float*>(a.codes);
-  const auto put = [&](int64_t m) {
-    const int64_t chunk = m / a.chunk_rows * a.chunk_rows, left = op.rows - chunk;
+  for (int64_t n; first < last; first += n) {
+    const int64_t chunk = first / a.chunk_rows * a.chunk_rows, left = op.rows - chunk;
     const RowBlocks<register_rows> blocks(left < a.chunk_rows ? left : a.chunk_rows);
-    const int64_t block = blocks.of(m - chunk), R = blocks.rows(block);
+    const int64_t block = blocks.of(first - chunk), R = blocks.rows(block);
     const int64_t top = chunk + blocks.first(block);
-    float* row = rows + top * a.padded_inputs + (m - top) * half_steps;
-    return [=](int64_t at, const float* x, int64_t n, int64_t end) {
-      for (int64_t k = 0; k < end; k += half_block) {
-        float padded[half_block] = {};
-        const bool whole = k + half_block <= n;
-        if (!whole) __builtin_memcpy(padded, x + k, (n - k) * sizeof(float));
-        float* to[sums];
-        for (int i = 0; i < sums; ++i) to[i] = row + (i * steps + (at + k) / sums) * R;
-        transpose_steps(whole ? x + k : padded, to);
+    n = top + R < last ? top + R - first : last - first;
+    const float* x = inputs_of(op, first, first + n);
+    float* to =
+        reinterpret_cast<float*>(a.codes) + top * a.padded_inputs + (first - top) * half_steps;
+    for (int64_t g = 0; g < form.groups(); ++g) {
+      const int64_t inputs = form.group_inputs(g);
+      for (int64_t k = 0; k < inputs; k += half_block, to += half_steps * R) {
+        for (int64_t r = 0; r < n; ++r) {
+          const float* own = x + r * form.inputs + k;
+          float padded[half_block] = {};
+          if (k + half_block > inputs) {
+            __builtin_memcpy(padded, own, (inputs - k) * sizeof(float));
+            own = padded;
+          }
+          float* of_sum[sums];
+          for (int i = 0; i < sums; ++i) of_sum[i] = to + i * steps * R + r * half_steps;
+          transpose_steps(own, of_sum);
+        }
       }
-    };
-  };
-  arrange<half_block>(op, first, last, put);
+      x += inputs;
+    }
+  }
 }
 
 template <class Codes, bool plain>

@@ -78,6 +78,17 @@ LOWBIT_INLINE Words codes_of_step(const uint8_t* block, int s, int part, int kep
   return codes;
 }
 
+// What `finish` will write is asked for beforehand, so that no store waits for its line.
+template <int P>
+LOWBIT_INLINE void ask_for_outputs(const Linear& op, int64_t m, int64_t tokens, int64_t panel) {
+  const int64_t size = op.bfloat16 ? 2 : 4;
+  const char* y =
+      static_cast<const char*>(op.y) + (m * op.form.outputs + panel * panel_rows) * size;
+  for (int64_t t = 0; t < tokens; ++t, y += op.form.outputs * size) {
+    for (int i = 0; i < P * parts; ++i) __builtin_prefetch(y + i * lanes * size, 1);
+  }
+}
+
 // y of up to R tokens and P panels from sums[panel][token][digit][part], panels panel_stride apart:
 // the smallest digit first, then the bias. Adding a bias of zero also makes -0 the 0 that a sum
 // from zero would have been. A nonlinearity is applied to all of them together, as each value waits

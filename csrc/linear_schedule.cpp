@@ -151,7 +151,9 @@ void run_alike(const Linear* ops, int count, const Product& (*choose)(const Line
   const int64_t row_bytes = padded_inputs(ops->form, product) * product.bytes_per_input * digits;
   const int64_t blocks = std::max<int64_t>(
       1, std::min(product.chunk_bytes / (row_bytes + 1), max_chunk_rows / digits) / product.rows);
-  const int64_t chunk_rows = blocks * product.rows;
+  // Alike, as each decodes all weights again.
+  const int64_t chunks = std::max<int64_t>(1, divided(rows, blocks * product.rows));
+  const int64_t chunk_rows = padded(divided(rows, chunks), product.rows);
   for (int64_t first = 0; first < rows; first += chunk_rows * max_chunks) {
     std::vector<Layer> layers;
     for (int i = 0; i < count; ++i) {

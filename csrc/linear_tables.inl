@@ -35,7 +35,7 @@ Words by_phase(Words v) {
 template <class Codes_>
 struct Lookups {
   using Codes = Codes_;
-  static constexpr bool crossed = false;
+  static constexpr bool crossed = false, centred = false, apart = false;
   static constexpr int planes = Codes::terms, strip = 4, phases = 4, halves = 2;
   // Registers for two sums of each row and plane, for two tables and for indices.
   static constexpr int panels = strip / parts, rows = planes < 3 ? 4 / planes : 1;
@@ -73,9 +73,12 @@ struct Lookups {
 
   template <int steps>
   static void decode(const uint8_t* const (&codes)[panels], int64_t blocks, int64_t stored_bytes,
-                     uint8_t* decoded, Words (&start)[panels][parts]) {
-    for (int j = 0; j < strip; ++j) {
-      start[j / parts][j % parts] = Words{} - static_cast<uint32_t>(bias * blocks);
+                     const Words (&)[panels][parts], uint8_t* decoded,
+                     Words (&start)[planes][panels][parts]) {
+    for (int i = 0; i < planes; ++i) {
+      for (int j = 0; j < strip; ++j) {
+        start[i][j / parts][j % parts] = Words{} - static_cast<uint32_t>(bias * blocks);
+      }
     }
     auto* to = reinterpret_cast<Block*>(decoded);
     for (int64_t b = 0; b < blocks; ++b, ++to) {
