@@ -182,6 +182,10 @@ struct RowBlocks {
   }
 };
 
+// The zeros behind the inputs of a group change no sum. They are left out as far as they fill half
+// a block, which is half of all in groups of 16.
+constexpr int64_t half_block = block_inputs / 2, half_steps = block_steps / 2;
+
 // --- A few rows. ---
 
 // A register block: R rows, of which each has two or all of its sums in registers, beside a weight,
@@ -212,6 +216,7 @@ template <class Codes, bool plain, int R, int I>
   const uint8_t* ahead = passes<R> == 1
                              ? codes + first * block_bytes + ahead_bytes
                              : codes + last * block_bytes + pass * (last - first) * share;
+  const bool half = form.group <= half_block;
   Floats sum[S][R] = {};
   for_groups(form, first, last, [&](int64_t g, int64_t from, int64_t to) {
     const typename Codes::template Weights<true, plain> weights(op, first_group + g, part);
@@ -220,6 +225,7 @@ template <class Codes, bool plain, int R, int I>
       for (int64_t i = 0; i < share; i += cache_line) __builtin_prefetch(ahead + i);
 #pragma GCC unroll 8
       for (int s = 0; s < block_steps; ++s) {
+        if (s == half_steps && half) break;
         const float* four = x + at * block_inputs + s * step_inputs + I;
         const typename Codes::Step step(block, s, part);
 #pragma GCC unroll 4
@@ -278,10 +284,7 @@ void multiply_few(const Linear& op, const Activations& a, int64_t first_row, int
 constexpr int most_panels = parts == 1 ? 2 : 1;
 constexpr int register_rows = (Isa::registers - 3) / (most_panels * parts);
 
-// The zeros behind the inputs of a group change no sum. With many rows they are left out as far as
-// they fill half a block, which is half of all in groups of 16.
-constexpr int64_t half_block = block_inputs / 2, half_steps = block_steps / 2;
-
+// With many rows they are left out of any group that ends in half a block.
 int64_t steps_of_block(const PackedLayout& form, int64_t group, int64_t block) {
   const int64_t before = (block - group * PackedLayout::blocks_of(form.group)) * block_inputs;
   return form.group_inputs(group) - before > half_block ? block_steps : half_steps;
