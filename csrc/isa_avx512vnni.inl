@@ -2,6 +2,7 @@
 
 #include "isa_512.inl"
 #include "linear.h"
+#include "shifted_codes.inl"
 
 namespace lowbit::LOWBIT_ISA {
 namespace {
@@ -53,15 +54,13 @@ struct Isa : Vectors512 {
   template <int bits>
   using Dot = FourProducts;
 
-  // The codes may be the signed factor, with zero points taken off, and activations the unsigned
-  // one, with 128 added: what is to be taken off a sum is then the same for all rows.
   template <int bits>
   struct DecodedDot : FourProducts {
     static constexpr int panels = 3, rows = 8;
     static constexpr bool crossed = false, centred = true, apart = true;
 
     static void place(const int8_t* piece, int64_t n, int8_t* row, int64_t k) {
-      for (int64_t i = 0; i < n; ++i) row[k + i] = static_cast<int8_t>(piece[i] ^ -128);
+      place_shifted(piece, n, row + k);
     }
 
     static void add(int, Codes codes, Words four, Words&, Ints& sum) {
