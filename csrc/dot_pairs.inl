@@ -48,8 +48,8 @@ struct BytePairs {
   }
 };
 
-// Codes of at most 3 bits, decoded: sums of zero points would take a tenth of the time in groups of
-// 64, a quarter in groups of 16. Of 4 bits fewer products fit 16 bits so.
+// Codes of at most 3 bits, decoded: zero points would take a twelfth of the time in groups of 64, a
+// fifth in groups of 16. Of 4 bits fewer products fit 16 bits so.
 template <class Vectors, int bits>
 struct ShiftedPairs : BytePairs<Vectors, bits> {
   using Base = BytePairs<Vectors, bits>;

@@ -23,7 +23,7 @@
 //   L2         the activations of the chunk, for all panels
 //   memory     all weights, once for each chunk
 //
-// Many rows, and binary codes without VNNI (linear_decoded.inl), below a task:
+// Many rows, and binary codes without AVX-512 VNNI (linear_decoded.inl), below a task:
 //
 //     panels  P at once                           multiply_decoded
 //      group  inputs of one scale, decoded        multiply_decoded_panels
@@ -48,7 +48,8 @@
 //   avxvnni, many         6 x 1      1.7      1.7        1 x 2        1.4
 //   avx512, a few         8 x 3      2.8      1.4        1 x 4       0.70
 //   avx512, many          4 x 2      2.8      1.5        1 x 4       0.70
-//   avx512vnni            8 x 3     0.81     0.83        8 x 1       0.83
+//   avx512vnni, a few     8 x 3     0.81     0.83        8 x 1       0.83
+//   avx512vnni, many      8 x 3     0.81     0.79        8 x 3       0.79
 //   avx512vnni            1 x 1      1.8      1.6        1 x 1        1.6
 //   amx                  32 x 2    0.007    0.007
 #pragma once
