@@ -23,7 +23,7 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -586,12 +586,18 @@ def is_trial(given: argparse.Namespace) -> bool:
     return any(getattr(given, name) != getattr(usual, name) for name in OF_THE_PAGE)
 
 
-def runs_of(given: argparse.Namespace, rows: Pieces) -> list[Run]:
+def runs_of(given: argparse.Namespace, rows: Pieces, corpora: Iterable[str]) -> list[Run]:
     return [
         Run(name, int(seed), CORPORA[name].under(given.data / name), given, rows)
         for seed in given.seeds.split(",")
-        for name in given.corpora.split(",")
+        for name in corpora
     ]
+
+
+def on_the_page(rows: Pieces, chosen: Sequence[str]) -> list[str]:
+    """The corpora that have rows, and those of this run."""
+    known = {name.partition(" ")[0] for name in rows.found}
+    return [name for name in CORPORA if name in known or name in chosen]
 
 
 def arguments(told: Sequence[str] | None = None) -> argparse.Namespace:
@@ -625,7 +631,8 @@ def main() -> None:
     given = arguments()
     own = Path(given.work) / "rows.jsonl" if is_trial(given) else None
     rows = Pieces(given.rows or own or result_page(PAGE).with_suffix(".jsonl"))
-    runs = runs_of(given, rows)
+    chosen = given.corpora.split(",")
+    runs = runs_of(given, rows, chosen)
     if given.train:
         train_missing(runs, given.only.split(";"))
     with alone(Path(given.work)) as free:
@@ -636,7 +643,8 @@ def main() -> None:
         with torch.inference_mode():
             for run in runs:
                 run.measure(given.speed)
-        finish(list(page(runs, rows, given)), result_page(PAGE), given.write)
+        shown = runs_of(given, rows, on_the_page(rows, chosen))
+        finish(list(page(shown, rows, given)), result_page(PAGE), given.write)
 
 
 if __name__ == "__main__":
