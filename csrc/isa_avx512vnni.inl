@@ -54,6 +54,7 @@ struct Isa : Vectors512 {
   template <int bits>
   using Dot = FourProducts;
 
+  // Registers for three vectors of codes, for the sums of 8 rows, and one for activations.
   template <int bits>
   struct DecodedDot : FourProducts {
     static constexpr int panels = 3, rows = 8;
