@@ -48,8 +48,8 @@ struct BytePairs {
   }
 };
 
-// Codes of at most 3 bits, decoded: zero points would take a twelfth of the time in groups of 64, a
-// fifth in groups of 16. Of 4 bits fewer products fit 16 bits so.
+// Decoded codes of at most 3 bits: zero points are subtracted once, so they cost no row anything.
+// With 4 bits, half as many products would fit 16 bits.
 template <class Vectors, int bits>
 struct ShiftedPairs : BytePairs<Vectors, bits> {
   using Base = BytePairs<Vectors, bits>;
@@ -64,7 +64,7 @@ struct ShiftedPairs : BytePairs<Vectors, bits> {
     Base::add_two(s, Vectors::dot_bytes(four, codes), pairs, sum);
   }
 
-  static void take_off(Codes codes, Ints& sum) {
+  static void correct(Codes codes, Ints& sum) {
     const Words two = Vectors::dot_bytes(Words{} + 0x80808080u, codes);
     sum -= reinterpret_cast<Ints>(Vectors::sum_shorts(two));
   }
@@ -150,7 +150,7 @@ struct PairsOf<Vectors, 8> {
       sum = reinterpret_cast<Ints>(Vectors::in_order(wrapped));
     }
 
-    static void take_off(Codes codes, Ints& sum) {
+    static void correct(Codes codes, Ints& sum) {
       const Words wrapped = reinterpret_cast<Words>(sum);
       sum = reinterpret_cast<Ints>(wrapped - Vectors::dot_shorts(codes.even, codes.odd));
     }

@@ -69,7 +69,7 @@ struct Isa : Vectors512 {
           _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), raw(four), raw(codes)));
     }
 
-    static void take_off(Codes codes, Ints& sum) {
+    static void correct(Codes codes, Ints& sum) {
       sum -= reinterpret_cast<Ints>(
           _mm512_dpbusd_epi32(__m512i{}, raw(Words{} + 0x80808080u), raw(codes)));
     }

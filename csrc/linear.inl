@@ -137,8 +137,8 @@ struct Binary {
   };
 };
 
-// A few rows wait for the weights, which come faster one panel after the other, asked for
-// beforehand across the pages where the processor's own prefetching stops.
+// A few rows wait for the weights, which come faster one panel after the other, prefetched across
+// the pages where the processor's own prefetching stops.
 constexpr int64_t waiting_rows = 4;
 constexpr bool waits_for_weights(int64_t rows) { return rows <= waiting_rows; }
 constexpr int64_t ahead_bytes = 4096, cache_line = 64;
@@ -264,7 +264,7 @@ void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t 
                    int64_t panel) {
   const int64_t rows = last - row < R ? last - row : R;
   const int64_t m = row / op.digits, tokens = rows / op.digits;
-  ask_for_outputs<P>(op, m, tokens, panel);
+  prefetch_outputs<P>(op, m, tokens, panel);
   Floats sums[P][R][parts];
   sum_panels<Codes, P, R>(op, a, row, panel, sums);
   finish<P, R>(op, sums[0][0], R * parts, m, tokens, panel);

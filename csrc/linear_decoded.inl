@@ -10,8 +10,8 @@
 //     static constexpr int64_t bytes_per_input;
 //     static constexpr int64_t chunk_bytes;  // as in Product
 //     static constexpr bool crossed;         // sums contain cross_sums (linear_schedule.h), too
-//     static constexpr bool centred;         // zero points are taken off the decoded codes
-//     static constexpr bool apart;           // blocks so large that gcc needs a function for them
+//     static constexpr bool centred;         // zero points are subtracted from decoded codes
+//     static constexpr bool apart;           // a block is a function of its own (add_block)
 //     // The codes of one of `rows` rows, n inputs from k on, among `inputs` inputs of a group.
 //     static void place(const int8_t* piece, int64_t n, int64_t row, int64_t inputs, int64_t k,
 //                       int8_t* to);
@@ -123,8 +123,8 @@ struct DecodedGroup {
     }
   }
 
-  // Inlined into loops that need registers too, a large block has sums in memory; the call of a
-  // small one takes longer than that.
+  // If gcc inlines a large block, it keeps sums in memory, because the outer loops need registers
+  // too. For a small block the call costs more than that.
   template <int R>
   [[gnu::noinline]] void add_rows_apart(const int8_t* x, int64_t row, int64_t stride,
                                         Floats* acc) const {
@@ -221,7 +221,7 @@ template <class Kernel, int steps>
     const bool finishes = group.number == group.groups - 1;
     for (int64_t row = first; row < last; row += F) {
       const int64_t n = last - row < F ? last - row : F;
-      if (finishes) ask_for_outputs<P>(op, row / op.digits, n / op.digits, panel);
+      if (finishes) prefetch_outputs<P>(op, row / op.digits, n / op.digits, panel);
       Floats* to = acc + (row - first) * parts;
       for (int64_t r = 0; r < n; r += R, x += R * inputs.count * Kernel::bytes_per_input) {
         if (n - r > R / 2) {
@@ -306,7 +306,7 @@ struct Bytes {
               Words step = codes_of_step<Codes::bits>(at, s, p, Codes::binary);
               if constexpr (centred) step = Isa::add_bytes(step, minus_zeros[q][p]);
               to[s][q][p] = Dot::prepare(step);
-              if constexpr (crossed || centred) Dot::take_off(to[s][q][p], off[q][p]);
+              if constexpr (crossed || centred) Dot::correct(to[s][q][p], off[q][p]);
             }
           }
         }

@@ -182,8 +182,8 @@ struct RowBlocks {
   }
 };
 
-// The zeros behind the inputs of a group change no sum. They are left out as far as they fill half
-// a block, which is half of all in groups of 16.
+// The zeros after the inputs of a group change no sum. Loops skip them if they fill half a block:
+// in groups of 16 that is half of all steps.
 constexpr int64_t half_block = block_inputs / 2, half_steps = block_steps / 2;
 
 // --- A few rows. ---
@@ -284,7 +284,7 @@ void multiply_few(const Linear& op, const Activations& a, int64_t first_row, int
 constexpr int most_panels = parts == 1 ? 2 : 1;
 constexpr int register_rows = (Isa::registers - 3) / (most_panels * parts);
 
-// With many rows they are left out of any group that ends in half a block.
+// The loops for many rows also skip the padding of a last group that fills half a block.
 int64_t steps_of_block(const PackedLayout& form, int64_t group, int64_t block) {
   const int64_t before = (block - group * PackedLayout::blocks_of(form.group)) * block_inputs;
   return form.group_inputs(group) - before > half_block ? block_steps : half_steps;
@@ -338,7 +338,7 @@ auto decode_span_of(const Linear& op) {
   return is_plain(op) ? decode_span<Codes, true, true> : decode_span<Codes, true, false>;
 }
 
-constexpr int64_t ahead_inputs = 16;  // of each row
+constexpr int64_t ahead_inputs = 16;  // of each row, as far ahead as inputs are prefetched
 
 // Adds one sum of a span to the totals of R rows, those of P panels panel_stride apart: inputs
 // x[step/4][R][4], w[step][P][parts].
@@ -351,7 +351,7 @@ void add_sum(int64_t rows, const float* x, const Floats* w, int64_t steps, Float
   constexpr int V = P * parts;
   Floats sum[R][V] = {};
   for (int64_t first = 0; first < steps; first += 4) {
-    // They come from L2.
+    // The activations of the chunk are in L2, not in L1.
 #pragma GCC unroll 4
     for (int i = 0; i < R * 4; i += 16) __builtin_prefetch(x + R * ahead_inputs + i);
 #pragma GCC unroll 4
@@ -396,7 +396,7 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, 
       const int64_t before = i * all_steps + done;
       const bool finishes = last == blocks && i == sums - 1;
       row_blocks.each([&](int64_t row, int64_t n) {
-        if (finishes) ask_for_outputs<P>(op, first_row + row, n, panel);
+        if (finishes) prefetch_outputs<P>(op, first_row + row, n, panel);
         add_sum<register_rows, P>(n, x + row * a.padded_inputs + before * n, w + i * steps * V,
                                   steps, total + row * parts, panel_stride);
         if (!finishes) return;
@@ -462,8 +462,8 @@ void transpose_steps(const float* x, float* const (&to)[sums]) {
   for (int i = 0; i < sums; ++i) __builtin_memcpy(to[i], &of_sum[i], sizeof(Four));
 }
 
-// x [blocks of rows][sum][steps/4][rows][4]: what a register block reads lies together. All rows of
-// a block go together, so that lines are written whole.
+// x [blocks of rows][sum][steps/4][rows][4]: what a register block reads lies together. The rows
+// of a block are arranged together, so that each cache line is written once.
 void arrange_many(const Linear& op, const Activations& a, int64_t first, int64_t last) {
   const PackedLayout& form = op.form;
   const int64_t steps = a.padded_inputs / sums;

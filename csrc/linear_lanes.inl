@@ -78,9 +78,9 @@ LOWBIT_INLINE Words codes_of_step(const uint8_t* block, int s, int part, int kep
   return codes;
 }
 
-// What `finish` will write is asked for beforehand, so that no store waits for its line.
+// Prefetches the output cache lines that `finish` will write.
 template <int P>
-LOWBIT_INLINE void ask_for_outputs(const Linear& op, int64_t m, int64_t tokens, int64_t panel) {
+LOWBIT_INLINE void prefetch_outputs(const Linear& op, int64_t m, int64_t tokens, int64_t panel) {
   const int64_t size = op.bfloat16 ? 2 : 4;
   const char* y =
       static_cast<const char*>(op.y) + (m * op.form.outputs + panel * panel_rows) * size;

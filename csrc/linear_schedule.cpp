@@ -18,7 +18,7 @@ constexpr int64_t values_per_quantize = 16384;
 constexpr int64_t bytes_per_task = 1 << 16;  // of weights times rows: a task outlasts its start
 constexpr int64_t ns_per_thread = 8000;      // less than this is done sooner by one thread alone
 constexpr int64_t most_task_panels = 64;
-constexpr int64_t first_bytes = 4096;  // asked for ahead of all work
+constexpr int64_t first_bytes = 4096;  // prefetched before all work
 constexpr int64_t cache_line = 64;
 constexpr int64_t inputs_per_ns = 4;         // quantized by one core
 constexpr int64_t weight_bytes_per_ns = 20;  // one core, from the outer caches
@@ -58,7 +58,7 @@ struct Tasks {
   // `share` is where in all products this thread begins, 0 … 1.
   void take_until_done(double share) {
     const auto start = static_cast<int64_t>(static_cast<double>(multiplies) * share);
-    if (multiplies > 0) ask_for_weights(start);
+    if (multiplies > 0) prefetch_weights(start);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const Layer& any = layers[0];
       const int64_t first = chunk * chunk_rows, last = std::min(any.op.rows, first + chunk_rows);
@@ -81,7 +81,7 @@ struct Tasks {
   }
 
   // While another thread quantizes, the first of the weights can come.
-  void ask_for_weights(int64_t number) const {
+  void prefetch_weights(int64_t number) const {
     const Layer& layer = layer_of(number);
     const PackedLayout& form = layer.op.form;
     const int64_t from = number * layer.panels_per_multiply * form.panel_bytes();
@@ -151,7 +151,7 @@ void run_alike(const Linear* ops, int count, const Product& (*choose)(const Line
   const int64_t row_bytes = padded_inputs(ops->form, product) * product.bytes_per_input * digits;
   const int64_t blocks = std::max<int64_t>(
       1, std::min(product.chunk_bytes / (row_bytes + 1), max_chunk_rows / digits) / product.rows);
-  // Alike, as each decodes all weights again.
+  // Chunks of equal size: each decodes all weights again, so a short last one is expensive.
   const int64_t chunks = std::max<int64_t>(1, divided(rows, blocks * product.rows));
   const int64_t chunk_rows = padded(divided(rows, chunks), product.rows);
   for (int64_t first = 0; first < rows; first += chunk_rows * max_chunks) {

@@ -1,5 +1,6 @@
-// Codes of activations as the unsigned factors of products: 128 is added. The signed factors are
-// codes of weights less their zero points, and what 128 adds to a sum is the same for all rows.
+// Adds 128 to the codes of activations, which makes them the unsigned factors of products. The
+// signed factors are codes of weights minus zero points. The 128 adds the same amount to the sums
+// of all rows.
 
 #include <cstdint>
 
