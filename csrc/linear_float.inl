@@ -5,6 +5,7 @@
 //     Words, Ints, Floats, registers, widen, fma    // as in linear.inl
 //     static constexpr int64_t macs_per_ns;         // as in Product
 //     static Floats broadcast(const float* x);
+//     static constexpr bool combines_three;         // (a & b) | c is one instruction
 //   };
 //
 // For a few rows, which wait for the weights, codes are decoded in registers. With more, the
@@ -13,8 +14,8 @@
 //   chunk     rows of activations, in L2 or L3    linear_schedule.cpp
 //    task     panels of one layer                 linear_schedule.cpp
 //     panels  P at once                           multiply_many
-//      span   of 1,024 inputs, decoded to L2      multiply_panels
-//       sum   a quarter of a span, in L1          multiply_panels
+//      span   of 1,024 inputs                     multiply_panels
+//       sum   a quarter of a span, decoded to L1  multiply_panels
 //        rows R at once: a register block         add_sum
 //
 // Nothing from the standard library is called here (see quantize_rows.inl).
@@ -31,67 +32,114 @@ namespace {
 constexpr int64_t span_blocks = 32;  // as linear_float.h has it
 constexpr int sums = step_inputs;
 
+// Of one group of affine codes, for the lanes of a part: a weight is s (q - z) + o.
+template <int bits, bool half, bool plain>
+struct AffineParameters {
+  Floats s, z{};
+  Floats o = Floats{} - 0.0f;  // which, added, changes nothing
+
+  AffineParameters(const Linear& op, int64_t group, int part) {
+    const bool short_scale = half || op.half_scale;
+    s = plain ? load_scales(op.scale, short_scale, group * panel_rows + part * lanes)
+              : scales_of(op, short_scale, group, part);
+    if (!plain && op.offset) {
+      o = offsets_of(op, short_scale, group, part);
+      return;
+    }
+    Ints zero = Ints{} + (1 << (bits - 1));
+    if (op.zero_point) zero = Isa::widen(op.zero_point + group * panel_rows + part * lanes);
+    z = __builtin_convertvector(zero, Floats);
+  }
+};
+
 template <int bits>
 struct Affine {
   static int64_t block_bytes(const PackedLayout&) { return bits * vector_bytes; }
 
   static constexpr uint32_t mask = (1u << bits) - 1;
 
-  // Byte i of a lane ends with code i of the step. The bits above it are of other steps, if a code
-  // is one field.
+  // Byte i of a lane ends with code i of the step, once `word` is shifted. The bits above it are of
+  // other steps, if a code is one field.
   struct Step {
-    Words codes;
+    Words word;
+    int right = 0;
 
     Step(const uint8_t* block, int s, int part) {
       if constexpr (fields_of(bits, false).count == 1) {
-        codes =
-            load<Words>(block + s % bits * vector_bytes + part * sizeof(Words)) >> s / bits * bits;
+        word = load<Words>(block + s % bits * vector_bytes + part * sizeof(Words));
+        right = s / bits * bits;
       } else {
-        codes = codes_of_step<bits>(block, s, part);
+        word = codes_of_step<bits>(block, s, part);
       }
+    }
+
+    LOWBIT_INLINE Words shifted(int left) const {
+      const int by = left - right;
+      return by >= 0 ? word << by : word >> -by;
     }
   };
 
-  // Code i is masked and not shifted, as shifts take a port of the multiply-adds: as a number it is
-  // 2^place(i) times as large. Only the top byte of 8 bits, which would be negative, is shifted.
-  static constexpr int place(int i) { return bits == 8 && i == 3 ? 0 : 8 * i; }
-
-  // Of one group, for the lanes of a part. If s times a code is `exact` in float32, fma gives
-  // s (q - z) or s q + o in one operation: s is short then, and s times a zero point exact, too, as
-  // is s / 2^place(i).
   template <bool exact, bool plain>
-  struct Weights {
-    Floats s, z{};
-    Floats o = Floats{} - 0.0f;  // which, added, changes nothing
-    Floats s_at[step_inputs];
+  struct Weights : AffineParameters<bits, false, plain> {
+    using AffineParameters<bits, false, plain>::AffineParameters;
+
+    Floats of(const Step& step, int i) const {
+      const Words q = step.shifted(-8 * i) & mask;
+      return this->s * (__builtin_convertvector(reinterpret_cast<Ints>(q), Floats) - this->z) +
+             this->o;
+    }
+  };
+
+  // If scales are float16 and s times a code is exact in float32, so is s times a zero point, and
+  // fma gives s (q - z) or s q + o in one operation.
+  template <bool plain>
+  struct Weights<true, plain> {
+    // Code i is masked and not shifted, as shifts take a port of the multiply-adds: as a number it
+    // is 2^place(i) times as large. Only the top byte of 8 bits, which would be negative, is
+    // shifted.
+    static constexpr int place(int i) { return bits == 8 && i == 3 ? 0 : 8 * i; }
+
+    Floats s_at[step_inputs], z;
 
     Weights(const Linear& op, int64_t group, int part) {
-      read(op, group, part);
-      for (int i = 0; i < step_inputs; ++i)
-        s_at[i] = s * (1.0f / static_cast<float>(1u << place(i)));
-    }
-
-    LOWBIT_INLINE void read(const Linear& op, int64_t group, int part) {
-      const bool half = exact || op.half_scale;
-      s = plain ? load_scales(op.scale, half, group * panel_rows + part * lanes)
-                : scales_of(op, half, group, part);
-      if (!plain && op.offset) {
-        (exact ? z : o) = offsets_of(op, half, group, part);
-        return;
+      const AffineParameters<bits, true, plain> w(op, group, part);
+      z = !plain && op.offset ? w.o : -w.s * w.z;
+      for (int i = 0; i < step_inputs; ++i) {
+        s_at[i] = w.s * (1.0f / static_cast<float>(1u << place(i)));
       }
-      Ints zero = Ints{} + (1 << (bits - 1));
-      if (op.zero_point) zero = Isa::widen(op.zero_point + group * panel_rows + part * lanes);
-      z = __builtin_convertvector(zero, Floats);
-      if constexpr (exact) z *= -s;
     }
 
     Floats of(const Step& step, int i) const {
-      if constexpr (exact) {
-        const Words q = place(i) == 8 * i ? step.codes & mask << 8 * i : step.codes >> 8 * i;
-        return Isa::fma(__builtin_convertvector(reinterpret_cast<Ints>(q), Floats), s_at[i], z);
+      const Words codes = step.shifted(0);
+      const Words q = place(i) == 8 * i ? codes & mask << 8 * i : codes >> 8 * i;
+      return Isa::fma(__builtin_convertvector(reinterpret_cast<Ints>(q), Floats), s_at[i], z);
+    }
+  };
+
+  // A short code becomes bits of a mantissa, those of 1 + q 2^(place - 23), in one operation where
+  // a mask and a conversion are two. s (z + 2^(23 - place)) is exact: scales of one level have 11
+  // bits, and what they multiply 13.
+  template <bool plain>
+    requires(plain && bits <= 4 && Isa::combines_three)
+  struct Weights<true, plain> {
+    static constexpr int place(int i) { return i % 2 ? 19 : 11; }
+
+    Floats s_at[2], z_at[2];
+
+    Weights(const Linear& op, int64_t group, int part) {
+      const AffineParameters<bits, true, true> w(op, group, part);
+      for (int i = 0; i < 2; ++i) {
+        const auto one = static_cast<float>(1 << (23 - place(i)));  // as a code
+        s_at[i] = w.s * one;
+        z_at[i] = -w.s * (w.z + one);
       }
-      const Words q = step.codes >> 8 * i & mask;
-      return s * (__builtin_convertvector(reinterpret_cast<Ints>(q), Floats) - z) + o;
+    }
+
+    Floats of(const Step& step, int i) const {
+      const Words one = reinterpret_cast<Words>(Floats{} + 1.0f);
+      const Words q =
+          (step.shifted(i < 2 ? place(0) : place(0) - 16) & ((1u << bits) - 1) << place(i)) | one;
+      return Isa::fma(reinterpret_cast<Floats>(q), s_at[i % 2], z_at[i % 2]);
     }
   };
 };
@@ -303,13 +351,13 @@ int64_t steps_of_span(const PackedLayout& form, int64_t first, int64_t last) {
   return steps;
 }
 
-// The weights of a span: to[sum][step][vectors], those of one panel from `to` on.
-template <class Codes, bool exact, bool plain>
-void decode_span(const Linear& op, int64_t panel, int64_t first, int64_t last, int64_t steps,
-                 int64_t vectors, Floats* to) {
+// The weights of one sum of a span: to[step][vectors], those of one panel from `to` on. All four
+// would not fit L1, where stores are fast.
+template <class Codes, bool exact, bool plain, int I>
+void decode_sum(const Linear& op, int64_t panel, int64_t first, int64_t last, int64_t vectors,
+                Floats* to) {
   const PackedLayout& form = op.form;
   const uint8_t* codes = op.codes + panel * form.panel_bytes();
-  const int64_t sum_stride = steps * vectors;
   for_groups(form, first, last, [&](int64_t g, int64_t from, int64_t end) {
     for (int p = 0; p < parts; ++p) {
       const typename Codes::template Weights<exact, plain> weights(op, panel * form.groups() + g,
@@ -321,9 +369,7 @@ void decode_span(const Linear& op, int64_t panel, int64_t first, int64_t last, i
 #pragma GCC unroll 8
         for (int s = 0; s < block_steps; ++s) {
           if (s == half_steps && kept == half_steps) break;
-          const typename Codes::Step step(block, s, p);
-#pragma GCC unroll 4
-          for (int i = 0; i < sums; ++i) out[i * sum_stride + s * vectors] = weights.of(step, i);
+          out[s * vectors] = weights.of(typename Codes::Step(block, s, p), I);
         }
       }
     }
@@ -331,11 +377,19 @@ void decode_span(const Linear& op, int64_t panel, int64_t first, int64_t last, i
   });
 }
 
+using DecodeSum = void (*)(const Linear& op, int64_t panel, int64_t first, int64_t last,
+                           int64_t vectors, Floats* to);
+
+template <class Codes, bool exact, bool plain>
+constexpr DecodeSum decode_sums[sums] = {
+    decode_sum<Codes, exact, plain, 0>, decode_sum<Codes, exact, plain, 1>,
+    decode_sum<Codes, exact, plain, 2>, decode_sum<Codes, exact, plain, 3>};
+
 // Scales of float32, which are rare, have one loop for all that they come with.
 template <class Codes>
-auto decode_span_of(const Linear& op) {
-  if (!is_exact(op)) return decode_span<Codes, false, false>;
-  return is_plain(op) ? decode_span<Codes, true, true> : decode_span<Codes, true, false>;
+const DecodeSum* decode_sums_of(const Linear& op) {
+  if (!is_exact(op)) return decode_sums<Codes, false, false>;
+  return is_plain(op) ? decode_sums<Codes, true, true> : decode_sums<Codes, true, false>;
 }
 
 constexpr int64_t ahead_inputs = 16;  // of each row, as far ahead as inputs are prefetched
@@ -378,9 +432,9 @@ template <class Codes, int P>
 void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
                      int64_t panel) {
   constexpr int V = P * parts;
-  const auto decode = decode_span_of<Codes>(op);
+  const DecodeSum* decode = decode_sums_of<Codes>(op);
   const int64_t rows = last_row - first_row, blocks = op.form.blocks();
-  const int64_t weights = span_blocks * block_inputs * V, panel_stride = rows * parts;
+  const int64_t weights = span_blocks * block_steps * V, panel_stride = rows * parts;
   auto* w = static_cast<Floats*>(
       task_scratch((weights + P * panel_stride) * static_cast<int64_t>(sizeof(Floats))));
   Floats* total = w + weights;
@@ -391,14 +445,14 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, 
   for (int64_t first = 0, done = 0; first < blocks; first += span_blocks) {
     const int64_t last = first + span_blocks < blocks ? first + span_blocks : blocks;
     const int64_t steps = steps_of_span(op.form, first, last);
-    for (int q = 0; q < P; ++q) decode(op, panel + q, first, last, steps, V, w + q * parts);
     for (int i = 0; i < sums; ++i) {
+      for (int q = 0; q < P; ++q) decode[i](op, panel + q, first, last, V, w + q * parts);
       const int64_t before = i * all_steps + done;
       const bool finishes = last == blocks && i == sums - 1;
       row_blocks.each([&](int64_t row, int64_t n) {
         if (finishes) prefetch_outputs<P>(op, first_row + row, n, panel);
-        add_sum<register_rows, P>(n, x + row * a.padded_inputs + before * n, w + i * steps * V,
-                                  steps, total + row * parts, panel_stride);
+        add_sum<register_rows, P>(n, x + row * a.padded_inputs + before * n, w, steps,
+                                  total + row * parts, panel_stride);
         if (!finishes) return;
         finish<P, register_rows>(op, total + row * parts, panel_stride, first_row + row, n, panel);
       });

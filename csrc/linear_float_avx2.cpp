@@ -6,6 +6,7 @@ namespace lowbit::avx2 {
 namespace {
 
 struct Isa : Vectors256 {
+  static constexpr bool combines_three = false;
   static constexpr int64_t macs_per_ns = 40;
 
   static Floats broadcast(const float* x) { return _mm256_broadcast_ss(x); }
