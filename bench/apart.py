@@ -1,14 +1,22 @@
-"""Something that is measured in a process of its own: an engine's threads would go on waiting
-beside torch's, and take up to half the speed of whatever has its turn next."""
+"""Something that is measured in a process of its own, which is stopped while others have their
+turn: threads of an engine that wait awake would take processors from torch's, and each of torch's
+barriers would last as long as a time slice."""
 
+import os
 import pickle
+import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
 from turns import Seconds, ready, seconds
+
+# After a call libgomp's threads in this process wait awake for about 300,000 pauses.
+ASLEEP_AFTER = 0.05  # seconds
 
 _made: list[Callable[..., Any]] = []  # in such a process
 
@@ -18,6 +26,7 @@ class Apart:
 
     def __init__(self, threads: int, make: Callable[..., Any], *arguments: Any) -> None:
         self._process = ProcessPoolExecutor(1, get_context("spawn"))
+        self._number = self._process.submit(os.getpid).result()
         self._ask(_prepare, threads, make, *arguments)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -29,13 +38,24 @@ class Apart:
 
     def close(self) -> None:
         """End the process."""
+        self._signal(signal.SIGCONT)
         self._process.shutdown()
 
     def _ask(self, what: Callable[..., Any], *arguments: Any) -> Any:
         # Pickled here: the executor would do it in a thread of its own, where copying a tensor
         # starts OpenMP threads that stay. With more of them than processors libgomp no longer
         # waits awake, and small models of this process would take a quarter longer ever after.
-        return self._process.submit(_answer, what, pickle.dumps(arguments)).result()
+        pickled = pickle.dumps(arguments)
+        time.sleep(ASLEEP_AFTER)
+        self._signal(signal.SIGCONT)
+        try:
+            return self._process.submit(_answer, what, pickled).result()
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):  # if it has died
+            os.kill(self._number, number)
 
 
 def called_apart(threads: int, make: Callable[..., Any], *arguments: Any) -> Any:

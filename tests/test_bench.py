@@ -4,9 +4,13 @@ import ast
 import importlib
 import importlib.util
 import json
+import os
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -75,3 +79,23 @@ def test_a_piece_is_found_once_and_keeps_the_machine_that_found_it(bench, tmp_pa
     assert again.find("b", lambda: 2) == 2
     assert [pieces.Pieces(file).letter(name) for name in "ab"] == ["A", "B"]
     assert "- B: second, 1 thread; lowbit abc, torch 2." in again.legend()
+
+
+def test_what_is_measured_apart_is_stopped_between_its_turns(bench):
+    """Its threads would take processors from whatever has its turn."""
+    engine = bench("apart").Apart(1, partial, os.getpid)
+    try:
+        process = psutil.Process(engine())
+        stops(process)
+        assert 0 < engine.timed() < 60
+        stops(process)
+    finally:
+        engine.close()
+    assert not process.is_running()
+
+
+def stops(process, seconds=10):
+    end = time.monotonic() + seconds
+    while process.status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < end, process.status()
+        time.sleep(0.01)
