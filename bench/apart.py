@@ -1,6 +1,6 @@
-"""Something that is measured in a process of its own, which is stopped while others have their
-turn: threads of an engine that wait awake would take processors from torch's, and each of torch's
-barriers would last as long as a time slice."""
+"""Something that is measured in a process of its own: an engine's threads would go on waiting
+beside torch's, and take up to half the speed of whatever has its turn next. The process is stopped
+meanwhile (beside.py)."""
 
 import os
 import pickle
@@ -8,11 +8,11 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
+import beside
 from turns import Seconds, ready, seconds
 
 # After a call libgomp's threads in this process wait awake for about 300,000 pauses.
@@ -27,6 +27,7 @@ class Apart:
     def __init__(self, threads: int, make: Callable[..., Any], *arguments: Any) -> None:
         self._process = ProcessPoolExecutor(1, get_context("spawn"))
         self._number = self._process.submit(os.getpid).result()
+        beside.processes.add(self._number)
         self._ask(_prepare, threads, make, *arguments)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -38,7 +39,7 @@ class Apart:
 
     def close(self) -> None:
         """End the process."""
-        self._signal(signal.SIGCONT)
+        beside.processes.discard(self._number)
         self._process.shutdown()
 
     def _ask(self, what: Callable[..., Any], *arguments: Any) -> Any:
@@ -46,16 +47,9 @@ class Apart:
         # starts OpenMP threads that stay. With more of them than processors libgomp no longer
         # waits awake, and small models of this process would take a quarter longer ever after.
         pickled = pickle.dumps(arguments)
+        os.kill(self._number, signal.SIGCONT)
         time.sleep(ASLEEP_AFTER)
-        self._signal(signal.SIGCONT)
-        try:
-            return self._process.submit(_answer, what, pickled).result()
-        finally:
-            self._signal(signal.SIGSTOP)
-
-    def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):  # if it has died
-            os.kill(self._number, number)
+        return self._process.submit(_answer, what, pickled).result()
 
 
 def called_apart(threads: int, make: Callable[..., Any], *arguments: Any) -> Any:

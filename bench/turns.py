@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import beside
 import torch
 
 
@@ -33,9 +34,10 @@ class Seconds(float):
 
 
 def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    result = run()
-    return result if isinstance(result, Seconds) else time.perf_counter() - start
+    with beside.stopped():
+        start = time.perf_counter()
+        result = run()
+        return result if isinstance(result, Seconds) else time.perf_counter() - start
 
 
 def again(run: Callable[[], object]) -> Seconds:

@@ -81,17 +81,22 @@ def test_a_piece_is_found_once_and_keeps_the_machine_that_found_it(bench, tmp_pa
     assert "- B: second, 1 thread; lowbit abc, torch 2." in again.legend()
 
 
-def test_what_is_measured_apart_is_stopped_between_its_turns(bench):
-    """Its threads would take processors from whatever has its turn."""
-    engine = bench("apart").Apart(1, partial, os.getpid)
+def test_an_engine_apart_is_stopped_while_another_has_its_turn(bench):
+    """Its threads would take processors from it."""
+    turns, apart = bench("turns"), bench("apart")
+    engine = apart.Apart(1, partial, os.getpid)
     try:
         process = psutil.Process(engine())
-        stops(process)
-        assert 0 < engine.timed() < 60
-        stops(process)
+        assert process.status() != psutil.STATUS_STOPPED
+        turns.seconds(lambda: stops(process))
+        with pytest.raises(ZeroDivisionError):
+            turns.seconds(lambda: 1 / 0)
+        assert 0 < turns.seconds(engine.timed) < 60
+        assert process.status() != psutil.STATUS_STOPPED
     finally:
         engine.close()
     assert not process.is_running()
+    assert turns.seconds(time.perf_counter) < 60
 
 
 def stops(process, seconds=10):
