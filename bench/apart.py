@@ -8,15 +8,19 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
 import beside
+import psutil
 from turns import Seconds, ready, seconds
 
 # After a call libgomp's threads in this process wait awake for about 300,000 pauses.
 ASLEEP_AFTER = 0.05  # seconds
+# OpenVINO's conversion leaves dozens of processes behind, which are busy for ten seconds.
+LONGEST_WAIT, OBSERVED = 60.0, 0.5  # seconds
 
 _made: list[Callable[..., Any]] = []  # in such a process
 
@@ -29,6 +33,7 @@ class Apart:
         self._number = self._process.submit(os.getpid).result()
         beside.processes.add(self._number)
         self._ask(_prepare, threads, make, *arguments)
+        self._wait_for_descendants()
 
     def __call__(self, *arguments: Any) -> Any:
         return self._ask(_run, *arguments)
@@ -41,6 +46,25 @@ class Apart:
         """End the process."""
         beside.processes.discard(self._number)
         self._process.shutdown()
+
+    def _wait_for_descendants(self) -> None:
+        """Until they do nothing."""
+        end, before = time.monotonic() + LONGEST_WAIT, self._spent_by_descendants()
+        while before and time.monotonic() < end:
+            time.sleep(OBSERVED)
+            now = self._spent_by_descendants()
+            if now.items() <= before.items():
+                return
+            before = now
+
+    def _spent_by_descendants(self) -> dict[int, float]:
+        """Seconds of processor time by process."""
+        spent: dict[int, float] = {}
+        for process in psutil.Process(self._number).children(recursive=True):
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                spent[process.pid] = times.user + times.system
+        return spent
 
     def _ask(self, what: Callable[..., Any], *arguments: Any) -> Any:
         # Pickled here: the executor would do it in a thread of its own, where copying a tensor

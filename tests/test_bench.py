@@ -99,6 +99,21 @@ def test_an_engine_apart_is_stopped_while_another_has_its_turn(bench):
     assert turns.seconds(time.perf_counter) < 60
 
 
+BUSY = "import time; end = time.monotonic() + 3\nwhile time.monotonic() < end: pass"
+LEAVES_A_PROCESS = f"""
+(__import__("subprocess").Popen([{sys.executable!r}, "-c", {BUSY!r}]), __import__("os").getpid)[1]
+"""
+
+
+def test_an_engine_is_measured_when_the_processes_it_leaves_behind_are_idle(bench):
+    engine = bench("apart").Apart(1, eval, LEAVES_A_PROCESS.strip())
+    try:
+        (left,) = psutil.Process(engine()).children()
+        assert left.status() == psutil.STATUS_ZOMBIE
+    finally:
+        engine.close()
+
+
 def stops(process, seconds=10):
     end = time.monotonic() + seconds
     while process.status() != psutil.STATUS_STOPPED:
