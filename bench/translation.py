@@ -565,9 +565,9 @@ def timed(
     translate: Callable[[Sequence[str], int], tuple[str, ...]], sentences: Sequence[str], batch: int
 ) -> tuple[tuple[str, ...], float]:
     """The translations, and how many seconds they took."""
-    if isinstance(translate, Apart):
-        return translate(sentences, batch), translate.timed(sentences, batch)
     with beside.stopped():
+        if isinstance(translate, Apart):
+            return translate(sentences, batch), translate.timed(sentences, batch)
         start = time.perf_counter()
         outputs = translate(sentences, batch)
         return outputs, time.perf_counter() - start
