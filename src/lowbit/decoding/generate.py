@@ -21,6 +21,7 @@ from lowbit.decoding import adapters
 from lowbit.decoding.adapters import CACHE, SEARCHES
 from lowbit.decoding.cache import DecoderCache, GrowingCache, empty, layers
 from lowbit.decoding.greedy import greedy, serves
+from lowbit.decoding.modules import modules, name_of
 from lowbit.decoding.step import State
 from lowbit.decoding.step_cache import borrowed
 from lowbit.errors import UsageError
@@ -92,11 +93,13 @@ def _check(model: PreTrainedModel, settings: dict[str, Any]) -> None:
             f"the model's attention is {adapters.attention(model)}, not one of"
             f" {', '.join(ATTENTION)}"
         )
-    for name, module in model.named_modules():
+    for module in modules(model):
         if module.training:
-            raise _unserved(f"{name or 'the model'} is in training mode (model.eval() ends it)")
+            name = name_of(module, model)
+            raise _unserved(f"{name} is in training mode (model.eval() ends it)")
         if adapters.has_hooks(module):
-            raise _unserved(f"{name or 'the model'} has forward hooks, which would not be called")
+            name = name_of(module, model)
+            raise _unserved(f"{name} has forward hooks, which would not be called")
 
 
 def _unserved(why: str) -> UsageError:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lowbit.decoding.modules import modules
 from lowbit.decoding.step import State, Step
 from lowbit.nn import QuantLinear, QuantModule
 
@@ -42,18 +43,19 @@ def _identity(model: PreTrainedModel) -> int:
     """
     parts: list[Any] = [model.config._attn_implementation, torch.get_default_dtype()]
     parts += torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
-    for module in model.modules():
+    for module in modules(model):
         parts.append(id(module))
         if isinstance(module, QuantModule):
             parts += module.packed and id(module.packed.bytes), module.planes_in_use
-        if isinstance(module, QuantLinear):
-            parts += (
-                module.activations,
-                module.nonlinearity,
-                module.call and id(module.call.product),
-            )
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                version = 0 if tensor.is_inference() else tensor._version
-                parts += id(tensor), tensor.data_ptr(), version
+            if isinstance(module, QuantLinear):
+                parts += (
+                    module.activations,
+                    module.nonlinearity,
+                    module.call and id(module.call.product),
+                )
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    version = 0 if tensor.is_inference() else tensor._version
+                    parts += id(tensor), tensor.data_ptr(), version
     return hash(tuple(parts))
