@@ -1,5 +1,5 @@
-"""All modules of a model, in half of the time of `Module.named_modules`, which makes names and has a
-generator for each level."""
+"""All modules of a model, in half of the time of `Module.named_modules`, which makes names and has
+a generator for each level."""
 
 from collections.abc import Iterator
 
