@@ -32,8 +32,12 @@ class Apart:
         self._process = ProcessPoolExecutor(1, get_context("spawn"))
         self._number = self._process.submit(os.getpid).result()
         beside.processes.add(self._number)
-        self._ask(_prepare, threads, make, *arguments)
-        self._wait_for_descendants()
+        try:
+            self._ask(_prepare, threads, make, *arguments)
+            self._wait_for_descendants()
+        except BaseException:
+            self.close()  # its number may be given to another process
+            raise
 
     def __call__(self, *arguments: Any) -> Any:
         return self._ask(_run, *arguments)

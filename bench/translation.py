@@ -72,6 +72,10 @@ PER_ROW = {"granularity": "channel"}
 CONTROL, THREE_BITS = find_plan("bcq-reference", {}), find_plan("3", PER_ROW)
 
 
+# From sentences and the size of a batch to their translations.
+Translate = Callable[[Sequence[str], int], tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class Arm:
     """Trained on from the float model: towards a plan, or in float. distill: the share of the loss
@@ -309,7 +313,7 @@ class Run:
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
 
-    def translator(self, arm: str) -> Callable[[Sequence[str], int], tuple[str, ...]]:
+    def translator(self, arm: str) -> Translate:
         """From sentences and the size of a batch to their translations."""
         tokenizer, beams = load_tokenizer(self.float_folder), self.given.beams
         if arm == GENERATE:
@@ -329,7 +333,7 @@ class Run:
         beams = self.given.beams
         return Apart(threads, load, folder, self.float_folder, PEERS[arm], beams, most)
 
-    def contenders(self, arm: str) -> list[Callable[[Sequence[str], int], tuple[str, ...]]]:
+    def contenders(self, arm: str) -> list[Translate]:
         """Other engines with one thread too: where processors are virtual, waking a second one may
         take longer than it saves."""
         if arm not in PEERS:
@@ -490,9 +494,7 @@ class Run:
             yield f"BLEU of {each}.\n"
 
 
-def by_transformers(
-    model: PreTrainedModel, tokenizer: Any, beams: int
-) -> Callable[[Sequence[str], int], tuple[str, ...]]:
+def by_transformers(model: PreTrainedModel, tokenizer: Any, beams: int) -> Translate:
     """The batches of a `Translator`, each by `model.generate`."""
     settings = {"num_beams": beams, "do_sample": False, "max_length": None}
     settings["max_new_tokens"] = Translator(model, tokenizer, beams).new_tokens
@@ -562,7 +564,7 @@ def attempt(run: Run, arm: str) -> bool:
 
 
 def timed(
-    translate: Callable[[Sequence[str], int], tuple[str, ...]], sentences: Sequence[str], batch: int
+    translate: Translate, sentences: Sequence[str], batch: int
 ) -> tuple[tuple[str, ...], float]:
     """The translations, and how many seconds they took."""
     with beside.stopped():
