@@ -106,6 +106,58 @@ def test_mse_moves_one_end_alone_if_only_one_side_has_outliers():
     assert least < 0.9 * min(error(low * a, high * a) for a in parts)
 
 
+def loss(x, low, high):
+    """The squared error of each row, by 1/(its root mean square + the mean row's), in float64."""
+    step = (high - low) / 255
+    zero = np.rint(-128 - low / step)
+    codes = np.clip(np.rint(x / step) + zero, -128, 127)
+    size = np.sqrt(np.square(x).mean(-1))
+    rows = np.square((codes - zero) * step - x).mean(-1)
+    return (rows / (size + size.mean())).sum()
+
+
+def least_loss(x):
+    low, high = x.min(), x.max()
+    parts = np.linspace(0.02, 1, 50)
+    return min(loss(x, low * part, high * part) for part in parts)
+
+
+def behind_a_gelu(rows, features, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.gelu(torch.randn(rows, features, generator=generator) - 0.5)
+
+
+def test_a_massive_token_does_not_take_the_codes_of_all_others():
+    values = behind_a_gelu(512, 128, seed=6)
+    values[0, :3] = 90.0
+    x = values.double().numpy()
+    low, high = watched(LeastSquares(), [values]).interval()
+    assert loss(x, low, high) <= 1.05 * least_loss(x)
+    assert loss(x[1:], low, high) < 0.5 * loss(x[1:], x.min(), x.max())
+
+
+def test_rows_of_almost_nothing_do_not_decide():
+    values = behind_a_gelu(512, 128, seed=7)
+    values[::2] *= 1e-6
+    x = values.double().numpy()
+    low, high = watched(LeastSquares(), [values]).interval()
+    assert loss(x, low, high) <= 1.05 * least_loss(x) and high > 0.5 * x.max()
+
+
+def test_a_single_large_batch_is_counted_closely():
+    """One value of 30,000 is large: a sample of few would hold two or three of them, or none."""
+    values = behind_a_gelu(4000, 1024, seed=8)
+    values.view(-1)[5::30_011] = 12.0
+    x = values.double().numpy()
+    low, high = watched(LeastSquares(), [values]).interval()
+    assert loss(x, low, high) <= 1.1 * least_loss(x)
+
+
+def test_values_near_the_largest_number_have_a_range():
+    low, high = watched(LeastSquares(), [torch.linspace(-1e30, 1e30, 4096)]).interval()
+    assert low < -5e29 and high > 5e29
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("name", RANGES)
 def test_the_forward_pass_equals_quantize_and_dequantize(name, symmetric):

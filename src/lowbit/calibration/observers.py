@@ -9,7 +9,7 @@ The range always includes 0. How it is found:
     minmax      the smallest and the largest value seen
     ema         means of each batch's extremes, weighted decayᵏ for a batch k steps ago
     percentile  an interval that leaves out so many percent of the values on both sides together
-    mse         the interval around 0 with the least mean squared error
+    mse         the interval around 0 with the least squared error; large rows count for less
     learned     starts as ema has it; then s is a parameter (LSQ)
 """
 
@@ -28,6 +28,7 @@ from lowbit.nn.estimators import clipped, learned_step
 LEVELS = 255
 BINS = 2048  # of the histogram that percentile and mse look at
 COUNTED = 1 << 16  # values of a batch, so that it takes no time: at least half of them
+FIRST_COUNTED = 1 << 20  # of the first batch, of the second half as many, and so on
 CANDIDATES = 100  # ends of the range that mse tries
 COARSE = 4  # each fourth of them for one end alone
 
@@ -160,19 +161,41 @@ class _Histogram(Range):
             self.edge.mul_(2)
         if self.edge:
             edge = self.edge.item()
-            self.counts += torch.histc(sample(x, COUNTED), BINS, -edge, edge).double()
+            self.counts += self._histogram(x)
+
+    def _histogram(self, x: Tensor) -> Tensor:
+        """How much each bin gets: [BINS], float64. Few values far from 0 may cost most if the range
+        leaves them out, so that the first batch, perhaps the only one, is counted closely."""
+        seen = int(self.seen)
+        step = stride(x, max(COUNTED, FIRST_COUNTED // seen))
+        first = (seen - 1) % step
+        values = x.flatten()[first::step]
+        bins = ((values / self.edge + 1) * (BINS // 2)).long().clamp_(0, BINS - 1)
+        rows = torch.arange(first, x.numel(), step, device=x.device) // width(x)
+        counts = torch.bincount(bins, self._weights(x)[rows], BINS)
+        return counts * (x.numel() / values.numel())
+
+    def _weights(self, x: Tensor) -> Tensor:
+        """For how much each row counts: [rows], float64."""
+        return torch.ones(x.numel() // width(x), dtype=torch.float64, device=x.device)
 
     def _centers(self) -> Tensor:
         edge = self.edge.item()
         return (torch.arange(BINS, dtype=torch.float64) + 0.5) * (2 * edge / BINS) - edge
 
 
-def sample(x: Tensor, enough: int) -> Tensor:
-    """At least half of `enough` values, from all features alike; all of them if they are few."""
+def width(x: Tensor) -> int:
+    """The number of features."""
+    return x.shape[-1] if x.ndim else 1
+
+
+def stride(x: Tensor, enough: int) -> int:
+    """The step that takes at least half of `enough` values, from all features alike; 1 if they are
+    few."""
     step = max(1, x.numel() // enough)
-    while math.gcd(step, x.shape[-1] if x.ndim else 1) > 1:
+    while math.gcd(step, width(x)) > 1:
         step += 1
-    return x.flatten()[::step]
+    return step
 
 
 class Percentile(_Histogram):
@@ -199,7 +222,19 @@ class Percentile(_Histogram):
 
 class LeastSquares(_Histogram):
     """Both ends are moved together, then each by itself: what follows a GELU is dense below 0 and
-    sparse far above it, where an end can move alone."""
+    sparse far above it, where an end can move alone.
+
+    The squared error of a row counts by 1/(r + r̄), where r is the row's root mean square and r̄ the
+    mean over the rows of the batch. A few tokens of a transformer have activations a hundred times
+    as large as all others ("massive activations", Sun et al. 2024). If errors counted alike, the
+    range would be that of these tokens, and the others would be left with a few codes. If they
+    counted by 1/r alone, rows of almost nothing would decide.
+    """
+
+    def _weights(self, x: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(x.reshape(-1, width(x)), dim=-1).double()
+        size = size.clamp(max=torch.finfo(torch.float32).max) / math.sqrt(width(x))
+        return torch.where(size > 0, 1 / (size + size.mean()), 0.0)
 
     def interval(self) -> tuple[float, float]:
         low, high = super().interval()
@@ -221,7 +256,8 @@ class LeastSquares(_Histogram):
         )
         centers = self._centers().float()
         codes = (centers / scale).round_().add_(zero).clamp_(lowest, lowest.new_tensor(127))
-        errors = codes.sub_(zero).mul_(scale).sub_(centers).square_().double() @ self.counts.cpu()
+        codes.sub_(zero).mul_(scale).sub_(centers).div_(self.edge.cpu())
+        errors = codes.square_().double() @ self.counts.cpu()
         return intervals[int(errors.argmin())]
 
 
