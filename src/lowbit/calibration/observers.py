@@ -160,7 +160,6 @@ class _Histogram(Range):
             self.counts[BINS // 4 : -BINS // 4] = paired
             self.edge.mul_(2)
         if self.edge:
-            edge = self.edge.item()
             self.counts += self._histogram(x)
 
     def _histogram(self, x: Tensor) -> Tensor:
