@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import lowbit
 from lowbit.decoding import step
+from lowbit.decoding.adapters import CACHE
 from lowbit.errors import UsageError
 from lowbit.fallbacks import SlowPathWarning
 from lowbit.kernels.attention.hf_attention import KERNELS
@@ -49,7 +50,7 @@ def batch(model):
 
 def same(model, inputs, **settings):
     expected = model.generate(**inputs, **settings)
-    for _ in range(2):  # recorded, then from what was kept
+    for _ in range(3):  # steps are recorded, then the first token, then both are kept
         assert torch.equal(lowbit.generate(model, **inputs, **settings), expected)
     return expected
 
@@ -159,6 +160,67 @@ def test_steps_are_recorded_once_for_a_number_of_rows(monkeypatch):
     assert len(seen) == 2
     same(model, {"input_ids": ids[:1]}, **GREEDY)
     assert len(seen) == 4
+
+
+def passes(monkeypatch, model):
+    """The lengths of the sources that the model's own forward reads from now on."""
+    seen, forward = [], type(model).forward
+
+    def counted(self, *args, **kwargs):
+        seen.append(kwargs["encoder_outputs"][0].shape[1])
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    return seen
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "lowbit_float32"])
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_a_first_token_is_a_step_for_any_length_of_the_source(monkeypatch, name, beams, attention):
+    model = quantized(name, "int8-dynamic")
+    model.set_attn_implementation(attention)
+    settings = GREEDY | {"num_beams": beams}
+    same(model, batch(model), **settings)
+    generator = torch.Generator().manual_seed(4)
+    for length in range(2, 20):
+        ids = torch.randint(3, VOCABULARY, (3, length), generator=generator)
+        mask = torch.ones_like(ids)
+        ids[1, length // 2 :], mask[1, length // 2 :] = 0, 0
+        expected = model.generate(ids, attention_mask=mask, **settings)
+        with monkeypatch.context() as patch:
+            seen = passes(patch, model)
+            got = lowbit.generate(model, ids, attention_mask=mask, **settings)
+        assert not seen and torch.equal(got, expected)
+
+
+def test_a_first_token_that_is_no_step_is_read_by_the_model(monkeypatch):
+    """As of a model that treats the start of a text otherwise."""
+    model = quantized("marian", "int8-dynamic")
+    forward = type(model).forward
+
+    def louder(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        if kwargs[CACHE].get_seq_length() == 1:
+            output.logits = output.logits.flip(-1)
+        return output
+
+    monkeypatch.setattr(type(model), "forward", louder)
+    same(model, batch(model), **GREEDY)
+    seen = passes(monkeypatch, model)
+    same(model, batch(model), **GREEDY)
+    # Of each three calls, the model itself reads the first token and no other; a fourth is its own.
+    assert len(seen) == 3 + GREEDY["max_new_tokens"]
+
+
+def test_a_prompt_of_several_tokens_is_read_by_the_model(monkeypatch):
+    model = quantized("marian", "int8-dynamic")
+    prompt = torch.tensor([[5, 6]] * 3)
+    same(model, batch(model), **GREEDY)
+    same(model, batch(model), decoder_input_ids=prompt, **GREEDY)
+    seen = passes(monkeypatch, model)
+    lowbit.generate(model, **batch(model), decoder_input_ids=prompt, **GREEDY)
+    assert len(seen) == 1
 
 
 def test_a_model_that_changed_is_recorded_again():

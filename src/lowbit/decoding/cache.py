@@ -4,7 +4,7 @@ transformers' own cache copies everything at every token. Here a step appends th
 one token, and attention reads a view of the used part.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxtyping import Float, Integer
@@ -17,7 +17,8 @@ ROOM = 64  # the least capacity, in tokens
 
 
 class Position(int):
-    """The used length of a cache. A recorded step reads it again at each call."""
+    """The used length of a cache, or the length of a source. A recorded step reads it again at each
+    call."""
 
 
 class GrowingLayer(DynamicLayer):
@@ -64,9 +65,16 @@ class GrowingLayer(DynamicLayer):
         mask: Tensor | None,
     ) -> None:
         """Append `new` tokens and attend to all, in one call of native code with the addresses of
-        query, keys and values. The layer must not be empty."""
+        query, keys and values. The layer must have had tokens, or be an `emptied` one."""
         start = self._make_room(new)
         appending(query, keys, values, self._keys, self._values, start, mask)
+
+    def emptied(self) -> "GrowingLayer":
+        """A layer without tokens for keys and values of the same shapes."""
+        layer = GrowingLayer()
+        layer.lazy_initialization(self._keys, self._values)
+        layer._keys, layer._values = _without_tokens(self._keys), _without_tokens(self._values)
+        return layer
 
     def _make_room(self, new: int) -> int:
         """Add `new` tokens to the used length, and grow if needed. Returns where they begin."""
@@ -76,6 +84,11 @@ class GrowingLayer(DynamicLayer):
             self._keys = _wider(self._keys, start, room)
             self._values = _wider(self._values, start, room)
         return start
+
+
+def _without_tokens(held: Tensor) -> Tensor:
+    batch, heads, _, size = held.shape
+    return held.new_empty(batch, heads, 0, size)
 
 
 def _wider(held: Tensor, filled: int, room: int) -> Tensor:
@@ -107,6 +120,13 @@ class DecoderCache(EncoderDecoderCache):
 
     def __init__(self) -> None:
         super().__init__(GrowingCache(), DynamicCache())
+
+    def fill(self, own: list[GrowingLayer], source: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take layers for the decoder's tokens, and the keys and values of the source by layer."""
+        self.self_attention_cache.layers = own
+        for index, (keys, values) in enumerate(source):
+            self.cross_attention_cache.update(keys, values, index)
+            self.is_updated[index] = True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.self_attention_cache.reorder_cache(beam_idx)

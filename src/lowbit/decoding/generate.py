@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.generation import GenerationMode
-from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput, Seq2SeqLMOutput
 
 from lowbit.decoding import adapters
 from lowbit.decoding.adapters import CACHE, SEARCHES
 from lowbit.decoding.cache import DecoderCache, GrowingCache, empty, layers
 from lowbit.decoding.greedy import greedy, serves
 from lowbit.decoding.modules import modules, name_of
-from lowbit.decoding.step import State
+from lowbit.decoding.state import State
 from lowbit.decoding.step_cache import borrowed
 from lowbit.errors import UsageError
 from lowbit.kernels.attention.hf_attention import KERNELS
@@ -214,12 +214,19 @@ class _Stepping:
         model_kwargs: dict[str, Any],
         **kwargs: Any,
     ) -> Any:
-        """Run the model itself on the prompt."""
-        output = adapters.prefilled(self.model, input_ids, config, model_kwargs, **kwargs)
+        """Run the model itself on the prompt, or a step if that can read it."""
         ids = input_ids[:, -1:]
+        before = _state(model_kwargs)
+        self.step = self.stack.enter_context(borrowed(self.model, ids, before))
+        from_source = before.encoded is not None and input_ids.shape[1] == 1
+        if from_source and self.step.first is not None:
+            self.state = self.step.first.state(before)
+            return Seq2SeqLMOutput(logits=self.step(self.model, ids, self.state))
+        output = adapters.prefilled(self.model, input_ids, config, model_kwargs, **kwargs)
         self.state = _state(model_kwargs)
         _check_filled(self.state)
-        self.step = self.stack.enter_context(borrowed(self.model, ids, self.state))
+        if from_source:
+            self.step.try_first(self.model, ids, before, self.state, output.logits)
         if self.step.is_new:
             longer = torch.cat([input_ids, ids], 1)
             wanted = adapters.next_inputs(self.model, longer, output, model_kwargs)
@@ -244,7 +251,7 @@ class _Stepping:
 
 
 def _state(model_kwargs: dict[str, Any]) -> State:
-    """The state after the prompt."""
+    """The state before or after the prompt."""
     cache = model_kwargs[CACHE]
     positions = model_kwargs.get("position_ids")
     encoded = model_kwargs.get("encoder_outputs")

@@ -5,7 +5,7 @@ compute the output from the inputs are the step. All other work of the model's P
 reading shapes, calling modules) is left out.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,13 +85,13 @@ class Recording(TorchFunctionMode):
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """The calls that `output` depends on. varying: the ids of tensors that differ between steps,
-    the inputs and all tensors computed from them. The others are constants."""
+    """The calls that the tensors of `output` depend on. varying: the ids of tensors that differ
+    between steps, the inputs and all tensors computed from them. The others are constants."""
 
     calls: tuple[Call, ...]
     varying: set[int]
     inputs: Mapping[str, Tensor]
-    output: Tensor
+    output: Tensor | tuple[Tensor, ...]
 
     def text(self) -> list[Any]:
         """A text that is equal for two steps if they differ only in their inputs."""
@@ -128,7 +128,19 @@ def varies(call: Call, varying: set[int]) -> bool:
     )
 
 
-def recorded(calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor) -> Recorded:
+def leading(calls: Sequence[Call], output: tuple[Tensor, ...]) -> list[Call]:
+    """The calls that the output depends on, without those that only have another effect."""
+    needed, kept = {id(tensor) for tensor in output}, []
+    for call in reversed(calls):
+        if any(id(tensor) in needed for tensor in tensors((call.result, call.written))):
+            needed |= {id(tensor) for tensor in call.inputs}
+            kept.append(call)
+    return kept[::-1]
+
+
+def recorded(
+    calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor | tuple[Tensor, ...]
+) -> Recorded:
     """The part of `calls` that computes `output` from `inputs`.
 
     Raises UsageError if Python reads values that differ between steps (another step might take
@@ -150,7 +162,7 @@ def recorded(calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor
                 f"the model writes at every token to memory that it keeps ({call.name})"
             )
         varying |= {id(out) for out in call.outputs}
-    needed, kept = {id(output)}, []
+    needed, kept = {id(tensor) for tensor in tensors(output)}, []
     for call in reversed(calls):
         effect = call.function is append or (call.written is not None and varies(call, varying))
         if effect or any(id(out) in needed for out in call.outputs):

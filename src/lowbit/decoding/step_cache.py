@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lowbit.decoding.modules import modules
-from lowbit.decoding.step import State, Step
+from lowbit.decoding.state import State
+from lowbit.decoding.step import Step
 from lowbit.nn import QuantLinear, QuantModule
 
 MOST = 8  # steps per model; batches of other sizes need other steps
@@ -21,9 +22,9 @@ _CHANGING = Lock()
 
 @contextmanager
 def borrowed(model: PreTrainedModel, ids: Tensor, state: State) -> Iterator[Step]:
-    """A context with the step for these inputs. No other thread gets it meanwhile, because a step
-    has its own buffers."""
-    key = len(ids), *state.inputs(ids), _identity(model)
+    """A context with the step for these inputs, before or after the prompt is read. No other thread
+    gets it meanwhile, because a step has its own buffers."""
+    key = len(ids), *state.read, _identity(model)
     with _CHANGING:
         kept = _KEPT.setdefault(model, {})
         step = kept.pop(key, None) or Step()
