@@ -78,15 +78,16 @@ Translate = Callable[[Sequence[str], int], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Arm:
-    """Trained on from the float model: towards a plan, or in float. distill: the share of the loss
+    """Trained on from a float model: towards a plan, or in float. distill: the share of the loss
     that is the divergence from the model that it started from. times: as long as other arms.
     epochs: so many of the reference's in place of that, each as long as from one score to the
-    next."""
+    next. start: the arm of the float model."""
 
     plan: BcqPlan | None
     distill: float = DISTILL
     times: int = 1
     epochs: int | None = None
+    start: str = FLOAT
 
     @property
     def folder(self) -> str:
@@ -106,6 +107,8 @@ ARMS = {
     "3 bits, longer": Arm(THREE_BITS, times=LONGER),
     "float32, trained on": Arm(None),
     "float32, longer": Arm(None, times=LONGER),
+    "mixed, from longer float32": Arm(MIXED, times=LONGER, start="float32, longer"),
+    "float32, twice longer": Arm(None, times=LONGER, start="float32, longer"),
     "reference schedule, distilled": Arm(CONTROL),
     "reference schedule, 30 epochs": Arm(CONTROL, distill=0.0, epochs=REFERENCE_EPOCHS),
     "2 bits": Arm(find_plan("2", PER_ROW)),
@@ -114,7 +117,7 @@ ARMS = {
 # The codes of an arm, with activations that are rounded to 8 bits as they come.
 DYNAMIC = {
     f"{arm}, int8 activations": arm
-    for arm in ("mixed", "3 bits", "mixed, longer", "3 bits, longer")
+    for arm in ("mixed", "3 bits", "mixed, longer", "3 bits, longer", "mixed, from longer float32")
 }
 # What is made of the float model without training.
 RECIPES = {
@@ -137,7 +140,7 @@ class Corpus:
     test: tuple[str, str | None]
     epochs: float
     further: float
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = tuple(name for name, arm in ARMS.items() if arm.start == FLOAT)
     eval_steps: int = 0
 
     def under(self, folder: Path) -> "Corpus":
@@ -174,6 +177,8 @@ CORPORA = {
             "mixed, longer",
             "float32, trained on",
             "float32, longer",
+            "mixed, from longer float32",
+            "float32, twice longer",
             "reference schedule, 30 epochs",
         ),
         # The steps of one of the reference's epochs.
@@ -265,6 +270,11 @@ class Run:
         trained = arm if arm in self.trained else FLOAT
         return (self.folder / trained / "training.json").exists()
 
+    def start(self, arm: str) -> str:
+        """The float model that it starts from."""
+        found = ARMS.get(DYNAMIC.get(arm, arm))
+        return FLOAT if found is None else found.start
+
     def train(self, arm: str) -> None:
         given, corpus = self.given, self.corpus
         trial = given.max_steps
@@ -275,7 +285,7 @@ class Run:
             max_steps=trial,
             eval_steps=trial // 2 if trial else corpus.eval_steps,
         )
-        start: str | Architecture = str(self.float_folder)
+        start: str | Architecture = str(self.model_folder(self.start(arm)))
         if arm == FLOAT:
             start = Architecture(given.architecture, given.layers, given.width, 4 * given.width)
             tokenizer = new_tokenizer(corpus.data, corpus.pairs, given.vocabulary, given.max_length)
@@ -419,12 +429,12 @@ class Run:
                 self.rows.find(self.timing(arm), lambda taken=taken: taken)
 
     def row(self, arm: str) -> Row:
-        base, own = self.scored(FLOAT), self.scored(arm)
+        base, own, start = self.scored(FLOAT), self.scored(arm), self.start(arm)
         return Row(
             bleu=own["bleu"][0],
             chrf=own["chrf"][0],
-            before=base["bleu"][0],
-            p=None if arm == FLOAT else self.chances([FLOAT, arm])[arm],
+            before=self.scored(start)["bleu"][0],
+            p=None if arm == FLOAT else self.chances([start, arm])[arm],
             bits=own.get("bits"),
             disk=own["disk"] / MEBI,
             smaller=base["disk"] / own["disk"],
@@ -485,7 +495,7 @@ class Run:
             )
             yield f"Tokens a second of {GENERATE}: {', '.join(per_machine)}; × is beside these.\n"
         scores: dict[str, float] = {}
-        for arm, row in done.items():
+        for arm, row in ((arm, row) for arm, row in done.items() if self.start(arm) == FLOAT):
             scores.setdefault(self.rows.letter(self.piece(arm)), row.before)
         if len(scores) > 1:
             each = ", ".join(f"{score:.2f} ({letter})" for letter, score in scores.items())
@@ -546,14 +556,15 @@ def train_missing(runs: Sequence[Run], only: Sequence[str]) -> None:
     """One after another, what is wanted and no other process is at: the float models that others
     start from, then arm by arm, until nothing is wanted."""
     while missing := [(run, arm) for arm in (FLOAT, *only) for run in runs if run.wanted(arm)]:
-        floats = [(run, FLOAT) for run, arm in missing if not run.finished(FLOAT)]
-        if not any(attempt(run, arm) for run, arm in floats + missing):
+        starts = [(run, start) for run, arm in missing for start in (FLOAT, run.start(arm))]
+        wanted = [(run, start) for run, start in starts if not run.finished(start)] + missing
+        if not any(attempt(run, arm) for run, arm in wanted):
             time.sleep(POLL_SECONDS)
 
 
 def attempt(run: Run, arm: str) -> bool:
     """Train a model if its turn has come; whether it was."""
-    if arm != FLOAT and not run.finished(FLOAT):
+    if arm != FLOAT and not (run.finished(FLOAT) and run.finished(run.start(arm))):
         return False
     with alone(run.folder / arm) as free:
         # It may have been finished since the caller looked.
@@ -586,8 +597,9 @@ def page(runs: Sequence[Run], rows: Pieces, given: argparse.Namespace) -> Iterat
         "model's tokens (distillation), but for the reference schedule: that is greedy, per row,",
         "projected when it is scored, from labels alone; `30 epochs`: of the reference's own, each",
         "from one score to the next. `float32, trained on` has as many steps more, without codes.",
-        f"`longer`: {LONGER} times as many. Sizes count everything: codes,",
-        "scales, norms, biases, positions. In memory: the tensors of a model that has translated.",
+        f"`longer`: {LONGER} times as many. `from longer float32`, `twice longer`: as many again,",
+        "from `float32, longer`, which their change is beside. Sizes count everything: codes, scales,",
+        "norms, biases, positions. In memory: the tensors of a model that has translated.",
         "Peak memory is that of a fresh process that loads the model and runs it once. p: how",
         "likely so large a change of BLEU is by chance, by a paired bootstrap. Search with",
         f"{given.beams} beam(s). Times of CTranslate2 are with one thread or as many as the others",
