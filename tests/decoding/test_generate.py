@@ -162,6 +162,14 @@ def test_steps_are_recorded_once_for_a_number_of_rows(monkeypatch):
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize("name", ["gpt2", "marian"])
+def test_weights_that_the_first_call_packs_are_not_recorded_again(monkeypatch, name):
+    model, seen = quantized(name, "int8-dynamic"), recordings(monkeypatch)
+    for _ in range(3):
+        lowbit.generate(model, **batch(model), **GREEDY)
+    assert len(seen) == 2
+
+
 def passes(monkeypatch, model):
     """The lengths of the sources that the model's own forward reads from now on."""
     seen, forward = [], type(model).forward

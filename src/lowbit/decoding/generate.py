@@ -23,6 +23,7 @@ from lowbit.decoding.cache import DecoderCache, GrowingCache, empty, layers
 from lowbit.decoding.greedy import greedy, serves
 from lowbit.decoding.modules import modules, name_of
 from lowbit.decoding.state import State
+from lowbit.decoding.step import Step
 from lowbit.decoding.step_cache import borrowed
 from lowbit.errors import UsageError
 from lowbit.kernels.attention.hf_attention import KERNELS
@@ -217,14 +218,18 @@ class _Stepping:
         """Run the model itself on the prompt, or a step if that can read it."""
         ids = input_ids[:, -1:]
         before = _state(model_kwargs)
-        self.step = self.stack.enter_context(borrowed(self.model, ids, before))
         from_source = before.encoded is not None and input_ids.shape[1] == 1
-        if from_source and self.step.first is not None:
-            self.state = self.step.first.state(before)
-            return Seq2SeqLMOutput(logits=self.step(self.model, ids, self.state))
+        if from_source:
+            self.step = self._borrowed(ids, before)
+            if self.step.first is not None:
+                self.state = self.step.first.state(before)
+                return Seq2SeqLMOutput(logits=self.step(self.model, ids, self.state))
         output = adapters.prefilled(self.model, input_ids, config, model_kwargs, **kwargs)
         self.state = _state(model_kwargs)
         _check_filled(self.state)
+        # A step is kept for weights as the prompt leaves them: a first pass packs them.
+        if not from_source or self.step.is_new:
+            self.step = self._borrowed(ids, self.state)
         if from_source:
             self.step.try_first(self.model, ids, before, self.state, output.logits)
         if self.step.is_new:
@@ -232,6 +237,9 @@ class _Stepping:
             wanted = adapters.next_inputs(self.model, longer, output, model_kwargs)
             _check_inputs(wanted, self.state.after(ids), ids)
         return output
+
+    def _borrowed(self, ids: Tensor, state: State) -> Step:
+        return self.stack.enter_context(borrowed(self.model, ids, state))
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Tensor]:
         return {"ids": input_ids[:, -1:]}
