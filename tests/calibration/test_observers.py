@@ -118,7 +118,7 @@ def loss(x, low, high):
 
 def least_loss(x):
     low, high = x.min(), x.max()
-    parts = np.linspace(0.02, 1, 50)
+    parts = np.linspace(0.04, 1, 25)
     return min(loss(x, low * part, high * part) for part in parts)
 
 

@@ -191,7 +191,7 @@ def test_a_first_token_is_a_step_for_any_length_of_the_source(monkeypatch, name,
     settings = GREEDY | {"num_beams": beams}
     same(model, batch(model), **settings)
     generator = torch.Generator().manual_seed(4)
-    for length in range(2, 20):
+    for length in (2, 3, 4, 5, 8, 9, 16, 19):
         ids = torch.randint(3, VOCABULARY, (3, length), generator=generator)
         mask = torch.ones_like(ids)
         ids[1, length // 2 :], mask[1, length // 2 :] = 0, 0
