@@ -89,7 +89,7 @@ def test_with_our_own_attention_every_bit_is_that_of_transformers(name, attentio
     model.set_attn_implementation(attention)
     scores = {"return_dict_in_generate": True, "output_logits": True}
     expected = model.generate(**batch(model), **GREEDY, **scores)
-    for _ in range(2):  # recorded, then from what was kept
+    for _ in range(3):  # recorded, then from what was kept
         got = lowbit.generate(model, **batch(model), **GREEDY, **scores)
         assert torch.equal(got.sequences, expected.sequences)
         assert torch.equal(torch.stack(got.logits), torch.stack(expected.logits))
@@ -136,7 +136,7 @@ def test_samples_are_the_same_from_the_same_seed(name):
     settings = GREEDY | {"do_sample": True, "top_k": 20, "temperature": 1.5}
     torch.manual_seed(0)
     expected = model.generate(**batch(model), **settings)
-    for _ in range(2):
+    for _ in range(3):
         torch.manual_seed(0)
         assert torch.equal(lowbit.generate(model, **batch(model), **settings), expected)
 
@@ -182,6 +182,14 @@ def passes(monkeypatch, model):
     return seen
 
 
+def sources(length, is_padded):
+    ids = torch.randint(3, VOCABULARY, (3, length), generator=torch.Generator().manual_seed(length))
+    mask = torch.ones_like(ids)
+    if is_padded:
+        ids[1, length // 2 + 1 :], mask[1, length // 2 + 1 :] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "lowbit_float32"])
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("name", TRANSLATORS)
@@ -189,17 +197,76 @@ def test_a_first_token_is_a_step_for_any_length_of_the_source(monkeypatch, name,
     model = quantized(name, "int8-dynamic")
     model.set_attn_implementation(attention)
     settings = GREEDY | {"num_beams": beams}
-    same(model, batch(model), **settings)
-    generator = torch.Generator().manual_seed(4)
-    for length in (2, 3, 4, 5, 8, 9, 16, 19):
-        ids = torch.randint(3, VOCABULARY, (3, length), generator=generator)
-        mask = torch.ones_like(ids)
-        ids[1, length // 2 :], mask[1, length // 2 :] = 0, 0
-        expected = model.generate(ids, attention_mask=mask, **settings)
-        with monkeypatch.context() as patch:
-            seen = passes(patch, model)
-            got = lowbit.generate(model, ids, attention_mask=mask, **settings)
-        assert not seen and torch.equal(got, expected)
+    for is_padded in (False, True):
+        same(model, sources(9, is_padded), **settings)
+        for length in (3, 4, 5, 8, 9, 16, 18):
+            inputs = sources(length, is_padded)
+            expected = model.generate(**inputs, **settings)
+            with monkeypatch.context() as patch:
+                seen = passes(patch, model)
+                got = lowbit.generate(model, **inputs, **settings)
+            assert not seen and torch.equal(got, expected)
+
+
+def test_a_source_twice_as_long_as_the_recorded_ones_is_recorded_again(monkeypatch):
+    model = quantized("marian", "int8-dynamic")
+    for length in (1, 9, 19, 30):
+        same(model, sources(length, False), **GREEDY)
+    seen = passes(monkeypatch, model)
+    for length in (1, 9, 19, 38):
+        lowbit.generate(model, **sources(length, False), **GREEDY)
+    lowbit.generate(model, **sources(39, False), **GREEDY)
+    # The model reads the last one, and the two sources of the recordings.
+    assert seen == [39, 1, 78]
+
+
+def louder_above_12(x):
+    return x * 2 if x.shape[1] > 12 else x
+
+
+def first_12(x):
+    return x[:, :12]
+
+
+def louder_if_positive(x):
+    return x * -3 if x.sum() > 0 else x
+
+
+def at_most_9(x):
+    if x.shape[1] > 9:
+        raise ValueError("too long")
+    return x
+
+
+@pytest.mark.parametrize(
+    "change", [louder_above_12, first_12, louder_if_positive, at_most_9], ids=lambda f: f.__name__
+)
+def test_a_decoder_that_treats_sources_unlike_is_read_by_the_model(monkeypatch, change):
+    model = quantized("marian")
+    attention = type(model.get_decoder().layers[0].encoder_attn)
+    forward = attention.forward
+
+    def changed(self, hidden_states, key_value_states=None, **kwargs):
+        if key_value_states is not None and not kwargs[CACHE].is_updated.get(self.layer_idx):
+            key_value_states = change(key_value_states)
+        return forward(self, hidden_states, key_value_states=key_value_states, **kwargs)
+
+    monkeypatch.setattr(attention, "forward", changed)
+    for length in (9, 6, 40) if change is not at_most_9 else (9, 6):
+        for _ in range(2):
+            inputs = sources(length, False)
+            scores = {"return_dict_in_generate": True, "output_logits": True}
+            got = lowbit.generate(model, **inputs, **GREEDY, **scores)
+            expected = model.generate(**inputs, **GREEDY, **scores)
+            assert torch.equal(torch.stack(got.logits), torch.stack(expected.logits))
+
+
+def test_one_encoder_output_for_all_rows_is_read_by_the_model():
+    model = quantized("marian")
+    same(model, sources(9, False), **GREEDY)
+    encoded = model.get_encoder()(sources(9, False)["input_ids"][:1])
+    prompt = torch.full((3, 1), model.config.decoder_start_token_id)
+    same(model, {"encoder_outputs": encoded, "decoder_input_ids": prompt}, **GREEDY)
 
 
 def test_a_first_token_that_is_no_step_is_read_by_the_model(monkeypatch):

@@ -5,12 +5,12 @@ are no longer valid.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from transformers.generation import GenerationMixin, GenerationMode
 from transformers.utils import output_capturing
 
@@ -85,6 +85,22 @@ def next_inputs(
         ids, next_sequence_length=1, **updated
     )
     return inputs
+
+
+def fill(
+    cache: EncoderDecoderCache,
+    own: Sequence[CacheLayerMixin],
+    source: Iterable[tuple[Tensor, Tensor]],
+) -> None:
+    """Give an empty cache layers for the decoder's tokens, and the keys and values of the source by
+    layer. `is_updated` tells a layer that they are there. 5.23, 5.24."""
+    cache.self_attention_cache.layers = list(own)
+    for index, (keys, values) in enumerate(source):
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.cross_attention_cache.layers.append(layer)
+        cache.is_updated[index] = True
 
 
 def unusual(cache: Cache) -> set[str]:

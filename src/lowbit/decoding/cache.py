@@ -4,7 +4,7 @@ transformers' own cache copies everything at every token. Here a step appends th
 one token, and attention reads a view of the used part.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float, Integer
@@ -111,6 +111,10 @@ class GrowingCache(Cache):
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=GrowingLayer)
 
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Also before it has layers, as a number that differs between steps."""
+        return Position(super().get_seq_length(layer_idx))
+
 
 class DecoderCache(EncoderDecoderCache):
     """A GrowingCache, and the fixed keys and values of an encoder's output.
@@ -120,13 +124,6 @@ class DecoderCache(EncoderDecoderCache):
 
     def __init__(self) -> None:
         super().__init__(GrowingCache(), DynamicCache())
-
-    def fill(self, own: list[GrowingLayer], source: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Take layers for the decoder's tokens, and the keys and values of the source by layer."""
-        self.self_attention_cache.layers = own
-        for index, (keys, values) in enumerate(source):
-            self.cross_attention_cache.update(keys, values, index)
-            self.is_updated[index] = True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.self_attention_cache.reorder_cache(beam_idx)

@@ -2,7 +2,8 @@
 
 A decoder that starts from one token computes a step, and before it the keys and values of the
 source, which it puts into the cache. lowbit records how they follow from the encoder's output, for
-any length of the source. Then the recorded step serves for the first token too.
+sources of one token and of twice the tokens at hand. If both recordings are equal but for the
+length, the recorded step serves for the first token of all sources up to the longer one.
 """
 
 from collections.abc import Mapping
@@ -14,28 +15,33 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lowbit.decoding.adapters import fill
 from lowbit.decoding.cache import DecoderCache, GrowingLayer, Position, layers
 from lowbit.decoding.program import Program, program
-from lowbit.decoding.recording import Recorded, Recording, leading, recorded
+from lowbit.decoding.recording import Recorded, Recording, recorded
 from lowbit.decoding.state import State
 from lowbit.errors import UsageError
 
 
 @dataclass(frozen=True)
 class First:
-    """source: from the encoder's output to keys and values, layer by layer. own: empty layers of
-    the cache for the decoder's tokens."""
+    """source: from the inputs to keys and values of the source, layer by layer. own: empty layers of
+    the cache for the decoder's tokens. longest: tokens of a source."""
 
     source: Program
     own: tuple[GrowingLayer, ...]
+    longest: int
 
-    def state(self, before: State) -> State:
-        """The state in which the step reads the first token. The cache of `before` must be empty,
+    def serves(self, before: State) -> bool:
+        return before.encoded is not None and before.encoded.shape[1] <= self.longest
+
+    def state(self, before: State, ids: Integer[Tensor, "batch 1"]) -> State:
+        """The state in which the step reads the first token `ids`. The cache of `before` must be empty,
         and is filled with the keys and values of the source."""
         assert before.encoded is not None and isinstance(before.cache, DecoderCache)
-        found = self.source([], before.encoded.shape[1], encoded=before.encoded)
+        found = self.source([], before.encoded.shape[1], **before.first_inputs(ids))
         pairs = zip(found[::2], found[1::2], strict=True)
-        before.cache.fill([layer.emptied() for layer in self.own], pairs)
+        fill(before.cache, [layer.emptied() for layer in self.own], pairs)
         own, cross = layers(before.cache)
         return replace(before, layers=own, cross=cross)
 
@@ -47,48 +53,50 @@ def first(
     before: State,
     after: State,
     logits: Float[Tensor, "batch 1 vocabulary"],
-) -> First | None:
-    """How `step` can read the first token `ids`; None if it cannot.
+) -> First:
+    """How `step` can read the first token `ids`, which the model has just read.
 
-    before, after, logits: the state in which the model has read it, with any cache; the state
-    behind it, and the logits. The step has to find the same bits.
+    before, after, logits: the state in which the model read it, the state afterwards, and the
+    logits. Raises UsageError if a step computes other bits, or the keys and values cannot be
+    recorded; and whatever the model raises for the two sources.
     """
-    try:
-        source = _source(model, ids, before)
-    except UsageError:
-        return None
-    found = First(source, tuple(layer.emptied() for layer in after.layers))
-    state = found.state(replace(before, cache=DecoderCache()))
+    assert before.encoded is not None
+    short = _resized(before, torch.zeros(1, dtype=torch.int64))
+    long = _resized(before, torch.arange(before.encoded.shape[1]).repeat(2))
+    one, other = (_keys_and_values(model, ids, state) for state in (short, long))
+    if len(one.calls) != len(other.calls):
+        raise UsageError("what the model calls changes with the length of the source")
+    source = program(_marked(one, other), _marked(other, one), ())
+    own = tuple(layer.emptied() for layer in after.layers)
+    found = First(source, own, 2 * before.encoded.shape[1])
+    state = found.state(replace(before, cache=DecoderCache()), ids)
     pairs = [(step(state.layers, 0, **state.inputs(ids)), logits)]
     for mine, theirs in zip(state.cross, after.cross, strict=True):
         pairs += (mine.keys, theirs.keys), (mine.values, theirs.values)
-    return found if all(torch.equal(mine, theirs) for mine, theirs in pairs) else None
+    if not all(torch.equal(mine, theirs) for mine, theirs in pairs):
+        raise UsageError("the first token is not computed as the others are")
+    return found
 
 
-def _source(model: PreTrainedModel, ids: Tensor, state: State) -> Program:
-    """From two passes over sources of different lengths."""
+def _resized(state: State, tokens: Integer[Tensor, " tokens"]) -> State:
+    """The state with these tokens of the source."""
     assert state.encoded is not None
     mask = state.encoder_mask
-    longer = replace(
+    return replace(
         state,
-        encoded=torch.cat([state.encoded, state.encoded[:, :1]], 1),
-        encoder_mask=None if mask is None else torch.cat([mask, mask[..., :1]], 3),
+        encoded=state.encoded[:, tokens],
+        encoder_mask=None if mask is None else mask[..., tokens],
     )
-    short, long = (_keys_and_values(model, ids, one) for one in (state, longer))
-    if len(short.calls) != len(long.calls):
-        raise UsageError("what the model calls changes with the length of the source")
-    return program(_marked(short, long), _marked(long, short), ())
 
 
 def _keys_and_values(model: PreTrainedModel, ids: Tensor, state: State) -> Recorded:
-    """The calls from the encoder's output to keys and values."""
-    encoded, cache = state.encoded, DecoderCache()
-    assert encoded is not None
+    """The calls from the inputs to the keys and values of the source."""
+    cache = DecoderCache()
     with Recording() as recording:
         model(**replace(state, cache=cache).arguments(ids))
     _, cross = layers(cache)
     output = tuple(tensor for layer in cross for tensor in (layer.keys, layer.values))
-    return recorded(leading(recording.calls, output), {"encoded": encoded}, output)
+    return recorded(recording.calls, state.first_inputs(ids), output, appends=False)
 
 
 def _marked(one: Recorded, other: Recorded) -> Recorded:

@@ -1,8 +1,8 @@
 """transformers' `generate` with a faster forward pass per token.
 
 transformers' own code runs the encoder and the prompt, makes the masks, processes logits, searches
-and stops. lowbit replaces only the model's forward pass for one more token (step.py), so the ids
-equal those of `model.generate`.
+and stops. lowbit replaces only the model's forward pass for one token (step.py), so the ids equal
+those of `model.generate`. The prompt of a translator may be one token too (first.py).
 """
 
 from collections.abc import Mapping
@@ -57,8 +57,9 @@ def generate(model: PreTrainedModel, *args: Any, **settings: Any) -> Any:
     It supports greedy search, sampling and beam search with a KV cache, for decoders and
     encoder–decoders on the CPU. Pad the prompts of a decoder on the left and the sources of an
     encoder on the right. The first call with a model and a number of rows records two steps, which
-    takes as long as about six steps. If the steps of a model cannot be recorded, the model computes
-    them itself, with a SlowPathWarning.
+    takes as long as about six steps. With an encoder–decoder, the second call and a call with a
+    source twice as long record two more passes. If the steps of a model cannot be recorded, the
+    model computes them itself, with a SlowPathWarning.
 
     Args:
         model: A transformers model in evaluation mode.
@@ -218,16 +219,17 @@ class _Stepping:
         """Run the model itself on the prompt, or a step if that can read it."""
         ids = input_ids[:, -1:]
         before = _state(model_kwargs)
-        from_source = before.encoded is not None and input_ids.shape[1] == 1
+        encoded = before.encoded
+        from_source = encoded is not None and input_ids.shape[1] == 1 and len(encoded) == len(ids)
         if from_source:
             self.step = self._borrowed(ids, before)
-            if self.step.first is not None:
-                self.state = self.step.first.state(before)
+            if self.step.first is not None and self.step.first.serves(before):
+                self.state = self.step.first.state(before, ids)
                 return Seq2SeqLMOutput(logits=self.step(self.model, ids, self.state))
         output = adapters.prefilled(self.model, input_ids, config, model_kwargs, **kwargs)
         self.state = _state(model_kwargs)
         _check_filled(self.state)
-        # A step is kept for weights as the prompt leaves them: a first pass packs them.
+        # The first pass packs weights, which changes the key of the step.
         if not from_source or self.step.is_new:
             self.step = self._borrowed(ids, self.state)
         if from_source:

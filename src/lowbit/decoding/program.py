@@ -50,11 +50,13 @@ INTO: dict[str, Callable[..., Any]] = {
 }
 # By a Python function: the torch function that it calls with the same arguments.
 DIRECT: dict[Callable[..., Any], Callable[..., Any]] = {functional.layer_norm: torch.layer_norm}
-Program = Callable[..., Tensor]
+# (layers, position, **inputs) -> the recorded output: a tensor, or a tuple of tensors.
+Program = Callable[..., Any]
 
 
 def program(earlier: Recorded, later: Recorded, layers: Sequence[GrowingLayer]) -> Program:
-    """step(layers, position, **inputs) -> output, from the recordings of two successive steps.
+    """step(layers, position, **inputs) -> output, from two recordings with different numbers of
+    tokens. position: what a Position in the recordings stands for.
 
     The next step overwrites the output. Raises UsageError if the steps differ in more than their
     inputs.

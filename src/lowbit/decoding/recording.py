@@ -5,7 +5,7 @@ compute the output from the inputs are the step. All other work of the model's P
 reading shapes, calling modules) is left out.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,20 +128,14 @@ def varies(call: Call, varying: set[int]) -> bool:
     )
 
 
-def leading(calls: Sequence[Call], output: tuple[Tensor, ...]) -> list[Call]:
-    """The calls that the output depends on, without those that only have another effect."""
-    needed, kept = {id(tensor) for tensor in output}, []
-    for call in reversed(calls):
-        if any(id(tensor) in needed for tensor in tensors((call.result, call.written))):
-            needed |= {id(tensor) for tensor in call.inputs}
-            kept.append(call)
-    return kept[::-1]
-
-
 def recorded(
-    calls: Iterable[Call], inputs: Mapping[str, Tensor], output: Tensor | tuple[Tensor, ...]
+    calls: Iterable[Call],
+    inputs: Mapping[str, Tensor],
+    output: Tensor | tuple[Tensor, ...],
+    appends: bool = True,
 ) -> Recorded:
-    """The part of `calls` that computes `output` from `inputs`.
+    """The part of `calls` that computes `output` from `inputs`. appends: with what it adds to the
+    cache.
 
     Raises UsageError if Python reads values that differ between steps (another step might take
     another branch), if such values are written to existing memory, or if weights are computed from
@@ -164,7 +158,8 @@ def recorded(
         varying |= {id(out) for out in call.outputs}
     needed, kept = {id(tensor) for tensor in tensors(output)}, []
     for call in reversed(calls):
-        effect = call.function is append or (call.written is not None and varies(call, varying))
+        writes = call.written is not None and varies(call, varying)
+        effect = writes or (appends and call.function is append)
         if effect or any(id(out) in needed for out in call.outputs):
             needed |= {id(tensor) for tensor in call.inputs}
             kept.append(call)

@@ -38,10 +38,10 @@ class State:
             mask = torch.cat([mask, mask.new_ones(len(ids), 1, 1, 1)], 3)
         return replace(self, positions=positions, mask=mask)
 
-    @property
-    def read(self) -> dict[str, Tensor]:
-        """The tensors that the state has before the first token, by name."""
+    def first_inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        """The ids and the tensors that the state has before the first token, by name."""
         named = {
+            "ids": ids,
             "positions": self.positions,
             "mask": self.mask,
             "encoded": self.encoded,
@@ -51,9 +51,10 @@ class State:
 
     def inputs(self, ids: Tensor) -> dict[str, Tensor]:
         """The ids and all tensors of the state, by name."""
-        named = {"ids": ids, **self.read}
+        named = self.first_inputs(ids)
         for i, layer in enumerate(self.cross):
-            named[f"cross_keys_{i}"], named[f"cross_values_{i}"] = layer.keys, layer.values
+            if layer.is_initialized:
+                named[f"cross_keys_{i}"], named[f"cross_values_{i}"] = layer.keys, layer.values
         return named
 
     def arguments(self, ids: Tensor) -> Mapping[str, Any]:

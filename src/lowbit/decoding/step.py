@@ -20,7 +20,7 @@ class Step:
         self.earlier: Recorded | None = None
         self.program: Program | None = None
         self.first: First | None = None  # how it reads a first token too
-        self.is_first_tried = False
+        self.is_first_refused = False
         self.is_plain = False  # the model itself computes it, because it cannot be recorded
 
     @property
@@ -41,9 +41,12 @@ class Step:
         logits: Float[Tensor, "batch 1 vocabulary"],
     ) -> None:
         """Find whether this step can read the first token too, which the model has just read."""
-        if self.program is not None and not self.is_first_tried:
+        if self.program is None or self.is_first_refused:
+            return
+        try:
             self.first = first(model, self.program, ids, before, after, logits)
-            self.is_first_tried = True
+        except Exception:  # the model's own code may refuse a source of another length
+            self.first, self.is_first_refused = None, True
 
     def __call__(
         self, model: PreTrainedModel, ids: Integer[Tensor, "batch 1"], state: State

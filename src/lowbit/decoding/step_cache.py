@@ -24,7 +24,7 @@ _CHANGING = Lock()
 def borrowed(model: PreTrainedModel, ids: Tensor, state: State) -> Iterator[Step]:
     """A context with the step for these inputs, before or after the prompt is read. No other thread
     gets it meanwhile, because a step has its own buffers."""
-    key = len(ids), *state.read, _identity(model)
+    key = len(ids), *state.first_inputs(ids), _identity(model)
     with _CHANGING:
         kept = _KEPT.setdefault(model, {})
         step = kept.pop(key, None) or Step()
