@@ -593,12 +593,12 @@ def page(runs: Sequence[Run], rows: Pieces, given: argparse.Namespace) -> Iterat
         f"{given.architecture.capitalize()}: {given.layers} + {given.layers} layers of width"
         f" {given.width}, vocabulary {given.vocabulary:,}; trained with bfloat16 products (if the"
         " processor has them), scored in float32;",
-        "written by `bench/translation.py`. What is trained on learns by half from the float",
-        "model's tokens (distillation), but for the reference schedule: that is greedy, per row,",
-        "projected when it is scored, from labels alone; `30 epochs`: of the reference's own, each",
+        "written by `bench/translation.py`. What is trained on learns by half from the tokens of the",
+        "float model that it starts from (distillation), but for the reference schedule: that is",
+        "greedy, per row, projected when it is scored, from labels alone; `30 epochs`: of the reference's own, each",
         "from one score to the next. `float32, trained on` has as many steps more, without codes.",
-        f"`longer`: {LONGER} times as many. `from longer float32`, `twice longer`: as many again,",
-        "from `float32, longer`, which their change is beside. Sizes count everything: codes,",
+        f"`longer`: {LONGER} times as many. `from longer float32` and `twice longer` start from",
+        "`float32, longer` and have as many again; their change is beside it. Sizes count everything: codes,",
         "scales, norms, biases, positions. In memory: the tensors of a model that has translated.",
         "Peak memory is that of a fresh process that loads the model and runs it once. p: how",
         "likely so large a change of BLEU is by chance, by a paired bootstrap. Search with",

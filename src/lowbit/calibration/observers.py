@@ -9,7 +9,7 @@ The range always includes 0. How it is found:
     minmax      the smallest and the largest value seen
     ema         means of each batch's extremes, weighted decayᵏ for a batch k steps ago
     percentile  an interval that leaves out so many percent of the values on both sides together
-    mse         the interval around 0 with the least squared error; large rows count for less
+    mse         the interval around 0 with the least squared error; large rows have less weight
     learned     starts as ema has it; then s is a parameter (LSQ)
 """
 
@@ -27,8 +27,9 @@ from lowbit.nn.estimators import clipped, learned_step
 
 LEVELS = 255
 BINS = 2048  # of the histogram that percentile and mse look at
-COUNTED = 1 << 16  # values of a batch, so that it takes no time: at least half of them
-FIRST_COUNTED = 1 << 20  # of the first batch, of the second half as many, and so on
+COUNTED = 1 << 16  # values of a batch, so that counting takes no time: at least half of them
+FIRST_COUNTED = 1 << 20  # of the first batch; the n-th has 1/n as many
+USUAL = 1e-15, 1e15  # magnitudes whose squares float32 can hold
 CANDIDATES = 100  # ends of the range that mse tries
 COARSE = 4  # each fourth of them for one end alone
 
@@ -55,14 +56,14 @@ class Range(nn.Module):
 
     @torch.no_grad()
     def watch(self, x: Tensor) -> None:
-        """Take one batch into account. Values that are not finite are left out."""
+        """Take one batch into account. Values that are not finite count as 0."""
         if x.numel():
             x = x.detach().float()
             low, high = x.aminmax()
             if not (torch.isfinite(low) and torch.isfinite(high)):
-                x = x[x.isfinite()]
-                if not x.numel():
+                if not x.isfinite().any():
                     return
+                x = x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
                 low, high = x.aminmax()
             self.seen += 1
             self._take(x, low.clamp(max=0), high.clamp(min=0))
@@ -163,8 +164,8 @@ class _Histogram(Range):
             self.counts += self._histogram(x)
 
     def _histogram(self, x: Tensor) -> Tensor:
-        """How much each bin gets: [BINS], float64. Few values far from 0 may cost most if the range
-        leaves them out, so that the first batch, perhaps the only one, is counted closely."""
+        """What each bin gets: [BINS], float64. If the range leaves out a few values far from 0,
+        they may cost most. The first batch may be the only one. So it is counted closely."""
         seen = int(self.seen)
         step = stride(x, max(COUNTED, FIRST_COUNTED // seen))
         first = (seen - 1) % step
@@ -175,7 +176,7 @@ class _Histogram(Range):
         return counts * (x.numel() / values.numel())
 
     def _weights(self, x: Tensor) -> Tensor:
-        """For how much each row counts: [rows], float64."""
+        """The weight of each row: [rows], float64."""
         return torch.ones(x.numel() // width(x), dtype=torch.float64, device=x.device)
 
     def _centers(self) -> Tensor:
@@ -223,16 +224,18 @@ class LeastSquares(_Histogram):
     """Both ends are moved together, then each by itself: what follows a GELU is dense below 0 and
     sparse far above it, where an end can move alone.
 
-    The squared error of a row counts by 1/(r + r̄), where r is the row's root mean square and r̄ the
-    mean over the rows of the batch. A few tokens of a transformer have activations a hundred times
-    as large as all others ("massive activations", Sun et al. 2024). If errors counted alike, the
-    range would be that of these tokens, and the others would be left with a few codes. If they
-    counted by 1/r alone, rows of almost nothing would decide.
+    The squared error of a row has the weight 1/(r + r̄), where r is the row's root mean square and
+    r̄ the mean over the rows of the batch. A few tokens of a transformer have activations a hundred
+    times as large as all others ("massive activations", Sun et al. 2024). With equal weights, the
+    range is that of these tokens, and the others have only a few codes. With 1/r alone, rows close
+    to zero decide.
     """
 
     def _weights(self, x: Tensor) -> Tensor:
-        size = torch.linalg.vector_norm(x.reshape(-1, width(x)), dim=-1).double()
-        size = size.clamp(max=torch.finfo(torch.float32).max) / math.sqrt(width(x))
+        rows = x.reshape(-1, width(x))
+        if not USUAL[0] < self.edge < USUAL[1]:
+            rows = rows / self.edge
+        size = torch.linalg.vector_norm(rows, dim=-1).double() / math.sqrt(width(x))
         return torch.where(size > 0, 1 / (size + size.mean()), 0.0)
 
     def interval(self) -> tuple[float, float]:

@@ -25,8 +25,8 @@ from lowbit.errors import UsageError
 
 @dataclass(frozen=True)
 class First:
-    """source: from the inputs to keys and values of the source, layer by layer. own: empty layers of
-    the cache for the decoder's tokens. longest: tokens of a source."""
+    """source: from the inputs to keys and values of the source, layer by layer. own: empty layers
+    of the cache for the decoder's tokens. longest: the most tokens of a source."""
 
     source: Program
     own: tuple[GrowingLayer, ...]
@@ -36,8 +36,8 @@ class First:
         return before.encoded is not None and before.encoded.shape[1] <= self.longest
 
     def state(self, before: State, ids: Integer[Tensor, "batch 1"]) -> State:
-        """The state in which the step reads the first token `ids`. The cache of `before` must be empty,
-        and is filled with the keys and values of the source."""
+        """The state in which the step reads the first token `ids`. The cache of `before` must be
+        empty, and is filled with the keys and values of the source."""
         assert before.encoded is not None and isinstance(before.cache, DecoderCache)
         found = self.source([], before.encoded.shape[1], **before.first_inputs(ids))
         pairs = zip(found[::2], found[1::2], strict=True)
