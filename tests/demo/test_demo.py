@@ -1,3 +1,4 @@
+import io
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -6,7 +7,8 @@ import pytest
 import torch
 
 from lowbit import InputError, UsageError
-from lowbit.cli.demo import kernel_lines
+from lowbit.cli.demo import comparison_table, kernel_lines
+from lowbit.cli.screen import Screen
 from lowbit.demo import DemoSettings, run
 from lowbit.demo.cache import DIGESTS, cache_folder, fingerprint, intact, trained
 from lowbit.demo.chain import RECIPES
@@ -71,6 +73,13 @@ def test_the_report_is_a_page_of_all_models_with_their_pictures(report):
     assert text.startswith("<!doctype html>") and "<svg" in text
     assert all(name in text for name in RECIPES)
     assert Study.from_dict(report.to_dict()["study"]) == report.study
+
+
+def test_a_terminal_of_80_columns_shows_all_numbers(report):
+    screen = Screen(file=io.StringIO(), width=80)
+    screen.print(comparison_table(report.study))
+    shown = screen.file.getvalue()
+    assert "…" not in shown and all(name in shown for name in RECIPES)
 
 
 def test_a_second_run_trains_nothing_and_finds_the_same(report, tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def comparison_table(study: "Study") -> Table:
             " float: tok/s of float32 in the same rounds"
         ),
         box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        padding=0,  # it fits into 80 columns
     )
     table.add_column("recipe", no_wrap=True)
     for column in ("bits", "MiB", "ratio", "ppl", "change", "KL", "tok/s", "float", "speed"):
