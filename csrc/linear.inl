@@ -176,7 +176,7 @@ struct Sums {
 // to = the sums of all groups of P panels for R rows of codes from `row` on.
 template <class Codes, int P, int R>
 void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t panel,
-                Floats (&to)[P][R][parts]) {
+                OutputsAhead<P>& outputs, Floats (&to)[P][R][parts]) {
   Floats acc[P][R][parts] = {};
   constexpr int terms = Codes::terms, at_once = together(terms);
   const PackedLayout& form = op.form;
@@ -196,6 +196,7 @@ void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t pan
       const int8_t* inputs = x;
       Ints sum[at_once][P][R][parts][Own::count] = {};
       for (int64_t b = 0; b < blocks; ++b, block += block_bytes) {
+        if (first == 0) outputs.next();
         if (waits_for_weights(R) && first == 0) {
           for (int64_t at = 0; at < block_bytes; at += cache_line) {
             __builtin_prefetch(block + ahead_bytes + at);
@@ -264,9 +265,9 @@ void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t 
                    int64_t panel) {
   const int64_t rows = last - row < R ? last - row : R;
   const int64_t m = row / op.digits, tokens = rows / op.digits;
-  prefetch_outputs<P>(op, m, tokens, panel);
+  OutputsAhead<P> outputs(op, m, tokens, panel);
   Floats sums[P][R][parts];
-  sum_panels<Codes, P, R>(op, a, row, panel, sums);
+  sum_panels<Codes, P, R>(op, a, row, panel, outputs, sums);
   finish<P, R>(op, sums[0][0], R * parts, m, tokens, panel);
 }
 

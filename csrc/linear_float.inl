@@ -397,10 +397,10 @@ constexpr int64_t ahead_inputs = 16;  // of each row, as far ahead as inputs are
 // Adds one sum of a span to the totals of R rows, those of P panels panel_stride apart: inputs
 // x[step/4][R][4], w[step][P][parts].
 template <int R, int P>
-void add_sum(int64_t rows, const float* x, const Floats* w, int64_t steps, Floats* total,
-             int64_t panel_stride) {
+void add_sum(int64_t rows, const float* x, const Floats* w, int64_t steps, OutputsAhead<P> outputs,
+             Floats* total, int64_t panel_stride) {
   if constexpr (R > 1) {
-    if (rows < R) return add_sum<R - 1, P>(rows, x, w, steps, total, panel_stride);
+    if (rows < R) return add_sum<R - 1, P>(rows, x, w, steps, outputs, total, panel_stride);
   }
   constexpr int V = P * parts;
   Floats sum[R][V] = {};
@@ -408,6 +408,7 @@ void add_sum(int64_t rows, const float* x, const Floats* w, int64_t steps, Float
     // The activations of the chunk are in L2, not in L1.
 #pragma GCC unroll 4
     for (int i = 0; i < R * 4; i += 16) __builtin_prefetch(x + R * ahead_inputs + i);
+    outputs.next();
 #pragma GCC unroll 4
     for (int s = 0; s < 4; ++s, w += V) {
 #pragma GCC unroll 16
@@ -450,8 +451,8 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, 
       const int64_t before = i * all_steps + done;
       const bool finishes = last == blocks && i == sums - 1;
       row_blocks.each([&](int64_t row, int64_t n) {
-        if (finishes) prefetch_outputs<P>(op, first_row + row, n, panel);
-        add_sum<register_rows, P>(n, x + row * a.padded_inputs + before * n, w, steps,
+        const OutputsAhead<P> outputs(op, first_row + row, finishes ? n : 0, panel);
+        add_sum<register_rows, P>(n, x + row * a.padded_inputs + before * n, w, steps, outputs,
                                   total + row * parts, panel_stride);
         if (!finishes) return;
         finish<P, register_rows>(op, total + row * parts, panel_stride, first_row + row, n, panel);

@@ -78,16 +78,32 @@ LOWBIT_INLINE Words codes_of_step(const uint8_t* block, int s, int part, int kep
   return codes;
 }
 
-// Prefetches the output cache lines that `finish` will write.
+// Asks memory for the outputs of some tokens and P panels, which `finish` will write. Long loops
+// ask for one token at a time, between products: a processor waits if it is asked for more lines at
+// once than it can have on their way.
 template <int P>
-LOWBIT_INLINE void prefetch_outputs(const Linear& op, int64_t m, int64_t tokens, int64_t panel) {
-  const int64_t size = op.bfloat16 ? 2 : 4;
-  const char* y =
-      static_cast<const char*>(op.y) + (m * op.form.outputs + panel * panel_rows) * size;
-  for (int64_t t = 0; t < tokens; ++t, y += op.form.outputs * size) {
-    for (int i = 0; i < P * parts; ++i) __builtin_prefetch(y + i * lanes * size, 1);
+struct OutputsAhead {
+  const char* y;
+  int64_t token_bytes, vector_bytes, tokens;
+
+  OutputsAhead(const Linear& op, int64_t m, int64_t tokens, int64_t panel) : tokens(tokens) {
+    const int64_t size = op.bfloat16 ? 2 : 4;
+    y = static_cast<const char*>(op.y) + (m * op.form.outputs + panel * panel_rows) * size;
+    token_bytes = op.form.outputs * size;
+    vector_bytes = lanes * size;
   }
-}
+
+  LOWBIT_INLINE void next() {
+    if (tokens <= 0) return;
+    for (int i = 0; i < P * parts; ++i) __builtin_prefetch(y + i * vector_bytes, 1);
+    y += token_bytes;
+    --tokens;
+  }
+
+  LOWBIT_INLINE void all() {
+    while (tokens > 0) next();
+  }
+};
 
 // y of up to R tokens and P panels from sums[panel][token][digit][part], panels panel_stride apart:
 // the smallest digit first, then the bias. Adding a bias of zero also makes -0 the 0 that a sum
