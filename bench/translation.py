@@ -323,8 +323,9 @@ class Run:
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
 
-    def translator(self, arm: str) -> Translate:
-        """From sentences and the size of a batch to their translations."""
+    def translator(self, arm: str, is_compiled: bool = False) -> Translate:
+        """From sentences and the size of a batch to their translations. is_compiled: the encoder of
+        our model runs as a program."""
         tokenizer, beams = load_tokenizer(self.float_folder), self.given.beams
         if arm == GENERATE:
             return by_transformers(load_model(self.float_folder), tokenizer, beams)
@@ -332,6 +333,8 @@ class Run:
         if arm in PEERS:
             return self.peer(arm, torch.get_num_threads())
         model = load_model(self.model_folder(arm))
+        if is_compiled:
+            lowbit.compile(model.get_encoder())
 
         def translate(sentences: Sequence[str], batch: int) -> tuple[str, ...]:
             return Translator(model, tokenizer, beams, None, batch)(sentences, False).outputs
@@ -344,10 +347,12 @@ class Run:
         return Apart(threads, load, folder, self.float_folder, PEERS[arm], beams, most)
 
     def contenders(self, arm: str) -> list[Translate]:
-        """Other engines with one thread too: where processors are virtual, waking a second one may
-        take longer than it saves."""
-        if arm not in PEERS:
+        """Our models with a compiled encoder too. Other engines with one thread too: where
+        processors are virtual, waking a second one may take longer than it saves."""
+        if arm == GENERATE:
             return [self.translator(arm)]
+        if arm not in PEERS:
+            return [self.translator(arm, is_compiled) for is_compiled in (False, True)]
         self.make(arm)
         return [self.peer(arm, threads) for threads in sorted({1, torch.get_num_threads()})]
 
@@ -604,7 +609,8 @@ def page(runs: Sequence[Run], rows: Pieces, given: argparse.Namespace) -> Iterat
         "model and runs it once. p: how",
         "likely so large a change of BLEU is by chance, by a paired bootstrap. Search with",
         f"{given.beams} beam(s). Times of CTranslate2 are with one thread or as many as the others",
-        "have, whichever is faster; on machine A with two.",
+        "have, whichever is faster; on machine A with two. Times of lowbit are with the encoder as",
+        "it is or compiled, whichever is faster; on machines A and D as it is.",
         "",
     )
     yield from rows.legend()

@@ -23,6 +23,7 @@ from lowbit.decoding.adapters import CACHE
 from lowbit.errors import UsageError
 from lowbit.fallbacks import SlowPathWarning
 from lowbit.kernels.attention.hf_attention import KERNELS
+from lowbit.runtime.programs import Compiled, Programs
 from tests import real
 from tests.models import VOCABULARY, make
 
@@ -528,3 +529,18 @@ def test_real_pronunciations_are_those_of_transformers(recipe):
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
     for beams in (1, 4):
         same(model, inputs, num_beams=beams, max_new_tokens=30)
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_a_compiled_encoder_serves_every_call(name):
+    model = quantized(name, "int8-dynamic")
+    inputs = batch(model)
+    scores = {"return_dict_in_generate": True, "output_logits": True}
+    with torch.no_grad():
+        expected = torch.stack(model.generate(**inputs, **GREEDY, **scores).logits)
+        lowbit.compile(model.get_encoder())
+        for _ in range(3):
+            got = torch.stack(lowbit.generate(model, **inputs, **GREEDY, **scores).logits)
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    made = Programs.of(model.get_encoder()).made.values()
+    assert made and all(isinstance(each, Compiled) for each in made)

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+import lowbit
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.errors import UsageError
 from lowbit.pipelines.classification import Classifier
 from lowbit.pipelines.opened import open_pipeline
+from lowbit.runtime.programs import Compiled, Programs
 from tests.folders import byte_tokenizer, save
 from tests.models import make
 
@@ -58,6 +60,24 @@ def test_translations_do_not_depend_on_the_batch(tmp_path):
         **{name: inputs[name] for name in names}, num_beams=2, max_new_tokens=6, max_length=None
     )
     assert got[0] == tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", ["marian", "bart"])
+def test_a_quantized_encoder_of_a_translator_is_a_program(name, tmp_path):
+    save(name, tmp_path / "float")
+    model, tokenizer = load_model(tmp_path / "float"), load_tokenizer(tmp_path / "float")
+    float_encoder = open_pipeline(tmp_path / "float").translator.model.get_encoder()
+    assert Programs.held_by(float_encoder) is None and "forward" not in float_encoder.__dict__
+    lowbit.quantize(model, "int8-dynamic", progress=False)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pipeline = open_pipeline(tmp_path, max_new_tokens=6)
+    got = pipeline(ROWS, 1000)
+    made = Programs.of(pipeline.translator.model.get_encoder()).made.values()
+    assert made and all(isinstance(each, Compiled) for each in made)
+    for (text,), translation in zip(ROWS, got, strict=True):
+        ids = model.generate(tokenizer(text, return_tensors="pt").input_ids, max_new_tokens=6)
+        assert translation == tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
 def test_continuations_are_those_of_generate(tmp_path):

@@ -1,4 +1,5 @@
-"""A text for a text, by an encoder–decoder: batches for `decoding/translator.py`."""
+"""A text for a text, by an encoder–decoder: batches for `decoding/translator.py`. A quantized
+encoder runs as a native program."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,8 @@ from transformers import PreTrainedModel
 
 from lowbit.data.batches import longest
 from lowbit.decoding.translator import Translator
-from lowbit.pipelines.pipeline import Item, Pipeline, Row
+from lowbit.nn.quant_module import is_quantized
+from lowbit.pipelines.pipeline import Item, Pipeline, Row, accelerated
 
 ALL = 1 << 20  # sentences; whoever calls has made the batch
 
@@ -29,6 +31,10 @@ class Translation(Pipeline):
         super().__init__(model, tokenizer)
         self.translator = Translator(model, tokenizer, beams, max_new_tokens, ALL, prefix)
         self.most = longest(model, tokenizer, None)
+        encoder = model.get_encoder()
+        # The layers of a float encoder would be torch's, in a program that is not faster.
+        if isinstance(encoder, PreTrainedModel) and is_quantized(encoder):
+            accelerated(encoder)
 
     def encode(self, rows: Sequence[Row]) -> list[Item]:
         if not rows:
