@@ -173,7 +173,8 @@ struct Sums {
   }
 };
 
-// to = the sums of all groups of P panels for R rows of codes from `row` on.
+// to = the sums of all groups of P panels for R rows of codes from `row` on. Each block of inputs
+// asks for a token of `outputs`.
 template <class Codes, int P, int R>
 void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t panel,
                 OutputsAhead<P>& outputs, Floats (&to)[P][R][parts]) {

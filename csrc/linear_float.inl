@@ -395,7 +395,7 @@ const DecodeSum* decode_sums_of(const Linear& op) {
 constexpr int64_t ahead_inputs = 16;  // of each row, as far ahead as inputs are prefetched
 
 // Adds one sum of a span to the totals of R rows, those of P panels panel_stride apart: inputs
-// x[step/4][R][4], w[step][P][parts].
+// x[step/4][R][4], w[step][P][parts]. Each four steps ask for a token of `outputs`.
 template <int R, int P>
 void add_sum(int64_t rows, const float* x, const Floats* w, int64_t steps, OutputsAhead<P> outputs,
              Floats* total, int64_t panel_stride) {
