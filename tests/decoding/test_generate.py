@@ -22,6 +22,7 @@ from lowbit.decoding import step
 from lowbit.decoding.adapters import CACHE
 from lowbit.errors import UsageError
 from lowbit.fallbacks import SlowPathWarning
+from lowbit.kernels import native
 from lowbit.kernels.attention.hf_attention import KERNELS
 from lowbit.runtime.programs import Compiled, Programs
 from tests import real
@@ -531,6 +532,7 @@ def test_real_pronunciations_are_those_of_transformers(recipe):
         same(model, inputs, num_beams=beams, max_new_tokens=30)
 
 
+@pytest.mark.skipif(not native.available(), reason=native.reason())
 @pytest.mark.parametrize("name", TRANSLATORS)
 def test_a_compiled_encoder_serves_every_call(name):
     model = quantized(name, "int8-dynamic")

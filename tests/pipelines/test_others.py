@@ -7,6 +7,7 @@ import torch
 import lowbit
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.errors import UsageError
+from lowbit.kernels import native
 from lowbit.pipelines.classification import Classifier
 from lowbit.pipelines.opened import open_pipeline
 from lowbit.runtime.programs import Compiled, Programs
@@ -62,6 +63,7 @@ def test_translations_do_not_depend_on_the_batch(tmp_path):
     assert got[0] == tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
+@pytest.mark.skipif(not native.available(), reason=native.reason())
 @pytest.mark.parametrize("name", ["marian", "bart"])
 def test_a_quantized_encoder_of_a_translator_is_a_program(name, tmp_path):
     save(name, tmp_path / "float")
