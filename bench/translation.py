@@ -610,7 +610,7 @@ def page(runs: Sequence[Run], rows: Pieces, given: argparse.Namespace) -> Iterat
         "likely so large a change of BLEU is by chance, by a paired bootstrap. Search with",
         f"{given.beams} beam(s). Times of CTranslate2 are with one thread or as many as the others",
         "have, whichever is faster; on machine A with two. Times of lowbit are with the encoder as",
-        "it is or compiled, whichever is faster; on machines A and D as it is.",
+        "it is or compiled, whichever is faster; on machine A as it is.",
         "",
     )
     yield from rows.legend()
