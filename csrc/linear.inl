@@ -174,10 +174,10 @@ struct Sums {
 };
 
 // to = the sums of all groups of P panels for R rows of codes from `row` on. Each block of inputs
-// asks for a token of `outputs`.
+// prefetches a token of `outputs`.
 template <class Codes, int P, int R>
 void sum_panels(const Linear& op, const Activations& a, int64_t row, int64_t panel,
-                OutputsAhead<P>& outputs, Floats (&to)[P][R][parts]) {
+                OutputPrefetch<P>& outputs, Floats (&to)[P][R][parts]) {
   Floats acc[P][R][parts] = {};
   constexpr int terms = Codes::terms, at_once = together(terms);
   const PackedLayout& form = op.form;
@@ -266,7 +266,7 @@ void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t 
                    int64_t panel) {
   const int64_t rows = last - row < R ? last - row : R;
   const int64_t m = row / op.digits, tokens = rows / op.digits;
-  OutputsAhead<P> outputs(op, m, tokens, panel);
+  OutputPrefetch<P> outputs(op, m, tokens, panel);
   Floats sums[P][R][parts];
   sum_panels<Codes, P, R>(op, a, row, panel, outputs, sums);
   finish<P, R>(op, sums[0][0], R * parts, m, tokens, panel);

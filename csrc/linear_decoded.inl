@@ -221,7 +221,7 @@ template <class Kernel, int steps>
     const bool finishes = group.number == group.groups - 1;
     for (int64_t row = first; row < last; row += F) {
       const int64_t n = last - row < F ? last - row : F;
-      if (finishes) OutputsAhead<P>(op, row / op.digits, n / op.digits, panel).all();
+      if (finishes) OutputPrefetch<P>(op, row / op.digits, n / op.digits, panel).all();
       Floats* to = acc + (row - first) * parts;
       for (int64_t r = 0; r < n; r += R, x += R * inputs.count * Kernel::bytes_per_input) {
         if (n - r > R / 2) {

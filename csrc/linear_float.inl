@@ -395,10 +395,10 @@ const DecodeSum* decode_sums_of(const Linear& op) {
 constexpr int64_t ahead_inputs = 16;  // of each row, as far ahead as inputs are prefetched
 
 // Adds one sum of a span to the totals of R rows, those of P panels panel_stride apart: inputs
-// x[step/4][R][4], w[step][P][parts]. Each four steps ask for a token of `outputs`.
+// x[step/4][R][4], w[step][P][parts]. Every four steps prefetch a token of `outputs`.
 template <int R, int P>
-void add_sum(int64_t rows, const float* x, const Floats* w, int64_t steps, OutputsAhead<P> outputs,
-             Floats* total, int64_t panel_stride) {
+void add_sum(int64_t rows, const float* x, const Floats* w, int64_t steps,
+             OutputPrefetch<P> outputs, Floats* total, int64_t panel_stride) {
   if constexpr (R > 1) {
     if (rows < R) return add_sum<R - 1, P>(rows, x, w, steps, outputs, total, panel_stride);
   }
@@ -451,7 +451,7 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first_row, 
       const int64_t before = i * all_steps + done;
       const bool finishes = last == blocks && i == sums - 1;
       row_blocks.each([&](int64_t row, int64_t n) {
-        const OutputsAhead<P> outputs(op, first_row + row, finishes ? n : 0, panel);
+        const OutputPrefetch<P> outputs(op, first_row + row, finishes ? n : 0, panel);
         add_sum<register_rows, P>(n, x + row * a.padded_inputs + before * n, w, steps, outputs,
                                   total + row * parts, panel_stride);
         if (!finishes) return;

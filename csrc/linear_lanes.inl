@@ -78,15 +78,15 @@ LOWBIT_INLINE Words codes_of_step(const uint8_t* block, int s, int part, int kep
   return codes;
 }
 
-// Asks memory for the outputs of some tokens and P panels, which `finish` will write. Long loops
-// ask for one token at a time, between products: a processor waits if it is asked for more lines at
-// once than it can have on their way.
+// Prefetches the outputs of some tokens and P panels, which `finish` will write. Long loops
+// prefetch one token at a time, between products: a processor waits if more cache lines are
+// requested at once than it can have in flight.
 template <int P>
-struct OutputsAhead {
+struct OutputPrefetch {
   const char* y;
   int64_t token_bytes, vector_bytes, tokens;
 
-  OutputsAhead(const Linear& op, int64_t m, int64_t tokens, int64_t panel) : tokens(tokens) {
+  OutputPrefetch(const Linear& op, int64_t m, int64_t tokens, int64_t panel) : tokens(tokens) {
     const int64_t size = op.bfloat16 ? 2 : 4;
     y = static_cast<const char*>(op.y) + (m * op.form.outputs + panel * panel_rows) * size;
     token_bytes = op.form.outputs * size;

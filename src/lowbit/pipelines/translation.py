@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from lowbit.data.batches import longest
 from lowbit.decoding.translator import Translator
-from lowbit.nn.quant_module import is_quantized
+from lowbit.nn import is_quantized
 from lowbit.pipelines.pipeline import Item, Pipeline, Row, accelerated
 
 ALL = 1 << 20  # sentences; whoever calls has made the batch
