@@ -21,7 +21,7 @@ def report(
     ],
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.")] = False,
 ) -> None:
-    """Measure models beside the float model, and write one page of what was lost and won.
+    """Compare models with the float model, and write one page about quality, size and speed.
 
     Example: `lowbit report ./gpt2-int4 --against ./gpt2 --task perplexity --data test.txt
     -o report.html`

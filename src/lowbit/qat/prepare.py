@@ -1,8 +1,8 @@
 """Quantization-aware training: prepare a float model, train it, and quantize it.
 
-prepare_qat(model, "int8-static")   replace the modules that the recipe quantizes by stand-ins
+prepare_qat(model, "int8-static")   fake-quantize the modules that the recipe quantizes
 train the model with any trainer
-finish_qat(model)                   replace the stand-ins by quantized modules
+finish_qat(model)                   replace the fake-quantized modules by quantized ones
 """
 
 from collections.abc import Mapping
@@ -76,10 +76,10 @@ def prepare_qat(
     options: QatOptions | None = None,
     quantizer: WeightQuantizer | None = None,
 ) -> Plan:
-    """Replace the modules that a recipe quantizes by stand-ins for training, in place.
+    """Replace the modules that a recipe quantizes by fake-quantized modules, in place.
 
-    A stand-in computes with rounded weights and activations, and lets gradients pass (Jacob et al.
-    2018). Parameters keep their names and identity. Tied weights share one quantizer.
+    A fake-quantized module computes with rounded weights and activations, and lets gradients pass
+    (Jacob et al. 2018). Parameters keep their names and identity. Tied weights share one quantizer.
 
     Args:
         model: A float model.
@@ -106,7 +106,7 @@ def prepare_qat(
 def put_stand_ins(
     model: nn.Module, plan: Plan, options: QatOptions, quantizer: WeightQuantizer | None = None
 ) -> None:
-    """Replace the modules of a plan by stand-ins. Else the same as `prepare_qat`."""
+    """Fake-quantize the modules of a plan. Else the same as `prepare_qat`."""
     check_no_experts(plan, "quantization-aware training")
     quantizer = quantizer or ESTIMATORS[options.estimator]
     modules: dict[str, FakeQuantized] = {}
@@ -123,13 +123,13 @@ def put_stand_ins(
 
 
 def check_unprepared(model: nn.Module) -> None:
-    """Raises UsageError if a model has stand-ins."""
+    """Raises UsageError if a model has fake-quantized modules."""
     if any(isinstance(module, FakeQuantized) for module in model.modules()):
         raise UsageError("the model is prepared for quantization-aware training already")
 
 
 def finish_qat(model: nn.Module, progress: bool = True) -> Result:
-    """Replace the stand-ins of `prepare_qat` by quantized modules, in place.
+    """Replace the fake-quantized modules of `prepare_qat` by quantized modules, in place.
 
     The quantized modules have the rounded weights of the training. Afterwards the model is in
     evaluation mode.
@@ -182,7 +182,8 @@ def static_scales(model: nn.Module) -> dict[str, tuple[StaticScale, ...]]:
 
 
 def restore_float(model: nn.Module) -> None:
-    """Replace the stand-ins by float modules with the parameters of the training, in place."""
+    """Replace fake-quantized modules by float modules with the parameters of the training, in
+    place."""
     for name, module in fake_quantized(model).items():
         float_module = module.restored()
         hand_over_hooks(module, float_module)
@@ -192,7 +193,7 @@ def restore_float(model: nn.Module) -> None:
 
 
 def fake_quantized(model: nn.Module) -> dict[str, FakeQuantized]:
-    """The stand-ins by name."""
+    """The fake-quantized modules by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, FakeQuantized)}
 
 
@@ -203,7 +204,7 @@ def _stand_in(
     new: WeightQuantizer,
     owner: Straight | None,
 ) -> FakeQuantized:
-    """The stand-in of a module. owner: the quantizer of its weight, if the weight is tied."""
+    """A module, fake-quantized. owner: the quantizer of its weight, if the weight is tied."""
     scheme = (decision.source if isinstance(decision, TiedTo) else decision).scheme
     weights = decision.weights
     with naming(decision.name):

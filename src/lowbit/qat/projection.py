@@ -1,7 +1,7 @@
 """A model whose weights are projected onto binary codes while it trains: all of them at once, or
 part by part.
 
-prepare_codes(model, recipe)    a stand-in for each module that the recipe quantizes
+prepare_codes(model, recipe)    fake-quantize each module that the recipe quantizes
 project, sync, … of each weight, whenever a schedule says so (training/projections.py)
 finish_qat(model)               the codes that are held, in their place
 """
@@ -77,8 +77,8 @@ class CodedWeight:
 
 
 def prepare_codes(model: PreTrainedModel, recipe: str | Path | Recipe) -> tuple[CodedWeight, ...]:
-    """Put stand-ins in place; everything computes in float still. Raises as `prepare_qat` does,
-    and UsageError for a scheme that is not binary."""
+    """Put fake-quantized modules in place; everything still computes in float. Raises as
+    `prepare_qat` does, and UsageError for a scheme that is not binary."""
     prepare_qat(model, recipe, quantizer=codes_for)
     found = []
     for name, module in fake_quantized(model).items():

@@ -161,8 +161,8 @@ def check_begin(output: Path, settings: Settings, resume: bool, overwrite: bool)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A lesson whose model has stand-ins for what is trained towards; the model that it is
-    distilled from, if it is; the weights of a plan for binary codes."""
+    """A lesson whose model has fake-quantized modules if it is trained towards a recipe; the model
+    that it is distilled from, if it is; the weights of a plan for binary codes."""
 
     lesson: Lesson
     teacher: PreTrainedModel | None
