@@ -135,3 +135,29 @@ def test_a_moved_layer_is_pickled_like_any_other():
     again = pickle.loads(pickle.dumps(layer))
     assert torch.equal(again(x), y)
     assert torch.equal(ops.dequantize(again.stored_weight), ops.dequantize(q))
+
+
+@pytest.mark.parametrize("change", ["in place", "storage", "replaced"])
+@pytest.mark.parametrize("zero_point", [0, 5])
+def test_a_bias_that_changes_is_used(zero_point, change):
+    layer, _ = linear(Absmax(8, CHANNEL), "static")
+    layer.eval().set_static(StaticScale(0.02, zero_point))
+    x = torch.randn(3, 64)
+    before, bias = layer(x), layer.bias
+    with torch.no_grad():
+        if change == "in place":
+            bias.add_(8)
+        elif change == "storage":
+            bias.data = bias.data + 8
+        else:
+            layer.bias = nn.Parameter(bias + 8)
+        assert torch.allclose(layer(x), before + 8, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["float", "dynamic"])
+def test_zero_points_that_are_no_codes_are_refused(kind):
+    layer, _ = linear(ZeroPoint(4, group(32)), kind)
+    state = layer.state_dict()
+    layer.load_state_dict({**state, "zero_point": torch.full_like(state["zero_point"], 200)})
+    with pytest.raises(lowbit.UsageError, match="holds 200, outside the codes 0 … 15"):
+        layer(torch.randn(3, 64))

@@ -43,6 +43,7 @@ from transformers.modeling_outputs import BaseModelOutput
 import lowbit
 from lowbit.errors import RowError, UsageError
 from lowbit.fallbacks import noted
+from lowbit.formats import StaticScale
 from lowbit.kernels import native
 from lowbit.runtime.operations import Attention, ByTorch
 from lowbit.runtime.programs import Compiled
@@ -365,6 +366,22 @@ def test_changed_weights_count():
     there = inputs["attention_mask"].bool()
     bias = norm.bias
     assert torch.allclose(states[0][there] - bias, 2 * (states[1][there] - bias), atol=1e-6)
+
+
+def test_changed_numbers_of_static_layers_count():
+    model, inputs = made("bert", None), batch(9, 4)
+    lowbit.quantize(model, "int8-static", calibration=torch.randint(5, 60, (4, 9)), progress=False)
+    compiled = lowbit.compile(copy.deepcopy(model))
+    called(compiled, inputs)
+    for each in (model, compiled):
+        layer = each.encoder.layer[1].output.dense
+        with torch.no_grad():
+            layer.bias.add_(1)
+        (scale,) = layer.static_scales()
+        layer.set_static(StaticScale(scale.scale * 4, scale.zero_point))
+    there = inputs["attention_mask"].bool()
+    got, wanted = called(compiled, inputs)[0][there], aside(model, inputs)[0][there]
+    assert torch.allclose(got, wanted, atol=1e-4)
 
 
 def test_replaced_modules_count():

@@ -17,10 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch._library.custom_ops import CustomOpDef
+from torch.autograd import forward_ad
 from torch.library import custom_op
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from lowbit.errors import UsageError
 from lowbit.kernels.checks import check_given, check_memory
 
 
@@ -107,10 +110,35 @@ _compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
 
 
 def dispatched(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether autograd, a compiler or a tracer must see the call."""
+    """Whether autograd, a compiler, a tracer or torch.func.vmap must see the call.
+
+    Raises UsageError for forward-mode differentiation and for torch.func.grad: torch's custom
+    operators would lose the derivative without a word.
+    """
+    if traced():
+        return True
+    if differentiated() or _is_dual(x):
+        raise UsageError(
+            "quantized layers have gradients of torch.autograd only, none of torch.func and of"
+            " forward-mode differentiation: use torch.autograd.grad, or model.dequantize()"
+        )
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
-    return _compiling() or _tracing() is not None
+    return peek_interpreter_stack() is not None
+
+
+def _is_dual(x: Tensor) -> bool:
+    """Whether x has, or under vmap may have, a derivative in forward mode."""
+    if forward_ad._current_level < 0:
+        return False
+    return peek_interpreter_stack() is not None or forward_ad.unpack_dual(x).tangent is not None
+
+
+def differentiated() -> bool:
+    """Whether torch.func differentiates this call."""
+    if peek_interpreter_stack() is None:
+        return False
+    return any(each.key() != TransformType.Vmap for each in get_interpreter_stack())
 
 
 def traced() -> bool:

@@ -152,8 +152,10 @@ class PackedLayout:
         return max(self.codes_size + behind, *(place.stop for place in self.places.values()))
 
     def pack(self, q: QTensor) -> UInt8[Tensor, " bytes"]:
-        """The packed bytes of `q`, which must have this layout and shape."""
+        """The packed bytes of `q`, which must have this layout and shape. Raises UsageError if a
+        zero point is not a code: the kernels hold q - z in 8 bits."""
         tensors = {name: t.contiguous() for name, t in q.tensors().items()}
+        _check_zero_point(tensors.get("zero_point"), self.layout.bits)
         packed = torch.zeros(self.size, dtype=torch.uint8, device="cpu")
         self.native.pack(tensors[self.codes].data_ptr(), self.flip, packed.data_ptr())
         for name, place in self.places.items():
@@ -242,3 +244,11 @@ class PackedLayout:
     def _rest(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a stored parameter without its rows."""
         return shape[:-1] if self._rows_axis else shape[1:]
+
+
+def _check_zero_point(zero_point: Tensor | None, bits: int) -> None:
+    if zero_point is None or not zero_point.numel():
+        return
+    largest, last = int(zero_point.max()), (1 << bits) - 1
+    if largest > last:
+        raise UsageError(f"zero_point holds {largest}, outside the codes 0 … {last}")

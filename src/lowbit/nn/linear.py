@@ -25,6 +25,20 @@ class PackedCall:
     product: LinearProduct
     own_bias: Tensor | None  # the bias of the module
     bias: Tensor | None  # bias, with the zero-point correction already subtracted
+    state: tuple[int, int] | None  # of own_bias, if `bias` was computed from its numbers
+
+    def holds(self, weight: PackedWeight, bias: Tensor | None, nonlinearity: str) -> bool:
+        """Whether these are still the arguments."""
+        return (
+            self.weight is weight
+            and self.own_bias is bias
+            and self.product.nonlinearity == nonlinearity
+            and self.current()
+        )
+
+    def current(self) -> bool:
+        """Whether `bias` still follows from the numbers of own_bias."""
+        return self.state is None or self.state == _state(self.own_bias)
 
 
 class QuantLinear(QuantModule):
@@ -149,12 +163,7 @@ class QuantLinear(QuantModule):
             return None
         call, bias = self.call, self._parameters["bias"]
         wanted = self.nonlinearity if self.in_force is None else self.nonlinearity_now()
-        if (
-            call is not None
-            and call.weight is weight
-            and call.own_bias is bias
-            and call.product.nonlinearity == wanted
-        ):
+        if call is not None and call.holds(weight, bias, wanted):
             return call
         return self._packed_call(weight, bias, wanted)
 
@@ -165,10 +174,10 @@ class QuantLinear(QuantModule):
         product = linear.product(weight.layout, self.activations, nonlinearity, input)
         if product is None:
             return None
-        shifted = bias
+        shifted, state = bias, _state(bias)
         if input is not None:
             shifted = shifted_bias(weight.layout, weight.bytes, bias, input)
-        self.call = PackedCall(weight, product, bias, shifted)
+        self.call = PackedCall(weight, product, bias, shifted, None if shifted is bias else state)
         return self.call
 
     def choose(self) -> tuple[Kernel, str]:
@@ -187,3 +196,11 @@ class QuantLinear(QuantModule):
             f"{self.in_features}, {self.out_features}, {self.describe()},"
             f" bias={self.bias is not None}{then}"
         )
+
+
+def _state(bias: Tensor | None) -> tuple[int, int] | None:
+    """What changes if a bias is written in place or gets another storage. torch does not count
+    writes through `.data`."""
+    if bias is None:
+        return None
+    return (0 if bias.is_inference() else bias._version), bias.data_ptr()

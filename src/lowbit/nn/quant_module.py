@@ -26,6 +26,7 @@ from lowbit.fallbacks import note
 from lowbit.formats import Layout, QTensor, prefix
 from lowbit.kernels import ops
 from lowbit.kernels.checks import check_tensors
+from lowbit.kernels.operator import differentiated
 from lowbit.kernels.selection import Kernel
 from lowbit.nn.decoded_weight import DecodedWeight
 from lowbit.nn.packed_weight import PackedWeight
@@ -210,8 +211,10 @@ class QuantModule(nn.Module):
         """The packed weight, created at the first call; None if the reference serves the module."""
         owner = self.owner
         packed = owner.packed
-        if packed is not None or not owner.rows or torch.compiler.is_compiling():
+        if packed is not None or not owner.rows:
             return packed
+        if torch.compiler.is_compiling() or differentiated():  # tensors have no memory
+            return None
         if owner.choose()[0].name == "reference":
             return None
         # Not as inference tensors: later calls may need gradients.

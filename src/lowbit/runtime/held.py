@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowbit.formats import StaticScale
 from lowbit.nn import QuantLinear
+from lowbit.nn.linear import PackedCall
 from lowbit.runtime.capture import Captured
 from lowbit.runtime.operations import Linear, Lookup, Operation
 
@@ -17,11 +19,13 @@ class Held:
     """The parts of a model that a program reads.
 
     packed: packed weights by module. tensors: parameters and buffers by owner and name, with their
-    data addresses. fused: layers with their nonlinearity. links: modules by parent and attribute.
+    data addresses. static: layers with static activations, and what their numbers became. fused:
+    layers with their nonlinearity. links: modules by parent and attribute.
     """
 
     packed: tuple[tuple[dict[str, Any], Any], ...]
     tensors: tuple[tuple[dict[str, Any], str, Tensor, int], ...]
+    static: tuple[tuple[QuantLinear, PackedCall, tuple[StaticScale, ...]], ...]
     fused: tuple[tuple[QuantLinear, str], ...]
     links: tuple[tuple[dict[str, Any], str, nn.Module], ...]
 
@@ -29,6 +33,7 @@ class Held:
     def of(cls, operations: Sequence[Operation], captured: Captured) -> "Held":
         packed: list[tuple[dict[str, Any], Any]] = []
         tensors: list[tuple[dict[str, Any], str, Tensor, int]] = []
+        static: list[tuple[QuantLinear, PackedCall, tuple[StaticScale, ...]]] = []
         fused: list[tuple[QuantLinear, str]] = []
         for operation in operations:
             if isinstance(operation, Linear):
@@ -37,6 +42,8 @@ class Held:
                     if call.own_bias is not None:
                         at = call.own_bias.data_ptr()
                         tensors.append((layer._parameters, "bias", call.own_bias, at))
+                    if layer.activations == "static":
+                        static.append((layer, call, layer.static_scales()))
                     if layer.in_force is not None:
                         fused.append((layer, layer.nonlinearity_now()))
             elif isinstance(operation, Lookup) and operation.packed is not None:
@@ -51,7 +58,7 @@ class Held:
                     tensors.append((holder, name, tensor, tensor.data_ptr()))
         names = [f"model.{name}" for name in captured.modules]
         links = _links(captured.owner, [*names, *(t.rpartition(".")[0] for t in captured.tensors)])
-        return cls(tuple(packed), tuple(tensors), tuple(fused), tuple(links))
+        return cls(tuple(packed), tuple(tensors), tuple(static), tuple(fused), tuple(links))
 
     def still(self) -> bool:
         """Whether nothing has changed."""
@@ -60,6 +67,10 @@ class Held:
             and all(
                 holder.get(name) is tensor and tensor.data_ptr() == at
                 for holder, name, tensor, at in self.tensors
+            )
+            and all(
+                call.current() and layer.static_scales() == scales
+                for layer, call, scales in self.static
             )
             and all(children.get(name) is child for children, name, child in self.links)
             and all(layer.nonlinearity_now() == how for layer, how in self.fused)

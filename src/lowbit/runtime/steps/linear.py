@@ -9,7 +9,6 @@ from torch import fx
 
 from lowbit.kernels.linear import product
 from lowbit.nn import QuantLinear
-from lowbit.nn.linear import PackedCall
 from lowbit.runtime.capture import LINEAR
 from lowbit.runtime.lowering import Lowering
 from lowbit.runtime.operations import Linear
@@ -45,7 +44,7 @@ def applied(to: Lowering, x: fx.Node, how: str, readers: Set[fx.Node]) -> Value:
         call, layer = last.calls[0], last.layers[0]
         after = product(call.weight.layout, layer.activations, how, layer.static_input())
         if after is not None and call.product.nonlinearity == "identity":
-            call = PackedCall(call.weight, after, call.own_bias, call.bias)
+            call = replace(call, product=after)
             to.operations[-1] = replace(last, calls=(call,))
             return matrix
     return Columns(matrix, 0, matrix.columns, how)
