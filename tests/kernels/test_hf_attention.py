@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as tf
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 import lowbit
 from lowbit.fallbacks import SlowPathWarning, noted
@@ -459,6 +460,24 @@ def test_quantized_models_in_bfloat16_are_near_their_float32_twins(name):
         y = half(**given)[0]
         assert y.dtype is torch.bfloat16
         assert relative(y.float(), wanted) <= 0.06
+
+
+class OwnAttention(LlamaAttention):
+    """A class that its user derived, in a file without models."""
+
+    __module__ = "own_file"
+
+
+@pytest.mark.parametrize("name", ["lowbit", "lowbit_float32"])
+@torch.no_grad()
+def test_a_class_of_ones_own_is_causal_as_the_one_that_it_derives_from(name):
+    model, ids = make("llama-tied"), torch.randint(3, VOCABULARY, (1, 24))
+    model.set_attn_implementation("sdpa")
+    wanted = model(ids).logits
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = OwnAttention
+    model.set_attn_implementation(name)
+    assert relative(model(ids).logits, wanted) <= (0.02 if name == "lowbit" else 1e-5)
 
 
 # In a process of its own: the shape checks that tests put around functions cannot be traced.

@@ -198,15 +198,28 @@ def _read_by(eager: Callable[..., Any]) -> frozenset[str]:
     return frozenset((*parameters, *(c for c in code.co_consts if isinstance(c, str))))
 
 
-@cache
-def _supports_sdpa(file: str) -> bool:
-    """Whether transformers accepts "sdpa" for the models that a Python module defines."""
-    models: list[type[PreTrainedModel]] = [
+def _models(file: str) -> list[type[PreTrainedModel]]:
+    """The models that a Python module defines."""
+    return [
         kind
         for kind in vars(sys.modules.get(file, object)).values()
         if isinstance(kind, type) and issubclass(kind, PreTrainedModel) and kind.__module__ == file
     ]
+
+
+@cache
+def _supports_sdpa(file: str) -> bool:
+    """Whether transformers accepts "sdpa" for the models that a Python module defines."""
+    models = _models(file)
     return bool(models) and all(kind._supports_sdpa for kind in models)
+
+
+@cache
+def _file(kind: Any) -> str:
+    """The Python module with the models of an attention: a class of one's own belongs to the models
+    of the class that it derives from."""
+    files = (base.__module__ for base in kind.__mro__)
+    return next((file for file in files if _models(file)), kind.__module__)
 
 
 def _beyond(module: nn.Module, options: dict[str, Any]) -> str | None:
@@ -225,7 +238,7 @@ def _beyond(module: nn.Module, options: dict[str, Any]) -> str | None:
 def _refuses_sdpa(module: nn.Module) -> bool:
     """Whether the module has an eager function, and transformers does not support "sdpa" for it."""
     kind: Any = type(module)
-    return _eager(kind) is not None and not _supports_sdpa(kind.__module__)
+    return _eager(kind) is not None and not _supports_sdpa(_file(kind))
 
 
 def _more_than_sdpa(module: nn.Module, options: dict[str, Any]) -> str | None:
@@ -313,14 +326,14 @@ def _by_eager(
     if causal is None:
         causal = getattr(module, "is_causal", False)
     (queries, keys), lowest = (query.shape[2], key.shape[2]), torch.finfo(query.dtype).min
+    kind: Any = type(module)
     # If "sdpa" may be causal without a mask, the mask is None (see `_mask`).
-    if mask is None and causal and queries > 1 and _supports_sdpa(type(module).__module__):
+    if mask is None and causal and queries > 1 and _supports_sdpa(_file(kind)):
         mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril()
     if mask is not None and mask.dtype is torch.bool:
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
             ~mask, lowest
         )
-    kind: Any = type(module)
     eager = _eager(kind)
     assert eager is not None
     y: tuple[Tensor, Tensor | None] = eager(
