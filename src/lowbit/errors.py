@@ -66,8 +66,8 @@ def check_choice(
 
 
 def check_at_least(name: str, number: float, least: int) -> None:
-    """Raises UsageError if number < least."""
-    if number < least:
+    """Raises UsageError if number < least, or for NaN."""
+    if not number >= least:
         raise UsageError(f"{name} must be at least {least}, not {number}")
 
 

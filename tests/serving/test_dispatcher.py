@@ -107,6 +107,25 @@ def test_the_rows_of_a_dead_worker_go_to_another():
     asyncio.run(check())
 
 
+def test_rows_of_a_dead_worker_that_nobody_waits_for_are_dropped():
+    class DyingLate(Shouting):
+        def run(self, items):
+            super().run(items)
+            raise SystemExit
+
+    async def check():
+        async with service(pipeline=DyingLate()) as dispatcher:
+            left = asyncio.ensure_future(dispatcher.answer(rows("wait")))
+            while not dispatcher.pipeline.seen:
+                await asyncio.sleep(0.01)
+            left.cancel()
+            while value(dispatcher, "worker_deaths_total") == 0:
+                await asyncio.sleep(0.01)
+            assert not dispatcher.queue and dispatcher.accepted == 0
+
+    asyncio.run(check())
+
+
 def test_a_row_that_kills_workers_is_refused_and_its_neighbours_are_not():
     async def check():
         async with service(workers=3) as dispatcher:

@@ -120,7 +120,8 @@ class Dispatcher:
 
     def _rescue(self, batch: list[Entry]) -> None:
         """The rows of a worker that has died go to another, each alone; the one that kills again
-        is refused."""
+        is refused. Rows whose client has left are dropped."""
+        batch = [entry for entry in batch if not entry.done.done()]
         for entry in batch:
             entry.deaths += 1
         lost = [entry for entry in batch if entry.deaths >= MOST_DEATHS]

@@ -96,7 +96,7 @@ class _Parent:
             told = signal.sigwait(WATCHED)
             if told != signal.SIGCHLD:
                 stopping = True
-                os.kill(self.front, signal.SIGTERM)
+                self._stop_front()
             for child in _ended():
                 if child == self.front:
                     self.front = 0
@@ -106,12 +106,16 @@ class _Parent:
                     if self._too_many_deaths():
                         failure = f"{MOST_DEATHS} workers ended within {WITHIN:g} seconds"
                         stopping = True
-                        os.kill(self.front, signal.SIGTERM)
+                        self._stop_front()
                     elif self.front:
                         self._add()  # accepted requests need it even while the front stops
         self._end_workers()
         if failure:
             raise InputError(f"the service stops: {failure}; what they said is above")
+
+    def _stop_front(self) -> None:
+        if self.front:  # 0 would be this whole group of processes
+            os.kill(self.front, signal.SIGTERM)
 
     def _add(self) -> None:
         """A worker, whose socket goes to the front."""
