@@ -121,12 +121,14 @@ def test_one_sentence_has_a_perplexity(source):
 
 
 def test_generation_reads_a_prompt_from_each_line(source, tmp_path):
-    (tmp_path / "prompts.txt").write_text("abc\n\n  \nxyz\n")
+    separator = "\u2028"  # ends no line
+    (tmp_path / "prompts.txt").write_text(f"a{separator}c\n\n  \nxyz\n", encoding="utf-8")
     task = make_task("generate", data=str(tmp_path / "prompts.txt"), new_tokens=3)
     [record] = evaluate([source], EvaluationPlan((task,), peak=False), progress=False).models
     [found] = record.measurements
-    assert [s.source for s in found.samples] == ["abc", "xyz"] and found.metrics == {}
-    assert all(s.output.startswith(s.source) for s in found.samples)
+    assert [s.source for s in found.samples] == [f"a{separator}c", "xyz"]
+    assert found.metrics == {}
+    assert found.samples[1].output.startswith("xyz")
 
 
 def test_prompts_that_are_none_are_refused(source):

@@ -51,9 +51,15 @@ def read_text(file: Path) -> str:
 
 def read_lines(file: Path) -> list[str]:
     """Its lines without their ends; empty ones are kept. Raises InputError as `read_text` does."""
-    lines = read_text(file).split("\n")
-    if not lines[-1]:
-        lines.pop()
+    lines = split_lines(read_text(file))
     for number, line in enumerate(lines, 1):
         check_length(line, f"{file}, line {number}")
+    return lines
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text without their ends; empty ones are kept."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
     return [line.removesuffix("\r") for line in lines]

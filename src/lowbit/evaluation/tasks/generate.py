@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from lowbit.data import text
+from lowbit.data.lines import split_lines
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.generation import generate_sample
 from lowbit.evaluation.study import Measurement, Sample
@@ -31,10 +32,11 @@ class Generate(Task):
     def _prompts(self) -> list[str]:
         if (self.data is None) == (self.text is None):
             raise UsageError("generate needs prompts: give either data or text")
-        lines = (
-            [self.text] if self.text is not None else text.read(str(self.data)).text.splitlines()
-        )
-        prompts = [line for line in lines if line is not None and line.strip()]
+        if self.text is not None:
+            lines = [self.text]
+        else:
+            lines = split_lines(text.read(str(self.data)).text)
+        prompts = [line for line in lines if line.strip()]
         if not prompts:
             raise InputError(f"{self.data or 'the text'} holds no prompt")
         return prompts

@@ -170,6 +170,15 @@ ARCHITECTURES = {
 EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
+def choices_of(config: PreTrainedConfig) -> dict[str, bool]:
+    """Attributes that turn something on or off in transformers, as llama.cpp computes every file of
+    this architecture."""
+    known = ARCHITECTURES.get(config.model_type)
+    needs = {} if known is None else known.needs
+    single = {name: values[0] for name, values in needs.items() if len(values) == 1}
+    return {name: value for name, value in single.items() if isinstance(value, bool)}
+
+
 def architecture_of(config: PreTrainedConfig) -> Architecture:
     """Raises InputError for a model that llama.cpp computes otherwise, or not at all."""
     known = ARCHITECTURES.get(config.model_type)

@@ -37,7 +37,7 @@ from lowbit.extras import needed
 from lowbit.formats import AffineTensor, ExpertsLayout, ExpertsTensor
 from lowbit.interop.door import ForeignWeight, Source
 from lowbit.interop.foreign_folder import Decoded
-from lowbit.interop.gguf.architectures import rope_factors
+from lowbit.interop.gguf.architectures import choices_of, rope_factors
 from lowbit.interop.gguf.blocks import FLOATS, TYPES, decode, unpack
 from lowbit.interop.gguf.grids import LAYOUTS, from_blocks
 from lowbit.interop.gguf.header import Header, StoredTensor, read_header
@@ -53,8 +53,6 @@ ALSO = {
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }
-# What llama.cpp computes for every file of an architecture, where transformers has a choice.
-FIXED = {"qwen3moe": {"norm_topk_prob": True}, "qwen2moe": {"norm_topk_prob": False}}
 ROPE_FACTORS = "rope_freqs.weight"
 # What every Llama has whose frequencies are scaled one by one, but for the factor.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -156,7 +154,7 @@ def _config(header: Header) -> PreTrainedConfig:
             value = header.metadata.get(f"{header.architecture}.{key}")
             if value is not None and hasattr(config, attribute):
                 setattr(config, attribute, value)
-        for attribute, fixed in FIXED.get(header.architecture, {}).items():
+        for attribute, fixed in choices_of(config).items():
             setattr(config, attribute, fixed)
         _set_rope(header, config)
     config.dtype = torch.float32  # that of the norms in every file
