@@ -117,21 +117,12 @@ def dispatched(x: Tensor, bias: Tensor | None) -> bool:
     """
     if traced():
         return True
-    if differentiated() or _is_dual(x):
-        raise UsageError(
-            "quantized layers have gradients of torch.autograd only, none of torch.func and of"
-            " forward-mode differentiation: use torch.autograd.grad, or model.dequantize()"
-        )
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None:
+        _check_derivative(x)
         return True
-    return peek_interpreter_stack() is not None
-
-
-def _is_dual(x: Tensor) -> bool:
-    """Whether x has, or under vmap may have, a derivative in forward mode."""
-    if forward_ad._current_level < 0:
-        return False
-    return peek_interpreter_stack() is not None or forward_ad.unpack_dual(x).tangent is not None
+    return torch.is_grad_enabled() and (
+        x.requires_grad or (bias is not None and bias.requires_grad)
+    )
 
 
 def differentiated() -> bool:
@@ -139,6 +130,18 @@ def differentiated() -> bool:
     if peek_interpreter_stack() is None:
         return False
     return any(each.key() != TransformType.Vmap for each in get_interpreter_stack())
+
+
+def _check_derivative(x: Tensor) -> None:
+    # vmap cannot tell whether x has a derivative in forward mode.
+    dual = forward_ad._current_level >= 0 and (
+        peek_interpreter_stack() is not None or forward_ad.unpack_dual(x).tangent is not None
+    )
+    if dual or differentiated():
+        raise UsageError(
+            "quantized layers have gradients of torch.autograd only, none of torch.func and of"
+            " forward-mode differentiation: use torch.autograd.grad, or model.dequantize()"
+        )
 
 
 def traced() -> bool:
