@@ -1,12 +1,15 @@
 """The Python in the documentation runs, and what it asserts holds."""
 
 import re
+import shlex
 from inspect import getdoc
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import lowbit
+from lowbit.cli import commands
 from tests.models import make
 from tests.small_tokenizers import words
 
@@ -85,6 +88,18 @@ def test_links_between_pages_lead_somewhere():
     for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_commands_in_the_table_of_the_readme_have_what_they_need():
+    rows = [row for row in (ROOT / "README.md").read_text().split("\n") if row.startswith("| ")]
+    given = [shlex.split(command) for row in rows for command in re.findall("`lowbit (.+?)`", row)]
+    assert {"search", "compare", "import", "export", "train"} <= {words[0] for words in given}
+    for verb, *rest in given:
+        command = get_command(commands([verb])).commands[verb]
+        while hasattr(command, "commands"):
+            verb, *rest = rest
+            command = command.commands[verb]
+        command.make_context(verb, rest)  # raises for an option that is unknown or missing
 
 
 def test_every_public_name_is_in_the_reference():

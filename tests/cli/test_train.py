@@ -169,6 +169,7 @@ def test_json_is_one_object_and_quiet_is_silent(lowbit, source, glue):
     assert list(told["measurements"]) == ["float", "fake-quantized", "integer"]
     assert any("loss" in line for line in told["history"])
     assert told["folders"][1] == str(glue / "out" / "int8-all")
+    assert told == json.loads((glue / "out" / "training.json").read_text())
     assert err == ""
     code, out, err = lowbit(*given, 1, "--qat", "-q", "-o", glue / "quiet")
     assert (code, out, err) == (0, "", "")

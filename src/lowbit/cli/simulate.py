@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit.checkpoint.atomic_write import check_output, staged
+from lowbit.checkpoint.atomic_write import check_output, staged, writing
 from lowbit.cli.choices import ROUNDINGS
 from lowbit.cli.screen import say
 
@@ -43,7 +43,7 @@ def simulate(
     check_output(output, overwrite, source)
     loaded = load_model(source)
     errors = simulate_model(loaded, NAMED.get(scheme, scheme))
-    with staged(output) as folder, without_transformers_bars():
+    with staged(output) as folder, writing(output), without_transformers_bars():
         loaded.save_pretrained(folder)
         copy_companions(source, folder)
     if as_json:

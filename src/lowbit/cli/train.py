@@ -1,5 +1,6 @@
 """`lowbit train`: one sub-command for each task."""
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated, Any
@@ -200,10 +201,11 @@ def _learn(
     **more: Any,
 ) -> None:
     """Train, and print what came of it. model: None for a new translator of these `sizes`."""
+    from lowbit.checkpoint.documents import read_json
     from lowbit.checkpoint.load import load_tokenizer
     from lowbit.training.lesson import Material
     from lowbit.training.settings import Settings
-    from lowbit.training.train import check_begin, claiming
+    from lowbit.training.train import DONE, check_begin, claiming
     from lowbit.training.train import train as run_training
     from lowbit.training.translation import new_tokenizer
 
@@ -245,7 +247,10 @@ def _learn(
             baseline=run.baseline,
             keep_checkpoints=run.keep_checkpoints,
         )
-    show(outcome, run.as_json, run.quiet)
+    if not run.as_json:
+        show(outcome, run.quiet)
+    elif outcome.folders:
+        print(json.dumps(read_json(run.output / DONE)))
 
 
 def default_data(quiet: bool) -> str:

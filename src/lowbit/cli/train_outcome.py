@@ -1,6 +1,5 @@
 """What `lowbit train` prints at the end."""
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,9 @@ if TYPE_CHECKING:
     from lowbit.training.ending import Outcome
 
 
-def show(outcome: "Outcome", as_json: bool, quiet: bool) -> None:
-    """Print notes, scores, samples and folders, or one JSON object."""
-    if as_json:
-        print(json.dumps(outcome.to_dict()))
-    elif not quiet and outcome.folders:
+def show(outcome: "Outcome", quiet: bool) -> None:
+    """Print notes, scores, samples and folders."""
+    if not quiet and outcome.folders:
         console = Screen()
         for note in outcome.notes:
             console.print(note, soft_wrap=True)

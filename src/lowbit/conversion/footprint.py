@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowbit.checkpoint.read import weight_files
 from lowbit.nn import QuantModule
 
 
@@ -83,6 +84,9 @@ def footprint(model: nn.Module, folder: str | Path | None = None) -> Footprint:
 
     Returns:
         Sizes in bytes, of each module and in total.
+
+    Raises:
+        InputError: The folder has no weights.
     """
     return Footprint(
         modules=tuple(_module_sizes(model)),
@@ -92,8 +96,9 @@ def footprint(model: nn.Module, folder: str | Path | None = None) -> Footprint:
 
 
 def disk_bytes(folder: str | Path) -> int:
-    """Bytes of all safetensors files directly in the folder, headers included."""
-    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    """Bytes of the files with the model's weights, headers included. What training has learned
+    beside them does not count. Raises InputError for a folder without weights."""
+    return sum(file.stat().st_size for file in weight_files(Path(folder)))
 
 
 def resident_bytes(model: nn.Module) -> int:
