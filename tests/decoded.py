@@ -39,9 +39,7 @@ def changes(model: PreTrainedModel, name: str) -> Iterator[tuple[str, float]]:
         yield parameter, relative(value, before[parameter])
 
 
-def errors_without_a_layer(
-    model: PreTrainedModel, expected: Tensor
-) -> Iterator[tuple[str, float]]:
+def errors_without_a_layer(model: PreTrainedModel, expected: Tensor) -> Iterator[tuple[str, float]]:
     """The error of `output` when one quantized layer gives zeros, for each layer."""
     for layer in layers(model):
         if "pooler" not in layer:  # `output` does not depend on it
