@@ -187,7 +187,10 @@ def _totals(built: list[Row], before: dict[str, dict[str, int]] | None) -> str:
             line += f" {before[step].get('FAIL', 0)} | {before[step].get('ERR', 0)} |"
         lines.append(line)
     if before:
-        lines += ["", "*before*: counts of the first sweep, before the faults that it found were fixed."]
+        lines += [
+            "",
+            "*before*: counts of the first sweep, before the faults that it found were fixed.",
+        ]
     return "## Counts\n\n" + "\n".join(lines)
 
 
