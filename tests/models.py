@@ -25,6 +25,9 @@ from transformers import (
 )
 
 VOCABULARY = 200
+# Large enough that every layer changes the result: with the usual 0.02 the residual stream drowns
+# what the layers add to it.
+DEVIATION = 0.125  # ≈ 1 / sqrt(128 inputs)
 BERT = dict(
     vocab_size=VOCABULARY,
     hidden_size=128,
@@ -32,6 +35,7 @@ BERT = dict(
     num_attention_heads=2,
     intermediate_size=192,
     max_position_embeddings=64,
+    initializer_range=DEVIATION,
 )
 SEQ2SEQ = dict(
     vocab_size=VOCABULARY,
@@ -48,6 +52,7 @@ SEQ2SEQ = dict(
     eos_token_id=2,
     decoder_start_token_id=0,
     forced_eos_token_id=2,
+    init_std=DEVIATION,
 )
 
 
@@ -61,6 +66,7 @@ def llama(tied: bool) -> LlamaForCausalLM:
             num_key_value_heads=2,
             intermediate_size=192,
             tie_word_embeddings=tied,
+            initializer_range=DEVIATION,
         )
     )
 
@@ -68,7 +74,7 @@ def llama(tied: bool) -> LlamaForCausalLM:
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert": lambda: BertModel(BertConfig(**BERT)),
     "bert-one-head": lambda: BertModel(BertConfig(**BERT | {"num_attention_heads": 1})),
-    "bert-classifier": lambda: BertForSequenceClassification(BertConfig(**BERT)),
+    "bert-classifier": lambda: BertForSequenceClassification(BertConfig(**BERT, num_labels=8)),
     "bert-mlm": lambda: BertForMaskedLM(BertConfig(**BERT)),
     "distilbert": lambda: DistilBertForSequenceClassification(
         DistilBertConfig(
@@ -78,6 +84,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
             n_heads=2,
             hidden_dim=192,
             max_position_embeddings=64,
+            initializer_range=DEVIATION,
         )
     ),
     "gpt2": lambda: GPT2LMHeadModel(
@@ -87,6 +94,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
             n_layer=2,
             n_head=2,
             n_positions=64,
+            initializer_range=DEVIATION,
             bos_token_id=0,
             eos_token_id=0,
         )
@@ -94,7 +102,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama-tied": lambda: llama(tied=True),
     "llama-untied": lambda: llama(tied=False),
     "bart": lambda: BartForConditionalGeneration(BartConfig(**SEQ2SEQ, scale_embedding=True)),
-    "marian": lambda: MarianMTModel(MarianConfig(**SEQ2SEQ)),
+    "marian": lambda: MarianMTModel(MarianConfig(**SEQ2SEQ, scale_embedding=True)),
     "t5": lambda: T5ForConditionalGeneration(
         T5Config(
             vocab_size=VOCABULARY,
@@ -110,9 +118,16 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 
 
 def make(name: str, seed: int = 0) -> PreTrainedModel:
-    """The model in evaluation mode, the same for the same seed."""
+    """The model in evaluation mode, the same for the same seed. Its biases are not 0 and the
+    weights of its norms not 1, as in trained models, so that a lost one changes the result."""
     torch.manual_seed(seed)
-    return MODELS[name]().eval()
+    model = MODELS[name]().eval()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.data += 0.3 * noise
+    return model
 
 
 def output(model: PreTrainedModel) -> Tensor:

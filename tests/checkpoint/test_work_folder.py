@@ -141,7 +141,7 @@ def test_a_run_that_claimed_its_output_writes_it(tmp_path):
 
 def test_many_runs_of_one_output_end_with_one_of_them(tmp_path):
     """Each either writes all of it or is told."""
-    out, done = tmp_path / "out", []
+    out, done, told = tmp_path / "out", [], []
 
     def run(number):
         for turn in range(30):
@@ -149,14 +149,16 @@ def test_many_runs_of_one_output_end_with_one_of_them(tmp_path):
                 write(out, f"{number}-{turn}")
                 done.append(1)
             except UsageError as error:
-                assert "another run writes" in str(error)
+                told.append(str(error))
 
     threads = [threading.Thread(target=run, args=(n,)) for n in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert done and len(list(out.iterdir())) == 1
+    assert done and len(done) + len(told) == 4 * 30
+    assert all("another run writes" in sentence for sentence in told)
+    assert len(list(out.iterdir())) == 1
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
 
 

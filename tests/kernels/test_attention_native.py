@@ -187,7 +187,7 @@ def test_bfloat16_is_the_same_arithmetic_rounded_once(path, data):
 @pytest.mark.parametrize("queries", [3, 70])
 @pytest.mark.parametrize("width", [1, 5, 40])
 @pytest.mark.parametrize("kind", ["boolean", "minus infinity", "least"])
-def test_keys_outside_a_window_are_not_read(path, kind, width, queries):
+def test_keys_outside_a_window_are_not_used(path, kind, width, queries):
     only_in_float32(path)
     generator = torch.Generator().manual_seed(0)
     keys = 300

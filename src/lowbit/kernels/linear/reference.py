@@ -30,7 +30,7 @@ from lowbit.formats import (
 )
 from lowbit.formats.affine import centred_codes
 from lowbit.formats.binary import signs
-from lowbit.kernels.quantize_rows import quantize_rows
+from lowbit.kernels.quantize_rows.reference import quantize_rows
 
 # Products of codes are at most 255 · 255 with zero points on both sides. Sums of this many of them
 # are exact in float32.
