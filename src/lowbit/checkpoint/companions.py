@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lowbit.checkpoint.documents import MOST_JSON, read_bytes
 from lowbit.checkpoint.read import FOREIGN_SUFFIXES, INDEX, SINGLE
 from lowbit.checkpoint.shards import MAX_SHARD_BYTES
 from lowbit.errors import InputError
@@ -24,14 +25,10 @@ def copy_companions(source: Path, folder: Path) -> None:
     training checkpoints that lie in subfolders.
 
     Weights that a subfolder with a config holds as a pickle of plain tensors become safetensors.
-    Raises InputError for any other pickle there, and for one of more than MAX_SHARD_BYTES.
+    Raises InputError for any other pickle there, for one of more than MAX_SHARD_BYTES, and for a
+    config.json of more than MOST_JSON. Pipes and devices do not travel.
     """
-    models = {
-        file.parent
-        for file in source.rglob("*.json")
-        if file.name == "trainer_state.json"
-        or (file.name == "config.json" and b'"model_type"' in file.read_bytes())
-    } - {source}
+    models = {file.parent for file in source.rglob("*.json") if _marks_a_model(file)} - {source}
     for file in sorted(source.rglob("*")):
         relative = file.relative_to(source)
         root = len(relative.parts) == 1
@@ -49,6 +46,13 @@ def copy_companions(source: Path, folder: Path) -> None:
         elif not root and file.name == PICKLED and _stands_alone(file):
             copied.parent.mkdir(parents=True, exist_ok=True)
             save_file(_plain_tensors(file), copied.with_name(SINGLE), metadata={"format": "pt"})
+
+
+def _marks_a_model(file: Path) -> bool:
+    """Whether the folder of a JSON file holds a model or a training checkpoint."""
+    if file.name == "config.json" and file.is_file():
+        return b'"model_type"' in read_bytes(file, MOST_JSON)
+    return file.name == "trainer_state.json"
 
 
 def _stands_alone(pickled: Path) -> bool:
