@@ -148,7 +148,16 @@ FACTORY = {
     "dict_context": ["a", "b"],
 }
 ENUM = json.dumps([{"__enum__": True, "fqn": f"{MODULE}:s", "name": "s"}, "b"])
+CODE = f"x=__import__({MODULE!r})"
+ONE = {"dtype": "int64", "shape": [1], "numbers": [1]}
 DAMAGE = {
+    "code for an argument": lambda s: s["models"][""]["programs"][0]["nodes"].append(
+        {"name": CODE, "argument": "input_ids"}
+    ),
+    "code for a constant": lambda s: s["models"][""]["programs"][0]["constants"].update(
+        {f'a"), {CODE[2:]}, ("': ONE}
+    ),
+    "code for an option": lambda s: first_call(s)["by_name"]["mapping"].update({f"{CODE}, y": 1}),
     "a structure that names a module": returns("collections.defaultdict", FACTORY),
     "such a structure inside": returns(
         "builtins.tuple", "null", LEAF, {**LEAF, "type": "collections.defaultdict"}

@@ -8,8 +8,9 @@ that programs know, pointwise operators, and those listed here.
 import json
 import math
 import operator
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,8 @@ from lowbit.runtime.part import above
 from lowbit.runtime.row_by_row import pointwise
 from lowbit.runtime.steps import HANDLERS
 
+# Names in a file become names in the code that fx makes of a graph, and executes.
+NAME = re.compile(r"[\w.]+")
 MOST_NUMBERS = 100_000  # the most numbers of a constant
 # Operators of torch that graphs may hold, in addition to HANDLERS and pointwise operators.
 COMPUTING = """
@@ -140,6 +143,8 @@ def written(captured: Captured) -> dict[str, Any]:
 def read(stored: Mapping[str, Any], model: nn.Module, others: Mapping[str, Any]) -> Captured:
     """Read a graph of `written` for `model`. Raises KeyError, TypeError, AttributeError or
     ValueError if `stored` has another form."""
+    _check_names([said["name"] for said in stored["nodes"]])
+    _check_names(stored["constants"])
     known, graph, nodes = _known(), fx.Graph(), dict[str, fx.Node]()
     tensors = [said["argument"] for said in stored["nodes"] if "argument" in said]
     owner = Call(model, tuple(tensors), dict(others))
@@ -155,6 +160,7 @@ def read(stored: Mapping[str, Any], model: nn.Module, others: Mapping[str, Any])
             node.meta["argument"] = said["argument"]
         else:
             args, kwargs = _meant([said["with"], said["by_name"]], nodes)
+            _check_names(kwargs)
             target = _operator(said["calls"], known)
             node = graph.create_node("call_function", target, tuple(args), kwargs, said["name"])
         if "kind" in said:
@@ -169,6 +175,13 @@ def read(stored: Mapping[str, Any], model: nn.Module, others: Mapping[str, Any])
             f"{structure.num_leaves} results are returned, not {len(stored['output'])}"
         )
     return Captured(module, structure, standing_for(model), owner)
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Raises ValueError for what would be more than a name in the code of a graph."""
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name[:60]!r} is not a name")
 
 
 def _written(structure: pytree.TreeSpec) -> str:
