@@ -40,32 +40,32 @@ def output(model: BertModel) -> Tensor:
     return found
 
 
-def _copy(model: BertModel, expected: Tensor) -> None:
+def _copy(model: BertModel, expected: Tensor, _: random.Random) -> None:
     if not torch.equal(output(copy.deepcopy(model)), expected):
         raise AssertionError("a copy gives other numbers")
 
 
-def _save(model: BertModel, _: Tensor) -> None:
+def _save(model: BertModel, *_: object) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
 
 
-def _read_a_weight(model: BertModel, _: Tensor) -> None:
+def _read_a_weight(model: BertModel, *_: object) -> None:
     model.encoder.layer[0].output.dense.weight.sum()
 
 
-def _use_all_planes(model: BertModel, _: Tensor) -> None:
+def _use_all_planes(model: BertModel, *_: object) -> None:
     if model.config.quantization_config.recipe.name.startswith("bcq3"):
         lowbit.use_planes(model, 3)
 
 
-DEEDS: tuple[Callable[[BertModel, Tensor], object], ...] = (
-    lambda model, _: model.to("cpu"),
-    lambda model, _: model.to(torch.float32),
-    lambda model, _: model.eval(),
-    lambda model, _: model.state_dict(),
-    lambda model, _: model.load_state_dict(model.state_dict()),
-    lambda *_: torch.set_num_threads(random.randint(1, 3)),
+DEEDS: tuple[Callable[[BertModel, Tensor, random.Random], object], ...] = (
+    lambda model, *_: model.to("cpu"),
+    lambda model, *_: model.to(torch.float32),
+    lambda model, *_: model.eval(),
+    lambda model, *_: model.state_dict(),
+    lambda model, *_: model.load_state_dict(model.state_dict()),
+    lambda model, expected, rng: torch.set_num_threads(rng.randint(1, 3)),
     _copy,
     _save,
     _read_a_weight,
@@ -93,7 +93,7 @@ def faults(recipe: str, seed: int, count: int) -> list[str]:
             worker.start()
         for _ in range(rng.randint(1, 5)):
             try:
-                rng.choice(DEEDS)(model, expected)
+                rng.choice(DEEDS)(model, expected, rng)
             except LowbitError:
                 pass
             except Exception as error:

@@ -17,7 +17,7 @@ def test_many_interleavings_give_the_same_bits(recipe):
 
 
 def test_a_thread_that_meets_other_numbers_is_a_fault(monkeypatch):
-    def spoil(model, _):
+    def spoil(model, *_):
         model.encoder.layer[0].output.dense.bias.data.add_(1)
 
     monkeypatch.setattr("tests.nn.interleavings.DEEDS", (spoil,))
