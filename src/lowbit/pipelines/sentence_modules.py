@@ -15,6 +15,7 @@ from lowbit.checkpoint.documents import read_json
 from lowbit.errors import InputError, check_choice
 from lowbit.pipelines.pooling import POOLINGS
 
+MODULES = "modules.json"
 # Before 2025 each mode was a key of its own, after "pooling_mode_".
 BEFORE = {
     "cls_token": "cls",
@@ -44,7 +45,7 @@ def read_modules(folder: Path) -> SentenceModules:
 
     Raises InputError for modules that are not read, such as a dense layer after the pooling.
     """
-    file = folder / "modules.json"
+    file = folder / MODULES
     if not file.is_file():
         return SentenceModules()
     modules = read_json(file)
@@ -59,7 +60,7 @@ def read_modules(folder: Path) -> SentenceModules:
         raise InputError(f"{file} has no pooling module, so a text has no single vector")
     text = _mapping(found.get("Transformer", folder) / "sentence_bert_config.json", missing=True)
     return SentenceModules(
-        _poolings(found["Pooling"] / "config.json"),
+        read_poolings(found["Pooling"] / "config.json"),
         "Normalize" in found,
         _length(text.get("max_seq_length"), folder),
         bool(text.get("do_lower_case", False)),
@@ -67,7 +68,9 @@ def read_modules(folder: Path) -> SentenceModules:
     )
 
 
-def _poolings(file: Path) -> tuple[str, ...]:
+def read_poolings(file: Path) -> tuple[str, ...]:
+    """Those of the config.json of a pooling module. Raises InputError if there is none, or one that
+    is not supported."""
     stored = _mapping(file)
     if not stored.get("include_prompt", True):
         raise InputError(f"{file} excludes the prompt from the pooling, which is not supported")
