@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import lowbit
+from lowbit.interop import compressed_tensors
 from tests.interop import foreign
 
 
@@ -37,9 +38,10 @@ def compressed(folder, **said):
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ({"targets": ["re:("]}, "which is not a valid pattern: missing"),
-        ({"targets": ["re:(a+)+$"]}, "and no repeated group"),
-        ({"targets": ["re:" + ".*" * 9]}, "and 4 repetitions"),
+        ({"targets": ["re:("]}, "is not a valid pattern: missing"),
+        ({"targets": ["re:(a+)+$"]}, "but no repeated group"),
+        ({"targets": ["re:.*self_attn"]}, "has no entry of config_groups for .*mlp"),
+        ({"targets": ["re:" + "a" * 201]}, "has a target of 201 characters"),
         ({"strategy": ["channel"]}, "cannot be loaded"),
         ({"strategy": "group", "group_size": 1}, "cannot be imported: group size 1 is outside"),
         ({"strategy": "group", "group_size": 1 << 40}, "cannot be imported: group size"),
@@ -48,6 +50,20 @@ def compressed(folder, **said):
 def test_groups_of_compressed_tensors(said, told, tmp_path):
     compressed(tmp_path / "theirs", **said)
     refused(tmp_path / "theirs", told)
+
+
+def test_patterns_that_would_take_centuries_are_matched(tmp_path):
+    slow = "re:" + ".?" * 30 + "." * 30 + "!"
+    targets = [slow, r"re:.*self_attn\.(q|k|v|o)_proj$", r"re:.*\.mlp"]
+    compressed(tmp_path / "theirs", targets=targets)
+    lowbit.import_checkpoint(tmp_path / "theirs", tmp_path / "out", progress=False)
+
+
+def test_patterns_that_take_seconds_together(tmp_path, monkeypatch):
+    """Each is short, and so is each name; but a checkpoint has many of both."""
+    monkeypatch.setattr(compressed_tensors, "MOST_STEPS", 10**5)
+    compressed(tmp_path / "theirs", targets=[f"re:.*{n}" for n in range(100)])
+    refused(tmp_path / "theirs", "has 100 patterns of names for 14 modules, which take too long")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("peft", reason="the package peft is absent")
 
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import lowbit
 from lowbit.peft import load
@@ -92,6 +92,20 @@ def test_an_adapter_of_another_base_is_told_before_the_base_changes(
     assert torch.equal(logits(other), before)
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (128,), (4, 128, 1)])
+@pytest.mark.parametrize("part", ["A", "B"])
+def test_an_adapter_that_is_no_matrix_is_told_before_the_base_changes(part, shape, tmp_path):
+    adapted("gpt2").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / TENSORS)
+    name = next(name for name in tensors if name.endswith(f"c_attn.lora_{part}.weight"))
+    save_file(tensors | {name: torch.ones(shape)}, tmp_path / TENSORS)
+    base = quantized("gpt2")
+    modules = [name for name, _ in base.named_modules()]
+    with pytest.raises(lowbit.InputError, match=f"damaged: lora_{part}.weight .* not a matrix"):
+        load(base, tmp_path)
+    assert [name for name, _ in base.named_modules()] == modules
+
+
 def test_a_base_of_another_name_is_told(tmp_path, recwarn):
     model = make("gpt2")
     model.name_or_path = model.config._name_or_path = "folder/one"
@@ -104,6 +118,13 @@ def test_a_base_of_another_name_is_told(tmp_path, recwarn):
     base = quantized("gpt2")
     base.name_or_path = "folder/two"
     with pytest.warns(UserWarning, match="trained on folder/one, and this base is folder/two"):
+        load(base, tmp_path)
+    described = json.loads((tmp_path / "adapter_config.json").read_text())
+    described["base_model_name_or_path"] = 3
+    (tmp_path / "adapter_config.json").write_text(json.dumps(described))
+    base = quantized("gpt2")
+    base.name_or_path = "folder/two"
+    with pytest.warns(UserWarning, match="trained on 3, and this base is folder/two"):
         load(base, tmp_path)
 
 

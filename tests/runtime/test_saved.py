@@ -3,9 +3,13 @@
 import copy
 import json
 import shutil
+import sys
+from collections import defaultdict
+from typing import NamedTuple
 
 import pytest
 import torch
+from transformers import BertModel
 
 import lowbit
 from lowbit.errors import InputError, UsageError
@@ -15,6 +19,9 @@ from lowbit.runtime import programs as runtime_programs
 from lowbit.runtime.compiled import Compiled
 from lowbit.runtime.saved import FILE
 from tests.runtime.test_compiled import MODELS, aside, batch, called, made, programs
+
+# A module of Python that nothing imports.
+MODULE = "this"
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
 
@@ -128,7 +135,38 @@ def first_call(stored):
     return next(n for n in stored["models"][""]["programs"][0]["nodes"] if "calls" in n)
 
 
+def returns(type, context, *children):
+    """A change of what a program returns, as torch writes it."""
+    structure = {"type": type, "context": context, "children_spec": children or [LEAF, LEAF]}
+    return lambda s: s["models"][""]["programs"][0].update(structure=json.dumps([1, structure]))
+
+
+LEAF = {"type": None, "context": None, "children_spec": []}
+FACTORY = {
+    "default_factory_module": MODULE,
+    "default_factory_name": "s",
+    "dict_context": ["a", "b"],
+}
+ENUM = json.dumps([{"__enum__": True, "fqn": f"{MODULE}:s", "name": "s"}, "b"])
+CODE = f"x=__import__({MODULE!r})"
+ONE = {"dtype": "int64", "shape": [1], "numbers": [1]}
 DAMAGE = {
+    "code for an argument": lambda s: s["models"][""]["programs"][0]["nodes"].append(
+        {"name": CODE, "argument": "input_ids"}
+    ),
+    "code for a constant": lambda s: s["models"][""]["programs"][0]["constants"].update(
+        {f'a"), {CODE[2:]}, ("': ONE}
+    ),
+    "code for an option": lambda s: first_call(s)["by_name"]["mapping"].update({f"{CODE}, y": 1}),
+    "a structure that names a module": returns("collections.defaultdict", FACTORY),
+    "such a structure inside": returns(
+        "builtins.tuple", "null", LEAF, {**LEAF, "type": "collections.defaultdict"}
+    ),
+    "keys that name a module": returns("builtins.dict", ENUM),
+    "no keys": returns("builtins.dict", "null"),
+    "too few keys": returns("builtins.dict", '["a"]'),
+    "a structure of another kind": returns("collections.deque", "null"),
+    "too many results": returns("builtins.list", "null", LEAF, LEAF, LEAF),
     "a format": lambda s: s.update(format=99),
     "no nodes": lambda s: s["models"][""]["programs"][0].pop("nodes"),
     "an operator that reads files": lambda s: first_call(s).update(calls="aten.from_file.default"),
@@ -149,6 +187,24 @@ def test_a_damaged_file_is_refused(saved, tmp_path, what):
     changed(tmp_path, DAMAGE[what])
     with pytest.raises(InputError, match=FILE):
         lowbit.compile(again(saved), programs=tmp_path)
+    assert MODULE not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        returns("builtins.list", "null"),
+        returns("builtins.tuple", "null"),
+        returns("builtins.dict", '["a", "b"]'),
+        returns("collections.OrderedDict", '["a", "b"]'),
+    ],
+)
+def test_plain_structures_are_read(structure, saved, tmp_path):
+    changed(tmp_path, structure)
+    fresh, inputs = lowbit.compile(again(saved), programs=tmp_path), batch(9, 4)
+    got = called(fresh, inputs)
+    got = list(got.values()) if isinstance(got, dict) else got
+    assert all(torch.equal(a, b) for a, b in zip(got, called(saved, inputs).values(), strict=True))
 
 
 def test_a_missing_file_is_refused(saved, tmp_path):
@@ -159,4 +215,21 @@ def test_a_missing_file_is_refused(saved, tmp_path):
 def test_without_a_call_there_is_nothing_to_save(tmp_path):
     with pytest.raises(UsageError, match="call the compiled model first"):
         lowbit.save_programs(lowbit.compile(made("bert")), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+class Named(NamedTuple):
+    states: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [lambda x: defaultdict(list, a=x), Named])
+def test_a_program_that_could_not_be_read_is_not_saved(kind, tmp_path):
+    class Wrapped(BertModel):
+        def forward(self, input_ids):
+            return kind(super().forward(input_ids)[0])
+
+    model = Wrapped(made("bert").config, add_pooling_layer=False).eval()
+    called(lowbit.compile(model), {"input_ids": batch(6, 6)["input_ids"]})
+    with pytest.raises(UsageError, match="this program cannot be saved"):
+        lowbit.save_programs(model, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -16,8 +16,8 @@ equals, byte for byte, a row of the affine format, padded to whole words. The la
 the library's `PackedQuantizationCompressor`.
 """
 
-import re
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,25 +31,29 @@ from lowbit.interop.affine_parameters import AffineParameters
 from lowbit.interop.door import ForeignWeight
 from lowbit.interop.foreign_folder import ForeignFolder, Found, Kind, Module, folder_reader
 from lowbit.interop.held_weight import HeldWeight
+from lowbit.interop.name_pattern import NamePattern
 
 METHOD = "compressed-tensors"
 PACKED = "pack-quantized"
 PLAIN = ("int-quantized", "naive-quantized")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-MOST_PATTERN, MOST_REPEATS = 200, 4  # characters, and repetitions in one
+MOST_PATTERN = 200  # characters
+MOST_STEPS = 2 * 10**9  # characters of all patterns times those of all names: minutes
+PATTERN = "re:"  # before a target that is one
 PARTS = ("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 
 
 @dataclass(frozen=True)
 class Group:
-    """How a group of modules is quantized. targets: names, classes, and "re:" patterns of names."""
+    """How a group of modules is quantized. targets: names and classes. patterns: of names."""
 
-    targets: tuple[str, ...]
+    targets: frozenset[str]
     format: str
     bits: int
     granularity: Granularity
     symmetric: bool
     activations: str
+    patterns: tuple[NamePattern, ...] = ()
 
     @classmethod
     def parse(cls, stored: Any, format: str, name: str) -> "Group":
@@ -58,13 +62,11 @@ class Group:
             weights, inputs = stored["weights"], stored.get("input_activations")
             kind, bits = weights.get("type", "int"), weights["num_bits"]
             strategy, size = weights.get("strategy"), weights.get("group_size")
-            targets = tuple(map(str, stored["targets"]))
+            targets = [str(target) for target in stored["targets"]]
             format = stored.get("format") or format
             symmetric = weights.get("symmetric", True)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{name} of config_groups is not complete: {error}") from error
-        for target in targets:
-            _check_pattern(target, name)
         if kind != "int" or format not in (PACKED, *PLAIN):
             raise InputError(
                 f"{name} has weights of {bits} bits of type {kind} in the form {format}; lowbit"
@@ -80,46 +82,39 @@ class Group:
                 f" {', '.join(granularities)}"
             )
         return cls(
-            targets,
+            frozenset(target for target in targets if not target.startswith(PATTERN)),
             format,
             bits,
             granularities[strategy] or group(size),
             bool(symmetric),
             _activations(inputs, name),
+            tuple(_pattern(target, name) for target in targets if target.startswith(PATTERN)),
         )
 
     def matches(self, module: str) -> bool:
         """Whether the group applies to a module of this name: by a name, a pattern, or a class. A
         checkpoint has no classes, so the first group with a class applies."""
-        return any(
-            re.match(target[3:], module) if target.startswith("re:") else target == module
-            for target in self.targets
-        )
+        return module in self.targets or any(p.matches(module) for p in self.patterns)
 
     @property
     def names_classes(self) -> bool:
-        return any(not t.startswith("re:") and "." not in t for t in self.targets)
+        return any("." not in target for target in self.targets)
 
 
-def _check_pattern(target: str, name: str) -> None:
-    """Raises InputError if a pattern is invalid or may take hours to match.
-
-    Python tries a repeated group, or many repetitions, in exponentially many ways.
-    """
-    if not target.startswith("re:"):
-        return
-    pattern = target[3:]
-    repeats = len(re.findall(r"(?<!\\)[*+{]", pattern))
-    if len(pattern) > MOST_PATTERN or repeats > MOST_REPEATS or re.search(r"\)[*+{]", pattern):
+def _pattern(target: str, name: str) -> NamePattern:
+    """Raises InputError for a pattern that is too long, invalid, or of a kind that is not read."""
+    text = target.removeprefix(PATTERN)
+    if len(text) > MOST_PATTERN:
         raise InputError(
-            f"{name} has the target {target[:60]!r}: lowbit takes patterns of at most"
-            f" {MOST_PATTERN} characters and {MOST_REPEATS} repetitions, and no repeated group"
+            f"{name} has a target of {len(text):,} characters, {target[:40]!r} …; lowbit reads"
+            f" patterns of at most {MOST_PATTERN}"
         )
     try:
-        re.compile(pattern)
-    except re.error as error:
+        return NamePattern.parse(text)
+    except ValueError as error:
         raise InputError(
-            f"{name} has the target {target!r}, which is not a valid pattern: {error}"
+            f"{name} has the target {target!r}, but {error}; lowbit reads choices in groups, but no"
+            " repeated group, count or back-reference"
         ) from error
 
 
@@ -137,10 +132,11 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
         raise InputError(f"{folder.path} has no config_groups that say how it is quantized")
     form = folder.option("format", str, PACKED)
     parsed = [Group.parse(stored, form, name) for name, stored in groups.items()]
-    modules: dict[str, Module] = {}
-    weights: dict[str, ForeignWeight] = {}
     packed, plain = folder.modules("weight_packed", PARTS), folder.modules("weight", PARTS)
     plain = {name: m for name, m in plain.items() if "weight_scale" in m}
+    _check_steps(folder, parsed, packed.keys() | plain.keys())
+    modules: dict[str, Module] = {}
+    weights: dict[str, ForeignWeight] = {}
     for name, module in (packed | plain).items():
         found = _group(parsed, name, folder)
         modules[name] = module
@@ -148,6 +144,16 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
         weights[name] = weight.foreign(found.activations)
     kinds = sorted({f"{g.bits} bits by {g.granularity} ({g.format})" for g in parsed})
     return Found(weights, modules, f"a compressed-tensors checkpoint of {', '.join(kinds)}")
+
+
+def _check_steps(folder: ForeignFolder, groups: list[Group], names: Collection[str]) -> None:
+    """Raises InputError if all patterns together take too long to match with all names."""
+    texts = [pattern.text for group in groups for pattern in group.patterns]
+    if sum(map(len, texts)) * sum(map(len, names)) > MOST_STEPS:
+        raise InputError(
+            f"{folder.path} has {len(texts):,} patterns of names for {len(names):,} modules, which"
+            " take too long to match: list the names of the modules, or use fewer patterns"
+        )
 
 
 def _group(groups: list[Group], name: str, folder: ForeignFolder) -> Group:

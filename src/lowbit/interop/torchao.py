@@ -101,7 +101,7 @@ def _group(kind: str, described: Mapping[str, Any], module: Module) -> Group:
         raise InputError(f"{module.name} has weights of {bits} bits; lowbit holds 2 … 8")
     shifted = "_weight_zero_point" in module
     own = _granularity(rows, columns, module), not shifted, _activations(described)
-    return Group((), kind, bits, *own)
+    return Group(frozenset(), kind, bits, *own)
 
 
 def _granularity(rows: int, columns: int, module: Module) -> Granularity:

@@ -58,7 +58,7 @@ def check_adapter(base: nn.Module, folder: str | Path) -> None:
         if parameter:
             _check_fits(base, modules, str(folder), place, f"lora_{parameter}", tensor)
     trained_on, name = config.base_model_name_or_path, getattr(base, "name_or_path", None)
-    if trained_on and name and Path(trained_on).name != Path(name).name:
+    if trained_on and name and Path(str(trained_on)).name != Path(name).name:
         warnings.warn(
             f"the adapter in {folder} was trained on {trained_on}, and this base is {name}: their"
             " shapes agree, but only the same model, quantized or float, suits it",
@@ -83,6 +83,11 @@ def _check_fits(
     shape, fits = _shape(module), FITS.get(parameter)
     if shape is None or fits is None:
         return
+    if tensor.dim() != 2:
+        raise InputError(
+            f"the adapter in {folder} is damaged: {parameter} of {place} has the shape"
+            f" {list(tensor.shape)}, which is not a matrix"
+        )
     dimension, of_weight = fits
     if tensor.shape[dimension] != shape[of_weight]:
         raise InputError(

@@ -15,6 +15,7 @@ from lowbit.checkpoint.documents import read_json
 from lowbit.errors import InputError, check_choice
 from lowbit.pipelines.pooling import POOLINGS
 
+MODULES = "modules.json"
 # Before 2025 each mode was a key of its own, after "pooling_mode_".
 BEFORE = {
     "cls_token": "cls",
@@ -44,7 +45,7 @@ def read_modules(folder: Path) -> SentenceModules:
 
     Raises InputError for modules that are not read, such as a dense layer after the pooling.
     """
-    file = folder / "modules.json"
+    file = folder / MODULES
     if not file.is_file():
         return SentenceModules()
     modules = read_json(file)
@@ -58,31 +59,49 @@ def read_modules(folder: Path) -> SentenceModules:
     if "Pooling" not in found:
         raise InputError(f"{file} has no pooling module, so a text has no single vector")
     text = _mapping(found.get("Transformer", folder) / "sentence_bert_config.json", missing=True)
-    prompts = _mapping(folder / "config_sentence_transformers.json", missing=True)
     return SentenceModules(
-        _poolings(found["Pooling"] / "config.json"),
+        read_poolings(found["Pooling"] / "config.json"),
         "Normalize" in found,
         _length(text.get("max_seq_length"), folder),
         bool(text.get("do_lower_case", False)),
-        (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), ""),
+        _prompt(folder / "config_sentence_transformers.json"),
     )
 
 
-def _poolings(file: Path) -> tuple[str, ...]:
+def read_poolings(file: Path) -> tuple[str, ...]:
+    """Those of the config.json of a pooling module. Raises InputError if there is none, or one that
+    is not supported."""
     stored = _mapping(file)
     if not stored.get("include_prompt", True):
         raise InputError(f"{file} excludes the prompt from the pooling, which is not supported")
     named = stored.get("pooling_mode")
     if named is None:
         named = [mode for key, mode in BEFORE.items() if stored.get(f"pooling_mode_{key}")]
-    poolings = (named,) if isinstance(named, str) else tuple(named)
+    poolings = (named,) if isinstance(named, str) else named
+    if not isinstance(poolings, list | tuple) or not all(isinstance(p, str) for p in poolings):
+        raise InputError(f"{file}: pooling_mode is {named!r}, not a text or a list of texts")
     for pooling in poolings or ("none",):
         check_choice(f"{file}: pooling", pooling, POOLINGS, error=InputError)
-    return poolings
+    return tuple(poolings)
+
+
+def _prompt(file: Path) -> str:
+    """The text before each text."""
+    stored = _mapping(file, missing=True)
+    prompts, name = stored.get("prompts") or {}, stored.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(
+        isinstance(prompt, str | None) for prompt in prompts.values()
+    ):
+        raise InputError(f"{file}: prompts are not texts by name")
+    if name is None:
+        return ""
+    if name not in list(prompts):
+        raise InputError(f"{file}: default_prompt_name {name!r} is not a name of its prompts")
+    return prompts[name] or ""
 
 
 def _length(stored: Any, folder: Path) -> int | None:
-    if stored is None or (isinstance(stored, int) and stored > 0):
+    if stored is None or (type(stored) is int and stored > 0):
         return stored
     raise InputError(f"max_seq_length of {folder} must be a number of tokens, not {stored!r}")
 

@@ -5,14 +5,18 @@ buffer of the model, is written as its numbers. Only operators without side effe
 that programs know, pointwise operators, and those listed here.
 """
 
+import json
 import math
 import operator
-from collections.abc import Callable, Mapping
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from transformers.utils import ModelOutput
 
 from lowbit.errors import UsageError
 from lowbit.runtime.capture import Call, Captured, Kind, kind, standing_for
@@ -20,6 +24,8 @@ from lowbit.runtime.part import above
 from lowbit.runtime.row_by_row import pointwise
 from lowbit.runtime.steps import HANDLERS
 
+# Names in a file become names in the code that fx makes of a graph, and executes.
+NAME = re.compile(r"[\w.]+")
 MOST_NUMBERS = 100_000  # the most numbers of a constant
 # Operators of torch that graphs may hold, in addition to HANDLERS and pointwise operators.
 COMPUTING = """
@@ -40,6 +46,8 @@ unflatten.int unfold.default unsqueeze.default upsample_bicubic2d.vec upsample_b
 upsample_nearest2d.vec var.correction where.Scalar where.ScalarOther where.ScalarSelf zeros.default
 zeros_like.default
 """.split()
+# What models return, beside the outputs of transformers.
+STRUCTURES = (list, tuple, dict, OrderedDict)
 # Names of operators of HANDLERS begin with one of these.
 OPERATORS = ("aten.", "lowbit.", "lowbit_runtime.")
 # Python operators that compute sizes.
@@ -127,7 +135,7 @@ def written(captured: Captured) -> dict[str, Any]:
     return {
         "nodes": nodes,
         "output": _said(list(pytree.tree_leaves(output.args))),
-        "structure": pytree.treespec_dumps(captured.structure),
+        "structure": _written(captured.structure),
         "constants": constants,
     }
 
@@ -135,6 +143,8 @@ def written(captured: Captured) -> dict[str, Any]:
 def read(stored: Mapping[str, Any], model: nn.Module, others: Mapping[str, Any]) -> Captured:
     """Read a graph of `written` for `model`. Raises KeyError, TypeError, AttributeError or
     ValueError if `stored` has another form."""
+    _check_names([said["name"] for said in stored["nodes"]])
+    _check_names(stored["constants"])
     known, graph, nodes = _known(), fx.Graph(), dict[str, fx.Node]()
     tensors = [said["argument"] for said in stored["nodes"] if "argument" in said]
     owner = Call(model, tuple(tensors), dict(others))
@@ -150,6 +160,7 @@ def read(stored: Mapping[str, Any], model: nn.Module, others: Mapping[str, Any])
             node.meta["argument"] = said["argument"]
         else:
             args, kwargs = _meant([said["with"], said["by_name"]], nodes)
+            _check_names(kwargs)
             target = _operator(said["calls"], known)
             node = graph.create_node("call_function", target, tuple(args), kwargs, said["name"])
         if "kind" in said:
@@ -158,8 +169,53 @@ def read(stored: Mapping[str, Any], model: nn.Module, others: Mapping[str, Any])
         nodes[said["name"]] = node
     graph.output(tuple(_meant(stored["output"], nodes)))
     module = fx.GraphModule(held, graph)
-    structure = pytree.treespec_loads(stored["structure"])
+    structure = _structure(stored["structure"])
+    if structure.num_leaves != len(stored["output"]):
+        raise ValueError(
+            f"{structure.num_leaves} results are returned, not {len(stored['output'])}"
+        )
     return Captured(module, structure, standing_for(model), owner)
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Raises ValueError for what would be more than a name in the code of a graph."""
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name[:60]!r} is not a name")
+
+
+def _written(structure: pytree.TreeSpec) -> str:
+    """A structure as text. Raises UsageError if `_structure` could not read it."""
+    try:
+        text = pytree.treespec_dumps(structure)
+        _structure(text)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UsageError(f"this program cannot be saved: {error}") from error
+    return text
+
+
+def _structure(text: str) -> pytree.TreeSpec:
+    """The structure from the text of `_written`. Raises ValueError for any other."""
+    _, stored = json.loads(text)
+    _check_structure(stored)
+    return pytree.treespec_loads(text)
+
+
+def _check_structure(stored: Mapping[str, Any]) -> None:
+    """Raises ValueError for what models do not return: torch would import the modules that some
+    kinds of structures name."""
+    name, children = stored["type"], stored["children_spec"]
+    if name is not None:
+        found = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(name)
+        if found not in STRUCTURES and not issubclass(found or object, ModelOutput):
+            raise ValueError(f"it returns a {name}, which saved programs do not")
+        keys = json.loads(stored["context"])
+        texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        keyed = texts and len(keys) == len(children)
+        if not keyed and not (keys is None and found in (list, tuple)):
+            raise ValueError(f"it returns a {name} whose keys are not a text for each value")
+    for child in children:
+        _check_structure(child)
 
 
 def _said(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """A folder becomes a GGUF file and a folder again: the same codes, names and tokens."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,58 @@ def test_types_without_even_steps_are_refused_by_name_or_quantized_again(tmp_pat
     with open_stored(tmp_path / "out") as model:
         own = model.owners["transformer.h.1.mlp.c_fc"].read()
     np.testing.assert_allclose(dequantize(own, torch.float32).numpy(), expected, atol=0.02)
+
+
+def pooled(source: Path, stored: dict, *more: str) -> Path:
+    """As sentence-transformers describes it: a folder whose vectors are pooled so."""
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text(json.dumps(stored))
+    kinds = {"Transformer": "", "Pooling": "1_Pooling", **{kind: f"2_{kind}" for kind in more}}
+    modules = [{"type": f"st.models.{kind}", "path": path} for kind, path in kinds.items()]
+    (source / "modules.json").write_text(json.dumps(modules))
+    return source
+
+
+@pytest.mark.parametrize(
+    ("stored", "number"),
+    [
+        ({"pooling_mode": "mean"}, 1),
+        ({"pooling_mode": ["cls"]}, 2),
+        ({"pooling_mode": "lasttoken"}, 3),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, 1),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, 2),
+        ({"pooling_mode_lasttoken": True}, 3),
+        (None, 0),
+    ],
+)
+def test_the_pooling_is_written_as_llama_cpp_counts(stored, number, tmp_path):
+    source = folder("bert", tmp_path / "float")
+    if stored is not None:
+        pooled(source, stored, "Normalize")
+    write_float(source, tmp_path / "bert.gguf")
+    field = gguf.GGUFReader(tmp_path / "bert.gguf").get_field("bert.pooling_type")
+    assert field.contents() == number
+
+
+@pytest.mark.parametrize(
+    ("stored", "more", "told"),
+    [
+        ({"pooling_mode": "max"}, (), "pooling 'max' is unknown: use mean, cls, lasttoken"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, (), "pooling 'mean_sqrt_len_tokens' is"),
+        ({"pooling_mode": ["mean", "cls"]}, (), "those of mean and cls; llama.cpp takes one"),
+        (
+            {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+            (),
+            "those of max and mean; llama.cpp takes one",
+        ),
+        ({"pooling_mode": "mean"}, ("Dense",), "module 'Dense' is unknown"),
+    ],
+)
+def test_a_pooling_that_llama_cpp_lacks_is_refused(stored, more, told, tmp_path):
+    source = pooled(folder("bert", tmp_path / "float"), stored, *more)
+    with pytest.raises(InputError, match=told):
+        write_float(source, tmp_path / "bert.gguf")
+    quantize_checkpoint(str(source), Q4_0, tmp_path / "quantized", progress=False)
+    with pytest.raises(UsageError, match=f"cannot be exported to GGUF: .*{told}"):
+        export_checkpoint(tmp_path / "quantized", "gguf", tmp_path / "bert.gguf")
+    assert not (tmp_path / "bert.gguf").exists()

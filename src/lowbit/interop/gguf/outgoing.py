@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers.modeling_utils import str_to_torch_dtype
 
 from lowbit.checkpoint.atomic_write import writing
-from lowbit.checkpoint.documents import read_json
 from lowbit.checkpoint.load import load_tokenizer
 from lowbit.checkpoint.read import float_config, open_checkpoint, open_tensors, skeleton
 from lowbit.conversion.config import LowbitConfig
@@ -38,6 +37,7 @@ from lowbit.interop.gguf.grids import to_blocks, type_for
 from lowbit.interop.gguf.vocabulary import vocabulary
 from lowbit.interop.gguf.writer import NewTensor, write_file
 from lowbit.interop.stored_model import StoredModel, StoredWeight
+from lowbit.pipelines.sentence_modules import MODULES, read_modules, read_poolings
 
 FLOAT_NAMES = {str(dtype): name for name, (_, dtype) in FLOATS.items()}
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -47,8 +47,8 @@ FILE_TYPES = {
     "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "BF16": 32,
 }  # fmt: skip
 BLOCKS_VERSION = 2  # of the layouts in blocks.py
-# Of sentence-transformers' pooling, by the key that is true, llama.cpp's number; 0 is none.
-POOLING = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
+# llama.cpp's numbers of the poolings of sentence-transformers; 0 is none.
+POOLINGS = {"mean": 1, "cls": 2, "lasttoken": 3}
 
 
 def check(model: StoredModel, kind: str | None) -> None:
@@ -130,10 +130,18 @@ def _metadata(
 
 
 def _pooling(folder: Path) -> int:
-    """How sentence-transformers makes one vector of those of all tokens, as llama.cpp counts."""
-    files = sorted(folder.glob("*_Pooling/config.json"))
-    stored = read_json(files[0]) if files else {}
-    return next((number for key, number in POOLING.items() if stored.get(key)), 0)
+    """How sentence-transformers makes one vector of those of all tokens, as llama.cpp counts; 0 if
+    it did not write the folder. Raises InputError for what llama.cpp does not do."""
+    if (folder / MODULES).is_file():
+        poolings = read_modules(folder).poolings
+    elif files := sorted(folder.glob("*_Pooling/config.json")):
+        poolings = read_poolings(files[0])
+    else:
+        return 0
+    if len(poolings) > 1:
+        raise InputError(f"its vectors are those of {' and '.join(poolings)}; llama.cpp takes one")
+    check_choice("pooling", poolings[0], POOLINGS, error=InputError)
+    return POOLINGS[poolings[0]]
 
 
 def _names(model: StoredModel, architecture: Architecture) -> Callable[[str], str | None]:
