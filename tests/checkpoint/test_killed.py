@@ -75,18 +75,19 @@ def full(job, disk, why):
     assert not [*disk.iterdir()]
 
 
-def quantizing(source, disk):
-    return killed.lowbit("quantize", source, "-o", disk / "out", "-q")
+def writing(verb, source, disk):
+    return killed.lowbit(verb, source, "-o", disk / "out", "-q")
 
 
 @pytest.mark.slow
-def test_the_command_says_that_a_file_may_not_grow(tmp_path):
+@pytest.mark.parametrize("verb", ["quantize", "simulate"])
+def test_the_command_says_that_a_file_may_not_grow(verb, tmp_path):
     source, disk = killed.save("gpt2", tmp_path / "float"), tmp_path / "disk"
     disk.mkdir()
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
-        quantizing(source, disk)()
+        writing(verb, source, disk)()
 
     full(limited, disk, "File too large; raise the limit")
 
@@ -106,9 +107,11 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_says_that_a_disk_is_full(tmp_path, small_disk):
+@pytest.mark.parametrize("verb", ["quantize", "simulate"])
+def test_the_command_says_that_a_disk_is_full(verb, tmp_path, small_disk):
     source = killed.save("gpt2", tmp_path / "float")
-    full(quantizing(source, small_disk), small_disk, "No space left on device; free space there")
+    job = writing(verb, source, small_disk)
+    full(job, small_disk, "No space left on device; free space there")
 
 
 @pytest.fixture(scope="module")
