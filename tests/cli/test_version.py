@@ -3,7 +3,6 @@
 import importlib.metadata
 
 import pytest
-import torch
 import transformers
 
 from lowbit.inspect.environment import describe
@@ -27,7 +26,7 @@ def told_by(lowbit):
     assert (code, err) == (0, "") and out.endswith("\n")
     versions, kernels = out.rstrip().split(", native kernels: ")
     assert versions == (
-        f"lowbit {importlib.metadata.version('lowbit')}, torch {torch.__version__},"
+        f"lowbit {importlib.metadata.version('lowbit')}, torch {importlib.metadata.version('torch')},"
         f" transformers {transformers.__version__}"
     )
     return kernels

@@ -155,7 +155,7 @@ class Rounding:
         scale = straight_through(exact, self.codes.stored(exact).float())
         zero = torch.full_like(scale, self.codes.middle)
         if self.codes.layout.zero_point:
-            zero = _rounded(-self.low * beta / scale).clamp(0, levels)
+            zero = _clamped(_rounded(-self.low * beta / scale), levels)
         elif self.codes.layout.offset:
             exact = -self.low * beta / scale
             zero = straight_through(exact, self.codes.stored_zero(exact, scale))
@@ -165,11 +165,18 @@ class Rounding:
         whole = zero.round()
         quotient = self.weight / scale[..., None] + (zero - whole)[..., None]
         shifted = _rounded(quotient + v) + whole[..., None]
-        return shifted.clamp(0, self.codes.levels)
+        return _clamped(shifted, self.codes.levels)
 
 
 def _rounded(x: Tensor) -> Tensor:
     return straight_through(x, x.round())
+
+
+def _clamped(codes: Tensor, levels: int) -> Tensor:
+    """0 … levels, with the gradients of the codes inside and at both ends: those at the ends hold
+    the largest weights, and torch.clamp has no gradient there since torch 2.14."""
+    outside = (codes < 0) | (codes > levels)
+    return torch.where(outside, codes.detach().clamp(0, levels), codes)
 
 
 def _assemble(codes: AffineCodes, parts: Sequence[Rounding]) -> AffineTensor:
