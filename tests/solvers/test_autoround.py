@@ -80,6 +80,13 @@ def test_every_step_is_that_of_an_oracle_with_written_gradients(seed, bits):
     assert (np.abs(dequantize(found).numpy() - expected) <= 1e-6 * np.abs(expected).max()).all()
 
 
+def test_codes_at_the_ends_have_gradients_with_any_torch():
+    codes = torch.tensor([-1.0, 0.0, 7.0, 15.0, 16.0], requires_grad=True)
+    kept = autoround._clamped(codes, 15)
+    kept.sum().backward()
+    assert kept.tolist() == [0, 0, 7, 15, 15] and codes.grad.tolist() == [0, 1, 1, 1, 0]
+
+
 def test_rows_of_zeros_stay_zeros():
     weight, inputs = problem(1)
     weight[3] = 0
