@@ -164,6 +164,16 @@ def test_steps_are_recorded_once_for_a_number_of_rows(monkeypatch):
     assert len(seen) == 4
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_padding_token_in_the_config_is_no_reason_for_the_slow_way(monkeypatch):
+    model, seen = quantized("gpt2", "int8-dynamic"), recordings(monkeypatch)
+    model.config.pad_token_id = 0
+    same(model, {"input_ids": batch(model)["input_ids"][:1]}, **GREEDY)
+    assert len(seen) == 2
+    for module in (model, model.transformer):
+        assert "warn_if_padding_and_no_attention_mask" not in vars(module)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "marian"])
 def test_weights_that_the_first_call_packs_are_not_recorded_again(monkeypatch, name):
     model, seen = quantized(name, "int8-dynamic"), recordings(monkeypatch)

@@ -27,6 +27,7 @@ from lowbit.decoding.step import Step
 from lowbit.decoding.step_cache import borrowed
 from lowbit.errors import UsageError
 from lowbit.kernels.attention.hf_attention import KERNELS
+from lowbit.nn.eval_mode import unmasked
 
 UNSERVED = (
     "assistant_model",
@@ -137,6 +138,7 @@ def _search(
         _PLAIN.add(model)
         model_kwargs[CACHE] = empty(model.config.is_encoder_decoder)
     with ExitStack() as stack:
+        stack.enter_context(unmasked(model))
         stepping = _Stepping(model, stack)
         plain = (
             mode is GenerationMode.GREEDY_SEARCH and not generation_config.return_dict_in_generate
