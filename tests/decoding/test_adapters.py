@@ -127,3 +127,15 @@ def test_a_cache_that_keeps_everything_is_told_from_others():
     some.layers = [DynamicLayer(), Forgetful()]
     assert adapters.unusual(some) == {"Forgetful"}
     assert adapters.unusual(EncoderDecoderCache(DynamicCache(), some)) == {"Forgetful"}
+
+
+def test_a_callable_search_gets_no_tokenizer_but_the_stopping_criteria_do():
+    assert adapters.POSITIONAL[:2] == ("inputs", "generation_config"), (
+        f"{VERSION}: generate has other positional arguments: {adapters.POSITIONAL}"
+    )
+    assert "tokenizer" in parameters(GenerationMixin._get_stopping_criteria), (
+        f"{VERSION}: _get_stopping_criteria takes no tokenizer"
+    )
+    assert "tokenizer" in parameters(GenerationMixin.heal_tokens), (
+        f"{VERSION}: heal_tokens takes no tokenizer"
+    )

@@ -27,6 +27,7 @@ from lowbit.kernels.attention.hf_attention import KERNELS
 from lowbit.runtime.programs import Compiled, Programs
 from tests import real
 from tests.models import VOCABULARY, make
+from tests.small_tokenizers import words
 
 DECODERS = ("gpt2", "llama-tied")
 TRANSLATORS = ("marian", "bart")
@@ -162,6 +163,33 @@ def test_steps_are_recorded_once_for_a_number_of_rows(monkeypatch):
     assert len(seen) == 2
     same(model, {"input_ids": ids[:1]}, **GREEDY)
     assert len(seen) == 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_padding_token_in_the_config_is_no_reason_for_the_slow_way(monkeypatch):
+    model, seen = quantized("gpt2", "int8-dynamic"), recordings(monkeypatch)
+    model.config.pad_token_id = 0
+    same(model, {"input_ids": batch(model)["input_ids"][:1]}, **GREEDY)
+    assert len(seen) == 2
+    for module in (model, model.transformer):
+        assert "warn_if_padding_and_no_attention_mask" not in vars(module)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_stop_strings_end_a_text_where_they_do_in_transformers(name):
+    model = quantized(name, "int8-dynamic")
+    # transformers puts "abcdef" before each word to see how the word is written.
+    tokenizer = words("abcdef", *(f"word{number}" for number in range(5, VOCABULARY)))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    free = model.generate(ids, **GREEDY)
+    stop = tokenizer.decode(free[0, 6])
+    ended = same(model, {"input_ids": ids}, stop_strings=[stop], tokenizer=tokenizer, **GREEDY)
+    assert ended.shape[1] < free.shape[1]
+
+
+def test_a_streamer_given_by_its_position_is_refused_too():
+    with pytest.raises(UsageError, match="streamer is given"):
+        lowbit.generate(make("gpt2"), torch.tensor([[5]]), *[None] * 6, object(), **GREEDY)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "marian"])

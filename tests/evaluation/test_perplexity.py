@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_utils
 
 import lowbit
 from lowbit import InputError, UsageError
@@ -172,3 +172,12 @@ def test_windows_of_a_model_with_few_tokens_to_choose_from_are_bounded_too():
     assert model.config.vocab_size == 200
     sizes = [batch.tokens.numel() for batch in windows]
     assert max(sizes) == 2048 and sum(sizes) == 20_000
+
+
+def test_whole_windows_give_no_advice_on_masks(monkeypatch):
+    told = []
+    monkeypatch.setattr(modeling_utils.logger, "warning_once", told.append)
+    model, ids = make("gpt2"), text(130)
+    model.config.pad_token_id = int(ids[0])
+    perplexity(model, ids, progress=False)
+    assert not told

@@ -9,6 +9,7 @@ from transformers import (
     MixtralForCausalLM,
     ViTConfig,
     ViTModel,
+    modeling_utils,
 )
 
 import lowbit
@@ -34,6 +35,17 @@ def test_an_encoder_decoder_without_dummy_inputs_of_its_own_runs():
     model.lm_head.register_forward_hook(lambda module, inputs, out: calls.append(out))
     run_once(model)
     assert len(calls) == 1 and torch.isfinite(calls[0]).all()
+
+
+def test_running_once_gives_no_advice_on_masks(monkeypatch):
+    told = []
+    monkeypatch.setattr(modeling_utils.logger, "warning_once", told.append)
+    model = make("gpt2")
+    model.config.pad_token_id = int(model.dummy_inputs["input_ids"][0, 0])
+    run_once(model)
+    assert not told
+    model(**model.dummy_inputs)
+    assert len(told) == 1  # the user's own calls are advised as before
 
 
 def test_a_model_that_reads_no_tokens_is_one_sentence():

@@ -1,12 +1,14 @@
 """The verb `dequantize`: the float checkpoint is the model that the quantized one stands for."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import lowbit
 from tests.folders import save
-from tests.models import make
+from tests.models import make, output
 
 RECIPES = {
     "gpt2": "int4-all",
@@ -31,6 +33,24 @@ def test_it_holds_what_the_model_dequantized_in_memory_holds(name, tmp_path):
     for key, tensor in expected.state_dict().items():
         torch.testing.assert_close(found.state_dict()[key], tensor, rtol=0, atol=0)
     assert (tmp_path / "back" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("gpt2", "int8-all"), ("llama-tied", "int4-head8-dynamic")]
+)
+def test_a_shared_head_is_written_if_the_config_denies_the_tie(name, recipe, tmp_path):
+    # PEFT set the config so after a merge.
+    model = make(name)
+    lowbit.quantize(model, recipe, progress=False)
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(tmp_path / "q")
+    wanted = output(copy.deepcopy(model).dequantize())
+    lowbit.dequantize_checkpoint(tmp_path / "q", tmp_path / "on-disk", progress=False)
+    type(model).from_pretrained(tmp_path / "q").dequantize().save_pretrained(tmp_path / "loaded")
+    model.dequantize().save_pretrained(tmp_path / "in-memory")
+    for folder in ("on-disk", "loaded", "in-memory"):
+        found = type(model).from_pretrained(tmp_path / folder)
+        assert torch.equal(output(found), wanted)
 
 
 def test_a_float_folder_is_refused_and_nothing_is_written(tmp_path):

@@ -4,10 +4,12 @@ refuses in one of our sentences (wrong_calls.py says how that is found out)."""
 import pytest
 import torch
 
+import lowbit
 from lowbit.errors import RowError, UsageError
 from lowbit.kernels import native, ops
 from tests.kernels.right_calls import SCHEMES, right_calls
 from tests.kernels.wrong_calls import all_calls, campaign, counts, faults, operators
+from tests.models import make
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 
@@ -40,6 +42,15 @@ def test_a_row_outside_is_an_index_error_of_ours(bad):
     with pytest.raises(RowError, match=f"{bad}") as caught:
         torch.ops.lowbit.embedding(torch.tensor([bad]), list(q.tensors().values()), *layer)
     assert isinstance(caught.value, IndexError)
+
+
+@pytest.mark.parametrize("recipe", ["int8-all", "int4-all"])
+def test_a_prompt_longer_than_the_positions_is_not_told_as_a_wrong_token(recipe):
+    model = make("gpt2")
+    lowbit.quantize(model, recipe, progress=False)
+    told = "^row 64 is outside a table of 64 rows: a token id or a position is out of range$"
+    with pytest.raises(RowError, match=told):
+        model(torch.ones(1, 65, dtype=torch.long))
 
 
 def test_memory_that_was_given_back_is_not_read():

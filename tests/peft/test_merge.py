@@ -1,5 +1,7 @@
 """A merged adapter is in the weight as the recipe's scheme rounds it, and nothing else changes."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,23 @@ def test_a_merged_model_computes_what_the_adapted_one_does_but_for_the_rounding(
     again = type(merged).from_pretrained(tmp_path)
     assert torch.equal(again(input_ids=IDS)[0], merged(input_ids=IDS)[0])
     lowbit.verify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("gpt2", "int8-all"), ("llama-tied", "int4-head8-dynamic")]
+)
+def test_a_head_stays_tied_through_merging_saving_and_dequantizing(name, recipe, tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*no longer tied")
+        merged = adapted(name, recipe).merge_and_unload()
+    assert merged.config.tie_word_embeddings
+    merged.save_pretrained(tmp_path / "merged")
+    lowbit.dequantize_checkpoint(tmp_path / "merged", tmp_path / "on-disk", progress=False)
+    wanted = merged.dequantize()(input_ids=IDS)[0]
+    merged.save_pretrained(tmp_path / "in-memory")
+    for folder in ("on-disk", "in-memory"):
+        again = type(merged).from_pretrained(tmp_path / folder)
+        assert torch.equal(again(input_ids=IDS)[0], wanted)
 
 
 def test_dora_is_merged_as_the_float_twin_merges_it():

@@ -96,3 +96,35 @@ def test_a_float_parameter_that_could_not_be_loaded_again_is_told_before_the_wor
             str(source), "int8-static", tmp_path / "out", tmp_path / "text.txt", progress=False
         )
     assert not (tmp_path / "out").exists()
+
+
+TEXT = (
+    "calibration takes no text or file .*: give token ids .*lowbit.quantize_calibrated reads text"
+)
+OTHER = "calibration takes token ids .*, or a list of mappings"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"recipe": "int4", "solver": "gptq", "calibration": "text.txt"}, TEXT),
+        ({"recipe": "int4", "solver": "gptq", "calibration": ["the cat"]}, TEXT),
+        ({"recipe": "int4", "solver": "gptq", "calibration": {"input_ids": IDS}}, OTHER),
+        ({"recipe": "int4", "solver": "gptq", "calibration": 8}, f"{OTHER}.*, not int"),
+        ({"recipe": "int4", "solver": "gptq", "calibration": [IDS]}, f"{OTHER}.*, not Tensor"),
+        (
+            {"recipe": "int4", "solver": "gptq", "calibration": [{"input_ids": [[5, 6]]}]},
+            f"{OTHER}.*, not list as input_ids",
+        ),
+        ({"recipe": 4}, 'a recipe is the name of a preset, .*, not 4: "int4" quantizes'),
+        ({"solver": 4}, "a solver is a name or a mapping with the key name, not 4"),
+    ],
+)
+def test_arguments_of_another_kind_are_one_sentence(arguments, sentence):
+    with pytest.raises(lowbit.UsageError, match=sentence):
+        lowbit.quantize(make("gpt2"), **arguments, progress=False)
+
+
+def test_a_config_without_a_recipe_is_one_sentence():
+    with pytest.raises(lowbit.UsageError, match='needs a recipe, such as "int4-head8-dynamic"'):
+        lowbit.LowbitConfig()

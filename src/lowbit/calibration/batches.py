@@ -1,6 +1,7 @@
 """Calibration data as models take it: token ids [samples, length], or any model inputs."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from jaxtyping import Integer
@@ -18,8 +19,8 @@ def batches_of(calibration: Calibration, model: nn.Module) -> list[dict[str, Ten
     """The model inputs of each batch, on the model's device.
 
     An encoder–decoder that gets token ids alone reads them on both sides, the decoder one token
-    later. Raises UsageError for a tensor that holds no token ids, and for any tensor if this is no
-    transformers model; InputError for no data.
+    later. Raises UsageError for data of another kind, for a tensor that holds no token ids, and for
+    any tensor if this is no transformers model; InputError for no data.
     """
     if isinstance(calibration, Tensor):
         if not isinstance(model, PreTrainedModel):
@@ -30,11 +31,34 @@ def batches_of(calibration: Calibration, model: nn.Module) -> list[dict[str, Ten
         _check(calibration, model.config.get_text_config().vocab_size)
         batches = [_inputs(ids, model) for ids in calibration.split(SAMPLES_AT_ONCE)]
     else:
-        batches = [dict(batch) for batch in calibration]
+        if isinstance(calibration, str | Path | Mapping) or not isinstance(calibration, Iterable):
+            raise _no_batches(calibration)
+        batches = [_batch(batch) for batch in calibration]
     if not batches or not all(len(x) for batch in batches for x in batch.values()):
         raise InputError("the calibration data holds no batch, or one without samples")
     device = device_of(model)
     return [{name: x.to(device) for name, x in batch.items()} for batch in batches]
+
+
+def _batch(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not isinstance(batch, Mapping):
+        raise _no_batches(batch)
+    for name, value in batch.items():
+        if not isinstance(value, Tensor):
+            raise _no_batches(value, f"{type(value).__name__} as {name}")
+    return dict(batch)
+
+
+def _no_batches(given: object, kind: str | None = None) -> UsageError:
+    if isinstance(given, str | Path):
+        return UsageError(
+            f"calibration takes no text or file ({str(given)[:100]!r}): give token ids [samples,"
+            " length] of the model's tokenizer; lowbit.quantize_calibrated reads text files"
+        )
+    return UsageError(
+        "calibration takes token ids [samples, length], or a list of mappings from the names of"
+        f" inputs to tensors, not {kind or type(given).__name__}"
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:

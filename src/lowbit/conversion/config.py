@@ -15,7 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowbit.checkpoint.foreign import METHOD
 from lowbit.conversion.recipe import Recipe, load_recipe
-from lowbit.errors import InputError, LowbitError
+from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.formats import VERSIONS, layout_from_dict
 from lowbit.formats.error import WeightError
 
@@ -27,7 +27,7 @@ class LowbitConfig(QuantizationConfigMixin):
     the other values to config.json and reads them from there.
 
     Args:
-        recipe: The same as in `lowbit.quantize`, but not None.
+        recipe: The same as in `lowbit.quantize`, but not None: it is read before the model is.
         modules: The layout and activations of each quantized module, by name.
         errors: The error of each quantized weight, by module name.
         format_version: The version of the tensor formats.
@@ -36,14 +36,14 @@ class LowbitConfig(QuantizationConfigMixin):
         hashes: Hashes of the config and of all tensors.
 
     Raises:
-        UsageError: if the recipe is unknown.
+        UsageError: if the recipe is absent or unknown.
         InputError: if this lowbit cannot read the format version, config.json has unknown keys, or
             `modules` or `errors` is not a mapping.
     """
 
     def __init__(
         self,
-        recipe: str | Path | Recipe | Mapping[str, Any],
+        recipe: str | Path | Recipe | Mapping[str, Any] | None = None,
         modules: Mapping[str, Mapping[str, Any]] | None = None,
         errors: Mapping[str, Mapping[str, float] | WeightError] | None = None,
         format_version: int = VERSIONS[0],
@@ -51,6 +51,11 @@ class LowbitConfig(QuantizationConfigMixin):
         quant_method: str = METHOD,
         hashes: Mapping[str, Any] | None = None,
     ) -> None:
+        if recipe is None:
+            raise UsageError(
+                'LowbitConfig needs a recipe, such as "int4-head8-dynamic" for a model that'
+                ' generates or "int8-all-dynamic" for any other'
+            )
         if format_version not in VERSIONS:
             raise InputError(
                 f"the quantized model needs format version {format_version!r}; this lowbit reads"

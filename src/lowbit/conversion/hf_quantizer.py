@@ -32,7 +32,7 @@ from lowbit.conversion.plan import Quantize, TiedTo, check_static, make_plan
 from lowbit.conversion.skeleton import align, build, check_loaded, fill_replaced, stored_buffers
 from lowbit.conversion.stored_names import as_saved, keep_apart, lost, merged_with, renaming, takes
 from lowbit.conversion.swap import restore
-from lowbit.conversion.ties import TiedKeys, retie, untie
+from lowbit.conversion.ties import TiedKeys, part_head, retie, untie
 from lowbit.conversion.unchanged import unchanged_on_error
 from lowbit.errors import InputError, LowbitError, UsageError
 from lowbit.nn import QuantModule
@@ -216,6 +216,7 @@ class LowbitQuantizer(HfQuantizer):
             use_experts(model, FLOAT)
             restore(model, dtype)
             retie(model, self.ties)
+            part_head(model)
         for own in (*METHODS, "_weight_conversions"):
             vars(model).pop(own, None)
         self.remove_quantization_config(model)

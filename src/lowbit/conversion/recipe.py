@@ -230,6 +230,11 @@ def load_recipe(recipe: str | Path | Recipe | Mapping[str, Any]) -> Recipe:
         return recipe
     if isinstance(recipe, Mapping):
         return Recipe.from_dict(recipe)
+    if not isinstance(recipe, str | Path):
+        raise UsageError(
+            "a recipe is the name of a preset, the path of a .yaml file, a mapping or a"
+            f' lowbit.Recipe, not {recipe!r}: "int4" quantizes linear layers to 4 bits'
+        )
     if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")):
         return Recipe.from_yaml(recipe)
     others = (

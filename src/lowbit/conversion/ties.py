@@ -109,3 +109,18 @@ def retie(model: nn.Module, before: tuple[TiedKeys, ...]) -> None:
         module.__dict__.pop("_tied_weights_keys", None)
         if keys.own is not None:
             module._tied_weights_keys = keys.own
+
+
+def part_head(model: PreTrainedModel) -> None:
+    """Give the head its own weight if it shares that of the embedding, but the config denies it.
+
+    transformers saves a shared weight once. A model with such a config would load a random head.
+    """
+    head = model.get_output_embeddings()
+    if head is None or head.weight is not model.get_input_embeddings().weight:
+        return
+    declared = model.get_expanded_tied_weights_keys(all_submodels=True)
+    names = {f"{name}.weight" for name, module in model.named_modules() if module is head}
+    if names.isdisjoint({*declared, *declared.values()}):
+        head.weight = nn.Parameter(head.weight.detach().clone(), head.weight.requires_grad)
+        model.all_tied_weights_keys = declared

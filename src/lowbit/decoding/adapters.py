@@ -33,6 +33,32 @@ SEARCHES = {
 }
 
 
+# The names of `generate`'s arguments in their order, without the model. 5.23, 5.24.
+POSITIONAL = tuple(
+    name
+    for name, parameter in inspect.signature(GenerationMixin.generate).parameters.items()
+    if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+)[1:]
+
+
+class WithTokenizer:
+    """A stand-in for a model whose `generate` knows the tokenizer. With a callable
+    `custom_generate`, transformers drops that argument; `_get_stopping_criteria` and `heal_tokens`
+    need it. 5.23, 5.24."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model._get_stopping_criteria(*args, **kwargs | {"tokenizer": self.tokenizer})
+
+    def heal_tokens(self, ids: Tensor, tokenizer: None) -> Tensor:
+        return self.model.heal_tokens(ids, self.tokenizer)
+
+
 def searches_otherwise(model: PreTrainedModel, mode: GenerationMode) -> bool:
     """Whether the model's class overrides transformers' search."""
     name = SEARCHES[mode]

@@ -18,7 +18,7 @@ from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput, Seq2SeqLMOutput
 
 from lowbit.decoding import adapters
-from lowbit.decoding.adapters import CACHE, SEARCHES
+from lowbit.decoding.adapters import CACHE, POSITIONAL, SEARCHES, WithTokenizer
 from lowbit.decoding.cache import DecoderCache, GrowingCache, empty, layers
 from lowbit.decoding.greedy import greedy, serves
 from lowbit.decoding.modules import modules, name_of
@@ -27,6 +27,7 @@ from lowbit.decoding.step import Step
 from lowbit.decoding.step_cache import borrowed
 from lowbit.errors import UsageError
 from lowbit.kernels.attention.hf_attention import KERNELS
+from lowbit.nn.eval_mode import unmasked
 
 UNSERVED = (
     "assistant_model",
@@ -74,9 +75,17 @@ def generate(model: PreTrainedModel, *args: Any, **settings: Any) -> Any:
         UsageError: if only `model.generate` supports the model or a setting. Raised before the
             first new token.
     """
-    _check(model, settings)
+    _check(model, settings | dict(zip(POSITIONAL, args, strict=False)))
     kept = {CACHE: empty(model.config.is_encoder_decoder)} if model in _PLAIN else {}
-    return model.generate(*args, custom_generate=_search, **kept, **settings)
+    tokenizer = settings.pop("tokenizer", None)
+    if tokenizer is None:
+        return model.generate(*args, custom_generate=_search, **kept, **settings)
+
+    def search(_: Any, *given: Any, **named: Any) -> Any:
+        return _search(model, *given, **named)
+
+    told = WithTokenizer(model, tokenizer)
+    return type(model).generate(told, *args, custom_generate=search, **kept, **settings)
 
 
 def _check(model: PreTrainedModel, settings: dict[str, Any]) -> None:
@@ -137,6 +146,7 @@ def _search(
         _PLAIN.add(model)
         model_kwargs[CACHE] = empty(model.config.is_encoder_decoder)
     with ExitStack() as stack:
+        stack.enter_context(unmasked(model))
         stepping = _Stepping(model, stack)
         plain = (
             mode is GenerationMode.GREEDY_SEARCH and not generation_config.return_dict_in_generate

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lowbit.errors import InputError, UsageError
-from lowbit.nn.eval_mode import positions
+from lowbit.nn.eval_mode import positions, unmasked
 
 # The most numbers of the logits of windows in one batch, and of
 # activations, which may be wider than a small vocabulary.
@@ -39,7 +39,8 @@ class Batch:
 
     def logits(self, model: PreTrainedModel) -> Tensor:
         """What the model predicts for the targets: float32 [windows, predicted, vocabulary]."""
-        out = model(input_ids=self.tokens.to(model.device), use_cache=False)
+        with unmasked(model):
+            out = model(input_ids=self.tokens.to(model.device), use_cache=False)
         logits: Tensor = out.logits[:, -self.predicted - 1 : -1].float()
         return logits
 

@@ -19,6 +19,7 @@ from lowbit.errors import InputError
 from lowbit.formats.error import WeightError
 from lowbit.inspect.speed import present, slow_layers
 from lowbit.nn import QuantEmbedding, QuantExperts, QuantModule
+from lowbit.nn.eval_mode import unmasked
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ def run_once(model: PreTrainedModel) -> None:
     inputs = dict(model.dummy_inputs)
     if model.config.is_encoder_decoder:
         inputs.setdefault("decoder_input_ids", inputs["input_ids"])
-    with torch.no_grad(), reading(f"the {type(model).__name__} of these files", "run"):
+    what = f"the {type(model).__name__} of these files"
+    with torch.no_grad(), unmasked(model), reading(what, "run"):
         model(**inputs)
 
 

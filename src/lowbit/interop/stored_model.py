@@ -20,6 +20,7 @@ from lowbit.conversion.hf_quantizer import LowbitQuantizer
 from lowbit.conversion.module_weights import WeightName, Weights
 from lowbit.conversion.skeleton import build, stored_buffers
 from lowbit.conversion.streamed_load import dtype_of, lacking, names_in_model
+from lowbit.conversion.ties import tied_weights
 from lowbit.errors import InputError
 from lowbit.formats import Layout, QTensor
 from lowbit.formats.validity import faults
@@ -31,7 +32,8 @@ class StoredWeight:
     """A quantized weight of the folder; `read` reads its tensors.
 
     name: of the float parameter. weights: its use in the float module, with the shape [out, in].
-    dtype: of the decoded weight. tied_to: the place of the weight that it shares, if any.
+    dtype: of the decoded weight. tied_to: the place of the weight that it shares, if any. A weight
+    that is stored once, but whose tie the config of the float model denies, is a weight of its own.
     """
 
     name: WeightName
@@ -84,8 +86,9 @@ def open_stored(model: str | Path) -> Iterator[StoredModel]:
         with reading(folder / "config.json"):
             build(packed, quantization, dtype)
         places = _places(packed, quantization, tensors)
+        ties = tied_weights(float_model)
         weights = {
-            name: _weight(name, float_model, packed, places, quantization.modules[name])
+            name: _weight(name, float_model, packed, places, quantization.modules[name], ties)
             for name in quantization.modules
         }
         wanted = float_model.state_dict()
@@ -119,27 +122,34 @@ def _weight(
     packed: PreTrainedModel,
     tensors: Mapping[str, Any],
     entry: Mapping[str, Any],
+    ties: Mapping[WeightName, WeightName],
 ) -> StoredWeight:
     name, weights = weight_at(float_model, place)
     assert isinstance(weights, Weights)  # `build` has put a module there
     module = packed.get_submodule(place)
     assert isinstance(module, QuantModule)
     tied_to = entry.get("tied_to")
+    source = place if tied_to is None else tied_to
+    if tied_to is not None:
+        shared, _ = weight_at(float_model, tied_to)
+        if ties.get(name, name) != ties.get(shared, shared):
+            tied_to = None
     layout, columns = module.layout, module.columns
-    held = layout.tensors(module.rows, columns) if tied_to is None else {}
+    held = layout.tensors(module.rows, columns)
     for own, (shape, _) in held.items():
-        stored = tensors.get(f"{place}.{own}")
+        stored = tensors.get(f"{source}.{own}")
         if stored is None:
-            raise InputError(f"the checkpoint lacks the stored tensor {place}.{own}")
+            raise InputError(f"the checkpoint lacks the stored tensor {source}.{own}")
         if tuple(stored.get_shape()) != shape:
             raise InputError(
-                f"stored tensor {place}.{own} has the shape {stored.get_shape()}, not {list(shape)}"
+                f"stored tensor {source}.{own} has the shape {stored.get_shape()},"
+                f" not {list(shape)}"
             )
 
     def read() -> QTensor:
-        found = {own: tensors[f"{place}.{own}"][...] for own in held}
+        found = {own: tensors[f"{source}.{own}"][...] for own in held}
         for own, told in faults(layout, found, columns):
-            raise InputError(f"stored tensor {place}.{own} {told}")
+            raise InputError(f"stored tensor {source}.{own} {told}")
         q: QTensor = layout.assemble(found, columns)
         return q
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from lowbit.errors import UsageError, check_choice
+from lowbit.errors import RowError, UsageError, check_choice
 from lowbit.kernels import native
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -92,6 +92,16 @@ def check_ids(ids: Tensor, device: torch.device) -> None:
     _check_dtype("ids", ids, WHOLE)
     if ids.device != device:
         raise UsageError(f"ids on {ids.device} do not fit a table on {device}")
+
+
+def row_error(rows: Tensor, count: int) -> RowError:
+    """The error for `rows` of a table of `count` rows, of which at least one is outside. A table of
+    positions has no tokens, so the sentence names both."""
+    outside = rows[(rows < 0) | (rows >= count)]
+    return RowError(
+        f"row {int(outside[0])} is outside a table of {count} rows: a token id or a position is"
+        " out of range"
+    )
 
 
 def check_choices(x: Tensor, ids: Tensor, weights: Tensor | None = None) -> None:

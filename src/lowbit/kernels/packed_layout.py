@@ -22,11 +22,12 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowbit.errors import RowError, UsageError
+from lowbit.errors import UsageError
 from lowbit.formats import AffineLayout, Layout, PlainLayout, PlainTensor, QTensor
 from lowbit.formats.packing import pack, unpack
 from lowbit.formats.two_level import SUPER_GROUP
 from lowbit.kernels import native
+from lowbit.kernels.checks import row_error
 from lowbit.kernels.selection import path_here
 
 PANEL_ROWS, BLOCK_INPUTS = 16, 32
@@ -218,8 +219,8 @@ class PackedLayout:
                 out.data_ptr(),
                 path_here("decode_packed"),
             )
-        except IndexError as error:
-            raise RowError(str(error)) from None
+        except IndexError:
+            raise row_error(rows, self.out_features) from None
         return out if dtype is torch.float32 else out.to(dtype)
 
     @property

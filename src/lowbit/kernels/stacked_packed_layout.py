@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
-from lowbit.errors import RowError
 from lowbit.formats import ExpertsLayout, Layout, QTensor, StackedLayout, StackedTensor
 from lowbit.formats.stacked import among
+from lowbit.kernels.checks import row_error
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
 from lowbit.kernels.packed_layout import CACHE_LINE, PackedLayout, Part
 
@@ -66,8 +66,7 @@ class StackedPackedLayout:
             out[here] = layout.decode(packed[start:], own, dtype)
             found += len(here)
         if found < len(rows):
-            outside = rows[(rows < 0) | (rows >= self.out_features)]
-            raise RowError(f"token id {int(outside[0])} leaves a table of {self.out_features} rows")
+            raise row_error(rows, self.out_features)
         return out
 
 

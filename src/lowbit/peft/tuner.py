@@ -1,12 +1,15 @@
 """PEFT's LoRA for models that lowbit quantized."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft import PEFT_TYPE_TO_TUNER_MAPPING, LoraConfig, LoraModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from torch import nn
+from transformers import PreTrainedModel
 
-from lowbit.nn import QuantLinear
+from lowbit.nn import QuantLinear, QuantModule
 from lowbit.peft.checks import check_config
 from lowbit.peft.layers import layer_for
 from lowbit.peft.merge import prepare
@@ -56,9 +59,10 @@ class QuantizedLoraModel(LoraModel):
     ) -> nn.Module:
         if merge:
             prepare(self.model, adapter_names)
-        unloaded: nn.Module = super()._unload_and_optionally_merge(
-            merge, progressbar, safe_merge, adapter_names
-        )
+        with _tie_kept(self.model):
+            unloaded: nn.Module = super()._unload_and_optionally_merge(
+                merge, progressbar, safe_merge, adapter_names
+            )
         return unloaded
 
 
@@ -72,6 +76,38 @@ def _quantized_linear(model: nn.Module) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, QuantLinear) and module is not head and not name.startswith(inside)
     }
+
+
+@contextmanager
+def _tie_kept(model: nn.Module) -> Iterator[None]:
+    """A context in which PEFT does not compare the weights of a quantized embedding and of the head
+    that is tied to it. It compares addresses, but each access decodes the weight anew, so it would
+    set the config to untied."""
+    config: Any = getattr(model, "config", None)
+    if not _is_head_tied(model) or not getattr(config, "tie_word_embeddings", False):
+        yield
+        return
+    config.tie_word_embeddings = False  # then PEFT compares nothing
+    try:
+        yield
+    finally:
+        config.tie_word_embeddings = True
+
+
+def _is_head_tied(model: nn.Module) -> bool:
+    """Whether the head has the quantized weight of the embedding."""
+    if not isinstance(model, PreTrainedModel):
+        return False
+    head = _base(model.get_output_embeddings())
+    if not isinstance(head, QuantModule):  # some models without a head have no table either
+        return False
+    table = _base(model.get_input_embeddings())
+    return isinstance(table, QuantModule) and table.owner is head.owner
+
+
+def _base(module: Any) -> Any:
+    """The module without its adapters."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def register() -> None:

@@ -81,7 +81,8 @@ class Program:
                         arena.data_ptr(), *step,
                     )  # fmt: skip
                 except IndexError as error:
-                    raise RowError(str(error)) from None
+                    told = f"{error}: a token id or a position is out of range"
+                    raise RowError(told) from None
             for m in done:
                 del run[m]
         return [run[m] for m in self.results]

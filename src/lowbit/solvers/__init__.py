@@ -122,6 +122,8 @@ def load_solver(solver: str | Mapping[str, Any] | Solver) -> Solver:
         return solver
     if isinstance(solver, str):
         return Solver(solver)
+    if not isinstance(solver, Mapping):
+        raise UsageError(f"a solver is a name or a mapping with the key name, not {solver!r}")
     options = dict(solver)
     name = str(options.pop("name", None))
     shared = {key: _of(bool, key, options.pop(key, False)) for key in ("correct_bias", "rotate")}

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Float32, Int64, Integer, UInt8
 from torch import Tensor
 
-from lowbit.errors import RowError
-from lowbit.kernels.checks import check_ids
+from lowbit.kernels.checks import check_ids, row_error
 from lowbit.kernels.packed_layout import PackedLayout
 from lowbit.kernels.selection import path_here
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
@@ -36,7 +35,7 @@ def in_place(
         ids = ids.contiguous()
         try:
             decode(packed.data_ptr(), ids.data_ptr(), count, y.data_ptr(), path)
-        except IndexError as error:
-            raise RowError(str(error)) from None
+        except IndexError:
+            raise row_error(ids, form.out_features) from None
 
     return call

@@ -4,9 +4,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from lowbit.errors import RowError
 from lowbit.formats import QTensor, decode_rows
-from lowbit.kernels.checks import check_ids
+from lowbit.kernels.checks import check_ids, row_error
 
 
 def embedding(
@@ -17,7 +16,5 @@ def embedding(
     check_ids(ids, next(iter(q.tensors().values())).device)
     rows = ids.flatten().long()
     if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < q.shape[0]:
-        raise RowError(
-            f"token ids {int(rows.min())} … {int(rows.max())} leave a table of {q.shape[0]} rows"
-        )
+        raise row_error(rows, q.shape[0])
     return decode_rows(q, rows, dtype).reshape(*ids.shape, q.in_features)
