@@ -5,17 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from lowbit.errors import InputError, UsageError
 from lowbit.jobs.job import Job
 from lowbit.jobs.run import here, run
 from lowbit.pipelines.opened import open_pipeline
-from tests.folders import save
+from tests.folders import byte_tokenizer, save
+from tests.models import make
 
 TEXTS = ["ab" * (n * 7 % 20) for n in range(30)]
 TEXTS[11] = None
@@ -141,6 +144,24 @@ def test_another_job_does_not_go_on(job, model, tmp_path):
     (folder / "job.json").unlink()
     with pytest.raises(UsageError, match="is not empty and holds no parts"):
         run(job, progress=False)
+
+
+@pytest.mark.parametrize("name", ["bert", "bert-classifier"])
+def test_a_result_that_is_not_finite_is_told_with_its_row(job, tmp_path, name):
+    """Token 7 of a text of its own gives NaN, in row 25 of the second row group."""
+    net, tokenizer = make(name), byte_tokenizer()
+    (token,) = set(tokenizer("z").input_ids) - set(tokenizer("ab").input_ids)
+    with torch.no_grad():
+        net.get_input_embeddings().weight[token] = torch.nan
+    net.save_pretrained(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / name)
+    texts = ["ab"] * 25 + ["z"] + ["ab"] * 4
+    pq.write_table(pa.table({"text": texts}), job.data, row_group_size=13)
+    with pytest.raises(InputError, match="the model gives NaN or ∞ for row 25: its weights"):
+        run(replace(job, model=str(tmp_path / name)), progress=False)
+    assert not job.output.exists()
+    with pytest.raises(InputError, match="for row 1: "):
+        open_pipeline(tmp_path / name)([("ab",), ("z",)], 100)
 
 
 def test_a_broken_part_is_told_by_name(job):

@@ -86,6 +86,10 @@ class Table(ABC):
                 groups, held = [], 0
         return found
 
+    def rows_before(self, span: Span) -> int:
+        """Rows of the table before the pieces of a span."""
+        return sum(size or 0 for size in self.sizes()[: span.groups[0]])
+
     def chunks(self, span: Span, columns: list[str], rows: int) -> Iterator[pa.Table]:
         """A span in tables of `rows` rows each, but the last."""
         held: list[pa.RecordBatch] = []

@@ -57,7 +57,7 @@ class Embedder(TokenPipeline):
         texts = [self.prompt + text for (text,) in rows]
         return super().encode([(text.lower() if self.lower_case else text,) for text in texts])
 
-    def run(self, items: Sequence[Item]) -> Float32[np.ndarray, "items width"]:
+    def compute(self, items: Sequence[Item]) -> Float32[np.ndarray, "items width"]:
         inputs = self.padded(items, "right")
         with torch.inference_mode():
             states = self.base(**inputs)[0].float()
