@@ -15,6 +15,7 @@ import torch
 
 from lowbit.errors import InputError, UsageError
 from lowbit.jobs.job import Job
+from lowbit.jobs.parts import Parts
 from lowbit.jobs.run import here, run
 from lowbit.pipelines.opened import open_pipeline
 from tests.folders import byte_tokenizer, save
@@ -86,6 +87,37 @@ def test_a_job_that_was_stopped_goes_on(job, expected):
     parts = {file: file.stat().st_mtime_ns for file in job.output.parent.glob("*.parts/*.arrow")}
     assert parts
     run(job, stopping(1000), progress=False)
+    check(job.output, expected)
+
+
+def test_what_failed_before_its_first_part_does_not_block_the_corrected_job(job, expected):
+    wrong = replace(job, options={"pooling": "cls"})
+    with pytest.raises(KeyboardInterrupt):
+        run(wrong, stopping(0), progress=False)
+    assert left(job) == ["docs.parquet"]
+    # A job that was killed could not remove its folder.
+    Parts(job.output).begin(wrong.identity())
+    run(job, progress=False)
+    check(job.output, expected)
+
+
+def test_overwriting_removes_parts_of_another_job_and_keeps_its_own(job, expected):
+    wrong = replace(job, options={"pooling": "cls"})
+    with pytest.raises(KeyboardInterrupt):
+        run(wrong, stopping(9), progress=False)
+    with pytest.raises(UsageError, match="or --overwrite to begin anew"):
+        run(job, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, stopping(9), overwrite=True, progress=False)
+    parts = {file: file.stat().st_mtime_ns for file in job.output.parent.glob("*.parts/*.arrow")}
+    seen = {}
+
+    def engine(work, spans):
+        seen.update({file: file.stat().st_mtime_ns for file in parts})
+        yield from here(work, spans)
+
+    run(job, engine, overwrite=True, progress=False)
+    assert parts and seen == parts
     check(job.output, expected)
 
 

@@ -46,7 +46,7 @@ class JobOptions:
         int | None, typer.Option(help="Threads of each of them.", show_default="1")
     ] = None
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an output that exists.")
+        bool, typer.Option("--overwrite", help="Replace an output that exists, or parts of another job.")
     ] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.")] = False
 
