@@ -20,6 +20,7 @@ from lowbit.jobs.run import here, run
 from lowbit.pipelines.opened import open_pipeline
 from tests.folders import byte_tokenizer, save
 from tests.models import make
+from tests.small_tokenizers import words
 
 TEXTS = ["ab" * (n * 7 % 20) for n in range(30)]
 TEXTS[11] = None
@@ -194,6 +195,19 @@ def test_a_result_that_is_not_finite_is_told_with_its_row(job, tmp_path, name):
     assert not job.output.exists()
     with pytest.raises(InputError, match="for row 1: "):
         open_pipeline(tmp_path / name)([("ab",), ("z",)], 100)
+
+
+@pytest.mark.parametrize(("name", "pair"), [("bert", None), ("bert-classifier", "other")])
+def test_blank_cells_of_a_csv_have_no_result(job, tmp_path, name, pair):
+    """Even if the tokenizer adds tokens of its own."""
+    make(name).save_pretrained(tmp_path / name)
+    words("who", "came").save_pretrained(tmp_path / name)
+    data, output = tmp_path / "docs.csv", tmp_path / "out.jsonl"
+    data.write_text('text,other\nwho,came\n,came\n"  ",came\ncame,who\n')
+    found = run(Job(str(tmp_path / name), data, "text", output, pair=pair), progress=False)
+    added = "label" if pair else "embedding"
+    rows = [json.loads(line)[added] for line in output.read_text().splitlines()]
+    assert [row is None for row in rows] == [False, True, True, False] and found.missing == 2
 
 
 def test_a_broken_part_is_told_by_name(job):

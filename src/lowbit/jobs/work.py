@@ -73,7 +73,8 @@ class Work:
         first = self.table.rows_before(span) + number * self.job.part_rows
         texts = [chunk.column(name).cast(pa.large_string()).to_pylist() for name in self.texts]
         rows: list[Row] = list(zip(*texts, strict=True))
-        there = [index for index, row in enumerate(rows) if None not in row]
+        # Not every table can tell a missing text from an empty one.
+        there = [i for i, row in enumerate(rows) if all(text and text.strip() for text in row)]
         items = self.pipeline.encode([rows[index] for index in there])
         results = [None] * len(rows)
         left = len(rows)
