@@ -175,3 +175,8 @@ def test_infer_asks_for_its_folder_before_the_work(lowbit, tmp_path):
     assert code == 2 and "RTE.tsv has no folder to go into" in err
     code, _, err = lowbit(*given, "-o", tmp_path)
     assert code == 2 and "would replace a folder" in err
+    (tmp_path / "RTE.tsv").write_text("mine")
+    code, _, err = lowbit(*given, "-o", tmp_path / "RTE.tsv")
+    assert code == 2 and "RTE.tsv exists (--overwrite replaces it)" in err
+    code, _, err = lowbit(*given, "-o", tmp_path / "RTE.tsv", "--overwrite")
+    assert code == 1 and (tmp_path / "RTE.tsv").read_text() == "mine"

@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from lowbit.checkpoint.atomic_write import check_file, staged_file, writing
 from lowbit.checkpoint.work_folder import claimed
-from lowbit.errors import UsageError
 from lowbit.jobs.job import Job
 from lowbit.jobs.parts import Parts
 from lowbit.jobs.tables import Span, write
@@ -47,10 +46,9 @@ def run(job: Job, engine: Engine = here, overwrite: bool = False, progress: bool
     """
     # Another process, perhaps on another machine, has another current folder.
     job = replace(job, data=job.data.absolute(), output=job.output.absolute())
-    check_file(job.output)
     parts = Parts(job.output)
-    if job.output.exists() and not overwrite and not parts.folder.exists():
-        raise UsageError(f"output {job.output} exists (--overwrite replaces it)")
+    # A job that was killed while it overwrote goes on.
+    check_file(job.output, overwrite or parts.folder.exists())
     with claimed(job.output):
         started = time.monotonic()
         work = Work(job)
