@@ -187,7 +187,7 @@ class Bench:
         folder = self.folder / f"{kind}-{solver}"
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        lowbit.export_checkpoint(folder, f"gguf:{kind.lower()}", folder / "model.gguf")
+        lowbit.export_checkpoint(folder, f"gguf:{kind.lower()}", folder / "model.gguf", True)
         return folder / "model.gguf"
 
     def peer(self, kind: str, matrix: bool) -> Path:

@@ -26,14 +26,22 @@ def test_embed_says_what_it_wrote_and_what_it_cut(lowbit, model, docs, tmp_path)
     code, out, err = lowbit(*asked)
     assert (code, err) == (0, "")
     assert "vectors.jsonl, 3 rows" in out
-    assert "1 rows have more tokens than the model reads" in out
-    assert "1 rows have no text" in out
+    assert "1 row with more tokens than the model reads: cut." in out
+    assert "1 row without text: no result." in out
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["id"] for row in rows] == ["1", "2", "3"]
     assert [row["embedding"] is None for row in rows] == [False, True, False]
     code, _, err = lowbit(*asked)
     assert code == 2 and "--overwrite replaces it" in err
     assert lowbit(*asked, "--overwrite", "--quiet") == (0, "", "")
+
+
+def test_infer_writes_tabs(lowbit, docs, tmp_path):
+    folder = save("bert-classifier", tmp_path / "classifier")
+    output = tmp_path / "labels.tsv"
+    code, _, err = lowbit("infer", folder, "--data", docs, "--column", "body", "-o", output)
+    assert code == 0, err
+    assert output.read_text().splitlines()[0] == '"id"\t"body"\t"label"\t"score"'
 
 
 @pytest.mark.parametrize(

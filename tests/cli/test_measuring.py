@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 import lowbit as library
 from lowbit.evaluation.study import Study
 from tests.folders import save
+from tests.models import make
 
 TEXT = "a text that is long enough to predict, and then a little longer than that. " * 3
 
@@ -115,6 +117,7 @@ def test_compare_quantizes_measures_and_reports(lowbit, source, text, tmp_path):
         (["eval", "{source}", "--task", "perplexity"], 2, "give either data or text"),
         (["eval", "{source}", "--task", "perplexity", "--text", "a", "--beams", "2"], 2, "'beams'"),
         (["eval", "{source}", "--task", "glue", "--name", "mrpc", "--data", "{text}"], 2, "GLUE"),
+        (["eval", "{source}", "--task", "glue", "--data", "{text}"], 2, "option 'subset' (--name)"),
         (["eval", "{source}", "--data", "{text}"], 2, "give a --task"),
         (["eval", "{source}", "--shapes", "1x999"], 2, "999 tokens do not fit"),
         (["eval", "nowhere/at/all"], 1, "there is no folder"),
@@ -135,6 +138,19 @@ def test_a_mistake_gets_one_sentence(
     found, out, err = lowbit(*(argument.format(**places) for argument in arguments))
     assert found == code and sentence in err, err
     assert "Traceback" not in err and err.count("\n") <= 4
+
+
+def test_a_damaged_model_has_a_perplexity_of_nan_and_no_samples(lowbit, text, tmp_path):
+    folder, broken = save("gpt2", tmp_path / "broken"), make("gpt2")
+    with torch.no_grad():
+        broken.get_input_embeddings().weight.fill_(torch.nan)
+    broken.save_pretrained(folder)
+    code, out, err = lowbit("eval", folder, "--task", "perplexity", "--data", text, "--json")
+    assert code == 0, err
+    (found,) = json.loads(out)["models"][0]["measurements"]
+    assert found["metrics"]["perplexity"]["value"] == "nan" and not found["samples"]
+    code, _, err = lowbit("eval", folder, "--task", "generate", "--text", "who came")
+    assert code == 1 and f"a text of {folder} cannot be generated" in err
 
 
 def test_infer_writes_predictions_in_the_form_of_glue(lowbit, tmp_path):
@@ -159,3 +175,8 @@ def test_infer_asks_for_its_folder_before_the_work(lowbit, tmp_path):
     assert code == 2 and "RTE.tsv has no folder to go into" in err
     code, _, err = lowbit(*given, "-o", tmp_path)
     assert code == 2 and "would replace a folder" in err
+    (tmp_path / "RTE.tsv").write_text("mine")
+    code, _, err = lowbit(*given, "-o", tmp_path / "RTE.tsv")
+    assert code == 2 and "RTE.tsv exists (--overwrite replaces it)" in err
+    code, _, err = lowbit(*given, "-o", tmp_path / "RTE.tsv", "--overwrite")
+    assert code == 1 and (tmp_path / "RTE.tsv").read_text() == "mine"

@@ -75,6 +75,17 @@ def test_json_is_one_object_and_quiet_is_nothing(lowbit, arguments, tmp_path):
     assert (tmp_path / "a.yaml").read_text() == (tmp_path / "b.yaml").read_text()
 
 
+def test_a_recipe_that_exists_is_replaced_only_on_request(lowbit, arguments, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("mine")
+    given = (*arguments, "--max-bits", "5", "--sensitivity", "hessian", "-o", recipe)
+    code, _, err = lowbit(*given)
+    assert code == 2 and "recipe.yaml exists (--overwrite replaces it)" in err
+    assert recipe.read_text() == "mine"
+    assert lowbit(*given, "--overwrite", "--quiet") == (0, "", "")
+    assert load_recipe(recipe).rules
+
+
 @pytest.mark.parametrize(
     ("more", "code", "sentence"),
     [

@@ -96,7 +96,8 @@ def test_the_same_command_goes_on_after_a_kill(lowbit, source, text, tmp_path, m
     ("options", "code", "sentence"),
     [
         (["--solver", "gptq"], 2, "solver gptq learns from data: give calibration data"),
-        (["--rotate"], 2, "rotate learns from data: give calibration data"),
+        (["--rotate"], 2, "rotate learns from data: give calibration data (--calibration FILE)"),
+        (["--recipe", "int8-static"], 2, "give calibration data (--calibration FILE), or train"),
         (["--tune", "2"], 2, "tune learns from data: give calibration data"),
         (["--solver", "magic"], 2, "solver 'magic' is unknown"),
         (["--calibration", "{text}"], 2, "needs no data"),

@@ -200,7 +200,7 @@ def test_a_model_is_asked_for_its_own_task(lowbit, glue, trained):
     assert code == 2 and "trained for GLUE mrpc" in err and "not for rte: give --name mrpc" in err
     assert not (glue / "found.tsv").exists()
     for spelling in ((), ("--name", "MRPC"), ("--name", "mrpc")):
-        code, _, err = lowbit(*asked, *spelling)
+        code, _, err = lowbit(*asked, *spelling, "--overwrite")
         assert code == 0, err
         labels = {line.split("\t")[1] for line in (glue / "found.tsv").read_text().splitlines()}
         assert labels <= {"prediction", "equivalent", "not_equivalent"}

@@ -45,6 +45,7 @@ def test_a_line_in_is_a_line_out_and_what_is_too_long_is_said(lowbit, source, gi
     lines = out.split("\n")
     assert code == 0 and len(lines) == 5 and lines[1] == "" and lines[4] == ""
     assert "line 4: 41 tokens, of which the model reads the first 16" in err
+    assert "Token indices sequence length" not in err
     given(SENTENCES.encode())
     assert lowbit("translate", source, "--max-new-tokens", 5, "--quiet")[1] == out
     given(SENTENCES.encode(), talks=True)

@@ -5,17 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from lowbit.errors import InputError, UsageError
 from lowbit.jobs.job import Job
+from lowbit.jobs.parts import Parts
 from lowbit.jobs.run import here, run
 from lowbit.pipelines.opened import open_pipeline
-from tests.folders import save
+from tests.folders import byte_tokenizer, save
+from tests.models import make
+from tests.small_tokenizers import words
 
 TEXTS = ["ab" * (n * 7 % 20) for n in range(30)]
 TEXTS[11] = None
@@ -86,6 +91,37 @@ def test_a_job_that_was_stopped_goes_on(job, expected):
     check(job.output, expected)
 
 
+def test_what_failed_before_its_first_part_does_not_block_the_corrected_job(job, expected):
+    wrong = replace(job, options={"pooling": "cls"})
+    with pytest.raises(KeyboardInterrupt):
+        run(wrong, stopping(0), progress=False)
+    assert left(job) == ["docs.parquet"]
+    # A job that was killed could not remove its folder.
+    Parts(job.output).begin(wrong.identity())
+    run(job, progress=False)
+    check(job.output, expected)
+
+
+def test_overwriting_removes_parts_of_another_job_and_keeps_its_own(job, expected):
+    wrong = replace(job, options={"pooling": "cls"})
+    with pytest.raises(KeyboardInterrupt):
+        run(wrong, stopping(9), progress=False)
+    with pytest.raises(UsageError, match="or --overwrite to begin anew"):
+        run(job, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, stopping(9), overwrite=True, progress=False)
+    parts = {file: file.stat().st_mtime_ns for file in job.output.parent.glob("*.parts/*.arrow")}
+    seen = {}
+
+    def engine(work, spans):
+        seen.update({file: file.stat().st_mtime_ns for file in parts})
+        yield from here(work, spans)
+
+    run(job, engine, overwrite=True, progress=False)
+    assert parts and seen == parts
+    check(job.output, expected)
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -141,6 +177,37 @@ def test_another_job_does_not_go_on(job, model, tmp_path):
     (folder / "job.json").unlink()
     with pytest.raises(UsageError, match="is not empty and holds no parts"):
         run(job, progress=False)
+
+
+@pytest.mark.parametrize("name", ["bert", "bert-classifier"])
+def test_a_result_that_is_not_finite_is_told_with_its_row(job, tmp_path, name):
+    """Token 7 of a text of its own gives NaN, in row 25 of the second row group."""
+    net, tokenizer = make(name), byte_tokenizer()
+    (token,) = set(tokenizer("z").input_ids) - set(tokenizer("ab").input_ids)
+    with torch.no_grad():
+        net.get_input_embeddings().weight[token] = torch.nan
+    net.save_pretrained(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / name)
+    texts = ["ab"] * 25 + ["z"] + ["ab"] * 4
+    pq.write_table(pa.table({"text": texts}), job.data, row_group_size=13)
+    with pytest.raises(InputError, match="the model gives NaN or ∞ for row 25: its weights"):
+        run(replace(job, model=str(tmp_path / name)), progress=False)
+    assert not job.output.exists()
+    with pytest.raises(InputError, match="for row 1: "):
+        open_pipeline(tmp_path / name)([("ab",), ("z",)], 100)
+
+
+@pytest.mark.parametrize(("name", "pair"), [("bert", None), ("bert-classifier", "other")])
+def test_blank_cells_of_a_csv_have_no_result(job, tmp_path, name, pair):
+    """Even if the tokenizer adds tokens of its own."""
+    make(name).save_pretrained(tmp_path / name)
+    words("who", "came").save_pretrained(tmp_path / name)
+    data, output = tmp_path / "docs.csv", tmp_path / "out.jsonl"
+    data.write_text('text,other\nwho,came\n,came\n"  ",came\ncame,who\n')
+    found = run(Job(str(tmp_path / name), data, "text", output, pair=pair), progress=False)
+    added = "label" if pair else "embedding"
+    rows = [json.loads(line)[added] for line in output.read_text().splitlines()]
+    assert [row is None for row in rows] == [False, True, True, False] and found.missing == 2
 
 
 def test_a_broken_part_is_told_by_name(job):

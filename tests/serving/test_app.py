@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("fastapi", reason="the service needs the package fastapi")
 pytest.importorskip("uvicorn", reason="the service needs the package uvicorn")
@@ -135,6 +136,23 @@ def test_predict_and_translate(opened):
     ((status, found),) = ask(translator, ("/translate", {"input": ["who", "", "came"]}))
     first, _, last = translator([("who",), ("",), ("came",)], 100)
     assert [each["translation"] for each in found["data"]] == [first, "", last]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "body"),
+    [
+        ("bert", "/v1/embeddings", {"input": "a", "encoding_format": "base64"}),
+        ("bert", "/rerank", {"query": "a", "documents": ["b"]}),
+        ("bert-classifier", "/rerank", {"query": "a", "documents": ["b"]}),
+        ("bert-classifier", "/predict", {"input": "a"}),
+    ],
+)
+def test_nan_of_a_model_is_never_an_answer(tmp_path, name, path, body):
+    pipeline = open_pipeline(save(name, tmp_path))
+    with torch.no_grad():
+        pipeline.model.get_input_embeddings().weight.fill_(torch.nan)
+    ((status, answer),) = ask(pipeline, (path, body))
+    assert status == 500 and sentence(answer).startswith("the model gives NaN or ∞: its weights")
 
 
 WRONG = [

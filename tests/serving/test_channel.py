@@ -26,9 +26,9 @@ def test_numbers_arrive_bit_for_bit(rows, columns):
     assert found.shape == numbers.shape and found.tobytes() == numbers.tobytes()
 
 
-@pytest.mark.parametrize("sentence", ["too long", None])
-def test_failures_arrive(sentence):
-    assert answer_of(answer_bytes(Failure(sentence))) == Failure(sentence)
+@pytest.mark.parametrize("failure", [Failure("too long", 400), Failure()])
+def test_failures_arrive(failure):
+    assert answer_of(answer_bytes(failure)) == failure
 
 
 def sent(content):

@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the service needs the package uvicorn")
 pytest.importorskip("prometheus_client", reason="the service needs prometheus-client")
 
+from lowbit.errors import InputError
 from lowbit.serving.problem import ProblemError
 from tests.serving.standing_in import Shouting, service, started_worker, value
 
@@ -136,6 +137,21 @@ def test_a_row_that_kills_workers_is_refused_and_its_neighbours_are_not():
             assert killer.status == 500 and value(dispatcher, "worker_deaths_total") == 2
 
     asyncio.run(check())
+
+
+def test_nan_is_one_sentence_and_no_traceback(capsys):
+    class Damaged(Shouting):
+        def run(self, items):
+            raise InputError("the model gives NaN")
+
+    async def check():
+        async with service(pipeline=Damaged()) as dispatcher:
+            with pytest.raises(ProblemError, match="^the model gives NaN$") as refused:
+                await dispatcher.answer(rows("a"))
+            assert refused.value.status == 500
+
+    asyncio.run(check())
+    assert capsys.readouterr().err == ""
 
 
 def test_a_fault_of_the_model_ends_a_request_and_not_the_worker(capsys):

@@ -46,7 +46,7 @@ def check_output(output: Path, overwrite: bool, source: Path | None) -> None:
             raise UsageError(f"output {output} is not a model folder, so it is not overwritten")
 
 
-def check_file(output: Path) -> None:
+def check_file(output: Path, overwrite: bool) -> None:
     """Raises UsageError if the file `output` may not be written, or another run writes it: asked
     before the work."""
     recover(output)
@@ -54,6 +54,8 @@ def check_file(output: Path) -> None:
         raise UsageError(f"output {output} would replace a folder")
     if not output.parent.is_dir():
         raise UsageError(f"output {output} has no folder to go into")
+    if output.exists() and not overwrite:
+        raise UsageError(f"output {output} exists (--overwrite replaces it)")
 
 
 @contextmanager

@@ -11,7 +11,9 @@ from lowbit.cli.spread import spread
 
 @spread
 def embed(
-    model: Annotated[str, typer.Argument(help="A folder with an encoder, float or integer.")],
+    model: Annotated[
+        str, typer.Argument(help="A folder with an encoder or a decoder, float or integer.")
+    ],
     data: Annotated[Path, typer.Option(help="A table: .parquet, .arrow, .csv, .tsv or .jsonl.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The table to write: .parquet, .arrow or .jsonl.")

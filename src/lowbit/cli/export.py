@@ -23,7 +23,7 @@ def export(
         typer.Option(metavar="NAME", help="The layout of the folder, if there are several."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing model folder.")
+        bool, typer.Option("--overwrite", help="Replace an existing file or model folder.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,

@@ -94,7 +94,7 @@ def infer(
         typed(table, "overwrite", "quiet") | _given({**of_tables, "pair_column": pair}),
         f"is of tables: --task {task} reads the benchmark's files",
     )
-    check_file(output)
+    check_file(output, table.overwrite)
     lengths = _given({"max_length": max_length, "stride": stride})
     if task != "squad" and stride is not None:
         raise UsageError("--stride is of squad's windows: other tasks have none")

@@ -46,7 +46,8 @@ class JobOptions:
         int | None, typer.Option(help="Threads of each of them.", show_default="1")
     ] = None
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an output that exists.")
+        bool,
+        typer.Option("--overwrite", help="Replace an output that exists, or parts of another job."),
     ] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing.")] = False
 
@@ -63,6 +64,7 @@ class JobOptions:
         needed("pyarrow", "pyarrow", "jobs")
         from lowbit.jobs.job import Job
         from lowbit.jobs.run import Engine, here, run
+        from lowbit.report.wording import plural
 
         engine = self.engine or ENGINES[0]
         check_choice("engine", engine, ENGINES)
@@ -88,8 +90,8 @@ class JobOptions:
         found = run(job, chosen, self.overwrite, not self.quiet)
         if self.quiet:
             return
-        say(f"written: {output}, {found.rows:,} rows in {found.seconds:.0f} s")
+        say(f"written: {output}, {plural(found.rows, 'row')} in {found.seconds:.0f} s")
         if found.cut:
-            say(f"{found.cut:,} rows have more tokens than the model reads, and were cut.")
+            say(f"{plural(found.cut, 'row')} with more tokens than the model reads: cut.")
         if found.missing:
-            say(f"{found.missing:,} rows have no text, and so no result.")
+            say(f"{plural(found.missing, 'row')} without text: no result.")

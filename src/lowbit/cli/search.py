@@ -56,6 +56,9 @@ def search(
         str, typer.Option(help=f"How the cost of a choice is estimated: {', '.join(MEASURES)}.")
     ] = ",".join(MEASURES),
     samples: Annotated[int, typer.Option(min=1, help="Windows or lines of --calibration.")] = 16,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = (
+        False
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
@@ -75,7 +78,7 @@ def search(
 
     if output.suffix not in (".yaml", ".yml"):
         raise UsageError(f"output {output} must be a .yaml file: it is a recipe")
-    check_file(output)
+    check_file(output, overwrite)
     budget = Budget.parse(max_size, max_bits, max_drop)
     plan = measured.plan()
     if not plan.tasks:

@@ -267,7 +267,7 @@ def check_static(plan: Plan, known: Collection[str] = ()) -> None:
         if d.activations in STATIC and d.name not in known:
             raise UsageError(
                 f"{d.name} has static activations, whose scale needs data:"
-                " give calibration data, or train with prepare_qat"
+                " give calibration data (--calibration FILE), or train with prepare_qat (--qat)"
             )
 
 

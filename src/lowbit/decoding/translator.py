@@ -145,9 +145,10 @@ class Translator:
         return config
 
     def _encode(self, texts: list[str], **limits: Any) -> dict[str, Tensor]:
-        """Ids and mask only, because `generate` refuses other outputs of tokenizers."""
+        """Ids and mask only, because `generate` refuses other outputs of tokenizers. Not verbose:
+        transformers would warn of texts that are too long, whose lengths are only counted."""
         encoded: Mapping[str, Tensor] = self.tokenizer(
-            texts, padding=True, return_tensors="pt", **limits
+            texts, padding=True, return_tensors="pt", verbose=False, **limits
         )
         names = ("input_ids", "attention_mask")
         return {name: encoded[name].to(self.model.device) for name in names}

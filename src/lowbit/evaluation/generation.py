@@ -45,7 +45,7 @@ def _generate(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
     """The tokens of one sequence; for a decoder, the prompt `ids` first."""
     batch = ids[None].to(model.device)
     # generation_config.json may have any settings, and damaged weights may give NaN.
-    with reading(f"a text of the {type(model).__name__} of these files", "generated"):
+    with reading(f"a text of {model.name_or_path or type(model).__name__}", "generated"):
         tokens: Tensor = model.generate(batch, attention_mask=torch.ones_like(batch), **options)
     return tokens[0]
 

@@ -50,7 +50,7 @@ def export_checkpoint(
         model: A folder that lowbit wrote.
         to: The format, "NAME" or "NAME:TYPE", such as "gguf" or "onnx".
         output: The file or folder to write, as the format requires.
-        overwrite: Replace an existing model folder. Has no effect on a file.
+        overwrite: Replace an existing file or model folder.
         layout: How to arrange the output folder, if the format has several layouts. None: the
             default.
 
@@ -69,7 +69,7 @@ def export_checkpoint(
     with open_stored(model) as stored:
         writer.check(stored, type)
         if writer.into_file:
-            check_file(output)
+            check_file(output, overwrite)
         else:
             check_output(output, overwrite, stored.folder)
         with staged_file(output) if writer.into_file else staged(output) as new:

@@ -4,13 +4,14 @@
         job.json               of which job: model, data, columns, options
         000003-000012.arrow    chunk 12 of span 3, once it is whole
 
-A rerun of the same job reads what is there and computes the rest; any other job is refused. At the
-end the parts become OUT, and the folder goes.
+A rerun of the same job reads what is there and computes the rest; any other job is refused once
+there is a part, unless it may overwrite. At the end the parts become OUT, and the folder goes.
 """
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,27 @@ class Parts:
     def __init__(self, output: Path) -> None:
         self.folder = output.with_name(output.name + SUFFIX)
 
-    def begin(self, job: Mapping[str, Any]) -> None:
-        """Raises UsageError if the folder holds parts of another job, InputError if it cannot be
-        made."""
+    def begin(self, job: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Take the folder for a job; overwrite: and remove the parts of another.
+
+        Raises UsageError if the folder holds parts of another job, InputError if it cannot be made.
+        """
         file = self.folder / "job.json"
         if file.is_file():
             before = read_json(file)
             before = before if isinstance(before, dict) else {}
             other = [key for key in job if before.get(key) != job[key]]
-            if other:
+            if other and not overwrite and self._files():
                 raise UsageError(
                     f"{self.folder} holds parts of another job, which differs in"
-                    f" {', '.join(other)}: give what that job had, or remove the folder to begin"
-                    " anew"
+                    f" {', '.join(other)}: give what that job had, or --overwrite to begin anew"
                 )
             tidy(self.folder)
-            return
-        if self.folder.exists() and any(self.folder.iterdir()):
+            if not other:
+                return
+            for part in self._files():
+                part.unlink()
+        elif self.folder.exists() and any(self.folder.iterdir()):
             raise UsageError(f"{self.folder} is not empty and holds no parts of a job")
         try:
             self.folder.mkdir(exist_ok=True)
@@ -75,7 +80,7 @@ class Parts:
 
     def read(self) -> Iterator[tuple[pa.Table, int]]:
         """All parts in order, each with its number of rows that were cut."""
-        for file in sorted(self.folder.glob("*.arrow")):
+        for file in self._files():
             with reading(f"the part {file}", "read"), self._opened(file) as opened:
                 table = opened.read_all()
             cut = int((table.schema.metadata or {}).get(CUT, 0))
@@ -83,6 +88,20 @@ class Parts:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def kept_if_any(self) -> Iterator[None]:
+        """The folder goes if an error ends the job before its first part."""
+        try:
+            yield
+        except BaseException:
+            # Anything but job.json is a part, or becomes one in a process that still runs.
+            if [each.name for each in self.folder.iterdir()] == ["job.json"]:
+                self.remove()
+            raise
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.arrow"))
 
     def _file(self, span: int, chunk: int) -> Path:
         return self.folder / f"{span:06}-{chunk:06}.arrow"

@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from lowbit.checkpoint.atomic_write import check_file, staged_file, writing
 from lowbit.checkpoint.work_folder import claimed
-from lowbit.errors import UsageError
 from lowbit.jobs.job import Job
 from lowbit.jobs.parts import Parts
 from lowbit.jobs.tables import Span, write
@@ -39,25 +38,28 @@ def here(work: Work, spans: Sequence[Span]) -> Iterator[int]:
 def run(job: Job, engine: Engine = here, overwrite: bool = False, progress: bool = True) -> Summary:
     """Write the job's output, or go on with a job that was killed.
 
-    progress: show a bar with the time left.
+    overwrite: replace an output that exists, and parts of another job. progress: show a bar with
+    the time left.
 
-    Raises UsageError if the output exists already or is written by another job, if what a killed
-    job left belongs to a job with another model, data or options, and as `Work` does.
+    Raises UsageError if the output exists already or is written by another job, if parts that a
+    killed job left belong to a job with another model, data or options, and as `Work` does.
     """
     # Another process, perhaps on another machine, has another current folder.
     job = replace(job, data=job.data.absolute(), output=job.output.absolute())
-    check_file(job.output)
     parts = Parts(job.output)
-    if job.output.exists() and not overwrite and not parts.folder.exists():
-        raise UsageError(f"output {job.output} exists (--overwrite replaces it)")
+    # A job that was killed while it overwrote goes on.
+    check_file(job.output, overwrite or parts.folder.exists())
     with claimed(job.output):
         started = time.monotonic()
         work = Work(job)
-        parts.begin(job.identity())
+        parts.begin(job.identity(), overwrite)
         spans = work.table.spans(job.part_rows)
         known = [span.rows for span in spans if span.rows is not None]
         total = sum(known) if len(known) == len(spans) else None
-        with progress_bar(total, work.pipeline.kind, "row", progress) as bar:
+        with (
+            parts.kept_if_any(),
+            progress_bar(total, work.pipeline.kind, "row", progress) as bar,
+        ):
             for rows in engine(work, spans):
                 bar.update(rows)
         added = work.columns.fields[0].name

@@ -86,6 +86,10 @@ class Table(ABC):
                 groups, held = [], 0
         return found
 
+    def rows_before(self, span: Span) -> int:
+        """Rows of the table before the pieces of a span."""
+        return sum(size or 0 for size in self.sizes()[: span.groups[0]])
+
     def chunks(self, span: Span, columns: list[str], rows: int) -> Iterator[pa.Table]:
         """A span in tables of `rows` rows each, but the last."""
         held: list[pa.RecordBatch] = []
@@ -247,11 +251,16 @@ def _csv(file: Path, schema: pa.Schema) -> Any:
     return pa.csv.CSVWriter(file, schema)
 
 
+def _tsv(file: Path, schema: pa.Schema) -> Any:
+    return pa.csv.CSVWriter(file, schema, write_options=pa.csv.WriteOptions(delimiter="\t"))
+
+
 WRITERS: dict[str, Any] = {
     ".parquet": _parquet,
     ".arrow": lambda file, schema: pa.ipc.new_file(file, schema),
     ".feather": lambda file, schema: pa.ipc.new_file(file, schema),
     ".csv": _csv,
+    ".tsv": _tsv,
     ".jsonl": lambda file, schema: JsonWriter(file),
     ".ndjson": lambda file, schema: JsonWriter(file),
 }
@@ -261,8 +270,10 @@ def check_written(output: Path, schema: pa.Schema) -> None:
     """Raises InputError if a file of this name cannot hold such a table."""
     check_choice("the kind of table", output.suffix, WRITERS, error=InputError)
     nested = [field.name for field in schema if pa.types.is_nested(field.type)]
-    if WRITERS[output.suffix] is _csv and nested:
-        raise InputError(f"a CSV cannot hold the lists of {nested[0]}: write {output.stem}.parquet")
+    if WRITERS[output.suffix] in (_csv, _tsv) and nested:
+        raise InputError(
+            f"a {output.suffix} cannot hold the lists of {nested[0]}: write {output.stem}.parquet"
+        )
 
 
 def write(file: Path, kind: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:

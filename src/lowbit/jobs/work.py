@@ -66,25 +66,28 @@ class Work:
             if self.parts.has(span.number, number):
                 yield chunk.num_rows
             else:
-                yield from self._part(span.number, number, chunk)
+                yield from self._part(span, number, chunk)
 
-    def _part(self, span: int, number: int, chunk: pa.Table) -> Iterator[int]:
+    def _part(self, span: Span, number: int, chunk: pa.Table) -> Iterator[int]:
         """Compute and write one; the longest texts first."""
+        first = self.table.rows_before(span) + number * self.job.part_rows
         texts = [chunk.column(name).cast(pa.large_string()).to_pylist() for name in self.texts]
         rows: list[Row] = list(zip(*texts, strict=True))
-        there = [index for index, row in enumerate(rows) if None not in row]
+        # Not every table can tell a missing text from an empty one.
+        there = [i for i, row in enumerate(rows) if all(text and text.strip() for text in row)]
         items = self.pipeline.encode([rows[index] for index in there])
         results = [None] * len(rows)
         left = len(rows)
         for batch in batches([item.length for item in items], self.job.tokens):
-            found = self.pipeline.run([items[place] for place in batch])
+            numbers = [first + there[place] for place in batch]
+            found = self.pipeline.run([items[place] for place in batch], numbers)
             for place, result in zip(batch, found, strict=True):
                 results[there[place]] = result
             left -= len(batch)
             yield len(batch)
         arrays = [chunk.column(name) for name in self.kept] + self.columns.arrays(results)
         table = pa.Table.from_arrays(arrays, schema=self.schema)
-        self.parts.write(span, number, table, sum(item.cut for item in items))
+        self.parts.write(span.number, number, table, sum(item.cut for item in items))
         yield left  # rows without a text
 
 

@@ -61,7 +61,7 @@ class Classifier(TokenPipeline):
         usual = "multi" if config.num_labels == 1 else "single"
         return config.problem_type or f"{usual}_label_classification"
 
-    def run(self, items: Sequence[Item]) -> Float32[np.ndarray, "items labels"]:
+    def compute(self, items: Sequence[Item]) -> Float32[np.ndarray, "items labels"]:
         with torch.inference_mode():
             logits: Tensor = self.forward(**self.padded(items, "right")).logits
             return SCORES[self.problem](logits.float()).numpy()

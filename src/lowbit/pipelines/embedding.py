@@ -1,6 +1,7 @@
 """A vector for a text."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from jaxtyping import Float32
 from torch import nn
 from transformers import PreTrainedModel
 
-from lowbit.errors import check_choice
+from lowbit.errors import UsageError, check_choice
 from lowbit.pipelines.pipeline import Item, Row, TokenPipeline, accelerated
 from lowbit.pipelines.pooling import POOLINGS
 from lowbit.pipelines.sentence_modules import SentenceModules
@@ -20,7 +21,8 @@ class Embedder(TokenPipeline):
 
     modules: what the folder says. pooling, normalize, max_length, prompt: instead of what it says.
 
-    Raises UsageError for an unknown pooling and for more tokens than the model has positions for.
+    Raises UsageError for an encoder–decoder, an unknown pooling, and more tokens than the model has
+    positions for.
     """
 
     kind = "embedding"
@@ -35,6 +37,9 @@ class Embedder(TokenPipeline):
         max_length: int | None = None,
         prompt: str | None = None,
     ) -> None:
+        # The config of an encoder alone may still say that it is one of two halves.
+        if "decoder_input_ids" in signature(model.base_model.forward).parameters:
+            raise UsageError(f"embedding needs an encoder or a decoder, not {type(model).__name__}")
         super().__init__(model, tokenizer, max_length)
         if max_length is None and modules.max_length is not None:
             # Some folders say more than the model has positions for.
@@ -57,7 +62,7 @@ class Embedder(TokenPipeline):
         texts = [self.prompt + text for (text,) in rows]
         return super().encode([(text.lower() if self.lower_case else text,) for text in texts])
 
-    def run(self, items: Sequence[Item]) -> Float32[np.ndarray, "items width"]:
+    def compute(self, items: Sequence[Item]) -> Float32[np.ndarray, "items width"]:
         inputs = self.padded(items, "right")
         with torch.inference_mode():
             states = self.base(**inputs)[0].float()

@@ -78,7 +78,7 @@ class Generation(TokenPipeline):
         # The template holds the special tokens.
         return super().encode([(text,) for text in told], add_special_tokens=False)
 
-    def run(self, items: Sequence[Item]) -> Sequence[str]:
+    def compute(self, items: Sequence[Item]) -> Sequence[str]:
         padded = self.padded(items, "left")
         inputs = {name: padded[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lowbit import fallbacks
 from lowbit.data.batches import columns, longest
 from lowbit.data.lines import MOST_CHARACTERS
-from lowbit.errors import UsageError, check_at_least
+from lowbit.errors import InputError, UsageError, check_at_least
 from lowbit.kernels import native
 from lowbit.runtime.compiled import compile
 
@@ -52,9 +52,28 @@ class Pipeline(ABC):
     def encode(self, rows: Sequence[Row]) -> list[Item]:
         """The rows as items, in order. May be called by any thread."""
 
+    def run(
+        self, items: Sequence[Item], rows: Sequence[int] | None = None
+    ) -> Sequence[Any] | np.ndarray:
+        """A result for each item, in order: one batch. Every item has a token.
+
+        rows: the numbers of the items for error messages. Raises InputError if a result has NaN or
+        an infinite value.
+        """
+        results = self.compute(items)
+        if isinstance(results, np.ndarray):
+            odd = ~np.isfinite(results).all(1)
+            if odd.any():
+                which = "" if rows is None else f" for row {rows[odd.argmax()]}"
+                raise InputError(
+                    f"the model gives NaN or ∞{which}: its weights are damaged, or a product"
+                    " overflows"
+                )
+        return results
+
     @abstractmethod
-    def run(self, items: Sequence[Item]) -> Sequence[Any] | np.ndarray:
-        """A result for each item, in order: one batch. Every item has a token."""
+    def compute(self, items: Sequence[Item]) -> Sequence[Any] | np.ndarray:
+        """The results of `run`, unchecked."""
 
     def __call__(self, rows: Sequence[Row], tokens: int) -> list[Any]:
         """A result for each row, in order; None for a row without tokens.
@@ -64,7 +83,7 @@ class Pipeline(ABC):
         items = self.encode(rows)
         results: list[Any] = [None] * len(items)
         for batch in batches([item.length for item in items], tokens):
-            found = self.run([items[index] for index in batch])
+            found = self.run([items[index] for index in batch], batch)
             for index, result in zip(batch, found, strict=True):
                 results[index] = result
         return results

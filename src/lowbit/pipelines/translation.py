@@ -51,5 +51,5 @@ class Translation(Pipeline):
             for (text,), length in zip(rows, lengths, strict=True)
         ]
 
-    def run(self, items: Sequence[Item]) -> Sequence[str]:
+    def compute(self, items: Sequence[Item]) -> Sequence[str]:
         return self.translator([item.content for item in items], progress=False).outputs

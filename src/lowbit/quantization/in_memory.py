@@ -78,7 +78,9 @@ def quantize_by(
     static = any(rule.is_static for rule in recipe.rules)
     if calibration is None:
         if solver.data:
-            raise UsageError(f"{solver.learner} learns from data: give calibration data")
+            raise UsageError(
+                f"{solver.learner} learns from data: give calibration data (--calibration FILE)"
+            )
         return quantize_with(model, make_plan(model, recipe), solver.solve, {}, progress)
     if not static and not solver.data:
         raise UsageError(

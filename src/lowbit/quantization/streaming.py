@@ -68,7 +68,9 @@ def quantize_checkpoint(
     """
     given, solver = named(recipe), load_solver(solver)
     if solver.data:
-        raise UsageError(f"{solver.learner} learns from data: give calibration data")
+        raise UsageError(
+            f"{solver.learner} learns from data: give calibration data (--calibration FILE)"
+        )
     source, output = find(model), Path(output)
     config = float_config(source)
     check_output(output, overwrite, source)

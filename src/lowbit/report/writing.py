@@ -15,7 +15,7 @@ def check_paths(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.suffix.lower() not in FORMS:
             raise UsageError(f"a report ends in {', '.join(FORMS)}, and {path} does not")
-        check_file(path)
+        check_file(path, overwrite=True)
 
 
 def write(study: Study, paths: Iterable[Path]) -> None:

@@ -21,9 +21,10 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class Failure:
-    """Instead of results: a sentence for the client, or None if the fault is ours."""
+    """Instead of results: a sentence for the client, and the status of the answer."""
 
-    sentence: str | None
+    sentence: str = "the model failed on this input"
+    status: int = 500
 
 
 Answer = Sequence[Any] | np.ndarray | Failure
@@ -53,7 +54,7 @@ async def exchange(
 
 def answer_bytes(answer: Answer) -> bytes:
     if isinstance(answer, Failure):
-        return json.dumps({"failure": answer.sentence}).encode() + b"\n"
+        return json.dumps({"failure": [answer.sentence, answer.status]}).encode() + b"\n"
     if isinstance(answer, np.ndarray):
         numbers = np.ascontiguousarray(answer, np.float32)
         return json.dumps({"shape": numbers.shape}).encode() + b"\n" + numbers.tobytes()
@@ -64,7 +65,7 @@ def answer_of(content: bytes) -> Answer:
     line, _, numbers = content.partition(b"\n")
     said = json.loads(line)
     if "failure" in said:
-        return Failure(said["failure"])
+        return Failure(*said["failure"])
     if "shape" in said:
         return np.frombuffer(numbers, np.float32).reshape(said["shape"])
     results: list[Any] = said["results"]

@@ -45,7 +45,8 @@ class Dispatcher:
         """The results of a request's rows. If it is cancelled, rows that no worker has yet are
         dropped.
 
-        Raises ProblemError: 429 if the queue is full, 504 after the timeout, 500 if workers died.
+        Raises ProblemError: 429 if the queue is full, 504 after the timeout, 500 if workers died or
+        the model gives NaN.
         """
         if self.accepted + len(rows) > self.settings.queue:
             raise ProblemError(
@@ -125,7 +126,7 @@ class Dispatcher:
         for entry in batch:
             entry.deaths += 1
         lost = [entry for entry in batch if entry.deaths >= MOST_DEATHS]
-        _settle(lost, Failure(None))
+        _settle(lost, Failure())
         self.queue.put_back(entry for entry in batch if entry.deaths < MOST_DEATHS)
         self.filled.set()
 
@@ -157,7 +158,5 @@ def _settle(batch: Sequence[Entry], answer: Any) -> None:
             continue
         if not isinstance(answer, Failure):
             entry.done.set_result(answer[place])
-        elif answer.sentence is not None:
-            entry.done.set_exception(ProblemError(400, answer.sentence))
         else:
-            entry.done.set_exception(ProblemError(500, "the model failed on this input"))
+            entry.done.set_exception(ProblemError(answer.status, answer.sentence))

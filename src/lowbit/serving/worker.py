@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from lowbit.errors import LowbitError
+from lowbit.errors import InputError, LowbitError
 from lowbit.pipelines.pipeline import Pipeline
 from lowbit.serving.channel import Answer, Failure, receive_items, send_answer
 
@@ -31,11 +31,13 @@ def work(pipeline: Pipeline, threads: int, end: socket.socket) -> None:
         answer: Answer
         try:
             answer = pipeline.run(items)
-        except LowbitError as error:
+        except InputError as error:
             answer = Failure(str(error))
+        except LowbitError as error:
+            answer = Failure(str(error), 400)
         except Exception:
             traceback.print_exc()
-            answer = Failure(None)
+            answer = Failure()
         try:
             send_answer(end, answer)
         except OSError:

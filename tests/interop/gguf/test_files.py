@@ -67,6 +67,9 @@ def test_a_model_comes_back_with_the_same_weights_and_tokens(llama, tmp_path):
 def test_gguf_reads_the_decoded_weights_of_a_file_in_its_own_order_of_rows(llama, tmp_path):
     file = tmp_path / "llama.gguf"
     export_checkpoint(llama, "gguf", file)
+    with pytest.raises(UsageError, match="llama.gguf exists .--overwrite replaces it"):
+        export_checkpoint(llama, "gguf", file)
+    export_checkpoint(llama, "gguf", file, overwrite=True)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     with open_stored(llama) as model:
         down = model.owners["model.layers.1.mlp.down_proj"].read()

@@ -18,6 +18,9 @@ TASKS: dict[str, type[Task]] = {
     for kind in (Perplexity, Generate, Glue, Squad, TokenClassification, Translation, Similarity)
 }
 
+# What the command line calls an option, if not by its name.
+FLAGS = {"subset": " (--name)"}
+
 
 def options_of(name: str) -> dict[str, Field[Any]]:
     """The options of a task, by name. Raises UsageError if the task is unknown."""
@@ -41,5 +44,5 @@ def make_task(name: str, **options: Any) -> Task:
     optional = {key for key, field in known.items() if "None" in str(field.type)}
     needed = {key for key, field in known.items() if field.default is MISSING}
     if absent := sorted(needed - given.keys() - optional):
-        raise UsageError(f"task {name} needs the option {absent[0]!r}")
+        raise UsageError(f"task {name} needs the option {absent[0]!r}{FLAGS.get(absent[0], '')}")
     return TASKS[name](**{**dict.fromkeys(needed & optional), **given})

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 from typing import ClassVar
 
 from torch import Tensor
@@ -72,6 +73,9 @@ class Perplexity(Task):
         self, subject: Subject, ids: Tensor, metrics: dict[str, Metric]
     ) -> Measurement:
         windows = Windows(subject.model, ids, self.context, self.stride)
+        # A damaged model gives NaN: there is nothing to sample from.
+        damaged = isnan(metrics["perplexity"].value)
+        prompts = [] if damaged else self._prompts(subject, ids)
         return Measurement(
             task=self.name,
             data=self.data or "one text",
@@ -79,7 +83,7 @@ class Perplexity(Task):
             unit="tokens",
             settings={"context": windows.context, "stride": windows.stride, "seed": self.seed},
             metrics=metrics,
-            samples=tuple(self._sample(subject, prompt) for prompt in self._prompts(subject, ids)),
+            samples=tuple(self._sample(subject, prompt) for prompt in prompts),
         )
 
     def _ids(self, subject: Subject) -> Tensor:
