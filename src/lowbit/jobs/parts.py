@@ -36,6 +36,7 @@ class Parts:
         """Raises UsageError if the folder holds parts of another job, InputError if it cannot be
         made."""
         file = self.folder / "job.json"
+        tidy(self.folder)  # first: a job may have been killed while it wrote job.json
         if file.is_file():
             before = read_json(file)
             before = before if isinstance(before, dict) else {}
@@ -46,9 +47,8 @@ class Parts:
                     f" {', '.join(other)}: give what that job had, or remove the folder to begin"
                     " anew"
                 )
-            tidy(self.folder)
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if self.folder.is_dir() and any(self.folder.iterdir()):
             raise UsageError(f"{self.folder} is not empty and holds no parts of a job")
         try:
             self.folder.mkdir(exist_ok=True)
