@@ -158,6 +158,40 @@ def test_a_job_that_was_killed_computes_no_part_again(job, model, expected):
     assert left(job) == ["docs.parquet", "vectors.parquet"]
 
 
+BEGUN = """
+import json, os, signal, sys
+from pathlib import Path
+from lowbit.jobs.parts import Parts
+
+json.dumps = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+Parts(Path(sys.argv[1])).begin({})
+"""
+
+
+def test_a_job_that_was_killed_before_its_first_part_goes_on(job, expected):
+    assert subprocess.run([sys.executable, "-c", BEGUN, job.output]).returncode == -signal.SIGKILL
+    folder = job.output.with_name("vectors.parquet.parts")
+    assert [file.name for file in folder.iterdir()] == [".job.json.lowbit"]
+    run(job, progress=False)
+    check(job.output, expected)
+    assert left(job) == ["docs.parquet", "vectors.parquet"]
+
+
+def test_a_folder_or_a_file_of_somebody_else_is_left_alone(job):
+    folder = job.output.with_name("vectors.parquet.parts")
+    folder.write_text("mine")
+    with pytest.raises(InputError, match="vectors.parquet.parts cannot be created: File exists"):
+        run(job, progress=False)
+    assert folder.read_text() == "mine"
+    folder.unlink()
+    folder.mkdir()
+    (folder / ".job.json.lowbit").mkdir()
+    (folder / ".job.json.lowbit" / "mine").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty and holds no parts"):
+        run(job, progress=False)
+    assert (folder / ".job.json.lowbit" / "mine").read_text() == "mine"
+
+
 def test_another_job_does_not_go_on(job, model, tmp_path):
     def stop():
         with pytest.raises(KeyboardInterrupt):

@@ -24,7 +24,7 @@ from lowbit.conversion.streamed_load import QuantizedInFile
 from lowbit.errors import InputError
 from lowbit.formats import QTensor
 from lowbit.formats.error import WeightError
-from lowbit.formats.validity import faults, not_a_number
+from lowbit.formats.validity import faults, not_a_number, not_finite
 
 
 class QuantizedFolder:
@@ -42,6 +42,7 @@ class QuantizedFolder:
         self.folder, self.model, self.plan, self.solve = folder, model, plan, solve
         self.writer = ShardWriter(folder, max_shard_bytes)
         self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.owners: Mapping[str, Quantize] = {str(d.weight): d for d in plan.owners}
         self.errors: dict[str, WeightError] = {}
         self.entries = {d.name: tied_entry(d) for d in plan.tied}
@@ -62,7 +63,9 @@ class QuantizedFolder:
             )
         if decision is None:
             assert isinstance(tensor, Tensor)
-            if tensor.is_floating_point() and (told := not_a_number(tensor)):
+            # As numbers.py checks a model that is loaded.
+            test = not_finite if name in self.parameters else not_a_number
+            if tensor.is_floating_point() and (told := test(tensor)):
                 raise InputError(f"{name} {told}, so the model cannot compute with it")
             self.writer.add(name, tensor)
             return

@@ -39,6 +39,7 @@ class Parts:
         Raises UsageError if the folder holds parts of another job, InputError if it cannot be made.
         """
         file = self.folder / "job.json"
+        tidy(self.folder)  # first: a job may have been killed while it wrote job.json
         if file.is_file():
             before = read_json(file)
             before = before if isinstance(before, dict) else {}
@@ -48,12 +49,11 @@ class Parts:
                     f"{self.folder} holds parts of another job, which differs in"
                     f" {', '.join(other)}: give what that job had, or --overwrite to begin anew"
                 )
-            tidy(self.folder)
             if not other:
                 return
             for part in self._files():
                 part.unlink()
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise UsageError(f"{self.folder} is not empty and holds no parts of a job")
         try:
             self.folder.mkdir(exist_ok=True)

@@ -17,6 +17,7 @@ from lowbit.conversion.apply import Result
 from lowbit.conversion.default_recipe import choose, named
 from lowbit.conversion.footprint import footprint
 from lowbit.conversion.model_card import write_card
+from lowbit.conversion.numbers import check_numbers
 from lowbit.conversion.recipe import Recipe
 from lowbit.errors import InputError
 from lowbit.progress import without_transformers_bars
@@ -77,6 +78,7 @@ def quantize_calibrated(
         if tokenizer is None:
             raise InputError(f"{source} has no tokenizer to read {data} with")
         loaded = load_model(source)
+        check_numbers(loaded)  # what stays float is written as it is
         chosen, why = choose(loaded, given)
         material = texts.read(data, loaded, tokenizer, samples, length)
         before = footprint(loaded, source)
