@@ -16,10 +16,10 @@
 // float32, on whether the call has fewer than 8 queries. Any number of threads gives the same bits.
 //
 // A masked key has w = 0. A query without visible keys has y = 0, as in PyTorch. The float32 paths
-// do not read keys before the first and after the last visible one, for example outside a sliding
-// window. NaN in a query, a key or the mask makes y NaN if the key is visible. NaN or infinity in a
-// value may make y NaN even if its key is masked, because 0 times it is NaN. A sink of plus
-// infinity makes y NaN; a sink of minus infinity has no effect.
+// do not read keys and values before the first and after the last that a query of the task sees,
+// for example outside a sliding window. NaN in a query, a key or the mask makes y NaN if the key is
+// visible. NaN or infinity in a value may make y NaN even if its key is masked, because 0 times it
+// is NaN. A sink of plus infinity makes y NaN; a sink of minus infinity has no effect.
 #pragma once
 
 #include <cstdint>
