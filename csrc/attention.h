@@ -10,14 +10,16 @@
 // On amx queries (times scale), keys, values and w are rounded to bfloat16, subnormal numbers to
 // zero; products are exact and all sums and the denominator float32. The other paths compute in
 // float32 throughout. They take keys in blocks (online softmax): the accumulators are multiplied by
-// a correction factor if a later block has a larger s. The result of a query depends only on its
-// own row, so any number of threads gives the same bits.
+// a correction factor if a later block has a larger s. They compute up to 7 queries, and heads of
+// more than 512 numbers, one by one, and all else in tasks of up to 128 successive queries of a
+// head, which add in another order. The result of a query depends only on its own row and, in
+// float32, on whether the call has fewer than 8 queries. Any number of threads gives the same bits.
 //
 // A masked key has w = 0. A query without visible keys has y = 0, as in PyTorch. The float32 paths
-// do not read keys before the first and after the last visible one, for example outside a sliding
-// window. NaN in a query, a key or the mask makes y NaN if the key is visible. NaN or infinity in a
-// value may make y NaN even if its key is masked, because 0 times it is NaN. A sink of plus
-// infinity makes y NaN; a sink of minus infinity has no effect.
+// do not read keys and values before the first and after the last that a query of the task sees,
+// for example outside a sliding window. NaN in a query, a key or the mask makes y NaN if the key is
+// visible. NaN or infinity in a value may make y NaN even if its key is masked, because 0 times it
+// is NaN. A sink of plus infinity makes y NaN; a sink of minus infinity has no effect.
 #pragma once
 
 #include <cstdint>
@@ -72,8 +74,9 @@ struct Attention {
 };
 
 // Several sequences in the same matrices. The tokens of sequence i are the rows from starts[i] on,
-// and attend only to their own sequence. All paths give the same bits, independent of other
-// sequences: a score is one chain of fused multiply-adds, and so is a number of y.
+// and attend only to their own sequence. Few queries are computed like many. All paths give the
+// same bits, independent of other sequences: a score is one chain of fused multiply-adds, and so is
+// a number of y.
 struct SequenceAttention {
   Attention each;         // float32, batch 1; of all rows; queries and keys are those of a sequence
   const int64_t* starts;  // [sequences + 1]

@@ -93,21 +93,24 @@ struct Keys {
   int64_t first, last;
 };
 
-// From the first to the last that a query sees.
+// From the first to the last that a query sees. If it sees none, first is op.keys and last 0, so
+// that a union with the keys of other queries is theirs.
 Keys seen_keys(const Attention& op, int64_t batch, int64_t head, int64_t query) {
   Keys all{0, op.causal ? smaller(op.keys, query + 1) : op.keys};
   if (op.window) {
     all = {larger(query - op.window, 0), smaller(all.last, query + op.window + 1)};
   }
+  const Keys none{op.keys, 0};
+  if (all.first >= all.last) return none;
   if (op.mask.kind == MaskKind::none) return all;
   const uint8_t* mask = op.mask.at(batch, head, query);
   const auto forbidden = [&](int64_t key) { return added(op.mask.kind, mask, key) < -1e38f; };
   Keys seen = all;
   while (seen.first < seen.last && forbidden(seen.last - 1)) --seen.last;
   while (seen.first < seen.last && forbidden(seen.first)) ++seen.first;
+  if (seen.first < seen.last) return seen;
   // Of keys that all have the least number of a type, each counts as much as the others.
-  const bool none = seen.first == seen.last;
-  return none && op.mask.kind != MaskKind::boolean ? all : seen;
+  return op.mask.kind == MaskKind::boolean ? none : all;
 }
 
 // Scores become weights, minus infinity becoming 0. Returns their sum.
@@ -331,7 +334,8 @@ void multiply_values(const float* values, const float* weights, int64_t keys, co
   }
 }
 
-// Some keys as blocks of queries read them again and again.
+// Some keys as blocks of queries read them again and again. Panels before that of the first visible
+// key are not filled.
 struct Block {
   Keys keys;
   const float* transposed;  // panels of [size][panel]
@@ -413,21 +417,23 @@ void attend_many(const Attention& op, int64_t batch, int64_t head, int64_t query
   }
   for (int64_t i = 0; i < count * value_end; ++i) sums[i] = 0.0f;
   for (int64_t first = any.first / most * most; first < any.last; first += most) {
-    const int64_t there = smaller(any.last - first, most);
+    // Keys before the first that a query sees are not read. Zeros stand for those of its panel.
+    const int64_t there = smaller(any.last - first, most), unseen = larger(any.first - first, 0);
+    const int64_t start = unseen / widest_panel * widest_panel;
     // Rows of a head lie far apart, which no prefetcher of a processor's sees.
     const auto prefetch_rows = [&](const TokenRows& rows, int64_t k, int64_t size) {
       for (int64_t i = k; i < smaller(k + lanes, op.keys - first); ++i) {
         prefetch(rows.at<T>(batch, key_head, first + i), size);
       }
     };
-    for (int64_t k = 0; k < there; k += lanes) {
+    for (int64_t k = start; k < there; k += lanes) {
       prefetch_rows(op.key, k + lanes, op.size);
       prefetch_rows(op.value, k, op.value_size);
       float* to = transposed + k / panel * panel * op.size + k % panel;
       for (int64_t d = 0; d < op.size; d += lanes) {
         Number square[lanes];
         for (int64_t i = 0; i < lanes; ++i) {
-          const int64_t n = k + i < there ? op.size - d : 0;
+          const int64_t n = k + i >= unseen && k + i < there ? op.size - d : 0;
           square[i] =
               load(op.key.at<T>(batch, key_head, smaller(first + k + i, op.keys - 1)) + d, n);
         }
@@ -436,11 +442,12 @@ void attend_many(const Attention& op, int64_t batch, int64_t head, int64_t query
           put(to + (d + i) * panel, square[i]);
       }
     }
-    for (int64_t k = 0; k < there; ++k) {
+    for (int64_t k = start; k < there; ++k) {
       const T* value = op.value.at<T>(batch, key_head, first + k);
+      const int64_t n = k >= unseen ? op.value_size : 0;
       for (int64_t d = 0; d < value_end; d += lanes) {
         float* to = values + (d / panel * there + k) * panel + d % panel;
-        put(to, load(value + d, op.value_size - d));
+        put(to, load(value + d, n - d));
       }
     }
     const Block block{{first, first + there}, transposed, values};

@@ -147,6 +147,11 @@ struct LinearPath {
   // codes, bias and y of one after the other.
   void together(const std::vector<const Layer*>& layers, uintptr_t x,
                 const std::vector<uintptr_t>& places, int64_t rows, int digits) const {
+    if (places.size() != 3 * layers.size()) {
+      throw std::invalid_argument(std::to_string(places.size()) + " places for " +
+                                  std::to_string(layers.size()) +
+                                  " layers: each has three, of its codes, bias and y");
+    }
     std::vector<lowbit::Linear> ops;
     for (size_t i = 0; i < layers.size(); ++i) {
       const uintptr_t* at = &places[3 * i];
@@ -207,6 +212,10 @@ struct AttentionPath {
                 bool causal, bool bfloat16)
       : run(lowbit::find_path(lowbit::attention_paths, path)) {
     const auto [batch, heads, key_heads, queries, size, value_size] = sizes;
+    if (key_heads < 1 || heads % key_heads) {
+      throw std::invalid_argument(std::to_string(heads) + " heads cannot share " +
+                                  std::to_string(key_heads) + " key heads");
+    }
     op.batch = batch;
     op.heads = heads;
     op.key_heads = key_heads;
@@ -268,7 +277,9 @@ struct Program {
   void linear(const LinearPath& path, const std::vector<const Layer*>& layers,
               const std::vector<uintptr_t>& places, int x, const std::vector<int>& ys, int digits) {
     if (places.size() != 2 * layers.size()) {
-      throw std::invalid_argument("each layer has two places, of its codes and of its bias");
+      throw std::invalid_argument(std::to_string(places.size()) + " places for " +
+                                  std::to_string(layers.size()) +
+                                  " layers: each has two, of its codes and its bias");
     }
     std::vector<lowbit::Linear> ops;
     for (size_t i = 0; i < layers.size(); ++i) {
@@ -461,6 +472,9 @@ NB_MODULE(_native, m) {
           "__init__",
           [](PackedLayout* form, int64_t outputs, int64_t inputs, int64_t group, int bits,
              bool binary) {
+            if (group < 1) {
+              throw std::invalid_argument("group " + std::to_string(group) + " is less than 1");
+            }
             new (form) PackedLayout{.outputs = outputs,
                                     .inputs = inputs,
                                     .group = group,

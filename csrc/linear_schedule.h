@@ -23,7 +23,7 @@
 //   L2         the activations of the chunk, for all panels
 //   memory     all weights, once for each chunk
 //
-// Many rows, and binary codes without AVX-512 VNNI (linear_decoded.inl), below a task:
+// Many rows (linear_decoded.inl), and binary codes by lookup (linear_tables.inl), below a task:
 //
 //     panels  P at once                           multiply_decoded
 //      group  inputs of one scale, decoded        multiply_decoded_panels

@@ -1,10 +1,12 @@
 #include "packed_layout.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
-#include <vector>
+#include <new>
 
 #include "parallel.h"
+#include "scratch.h"
 
 namespace lowbit {
 namespace {
@@ -125,13 +127,20 @@ void copy_four(uint8_t* to, const uint8_t* from, int64_t left) {
   left < 4 ? std::memcpy(to, from, left) : std::memcpy(to, from, 4);
 }
 
-// fn(panel) for all panels.
+// fn(panel, rows) for all panels; `rows` is memory for a byte per code, [panel_rows][inputs].
 template <class Fn>
 void for_panels(const PackedLayout& form, const Fn& fn) {
   const int64_t grain = codes_per_thread / (panel_rows * form.inputs + 1) + 1;
+  std::atomic<bool> out_of_memory = false;
   parallel_for(0, form.panels(), grain, [&](int64_t first, int64_t last) {
-    for (int64_t panel = first; panel < last; ++panel) fn(panel);
+    try {
+      auto* rows = static_cast<uint8_t*>(task_scratch(panel_rows * form.inputs));
+      for (int64_t panel = first; panel < last; ++panel) fn(panel, rows);
+    } catch (const std::bad_alloc&) {  // from task_scratch; no exception may leave this function
+      out_of_memory = true;
+    }
   });
+  if (out_of_memory) throw std::bad_alloc();
 }
 
 // fn(first input, inputs) for each block of a row, in order.
@@ -149,17 +158,21 @@ void for_blocks(const PackedLayout& form, const Fn& fn) {
 
 void pack_codes(const PackedLayout& form, const uint8_t* stored, uint8_t flip, uint8_t* codes) {
   const Fields fields = fields_of(form.bits, form.binary);
-  for_panels(form, [&](int64_t panel) {
-    std::vector<uint8_t> rows(panel_rows * form.inputs);
+  for_panels(form, [&](int64_t panel, uint8_t* rows) {
     for (int64_t lane = 0; lane < panel_rows; ++lane) {
       const int64_t n = panel * panel_rows + lane;
-      if (n < form.outputs) read_row(form, stored, flip, n, &rows[lane * form.inputs]);
+      uint8_t* row = rows + lane * form.inputs;
+      if (n < form.outputs) {
+        read_row(form, stored, flip, n, row);
+      } else {
+        std::fill_n(row, form.inputs, 0);
+      }
     }
     uint8_t* block = codes + panel * form.panel_bytes();
     for_blocks(form, [&](int64_t k, int64_t n) {
       Steps steps = {};
       for (int64_t lane = 0; lane < panel_rows; ++lane) {
-        const uint8_t* row = &rows[lane * form.inputs + k];
+        const uint8_t* row = rows + lane * form.inputs + k;
         for (int64_t i = 0; i < n; i += 4) copy_four(&steps[i / 4][lane * 4], row + i, n - i);
       }
       pack_block(fields, steps, block);
@@ -170,21 +183,20 @@ void pack_codes(const PackedLayout& form, const uint8_t* stored, uint8_t flip, u
 
 void unpack_codes(const PackedLayout& form, const uint8_t* codes, uint8_t flip, uint8_t* stored) {
   const Fields fields = fields_of(form.bits, form.binary);
-  for_panels(form, [&](int64_t panel) {
-    std::vector<uint8_t> rows(panel_rows * form.inputs);
+  for_panels(form, [&](int64_t panel, uint8_t* rows) {
     const uint8_t* block = codes + panel * form.panel_bytes();
     for_blocks(form, [&](int64_t k, int64_t n) {
       Steps steps;
       unpack_block(fields, block, steps);
       for (int64_t lane = 0; lane < panel_rows; ++lane) {
-        uint8_t* row = &rows[lane * form.inputs + k];
+        uint8_t* row = rows + lane * form.inputs + k;
         for (int64_t i = 0; i < n; i += 4) copy_four(row + i, &steps[i / 4][lane * 4], n - i);
       }
       block += form.block_bytes();
     });
     for (int64_t lane = 0; lane < panel_rows; ++lane) {
       const int64_t n = panel * panel_rows + lane;
-      if (n < form.outputs) write_row(form, &rows[lane * form.inputs], flip, n, stored);
+      if (n < form.outputs) write_row(form, rows + lane * form.inputs, flip, n, stored);
     }
   });
 }

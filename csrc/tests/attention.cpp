@@ -2,6 +2,9 @@
 // page: masked and tile instructions are not seen by AddressSanitizer.
 #include "attention.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -205,6 +208,84 @@ void check_attention(const AttentionPath& path, int64_t most_tokens) {
   }
 }
 
+// Tokens [tokens][size], each at the beginning of a page.
+class Pages {
+ public:
+  Pages(int64_t tokens, int64_t size, bool bfloat16)
+      : page_(sysconf(_SC_PAGESIZE)), item_(bytes_of(bfloat16)), all_(tokens * page_) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t d = 0; d < size; ++d) put_number(normal(), all_.data() + t * page_, d, bfloat16);
+    }
+  }
+  TokenRows rows() const {
+    return {.data = all_.data(), .batch_step = 0, .head_step = 0, .token_step = page_ / item_};
+  }
+  // From now on only those from `first` on, before `last`.
+  void leave_readable(int64_t first, int64_t last) {
+    protect(0, first, PROT_NONE);
+    protect(last, (all_.bytes() + page_ - 1) / page_, PROT_NONE);
+  }
+
+ private:
+  void protect(int64_t first, int64_t last, int how) {
+    CHECK(mprotect(all_.data() + first * page_, (last - first) * page_, how) == 0);
+  }
+
+  const int64_t page_, item_;
+  Walled all_;
+};
+
+// Keys and values that no query sees, before the first and after the last visible one, are not
+// read: nobody could read them. Some queries see none at all.
+void check_unread(const AttentionPath& path, int64_t queries) {
+  const int64_t size = 1 + below(70), keys = 1 + below(600), window = 1 + below(50);
+  const bool bfloat16 = below(2);
+  // Query q sees the keys up to this one plus q.
+  const int64_t last_of_first = below(std::max<int64_t>(keys - queries, 0) + 1);
+  Operand query(1, queries, 1, size, bfloat16);
+  Pages key(keys, size, bfloat16), value(keys, size, bfloat16);
+  Walled mask(queries * keys), y(queries * size * bytes_of(bfloat16));
+  int64_t first = keys, last = 0;
+  for (int64_t q = 0; q < queries; ++q) {
+    const bool blind = below(5) == 0;
+    for (int64_t k = 0; k < keys; ++k) {
+      const int64_t behind = last_of_first + q - k;
+      const bool seen = !blind && behind >= 0 && behind < window;
+      mask.data()[q * keys + k] = seen;
+      if (seen) first = std::min(first, k);
+      if (seen) last = std::max(last, k + 1);
+    }
+  }
+  const Attention op{.query = query.rows(),
+                     .key = key.rows(),
+                     .value = value.rows(),
+                     .mask = {.kind = MaskKind::boolean,
+                              .data = mask.data(),
+                              .batch_step = 0,
+                              .head_step = 0,
+                              .query_step = keys},
+                     .y = y.data(),
+                     .batch = 1,
+                     .heads = 1,
+                     .key_heads = 1,
+                     .queries = queries,
+                     .keys = keys,
+                     .size = size,
+                     .value_size = size,
+                     .scale = 1 / std::sqrt(static_cast<float>(size)),
+                     .cap = 0,
+                     .sinks = nullptr,
+                     .causal = false,
+                     .bfloat16 = bfloat16};
+  path.run(op);
+  const std::vector<uint8_t> before(y.data(), y.data() + y.bytes());
+  first = std::min(first, last);
+  key.leave_readable(first, last);
+  value.leave_readable(first, last);
+  path.run(op);
+  CHECK(std::equal(before.begin(), before.end(), y.data()));
+}
+
 }  // namespace
 
 void test_attention() {
@@ -212,6 +293,8 @@ void test_attention() {
     const bool here = lowbit::has_feature(path.feature);
     for (int i = 0; here && i < 300; ++i) check_attention(path, 40);
     for (int i = 0; here && i < 20; ++i) check_attention(path, 600);
+    for (int i = 0; here && !path.tiles && i < 20; ++i)
+      check_unread(path, 1 + below(i % 2 ? 7 : 150));
     std::printf("attention %s: %s\n", path.name.data(),
                 here ? "ok" : "skipped, this processor lacks it");
   }

@@ -12,42 +12,17 @@
 #include <limits>
 #include <vector>
 
-#include "quantize_rows.h"
 #include "tests/check.h"
+#include "tests/linear_oracle.h"
 #include "tests/random.h"
 #include "tests/walled.h"
+#include "tests/weight.h"
 
 using lowbit::Linear;
 using lowbit::Nonlinearity;
 using lowbit::PackedLayout;
 
 namespace {
-
-bool same_bits(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; }
-
-int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t groups_of(const PackedLayout& form) { return divided(form.inputs, form.group); }
-
-int64_t inputs_of(const PackedLayout& form, int64_t g) {
-  return std::min(form.group, form.inputs - g * form.group);
-}
-
-int64_t blocks_of(const PackedLayout& form) {
-  int64_t blocks = 0;
-  for (int64_t g = 0; g < groups_of(form); ++g) blocks += divided(inputs_of(form, g), 32);
-  return blocks;
-}
-
-int64_t codes_bytes(const PackedLayout& form) {
-  return divided(form.outputs, 16) * blocks_of(form) * form.bits * 64;
-}
-
-// What may be read behind the codes.
-int64_t readable_bytes(const PackedLayout& form) {
-  const bool odd = divided(inputs_of(form, groups_of(form) - 1), 32) % 2;
-  return form.bits == 8 && odd && form.outputs ? 512 : 0;
-}
 
 // Input i of group g of row n, which may lie in the padding.
 int packed_code(const PackedLayout& form, const uint8_t* packed, int64_t n, int64_t g, int64_t i) {
@@ -65,134 +40,6 @@ int packed_code(const PackedLayout& form, const uint8_t* packed, int64_t n, int6
   }
   return code;
 }
-
-float float_of(uint16_t half) {
-  const int exponent = half >> 10 & 31, mantissa = half & 1023;
-  const double size =
-      exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
-  return static_cast<float>(half & 0x8000 ? -size : size);
-}
-
-// Numbers as float16 or float32, as a kernel gets them.
-struct Numbers {
-  std::vector<uint16_t> halves;
-  std::vector<float> floats;
-  bool half;
-
-  Numbers(int64_t count, bool half) : half(half) {
-    for (int64_t i = 0; i < count; ++i) {
-      if (half) {
-        // Any sign, any size up to 2, subnormal numbers among them.
-        halves.push_back(static_cast<uint16_t>(below(2) << 15 | below(0x4000)));
-      } else {
-        floats.push_back(normal());
-      }
-    }
-  }
-  const void* data() const {
-    return half ? static_cast<const void*>(halves.data()) : static_cast<const void*>(floats.data());
-  }
-  float operator[](int64_t at) const { return half ? float_of(halves[at]) : floats[at]; }
-};
-
-PackedLayout random_form(int64_t size) {
-  const bool binary = below(3) == 0;
-  const int64_t bits = binary ? 1 + below(4) : 2 + below(7);
-  PackedLayout form{.outputs = below(size),
-                    .inputs = 1 + below(size),
-                    .group = 0,
-                    .bits = static_cast<int>(bits),
-                    .binary = binary};
-  const int64_t groups[] = {form.inputs, 1 + below(form.inputs + 40), 32, 64, 96};
-  form.group = groups[below(std::size(groups))];
-  return form;
-}
-
-// A weight: its codes one by one, as they are stored and in packed, and random parameters.
-struct Weight {
-  PackedLayout form;
-  int planes;              // in use
-  std::vector<int> codes;  // [outputs][inputs]
-  std::vector<uint8_t> stored;
-  Walled packed;
-  Numbers scale, offset;
-  std::vector<uint8_t> zero_point;
-  bool has_zero_point = below(2), has_offset = below(2);
-  // Affine ones may have scales in two levels, shared by any number that divides the groups.
-  bool has_sub = !form.binary && below(2);
-  std::vector<uint8_t> sub_scale, sub_offset;
-  lowbit::SubScales sub;
-
-  // The codes: 0 any, 1 the lowest, 2 the highest, 3 either.
-  explicit Weight(const PackedLayout& form, int extreme = 0)
-      : form(form),
-        planes(form.binary ? static_cast<int>(1 + below(form.bits)) : 1),
-        packed(codes_bytes(form) + readable_bytes(form)),
-        scale(parameters() * planes, below(2)),
-        offset(parameters(), scale.half) {
-    const int64_t row_bytes = divided(form.inputs * (form.binary ? 1 : form.bits), 8);
-    stored.resize(form.outputs * row_bytes * (form.binary ? form.bits : 1));
-    for (int64_t n = 0; n < form.outputs; ++n) {
-      for (int64_t k = 0; k < form.inputs; ++k) {
-        const int all = (1 << form.bits) - 1;
-        const bool high = extreme == 3 ? below(2) : extreme == 2;
-        const int code = extreme ? high * all : static_cast<int>(below(all + 1));
-        codes.push_back(code);
-        for (int i = 0; i < form.bits; ++i) {
-          const int64_t row = form.binary ? i * form.outputs + n : n;
-          const int64_t bit = form.binary ? k : k * form.bits + i;
-          uint8_t& byte = stored[row * row_bytes + bit / 8];
-          byte = static_cast<uint8_t>(byte | (code >> i & 1) << bit % 8);
-        }
-      }
-    }
-    // A kernel for narrow codes holds q - z in 8 bits.
-    for (int64_t i = 0; i < parameters(); ++i)
-      zero_point.push_back(static_cast<uint8_t>(below(1 << form.bits)));
-    if (has_sub) {
-      sub.bits = static_cast<int>(2 + below(7));
-      sub.lowest = below(2) ? -(1 << (sub.bits - 1)) : 0;
-      do {
-        sub.groups = 1 + below(groups_of(form));
-      } while (groups_of(form) % sub.groups);
-      for (int64_t i = 0; i < parameters(); ++i) {
-        sub_scale.push_back(static_cast<uint8_t>(below(1 << sub.bits)));
-        sub_offset.push_back(static_cast<uint8_t>(below(1 << sub.bits)));
-      }
-      sub.scale = sub_scale.data();
-      if (has_offset) sub.offset = sub_offset.data();
-    }
-    std::memset(packed.data() + codes_bytes(form), 0xab, readable_bytes(form));
-    lowbit::pack_codes(form, stored.data(), 0, packed.data());
-  }
-
-  int64_t parameters() const { return divided(form.outputs, 16) * groups_of(form) * 16; }
-  int64_t at(int64_t n, int64_t g) const { return (n / 16 * groups_of(form) + g) * 16 + n % 16; }
-  int zero(int64_t n, int64_t g) const {
-    if (has_offset) return 0;
-    return has_zero_point ? zero_point[at(n, g)] : 1 << (form.bits - 1);
-  }
-  float alpha(int64_t n, int64_t g, int i) const {
-    return scale[((n / 16 * groups_of(form) + g) * planes + i) * 16 + n % 16];
-  }
-  int64_t super(int64_t n, int64_t g) const {
-    return (n / 16 * groups_of(form) + g) / sub.groups * 16 + n % 16;
-  }
-  float affine_scale(int64_t n, int64_t g) const {
-    const float d = scale[super(n, g)];
-    return has_sub ? d * static_cast<float>(sub_scale[at(n, g)] + sub.lowest) : d;
-  }
-  // -0 for none, which changes no sum.
-  float group_offset(int64_t n, int64_t g) const {
-    if (!has_offset) return form.binary ? 0.0f : -0.0f;
-    const float e = offset[super(n, g)];
-    return has_sub ? e * static_cast<float>(sub_offset[at(n, g)]) : e;
-  }
-  const uint8_t* zeros() const {
-    return !form.binary && !has_offset && has_zero_point ? zero_point.data() : nullptr;
-  }
-  const void* offsets() const { return has_offset ? offset.data() : nullptr; }
-};
 
 void check_packed(Weight& weight) {
   const PackedLayout& form = weight.form;
@@ -232,79 +79,18 @@ void check_decode(Weight& weight) {
   for (const auto& path : lowbit::decode_packed_paths) {
     if (!lowbit::has_feature(path.feature)) continue;
     std::vector<float> out(rows.size() * form.inputs, 1234.5f);
-    path.run({.form = form,
-              .codes = codes.data(),
-              .scale = weight.scale.data(),
-              .zero_point = weight.zeros(),
-              .offset = weight.offsets(),
-              .planes = weight.planes,
-              .half_scale = weight.scale.half,
-              .rows = rows.data(),
-              .count = static_cast<int64_t>(rows.size()),
-              .out = out.data(),
-              .sub = weight.sub});
+    lowbit::DecodePacked op = weight.decoding();
+    op.codes = codes.data();
+    op.rows = rows.data();
+    op.count = static_cast<int64_t>(rows.size());
+    op.out = out.data();
+    path.run(op);
     const float* got = out.data();
     for (const int64_t n : rows) {
-      for (int64_t k = 0; k < form.inputs; ++k) {
-        const int64_t g = k / form.group;
-        const int code = weight.codes[n * form.inputs + k];
-        float wanted;
-        if (form.binary) {
-          wanted = weight.group_offset(n, g);
-          for (int i = 0; i < weight.planes; ++i) {
-            wanted += code >> i & 1 ? weight.alpha(n, g, i) : -weight.alpha(n, g, i);
-          }
-        } else {
-          wanted = weight.affine_scale(n, g) * static_cast<float>(code - weight.zero(n, g)) +
-                   weight.group_offset(n, g);
-        }
-        CHECK(same_bits(*got++, wanted));
-      }
+      for (int64_t k = 0; k < form.inputs; ++k) CHECK(same_bits(*got++, weight.value(n, k)));
     }
   }
 }
-
-// Codes of one group of one row of activations.
-struct Digits {
-  int digits;
-  float scale = 1;
-  std::vector<int8_t> code[4];
-
-  Digits(const float* x, int64_t n, int digits) : digits(digits) {
-    for (int d = 0; d < digits; ++d) code[d].resize(n);
-    if (digits == 1) {
-      lowbit::scalar::quantize_rows({.x = x,
-                                     .codes = code[0].data(),
-                                     .scales = &scale,
-                                     .rows = 1,
-                                     .cols = n,
-                                     .group_size = n});
-      return;
-    }
-    float largest = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      if (!std::isfinite(x[i])) {
-        scale = std::nanf("");
-        return;
-      }
-      largest = std::max(largest, std::fabs(x[i]));
-    }
-    if (largest < 0x1p-90f) return;
-    int exponent;
-    std::frexp(largest, &exponent);  // largest < 2^exponent
-    scale = std::ldexp(1.0f, exponent - 30);
-    for (int64_t i = 0; i < n; ++i) {
-      // Halves away from zero; a double holds the quotient exactly.
-      int64_t whole = std::llround(static_cast<double>(x[i]) / scale);
-      for (int d = 0; d < 4; ++d) {
-        const int64_t low = ((whole + 128) % 256 + 256) % 256 - 128;
-        code[d][i] = static_cast<int8_t>(low);
-        whole = (whole - low) / 256;
-      }
-      CHECK(whole == 0);
-    }
-  }
-};
 
 struct Activations {
   int64_t rows, inputs;
@@ -327,113 +113,6 @@ struct Activations {
   }
 };
 
-std::vector<float> expected(const Weight& weight, const Activations& a, int digits,
-                            const float* bias) {
-  const PackedLayout& form = weight.form;
-  std::vector<float> y;
-  for (int64_t m = 0; m < a.rows; ++m) {
-    std::vector<Digits> group;
-    for (int64_t g = 0; g < groups_of(form); ++g) {
-      group.emplace_back(&a.x[m * form.inputs + g * form.group], inputs_of(form, g), digits);
-    }
-    for (int64_t n = 0; n < form.outputs; ++n) {
-      float total = 0;
-      for (int d = 0; d < digits; ++d) {
-        float acc = 0;
-        for (int64_t g = 0; g < groups_of(form); ++g) {
-          const int8_t* c = group[g].code[d].data();
-          const int* q = &weight.codes[n * form.inputs + g * form.group];
-          const float sx = std::ldexp(group[g].scale, 8 * d);
-          if (form.binary) {
-            float part = 0;
-            int32_t sum_c = 0;
-            for (int64_t k = 0; k < inputs_of(form, g); ++k) sum_c += c[k];
-            for (int i = 0; i < weight.planes; ++i) {
-              int32_t sum = 0;
-              for (int64_t k = 0; k < inputs_of(form, g); ++k) sum += q[k] >> i & 1 ? c[k] : -c[k];
-              part += static_cast<float>(sum) * weight.alpha(n, g, i);
-            }
-            if (weight.offsets()) {
-              part += static_cast<float>(sum_c) * weight.group_offset(n, g);
-            }
-            acc += sx * part;
-          } else {
-            int32_t sum = 0;
-            const int z = weight.zero(n, g);
-            int32_t sum_c = 0;
-            for (int64_t k = 0; k < inputs_of(form, g); ++k) {
-              sum += c[k] * (q[k] - z);
-              sum_c += c[k];
-            }
-            const float scale = weight.affine_scale(n, g);
-            if (weight.offsets()) {
-              const float part = static_cast<float>(sum) * scale +
-                                 static_cast<float>(sum_c) * weight.group_offset(n, g);
-              acc += sx * part;
-            } else {
-              acc += sx * scale * static_cast<float>(sum);
-            }
-          }
-        }
-        total = d ? total + acc : acc;
-      }
-      y.push_back(total + (bias ? bias[n] : 0.0f));
-    }
-  }
-  return y;
-}
-
-// What linear_float.h says.
-std::vector<float> expected_by_fma(const Weight& weight, const Activations& a, const float* bias) {
-  const PackedLayout& form = weight.form;
-  std::vector<float> y;
-  for (int64_t m = 0; m < a.rows; ++m) {
-    for (int64_t n = 0; n < form.outputs; ++n) {
-      float total = 0, sum[4] = {};
-      const auto end_span = [&] {
-        for (float& s : sum) {
-          total += s;
-          s = 0;
-        }
-      };
-      int64_t padded = 0;
-      for (int64_t g = 0; g < groups_of(form); ++g) {
-        for (int64_t i = 0; i < divided(inputs_of(form, g), 32) * 32; ++i, ++padded) {
-          if (padded > 0 && padded % 1024 == 0) end_span();
-          if (i >= inputs_of(form, g)) continue;
-          const int64_t k = g * form.group + i;
-          const int code = weight.codes[n * form.inputs + k];
-          float w = weight.group_offset(n, g);
-          for (int p = 0; form.binary && p < weight.planes; ++p) {
-            w += code >> p & 1 ? weight.alpha(n, g, p) : -weight.alpha(n, g, p);
-          }
-          if (!form.binary) {
-            w += weight.affine_scale(n, g) * static_cast<float>(code - weight.zero(n, g));
-          }
-          sum[i % 4] = std::fma(a.x[m * form.inputs + k], w, sum[i % 4]);
-        }
-      }
-      end_span();
-      y.push_back(total + (bias ? bias[n] : 0.0f));
-    }
-  }
-  return y;
-}
-
-// f(x) in double.
-double exact(Nonlinearity f, double x) {
-  const double cubic = 2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
-  switch (f) {
-    case Nonlinearity::identity: return x;
-    case Nonlinearity::gelu: return x * std::erfc(-x / std::sqrt(2.0)) / 2;
-    case Nonlinearity::gelu_tanh: return x / (1 + std::exp(-cubic));
-    case Nonlinearity::quick_gelu: return x / (1 + std::exp(-1.702 * x));
-    case Nonlinearity::relu: return x < 0 ? 0 : x;
-    case Nonlinearity::silu: return x / (1 + std::exp(-x));
-  }
-  return 0;
-}
-
 // digits 0: by fma.
 void check_linear(Weight& weight, int64_t rows, int digits) {
   const PackedLayout& form = weight.form;
@@ -441,9 +120,10 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
   std::vector<float> bias;
   for (int64_t n = 0; n < form.outputs; ++n) bias.push_back(normal());
   const float* b = below(2) ? bias.data() : nullptr;
+  const float* x = a.x.data();
   const std::vector<float> wanted =
-      digits ? expected(weight, a, digits, b) : expected_by_fma(weight, a, b);
-  const auto f = static_cast<Nonlinearity>(below(5));
+      digits ? expected(weight, x, rows, digits, b) : expected_by_fma(weight, x, rows, b);
+  const Nonlinearity f = any_nonlinearity();
   std::vector<float> scalar_y;
   for (const auto& path : lowbit::linear_paths) {
     if (!lowbit::has_feature(path.feature)) continue;
@@ -451,20 +131,11 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
     // No result is this one, and none is NaN but where it should be. A second layer, the same but
     // for its nonlinearity, is computed from the same activations.
     std::vector<float> y(wanted.size(), 1234.5f), fy(wanted.size(), 1234.5f);
-    const Linear linear{.form = form,
-                        .x = a.x.data(),
-                        .codes = weight.packed.data(),
-                        .scale = weight.scale.data(),
-                        .zero_point = weight.zeros(),
-                        .offset = weight.offsets(),
-                        .bias = b,
-                        .y = y.data(),
-                        .rows = rows,
-                        .planes = weight.planes,
-                        .digits = digits ? digits : 1,
-                        .half_scale = weight.scale.half,
-                        .nonlinearity = Nonlinearity::identity,
-                        .sub = weight.sub};
+    Linear linear = weight.layer(digits ? digits : 1);
+    linear.x = x;
+    linear.bias = b;
+    linear.y = y.data();
+    linear.rows = rows;
     Linear both[] = {linear, linear};
     both[1].y = fy.data();
     both[1].nonlinearity = f;

@@ -10,7 +10,7 @@
 // Bytes whose last one is the last of its page; the page behind it cannot be touched.
 class Walled {
  public:
-  explicit Walled(int64_t bytes) {
+  explicit Walled(int64_t bytes) : bytes_(bytes) {
     const int64_t page = sysconf(_SC_PAGESIZE);
     const int64_t held = (bytes + page - 1) / page * page;
     mapped_ = held + page;
@@ -26,8 +26,10 @@ class Walled {
   Walled& operator=(const Walled&) = delete;
 
   uint8_t* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
 
  private:
   uint8_t *start_, *data_;
+  const int64_t bytes_;
   int64_t mapped_;
 };

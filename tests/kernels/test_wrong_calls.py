@@ -58,3 +58,43 @@ def test_memory_that_was_given_back_is_not_read():
     x.untyped_storage().resize_(0)
     with pytest.raises(UsageError, match="needs 1024 bytes, and its storage has 0"):
         torch.ops.lowbit.quantize_rows(x, 16)
+
+
+def layer():
+    form = native.module.PackedLayout(16, 64, 64, 4, False)
+    weight = native.module.Weight(form, 512, 0, 0, 1, False)
+    return native.module.Layer(weight, native.module.Nonlinearity.identity)
+
+
+# What would end the process in native code, and the numbers that the refusal names.
+NATIVE = {
+    "places of a layer": (
+        lambda: native.module.LinearPath("scalar", False).together([layer()], 0, [0, 0], 1, 1),
+        "^2 places for 1 layers",
+    ),
+    "places of a program's layer": (
+        lambda: native.module.Program().linear(
+            native.module.LinearPath("scalar", False), [layer()], [0], 0, [0], 1
+        ),
+        "^1 places for 1 layers",
+    ),
+    "a group of no inputs": (
+        lambda: native.module.PackedLayout(16, 64, 0, 4, False).panel_bytes(),
+        "^group 0 is less than 1$",
+    ),
+    "no key heads": (
+        lambda: native.module.AttentionPath("scalar", [1, 2, 0, 1, 4, 4], 1.0, 0.0, False, False),
+        "^2 heads cannot share 0 key heads$",
+    ),
+    "heads that key heads do not divide": (
+        lambda: native.module.AttentionPath("scalar", [1, 3, 2, 1, 4, 4], 1.0, 0.0, False, False),
+        "^3 heads cannot share 2 key heads$",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NATIVE)
+def test_native_code_refuses_what_would_end_the_process(what):
+    call, message = NATIVE[what]
+    with pytest.raises(ValueError, match=message):
+        call()

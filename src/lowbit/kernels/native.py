@@ -45,8 +45,8 @@ class Path(NamedTuple):
 
 
 def paths(operator: str) -> tuple[Path, ...]:
-    """The paths of a native operator, best first; an empty list without native code. Operators are
-    "linear", "quantize_rows", "decode_packed", "attention_float32" and "attention_bfloat16"."""
+    """The paths of a native operator, such as "linear", best first; empty without native code.
+    csrc/binding.cpp names the operators in `paths`."""
     return tuple(Path(*path) for path in _paths.get(operator, ()))
 
 
