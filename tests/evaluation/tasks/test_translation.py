@@ -37,7 +37,7 @@ def written(tmp_path, sources=SOURCES, targets=TARGETS):
 
 def greedy(model, tokenizer, text, most):
     """One sentence, token by token, the whole prefix through the decoder each time."""
-    inputs = tokenizer([text], padding=True, return_tensors="pt")
+    inputs = tokenizer([text], padding=True, return_tensors="pt", verbose=False)
     ids = [model.config.decoder_start_token_id]
     for step in range(most):
         with torch.no_grad():
@@ -89,7 +89,7 @@ def test_more_beams_find_what_is_likelier(tmp_path):
     random = subject("bart")
 
     def likelihood(source, output):
-        inputs = random.tokenizer([source], padding=True, return_tensors="pt")
+        inputs = random.tokenizer([source], padding=True, return_tensors="pt", verbose=False)
         ids = [0] + [tokens[character] for character in output]
         with torch.no_grad():
             log_p = (
