@@ -106,3 +106,26 @@ def test_a_program_that_imports_lowbit_keeps_its_signals(program, kept, tmp_path
         cwd=Path(tmp_path.root),
     )
     assert done.stdout == f"{kept}\n", done.stderr
+
+
+DELETED = """
+import os, signal, time
+from lowbit import launch
+
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+launch.unwind()
+held = Held()
+del held
+time.sleep(30)
+print("went on")
+"""
+
+
+def test_a_signal_while_an_object_is_deleted_is_not_lost():
+    command = [sys.executable, "-c", DELETED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

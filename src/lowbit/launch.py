@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 from pathlib import Path
+from threading import Timer
 from types import FrameType
 from typing import Any, NoReturn
 
 COMMAND = "lowbit"
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+AGAIN = 0.01  # seconds until a signal comes again
 
 
 class Interrupted(SystemExit):
@@ -39,6 +41,7 @@ def leave_at_once() -> None:
 
 def unwind() -> None:
     """From now on a signal raises Interrupted."""
+    sys.unraisablehook = _raise_again
     _on_signal(_raise)
 
 
@@ -59,3 +62,13 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted(128 + number)
+
+
+def _raise_again(dropped: "sys.UnraisableHookArgs") -> None:
+    """Python drops what is raised while an object is deleted: the signal comes again, a little
+    later."""
+    if isinstance(dropped.exc_value, Interrupted):
+        number = int(dropped.exc_value.code or 0) - 128
+        Timer(AGAIN, os.kill, (os.getpid(), number)).start()
+    else:
+        sys.__unraisablehook__(dropped)
