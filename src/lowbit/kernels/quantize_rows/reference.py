@@ -33,7 +33,9 @@ def quantize_rows(
     # Divide tensors: torch may replace a division by a Python number by a multiplication.
     levels = torch.full_like(a, 127.0)
     codes = torch.where(usable, (grouped * (levels / a)).round(), 0.0)
-    scales = torch.where(usable, a / levels, torch.where(finite, 1.0, torch.nan))
+    # Two numbers would have the default dtype.
+    unused = torch.full_like(a, torch.nan).masked_fill(finite, 1.0)
+    scales = torch.where(usable, a / levels, unused)
     return codes.to(torch.int8).view(rows, groups * width)[:, :cols].contiguous(), scales.squeeze(
         -1
     )
