@@ -126,7 +126,7 @@ def streaming(tmp_path_factory) -> Case:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_point_is_one_sentence_and_an_exit_code(number, streaming):
-    points = [*streaming.at_every_point(lambda: os.kill(os.getpid(), number), number, step=16)]
+    points = [*streaming.at_every_point(lambda: os.kill(os.getpid(), number), number, step=12)]
     assert len(points) > 3
     assert not [each for each in points if each[1]]
 

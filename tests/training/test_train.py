@@ -472,6 +472,7 @@ def test_bfloat16_is_not_emulated(source, data, tmp_path, monkeypatch):
     assert arguments(tmp_path, settings, None, False).bf16
 
 
+@pytest.mark.slow
 def test_what_is_distilled_comes_from_the_teacher_alone(source, data, tmp_path):
     """With labels that say the contrary, of classes and of a regression."""
     teacher = tmp_path / "teacher"
