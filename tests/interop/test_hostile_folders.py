@@ -39,7 +39,6 @@ def compressed(folder, **said):
     ("said", "told"),
     [
         ({"targets": ["re:("]}, "is not a valid pattern: missing"),
-        ({"targets": ["re:(a+)+$"]}, "but no repeated group"),
         ({"targets": ["re:.*self_attn"]}, "has no entry of config_groups for .*mlp"),
         ({"targets": ["re:" + "a" * 201]}, "has a target of 201 characters"),
         ({"strategy": ["channel"]}, "cannot be loaded"),
@@ -52,18 +51,16 @@ def test_groups_of_compressed_tensors(said, told, tmp_path):
     refused(tmp_path / "theirs", told)
 
 
-def test_patterns_that_would_take_centuries_are_matched(tmp_path):
-    slow = "re:" + ".?" * 30 + "." * 30 + "!"
-    targets = [slow, r"re:.*self_attn\.(q|k|v|o)_proj$", r"re:.*\.mlp"]
+def test_patterns_with_choices_are_matched(tmp_path):
+    targets = [r"re:.*self_attn\.(q|k|v|o)_proj$", r"re:.*\.mlp"]
     compressed(tmp_path / "theirs", targets=targets)
     lowbit.import_checkpoint(tmp_path / "theirs", tmp_path / "out", progress=False)
 
 
-def test_patterns_that_take_seconds_together(tmp_path, monkeypatch):
-    """Each is short, and so is each name; but a checkpoint has many of both."""
-    monkeypatch.setattr(compressed_tensors, "MOST_STEPS", 10**5)
-    compressed(tmp_path / "theirs", targets=[f"re:.*{n}" for n in range(100)])
-    refused(tmp_path / "theirs", "has 100 patterns of names for 14 modules, which take too long")
+def test_patterns_that_would_take_centuries_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(compressed_tensors, "MOST_SECONDS", 0.2)
+    compressed(tmp_path / "theirs", targets=[r"re:(\w|\w\w|\.|\w+)+(?=z|j)(?<=x)$"])
+    refused(tmp_path / "theirs", "take more than 0.2 seconds to match, at 'model")
 
 
 @pytest.mark.parametrize(

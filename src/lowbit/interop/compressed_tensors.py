@@ -16,11 +16,12 @@ equals, byte for byte, a row of the affine format, padded to whole words. The la
 the library's `PackedQuantizationCompressor`.
 """
 
+import time
 from abc import abstractmethod
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import regex  # transformers requires it; unlike re, it can stop after a time
 import torch
 from torch import Tensor
 
@@ -31,14 +32,14 @@ from lowbit.interop.affine_parameters import AffineParameters
 from lowbit.interop.door import ForeignWeight
 from lowbit.interop.foreign_folder import ForeignFolder, Found, Kind, Module, folder_reader
 from lowbit.interop.held_weight import HeldWeight
-from lowbit.interop.name_pattern import NamePattern
 
 METHOD = "compressed-tensors"
 PACKED = "pack-quantized"
 PLAIN = ("int-quantized", "naive-quantized")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 MOST_PATTERN = 200  # characters
-MOST_STEPS = 2 * 10**9  # characters of all patterns times those of all names: minutes
+MOST_NAME = 1000  # characters of a name
+MOST_SECONDS, LEAST = 60.0, 0.001  # of matching all names; of one
 PATTERN = "re:"  # before a target that is one
 PARTS = ("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 
@@ -53,7 +54,7 @@ class Group:
     granularity: Granularity
     symmetric: bool
     activations: str
-    patterns: tuple[NamePattern, ...] = ()
+    patterns: tuple[regex.Pattern[str], ...] = ()
 
     @classmethod
     def parse(cls, stored: Any, format: str, name: str) -> "Group":
@@ -91,18 +92,24 @@ class Group:
             tuple(_pattern(target, name) for target in targets if target.startswith(PATTERN)),
         )
 
-    def matches(self, module: str) -> bool:
+    def matches(self, module: str, deadline: float) -> bool:
         """Whether the group applies to a module of this name: by a name, a pattern, or a class. A
-        checkpoint has no classes, so the first group with a class applies."""
-        return module in self.targets or any(p.matches(module) for p in self.patterns)
+        checkpoint has no classes, so the first group with a class applies.
+
+        Raises TimeoutError after `deadline`: some patterns have exponentially many ways to match.
+        """
+        return module in self.targets or any(
+            pattern.match(module, timeout=max(deadline - time.monotonic(), LEAST))
+            for pattern in self.patterns
+        )
 
     @property
     def names_classes(self) -> bool:
         return any("." not in target for target in self.targets)
 
 
-def _pattern(target: str, name: str) -> NamePattern:
-    """Raises InputError for a pattern that is too long, invalid, or of a kind that is not read."""
+def _pattern(target: str, name: str) -> regex.Pattern[str]:
+    """Raises InputError for a pattern that is too long or invalid."""
     text = target.removeprefix(PATTERN)
     if len(text) > MOST_PATTERN:
         raise InputError(
@@ -110,11 +117,10 @@ def _pattern(target: str, name: str) -> NamePattern:
             f" patterns of at most {MOST_PATTERN}"
         )
     try:
-        return NamePattern.parse(text)
-    except ValueError as error:
+        return regex.compile(text)
+    except regex.error as error:
         raise InputError(
-            f"{name} has the target {target!r}, but {error}; lowbit reads choices in groups, but no"
-            " repeated group, count or back-reference"
+            f"{name} has the target {target!r}, which is not a valid pattern: {error}"
         ) from error
 
 
@@ -134,11 +140,17 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
     parsed = [Group.parse(stored, form, name) for name, stored in groups.items()]
     packed, plain = folder.modules("weight_packed", PARTS), folder.modules("weight", PARTS)
     plain = {name: m for name, m in plain.items() if "weight_scale" in m}
-    _check_steps(folder, parsed, packed.keys() | plain.keys())
+    longest = max((packed | plain).keys(), key=len, default="")
+    if len(longest) > MOST_NAME:
+        raise InputError(
+            f"{folder.path} has a name of {len(longest):,} characters, {longest[:40]!r} …; lowbit"
+            f" reads names of at most {MOST_NAME:,}"
+        )
+    deadline = time.monotonic() + MOST_SECONDS
     modules: dict[str, Module] = {}
     weights: dict[str, ForeignWeight] = {}
     for name, module in (packed | plain).items():
-        found = _group(parsed, name, folder)
+        found = _group(parsed, name, folder, deadline)
         modules[name] = module
         weight = (PackedWeight if name in packed else PlainWeight)(module, found)
         weights[name] = weight.foreign(found.activations)
@@ -146,19 +158,15 @@ def find(folder: ForeignFolder, decoding: bool) -> Found:
     return Found(weights, modules, f"a compressed-tensors checkpoint of {', '.join(kinds)}")
 
 
-def _check_steps(folder: ForeignFolder, groups: list[Group], names: Collection[str]) -> None:
-    """Raises InputError if all patterns together take too long to match with all names."""
-    texts = [pattern.text for group in groups for pattern in group.patterns]
-    if sum(map(len, texts)) * sum(map(len, names)) > MOST_STEPS:
+def _group(groups: list[Group], name: str, folder: ForeignFolder, deadline: float) -> Group:
+    """The group of a module. Raises InputError if there is none, or if it is not found in time."""
+    try:
+        found = next((g for g in groups if g.matches(name, deadline)), None)
+    except TimeoutError as error:
         raise InputError(
-            f"{folder.path} has {len(texts):,} patterns of names for {len(names):,} modules, which"
-            " take too long to match: list the names of the modules, or use fewer patterns"
-        )
-
-
-def _group(groups: list[Group], name: str, folder: ForeignFolder) -> Group:
-    """The group of a module. Raises InputError if there is none."""
-    found = next((g for g in groups if g.matches(name)), None)
+            f"{folder.path} has patterns of names that take more than {MOST_SECONDS:g} seconds to"
+            f" match, at {name[:80]!r}: list the names of the modules, or use simpler patterns"
+        ) from error
     found = found or next((g for g in groups if g.names_classes), None)
     if found is None:
         raise InputError(f"{folder.path} has no entry of config_groups for {name}")
