@@ -178,22 +178,19 @@ struct Weight {
 
   // Its layer, without x, bias, y and rows.
   lowbit::Linear layer(int digits) const {
-    lowbit::Linear op{};
-    op.form = form;
-    op.codes = packed.data();
-    op.scale = scale.data();
-    op.zero_point = zeros();
-    op.offset = offsets();
-    op.planes = planes;
+    auto op = operation<lowbit::Linear>();
     op.digits = digits;
-    op.half_scale = scale.half;
-    op.sub = sub;
     return op;
   }
 
   // Its rows, without those that are decoded.
-  lowbit::DecodePacked decoding() const {
-    lowbit::DecodePacked op{};
+  lowbit::DecodePacked decoding() const { return operation<lowbit::DecodePacked>(); }
+
+ private:
+  // An operation on the stored weight.
+  template <class Op>
+  Op operation() const {
+    Op op{};
     op.form = form;
     op.codes = packed.data();
     op.scale = scale.data();

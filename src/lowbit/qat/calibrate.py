@@ -12,7 +12,7 @@ from lowbit.qat.modules import FakeQuantLinear
 from lowbit.qat.prepare import (
     QatOptions,
     fake_quantized,
-    put_stand_ins,
+    put_fake_quantized,
     restore_float,
     static_scales,
 )
@@ -29,7 +29,7 @@ def calibrate(
 
     The model is left as it was. Raises as `prepare_qat` does.
     """
-    put_stand_ins(model, plan, options or QatOptions())
+    put_fake_quantized(model, plan, options or QatOptions())
     try:
         for module in fake_quantized(model).values():
             module.watching = isinstance(module, FakeQuantLinear)

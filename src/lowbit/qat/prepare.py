@@ -99,11 +99,11 @@ def prepare_qat(
     """
     check_unprepared(model)
     plan = make_plan(model, load_recipe(recipe))
-    put_stand_ins(model, plan, options or QatOptions(), quantizer)
+    put_fake_quantized(model, plan, options or QatOptions(), quantizer)
     return plan
 
 
-def put_stand_ins(
+def put_fake_quantized(
     model: nn.Module, plan: Plan, options: QatOptions, quantizer: WeightQuantizer | None = None
 ) -> None:
     """Fake-quantize the modules of a plan. Else the same as `prepare_qat`."""
