@@ -25,7 +25,7 @@ class Shouting:
     def encode(self, rows):
         return [Item(text, len(text), False) for (text,) in rows]
 
-    def run(self, items):
+    def compute(self, items):
         texts = [item.content for item in items]
         self.seen.append(texts)
         if "die" in texts:

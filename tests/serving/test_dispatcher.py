@@ -2,6 +2,7 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn", reason="the service needs the package uvicorn")
@@ -89,11 +90,11 @@ def test_the_rows_of_a_dead_worker_go_to_another():
     class Dying(Shouting):
         lives = 1
 
-        def run(self, items):
+        def compute(self, items):
             if self.lives:
                 self.lives -= 1
                 raise SystemExit
-            return super().run(items)
+            return super().compute(items)
 
     async def check():
         async with service(pipeline=Dying()) as dispatcher:
@@ -110,8 +111,8 @@ def test_the_rows_of_a_dead_worker_go_to_another():
 
 def test_rows_of_a_dead_worker_that_nobody_waits_for_are_dropped():
     class DyingLate(Shouting):
-        def run(self, items):
-            super().run(items)
+        def compute(self, items):
+            super().compute(items)
             raise SystemExit
 
     async def check():
@@ -141,7 +142,7 @@ def test_a_row_that_kills_workers_is_refused_and_its_neighbours_are_not():
 
 def test_nan_is_one_sentence_and_no_traceback(capsys):
     class Damaged(Shouting):
-        def run(self, items):
+        def compute(self, items):
             raise InputError("the model gives NaN")
 
     async def check():
@@ -152,6 +153,24 @@ def test_nan_is_one_sentence_and_no_traceback(capsys):
 
     asyncio.run(check())
     assert capsys.readouterr().err == ""
+
+
+def test_a_row_with_nan_fails_and_those_in_its_batch_do_not():
+    class Overflowing(Shouting):
+        def compute(self, items):
+            super().compute(items)
+            return np.array([[float(item.content), 1.0] for item in items], np.float32)
+
+    async def check():
+        async with service(pipeline=Overflowing()) as dispatcher:
+            asked = [dispatcher.answer(rows(text)) for text in ("1", "nan", "2", "-inf")]
+            first, nan, second, infinite = await asyncio.gather(*asked, return_exceptions=True)
+            assert len(dispatcher.pipeline.seen) == 1
+            assert first.results[0].tolist() == [1, 1] and second.results[0].tolist() == [2, 1]
+            for failed in (nan, infinite):
+                assert failed.status == 500 and "the model gives NaN or ∞" in str(failed)
+
+    asyncio.run(check())
 
 
 def test_a_fault_of_the_model_ends_a_request_and_not_the_worker(capsys):

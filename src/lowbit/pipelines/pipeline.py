@@ -19,6 +19,8 @@ from lowbit.runtime.compiled import compile
 
 Row = tuple[str, ...]  # one text, or two that are read together
 
+NOT_FINITE = "the model gives NaN or ∞{}: its weights are damaged, or a product overflows"
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -52,9 +54,7 @@ class Pipeline(ABC):
     def encode(self, rows: Sequence[Row]) -> list[Item]:
         """The rows as items, in order. May be called by any thread."""
 
-    def run(
-        self, items: Sequence[Item], rows: Sequence[int] | None = None
-    ) -> Sequence[Any] | np.ndarray:
+    def run(self, items: Sequence[Item], rows: Sequence[int]) -> Sequence[Any] | np.ndarray:
         """A result for each item, in order: one batch. Every item has a token.
 
         rows: the numbers of the items for error messages. Raises InputError if a result has NaN or
@@ -64,11 +64,7 @@ class Pipeline(ABC):
         if isinstance(results, np.ndarray):
             odd = ~np.isfinite(results).all(1)
             if odd.any():
-                which = "" if rows is None else f" for row {rows[odd.argmax()]}"
-                raise InputError(
-                    f"the model gives NaN or ∞{which}: its weights are damaged, or a product"
-                    " overflows"
-                )
+                raise InputError(NOT_FINITE.format(f" for row {rows[odd.argmax()]}"))
         return results
 
     @abstractmethod

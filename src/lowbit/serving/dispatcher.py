@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from lowbit.pipelines.pipeline import Pipeline, Row
+import numpy as np
+
+from lowbit.pipelines.pipeline import NOT_FINITE, Pipeline, Row
 from lowbit.serving.channel import Failure, exchange
 from lowbit.serving.metrics import Metrics
 from lowbit.serving.problem import ProblemError
@@ -152,11 +154,14 @@ class Dispatcher:
 
 
 def _settle(batch: Sequence[Entry], answer: Any) -> None:
-    """Results or a failure for all whose clients still wait."""
+    """Results or a failure for all whose clients still wait. A row with NaN fails by itself: those
+    beside it are other clients'."""
     for place, entry in enumerate(batch):
         if entry.done.done():
             continue
-        if not isinstance(answer, Failure):
-            entry.done.set_result(answer[place])
-        else:
+        if isinstance(answer, Failure):
             entry.done.set_exception(ProblemError(answer.status, answer.sentence))
+        elif isinstance(answer, np.ndarray) and not np.isfinite(answer[place]).all():
+            entry.done.set_exception(ProblemError(500, NOT_FINITE.format("")))
+        else:
+            entry.done.set_result(answer[place])

@@ -30,7 +30,7 @@ def work(pipeline: Pipeline, threads: int, end: socket.socket) -> None:
             return
         answer: Answer
         try:
-            answer = pipeline.run(items)
+            answer = pipeline.compute(items)  # the front looks for NaN, row by row
         except InputError as error:
             answer = Failure(str(error))
         except LowbitError as error:
