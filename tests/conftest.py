@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tests import shape_checks
@@ -34,3 +35,17 @@ def pytest_collection_modifyitems(config, items):
         seen.add((item.path, why))
     items[:] = kept
     config.hook.pytest_deselected(items=dropped)
+
+
+@pytest.fixture
+def threads():
+    """Sets how many threads torch uses, until the end of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads):
+    """Little work is not split anyway, and a busy machine makes threads wait for each other."""
+    threads(1)

@@ -20,14 +20,6 @@ PAGES = sorted(
     if "```python" in page.read_text()
 )
 
-# Docstrings that do not have sections yet.
-OLD_STYLE = {
-    "import_checkpoint",
-    "export_checkpoint",
-    "dequantize_checkpoint",
-    "dequantize",
-    "register",
-}
 NEEDS = {
     "peft.md": ["peft"],
     "onnx.md": ["onnxscript", "onnxruntime", "transformers.exporters"],
@@ -120,4 +112,4 @@ def test_every_public_function_has_a_docstring_of_sections():
         told = getattr(lowbit, name)
         if callable(told) and not isinstance(told, type) and told.__module__.startswith("lowbit."):
             has_sections = re.search(r"^(Args|Returns|Raises):", getdoc(told), re.MULTILINE)
-            assert name in OLD_STYLE or has_sections, name
+            assert has_sections, name

@@ -70,6 +70,9 @@ def test_infer_tells_benchmarks_and_tables_apart(lowbit, docs, tmp_path):
         (("--split", "dev"), "--split is of the benchmarks"),
         (("--task", "summary"), "task 'summary' is unknown"),
         (("--task", "glue", "--keep", "id"), "--keep is of tables"),
+        (("--task", "glue", "--stride", 4), "--stride is of --task squad"),
+        (("--task", "squad", "--name", "mrpc"), "--name is of --task glue"),
+        (("--name", "mrpc"), "--name is of --task glue"),
         (("--beams", 2, "--overwrite", "--column", "body"), "--beams is not an option of classi"),
     ):
         code, _, err = lowbit(*asked, *more)

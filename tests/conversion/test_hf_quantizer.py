@@ -299,13 +299,6 @@ def test_weights_that_are_not_finite_raise_with_their_name_while_loading(tmp_pat
         GPT2LMHeadModel.from_pretrained(tmp_path, quantization_config=lowbit.LowbitConfig("int4"))
 
 
-def test_registering_twice_changes_nothing():
-    from lowbit.conversion.hf_quantizer import register
-
-    register()
-    register()
-
-
 def test_dequantizing_gives_weights_in_the_dtype_that_is_computed_in(tmp_path):
     model = make("t5")
     lowbit.quantize(model, "int8-all")

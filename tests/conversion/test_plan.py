@@ -18,8 +18,6 @@ from lowbit.formats import group
 from lowbit.qat.modules import FakeQuantEmbedding
 from tests.models import MODELS, VOCABULARY, make
 
-BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
-
 
 def decisions(name, recipe):
     plan = make_plan(make(name), load_recipe(recipe))

@@ -10,19 +10,19 @@ import lowbit
 from lowbit.conversion.recipe import Recipe, Rule
 from lowbit.formats import group
 from lowbit.formats.binary import prefix
-from lowbit.kernels import native, ops
-from lowbit.kernels.linear.native import kernels
+from lowbit.kernels import ops
+from lowbit.kernels.linear import KERNELS
 from lowbit.kernels.selection import VARIABLE
 from lowbit.nn import QuantEmbedding, QuantLinear, QuantModule
 from lowbit.schemes import Binary
 from tests.models import make, output
 from tests.stored import Form
+from tests.targets import parameters
 
-PATHS = ["reference", *(k.name for k in kernels("float") if not native.lacks(k.isa))]
 FORM = Form("binary", 4, group(64), shift=True, nested=True)
 
 
-@pytest.fixture(params=PATHS)
+@pytest.fixture(params=parameters(KERNELS["float"]))
 def path(request, monkeypatch):
     monkeypatch.setenv(VARIABLE, request.param)
     return request.param

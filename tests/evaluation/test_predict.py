@@ -29,15 +29,15 @@ def classifier(labels):
 
 def test_a_file_of_predictions_is_that_of_one_file(glue):
     with pytest.raises(UsageError, match="the split test_matched or test_mismatched"):
-        list(predict("glue", classifier(3), glue, "mnli", "test", progress=False))
-    lines = list(predict("glue", classifier(3), glue, "mnli", "test_matched", progress=False))
+        list(predict("glue", classifier(3), glue, "test", progress=False, name="mnli"))
+    lines = list(predict("glue", classifier(3), glue, "test_matched", progress=False, name="mnli"))
     assert [line.split("\t")[0] for line in lines] == ["index", "0"]
 
 
 def test_a_cut_row_would_shift_the_numbers_of_the_others(glue):
     with pytest.raises(InputError, match="train.tsv has 1 incomplete rows"):
-        list(predict("glue", classifier(2), glue, "qqp", "train", progress=False))
-    assert len(list(predict("glue", classifier(2), glue, "qqp", "test", progress=False))) == 2
+        list(predict("glue", classifier(2), glue, "train", progress=False, name="qqp"))
+    assert len(list(predict("glue", classifier(2), glue, "test", progress=False, name="qqp"))) == 2
 
 
 def test_questions_are_answered_whether_or_not_their_answers_are_known(tmp_path):
@@ -47,7 +47,7 @@ def test_questions_are_answered_whether_or_not_their_answers_are_known(tmp_path)
     torch.manual_seed(0)
     model = BertForQuestionAnswering(BertConfig(**BERT | {"max_position_embeddings": 384})).eval()
     subject = Subject("bert", model, words("a", "b"))
-    [line] = predict("squad", subject, str(tmp_path), "", "test", progress=False)
+    [line] = predict("squad", subject, str(tmp_path), "test", progress=False)
     answers = json.loads(line)
     assert answers.keys() == {"1", "2"} and all(a in "a b a" for a in answers.values())
     with pytest.raises(InputError, match=r"test.json, question 1 has no answers"):

@@ -14,17 +14,13 @@ from lowbit.kernels.linear.native import LinearProduct, together
 from lowbit.kernels.packed_layout import PackedLayout
 from tests.oracles import linear as oracle
 from tests.stored import FORMS, Form
+from tests.targets import parameters, runnable
 
-PATHS = [path.name for path in native.paths("linear") if not native.lacks(path.feature)]
-pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+PATHS = runnable(native.paths("linear"))
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(not native.available(), reason=native.reason() or "present"),
+]
 
 
 class Packed:
@@ -101,7 +97,7 @@ def test_results_for_any_shape_and_form_are_those_of_the_documented_arithmetic(s
             assert np.array_equal(got, wanted), (path, rows, outputs, inputs, str(form))
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", parameters(native.paths("linear")))
 @pytest.mark.parametrize(
     "form", [Form("affine", 4, group(64)), Form("binary", 2, group(64))], ids=str
 )

@@ -17,11 +17,11 @@ from lowbit.kernels.packed_layout import MAX_GROUP, PackedLayout
 from lowbit.kernels.selection import VARIABLE
 from tests.oracles import linear as oracle
 from tests.stored import FORMS, GROUPS, Form, affine, binary
-from tests.targets import parameters
+from tests.targets import parameters, runnable
 
 NATIVE = kernels("float")
 PATHS = parameters(NATIVE)
-HERE = [kernel.name for kernel in NATIVE if not native.lacks(kernel.isa)]
+HERE = runnable(NATIVE)
 KINDS = ("float", "dynamic")
 FAMILIES = ("limbs", "fma")
 DIGITS = {"float": 4, "dynamic": 1, "fma": 1}  # float activations are limbs but where it says fma
@@ -31,20 +31,6 @@ DIGITS = {"float": 4, "dynamic": 1, "fma": 1}  # float activations are limbs but
 def forced(path, monkeypatch):
     monkeypatch.setenv(VARIABLE, path)
     return path
-
-
-@pytest.fixture
-def threads():
-    """Sets how many threads torch uses, until the end of the test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def one_thread(threads):
-    """Small products are not split anyway, and a busy machine makes threads wait for each other."""
-    threads(1)
 
 
 every_path = pytest.mark.parametrize("path", PATHS)

@@ -15,8 +15,9 @@ from lowbit.kernels.packed_layout import PackedLayout
 from lowbit.kernels.selection import VARIABLE
 from lowbit.nn import QuantLinear
 from tests.stored import Form
+from tests.targets import runnable
 
-HERE = [kernel.name for kernel in kernels("float") if not native.lacks(kernel.isa)]
+HERE = runnable(kernels("float"))
 EXACT = {
     "identity": lambda x: x,
     "relu": lambda x: max(x, 0.0),

@@ -13,11 +13,12 @@ from lowbit.kernels.selection import VARIABLE, path_here
 from tests.oracles import packed_layout as oracle
 from tests.stored import FORMS as EXAMPLES
 from tests.stored import Form, affine, forms
+from tests.targets import runnable
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 
 CPU = torch.device("cpu")
-DECODERS = [p.name for p in native.paths("decode_packed") if not native.lacks(p.feature)]
+DECODERS = runnable(native.paths("decode_packed"))
 WIDTHS = [CHANNEL, TENSOR, group(64), group(24), group(50)]
 DTYPES = (np.float16, np.float32)
 AFFINE = [

@@ -14,8 +14,8 @@ def refuse_odd(x):
 
 
 REFERENCE = Kernel("reference", run, never)
-FAST = Kernel("avx2", run, refuse_odd, isa="avx2")
-PLAIN = Kernel("scalar", run, never, isa="scalar")
+FAST = Kernel("avx2", run, refuse_odd, feature="avx2")
+PLAIN = Kernel("scalar", run, never, feature="scalar")
 KERNELS = (FAST, PLAIN, REFERENCE)
 
 
@@ -36,7 +36,7 @@ def machine(monkeypatch):
         else:
             monkeypatch.setenv(VARIABLE, forced)
         # Kernels of its own for each machine, since what a processor has is found out only once.
-        return tuple(Kernel(k.name, k.run, k.unsupported, k.isa) for k in KERNELS)
+        return tuple(Kernel(k.name, k.run, k.unsupported, k.feature) for k in KERNELS)
 
     return pretend
 

@@ -6,20 +6,22 @@ import torch
 
 from lowbit.formats import FORMATS, StaticScale, affine, binary
 from lowbit.kernels import linear, native, ops
-from lowbit.kernels.linear.native import LinearProduct, in_place, kernels, together
+from lowbit.kernels.linear import KERNELS
+from lowbit.kernels.linear.native import LinearProduct, in_place, together
 from lowbit.kernels.selection import VARIABLE
 from lowbit.kernels.stacked_packed_layout import packed_layout_of
 from tests.kernels.test_packed_layout import assert_same
 from tests.stored import STACKS, Form, values
+from tests.targets import parameters, runnable
 
-PATHS = ["reference", *(k.name for k in kernels("float") if not native.lacks(k.isa))]
+BEST = runnable(KERNELS["float"])[0]
 STATIC = StaticScale(0.02, -40)
 KINDS = {"float": None, "dynamic": None, "static": STATIC}
 needs_native = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 every_stack = pytest.mark.parametrize("stack", STACKS, ids=str)
 
 
-@pytest.fixture(params=PATHS)
+@pytest.fixture(params=parameters(KERNELS["float"]))
 def path(request, monkeypatch):
     monkeypatch.setenv(VARIABLE, request.param)
     return request.param
@@ -98,13 +100,13 @@ def test_a_packed_stack_comes_back_bit_for_bit(stack):
 @needs_native
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_others_that_read_the_same_input_are_computed_in_the_same_call(tokens):
-    stack, path = STACKS[1], PATHS[-1]
+    stack = STACKS[1]
     x = activations(tokens, 96)
     weights, products = [], []
     for q in (stack.random(50, 96).q, Form("affine", 4, granularity_of(stack)).random(24, 96).q):
         form = packed_layout_of(q.layout, *q.shape)
         weights.append((form.pack(q), activations(1, q.shape[0], 3)[0]))
-        products.append(LinearProduct(form, "dynamic", path))
+        products.append(LinearProduct(form, "dynamic", BEST))
     own = [run(x, *weight) for run, weight in zip(products, weights, strict=True)]
     assert all(map(torch.equal, together(products, x, weights), own))
     ys = [torch.full_like(y, torch.nan) for y in own]
@@ -125,5 +127,5 @@ def test_the_planes_in_use_are_those_of_each_part():
         form = packed_layout_of(q.layout, 48, 96, planes)
         first = FORMATS["stacked"].prefix(q, planes)
         assert [part.bits for part in first.parts] == [min(planes, bits) for bits in (3, 2, 1)]
-        y = LinearProduct(form, "dynamic", PATHS[-1])(x, packed, None)
+        y = LinearProduct(form, "dynamic", BEST)(x, packed, None)
         assert torch.equal(y, linear.linear(x, first, None, "dynamic"))

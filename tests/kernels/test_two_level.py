@@ -15,10 +15,13 @@ from lowbit.kernels.selection import VARIABLE
 from lowbit.kernels.stacked_packed_layout import packed_layout_of
 from tests.oracles import linear as oracle
 from tests.stored import two_level, values
+from tests.targets import parameters, runnable
 
-PATHS = [path.name for path in native.paths("linear") if not native.lacks(path.feature)]
-DECODERS = [path.name for path in native.paths("decode_packed") if not native.lacks(path.feature)]
-pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
+PATHS = runnable(native.paths("linear"))
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(not native.available(), reason=native.reason() or "present"),
+]
 
 # bits, group, bits of small integers, signed. The last: scales times codes leave 24 bits.
 KINDS = [
@@ -31,14 +34,6 @@ KINDS = [
     pytest.param(8, 128, 8, True, id="8-bit"),
 ]
 every_kind = pytest.mark.parametrize("bits, size, sub_bits, signed", KINDS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def weight_of(bits, size, sub_bits, signed, rows=37, columns=768, seed=0):
@@ -65,7 +60,7 @@ def test_unpacking_gives_back_every_bit(bits, size, sub_bits, signed):
 
 
 @every_kind
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", parameters(native.paths("decode_packed")))
 def test_rows_decode_to_the_bits_of_numpy(bits, size, sub_bits, signed, decoder, monkeypatch):
     monkeypatch.setenv(VARIABLE, decoder)
     weight = weight_of(bits, size, sub_bits, signed)

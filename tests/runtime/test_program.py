@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowbit.kernels import native
+from tests.targets import parameters, runnable
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
 
-PATHS = [p.name for p in native.paths("normalize_rows") if not native.lacks(p.feature)]
+PATHS = runnable(native.paths("normalize_rows"))
 
 
 def run(program, rows, inputs, results, starts=None, ids=(), biases=(), length=0, operations=1):
@@ -184,7 +185,7 @@ def test_heads_that_share_keys_and_long_sequences_err_little():
         assert (np.abs(made.double().numpy() - wanted) <= 5e-6 * np.abs(v.numpy()).max()).all()
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", parameters(native.paths("normalize_rows")))
 def test_nan_of_a_row_stays_in_its_row(path):
     x, ones = torch.randn(3, 24), torch.ones(24)
     x[1, 5] = torch.nan

@@ -18,6 +18,7 @@ from transformers import (
 import lowbit
 from lowbit.kernels import native
 from lowbit.kernels.selection import VARIABLE
+from tests.targets import runnable
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
 
@@ -49,7 +50,7 @@ ARRANGEMENTS = (
     ((0, 1, 2), (3, 4, 5)),
     ((4,), (0, 1, 2, 3, 5)),
 )
-TARGETS = [p.name for p in native.paths("linear") if not native.lacks(p.feature)]
+TARGETS = runnable(native.paths("linear"))
 
 
 def digest(model, arrangement, sequences):

@@ -13,7 +13,7 @@ from lowbit.cli.job_options import JobOptions
 from lowbit.cli.screen import say
 from lowbit.cli.spread import spread
 from lowbit.cli.train_options import refuse, typed
-from lowbit.errors import UsageError, check_choice
+from lowbit.errors import check_choice
 
 # What a table can be inferred for; benchmarks have files of their own.
 OF_TABLES = ("classification", "translation", "generation")
@@ -76,17 +76,23 @@ def infer(
     from lowbit.evaluation.evaluate import load_subject
     from lowbit.evaluation.predict import PREDICTORS, predict
 
+    of_benchmarks: dict[str | None, dict[str, Any]] = {
+        "glue": {"name": subset or None},
+        "squad": {"stride": stride},
+    }
     of_tables = {
         "beams": beams,
         "max_new_tokens": max_new_tokens,
         "prefix": prefix,
         "chat": chat,
     }
+    if task is not None:
+        check_choice("task", task, (*OF_TABLES, *PREDICTORS))
+    own = _given(of_benchmarks.pop(task, {}))
+    for benchmark, others in of_benchmarks.items():
+        refuse(_given(others), f"is of --task {benchmark}")
     if task not in PREDICTORS:
-        if task is not None:
-            check_choice("task", task, (*OF_TABLES, *PREDICTORS))
-        benchmarks = {"name": subset or None, "split": split, "stride": stride}
-        refuse(_given(benchmarks), f"is of the benchmarks: --task {' or '.join(PREDICTORS)}")
+        refuse(_given({"split": split}), f"is of the benchmarks: --task {' or '.join(PREDICTORS)}")
         options = {**of_tables, "max_length": max_length}
         table.run(model, Path(data), output, task, options, pair)
         return
@@ -95,12 +101,10 @@ def infer(
         f"is of tables: --task {task} reads the benchmark's files",
     )
     check_file(output, table.overwrite)
-    lengths = _given({"max_length": max_length, "stride": stride})
-    if task != "squad" and stride is not None:
-        raise UsageError("--stride is of squad's windows: other tasks have none")
+    own |= _given({"max_length": max_length})
     with claimed(output):
         subject = load_subject(model)
-        lines = list(predict(task, subject, data, subset, split, not table.quiet, **lengths))
+        lines = list(predict(task, subject, data, split, not table.quiet, **own))
         with staged_file(output) as unfinished:
             unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if not table.quiet:

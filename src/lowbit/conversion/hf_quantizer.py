@@ -1,7 +1,7 @@
 """The transformers quantizer: `save_pretrained` and `from_pretrained` for quantized models.
 
-`import lowbit` registers it and its config (config.py) with transformers. It builds the model of a
-quantized folder (skeleton.py), or quantizes a float checkpoint as it is loaded.
+config_registration.py registers it and its config (config.py) with transformers. It builds the
+model of a quantized folder (skeleton.py), or quantizes a float checkpoint as it is loaded.
 """
 
 import json
@@ -17,7 +17,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers import HfQuantizer
-from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import _assign_is_quantized
 
 from lowbit.checkpoint.foreign import METHOD
@@ -301,12 +300,3 @@ class _QuantizeOnLoad(ConversionOps):
             if missing_keys is not None:
                 missing_keys.discard(name)
         return kept
-
-
-def register() -> None:
-    """Register the quantization method "lowbit" with transformers.
-
-    `import lowbit` calls it when transformers is imported. Further calls change nothing.
-    """
-    AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = LowbitConfig
-    AUTO_QUANTIZER_MAPPING[METHOD] = LowbitQuantizer

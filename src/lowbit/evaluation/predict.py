@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from lowbit.data import glue, squad_windows
 from lowbit.errors import InputError, UsageError
@@ -14,46 +15,42 @@ def predict(
     task: str,
     subject: Subject,
     data: str,
-    subset: str,
     split: str | None = None,
     progress: bool = True,
-    **lengths: int,
+    **options: Any,
 ) -> Iterator[str]:
     """The lines of a file of predictions: GLUE's index and label, SQuAD's JSON by question.
 
-    subset: GLUE's task, by default the one in the model's config. split: by default test for GLUE,
-    and dev for SQuAD, whose test set is not public. lengths: `max_length`, and for SQuAD's windows
-    `stride`; by default the task's own.
+    task: of PREDICTORS. split: by default test for GLUE, and dev for SQuAD, whose test set is not
+    public. options: `max_length`, by default the task's own; for GLUE `name`, its task, by default
+    the one in the model's config; for SQuAD `stride`, tokens that two windows share.
 
-    Raises UsageError if the task is another or does not fit the model, InputError for unusable
-    data.
+    Raises UsageError if the task does not fit the model, InputError for unusable data.
     """
-    if task not in PREDICTORS:
-        raise UsageError(f"there is no task {task!r} to predict; there are {', '.join(PREDICTORS)}")
     predictor, usual_split = PREDICTORS[task]
-    return predictor(subject, data, subset, split or usual_split, progress, **lengths)
+    return predictor(subject, data, split or usual_split, progress, **options)
 
 
 def _glue(
     subject: Subject,
     data: str,
-    subset: str,
     split: str,
     progress: bool,
+    name: str = "",
     max_length: int | None = None,
 ) -> Iterator[str]:
     trained = getattr(subject.model.config, TRAINED_FOR, None) or {}
-    subset = subset or trained.get("name", "")
-    if not subset:
+    name = name or trained.get("name", "")
+    if not name:
         raise UsageError("give the name of the GLUE task (--name): the model does not say which")
-    task = Glue(data, subset, split, max_length=max_length)
+    task = Glue(data, name, split, max_length=max_length)
     task.check_model(subject)
     yield "index\tprediction"
-    part, *more = glue.read(subset, split, data)
+    part, *more = glue.read(name, split, data)
     if more:
         names = " or ".join(each.part for each in (part, *more))
         raise UsageError(
-            f"GLUE {subset} has {1 + len(more)} files of the split {split}, each with predictions"
+            f"GLUE {name} has {1 + len(more)} files of the split {split}, each with predictions"
             f" of its own: give the split {names}"
         )
     if part.cut_rows:
@@ -67,7 +64,7 @@ def _glue(
 
 
 def _squad(
-    subject: Subject, data: str, subset: str, split: str, progress: bool, **lengths: int
+    subject: Subject, data: str, split: str, progress: bool, **lengths: int
 ) -> Iterator[str]:
     task = Squad(data, split, **lengths)
     task.check_model(subject)

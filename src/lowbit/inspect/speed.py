@@ -143,7 +143,7 @@ def _slow(group: Sequence[Layer]) -> SlowLayers | None:
     copies = sum(layer.weights for layer in group) // like.weights
     kernel, why = like.kernel()
     times = None
-    if kernel.isa:
+    if kernel.feature:
         times = _times(like, copies, torch.get_num_threads(), kernel.name)
     if times is not None and max(times.values()) <= 1 + ALIKE:
         return None
@@ -165,7 +165,7 @@ def _faster(
         layout = rule.scheme.layout(like.out_features)
         (other,) = _parts(layout, rule.activations, like.out_features, like.in_features)
         kernel, _ = other.kernel()
-        if kernel.isa:
+        if kernel.feature:
             found[name] = _times(other, copies, torch.get_num_threads(), kernel.name)
             if max(found[name].values()) <= 1:
                 return name, found[name]

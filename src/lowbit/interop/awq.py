@@ -35,7 +35,7 @@ PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def find(folder: ForeignFolder, decoding: bool) -> Found:
+def find(folder: ForeignFolder) -> Found:
     """The weights of a folder. Raises InputError."""
     bits = folder.option("bits", int, None) or folder.option("w_bit", int, BITS)
     version = folder.option("version", str, "gemm").lower()

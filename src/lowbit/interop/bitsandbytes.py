@@ -48,7 +48,7 @@ MOST_JSON = 1 << 16
 INT8 = 127
 
 
-def find(folder: ForeignFolder, decoding: bool) -> Found:
+def find(folder: ForeignFolder) -> Found:
     """The weights of a folder. Raises InputError."""
     weights, decoded, modules = {}, {}, {}
     for kind in KINDS:

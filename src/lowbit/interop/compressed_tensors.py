@@ -124,7 +124,7 @@ def _pattern(target: str, name: str) -> regex.Pattern[str]:
         ) from error
 
 
-def find(folder: ForeignFolder, decoding: bool) -> Found:
+def find(folder: ForeignFolder) -> Found:
     """The weights of a folder. Raises InputError."""
     told = folder.quantization
     for key in ("transform_config", "sparsity_config"):

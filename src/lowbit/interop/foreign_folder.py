@@ -156,8 +156,8 @@ class Kind:
         return beside if isinstance(beside, dict) else None
 
 
-def folder_reader(kind: Kind, find: Callable[[ForeignFolder, bool], Found]) -> Reader:
-    """A reader of folders of a kind. find: (folder, decoding) -> the weights of a folder."""
+def folder_reader(kind: Kind, find: Callable[[ForeignFolder], Found]) -> Reader:
+    """A reader of folders of a kind. find: of the weights of a folder."""
     return Reader(partial(_recognizes, kind), partial(_open, kind, find))
 
 
@@ -179,7 +179,7 @@ def _recognizes(kind: Kind, path: Path) -> bool:
 @contextmanager
 def _open(
     kind: Kind,
-    find: Callable[[ForeignFolder, bool], Found],
+    find: Callable[[ForeignFolder], Found],
     path: Path,
     decoding: bool,
 ) -> Iterator[Source]:
@@ -193,7 +193,7 @@ def _open(
     held = held_by(files, quantized=True)
     with open_tensors(files) as tensors:
         with _reading_config(path):
-            found = find(ForeignFolder(path, quantization, tensors), decoding)
+            found = find(ForeignFolder(path, quantization, tensors))
         for name, (_, reason) in found.decoded.items():
             if not decoding:
                 raise InputError(

@@ -45,7 +45,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 REORDERED = "quantized in another order of its inputs (desc_act)"
 
 
-def find(folder: ForeignFolder, decoding: bool) -> Found:
+def find(folder: ForeignFolder) -> Found:
     """The weights of a folder. Raises InputError."""
     version = folder.option("checkpoint_format", str, None)
     version = version or folder.option("packing_format", str, "gptq")

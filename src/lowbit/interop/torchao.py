@@ -35,7 +35,7 @@ class Weight(PlainWeight):
     scale_name, codes_name, zeros_name = "_weight_scale", MARK, "_weight_zero_point"
 
 
-def find(folder: ForeignFolder, decoding: bool) -> Found:
+def find(folder: ForeignFolder) -> Found:
     """The weights of a folder. Raises InputError."""
     modules = folder.modules(MARK, PARTS)
     told = _metadata(folder)

@@ -34,7 +34,7 @@ class Kernel:
     name: str  # one of NAMES
     run: Callable[..., Any]
     unsupported: Callable[..., str | None]  # why it cannot serve this call, or None
-    isa: str | None = None  # the feature that it needs (native.lacks); None for PyTorch
+    feature: str | None = None  # that the processor needs (native.lacks); None for PyTorch
 
 
 def never(*args: object) -> None:
@@ -51,7 +51,7 @@ def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel,
     reference = kernels[-1]
     named = next((kernel for kernel in kernels if kernel.name == forced), None)
     if named is not None:
-        missing = native.lacks(named.isa) if named.isa else None
+        missing = native.lacks(named.feature) if named.feature else None
         if missing:
             raise UsageError(f"{VARIABLE}={forced} cannot be met: {missing}")
         return tuple((k, f"forced by {VARIABLE}") for k in dict.fromkeys((named, reference)))
@@ -59,9 +59,11 @@ def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel,
     best = "best of what this processor has"
     if forced:
         best = f"{best}, as this op has no {forced} kernel"
-    lacking = (native.lacks(kernel.isa) for kernel in kernels if kernel.isa)
+    lacking = (native.lacks(kernel.feature) for kernel in kernels if kernel.feature)
     missing = next(filter(None, lacking), None) or native.lacks(native.BASE)
-    runnable = [kernel for kernel in kernels if not (kernel.isa and native.lacks(kernel.isa))]
+    runnable = [
+        kernel for kernel in kernels if not (kernel.feature and native.lacks(kernel.feature))
+    ]
     if runnable == [reference]:
         return ((reference, missing or "no other implementation supports this operator"),)
     return tuple((kernel, best) for kernel in runnable)

@@ -28,7 +28,7 @@ def kernel(
     """The kernel of a weight on this machine, and the reason for its choice; for float activations
     also the family."""
     chosen, why = select(KERNELS[activations], layout, in_features, device)
-    return chosen, why if chosen.isa is None else families.reason(why, activations, chosen.name)
+    return chosen, why if chosen.feature is None else families.reason(why, activations, chosen.name)
 
 
 def experts_linear(
@@ -50,4 +50,4 @@ def experts_linear(
 def product(form: ExpertsPackedLayout, activations: str) -> ExpertsProduct | None:
     """The product for weights packed as `form`; None if the reference is forced."""
     chosen, _ = kernel(form.layout, form.in_features, torch.device("cpu"), activations)
-    return None if chosen.isa is None else ExpertsProduct(form, activations, chosen.name)
+    return None if chosen.feature is None else ExpertsProduct(form, activations, chosen.name)

@@ -24,7 +24,7 @@ def kernel(
     """The kernel of a weight on this machine, and the reason for its choice; for float activations
     also the family."""
     chosen, why = select(KERNELS[activations], layout, in_features, device)
-    if chosen.isa is None:
+    if chosen.feature is None:
         return chosen, why
     padded = padding(layout, in_features)
     why = families.reason(why, activations, chosen.name)
@@ -55,6 +55,6 @@ def product(
 ) -> LinearProduct | None:
     """The product for a weight packed as `form`; None if the reference is forced."""
     chosen, _ = kernel(form.layout, form.in_features, torch.device("cpu"), activations)
-    if chosen.isa is None:
+    if chosen.feature is None:
         return None
     return LinearProduct(form, activations, chosen.name, nonlinearity, input)
