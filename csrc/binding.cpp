@@ -504,6 +504,11 @@ NB_MODULE(_native, m) {
           [](Weight* weight, const PackedLayout& form, int64_t scale, int64_t zero_point,
              int64_t offset, int planes, bool half_scale, int64_t sub_scale, int64_t sub_offset,
              int64_t sub_groups, int sub_bits, int sub_lowest) {
+            if (sub_groups < 1 || form.groups() % sub_groups) {
+              throw std::invalid_argument("sub_groups " + std::to_string(sub_groups) +
+                                          " do not divide " + std::to_string(form.groups()) +
+                                          " groups");
+            }
             new (weight) Weight{.form = form,
                                 .scale = scale,
                                 .zero_point = zero_point,

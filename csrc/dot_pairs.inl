@@ -43,8 +43,9 @@ struct BytePairs {
   static void add_two(int s, Words two, Words& pairs, Ints& sum) {
     pairs = s % steps == 0 ? two : Vectors::in_order(Vectors::add_shorts(pairs, two));
     if (s % steps < steps - 1) return;
-    sum += reinterpret_cast<Ints>(Vectors::sum_shorts(pairs));
-    if (steps < 8) sum = reinterpret_cast<Ints>(Vectors::in_order(reinterpret_cast<Words>(sum)));
+    // Unsigned: rows behind the last are computed too, from whatever the scratch holds.
+    const Words all = reinterpret_cast<Words>(sum) + Vectors::sum_shorts(pairs);
+    sum = reinterpret_cast<Ints>(steps < 8 ? Vectors::in_order(all) : all);
   }
 };
 
@@ -105,8 +106,7 @@ struct ShortPairs {
   }
 
   static void add(int, Codes codes, Codes four, Words&, Ints& sum) {
-    // Unsigned: rows behind the last are computed too, from whatever the scratch holds.
-    Words all = reinterpret_cast<Words>(sum);
+    Words all = reinterpret_cast<Words>(sum);  // unsigned, as in BytePairs
     all += Vectors::dot_shorts(codes.even, four.even);
     all += Vectors::dot_shorts(codes.odd, four.odd);
     sum = reinterpret_cast<Ints>(Vectors::in_order(all));

@@ -76,7 +76,7 @@ inline lowbit::PackedLayout random_form(int64_t size) {
                             .group = 0,
                             .bits = static_cast<int>(bits),
                             .binary = binary};
-  const int64_t groups[] = {form.inputs, 1 + below(form.inputs + 40), 32, 64, 96};
+  const int64_t groups[] = {form.inputs, 1 + below(form.inputs + 40), 16, 32, 64, 96};
   form.group = groups[below(std::size(groups))];
   return form;
 }

@@ -66,10 +66,24 @@ def test_quantize_and_inspect_say_what_is_slower_than_float32(
     monkeypatch.setattr(speed, "_times", lambda *_: {1: 0.5, 256: 7.0})
     code, out, _ = lowbit("quantize", source, "--recipe", "bcq3", "-o", tmp_path / "out")
     assert code == 0 and "note: 8 layers (binary 3-bit group:64, float activations) are" in out
+    code, out, _ = lowbit("quantize", source, "--recipe", "bcq3", "--dry-run")
+    assert code == 0 and "note: 8 layers (binary 3-bit group:64, float activations) are" in out
+    code, out, _ = lowbit("inspect", source)
+    assert code == 0 and "bcq3-all: 9 layers (binary 3-bit group:64, float activations) are" in out
     code, out, _ = lowbit("inspect", tmp_path / "out")
     assert code == 0 and "7.00 times as long for 256 rows" in out
     code, out, _ = lowbit("inspect", tmp_path / "out", "--json")
     assert len(json.loads(out)["slow"]) == 1
+
+
+def test_a_kernel_that_cannot_run_is_a_note_once_the_folder_is_written(
+    lowbit, source, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LOWBIT_KERNEL", "avx3")
+    monkeypatch.setattr(speed, "MATTERS", 1)
+    code, out, err = lowbit("quantize", source, "--recipe", "int4", "-o", tmp_path / "out")
+    assert code == 0 and not err and (tmp_path / "out" / "model.safetensors").is_file()
+    assert "note: Speeds were not measured: LOWBIT_KERNEL=avx3" in out and "written to" in out
 
 
 def test_inspect_shows_every_module_and_the_totals(lowbit, source, tmp_path):

@@ -82,6 +82,12 @@ NATIVE = {
         lambda: native.module.PackedLayout(16, 64, 0, 4, False).panel_bytes(),
         "^group 0 is less than 1$",
     ),
+    "no groups that share a scale": (
+        lambda: native.module.Weight(
+            native.module.PackedLayout(16, 64, 64, 4, False), 512, 0, 0, 1, False, sub_groups=0
+        ),
+        "^sub_groups 0 do not divide 1 groups$",
+    ),
     "no key heads": (
         lambda: native.module.AttentionPath("scalar", [1, 2, 0, 1, 4, 4], 1.0, 0.0, False, False),
         "^2 heads cannot share 0 key heads$",

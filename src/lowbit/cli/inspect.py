@@ -1,6 +1,7 @@
 """`lowbit inspect`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,15 +68,19 @@ def inspect(
 
 def _inspect_float(model: Path, as_json: bool) -> None:
     from lowbit.inspect.forecast import float_skeleton, forecast, forecasts
+    from lowbit.inspect.speed import speed_notes
 
     empty, before = float_skeleton(model)
-    found = list(forecasts(empty, before))
+    found = [replace(each, notes=speed_notes(each.plan)) for each in forecasts(empty, before)]
     if as_json:
         print(json.dumps(before.to_dict() | {"recipes": [each.to_dict() for each in found]}))
         return
     console = Screen()
     console.print(f"{model} is a float model: {type(empty).__name__}.", soft_wrap=True)
     console.print(forecast_table(before, found))
+    for each in found:
+        for note in each.notes:
+            console.print(f"{each.plan.recipe.name}: {note}", soft_wrap=True)
     chosen = forecast(empty, before, None)
     for note in chosen.notes:
         console.print(f"lowbit quantize {model} -o OUT: {note}", soft_wrap=True)

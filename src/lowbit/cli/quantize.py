@@ -98,7 +98,7 @@ def quantize(
 
     Example: `lowbit quantize ./gpt2 --recipe int3 --solver gptq --calibration wiki.txt -o ./out`
     """
-    from lowbit.inspect.speed import planned, slow_layers
+    from lowbit.inspect.speed import speed_notes
     from lowbit.quantization.calibrated import quantize_calibrated
     from lowbit.quantization.streaming import quantize_checkpoint
     from lowbit.solvers import Solver
@@ -124,8 +124,7 @@ def quantize(
     else:
         result = quantize_calibrated(model, chosen, output, calibration, **given, **shared)
     if not quiet:
-        slow = slow_layers(planned(result.plan))
-        result = replace(result, notes=(*result.notes, *map(str, slow)))
+        result = replace(result, notes=(*result.notes, *speed_notes(result.plan)))
     if as_json:
         print(json.dumps(result.to_dict()))
     elif not quiet:
@@ -154,9 +153,11 @@ def _recipe(recipe: str | None, bits: int | None, group: int | None) -> "str | R
 def _show_plan(model: str, recipe: "str | Recipe | None", as_json: bool) -> None:
     from lowbit.conversion.recipe import load_recipe
     from lowbit.inspect.forecast import float_skeleton, forecast
+    from lowbit.inspect.speed import speed_notes
 
     empty, before = float_skeleton(model)
     found = forecast(empty, before, None if recipe is None else load_recipe(recipe))
+    found = replace(found, notes=(*found.notes, *speed_notes(found.plan)))
     if as_json:
         print(json.dumps(found.to_dict()))
         return

@@ -7,7 +7,7 @@ their shape, whose product takes turns with PyTorch's, for one row (a token at a
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -17,12 +17,13 @@ from torch.nn import functional as F
 
 from lowbit.conversion.plan import Plan, Quantize
 from lowbit.conversion.recipe import PRESETS
+from lowbit.errors import UsageError
 from lowbit.formats import Layout, PlainLayout, StaticScale
 from lowbit.kernels import linear, native
 from lowbit.kernels.packed_layout import PANEL_ROWS, PackedLayout, Part
 from lowbit.kernels.selection import Kernel
 from lowbit.kernels.stacked_packed_layout import packed_layout_of
-from lowbit.nn import ACTIVATIONS, QuantLinear
+from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantExperts, QuantLinear, QuantModule
 
 ROWS = (1, 256)
 # Fewer weights than this in all, and calls cost more than products.
@@ -30,7 +31,7 @@ MATTERS = 1 << 20
 # A measured layer has about so many weights; where one row reads them, copies stand for the model.
 WEIGHTS, STREAMED = 1 << 20, 1 << 24
 TURNS, SECONDS = 5, 0.05
-# Within this share neither is slower.
+# Within this share of a moment's measurement neither is slower.
 ALIKE = 0.1
 
 
@@ -54,12 +55,21 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """What a model computes with: its quantized linear layers, an expert being one, and whether its
+    tables (embeddings, heads) are quantized too."""
+
+    layers: list[Layer]
+    tables: bool
+
+
+@dataclass(frozen=True)
 class SlowLayers:
     """So many layers that are slower than in float32. kernel: what serves them, and why.
 
     times: rows -> how many times as long as float32 they take; None for those that run in PyTorch,
     which are slower than float32 since they decode their weights and then do the same.
-    faster: a recipe, and its times; None if none is faster.
+    faster: a recipe, and the times of such a layer as it stores one; None if none is faster.
     """
 
     layers: int
@@ -70,7 +80,8 @@ class SlowLayers:
 
     def __str__(self) -> str:
         kind = f"{self.like.layout}, {self.like.activations} activations"
-        head = f"{self.layers} layers ({kind}) are slower than PyTorch's in float32 here"
+        are = "1 layer ({}) is" if self.layers == 1 else f"{self.layers} layers ({{}}) are"
+        head = f"{are.format(kind)} slower than PyTorch's in float32 here"
         if self.times is None:
             found = f": they run in PyTorch too ({self.kernel})"
         else:
@@ -81,7 +92,7 @@ class SlowLayers:
         if self.faster is None:
             return f"{head}{found}; no recipe was faster."
         name, times = self.faster
-        return f"{head}{found}; {name} takes {_told(times)}."
+        return f"{head}{found}; stored as by {name}, it takes {_told(times)}."
 
 
 def _told(times: dict[int, float]) -> str:
@@ -92,25 +103,32 @@ def _told(times: dict[int, float]) -> str:
     )
 
 
-def planned(plan: Plan) -> list[Layer]:
-    """The linear layers that a plan quantizes."""
-    return [
-        layer
-        for d in plan.quantized
-        if d.weights.kind == "linear"
-        for scheme in [(d if isinstance(d, Quantize) else d.source).scheme]
-        for layer in _parts(scheme.layout(d.weights.shape[0]), d.activations, *d.weights.shape)
-    ]
+def planned(plan: Plan) -> Computed:
+    """What a model computes with after a plan."""
+    layers = []
+    for d in plan.quantized:
+        if d.weights.kind == "embedding":
+            continue
+        scheme = (d if isinstance(d, Quantize) else d.source).scheme
+        alike = d.weights.experts if d.weights.kind == "experts" else 1
+        out, inputs = d.weights.shape[0] // alike, d.weights.shape[1]
+        layers += _parts(scheme.layout(out), d.activations, out, inputs) * alike
+    return Computed(layers, any(d.weights.kind == "embedding" for d in plan.quantized))
 
 
-def present(model: nn.Module) -> list[Layer]:
-    """The quantized linear layers of a model that are on the CPU."""
-    return [
-        layer
-        for m in model.modules()
-        if isinstance(m, QuantLinear) and m.compute.device.type == "cpu"
-        for layer in _parts(m.layout, m.activations, m.out_features, m.in_features)
+def present(model: nn.Module) -> Computed:
+    """What a model computes with on the CPU."""
+    here = [
+        m for m in model.modules() if isinstance(m, QuantModule) and m.compute.device.type == "cpu"
     ]
+    layers = []
+    for m in here:
+        if isinstance(m, QuantLinear):
+            layers += _parts(m.layout, m.activations, m.out_features, m.in_features)
+        elif isinstance(m, QuantExperts):
+            each = _parts(m.layout.each, m.activations, m.out_features, m.in_features)
+            layers += each * m.experts
+    return Computed(layers, any(isinstance(m, QuantEmbedding) for m in here))
 
 
 def _parts(layout: Layout, activations: str, out: int, inputs: int) -> list[Layer]:
@@ -120,25 +138,37 @@ def _parts(layout: Layout, activations: str, out: int, inputs: int) -> list[Laye
     return [Layer(p.layout.layout, taken, p.layout.out_features, inputs) for p in plain]
 
 
-def slow_layers(layers: Iterable[Layer]) -> tuple[SlowLayers, ...]:
-    """Those that are slower than in float32 on this processor, with PyTorch's number of threads.
-    Layers that are stored alike are one entry. Nothing without native code, where all are slow."""
+def speed_notes(plan: Plan) -> tuple[str, ...]:
+    """What is slower than in float32 after a plan, in sentences. That it cannot be measured is one
+    too: what a plan made is no error."""
+    try:
+        return tuple(map(str, slow_layers(planned(plan))))
+    except UsageError as error:
+        return (f"Speeds were not measured: {error}.",)
+
+
+def slow_layers(model: Computed) -> tuple[SlowLayers, ...]:
+    """Layers that are slower than in float32 on this processor, with PyTorch's number of threads.
+    Those that are stored alike are one entry. Nothing without native code, where all are slow.
+
+    Raises UsageError if LOWBIT_KERNEL names what cannot run here.
+    """
     if not native.available():
         return ()
     alike: dict[tuple[str, str], list[Layer]] = {}
-    for layer in layers:
+    for layer in model.layers:
         alike.setdefault((str(layer.layout), layer.activations), []).append(layer)
     found = []
     for group in alike.values():
         if sum(layer.weights for layer in group) < MATTERS:
             continue
-        slow = _slow(group)
+        slow = _slow(group, model.tables)
         if slow is not None:
             found.append(slow)
     return tuple(found)
 
 
-def _slow(group: Sequence[Layer]) -> SlowLayers | None:
+def _slow(group: Sequence[Layer], tables: bool) -> SlowLayers | None:
     like = min(group, key=lambda layer: abs(math.log(layer.weights / WEIGHTS)))
     copies = sum(layer.weights for layer in group) // like.weights
     kernel, why = like.kernel()
@@ -147,17 +177,18 @@ def _slow(group: Sequence[Layer]) -> SlowLayers | None:
         times = _times(like, copies, torch.get_num_threads(), kernel.name)
     if times is not None and max(times.values()) <= 1 + ALIKE:
         return None
-    return SlowLayers(len(group), like, why, times, _faster(like, copies, times))
+    return SlowLayers(len(group), like, why, times, _faster(like, copies, times, tables))
 
 
 def _faster(
-    like: Layer, copies: int, times: dict[int, float] | None
+    like: Layer, copies: int, times: dict[int, float] | None, tables: bool
 ) -> tuple[str, dict[int, float]] | None:
     """The affine preset of at least as many bits, activations int8, that is nowhere slower than
-    float32, or else the one that is least slow, if it beats what there is."""
+    float32, or else the one that is least slow, if it beats what there is. tables: whether it
+    quantizes them too."""
     found: dict[str, dict[int, float]] = {}
     for bits in (2, 3, 4, 8):
-        name = f"int{bits}-dynamic"
+        name = f"int{bits}{'-all' * tables}-dynamic"
         rule = PRESETS[name].rules[-1]
         assert rule.scheme is not None
         if bits < like.layout.bits or rule.scheme.misfit(like.out_features, like.in_features):
