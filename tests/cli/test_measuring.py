@@ -111,7 +111,7 @@ def test_compare_quantizes_measures_and_reports(lowbit, source, text, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["eval", "{source}", "--task", "perplexit", "--data", "{text}"], 2, "there is no task"),
+        (["eval", "{source}", "--task", "perplexit", "--data", "{text}"], 2, "task 'perplexit' is"),
         (["eval", "{source}", "--task", "squad"], 2, "needs the option 'data'"),
         (["eval", "{source}", "--task", "perplexity", "--data", "no.txt"], 1, "no.txt"),
         (["eval", "{source}", "--task", "perplexity"], 2, "give either data or text"),

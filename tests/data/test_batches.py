@@ -35,7 +35,7 @@ def test_items_are_as_long_as_model_and_tokenizer_allow():
     assert longest(model, Tokenizer(), 64) == longest(model, Tokenizer(62), 64) == 64
     with pytest.raises(UsageError, match="max_length 65 is longer than the model's 64 positions"):
         longest(model, Tokenizer(), 65)
-    with pytest.raises(UsageError, match="max_length 0 leaves no token"):
+    with pytest.raises(UsageError, match="max_length must be at least 1, not 0"):
         longest(model, Tokenizer(), 0)
 
 

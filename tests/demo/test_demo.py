@@ -138,7 +138,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_training(name, tmp_pa
 
 
 def test_no_steps_are_wrong_use(tmp_path):
-    with pytest.raises(UsageError, match="0 training steps are too few"):
+    with pytest.raises(UsageError, match="steps must be at least 1, not 0"):
         run([tmp_path / "demo.html"], replace(TINY, steps=0), progress=False)
 
 

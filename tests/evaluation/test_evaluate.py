@@ -99,7 +99,7 @@ def test_agreement_is_the_share_of_equal_predictions():
 
 
 def test_tasks_refuse_names_and_options_that_are_not_theirs():
-    with pytest.raises(UsageError, match="there is no task 'perplex'; there are perplexity, "):
+    with pytest.raises(UsageError, match="task 'perplex' is unknown; did you mean perplexity"):
         make_task("perplex")
     with pytest.raises(UsageError, match="task generate has no option 'stride'; it has data, "):
         make_task("generate", stride=3, text="a")

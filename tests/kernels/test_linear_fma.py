@@ -124,7 +124,7 @@ def test_the_variable_forces_a_family_and_an_unknown_one_is_refused(monkeypatch)
         _, why = linear.kernel(layout.layout, 40, torch.device("cpu"), "float")
         assert why.endswith(f"float activations by {family}")
     monkeypatch.setenv(families.VARIABLE, "digits")
-    with pytest.raises(UsageError, match=f"{families.VARIABLE}=digits is unknown; it can be limbs"):
+    with pytest.raises(UsageError, match=f"{families.VARIABLE} 'digits' is unknown: use limbs"):
         LinearProduct(layout, "float", "scalar")
 
 

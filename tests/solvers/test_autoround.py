@@ -209,7 +209,7 @@ def test_the_error_of_a_block_is_that_of_its_tokens_without_padding():
 @pytest.mark.parametrize(
     ("recipe", "iterations", "sentence"),
     [
-        ("int4", 0, "iterations of autoround must be at least 1, not 0"),
+        ("int4", 0, "iterations must be at least 1, not 0"),
         ("bcq3", 1, "h.0.attn.c_attn.weight: this solver finds affine codes"),
     ],
 )

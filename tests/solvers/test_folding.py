@@ -12,7 +12,7 @@ from lowbit.conversion.recipe import load_recipe
 from lowbit.formats import FORMATS, group
 from lowbit.solvers import awq, load_solver, smoothquant
 from lowbit.solvers.hessian import Inputs
-from lowbit.solvers.sequential import walked
+from lowbit.solvers.sequential import solved_sequentially
 from tests.models import make, output
 from tests.solvers.correlated import problem, seeds
 from tests.solvers.oracle import output_error
@@ -44,7 +44,7 @@ def test_folding_leaves_the_float_function_unchanged(name, solver):
     expected = output(model)
     before = {n: p.clone() for n, p in model.named_parameters()}
     # At 4 bits every layer gains from scales; at 8 bits AWQ leaves some as they are.
-    with walked(
+    with solved_sequentially(
         model, make_plan(model, load_recipe("int4")), load_solver(solver), batches_of(IDS, model)
     ) as solved:
         error = (output(model) - expected).norm() / expected.norm()

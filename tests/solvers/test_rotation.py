@@ -12,7 +12,7 @@ from lowbit.conversion.recipe import load_recipe
 from lowbit.formats import group
 from lowbit.solvers import load_solver
 from lowbit.solvers.rotation import random_rotation
-from lowbit.solvers.sequential import walked
+from lowbit.solvers.sequential import solved_sequentially
 from tests.models import make, output
 
 IDS = torch.arange(0, 160).reshape(8, 20) * 7 % 199
@@ -54,7 +54,7 @@ QUICK = ("gpt2", "bert")
 
 def solved_on(model, ids=IDS):
     plan = make_plan(model, load_recipe("int8"))
-    return walked(model, plan, load_solver(ROTATED), batches_of(ids, model))
+    return solved_sequentially(model, plan, load_solver(ROTATED), batches_of(ids, model))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_rotation_leaves_the_float_function_unchanged(name):
     model = make(name)
     expected = output(model)
     before = {n: p.clone() for n, p in model.named_parameters()}
-    with walked(
+    with solved_sequentially(
         model, make_plan(model, load_recipe("int8")), load_solver(ROTATED), batches_of(IDS, model)
     ) as solved:
         error = (output(model) - expected).norm() / expected.norm()
@@ -105,7 +105,7 @@ def test_what_mixes_the_numbers_of_a_head_is_seen_and_said():
     attention.c_proj = nn.Sequential(nn.Tanh(), attention.c_proj)
     expected = output(model)
     before = {n: p.clone() for n, p in attention.named_parameters()}
-    with walked(
+    with solved_sequentially(
         model, make_plan(model, load_recipe("int8")), load_solver(ROTATED), batches_of(IDS, model)
     ) as solved:
         assert ((output(model) - expected).norm() <= 1e-5 * expected.norm()).item()
@@ -116,7 +116,7 @@ def test_what_mixes_the_numbers_of_a_head_is_seen_and_said():
 def test_single_tokens_do_not_mistake_queries_and_keys_for_a_pair():
     model = make("bert")
     expected = output(model)
-    with walked(
+    with solved_sequentially(
         model,
         make_plan(model, load_recipe("int8")),
         load_solver(ROTATED),
@@ -129,7 +129,7 @@ def test_single_tokens_do_not_mistake_queries_and_keys_for_a_pair():
 def test_weights_that_rotation_would_round_again_stay_and_are_named():
     model = make("gpt2").bfloat16()
     before = {n: p.clone() for n, p in model.named_parameters()}
-    with walked(
+    with solved_sequentially(
         model, make_plan(model, load_recipe("int8")), load_solver(ROTATED), batches_of(IDS, model)
     ) as solved:
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

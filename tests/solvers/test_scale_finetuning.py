@@ -15,7 +15,7 @@ from lowbit.conversion.recipe import load_recipe
 from lowbit.nn import QuantModule
 from lowbit.solvers import Solver, load_solver
 from lowbit.solvers import scale_finetuning as tuning
-from lowbit.solvers.sequential import walked
+from lowbit.solvers.sequential import solved_sequentially
 from tests.models import make
 
 IDS = torch.arange(0, 320).reshape(16, 20) * 7 % 199
@@ -34,7 +34,7 @@ def sharp(name):
 
 def stored(model, recipe, solver):
     """By module, what is stored, and the notes."""
-    with walked(
+    with solved_sequentially(
         model,
         make_plan(model, load_recipe(recipe)),
         load_solver(solver),

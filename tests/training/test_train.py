@@ -412,7 +412,7 @@ def test_starting_again_leaves_no_old_checkpoint_to_resume_from(source, data, tm
 @pytest.mark.parametrize(
     ("task", "settings", "sentence"),
     [
-        ("grue", QUICK, "there is no task 'grue' to train"),
+        ("grue", QUICK, "task 'grue' is unknown; did you mean glue"),
         ("glue", Settings(qat="int9"), "qat 'int9' is unknown"),
         ("glue", Settings(plan=BcqPlan(Recipe((), "../x"))), "'../x' cannot name a folder"),
         ("glue", Settings(plan=BcqPlan(Recipe((), "float"))), "'float' cannot name a folder"),

@@ -18,7 +18,7 @@ from lowbit.calibration.batches import SAMPLES_AT_ONCE, decoder_inputs
 from lowbit.data import text
 from lowbit.data.lines import MOST_CHARACTERS
 from lowbit.data.tokens import token_ids
-from lowbit.errors import InputError, UsageError
+from lowbit.errors import InputError, UsageError, check_at_least
 from lowbit.nn.eval_mode import positions
 
 MAX_LENGTH = 512
@@ -45,8 +45,7 @@ def read(
     data: a file, a folder of .txt files, or a dataset of the hub (its train split). Raises
     UsageError for a length that cannot be, InputError for a text shorter than one sample.
     """
-    if samples < 1:
-        raise UsageError(f"samples {samples} are less than one")
+    check_at_least("samples", samples, 1)
     most = positions(model)
     length = min(most or MAX_LENGTH, MAX_LENGTH) if length is None else length
     if length < 2 or length > (most or length):

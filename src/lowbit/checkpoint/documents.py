@@ -143,9 +143,9 @@ def read_json(file: Path, most: int = MOST_JSON) -> Any:
     return value
 
 
-def read_yaml(file: Path, most: int = MOST_YAML) -> Any:
+def read_yaml(file: Path) -> Any:
     """The value that a YAML file holds. Raises InputError."""
-    return parsed_yaml(read_bytes(file, most), str(file))
+    return parsed_yaml(read_bytes(file, MOST_YAML), str(file))
 
 
 def parsed_yaml(stored: bytes | str, source: str) -> Any:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowbit.cli.choices import DEMO_STEPS
-from lowbit.cli.options import this_command
+from lowbit.cli.options import AsJson, this_command
 from lowbit.cli.screen import Screen
 from lowbit.cli.summary import say_written
 from lowbit.cli.tables import MEBI
@@ -36,7 +36,7 @@ def demo(
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train again, even if a trained model is cached.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Train a small GPT-2 on this Python's own documentation, quantize it, and report.

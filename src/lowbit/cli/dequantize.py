@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lowbit.cli.choices import MEGA, SHARD_MEGABYTES
+from lowbit.cli.options import AsJson, Overwrite, Quiet, ShardSize
 from lowbit.cli.screen import say
 from lowbit.cli.tables import mebibytes
 
@@ -15,14 +16,10 @@ from lowbit.cli.tables import mebibytes
 def dequantize(
     model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing model folder.")
-    ] = False,
-    max_shard_size: Annotated[
-        int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file. Less needs less memory.")
-    ] = SHARD_MEGABYTES,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+    overwrite: Overwrite = False,
+    max_shard_size: ShardSize = SHARD_MEGABYTES,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the float checkpoint that a quantized one decodes to, for programs that read floats.
 

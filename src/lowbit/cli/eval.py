@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit.cli.options import Measured, this_command
+from lowbit.cli.options import AsJson, Measured, this_command
 from lowbit.cli.screen import Screen
 from lowbit.cli.spread import spread
 from lowbit.cli.study_tables import study_tables, written
@@ -18,7 +18,7 @@ def eval(
     against: Annotated[
         str | None, typer.Option(help="The model to compare with, usually the float model.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Score models on a task, and print sizes and (with --shapes) speed.

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lowbit.cli.choices import FORMATS
+from lowbit.cli.options import AsJson, Quiet
 from lowbit.cli.screen import say
 from lowbit.cli.tables import mebibytes
 
@@ -25,8 +26,8 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file or model folder.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a quantized model as another program reads it, with the same codes.
 

@@ -1,15 +1,13 @@
 """`lowbit import`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lowbit.cli.choices import MEGA, SHARD_MEGABYTES
-from lowbit.cli.quantize import plan_table
-from lowbit.cli.screen import Screen
-from lowbit.cli.tables import before_after
+from lowbit.cli.options import AsJson, Overwrite, Quiet, ShardSize
+from lowbit.cli.quantize import show
 
 
 def import_(
@@ -22,14 +20,10 @@ def import_(
             help="Quantize weights again by this recipe if lowbit cannot hold their codes (NF4).",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing model folder.")
-    ] = False,
-    max_shard_size: Annotated[
-        int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file. Less needs less memory.")
-    ] = SHARD_MEGABYTES,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+    overwrite: Overwrite = False,
+    max_shard_size: ShardSize = SHARD_MEGABYTES,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Convert a model that another program quantized. Its codes stay the same.
 
@@ -47,14 +41,4 @@ def import_(
         max_shard_bytes=max_shard_size * MEGA,
         progress=not (quiet or as_json),
     )
-    if as_json:
-        print(json.dumps(result.to_dict()))
-    elif not quiet:
-        console = Screen()
-        console.print(plan_table(result.plan))
-        console.print(before_after(result.before, result.after))
-        for name in result.unused:
-            console.print(f"not used by the model, left out: {name}")
-        for note in result.notes:
-            console.print(f"note: {note}", soft_wrap=True)
-        console.print(f"written to {output}; `import lowbit` before loading it")
+    show(result, output, as_json, quiet)

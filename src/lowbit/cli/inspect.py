@@ -9,6 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from lowbit.cli.options import AsJson
 from lowbit.cli.screen import Screen
 from lowbit.cli.tables import forecast_table, mebibytes
 from lowbit.kernels import native
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def inspect(
     model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote, or a float model's.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     check: Annotated[
         bool, typer.Option("--verify", help="Compare every tensor with its hash first.")
     ] = False,

@@ -1,4 +1,4 @@
-"""Options that several verbs share: what to score, what to time."""
+"""Options that several verbs share: how to write and print, what to score, what to time."""
 
 import shlex
 import sys
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from lowbit.evaluation.evaluate import EvaluationPlan
     from lowbit.evaluation.latency import Shape
     from lowbit.evaluation.task import Task
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")]
+ShardSize = Annotated[
+    int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file. Less needs less memory.")
+]
 
 
 @dataclass(frozen=True)

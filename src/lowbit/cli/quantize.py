@@ -10,12 +10,14 @@ from rich import box
 from rich.table import Table
 
 from lowbit.cli.choices import MEGA, SHARD_MEGABYTES, SOLVERS
+from lowbit.cli.options import AsJson, Overwrite, Quiet, ShardSize
 from lowbit.cli.screen import Screen
 from lowbit.cli.settings_file import WithRecipeHint
 from lowbit.cli.tables import before_after, forecast_table
 from lowbit.errors import UsageError
 
 if TYPE_CHECKING:
+    from lowbit.conversion.apply import Result
     from lowbit.conversion.plan import Plan
     from lowbit.conversion.recipe import Recipe
 
@@ -77,14 +79,10 @@ def quantize(
         int | None,
         typer.Option(help="Tokens of a window.", show_default="all positions, at most 512"),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing model folder.")
-    ] = False,
-    max_shard_size: Annotated[
-        int, typer.Option(min=1, help="Megabytes (10⁶ bytes) of one file. Less needs less memory.")
-    ] = SHARD_MEGABYTES,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+    overwrite: Overwrite = False,
+    max_shard_size: ShardSize = SHARD_MEGABYTES,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Quantize a checkpoint into a new folder.
 
@@ -125,17 +123,7 @@ def quantize(
         result = quantize_calibrated(model, chosen, output, calibration, **given, **shared)
     if not quiet:
         result = replace(result, notes=(*result.notes, *speed_notes(result.plan)))
-    if as_json:
-        print(json.dumps(result.to_dict()))
-    elif not quiet:
-        console = Screen()
-        console.print(plan_table(result.plan))
-        console.print(before_after(result.before, result.after))
-        for name in result.unused:
-            console.print(f"not used by the model, left out: {name}")
-        for note in result.notes:
-            console.print(f"note: {note}", soft_wrap=True)
-        console.print(f"written to {output}; `import lowbit` before loading it")
+    show(result, output, as_json, quiet)
 
 
 def _recipe(recipe: str | None, bits: int | None, group: int | None) -> "str | Recipe | None":
@@ -167,6 +155,21 @@ def _show_plan(model: str, recipe: "str | Recipe | None", as_json: bool) -> None
     for note in found.notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print("nothing was written")
+
+
+def show(result: "Result", output: Path, as_json: bool, quiet: bool) -> None:
+    """What was written to a folder."""
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    elif not quiet:
+        console = Screen()
+        console.print(plan_table(result.plan))
+        console.print(before_after(result.before, result.after))
+        for name in result.unused:
+            console.print(f"not used by the model, left out: {name}")
+        for note in result.notes:
+            console.print(f"note: {note}", soft_wrap=True)
+        console.print(f"written to {output}; `import lowbit` before loading it")
 
 
 def plan_table(plan: "Plan") -> Table:

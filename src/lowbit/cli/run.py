@@ -25,7 +25,7 @@ def run(
 
     Example: `lowbit run -- python script.py ./bert-base-int4`
 
-    Example: `lowbit run -- lm_eval --model hf --model_args pretrained=./gpt2-int4 --tasks lambada`
+    Example: `lowbit run -- lm_eval run --model hf --model_args pretrained=./gpt2 --tasks wikitext`
     """
     try:
         os.execvpe(program[0], program, environment(os.environ))

@@ -13,7 +13,7 @@ from rich.text import Text
 from lowbit.checkpoint.atomic_write import check_file, staged_file
 from lowbit.checkpoint.work_folder import claimed
 from lowbit.cli.choices import MEASURES, SOLVERS
-from lowbit.cli.options import Measured
+from lowbit.cli.options import AsJson, Measured, Quiet
 from lowbit.cli.screen import Screen
 from lowbit.cli.spread import spread
 from lowbit.cli.tables import mebibytes
@@ -59,8 +59,8 @@ def search(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = (
         False
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find bits for each module under a budget, and write them as a recipe.
 

@@ -7,6 +7,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from lowbit.cli.options import AsJson
 from lowbit.cli.screen import Screen
 from lowbit.errors import UsageError
 
@@ -40,7 +41,7 @@ def sensitivity(
     context: Annotated[
         int | None, typer.Option(help="Tokens in a window of a text.", show_default="the model's")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Print what each kind of sublayer costs if it alone is quantized, by bits.

@@ -9,11 +9,11 @@ import typer
 
 from lowbit.checkpoint.documents import read_bytes
 from lowbit.cli.screen import say
+from lowbit.cli.tables import MEBI
 from lowbit.errors import InputError, UsageError, check_at_least
 from lowbit.extras import needed
 
 KEY = "LOWBIT_API_KEY"
-MEGA = 1 << 20
 
 
 def serve(
@@ -100,7 +100,7 @@ def serve(
         queue=queue,
         inputs=max_inputs,
         tokens=batch_tokens,
-        body=max_body * MEGA,
+        body=max_body * MEBI,
         timeout=timeout,
         slow=slow,
         grace=grace,

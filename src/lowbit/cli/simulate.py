@@ -8,6 +8,7 @@ import typer
 
 from lowbit.checkpoint.atomic_write import check_output, staged, writing
 from lowbit.cli.choices import ROUNDINGS
+from lowbit.cli.options import Overwrite, Quiet
 from lowbit.cli.screen import say
 
 
@@ -18,13 +19,11 @@ def simulate(
         str,
         typer.Option(help=f"How each parameter is rounded: {', '.join(ROUNDINGS)}."),
     ] = "absmax",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing model folder.")
-    ] = False,
+    overwrite: Overwrite = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the mean squared error of each parameter.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Round every parameter as a scheme would, and save the result as a float model.
 

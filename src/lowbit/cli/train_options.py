@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from lowbit.cli.choices import ESTIMATOR, PLANS, QAT_START, RANGES
+from lowbit.cli.options import AsJson, Quiet
 from lowbit.cli.settings_file import from_file, shipped
 from lowbit.errors import UsageError
 from lowbit.training.architecture import KINDS, Architecture
@@ -61,8 +62,8 @@ class Run:
     keep_checkpoints: Annotated[
         bool, typer.Option("--keep-checkpoints", help="Keep them after the training has finished.")
     ] = False
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False
+    as_json: AsJson = False
+    quiet: Quiet = False
 
 
 @dataclass(frozen=True)

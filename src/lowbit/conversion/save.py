@@ -31,7 +31,7 @@ from lowbit.conversion.numbers import check_numbers
 from lowbit.conversion.swap import put_packed, swap_tied
 from lowbit.conversion.ties import untie
 from lowbit.conversion.unchanged import unchanged_on_error
-from lowbit.errors import InputError, UsageError, naming
+from lowbit.errors import InputError, UsageError, check_choice, naming
 from lowbit.formats import layout_from_dict
 from lowbit.nn import ACTIVATIONS, QuantModule, is_quantized
 
@@ -126,8 +126,7 @@ def _put_packed(
     if not isinstance(weights, Weights):
         raise InputError(f"{CONFIG} lists {name}, but {weights}")
     activations = entry.get("activations", "float")
-    if activations not in ACTIVATIONS:
-        raise InputError(f"{name} has unknown activations {activations!r}")
+    check_choice(f"{name}: activations", activations, ACTIVATIONS, error=InputError)
     weight = place.of(module)
     found = str(weight.dtype).removeprefix("torch.")
     if dtypes.get(name) != found:

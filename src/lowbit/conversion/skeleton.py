@@ -13,7 +13,7 @@ from lowbit.conversion.module_weights import WeightName, Weights, weights_of
 from lowbit.conversion.numbers import check_numbers
 from lowbit.conversion.swap import put_packed, swap_tied
 from lowbit.conversion.ties import TiedKeys, untie
-from lowbit.errors import InputError, naming
+from lowbit.errors import InputError, check_choice, naming
 from lowbit.formats import layout_from_dict
 from lowbit.nn import ACTIVATIONS, QuantEmbedding, QuantModule
 
@@ -53,8 +53,7 @@ def build(model: PreTrainedModel, config: LowbitConfig, dtype: torch.dtype) -> t
             raise InputError(f"config.json lists {stored_name}, but {weights}")
         entry = config.modules[stored_name]
         activations = entry.get("activations", "float")
-        if activations not in ACTIVATIONS:
-            raise InputError(f"{stored_name} has unknown activations {activations!r}")
+        check_choice(f"{stored_name}: activations", activations, ACTIVATIONS, error=InputError)
         if "tied_to" in entry:
             tied[name] = (weights, entry["tied_to"], activations)
             continue

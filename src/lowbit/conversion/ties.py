@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from lowbit.conversion.module_weights import WeightName
 
 
-def named_places(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+def named_places(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every name of every module, in the order of `named_modules`. A shared module has several
     names, but its submodules are named once."""
     seen: set[nn.Module] = set()
-    pending = [(name, module)]
+    pending = [("", module)]
     while pending:
         name, module = pending.pop()
         yield name, module

@@ -59,8 +59,7 @@ def longest(model: PreTrainedModel, tokenizer: Any, wanted: int | None) -> int |
         declared = [room, getattr(tokenizer, "model_max_length", None)]
         # Tokenizers that know no limit declare 10^30.
         return min((n for n in declared if n is not None and n < 1 << 31), default=None)
-    if wanted < 1:
-        raise UsageError(f"max_length {wanted} leaves no token: at least 1 is needed")
+    check_at_least("max_length", wanted, 1)
     if room is not None and wanted > room:
         raise UsageError(f"max_length {wanted} is longer than the model's {room} positions")
     return wanted

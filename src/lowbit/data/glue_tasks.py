@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lowbit.errors import UsageError
+from lowbit.errors import check_choice
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def find_task(name: str) -> GlueTask:
     """
     plain = name.lower().replace("-", "").replace("_", "").replace(" ", "")
     if plain not in TASKS:
-        raise UsageError(f"there is no GLUE task {name!r}; there are {', '.join(TASKS)}")
+        check_choice("GLUE task", name, TASKS)
     return TASKS[plain]
 
 

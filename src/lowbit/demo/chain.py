@@ -8,7 +8,7 @@ from typing import Any
 
 from lowbit.demo.cache import HELD_OUT, Trained, trained
 from lowbit.demo.model import DemoSettings
-from lowbit.errors import UsageError
+from lowbit.errors import check_at_least
 from lowbit.evaluation.evaluate import EvaluationPlan, examine
 from lowbit.evaluation.latency import Shape
 from lowbit.evaluation.study import ModelRecord, Study
@@ -59,8 +59,7 @@ def run(
     cache that cannot be written or a Python without its documentation.
     """
     check_paths(outputs)
-    if settings.steps < 1:
-        raise UsageError(f"{settings.steps} training steps are too few: at least 1 is needed")
+    check_at_least("steps", settings.steps, 1)
     base = trained(settings, retrain, progress)
     study = Study(
         _compare(base, settings.seed, progress), describe(), settings.seed, tuple(commands)

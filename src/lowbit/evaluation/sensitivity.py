@@ -17,7 +17,7 @@ from lowbit.conversion.plan import Quantize, make_plan
 from lowbit.conversion.recipe import Recipe, Rule
 from lowbit.data import parallel, text
 from lowbit.data.tokens import token_ids
-from lowbit.errors import UsageError
+from lowbit.errors import check_at_least
 from lowbit.evaluation.forced import forced
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.study import json_safe
@@ -102,8 +102,8 @@ def token_loss(
     items: so many pairs, or so many tokens, and no more. Raises UsageError, InputError.
     """
     tokenizer = subject.needed_tokenizer()
-    if items is not None and items < 2:
-        raise UsageError(f"{items} items are too few: at least 2 are needed")
+    if items is not None:
+        check_at_least("items", items, 2)
     if subject.model.config.is_encoder_decoder:
         pairs = parallel.read(data, target, source_column, target_column, split="valid")
         sources, targets = pairs.sources[:items], pairs.targets[:items]

@@ -15,8 +15,8 @@ PlainLayout = AffineLayout | BinaryLayout
 
 @dataclass(frozen=True)
 class Format:
-    """One stored form: its layout class and its pure functions. `prefix` is the model of the first
-    planes, for a form that may have planes."""
+    """One format of quantized tensors: its layout class and its pure functions. `prefix` is the
+    tensor of the first planes, for a format that may have planes."""
 
     layout: type[Any]
     tensor: type[Any]

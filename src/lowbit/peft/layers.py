@@ -19,7 +19,7 @@ from lowbit.formats import QTensor
 from lowbit.nn import QuantEmbedding, QuantLinear, QuantModule
 
 
-class _OnQuantized(LoraLayer):
+class OnQuantized(LoraLayer):
     """What PEFT's layers ask of a quantized base, and how they are merged into it: once, with the
     quantized tensor that the model has made for it (merge.py)."""
 
@@ -71,7 +71,7 @@ class _OnQuantized(LoraLayer):
             self.merged_adapters.append(name)
 
 
-class LoraQuantLinear(_OnQuantized, Linear):
+class LoraQuantLinear(OnQuantized, Linear):
     """Beside a QuantLinear. DoRA works too; it decodes the weight at every call."""
 
     def __init__(
@@ -90,7 +90,7 @@ class LoraQuantLinear(_OnQuantized, Linear):
         return {(): None, ("use_dora",): DoraLinearVariant}
 
 
-class LoraQuantEmbedding(_OnQuantized, Embedding):
+class LoraQuantEmbedding(OnQuantized, Embedding):
     """Beside a QuantEmbedding."""
 
     @property
@@ -99,7 +99,7 @@ class LoraQuantEmbedding(_OnQuantized, Embedding):
 
 
 # Quantized module -> what adapts it.
-LAYERS: dict[type[QuantModule], type[_OnQuantized]] = {
+LAYERS: dict[type[QuantModule], type[OnQuantized]] = {
     QuantLinear: LoraQuantLinear,
     QuantEmbedding: LoraQuantEmbedding,
 }
@@ -109,7 +109,7 @@ def _innermost(module: nn.Module) -> nn.Module:
     return module.get_base_layer() if isinstance(module, LoraLayer) else module
 
 
-def layer_for(module: nn.Module) -> type[_OnQuantized] | None:
+def layer_for(module: nn.Module) -> type[OnQuantized] | None:
     """What adapts this module, which may have adapters; None if it is not a quantized one."""
     base = _innermost(module)
     return next((own for kind, own in LAYERS.items() if isinstance(base, kind)), None)

@@ -13,7 +13,7 @@ from lowbit.errors import UsageError, naming
 from lowbit.formats import QTensor
 from lowbit.formats.error import WeightError
 from lowbit.nn import QuantLinear, QuantModule
-from lowbit.peft.layers import _OnQuantized
+from lowbit.peft.layers import OnQuantized
 
 
 @torch.no_grad()
@@ -57,9 +57,9 @@ def prepare(model: nn.Module, names: list[str] | None) -> None:
         config.errors[name] = error
 
 
-def _adapted(model: nn.Module, names: list[str] | None) -> Iterator[tuple[str, _OnQuantized]]:
+def _adapted(model: nn.Module, names: list[str] | None) -> Iterator[tuple[str, OnQuantized]]:
     for name, module in model.named_modules():
-        if isinstance(module, _OnQuantized) and module.own_names(names):
+        if isinstance(module, OnQuantized) and module.own_names(names):
             yield name, module
 
 

@@ -22,7 +22,7 @@ from lowbit.formats import BinaryTensor, decode
 from lowbit.formats.binary import signs
 from lowbit.formats.scales import stored_dtype
 from lowbit.nn.estimators import straight_through
-from lowbit.qat.weights import Straight
+from lowbit.qat.weights import StraightThrough
 from lowbit.schemes import Binary, Scheme
 
 
@@ -32,7 +32,7 @@ class Mode(Enum):
     FROZEN = "frozen"
 
 
-class Codes(Straight):
+class Codes(StraightThrough):
     """The codes of one weight; saved with the model and resumed with it."""
 
     planes: Tensor

@@ -14,7 +14,7 @@ from lowbit.kernels import ops
 from lowbit.nn.embedding import scaled
 from lowbit.nn.estimators import straight_through
 from lowbit.qat.passes import Pass, Passes, recomputing, trains
-from lowbit.qat.weights import Straight
+from lowbit.qat.weights import StraightThrough
 
 
 class TokenRange(nn.Module):
@@ -44,10 +44,15 @@ class FakeQuantized(nn.Module):
 
     steps: Tensor
     weight: nn.Parameter
-    weight_quantizer: Straight
+    weight_quantizer: StraightThrough
 
     def __init__(
-        self, module: nn.Module, weights: Weights, quantizer: Straight, start: int, tied: bool
+        self,
+        module: nn.Module,
+        weights: Weights,
+        quantizer: StraightThrough,
+        start: int,
+        tied: bool,
     ) -> None:
         super().__init__()
         self.weights, self.start = weights, start
@@ -103,7 +108,7 @@ class FakeQuantLinear(FakeQuantized):
         self,
         module: nn.Module,
         weights: Weights,
-        quantizer: Straight,
+        quantizer: StraightThrough,
         start: int,
         tied: bool,
         inputs: Range | TokenRange | None,
@@ -141,7 +146,12 @@ class FakeQuantEmbedding(FakeQuantized):
     """Rows of the fake-quantized table, times the module's own scale where it has one."""
 
     def __init__(
-        self, module: nn.Module, weights: Weights, quantizer: Straight, start: int, tied: bool
+        self,
+        module: nn.Module,
+        weights: Weights,
+        quantizer: StraightThrough,
+        start: int,
+        tied: bool,
     ) -> None:
         super().__init__(module, weights, quantizer, start, tied)
         self.padding_idx: int | None = getattr(module, "padding_idx", None)

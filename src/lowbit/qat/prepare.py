@@ -19,7 +19,7 @@ from lowbit.conversion.plan import Plan, Quantize, TiedTo, check_no_experts, mak
 from lowbit.conversion.recipe import Recipe, load_recipe
 from lowbit.conversion.swap import hand_over_hooks, replace_module
 from lowbit.conversion.unchanged import unchanged_on_error
-from lowbit.errors import UsageError, check_choice, naming
+from lowbit.errors import UsageError, check_at_least, check_choice, naming
 from lowbit.formats import StaticScale
 from lowbit.nn import ACTIVATIONS, STATIC, RequantizedLinear
 from lowbit.qat.modules import (
@@ -28,7 +28,7 @@ from lowbit.qat.modules import (
     FakeQuantLinear,
     TokenRange,
 )
-from lowbit.qat.weights import ESTIMATORS, Straight, WeightQuantizer
+from lowbit.qat.weights import ESTIMATORS, StraightThrough, WeightQuantizer
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ class QatOptions:
             ("range", self.ranges, RANGES),
         ):
             check_choice(kind, name, table)
-        if self.start < 0:
-            raise UsageError(f"start {self.start} is before the first training pass")
+        check_at_least("start", self.start, 0)
         self.new_range()
 
     def new_range(self) -> Range:
@@ -202,7 +201,7 @@ def _stand_in(
     decision: Quantize | TiedTo,
     options: QatOptions,
     new: WeightQuantizer,
-    owner: Straight | None,
+    owner: StraightThrough | None,
 ) -> FakeQuantized:
     """A module, fake-quantized. owner: the quantizer of its weight, if the weight is tied."""
     scheme = (decision.source if isinstance(decision, TiedTo) else decision).scheme

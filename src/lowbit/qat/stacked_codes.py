@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lowbit.formats import StackedTensor
 from lowbit.qat.codes import Codes, Mode
-from lowbit.qat.weights import Straight
+from lowbit.qat.weights import StraightThrough
 from lowbit.schemes import Binary, Scheme
 
 
-class StackedCodes(Straight):
+class StackedCodes(StraightThrough):
     """As `Codes`; all parts are in one mode."""
 
     def __init__(self, scheme: Scheme, weight: Float[Tensor, "out in"]) -> None:

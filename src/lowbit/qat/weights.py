@@ -18,7 +18,7 @@ from lowbit.schemes import Scheme
 from lowbit.schemes.weight_range import check_finite
 
 
-class Straight(nn.Module):
+class StraightThrough(nn.Module):
     """The scheme as it is; the gradient passes as it is."""
 
     def __init__(self, scheme: Scheme, weight: Float[Tensor, "out in"]) -> None:
@@ -33,7 +33,7 @@ class Straight(nn.Module):
         return straight_through(weight, decode(self.stored(weight), weight.dtype))
 
 
-class Clipped(Straight):
+class Clipped(StraightThrough):
     """The scheme as it is; no gradient where a weight is clamped to the range of its codes."""
 
     def __init__(self, scheme: Scheme, weight: Float[Tensor, "out in"]) -> None:
@@ -50,7 +50,7 @@ class Clipped(Straight):
         return clipped(weight, rounded, inside.flatten(1)[:, : q.in_features])
 
 
-class LearnedStep(Straight):
+class LearnedStep(StraightThrough):
     """Scales are parameters, which start where the scheme has them; zero points stay."""
 
     def __init__(self, scheme: Scheme, weight: Float[Tensor, "out in"]) -> None:
@@ -95,8 +95,12 @@ class LearnedStep(Straight):
         return result.flatten(1)[:, : q.in_features]
 
 
-WeightQuantizer = Callable[[Scheme, Tensor], Straight]
-ESTIMATORS: dict[str, WeightQuantizer] = {"ste": Straight, "clipped": Clipped, "lsq": LearnedStep}
+WeightQuantizer = Callable[[Scheme, Tensor], StraightThrough]
+ESTIMATORS: dict[str, WeightQuantizer] = {
+    "ste": StraightThrough,
+    "clipped": Clipped,
+    "lsq": LearnedStep,
+}
 
 
 def _check_affine(estimator: str, scheme: Scheme, weight: Tensor) -> AffineTensor:

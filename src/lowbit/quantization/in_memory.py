@@ -18,7 +18,7 @@ from lowbit.errors import UsageError
 from lowbit.qat.calibrate import calibrate
 from lowbit.qat.prepare import QatOptions, check_unprepared
 from lowbit.solvers import Solver, load_solver
-from lowbit.solvers.sequential import walked
+from lowbit.solvers.sequential import solved_sequentially
 
 
 def quantize(
@@ -97,7 +97,7 @@ def quantize_by(
     check_no_experts(plan, solver.learner)
     # Only one run at a time may use a folder of finished stages.
     alone = nullcontext() if work is None else claimed(work)
-    with alone, walked(model, plan, solver, batches, work, progress) as solved:
+    with alone, solved_sequentially(model, plan, solver, batches, work, progress) as solved:
         inputs = calibrate(model, plan, batches, options, progress) if static else {}
         result = quantize_with(model, plan, lambda d, _: solved.stored[d.name], inputs, progress)
     return replace(result, notes=solved.notes())

@@ -143,11 +143,10 @@ def metric_names(measurements: list[Measurement | None]) -> list[str]:
     return list(dict.fromkeys(name for m in measurements if m for name in m.metrics))
 
 
-def change(
-    measurements: list[Measurement | None], name: str, index: int, reference: int = 0
-) -> Change | None:
-    """From the reference to the model at `index`, or None where either was not measured."""
-    before, after = measurements[reference], measurements[index]
+def change(measurements: list[Measurement | None], name: str, index: int) -> Change | None:
+    """From the reference, the first, to the model at `index`, or None where either was not
+    measured."""
+    before, after = measurements[0], measurements[index]
     if (
         before is None
         or after is None

@@ -84,8 +84,8 @@ class Worst:
     ratio: str
 
 
-def worst(study: Study, of_each: int = 3) -> list[Worst]:
-    """The modules with the lowest signal-to-noise ratio, so many of each model."""
+def worst(study: Study) -> list[Worst]:
+    """The modules with the lowest signal-to-noise ratio, three of each model."""
     found = []
     for model in study.models:
         ratios = [
@@ -93,7 +93,7 @@ def worst(study: Study, of_each: int = 3) -> list[Worst]:
         ]
         # What is no number is worse than anything.
         ratios.sort(key=lambda entry: -math.inf if math.isnan(entry[0]) else entry[0])
-        for ratio, module in ratios[:of_each]:
+        for ratio, module in ratios[:3]:
             words = wording.number(ratio, 3) + (" dB" if math.isfinite(ratio) else "")
             found.append(Worst(model.name, module.name, module.stored_as, module.parameters, words))
     return found

@@ -1,4 +1,4 @@
-"""What may become of each module: the weights to decide on, and the stored forms tried on them."""
+"""What may become of each module: the weights to decide on, and quantized tensors of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from lowbit.formats import QTensor
 from lowbit.progress import tracked
 from lowbit.schemes import Scheme
 from lowbit.solvers import Solver
-from lowbit.solvers.sequential import walked
+from lowbit.solvers.sequential import solved_sequentially
 
 NEAREST = Solver()
 
@@ -75,7 +75,7 @@ def _stored(
     before at the end."""
     solver = NEAREST if solver.moves else replace(solver, tune=0)
     if solver.data:
-        with walked(model, plan, solver, batches, progress=progress) as solved:
+        with solved_sequentially(model, plan, solver, batches, progress=progress) as solved:
             return solved.stored
     label = f"quantizing for {plan.recipe.name}"
     bar = tracked(plan.owners, label, "weight", progress)

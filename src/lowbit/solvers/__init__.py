@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lowbit.conversion.plan import Quantize
-from lowbit.errors import UsageError, check_choice, naming
+from lowbit.errors import UsageError, check_at_least, check_choice, naming
 from lowbit.formats import QTensor
 from lowbit.schemes import Scheme
 from lowbit.solvers import autoround, awq, gptq, hqq, nearest, smoothquant
@@ -76,8 +76,7 @@ class Solver:
             if option not in known:
                 has = f"use {', '.join(known)}" if known else "it has none"
                 raise UsageError(f"solver {self.name} has no option {option!r}: {has}")
-        if self.tune < 0:
-            raise UsageError(f"tune must be at least 0 passes over the data, not {self.tune}")
+        check_at_least("tune", self.tune, 0)
 
     @property
     def method(self) -> Method:

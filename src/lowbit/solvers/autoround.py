@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from lowbit.errors import UsageError, naming
+from lowbit.errors import check_at_least, naming
 from lowbit.formats import AffineTensor, QTensor, decode
 from lowbit.nn.estimators import straight_through
 from lowbit.progress import tracked
@@ -57,7 +57,7 @@ def solve_block(
     iterations: steps, T; each takes one batch. Raises UsageError for a scheme that is not affine,
     InputError for a weight that is not finite, with the name of its module.
     """
-    _check(iterations)
+    check_at_least("iterations", iterations, 1)
     roundings, nearest = {}, {}
     for name, weight in weights.items():
         with naming(f"{name}.weight"):
@@ -84,7 +84,7 @@ def solve(
 
     Options and errors as those of `solve_block`.
     """
-    _check(iterations)
+    check_at_least("iterations", iterations, 1)
     matrix = damp(hessian, DAMPING).float()
     codes = AffineCodes.of(scheme, weight, matrix.diagonal())
     weight = weight.float()
@@ -227,8 +227,3 @@ def _gradients(
     if not found.requires_grad:
         return [None] * len(learned)
     return torch.autograd.grad(found, learned, allow_unused=True)
-
-
-def _check(iterations: int) -> None:
-    if iterations < 1:
-        raise UsageError(f"iterations of autoround must be at least 1, not {iterations}")

@@ -41,30 +41,30 @@ def fold(
     left: list[str] = []
     trial = Equivalence(playback, stage)
     for names in seen.shared():
-        readers = [layers[name] for name in names]
-        maker = _maker(trial, readers)
-        if maker is None:
+        consumers = [layers[name] for name in names]
+        producer = _producer(trial, consumers)
+        if producer is None:
             left += names
             continue
         found = factors(names)
-        _scale(maker, readers, found)
+        _scale(producer, consumers, found)
         seen.inputs[names[0]] = seen.inputs[names[0]].scaled(1 / found)
-        changed |= parameter_names(playback.model, [maker, *readers])
+        changed |= parameter_names(playback.model, [producer, *consumers])
     return changed, left
 
 
-def _maker(trial: Equivalence, readers: Sequence[nn.Module]) -> nn.Module | None:
-    """The nearest producer that can absorb factors for the consumers `readers`, or None."""
-    if any(module not in trial.order for module in readers):
+def _producer(trial: Equivalence, consumers: Sequence[nn.Module]) -> nn.Module | None:
+    """The nearest producer that can absorb factors for the `consumers`, or None."""
+    if any(module not in trial.order for module in consumers):
         return None
-    width = _width(readers[0])
+    width = _width(consumers[0])
     signs = torch.randint(0, 2, (width,), generator=torch.Generator().manual_seed(width))
-    factors = torch.where(signs.bool(), 2.0, 0.5).to(_weight(readers[0]).device)
-    before = trial.order[: min(trial.order.index(module) for module in readers)]
+    factors = torch.where(signs.bool(), 2.0, 0.5).to(_weight(consumers[0]).device)
+    before = trial.order[: min(trial.order.index(module) for module in consumers)]
     candidates = [m for m in reversed(before) if _makes(m) == width]
-    for maker in candidates[:TRIALS]:
-        if trial.holds([maker, *readers], partial(_scale, maker, readers, factors)):
-            return maker
+    for producer in candidates[:TRIALS]:
+        if trial.holds([producer, *consumers], partial(_scale, producer, consumers, factors)):
+            return producer
     return None
 
 
@@ -78,20 +78,23 @@ def _makes(module: nn.Module) -> int | None:
     return len(own["weight"]) if vectors else None
 
 
-def _width(reader: nn.Module) -> int:
-    kind = weights_of(reader)
+def _width(consumer: nn.Module) -> int:
+    kind = weights_of(consumer)
     assert isinstance(kind, Weights)
     return kind.shape[1]
 
 
-def _scale(maker: nn.Module, readers: Sequence[nn.Module], factors: Tensor) -> None:
+def _scale(producer: nn.Module, consumers: Sequence[nn.Module], factors: Tensor) -> None:
     """Divide the outputs of the producer, and multiply the columns of its consumers' weights."""
     # Assign new tensors; callers keep the old ones to undo the change.
-    for module, scale in ((maker, 1 / factors), *((reader, factors) for reader in readers)):
+    for module, scale in (
+        (producer, 1 / factors),
+        *((consumer, factors) for consumer in consumers),
+    ):
         weight = _weight(module)
-        rows = weight.ndim == 2 and _by_rows(module) == (module is maker)
+        rows = weight.ndim == 2 and _by_rows(module) == (module is producer)
         weight.data = (weight * (scale[:, None] if rows else scale)).to(weight.dtype)
-    bias = maker._parameters.get("bias")
+    bias = producer._parameters.get("bias")
     if bias is not None:
         bias.data = (bias / factors).to(bias.dtype)
 

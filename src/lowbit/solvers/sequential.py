@@ -34,12 +34,12 @@ from lowbit.solvers.scale_finetuning import tune
 
 UNSEEN = "met by no token, and so solved without data"
 UNROTATED = "with no heads that could be rotated"
-UNFOLDED = "after no module that could take a scale per input, and so without one"
+UNFOLDED = "with no producer that could absorb scales per input, and so without them"
 SINGULAR = "with a singular Hessian, which was damped (more data helps)"
 
 
 @contextmanager
-def walked(
+def solved_sequentially(
     model: nn.Module,
     plan: Plan,
     solver: Solver,
@@ -70,7 +70,7 @@ def walked(
                 device_of(model),
             )
         with evaluating(model), playing(model):
-            found = _walk(model, before, plan.owners, solver, batches, journal, progress)
+            found = _solve_stages(model, before, plan.owners, solver, batches, journal, progress)
             if solver.tune:
                 found.stored, *distances = tune(
                     model, plan.owners, found.stored, before, batches, solver.tune, progress
@@ -89,7 +89,7 @@ def walked(
         raise
 
 
-def _walk(
+def _solve_stages(
     model: nn.Module,
     before: Mapping[str, Tensor],
     owners: Sequence[Quantize],

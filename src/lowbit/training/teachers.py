@@ -6,7 +6,7 @@ Named, not imported: `lowbit train --help` need not wait for Trainer.
 
 from importlib import import_module
 
-from lowbit.errors import UsageError
+from lowbit.errors import check_choice
 from lowbit.training.lesson import Teacher
 
 TEACHERS = ("glue", "squad", "token-classification", "language", "translation")
@@ -14,7 +14,6 @@ TEACHERS = ("glue", "squad", "token-classification", "language", "translation")
 
 def find_teacher(task: str) -> Teacher:
     """Raises UsageError."""
-    if task not in TEACHERS:
-        raise UsageError(f"there is no task {task!r} to train; there are {', '.join(TEACHERS)}")
+    check_choice("task", task, TEACHERS)
     teacher: Teacher = import_module(f"lowbit.training.{task.replace('-', '_')}").teach
     return teacher

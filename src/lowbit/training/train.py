@@ -68,8 +68,8 @@ def train(
     float model in the same way, and tell what is lost beside it.
 
     Raises UsageError for settings that are unknown, an output that is there already, going on
-    otherwise than the checkpoint's training began, or what a training would replace but no training
-    wrote; InputError for unusable data, a loss or weight that is not finite, or a full disk.
+    otherwise than the checkpoint's training began, or files of an output that no training wrote;
+    InputError for unusable data, a loss or weight that is not finite, or a full disk.
     """
     with claiming(output):
         teach, recipe = find_teacher(task), settings.recipe  # both say at once what cannot be
@@ -234,7 +234,7 @@ def finished(output: Path, asked: Mapping[str, Any]) -> Outcome | None:
 
 
 def check_output(output: Path, folder: str, done: bool) -> None:
-    """Raises UsageError for what a training would replace but no training wrote."""
+    """Raises UsageError if files of an output stand in `output` that no training wrote."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"output {output} is a file")
     names = [*OUTPUTS, folder]

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from lowbit.errors import UsageError
+from lowbit.errors import UsageError, check_choice
 from lowbit.evaluation.task import Task
 from lowbit.evaluation.tasks.generate import Generate
 from lowbit.evaluation.tasks.glue import Glue
@@ -24,8 +24,7 @@ FLAGS = {"subset": " (--name)"}
 
 def options_of(name: str) -> dict[str, Field[Any]]:
     """The options of a task, by name. Raises UsageError if the task is unknown."""
-    if name not in TASKS:
-        raise UsageError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
+    check_choice("task", name, TASKS)
     return {field.name: field for field in fields(TASKS[name])}  # type: ignore[arg-type]
 
 

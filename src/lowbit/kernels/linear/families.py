@@ -9,7 +9,7 @@ The environment variable LOWBIT_FLOAT forces a family: then all processors give 
 
 import os
 
-from lowbit.errors import UsageError
+from lowbit.errors import check_choice
 from lowbit.kernels import native
 
 VARIABLE = "LOWBIT_FLOAT"
@@ -24,8 +24,8 @@ def family(activations: str, path: str) -> str | None:
     if activations != "float":
         return None
     forced = os.environ.get(VARIABLE, "")
-    if forced and forced not in DIGITS:
-        raise UsageError(f"{VARIABLE}={forced} is unknown; it can be {', '.join(DIGITS)}")
+    if forced:
+        check_choice(VARIABLE, forced, DIGITS)
     preferred = native.module is not None and path in native.module.prefer_fma
     return forced or ("fma" if preferred else "limbs")
 
