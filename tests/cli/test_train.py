@@ -244,12 +244,26 @@ def test_a_file_says_what_is_not_typed(lowbit, source, glue):
         ("max_stepz: 3\n", "has the key 'max_stepz', which is not an option"),
         ("- 3\n", "is not a mapping of options to values"),
         ("a: [\n", "is not valid YAML"),
+        ("config: small\n", "has the key 'config', which is not an option"),
+        ("free: true\nstraight: true\n", "the key 'straight', and another one for the same"),
+        ("no-evaluate: 3\n", "no-evaluate must be true or false, not 3"),
     ):
         file.write_text(text)
         code, _, err = lowbit("train", "glue", "--config", file, "-o", glue / "no")
         assert code == 2 and sentence in err, err
     code, _, err = lowbit("train", "glue", "--config", glue / "none.yaml", "-o", glue / "no")
     assert code == 2 and "cannot be read" in err and "base, medium, small" in err
+
+
+@pytest.mark.parametrize(("said", "straight"), [("free: true", False), ("straight: true", True)])
+def test_a_file_may_say_the_second_name_of_an_option(lowbit, tmp_path, monkeypatch, said, straight):
+    found = {}
+    monkeypatch.setattr("lowbit.cli.train._learn", lambda *given, **_: found.update(codes=given[7]))
+    (tmp_path / "settings.yaml").write_text(f"{said}\nat-once: false\nbcq: 2\n")
+    given = ("--config", tmp_path / "settings.yaml", "--data", tmp_path, "-o", tmp_path / "out")
+    code, _, err = lowbit("train", "language", "model", *given)
+    assert code == 0, err
+    assert found["codes"].straight is straight and found["codes"].phases is True
 
 
 @pytest.mark.parametrize(("name", "millions"), [("small", 5.3), ("medium", 10), ("base", 60)])
@@ -274,7 +288,8 @@ def test_a_translation_ends_on_its_test_set(lowbit, tmp_path):
     (data / "test.tsv").write_text("ba bo da do\tdo da bo ba\nfa fo ga go\tgo ga fo fa\n")
     given = ("train", "translation", "--data", data, "--vocabulary", 275, "--layers", 1)
     given = (*given, "--width", 64, "--feed-forward", 64, "--heads", 2, "--max-steps", 4)
-    code, out, err = lowbit(*given, "--bcq", "2", "--frozen", 0, "--json", "-o", tmp_path / "out")
+    codes = ("--bcq", 2, "--frozen", 0, "--project-every", 0)
+    code, out, err = lowbit(*given, *codes, "--json", "-o", tmp_path / "out")
     assert code == 0, err
     told = json.loads(out)
     assert told["test"]["integer"]["items"] == 2
@@ -288,3 +303,17 @@ def test_a_translation_ends_on_its_test_set(lowbit, tmp_path):
     assert any("before_projection_bleu" in line for line in told["history"])
     (changes,) = [line["projection"] for line in told["history"] if "projection" in line][-1:]
     assert changes and all(0 < change < 1 for change in changes.values())
+    again = (*given, *codes, "--resume", "-o", tmp_path / "out")
+    code, _, err = lowbit(*again)
+    assert code == 2 and "no checkpoint to go on from" in err
+
+
+def test_a_translator_goes_on_with_its_own_vocabulary(lowbit, tmp_path):
+    data = reversing.write(tmp_path / "data", train=60, valid=10)
+    given = ("train", "translation", "--data", data, "--layers", 1, "--width", 64, "--heads", 2)
+    given = (*given, "--feed-forward", 64, "--max-steps", 1, "-o", tmp_path / "out")
+    assert lowbit(*given, "--vocabulary", 275)[0] == 0
+    words = (tmp_path / "out" / "float" / "tokenizer.json").read_text()
+    code, _, err = lowbit(*given, "--vocabulary", 270, "--resume")
+    assert code == 2 and "began with tokenizer of 275 tokens" in err, err
+    assert (tmp_path / "out" / "float" / "tokenizer.json").read_text() == words

@@ -245,7 +245,7 @@ def test_a_static_scale_that_the_folder_lacks_is_refused(tmp_path):
         (lambda m: lowbit.quantize(m, "int8-static"), "give calibration data"),
         (lambda m: QatOptions("lsp"), "estimator 'lsp' is unknown; did you mean lsq. Use ste"),
         (lambda m: QatOptions(ranges="emma"), "range 'emma' is unknown"),
-        (lambda m: QatOptions(start=-1), "start -1 is before"),
+        (lambda m: QatOptions(start=-1), "start must be at least 0, not -1"),
         (lambda m: QatOptions(range_options={"dekay": 1}), "no option 'dekay'"),
     ],
 )

@@ -51,7 +51,7 @@ def test_folding_leaves_the_float_function_unchanged(name, solver):
         changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert (error <= 1e-5).item()
     assert changed
-    unfolded = next((m for k, m in solved.remarks.items() if "no module" in k), [])
+    unfolded = next((m for k, m in solved.remarks.items() if "no producer" in k), [])
     folds, keeps = EXPECTED[name]
     assert keeps is None or any(m.endswith(keeps) for m in unfolded)
     assert folds is None or any(n.endswith(f"{folds}.weight") for n in changed)

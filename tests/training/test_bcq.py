@@ -101,6 +101,14 @@ def test_the_control_arm_is_scored_before_and_after_each_projection():
     assert {rule.scheme.granularity for rule in plan.recipe.rules} == {CHANNEL}
 
 
+def test_straight_codes_are_scored_before_projections_alone():
+    """Elsewhere, and where they are frozen, the same model would be scored twice."""
+    plan = BcqPlan(RECIPE, every=4, frozen=0.25, score_before=True)
+    log, state = run(plan, steps=16, epoch=16, scored={2, 4, 8, 14, 16})
+    assert steps_of(log, "score before", "") == [4, 8]
+    assert [line["step"] for line in state.log_history if "projection" in line] == [4, 8]
+
+
 def test_parts_begin_in_turn_and_freeze_together():
     plan = BcqPlan(RECIPE, every=5, phases=True, frozen=0.25)
     log, state = run(plan, steps=40, epoch=40)

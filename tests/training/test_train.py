@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -21,7 +21,7 @@ from transformers import (
 import lowbit
 from lowbit import InputError, UsageError
 from lowbit.checkpoint.load import load_model, load_tokenizer
-from lowbit.conversion.recipe import PRESETS, Recipe
+from lowbit.conversion.recipe import PRESETS, Recipe, load_recipe
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.glue import Glue
 from lowbit.qat.prepare import QatOptions
@@ -192,6 +192,83 @@ def test_the_end_of_a_training_can_be_repeated(source, data, tmp_path, estimator
     assert again.steps == first.steps and again.measurements == first.measurements
 
 
+def test_a_repeated_end_keeps_what_it_cannot_find_out_again(source, data, tmp_path):
+    settings = replace(QUICK, qat="int8-all", max_steps=4, options=QatOptions(ranges="ema"))
+    given = {"progress": False, "keep_checkpoints": True}
+    first = train("glue", material(source, data), tmp_path, settings, baseline=True, **given)
+    assert first.history and first.losses and any("random" in note for note in first.notes)
+    assert checkpoints(tmp_path) and checkpoints(tmp_path / "baseline")
+    for _ in "twice":
+        again = train(
+            "glue", material(source, data), tmp_path, settings, resume=True, progress=False
+        )
+        assert again.losses == first.losses and again.seconds == first.seconds
+        assert set(first.notes) <= set(again.notes) and len(again.history) == len(first.history)
+        assert json.loads((tmp_path / "training.json").read_text())["history"]
+        assert checkpoints(tmp_path) and checkpoints(tmp_path / "baseline")
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(UsageError, match="began with epochs 6 and cannot go on with 7"):
+        other = replace(settings, epochs=7)
+        train("glue", material(source, data), tmp_path, other, resume=True, progress=False)
+    (tmp_path / "training.json").write_text("{}")
+    with pytest.raises(InputError, match="training.json is not what a training wrote"):
+        train("glue", material(source, data), tmp_path, settings, resume=True, progress=False)
+
+
+def test_a_training_that_starts_again_leaves_nothing_of_the_one_before(source, data, tmp_path):
+    out, quick = tmp_path / "out", {"max_steps": 1, "options": QatOptions(ranges="ema")}
+    settings = replace(QUICK, qat="int8-all", evaluate_during_training=False, **quick)
+    lesson, given = material(source, data), {"progress": False, "overwrite": True}
+    train("glue", lesson, out, settings, baseline=True, **given)
+    assert (out / "int8-all").is_dir() and (out / "baseline").is_dir()
+    inside = replace(lesson, model=str(out / "int8-all"))
+    with pytest.raises(UsageError, match="holds the model .*int8-all: choose another output"):
+        train("glue", inside, out, settings, **given)
+    with pytest.raises(UsageError, match="--resume or --overwrite, one of them"):
+        train("glue", lesson, out, settings, resume=True, **given)
+    train("glue", lesson, out, replace(settings, qat="int4-all"), **given)
+    assert {path.name for path in out.iterdir() if path.is_dir() and path.name[0] != "."} == {
+        "checkpoints", "float", "int4-all",
+    }  # fmt: skip
+
+
+def test_going_on_is_refused_with_another_tokenizer_or_another_file_of_a_recipe(
+    source, data, tmp_path
+):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(load_recipe("int8-all-dynamic").to_yaml())
+    settings = replace(QUICK, qat=str(recipe), max_steps=1, evaluate_during_training=False)
+    train("glue", material(source, data), tmp_path / "out", settings, progress=False)
+    given = {"resume": True, "progress": False}
+    lesson = material(source, data)
+    lesson.tokenizer.add_tokens(["other"])
+    with pytest.raises(UsageError, match=r"began with tokenizer of \d+ tokens, \w+ and cannot"):
+        train("glue", lesson, tmp_path / "out", settings, **given)
+    recipe.write_text(load_recipe("int4-all-dynamic").to_yaml())
+    with pytest.raises(UsageError, match="began with recipe .*'bits': 8.* and cannot go on"):
+        train("glue", material(source, data), tmp_path / "out", settings, **given)
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "model.safetensors", "trainer_state.json"])
+@pytest.mark.parametrize("damage", ["absent", "cut", "empty"])
+def test_a_damaged_checkpoint_is_passed_over(source, data, tmp_path, file, damage):
+    for step in (2, 4):
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        save_file({"a": torch.ones(100)}, folder / "model.safetensors")
+        for name in ("optimizer.pt", "scheduler.pt"):
+            torch.save({"a": torch.ones(100)}, folder / name)
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (tmp_path / "checkpoints" / "checkpoint-4.bak").mkdir()
+    assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+    whole = (folder / file).read_bytes()
+    if damage == "absent":
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"{}")
+    assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
 def test_a_training_goes_on_from_the_ranges_that_another_learned(source, data, tmp_path):
     """Also where the integer model is named, which stands for the float model beside it."""
     settings = replace(QUICK, qat="int8-all", max_steps=4, evaluate_during_training=False)
@@ -291,7 +368,7 @@ def test_label_smoothing_of_a_regression_is_refused(source, data, tmp_path):
         (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     lesson = replace(material(source, folder), subset="stsb")
     settings = replace(QUICK, label_smoothing=0.1)
-    with pytest.raises(UsageError, match=r"label_smoothing is 0.1, but this task has no classes"):
+    with pytest.raises(UsageError, match=r"label_smoothing is 0.1, but this task"):
         train("glue", lesson, tmp_path / "out", settings, progress=False)
     assert not (tmp_path / "out").exists()
 

@@ -28,17 +28,26 @@ def from_file(known: Mapping[str, Path]) -> Callable[[typer.Context, str | None]
     def read(context: typer.Context, value: str | None) -> str | None:
         if value is None:
             return None
+        # Of --this/--that, the second is the parameter's False.
         names = {
-            spelled.lstrip("-").replace("-", "_"): parameter.name
+            spelled.lstrip("-").replace("-", "_"): (parameter.name, second)
             for parameter in context.command.params
-            for spelled in (*parameter.opts, *parameter.secondary_opts)
-            if parameter.name is not None
+            for second, spellings in enumerate((parameter.opts, parameter.secondary_opts))
+            for spelled in spellings
+            if parameter.name not in (None, "config")
         }
-        found = _mapping(known.get(value, Path(value)), known)
-        unknown = [key for key in found if str(key).replace("-", "_") not in names]
-        if unknown:
-            raise UsageError(f"{value} has the key {unknown[0]!r}, which is not an option")
-        given = {names[key.replace("-", "_")]: each for key, each in found.items()}
+        given: dict[str, Any] = {}
+        for key, each in _mapping(known.get(value, Path(value)), known).items():
+            name, second = names.get(str(key).replace("-", "_"), (None, 0))
+            if name is None:
+                raise UsageError(f"{value} has the key {key!r}, which is not an option")
+            if name in given:
+                raise UsageError(
+                    f"{value} has the key {key!r}, and another one for the same option"
+                )
+            if second and not isinstance(each, bool):
+                raise UsageError(f"{value}: {key} must be true or false, not {each!r}")
+            given[name] = not each if second else each
         context.default_map = {**(context.default_map or {}), **given}
         return value
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -203,6 +204,7 @@ def _learn(
     """Train, and print what came of it. model: None for a new translator of these `sizes`."""
     from lowbit.checkpoint.documents import read_json
     from lowbit.checkpoint.load import load_tokenizer
+    from lowbit.progress import without_load_reports
     from lowbit.training.lesson import Material
     from lowbit.training.settings import Settings
     from lowbit.training.train import DONE, check_begin, claiming
@@ -215,7 +217,7 @@ def _learn(
     silent = run.quiet or run.as_json
     check_begin(run.output, settings, run.resume, run.overwrite)
     # From here on, so that a second run is told before it loads anything.
-    with claiming(run.output):
+    with claiming(run.output), without_load_reports() if silent else nullcontext():
         if name == "translation" and data is None:
             data = default_data(run.quiet)
         if model is None:

@@ -124,7 +124,10 @@ class Learning:
         typer.Option(help="Share of the loss that is the divergence from the original MODEL."),
     ] = DEFAULT.distill
     evaluate_during_training: Annotated[
-        bool, typer.Option("--evaluate/--no-evaluate", help="Score while training; keep the best.")
+        bool,
+        typer.Option(
+            "--evaluate/--no-evaluate", help="Score while training; translation keeps the best."
+        ),
     ] = DEFAULT.evaluate_during_training
     eval_steps: Annotated[int, typer.Option(help="Steps between scores; 0: once an epoch.")] = (
         DEFAULT.eval_steps

@@ -61,7 +61,10 @@ def longest(model: PreTrainedModel, tokenizer: Any, wanted: int | None) -> int |
         return min((n for n in declared if n is not None and n < 1 << 31), default=None)
     check_at_least("max_length", wanted, 1)
     if room is not None and wanted > room:
-        raise UsageError(f"max_length {wanted} is longer than the model's {room} positions")
+        raise UsageError(
+            f"max_length {wanted} is longer than the model's {room} positions: give at most {room}"
+            " (--max-length)"
+        )
     return wanted
 
 

@@ -53,7 +53,7 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave, without losses and history."""
+        """What `to_dict` gave. Raises KeyError, TypeError, AttributeError for anything else."""
         measured = {
             key: {name: structured(Measurement, m) for name, m in stored.get(key, {}).items()}
             for key in ("measurements", "test")
@@ -65,7 +65,14 @@ class Outcome:
             tuple(map(Path, stored["folders"])),
             tuple(stored["notes"]),
             measured["test"],
+            {name: Loss(**each) for name, each in stored["losses"].items()},
+            tuple(stored["history"]),
         )
+
+    def again(self, earlier: Self) -> Self:
+        """With what an end that is repeated cannot find out again."""
+        notes = tuple(dict.fromkeys((*earlier.notes, *self.notes)))
+        return replace(self, seconds=earlier.seconds, notes=notes, history=earlier.history)
 
     def beside(self, baseline: "Outcome", lesson: Lesson) -> "Outcome":
         """With the scores of the float baseline, and what is lost of them: of the test set where
@@ -159,7 +166,7 @@ def write_texts(lesson: Lesson, outcome: Outcome, output: Path) -> None:
 
 
 def _lines(texts: Any) -> str:
-    return "".join(" ".join(text.split("\n")) + "\n" for text in texts)
+    return "".join(" ".join(text.splitlines()) + "\n" for text in texts)
 
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:

@@ -27,10 +27,11 @@ def teach(material: Material) -> Lesson:
     (part,) = glue.read(task.name, "train", material.data)
     if part.labels is None:
         raise InputError(f"{part.source} has no labels to learn")
-    if task.labels and len(set(part.labels)) == 1:
+    if len(set(part.labels)) == 1:
+        only = part.labels[0]
         raise InputError(
             f"{part.source} has {len(part.labels)} rows and one label,"
-            f" {task.labels[int(part.labels[0])]}: there is nothing to learn"
+            f" {task.labels[int(only)] if task.labels else only}: there is nothing to learn"
         )
     names = list(task.labels) or ["score"]
     loaded = load_with_head(

@@ -1,5 +1,7 @@
 """What is learned from: a model for the task, its training examples, and how it is scored."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,15 +109,30 @@ class Material:
         check_at_least("max_length", self.max_length, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the tokenizer, which comes with the model, or from the data; files by their full
-        path, GLUE's task by its plain name. Raises UsageError for a task that is not GLUE's."""
-        names = [name for name in self.__dataclass_fields__ if name != "tokenizer"]
-        found = {name: getattr(self, name) for name in names}
+        """The tokenizer by a hash of what it does, files by their full path, GLUE's task by its
+        plain name. Raises UsageError for a task that is not GLUE's."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        found["tokenizer"] = _fingerprint(self.tokenizer)
         found["model"] = _located(self.model) if isinstance(self.model, str) else asdict(self.model)
         found["data"] = self.data and _located(self.data)
         found["subset"] = self.subset and find_task(self.subset).name
-        found["pairs"] = asdict(self.pairs)
+        found["pairs"] = {
+            name: _located(value) if isinstance(value, str) else value
+            for name, value in asdict(self.pairs).items()
+        }
         return found
+
+
+def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The same for tokenizers that give the same ids; without the length of the last call."""
+    rules: Any = None
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        rules = {
+            name: rule for name, rule in rules.items() if name not in ("truncation", "padding")
+        }
+    said = json.dumps([rules, tokenizer.get_vocab()], sort_keys=True)
+    return f"of {len(tokenizer)} tokens, {hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 
 def _located(name: str) -> str:

@@ -42,6 +42,8 @@ def origin(material: Material, recipe: str | Recipe | None, options: QatOptions)
     alike = same_recipe(learned.recipe, load_recipe(recipe))
     if alike and replace(learned.options, start=0) == replace(options, start=0):
         notes.append(f"ranges and scales go on from {file}")
+        if options.start:
+            notes.append(f"no pass stays in float, as {file} has passes with rounding already")
         return Origin(material, learned, tuple(notes))
     notes.append(f"{file} was learned with another recipe or other options, so it is not used")
     return Origin(material, None, tuple(notes))

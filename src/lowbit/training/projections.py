@@ -58,7 +58,11 @@ class Projections(TrainerCallback):
         looked_at = control.should_evaluate or control.should_save
         last = self.projected if due else self.synced
         acts = (due or looked_at) and state.global_step != last
-        if acts and self.plan.score_before and control.should_evaluate:
+        # Straight codes are what is computed with already, unless a projection is due.
+        moves = (due or not self.plan.straight) and any(
+            weight.codes.mode is not Mode.FROZEN for weight in self.weights
+        )
+        if acts and moves and self.plan.score_before and control.should_evaluate:
             self.score_before()
         self._begin(state)
         if not acts:
@@ -67,7 +71,7 @@ class Projections(TrainerCallback):
         for weight in self.weights:
             if weight.part in self.begun and weight.codes.mode is not Mode.FROZEN:
                 changes[weight.name] = (weight.project if due else weight.sync)()
-        if changes:  # kept with the checkpoint, and not printed as the log is
+        if changes and moves:  # kept with the checkpoint, and not printed as the log is
             state.log_history.append({"step": state.global_step, "projection": changes})
         self.synced = state.global_step
         if due:

@@ -83,4 +83,10 @@ class Settings(Usual):
         return name
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "plan": None if self.plan is None else self.plan.to_dict()}
+        """For people. A recipe is there as its rules too: a file may change."""
+        recipe = self.recipe
+        return {
+            **asdict(self),
+            "plan": None if self.plan is None else self.plan.to_dict(),
+            "recipe": None if recipe is None else load_recipe(recipe).to_dict(),
+        }

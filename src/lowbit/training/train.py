@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, set_seed
 from lowbit.checkpoint.atomic_write import staged, staged_file, writing
 from lowbit.checkpoint.documents import read_json
 from lowbit.checkpoint.work_folder import claimed, tidy
+from lowbit.conversion.recipe import names_a_folder
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Subject
 from lowbit.inspect.environment import describe
@@ -79,26 +80,36 @@ def train(
             )
         there = check_begin(output, settings, resume, overwrite)
         asked = {"task": task, **material.to_dict(), **settings.to_dict()}
-        if there.checkpoints or there.ends_again:
+        if resume and (there.checkpoints or there.earlier is not None):
             check_settings(output, asked)
+        elif isinstance(material.model, str):
+            check_model(material.model, output)
+        earlier = there.earlier if resume else None
         before = None
-        if baseline:
+        if baseline or (earlier is not None and earlier.losses):
             # From labels alone; what is there of it goes on or stays.
             floats = replace(settings, qat="none", plan=None, distill=0.0, options=QatOptions())
             folder = output / "baseline"
             before = finished(folder, {**asked, **floats.to_dict()}) if resume else None
             if before is None:
-                before = train(task, material, folder, floats, resume, overwrite, progress)
+                before = train(
+                    task,
+                    material,
+                    folder,
+                    floats,
+                    resume,
+                    overwrite,
+                    progress,
+                    keep_checkpoints=keep_checkpoints,
+                )
         # Seeded before the model is made: a new head is random.
         set_seed(settings.seed)
-        if there.ends_again:
-            material = replace(material, model=str(output / "float"))
+        if earlier is not None and settings.plan is None:
+            made = prepare(teach, replace(material, model=str(output / "float")), settings)
+            taken = earlier.steps, earlier.seconds
+            outcome = finish(made.lesson, output, settings, *taken, progress).again(earlier)
+            return end(made.lesson, outcome, before, output, asked)
         made = prepare(teach, material, settings)
-        if there.ends_again:
-            told = read_json(output / DONE)
-            taken = told["steps"], told["seconds"]
-            outcome = finish(made.lesson, output, settings, *taken, progress)
-            return end(made.lesson, outcome, before, output, settings)
         trainer = made.trainer(output, settings, progress)
         first = trainer.is_world_process_zero()
         if first:
@@ -113,10 +124,14 @@ def train(
         with without_autocast(made.lesson.model):
             outcome = finish(made.lesson, output, settings, steps, seconds, progress)
         outcome = replace(outcome, history=tuple(trainer.state.log_history))
-        outcome = end(made.lesson, outcome, before, output, settings)
+        if earlier is not None:
+            return end(made.lesson, outcome.again(earlier), before, output, asked)
+        outcome = end(made.lesson, outcome, before, output, asked)
         if not keep_checkpoints:
             for checkpoint in (output / "checkpoints").glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
+        if there.earlier is not None:
+            remove_others(output, there.earlier, outcome)
         return outcome
 
 
@@ -133,30 +148,56 @@ def claiming(output: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Begun:
-    """What is there of a training that goes on: its checkpoints, or all of it, whose end is
-    repeated."""
+    """What is there of an earlier training: the checkpoints to go on from, and the outcome, if it
+    has finished. Its end is repeated, or it is replaced."""
 
     checkpoints: tuple[Path, ...] = ()
-    ends_again: bool = False
+    earlier: Outcome | None = None
 
 
 def check_begin(output: Path, settings: Settings, resume: bool, overwrite: bool) -> Begun:
-    """Raises UsageError for an output that is there already, before anything is loaded."""
+    """Raises UsageError for an output that is there already, before anything is loaded; InputError
+    for one that goes on and is damaged."""
+    if resume and overwrite:
+        raise UsageError("give --resume or --overwrite, one of them")
     done = (output / DONE).exists()
     check_output(output, settings.folder, done)
-    begun = tuple(checkpoints(output)) if resume or not overwrite else ()
-    if (done or begun) and not (overwrite or resume):
+    begun = () if overwrite else tuple(checkpoints(output))
+    there = done or any((output / "checkpoints").glob("checkpoint-*"))
+    if there and not (overwrite or resume):
         raise UsageError(
             f"{output} holds a training that was {'finished' if done else 'begun'} before:"
             " --resume continues it, --overwrite starts again"
         )
-    ends_again = done and resume and not begun
-    if ends_again and settings.plan is not None:
+    if done and resume and settings.plan is not None and not begun:
         raise UsageError(
             f"{output} holds a training that was finished and no checkpoint to go on from:"
             " --overwrite starts again"
         )
-    return Begun(begun, ends_again)
+    try:
+        earlier = Outcome.from_dict(read_json(output / DONE)) if done else None
+    except (KeyError, TypeError, AttributeError) as error:
+        if resume:
+            raise InputError(
+                f"{output / DONE} is not what a training wrote: --overwrite starts again"
+            ) from error
+        earlier = None
+    return Begun(begun, earlier)
+
+
+def check_model(model: str, output: Path) -> None:
+    """Raises UsageError for a model that the training would replace."""
+    if Path(model).resolve().is_relative_to(output.resolve()) and Path(model).exists():
+        raise UsageError(f"{output} holds the model {model}: choose another output")
+
+
+def remove_others(output: Path, earlier: Outcome, outcome: Outcome) -> None:
+    """What an earlier training wrote there, and the one that replaced it did not."""
+    names = {each.name for each in earlier.folders} - {each.name for each in outcome.folders}
+    for name in filter(names_a_folder, names):
+        shutil.rmtree(output / name, ignore_errors=True)
+    if earlier.losses and not outcome.losses:
+        shutil.rmtree(output / "baseline", ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -212,13 +253,17 @@ def learn(trainer: LessonTrainer, checkpoint: str | None) -> float:
 
 
 def end(
-    lesson: Lesson, outcome: Outcome, baseline: Outcome | None, output: Path, settings: Settings
+    lesson: Lesson,
+    outcome: Outcome,
+    baseline: Outcome | None,
+    output: Path,
+    asked: Mapping[str, Any],
 ) -> Outcome:
     """Write what is told of a training that has finished; with what is lost beside the baseline."""
     if baseline is not None:
         outcome = outcome.beside(baseline, lesson)
     write_texts(lesson, outcome, output)
-    told = {"settings": settings.to_dict(), "environment": describe(), **outcome.to_dict()}
+    told = {"settings": asked, "environment": describe(), **outcome.to_dict()}
     with staged_file(output / DONE) as unfinished:
         unfinished.write_text(json.dumps(told, indent=1), encoding="utf-8")
     return outcome
@@ -270,8 +315,8 @@ def check_lesson(lesson: Lesson, settings: Settings) -> None:
     labels = lesson.examples[0].get("labels")
     if settings.label_smoothing and (labels is None or isinstance(labels, float)):
         raise UsageError(
-            f"label_smoothing is {settings.label_smoothing}, but this task has no classes: it"
-            " must be 0"
+            f"label_smoothing is {settings.label_smoothing}, but this task's labels cannot be"
+            " smoothed: it must be 0"
         )
 
 
@@ -288,9 +333,11 @@ def begin(output: Path, asked: Mapping[str, Any]) -> None:
 def check_settings(output: Path, asked: Mapping[str, Any]) -> None:
     """Raises UsageError where the training in `output` began otherwise."""
     file = output / SETTINGS_FILE
-    if not file.exists():
-        return
-    before = read_json(file)
+    if file.exists():
+        before = read_json(file)
+    else:
+        file = output / DONE
+        before = read_json(file)["settings"]
     if not isinstance(before, dict):
         raise InputError(f"{file} is not what a training wrote: --overwrite starts again")
     for name, value in json.loads(json.dumps(asked)).items():

@@ -2,12 +2,14 @@
 
 import json
 import math
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 from lowbit.checkpoint.atomic_write import writing
+from lowbit.checkpoint.read import weight_files
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.forced import IGNORED
 from lowbit.evaluation.task import Subject
@@ -32,20 +35,30 @@ from lowbit.training.settings import Settings
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """Trainer's, the oldest first; only those that were written to their end."""
-    found = [
-        folder for folder in (output / "checkpoints").glob("checkpoint-*") if _is_complete(folder)
-    ]
-    return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    """Trainer's, the oldest first; only those that were written to their end and are whole."""
+    found = {
+        int(step): folder
+        for folder in (output / "checkpoints").glob("checkpoint-*")
+        if (step := folder.name.removeprefix("checkpoint-")).isdecimal() and _is_whole(folder)
+    }
+    return [found[step] for step in sorted(found)]
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether Trainer wrote it to its end, which is this file's."""
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a training can go on from it: the state of Trainer, which it writes last, and all
+    else that would else begin anew without a word or fail. A file that was cut is not whole."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for file in weight_files(checkpoint):
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError, InputError):
         return False
-    return True
+    return (
+        isinstance(state, dict)
+        and "global_step" in state
+        and all(zipfile.is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt"))
+    )
 
 
 def last_good(output: Path) -> str:

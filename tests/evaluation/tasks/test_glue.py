@@ -258,7 +258,7 @@ def test_a_model_that_does_not_fit_is_wrong_use(tmp_path):
         Glue(str(tmp_path), "stsb").check(told(2))
     with pytest.raises(UsageError, match="told has no tokenizer"):
         task.check(Subject("told", told(2).model, None))
-    with pytest.raises(UsageError, match="no GLUE task 'xnli'"):
+    with pytest.raises(UsageError, match="GLUE task 'xnli' is unknown"):
         Glue(str(tmp_path), "xnli").check(told(2))
     with pytest.raises(UsageError, match="max_length 65 is longer than the model's 64"):
         Glue(str(tmp_path), "rte", max_length=65).check(told(2))

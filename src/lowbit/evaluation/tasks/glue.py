@@ -79,6 +79,11 @@ class Glue(Task):
         for part in self.parts:
             if part.labels is None:
                 raise UsageError(f"{part.source} has no labels to score against")
+            if self.task.is_regression and len(set(part.labels)) == 1:
+                raise InputError(
+                    f"{part.source} has {len(part.labels)} rows, all with the score"
+                    f" {part.labels[0]}: a correlation needs different ones"
+                )
 
     def check_model(self, subject: Subject) -> None:
         """Raises UsageError if the model does not support the task, even without labels."""
