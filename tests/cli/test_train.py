@@ -81,6 +81,8 @@ def test_squad_trains_with_its_own_length_and_is_inferred_with_the_same(lowbit, 
     lengths = ("--max-length", 24, "--stride", 4)
     code, _, err = lowbit(*given, *lengths, "-o", tmp_path / "out")
     assert code == 0, err
+    config = json.loads((tmp_path / "out" / "float" / "config.json").read_text())
+    assert config["trained_for"] == {"task": "squad"}
     asked = ("infer", tmp_path / "out" / "float", "--task", "squad", "--data", tmp_path)
     asked = (*asked, "--split", "dev", "-o", tmp_path / "answers.json")
     code, _, err = lowbit(*asked)

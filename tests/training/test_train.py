@@ -613,7 +613,9 @@ def test_another_number_of_labels_makes_a_new_head_on_the_same_model(source, tmp
     three = BertForSequenceClassification(BertConfig(**BERT, num_labels=3))
     three.save_pretrained(tmp_path)
     start = Material(str(tmp_path), load_tokenizer(source), None)
-    loaded = load_with_head(AutoModelForSequenceClassification, start, ("no", "yes"))
+    loaded = load_with_head(
+        AutoModelForSequenceClassification, start, ("no", "yes"), trained_for={}
+    )
     two = loaded.model
     assert loaded.new == ("classifier.bias", "classifier.weight")
     assert two.classifier.weight.shape == (2, BERT["hidden_size"])
@@ -622,7 +624,7 @@ def test_another_number_of_labels_makes_a_new_head_on_the_same_model(source, tmp
     config = json.loads((tmp_path / "config.json").read_text()) | {"intermediate_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"bert.encoder.* has the shape \[192"):
-        load_with_head(AutoModelForSequenceClassification, start, ("no", "yes"))
+        load_with_head(AutoModelForSequenceClassification, start, ("no", "yes"), trained_for={})
 
 
 @pytest.mark.parametrize(
@@ -632,7 +634,7 @@ def test_another_number_of_labels_makes_a_new_head_on_the_same_model(source, tmp
 def test_dropout_is_the_one_asked_for(tmp_path, kind, of_attention):
     save(kind, tmp_path)
     start = Material(str(tmp_path), load_tokenizer(tmp_path), None, dropout=0.3)
-    model = load_with_head(AutoModelForSequenceClassification, start).model
+    model = load_with_head(AutoModelForSequenceClassification, start, trained_for={}).model
     found = {name: m.p for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
     assert 0.3 in found.values()
     assert found == {name: 0.0 if name.endswith(of_attention) else 0.3 for name in found}

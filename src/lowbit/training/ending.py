@@ -81,7 +81,8 @@ class Outcome:
         measurements = {FLOAT: baseline.measurements[FLOAT], **self.measurements}
         task, by_model = (lesson.test, test) if lesson.test else (lesson.score, measurements)
         losses = _losses(task, by_model)
-        return replace(self, measurements=measurements, test=test, losses=losses)
+        notes = self.notes if losses else (*self.notes, "no loss in percent: the baseline scores 0")
+        return replace(self, measurements=measurements, test=test, losses=losses, notes=notes)
 
 
 def _losses(task: Task, by_model: Mapping[str, Measurement]) -> dict[str, Loss]:

@@ -6,7 +6,7 @@ from lowbit.data import glue
 from lowbit.data.batches import columns
 from lowbit.data.glue_tasks import find_task
 from lowbit.errors import InputError, UsageError
-from lowbit.evaluation.tasks.glue import TRAINED_FOR, Glue
+from lowbit.evaluation.tasks.glue import Glue
 from lowbit.training.lesson import (
     Example,
     Lesson,
@@ -39,7 +39,7 @@ def teach(material: Material) -> Lesson:
         material,
         names,
         problem_type="regression" if task.is_regression else "single_label_classification",
-        **{TRAINED_FOR: {"task": "glue", "name": task.name}},
+        trained_for={"task": "glue", "name": task.name},
     )
     encoded = material.tokenizer(
         *columns(part.sentences), truncation=True, max_length=material.max_length, verbose=False

@@ -20,7 +20,7 @@ def teach(material: Material) -> Lesson:
     """data: a folder with train.txt and valid.txt. Raises UsageError, InputError."""
     data = folder_of(material, "language", "train.txt and valid.txt")
     train, valid = (Path(data) / f"{split}.txt" for split in SPLITS)
-    loaded = load_with_head(AutoModelForCausalLM, material)
+    loaded = load_with_head(AutoModelForCausalLM, material, trained_for={"task": "language"})
     block = min(material.max_length, positions(loaded.model) or material.max_length)
     ids = token_ids(material.tokenizer, text.read(train).text)
     blocks = ids[: len(ids) // block * block].view(-1, block)

@@ -17,6 +17,7 @@ from lowbit.checkpoint.read import find, open_checkpoint, read_config
 from lowbit.data.glue_tasks import find_task, plain_label
 from lowbit.errors import InputError, UsageError, check_at_least
 from lowbit.evaluation.task import Task
+from lowbit.evaluation.tasks.glue import TRAINED_FOR
 from lowbit.progress import without_load_reports
 from lowbit.training.architecture import Architecture
 
@@ -156,13 +157,19 @@ class Loaded:
 
 
 def load_with_head(
-    head: Any, material: Material, labels: Sequence[str] = (), **changes: Any
+    head: Any,
+    material: Material,
+    labels: Sequence[str] = (),
+    *,
+    trained_for: Mapping[str, str],
+    **changes: Any,
 ) -> Loaded:
     """The checkpoint in the class that `head`, one of transformers' Auto classes, has for it.
 
     labels: the names of its classes. If the checkpoint names the same ones, it keeps their numbers
-    (config.label2id); else they are numbered as given. changes: of the config. Raises InputError
-    for what is no float checkpoint, UsageError if the architecture has no such head.
+    (config.label2id); else they are numbered as given. trained_for: the task, which the saved
+    config names. changes: of the config. Raises InputError for what is no float checkpoint,
+    UsageError if the architecture has no such head.
     """
     if isinstance(material.model, Architecture):
         raise UsageError("this task needs a model: only translation can make a new one")
@@ -176,7 +183,7 @@ def load_with_head(
             f"{type(config).__name__} has no model for {head.__name__.removeprefix('AutoModelFor')}"
         )
     others = _name_classes(config, labels) if labels else ()
-    for name, value in changes.items():
+    for name, value in {**changes, TRAINED_FOR: dict(trained_for)}.items():
         setattr(config, name, value)
     _set(config, ATTENTION_DROPOUT, material.attention_dropout)
     if material.dropout is not None:

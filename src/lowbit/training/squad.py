@@ -39,7 +39,7 @@ def teach(material: Material) -> Lesson:
                 "end_positions": last,
             }
         )
-    loaded = load_with_head(AutoModelForQuestionAnswering, material)
+    loaded = load_with_head(AutoModelForQuestionAnswering, material, trained_for={"task": "squad"})
     return Lesson(
         loaded.model,
         material.tokenizer,

@@ -29,7 +29,12 @@ def teach(material: Material) -> Lesson:
     names = train.label_set
     if len(names) == 1:
         raise InputError(f"{train.source} has one label, {names[0]}: there is nothing to learn")
-    loaded = load_with_head(AutoModelForTokenClassification, material, names)
+    loaded = load_with_head(
+        AutoModelForTokenClassification,
+        material,
+        names,
+        trained_for={"task": "token-classification"},
+    )
     numbers = loaded.model.config.label2id
     tokens = word_tokens(material.tokenizer, train.words, material.max_length)
     examples: list[Example] = []

@@ -63,7 +63,9 @@ def teach(material: Material) -> Lesson:
         model = new_model(material.model, material.tokenizer, material.attention_dropout)
         loaded = Loaded(model, tuple(name for name, _ in model.named_parameters()))
     else:
-        loaded = load_with_head(AutoModelForSeq2SeqLM, material)
+        loaded = load_with_head(
+            AutoModelForSeq2SeqLM, material, trained_for={"task": "translation"}
+        )
     model = loaded.model
     longest = min(material.max_length, positions(model) or material.max_length)
     rows = encoded(material.tokenizer, train.sources, train.targets)
