@@ -219,14 +219,19 @@ class TestSums:
     @every_path
     def test_of_the_most_inputs_under_one_scale_do_not_overflow(self, path):
         ones, zeros = np.ones((17, 1), np.float32), np.zeros((17, 1), np.int64)
-        for bits, rows in product((2, 3, 4, 8), (1, 2)):
-            codes = np.full((17, MAX_GROUP), (1 << bits) - 1, np.uint8)
-            packed = Packed(affine(codes, ones, zeros, bits).q)
-            a = np.full((rows, MAX_GROUP), 127)
-            wanted = np.full((rows, 17), 127 * ((1 << bits) - 1) * MAX_GROUP, np.float32)
-            assert np.array_equal(packed.times(a, "dynamic", path), wanted), (bits, rows)
+        for bits, high in product(range(2, 9), (False, True)):
+            # The highest codes without a zero point, or the lowest with the highest zero point.
+            top = (1 << bits) - 1
+            codes = np.full((17, MAX_GROUP), top * high, np.uint8)
+            packed = Packed(affine(codes, ones, zeros + top * (not high), bits).q)
+            # One row, a few, and as many as are decoded once.
+            for rows, value in product((1, 2, 20), (-127, 127)):
+                a = np.full((rows, MAX_GROUP), value)
+                sum_ = value * (top if high else -top) * MAX_GROUP
+                got = packed.times(a, "dynamic", path)
+                assert np.array_equal(got, np.full((rows, 17), sum_, np.float32)), (bits, rows)
         # Three digits of -128 in all but one input, which makes the scale of all of them one.
-        a[:] = -128 * (1 + 2**8 + 2**16)
+        a = np.full((2, MAX_GROUP), -128 * (1 + 2**8 + 2**16))
         a[:, 0] = 2**29
         wanted = oracle.float_affine(a.astype(np.float32), codes, ones, zeros, None, MAX_GROUP)
         assert np.array_equal(packed.times(a, "float", path), wanted)

@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from lowbit.formats import StaticScale, group
-from lowbit.kernels import linear, ops
+from lowbit.kernels import linear, native, ops
 from lowbit.kernels.linear import KERNELS, reference
+from lowbit.kernels.linear.native import kernels
 from lowbit.kernels.selection import VARIABLE
 from lowbit.nn import ACTIVATIONS, QuantLinear
 from tests.stored import STACKS, Form
-from tests.targets import parameters
+from tests.targets import parameters, runnable
 
 FORMS_USED = [
     Form("affine", 8),
@@ -63,6 +64,19 @@ def test_around_zero_all_paths_have_the_bits_of_the_reference(path, form):
     x = torch.randn(19, 128, generator=torch.Generator().manual_seed(1)) * 3
     wanted = reference.linear_static(x, case.q, None, "identity", STATIC[0])
     assert torch.equal(linear.linear(x, case.q, None, "static", "identity", STATIC[0]), wanted)
+
+
+@pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
+@pytest.mark.parametrize("static", STATIC, ids=str)
+@pytest.mark.parametrize("form", FORMS_USED, ids=str)
+def test_all_native_paths_have_the_same_bits(form, static, monkeypatch):
+    case = form.random(40, 200)
+    x = torch.randn(19, 200, generator=torch.Generator().manual_seed(1)) * 3
+    found = []
+    for path in runnable(kernels("static")):
+        monkeypatch.setenv(VARIABLE, path)
+        found.append(linear.linear(x, case.q, None, "static", "identity", static))
+    assert all(torch.equal(y, found[0]) for y in found)
 
 
 def test_what_is_not_finite_stays_visible(path):
