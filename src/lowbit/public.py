@@ -24,9 +24,9 @@ from lowbit.formats import Granularity as Granularity
 from lowbit.formats import QTensor as QTensor
 from lowbit.formats import StackedTensor as StackedTensor
 from lowbit.inspect import explain as explain
-from lowbit.interop.handing_over import dequantize_checkpoint as dequantize_checkpoint
-from lowbit.interop.handing_over import export_checkpoint as export_checkpoint
-from lowbit.interop.taking_over import import_checkpoint as import_checkpoint
+from lowbit.interop.export_checkpoint import dequantize_checkpoint as dequantize_checkpoint
+from lowbit.interop.export_checkpoint import export_checkpoint as export_checkpoint
+from lowbit.interop.import_checkpoint import import_checkpoint as import_checkpoint
 from lowbit.kernels.ops import dequantize as dequantize
 from lowbit.qat.prepare import QatOptions as QatOptions
 from lowbit.qat.prepare import finish_qat as finish_qat

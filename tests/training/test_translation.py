@@ -11,7 +11,7 @@ import lowbit
 from lowbit import InputError, UsageError
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.decoding.translator import Translator
-from lowbit.evaluation.forced import forced
+from lowbit.evaluation.teacher_forcing import forced
 from lowbit.formats import FORMATS
 from lowbit.training import bfloat16
 from lowbit.training.bcq import find_plan

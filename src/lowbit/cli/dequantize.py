@@ -25,7 +25,7 @@ def dequantize(
 
     Example: `lowbit dequantize ./llama-int4 -o ./llama-float`
     """
-    from lowbit.interop.handing_over import dequantize_checkpoint
+    from lowbit.interop.export_checkpoint import dequantize_checkpoint
 
     written = dequantize_checkpoint(
         model, output, overwrite, max_shard_size * MEGA, progress=not (quiet or as_json)

@@ -33,7 +33,7 @@ def export(
 
     Example: `lowbit export ./llama-int4 --to compressed-tensors -o ./llama-vllm`
     """
-    from lowbit.interop.handing_over import export_checkpoint
+    from lowbit.interop.export_checkpoint import export_checkpoint
 
     exported = export_checkpoint(model, to, output, overwrite, layout)
     if as_json:

@@ -31,7 +31,7 @@ def import_(
 
     Example: `lowbit import ./llama-nf4 --requantize int4 -o ./llama-int4`
     """
-    from lowbit.interop.taking_over import import_checkpoint
+    from lowbit.interop.import_checkpoint import import_checkpoint
 
     result = import_checkpoint(
         path,

@@ -18,10 +18,10 @@ from lowbit.conversion.recipe import Recipe, Rule
 from lowbit.data import parallel, text
 from lowbit.data.tokens import token_ids
 from lowbit.errors import check_at_least
-from lowbit.evaluation.forced import forced
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.study import json_safe
 from lowbit.evaluation.task import Subject
+from lowbit.evaluation.teacher_forcing import forced
 from lowbit.progress import progress_bar
 from lowbit.schemes import Scheme
 

@@ -1,7 +1,7 @@
 """The interface of a format of another project: a reader, a writer, or both.
 
-in    PATH -> Source: config, quantized weights, float tensors, all unread   (taking_over.py)
-out   StoredModel (stored_model.py) -> files                                 (handing_over.py)
+in    PATH -> Source: config, quantized weights, float tensors, all unread   (import_checkpoint.py)
+out   StoredModel (stored_model.py) -> files                                 (export_checkpoint.py)
 """
 
 from collections.abc import Callable, Mapping

@@ -157,7 +157,7 @@ class Kind:
 
 
 def folder_reader(kind: Kind, find: Callable[[ForeignFolder], Found]) -> Reader:
-    """A reader of folders of a kind. find: of the weights of a folder."""
+    """A reader of folders of a kind. find: the weights of one."""
     return Reader(partial(_recognizes, kind), partial(_open, kind, find))
 
 

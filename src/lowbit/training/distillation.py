@@ -4,7 +4,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowbit.evaluation.forced import IGNORED
+from lowbit.evaluation.teacher_forcing import IGNORED
 
 
 def divergence(

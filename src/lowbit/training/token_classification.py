@@ -10,8 +10,8 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 from lowbit.data import tagged
 from lowbit.data.word_tokens import WordTokens, word_tokens
 from lowbit.errors import InputError
-from lowbit.evaluation.forced import IGNORED
 from lowbit.evaluation.tasks.token_classification import TokenClassification
+from lowbit.evaluation.teacher_forcing import IGNORED
 from lowbit.training.lesson import (
     Example,
     Lesson,

@@ -23,8 +23,8 @@ from transformers import (
 from lowbit.checkpoint.atomic_write import writing
 from lowbit.checkpoint.read import weight_files
 from lowbit.errors import InputError, UsageError
-from lowbit.evaluation.forced import IGNORED
 from lowbit.evaluation.task import Subject
+from lowbit.evaluation.teacher_forcing import IGNORED
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import hidden, without_transformers_bars
 from lowbit.training import bfloat16

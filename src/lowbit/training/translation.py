@@ -8,10 +8,10 @@ from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, PreTrain
 from lowbit.data import parallel
 from lowbit.data.parallel import ParallelData
 from lowbit.errors import InputError, UsageError
-from lowbit.evaluation.forced import encoded, forced
 from lowbit.evaluation.study import Measurement, Metric
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.translation import Translation, deciding_metric
+from lowbit.evaluation.teacher_forcing import encoded, forced
 from lowbit.nn.eval_mode import positions
 from lowbit.training.architecture import Architecture, new_model
 from lowbit.training.lesson import Lesson, Loaded, Material, Pairs, load_with_head

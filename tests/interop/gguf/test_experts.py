@@ -9,13 +9,13 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausal
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.errors import InputError
 from lowbit.formats import ExpertsTensor, decode, group
+from lowbit.interop.export_checkpoint import export_checkpoint
 from lowbit.interop.gguf.blocks import TYPES, pack
 from lowbit.interop.gguf.grids import to_blocks
 from lowbit.interop.gguf.vocabulary import vocabulary
 from lowbit.interop.gguf.writer import NewTensor, write_file
-from lowbit.interop.handing_over import export_checkpoint
+from lowbit.interop.import_checkpoint import import_checkpoint
 from lowbit.interop.stored_model import open_stored
-from lowbit.interop.taking_over import import_checkpoint
 from lowbit.schemes import Absmax, KQuant
 from tests.interop.gguf.folders import DECODER, TEXT, VOCABULARY, byte_level
 

@@ -12,12 +12,12 @@ from lowbit import Recipe, Rule
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.errors import InputError, UsageError
 from lowbit.formats import group
+from lowbit.interop.export_checkpoint import export_checkpoint
 from lowbit.interop.gguf import outgoing
 from lowbit.interop.gguf.incoming import recognizes
 from lowbit.interop.gguf.outgoing import write_float
-from lowbit.interop.handing_over import export_checkpoint
+from lowbit.interop.import_checkpoint import import_checkpoint
 from lowbit.interop.stored_model import open_stored
-from lowbit.interop.taking_over import import_checkpoint
 from lowbit.kernels.ops import dequantize
 from lowbit.quantization.streaming import quantize_checkpoint
 from lowbit.schemes import Absmax, KQuant, ZeroPoint

@@ -14,9 +14,9 @@ import torch
 from lowbit import Recipe, Rule
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.formats import group
+from lowbit.interop.export_checkpoint import export_checkpoint
 from lowbit.interop.gguf.outgoing import write_float
-from lowbit.interop.handing_over import export_checkpoint
-from lowbit.interop.taking_over import import_checkpoint
+from lowbit.interop.import_checkpoint import import_checkpoint
 from lowbit.quantization.streaming import quantize_checkpoint
 from lowbit.schemes import Absmax
 from tests.interop.gguf.folders import TEXT, folder
