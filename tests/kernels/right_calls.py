@@ -148,7 +148,7 @@ def _of_experts(scheme: Scheme) -> Iterator[RightCall]:
     how = {"activations": ("float", "dynamic")}
     call = {"x": x, "ids": choice}
     for activations in how["activations"]:
-        own = {"bias": bias, "layout": layout, "experts": 3, "activations": activations}
+        own = {"bias": bias, "layout": layout, "activations": activations}
         yield RightCall("experts_linear", {**call, "stored": stored, **own}, free, how)
     yield RightCall(
         "experts_linear_backward",
@@ -168,7 +168,7 @@ def _of_experts(scheme: Scheme) -> Iterator[RightCall]:
     for path in runnable[-1:]:
         yield RightCall(
             "experts_linear_packed",
-            {**call, "packed": packed, "bias": bias, "layout": layout, "experts": 3,
+            {**call, "packed": packed, "bias": bias, "layout": layout,
              "out_features": ROWS, "planes": 0, "activations": "float", "path": path},
             free, {**how, **planes, "path": runnable},
         )  # fmt: skip

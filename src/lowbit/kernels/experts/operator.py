@@ -45,12 +45,11 @@ def _check(
     stored: Sequence[Tensor],
     bias: Tensor | None,
     layout: str,
-    experts: int,
     activations: str,
 ) -> None:
     in_features = x.shape[-1] if x.dim() else 0
     check_stored(stored, layout, in_features)
-    _check_experts(layout, experts)
+    experts = _experts_of(layout)
     _check_rows(x, ids, in_features, stored[0].device)
     _check_bias(bias, experts, rows_of(stored, layout) // experts, x.device)
     check_choice("activations", activations, kernels.KERNELS)
@@ -62,14 +61,13 @@ def _check_packed(
     packed: Tensor,
     bias: Tensor | None,
     layout: str,
-    experts: int,
     out_features: int,
     planes: int,
     activations: str,
     path: str,
 ) -> None:
     in_features = x.shape[-1] if x.dim() else 0
-    _check_experts(layout, experts)
+    experts = _experts_of(layout)
     check_packed(packed, layout, out_features, in_features, planes)
     _check_rows(x, ids, in_features, CPU)
     _check_bias(bias, experts, out_features // experts, CPU)
@@ -77,12 +75,12 @@ def _check_packed(
     check_path(path, "experts")
 
 
-def _check_experts(layout: str, experts: int) -> None:
-    """Raises UsageError if the number of experts of the layout differs."""
+def _experts_of(layout: str) -> int:
+    """The number of experts of a layout. Raises UsageError if it is not of experts."""
     parsed = layout_of(layout)
-    held = parsed.experts if isinstance(parsed, ExpertsLayout) else 0
-    if held != experts or not held:
-        raise UsageError(f"{experts} experts were requested, but {parsed} holds {held}")
+    if not isinstance(parsed, ExpertsLayout):
+        raise UsageError(f"{parsed} is the layout of one weight, not of experts")
+    return parsed.experts
 
 
 def _check_rows(x: Tensor, ids: Tensor, in_features: int, device: torch.device) -> None:
@@ -125,10 +123,9 @@ def _by_experts(grad: Tensor, ids: Tensor, experts: int, weight: Callable[[int],
 def _check_backward(
     grad: Tensor, ids: Tensor, stored: Sequence[Tensor], layout: str, in_features: int
 ) -> None:
-    parsed = layout_of(layout)
     check_stored(stored, layout, in_features)
-    _check_experts(layout, getattr(parsed, "experts", 1))
-    _check_gradient(grad, ids, rows_of(stored, layout), layout, stored[0].device)
+    experts = _experts_of(layout)
+    _check_gradient(grad, ids, rows_of(stored, layout) // experts, stored[0].device)
 
 
 def _check_packed_backward(
@@ -140,18 +137,15 @@ def _check_packed_backward(
     in_features: int,
     planes: int,
 ) -> None:
-    _check_experts(layout, getattr(layout_of(layout), "experts", 1))
+    experts = _experts_of(layout)
     check_packed(packed, layout, out_features, in_features, planes)
-    _check_gradient(grad, ids, out_features, layout, CPU)
+    _check_gradient(grad, ids, out_features // experts, CPU)
 
 
-def _check_gradient(
-    grad: Tensor, ids: Tensor, out_features: int, layout: str, device: torch.device
-) -> None:
+def _check_gradient(grad: Tensor, ids: Tensor, rows: int, device: torch.device) -> None:
     """Raises UsageError if `grad` does not have the shape of the results."""
-    experts: int = layout_of(layout).experts  # type: ignore[union-attr]
     check_dimensions("grad", grad, 3)
-    check_rows("grad", grad, out_features // experts, device)
+    check_rows("grad", grad, rows, device)
     check_ids(ids, device)
     if ids.dtype is not torch.int64 or ids.shape != grad.shape[:2]:
         raise UsageError(f"ids {list(ids.shape)} do not go with a gradient {list(grad.shape)}")
@@ -201,8 +195,8 @@ def _of_bias(grad: Tensor, ids: Tensor, bias: Tensor | None) -> Tensor | None:
 @operator(
     "experts_linear",
     check=_check,
-    fake=lambda x, ids, stored, bias, layout, experts, activations: x.new_empty(
-        (*ids.shape, rows_of(stored, layout) // experts)
+    fake=lambda x, ids, stored, bias, layout, activations: x.new_empty(
+        (*ids.shape, rows_of(stored, layout) // _experts_of(layout))
     ),
     gradient=lambda grad, x, ids, stored, bias, layout, *_: (
         _backward_op(grad.contiguous(), ids, stored, layout, x.shape[-1]),
@@ -217,7 +211,6 @@ def _experts_linear_op(
     stored: Sequence[Tensor],
     bias: Tensor | None,
     layout: str,
-    experts: int,
     activations: str,
 ) -> Tensor:
     q = _experts(stored, layout, x.shape[-1])
@@ -231,7 +224,7 @@ def experts_linear(
     [tokens, slots] -> [tokens, slots, out]. An id that equals the number of experts gives 0."""
     if dispatched(x, bias):
         stored, layout = stored_arguments(q)
-        y: Tensor = _experts_linear_op(x, ids, stored, bias, layout, q.experts, activations)
+        y: Tensor = _experts_linear_op(x, ids, stored, bias, layout, activations)
         return y
     return kernels.experts_linear(x, ids, q, bias, activations)
 
@@ -239,10 +232,10 @@ def experts_linear(
 @operator(
     "experts_linear_packed",
     check=_check_packed,
-    fake=lambda x, ids, packed, bias, layout, experts, out_features, *_: x.new_empty(
-        (*ids.shape, out_features // experts)
+    fake=lambda x, ids, packed, bias, layout, out_features, *_: x.new_empty(
+        (*ids.shape, out_features // _experts_of(layout))
     ),
-    gradient=lambda grad, x, ids, packed, bias, layout, experts, out_features, planes, *_: (
+    gradient=lambda grad, x, ids, packed, bias, layout, out_features, planes, *_: (
         _packed_backward_op(
             grad.contiguous(), ids, packed, layout, out_features, x.shape[-1], planes
         ),
@@ -257,7 +250,6 @@ def _experts_linear_packed_op(
     packed: Tensor,
     bias: Tensor | None,
     layout: str,
-    experts: int,
     out_features: int,
     planes: int,
     activations: str,
@@ -283,7 +275,7 @@ def experts_linear_packed(
     are not `dispatched`."""
     if dispatched(x, bias):
         form = product.form
-        weight = layout_text(form.layout), form.layout.experts, form.out_features, form.planes or 0
+        weight = layout_text(form.layout), form.out_features, form.planes or 0
         how = product.activations, product.path
         y: Tensor = _experts_linear_packed_op(x, ids, packed, bias, *weight, *how)
         return y
