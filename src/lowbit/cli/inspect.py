@@ -70,9 +70,11 @@ def inspect(
 def _inspect_float(model: Path, as_json: bool) -> None:
     from lowbit.inspect.forecast import float_skeleton, forecast, forecasts
     from lowbit.inspect.speed import speed_notes
+    from lowbit.progress import tracked
 
     empty, before = float_skeleton(model)
-    found = [replace(each, notes=speed_notes(each.plan)) for each in forecasts(empty, before)]
+    recipes = tracked(list(forecasts(empty, before)), "speed", "recipe", not as_json, leave=False)
+    found = [replace(each, notes=speed_notes(each.plan)) for each in recipes]
     if as_json:
         print(json.dumps(before.to_dict() | {"recipes": [each.to_dict() for each in found]}))
         return
