@@ -153,6 +153,22 @@ def test_a_single_large_batch_is_counted_closely():
     assert loss(x, low, high) <= 1.2 * least_loss(x)
 
 
+@pytest.mark.parametrize("batch", [1, 40])
+def test_every_value_far_from_zero_is_counted_and_a_sample_of_the_others(batch):
+    generator = torch.Generator().manual_seed(9)
+    found = watched(Percentile(), [torch.full((1, 1), 50.0)] * (batch - 1))
+    before = found.counts.clone()
+    values = torch.randn(4000, 1024, generator=generator)
+    values.view(-1)[7::400_009], values.view(-1)[8::500_009] = 49.9, -49.9
+    values[0, 0] = 50.0  # the edge
+    counts = watched(found, [values]).counts - before
+    assert counts[-10:].sum() == 1 + len(range(7, values.numel(), 400_009))
+    assert counts[:10].sum() == len(range(8, values.numel(), 500_009))
+    assert counts.sum() == pytest.approx(values.numel(), rel=1e-9)
+    below = counts[: len(counts) // 2].sum().item()
+    assert below == pytest.approx((values < 0).sum().item(), rel=0.02)
+
+
 @pytest.mark.parametrize("largest", [1e-30, 1e30])
 def test_values_near_the_largest_and_smallest_numbers_have_a_range(largest):
     low, high = watched(LeastSquares(), [torch.linspace(-largest, largest, 4096)]).interval()

@@ -72,7 +72,7 @@ def test_the_masks_of_both_sides_never_have_one_shape(file):
         ("bert", " \n \n", {}, InputError, "no line with text"),
         ("gpt2", "a b c", {"length": 65}, UsageError, "65 tokens are outside 2 … 64"),
         ("gpt2", "a b c", {"length": 1}, UsageError, "1 tokens are outside"),
-        ("gpt2", "a b c", {"samples": 0}, UsageError, "samples 0"),
+        ("gpt2", "a b c", {"samples": 0}, UsageError, "samples must be at least 1"),
     ],
 )
 def test_bad_input_gets_one_sentence(name, text, options, error, sentence, file):

@@ -29,6 +29,7 @@ LEVELS = 255
 BINS = 2048  # of the histogram that percentile and mse look at
 COUNTED = 1 << 16  # values of a batch, so that counting takes no time: at least half of them
 FIRST_COUNTED = 1 << 20  # of the first batch; the n-th has 1/n as many
+FAR = 1000  # one value in so many is far from 0
 USUAL = 1e-15, 1e15  # magnitudes whose squares float32 can hold
 CANDIDATES = 100  # ends of the range that mse tries
 COARSE = 4  # each fourth of them for one end alone
@@ -164,16 +165,24 @@ class _Histogram(Range):
             self.counts += self._histogram(x)
 
     def _histogram(self, x: Tensor) -> Tensor:
-        """What each bin gets: [BINS], float64. If the range leaves out a few values far from 0,
-        they may cost most. The first batch may be the only one. So it is counted closely."""
+        """What each bin gets: [BINS], float64. Values are counted by a sample. The few far from 0
+        may cost most if the range leaves them out: each of them is counted. The first batch may be
+        the only one, so its sample is larger."""
         seen = int(self.seen)
         step = stride(x, max(COUNTED, FIRST_COUNTED // seen))
         first = (seen - 1) % step
-        values = x.flatten()[first::step]
-        bins = ((values / self.edge + 1) * (BINS // 2)).long().clamp_(0, BINS - 1)
-        rows = torch.arange(first, x.numel(), step, device=x.device) // width(x)
-        counts = torch.bincount(bins, self._weights(x)[rows], BINS)
-        return counts * (x.numel() / values.numel())
+        values, weights = x.flatten(), self._weights(x)
+        sampled = torch.arange(first, x.numel(), step, device=x.device)
+        size = values[sampled].abs()
+        far = size.topk(max(1, len(size) // FAR)).values[-1]
+        near = sampled[size <= far]
+        beyond = ((values > far) | (values < -far)).nonzero().flatten()
+
+        def counted(places: Tensor) -> Tensor:
+            bins = ((values[places] / self.edge + 1) * (BINS // 2)).long().clamp_(0, BINS - 1)
+            return torch.bincount(bins, weights[places // width(x)], BINS)
+
+        return counted(beyond) + counted(near) * ((len(values) - len(beyond)) / len(near))
 
     def _weights(self, x: Tensor) -> Tensor:
         """The weight of each row: [rows], float64."""
