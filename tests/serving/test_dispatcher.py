@@ -158,15 +158,19 @@ def test_nan_is_one_sentence_and_no_traceback(capsys):
 def test_a_row_with_nan_fails_and_those_in_its_batch_do_not():
     class Overflowing(Shouting):
         def compute(self, items):
-            super().compute(items)
-            return np.array([[float(item.content), 1.0] for item in items], np.float32)
+            texts = super().compute(items)
+            return np.array([[0.0 if t == "WAIT" else float(t)] for t in texts], np.float32)
 
     async def check():
-        async with service(pipeline=Overflowing()) as dispatcher:
+        async with service(pipeline=Overflowing(), tokens=100) as dispatcher:
+            busy = asyncio.ensure_future(dispatcher.answer(rows("wait")))
+            while not dispatcher.pipeline.seen:
+                await asyncio.sleep(0.01)
             asked = [dispatcher.answer(rows(text)) for text in ("1", "nan", "2", "-inf")]
             first, nan, second, infinite = await asyncio.gather(*asked, return_exceptions=True)
-            assert len(dispatcher.pipeline.seen) == 1
-            assert first.results[0].tolist() == [1, 1] and second.results[0].tolist() == [2, 1]
+            await busy
+            assert sorted(dispatcher.pipeline.seen[1]) == ["-inf", "1", "2", "nan"]
+            assert first.results[0].tolist() == [1] and second.results[0].tolist() == [2]
             for failed in (nan, infinite):
                 assert failed.status == 500 and "the model gives NaN or ∞" in str(failed)
 
