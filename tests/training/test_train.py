@@ -571,7 +571,7 @@ def test_what_is_distilled_comes_from_the_teacher_alone(source, data, tmp_path):
     settings = replace(quiet, epochs=40)
     lesson = Material(str(source), load_tokenizer(source), known, "stsb", max_length=16)
     floats = train("glue", lesson, teacher, settings, progress=False)
-    wrong = regression_data(tmp_path / "wrong", lambda row: 5.0)
+    wrong = regression_data(tmp_path / "wrong", lambda row: 4.0 * ((row + 1) % 2))
     before = torch.tensor(floats.measurements["float"].predictions)
     lesson = replace(lesson, model=str(teacher / "float"), data=wrong)
     far = {}
