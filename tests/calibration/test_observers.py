@@ -153,7 +153,7 @@ def test_a_single_large_batch_is_counted_closely():
     assert loss(x, low, high) <= 1.2 * least_loss(x)
 
 
-@pytest.mark.parametrize("batch", [1, 40])
+@pytest.mark.parametrize("batch", [1, 32])
 def test_every_value_far_from_zero_is_counted_and_a_sample_of_the_others(batch):
     generator = torch.Generator().manual_seed(9)
     found = watched(Percentile(), [torch.full((1, 1), 50.0)] * (batch - 1))

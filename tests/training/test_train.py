@@ -210,9 +210,10 @@ def test_a_repeated_end_keeps_what_it_cannot_find_out_again(source, data, tmp_pa
     with pytest.raises(UsageError, match="began with epochs 6 and cannot go on with 7"):
         other = replace(settings, epochs=7)
         train("glue", material(source, data), tmp_path, other, resume=True, progress=False)
-    (tmp_path / "training.json").write_text("{}")
-    with pytest.raises(InputError, match="training.json is not what a training wrote"):
-        train("glue", material(source, data), tmp_path, settings, resume=True, progress=False)
+    for folder in (tmp_path / "baseline", tmp_path):
+        (folder / "training.json").write_text("{}")
+        with pytest.raises(InputError, match=f"{folder}/training.json is not what a training"):
+            train("glue", material(source, data), tmp_path, settings, resume=True, progress=False)
 
 
 def test_a_training_that_starts_again_leaves_nothing_of_the_one_before(source, data, tmp_path):

@@ -34,7 +34,7 @@ def from_file(known: Mapping[str, Path]) -> Callable[[typer.Context, str | None]
             for parameter in context.command.params
             for second, spellings in enumerate((parameter.opts, parameter.secondary_opts))
             for spelled in spellings
-            if parameter.name not in (None, "config")
+            if parameter.name is not None and not parameter.is_eager  # a file names no other file
         }
         given: dict[str, Any] = {}
         for key, each in _mapping(known.get(value, Path(value)), known).items():

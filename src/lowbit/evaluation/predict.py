@@ -6,8 +6,8 @@ from typing import Any
 
 from lowbit.data import glue, squad_windows
 from lowbit.errors import InputError, UsageError
-from lowbit.evaluation.task import Subject
-from lowbit.evaluation.tasks.glue import TRAINED_FOR, Glue
+from lowbit.evaluation.task import TRAINED_FOR, Subject
+from lowbit.evaluation.tasks.glue import Glue
 from lowbit.evaluation.tasks.squad import Squad
 
 

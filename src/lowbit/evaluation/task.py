@@ -12,6 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lowbit.errors import UsageError
 from lowbit.evaluation.study import Measurement, Metric
 
+# In config.json: the task that a model was trained for, {"task": "glue", "name": "mrpc"}.
+TRAINED_FOR = "trained_for"
+
 
 @dataclass(frozen=True)
 class Subject:

@@ -16,8 +16,7 @@ from lowbit.checkpoint.documents import reading
 from lowbit.checkpoint.read import find, open_checkpoint, read_config
 from lowbit.data.glue_tasks import find_task, plain_label
 from lowbit.errors import InputError, UsageError, check_at_least
-from lowbit.evaluation.task import Task
-from lowbit.evaluation.tasks.glue import TRAINED_FOR
+from lowbit.evaluation.task import TRAINED_FOR, Task
 from lowbit.progress import without_load_reports
 from lowbit.training.architecture import Architecture
 

@@ -49,6 +49,7 @@ from lowbit.training.trainer import LessonTrainer, arguments, checkpoints, witho
 
 SETTINGS_FILE = Path("checkpoints") / "settings.json"
 DONE = "training.json"
+STRANGE = "is not what a training wrote: --overwrite starts again"
 
 
 def train(
@@ -175,14 +176,20 @@ def check_begin(output: Path, settings: Settings, resume: bool, overwrite: bool)
             " --overwrite starts again"
         )
     try:
-        earlier = Outcome.from_dict(read_json(output / DONE)) if done else None
-    except (KeyError, TypeError, AttributeError) as error:
+        return Begun(begun, outcome_of(output) if done else None)
+    except InputError:
         if resume:
-            raise InputError(
-                f"{output / DONE} is not what a training wrote: --overwrite starts again"
-            ) from error
-        earlier = None
-    return Begun(begun, earlier)
+            raise
+        return Begun(begun)
+
+
+def outcome_of(output: Path) -> Outcome:
+    """That of a training that has finished. Raises InputError for a damaged file."""
+    file = output / DONE
+    try:
+        return Outcome.from_dict(read_json(file))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} {STRANGE}") from error
 
 
 def check_model(model: str, output: Path) -> None:
@@ -275,7 +282,7 @@ def finished(output: Path, asked: Mapping[str, Any]) -> Outcome | None:
     if not (output / DONE).exists():
         return None
     check_settings(output, asked)
-    return Outcome.from_dict(read_json(output / DONE))
+    return outcome_of(output)
 
 
 def check_output(output: Path, folder: str, done: bool) -> None:
@@ -335,11 +342,12 @@ def check_settings(output: Path, asked: Mapping[str, Any]) -> None:
     file = output / SETTINGS_FILE
     if file.exists():
         before = read_json(file)
-    else:
+    else:  # whoever deletes the checkpoints of a finished training deletes it, too
         file = output / DONE
-        before = read_json(file)["settings"]
+        told = read_json(file)
+        before = told.get("settings") if isinstance(told, dict) else None
     if not isinstance(before, dict):
-        raise InputError(f"{file} is not what a training wrote: --overwrite starts again")
+        raise InputError(f"{file} {STRANGE}")
     for name, value in json.loads(json.dumps(asked)).items():
         if before.get(name) != value:
             raise UsageError(

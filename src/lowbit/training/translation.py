@@ -109,9 +109,8 @@ def read_pairs(data: str | None, files: Pairs) -> ParallelData:
         raise UsageError(
             "translation needs --data: a folder with train.tsv and valid.tsv, a file, …"
         )
-    if files.valid is not None and Path(data).is_file() and Path(files.valid).is_file():
-        if Path(data).samefile(files.valid):
-            raise UsageError(f"{data} is learned from and scored on: --valid names another file")
+    if files.valid is not None and Path(data).resolve() == Path(files.valid).resolve():
+        raise UsageError(f"{data} is learned from and scored on: give another file as --valid")
     if files.valid is None and Path(data).is_file():
         raise UsageError(f"{data} is one file: --valid names the one that the model is scored on")
     for scored, target in ((files.valid, files.valid_target), (files.test, files.test_target)):

@@ -20,12 +20,10 @@ from lowbit.errors import InputError, UsageError
 from lowbit.evaluation import scores
 from lowbit.evaluation.heads import check_head
 from lowbit.evaluation.study import Measurement, Metric, Sample
-from lowbit.evaluation.task import Resampled, Subject, Task
+from lowbit.evaluation.task import TRAINED_FOR, Resampled, Subject, Task
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
-# In config.json: the task that a model was trained for, {"task": "glue", "name": "mrpc"}.
-TRAINED_FOR = "trained_for"
 # The first metric decides; two metrics have the order of GLUE's page.
 METRICS: dict[str, tuple[str, ...]] = {
     "cola": ("matthews",),
