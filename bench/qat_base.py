@@ -61,7 +61,8 @@ SETTINGS = {
 SEEDS = {"cola": (1, 2, 3), "mrpc": (1, 2, 3), "rte": (1, 2, 3)}
 DISTILLED = {"int8-all": {}, "int4-all": {"learning_rate": 1e-5}}
 POST_TRAINING = ("int8-all-static", "int8-all-dynamic", "int4-all")
-TIMED, SHAPES, SECONDS = ("int8-all-static", "int4-all-static"), ((1, 128), (8, 128)), 15.0
+TIMED = ("int8-all-dynamic", "int8-all-static", "int4-all-static")
+SHAPES, SECONDS = ((1, 128), (8, 128)), 15.0
 SPEED, SPEED_THREADS = "speed", 2
 FEWEST_ROUNDS = 3  # of a ratio
 MAX_LENGTH, SQUAD_LENGTH = 128, 384
@@ -137,6 +138,12 @@ def speed(folder: Path, work: Path, times: Pieces) -> None:
     engines = {
         **{
             f"lowbit {recipe}": here(lambda r=recipe: of_torch(ours(folder, r))) for recipe in TIMED
+        },
+        **{
+            f"lowbit {recipe}, compiled": here(
+                lambda r=recipe: of_torch(lowbit.compile(ours(folder, r)))
+            )
+            for recipe in TIMED
         },
         "torch bfloat16": here(lambda: torch_bfloat16(AutoModel.from_pretrained(folder).eval())),
         "ONNX Runtime int8 dynamic": apart(onnx_runtime_int8, model, work),
