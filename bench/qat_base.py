@@ -140,7 +140,7 @@ def speed(folder: Path, work: Path, times: Pieces) -> None:
             f"lowbit {recipe}": here(lambda r=recipe: of_torch(ours(folder, r))) for recipe in TIMED
         },
         **{
-            f"lowbit {recipe}, compiled": here(
+            f"lowbit {recipe} (compiled)": here(
                 lambda r=recipe: of_torch(lowbit.compile(ours(folder, r)))
             )
             for recipe in TIMED
