@@ -15,6 +15,7 @@ from lowbit.checkpoint.claims import read_header
 from lowbit.checkpoint.documents import (
     check_folder,
     check_regular,
+    parsed_yaml,
     read_bytes,
     read_json,
     read_yaml,
@@ -43,6 +44,9 @@ YAML = {
     "!!python/object/apply:os.system ['touch canary']": "not valid YAML",
     "? {a: b}\n: c": "not valid YAML",
     "a: *nowhere": "not valid YAML",
+    "a: 1\nb: {c: 1, d: 2, 'c': 3}": "the key 'c' comes twice",
+    "- a: 1\n  a: 1": "the key 'a' comes twice",
+    "\n".join(f"{i}: 0" for i in [*range(90_000), 89_999]): "the key '89999' comes twice",
     "---\na: 1\n---\nb: 2": "not valid YAML",
     "# " + "x" * 2_000_000: "at most 1,048,576 are read",
 }
@@ -104,6 +108,16 @@ def test_hostile_yaml_is_one_sentence_within_a_second(text, tmp_path, monkeypatc
         assert str(file) in str(raised.value) and "\n" not in str(raised.value)
     assert time.process_time() - start < 5  # seconds instead of minutes or for ever
     assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
+def test_a_merge_may_bring_a_key_again_and_types_tell_keys_apart():
+    text = 'a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\nd: {1: 1, "1": 2}'
+    assert parsed_yaml(text, "text") == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 3, "y": 2},
+        "c": {"x": 3, "y": 4},
+        "d": {1: 1, "1": 2},
+    }
 
 
 @pytest.mark.parametrize("text", JSON, ids=range(len(JSON)))

@@ -41,6 +41,26 @@ _KINDS = {
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+class _Loader(_YAML):  # type: ignore[misc]
+    """Refuses a key that comes twice, before merges (<<) are spread, which may bring it again."""
+
+    def construct_document(self, root: yaml.Node) -> Any:
+        pending, seen = [root], set[int]()
+        while pending:
+            node = pending.pop()
+            if id(node) in seen:  # an alias
+                continue
+            seen.add(id(node))
+            if isinstance(node, yaml.SequenceNode):
+                pending += node.value
+            elif isinstance(node, yaml.MappingNode):
+                pending += [each for pair in node.value for each in pair]
+                keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                # 1 and "1" are two keys.
+                _check_once((key.tag, key.value) for key in keys)
+        return super().construct_document(root)
+
+
 @contextmanager
 def reading(what: object, done: str = "loaded") -> Iterator[None]:
     """Other libraries read a file inside, or compute with what it says. Whatever they raise of it
@@ -152,7 +172,7 @@ def parsed_yaml(stored: bytes | str, source: str) -> Any:
     """The value of a YAML text. Raises InputError, which names `source`."""
     try:
         _check_events(stored, source)
-        value = yaml.load(stored, Loader=_YAML)
+        value = yaml.load(stored, Loader=_Loader)
     except LowbitError:
         raise
     # Its constructors raise what int(), a date or a key that cannot be one raise.
@@ -181,12 +201,17 @@ def _check_events(stored: bytes | str, source: str) -> None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} comes twice")
-    return found
+    _check_once(("", key) for key, _ in pairs)
+    return dict(pairs)
+
+
+def _check_once(keys: Iterable[tuple[str, str]]) -> None:
+    """Raises ValueError for a key, of a type and a text, that comes twice."""
+    seen = set[tuple[str, str]]()
+    for key in keys:
+        if key in seen:
+            raise ValueError(f"the key {shortened(key[1], 100)!r} comes twice")
+        seen.add(key)
 
 
 def _constant(written: str) -> float:
