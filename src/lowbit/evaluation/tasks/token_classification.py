@@ -55,11 +55,14 @@ class TokenClassification(Task):
         check_padding(tokenizer, self.batch_size)
         longest(subject.model, tokenizer, self.max_length)
         known = set(subject.model.config.id2label.values())
-        if foreign := [label for label in self.items.label_set if label not in known]:
-            raise UsageError(
-                f"{self.items.source} has the label {foreign[0]!r}, but the model knows only"
-                f" {', '.join(sorted(known))}"
-            )
+        sentences = zip(self.items.words, self.items.labels, strict=True)
+        for number, (words, labels) in enumerate(sentences, 1):
+            for word, label in zip(words, labels, strict=True):
+                if label not in known:
+                    raise UsageError(
+                        f"{self.items.source} gives {word!r} in sentence {number} the label"
+                        f" {label!r}, but the model knows only {', '.join(sorted(known))}"
+                    )
 
     def measure(self, subject: Subject, progress: bool = True) -> Measurement:
         self.check(subject)
