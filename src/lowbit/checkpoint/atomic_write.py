@@ -17,7 +17,8 @@ ELSEWHERE = "name an output on another disk"
 OF_DISKS = {
     errno.ENOSPC: f"free space there, or {ELSEWHERE}",
     errno.EDQUOT: f"free space there, or {ELSEWHERE}",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or use smaller shards",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or write smaller ones"
+    " (--max-shard-size, where the command has it)",
     errno.EROFS: ELSEWHERE,
     # An overlay cannot move a folder of its lower layer, such as one of a container's image.
     errno.EXDEV: "what is there cannot be moved: remove it, or name another output",
