@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lowbit.cli.freed_memory import keep_freed_memory
 from lowbit.cli.screen import say
 from lowbit.cli.settings_file import with_bare
 from lowbit.cli.spread import spread
@@ -215,6 +216,7 @@ def _learn(
         qat=integers.qat, plan=codes.plan(), options=integers.options(), **vars(learning)
     )
     silent = run.quiet or run.as_json
+    keep_freed_memory()
     check_begin(run.output, settings, run.resume, run.overwrite)
     # From here on, so that a second run is told before it loads anything.
     with claiming(run.output), without_load_reports() if silent else nullcontext():

@@ -237,8 +237,10 @@ class LessonTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.lesson.accuracy and labels is not None:
             counts = labels != IGNORED
-            found = outputs["logits"].detach().argmax(-1)
-            self.right += int((found == labels)[counts].sum())
+            # On a CPU, argmax takes several times as long as amax.
+            logits = outputs["logits"].detach()
+            own = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+            self.right += int((own == logits.amax(-1))[counts].sum())
             self.counted += int(counts.sum())
         if self.teacher is not None:
             if len(targets) < len(all_targets) or not targets.keys() <= outputs.keys():
