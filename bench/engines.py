@@ -35,6 +35,36 @@ def torch_dynamic(model: BertModel) -> Encoder:
         return of_torch(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}))
 
 
+def torch_compiled(model: BertModel) -> Encoder:
+    return of_torch(torch.compile(model.eval()))
+
+
+def torchao_dynamic(model: BertModel) -> Encoder:
+    """torchao's int8, a scale per output channel and per token, compiled as it wants to be."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(model.eval(), Int8DynamicActivationInt8WeightConfig())
+    return torch_compiled(model)
+
+
+def torchao_static(model: BertModel) -> Encoder:
+    """torchao's static int8 for x86: an exported graph, calibrated with random tokens; Inductor
+    makes oneDNN's products of it, its weights being constants."""
+    import torch._inductor.config
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    torch._inductor.config.freezing = True
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    batch = {0: torch.export.Dim("batch", max=64)}
+    graph = torch.export.export(model.eval(), (EXAMPLE,), dynamic_shapes=(batch,)).module()
+    prepared = prepare_pt2e(graph, quantizer)
+    for _ in range(CALIBRATION):
+        prepared(torch.randint(0, 30_000, EXAMPLE.shape))
+    return of_torch(torch.compile(convert_pt2e(prepared)))
+
+
 class _HiddenState(nn.Module):
     """What an exporter can trace: one tensor in, one out."""
 
