@@ -24,8 +24,8 @@ RESULT = speed_page("attention")
 HEADS, SIZE = 12, 64
 SHAPES = ((1, 128), (8, 128), (1, 512))  # batch, tokens
 KINDS = ("", "padding", "causal")
-PATHS = native.paths("attention_bfloat16") + native.paths("attention_float32")
-PATH = next(path.name for path in PATHS if not native.lacks(path.feature))
+TARGETS = native.targets("attention_bfloat16") + native.targets("attention_float32")
+TARGET = next(target.name for target in TARGETS if not native.lacks(target.feature))
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
@@ -42,7 +42,7 @@ def in_torch(dtype: torch.dtype) -> Attention:
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    return ops.attention(q, k, v, mask, SIZE**-0.5, causal, PATH)
+    return ops.attention(q, k, v, mask, SIZE**-0.5, causal, TARGET)
 
 
 CONTENDERS: dict[str, Attention] = {
@@ -80,7 +80,7 @@ def main() -> None:
         "# Attention by itself",
         "",
         f"`python bench/attention.py`, {time.strftime('%Y-%m-%d')}. {described()} {HEADS} heads of"
-        f" {SIZE}, float32 in and out, on {PATH}; medians of {options.rounds} rounds, in"
+        f" {SIZE}, float32 in and out, on {TARGET}; medians of {options.rounds} rounds, in"
         " milliseconds.",
         "",
         f"| batch × tokens | {' | '.join(CONTENDERS)} | × float32 | × bfloat16 | relative error |",

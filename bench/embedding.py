@@ -17,7 +17,7 @@ from turns import parser, ready, take_turns, times_faster
 from lowbit.formats import CHANNEL, group
 from lowbit.kernels.embedding import native
 from lowbit.kernels.packed_layout import PackedLayout
-from lowbit.kernels.selection import path_here
+from lowbit.kernels.selection import target_here
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
 
 RESULT = speed_page("embedding")
@@ -64,7 +64,9 @@ def main() -> None:
             lines.append(f"| {name} | {threads} |{told}")
             print(lines[-1], flush=True)
     date = time.strftime("%Y-%m-%d")
-    head = f"`python bench/embedding.py`, {date}. {described()} Path: {path_here('decode_packed')}."
+    head = (
+        f"`python bench/embedding.py`, {date}. {described()} Path: {target_here('decode_packed')}."
+    )
     title = ["# Rows of a quantized embedding", "", head, "", "Times as long as float32's lookup."]
     finish([*title, "", *lines], RESULT, arguments.write)
 

@@ -83,9 +83,9 @@ def result_page(name: str) -> Path:
 
 
 def speed_page(name: str, feature: str | None = None) -> Path:
-    """The same for times, each instruction set (native.Path.feature) by itself, the best one by
+    """The same for times, each instruction set (native.Target.feature) by itself, the best one by
     default: NAME.md where there are AMX tiles, else NAME-avx512vnni.md and so on."""
-    products = (path.feature for path in native.paths("linear"))
+    products = (target.feature for target in native.targets("linear"))
     best = next((found for found in products if not native.lacks(found)), native.BASE)
     feature = feature or best
     return result_page(f"{name}.md" if feature == "amx" else f"{name}-{feature}.md")

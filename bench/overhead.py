@@ -51,9 +51,9 @@ def bare(layer: QuantLinear, x: torch.Tensor, y: torch.Tensor) -> Callable[[], o
     """The native function with addresses that are there already."""
     call = layer.packed_call()
     assert call is not None and call.bias is not None
-    run, weight, digits = call.product._path, call.product._layers[0], call.product._digits
+    run, weight, limbs = call.product._target, call.product._layers[0], call.product._limbs
     addresses = x.data_ptr(), call.weight.bytes.data_ptr(), call.bias.data_ptr(), y.data_ptr()
-    return lambda: run(weight, *addresses, 1, digits)
+    return lambda: run(weight, *addresses, 1, limbs)
 
 
 def eager(rounds: int) -> list[str]:

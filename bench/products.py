@@ -218,8 +218,8 @@ def table(kernel: str, kinds: Iterable[str], threads: Iterable[int]) -> list[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    runnable = [path for path in native.paths("linear") if not native.lacks(path.feature)]
-    names = [path.name for path in runnable]
+    runnable = [t for t in native.targets("linear") if not native.lacks(t.feature)]
+    names = [target.name for target in runnable]
     parser.add_argument("--kernel", choices=names, help="the target [default: the best one]")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dynamic", action="store_true", help="int8 activations alone")
@@ -252,7 +252,7 @@ def main() -> None:
         f" {os.getloadavg()[0]:.1f} at the end (load averages of a minute).",
         "",
     ]
-    feature = next(path.feature for path in runnable if path.name == kernel)
+    feature = next(t.feature for t in runnable if t.name == kernel)
     finish([*head, *measured], speed_page("products", feature), arguments.write)
 
 

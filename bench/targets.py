@@ -18,7 +18,7 @@ from lowbit.kernels import native
 from lowbit.kernels.selection import VARIABLE
 
 _256_BITS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-# What holds the engines beside lowbit to the instruction set of one of its paths.
+# What holds the engines beside lowbit to one of its targets.
 HELD = {
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
     "avx512bw": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
@@ -29,8 +29,8 @@ CANNOT_BE_HELD = "not held"
 
 
 def runnable() -> list[str]:
-    """The paths of the products that this processor has, best first."""
-    return [path.name for path in native.paths("linear") if not native.lacks(path.feature)]
+    """The targets of the products that this processor has, best first."""
+    return [target.name for target in native.targets("linear") if not native.lacks(target.feature)]
 
 
 def enter(target: str | None) -> str:
@@ -50,7 +50,7 @@ def forced() -> bool:
 def page(name: str, target: str) -> Path:
     """Where a bench keeps the result of a target: NAME.md where there are AMX tiles, else NAME and
     what the processor must have."""
-    features = {path.name: path.feature for path in native.paths("linear")}
+    features = {target.name: target.feature for target in native.targets("linear")}
     feature = features.get(target, target)
     return result_page(f"{name}.md" if feature == "amx" else f"{name}-{feature}.md")
 

@@ -8,23 +8,23 @@
 // rounded once, to the nearest, ties to even.
 //
 // On amx queries (times scale), keys, values and w are rounded to bfloat16, subnormal numbers to
-// zero; products are exact and all sums and the denominator float32. The other paths compute in
+// zero; products are exact and all sums and the denominator float32. The other targets compute in
 // float32 throughout. They take keys in blocks (online softmax): the accumulators are multiplied by
 // a correction factor if a later block has a larger s. They compute up to 7 queries, and heads of
 // more than 512 numbers, one by one, and all else in tasks of up to 128 successive queries of a
 // head, which add in another order. The result of a query depends only on its own row and, in
 // float32, on whether the call has fewer than 8 queries. Any number of threads gives the same bits.
 //
-// A masked key has w = 0. A query without visible keys has y = 0, as in PyTorch. The float32 paths
-// do not read keys and values before the first and after the last that a query of the task sees,
-// for example outside a sliding window. NaN in a query, a key or the mask makes y NaN if the key is
-// visible. NaN or infinity in a value may make y NaN even if its key is masked, because 0 times it
-// is NaN. A sink of plus infinity makes y NaN; a sink of minus infinity has no effect.
+// A masked key has w = 0. A query without visible keys has y = 0, as in PyTorch. The float32
+// targets do not read keys and values before the first and after the last that a query of the task
+// sees, for example outside a sliding window. NaN in a query, a key or the mask makes y NaN if the
+// key is visible. NaN or infinity in a value may make y NaN even if its key is masked, because 0
+// times it is NaN. A sink of plus infinity makes y NaN; a sink of minus infinity has no effect.
 #pragma once
 
 #include <cstdint>
 
-#include "path.h"
+#include "target.h"
 
 namespace lowbit {
 
@@ -74,7 +74,7 @@ struct Attention {
 };
 
 // Several sequences in the same matrices. The tokens of sequence i are the rows from starts[i] on,
-// and attend only to their own sequence. Few queries are computed like many. All paths give the
+// and attend only to their own sequence. Few queries are computed like many. All targets give the
 // same bits, independent of other sequences: a score is one chain of fused multiply-adds, and so is
 // a number of y.
 struct SequenceAttention {
@@ -108,11 +108,11 @@ void attention(const Attention& op);
 void attend(const Attention& op, const AttentionTask& task);
 }  // namespace amx
 
-struct AttentionPath : Path<void(const Attention&)> {
+struct AttentionTarget : Target<void(const Attention&)> {
   bool tiles;  // operands are rounded to bfloat16; they come in float32, without a cap or sinks
 };
 
-inline constexpr AttentionPath attention_paths[] = {
+inline constexpr AttentionTarget attention_targets[] = {
     {{"scalar", "scalar", scalar::attention}, false},
 #ifdef LOWBIT_HAS_AVX2
     {{"avx2", "avx2", avx2::attention}, false},
@@ -127,7 +127,7 @@ inline constexpr AttentionPath attention_paths[] = {
 
 // Numbers that a head of a sequence may have.
 inline constexpr int64_t most_head = 512;
-inline constexpr Path<void(const SequenceAttention&)> sequence_attention_paths[] = {
+inline constexpr Target<void(const SequenceAttention&)> sequence_attention_targets[] = {
     {"scalar", "scalar", scalar::sequence_attention},
 #ifdef LOWBIT_HAS_AVX2
     {"avx2", "avx2", avx2::sequence_attention},

@@ -335,7 +335,7 @@ void multiply_values(const float* values, const float* weights, int64_t keys, co
 }
 
 // Some keys as blocks of queries read them again and again. Panels before that of the first visible
-// key are not filled.
+// key are not used.
 struct Block {
   Keys keys;
   const float* transposed;  // panels of [size][panel]

@@ -15,7 +15,7 @@
 #include "cpu.h"
 #include "elementwise.h"
 #include "experts.h"
-#include "held_tokens.h"
+#include "kv_cache.h"
 #include "linear.h"
 #include "linear_float.h"
 #include "packed_layout.h"
@@ -35,16 +35,16 @@ T* pointer(uintptr_t address) {
 }
 
 void quantize_rows(uintptr_t x, uintptr_t codes, uintptr_t scales, int64_t rows, int64_t cols,
-                   int64_t group_size, std::string_view path) {
+                   int64_t group_size, std::string_view target) {
   if (group_size < 1) {
     throw std::invalid_argument("group_size " + std::to_string(group_size) + " is less than 1");
   }
-  lowbit::find_path(lowbit::quantize_rows_paths, path)({.x = pointer<const float>(x),
-                                                        .codes = pointer<int8_t>(codes),
-                                                        .scales = pointer<float>(scales),
-                                                        .rows = rows,
-                                                        .cols = cols,
-                                                        .group_size = group_size});
+  lowbit::find_target(lowbit::quantize_rows_targets, target)({.x = pointer<const float>(x),
+                                                              .codes = pointer<int8_t>(codes),
+                                                              .scales = pointer<float>(scales),
+                                                              .rows = rows,
+                                                              .cols = cols,
+                                                              .group_size = group_size});
 }
 
 // A weight's form and the places of its parts, which do not change from call to call; `scale`,
@@ -67,7 +67,7 @@ struct Weight {
   }
 
   lowbit::Linear linear(uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y, int64_t rows,
-                        int digits, lowbit::Nonlinearity nonlinearity) const {
+                        int limbs, lowbit::Nonlinearity nonlinearity) const {
     return {.form = form,
             .x = pointer<const void>(x),
             .codes = pointer<const uint8_t>(codes),
@@ -78,14 +78,14 @@ struct Weight {
             .y = pointer<void>(y),
             .rows = rows,
             .planes = planes,
-            .digits = digits,
+            .limbs = limbs,
             .half_scale = half_scale,
             .nonlinearity = nonlinearity,
             .sub = sub(codes)};
   }
 
   void decode(uintptr_t codes, uintptr_t rows, int64_t count, uintptr_t out,
-              std::string_view path) const {
+              std::string_view target) const {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = pointer<const int64_t>(rows)[i];
       if (row < 0 || row >= form.outputs) {
@@ -93,7 +93,7 @@ struct Weight {
                                 std::to_string(form.outputs) + " rows");
       }
     }
-    lowbit::find_path(lowbit::decode_packed_paths, path)(decoding(codes, rows, count, out));
+    lowbit::find_target(lowbit::decode_packed_targets, target)(decoding(codes, rows, count, out));
   }
 
   lowbit::DecodePacked decoding(uintptr_t codes, uintptr_t rows, int64_t count,
@@ -120,8 +120,8 @@ struct Layer {
   bool bfloat16, bfloat16_bias;
 
   lowbit::Linear linear(uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y, int64_t rows,
-                        int digits) const {
-    lowbit::Linear op = weight.linear(x, codes, bias, y, rows, digits, nonlinearity);
+                        int limbs) const {
+    lowbit::Linear op = weight.linear(x, codes, bias, y, rows, limbs, nonlinearity);
     op.input = input;
     op.bfloat16 = bfloat16;
     op.bfloat16_bias = bfloat16_bias;
@@ -129,24 +129,24 @@ struct Layer {
   }
 };
 
-// A path of the linear layer, found by name once; with `fma` that of linear_float.h.
-struct LinearPath {
+// A target of the linear layer, found by name once; with `fma` that of linear_float.h.
+struct LinearTarget {
   void (*run)(const lowbit::Linear*, int);
 
-  LinearPath(std::string_view name, bool fma)
-      : run(fma ? lowbit::find_path(lowbit::linear_float_paths, name)
-                : lowbit::find_path(lowbit::linear_paths, name)) {}
+  LinearTarget(std::string_view name, bool fma)
+      : run(fma ? lowbit::find_target(lowbit::linear_float_targets, name)
+                : lowbit::find_target(lowbit::linear_targets, name)) {}
 
   void operator()(const Layer& layer, uintptr_t x, uintptr_t codes, uintptr_t bias, uintptr_t y,
-                  int64_t rows, int digits) const {
-    const lowbit::Linear op = layer.linear(x, codes, bias, y, rows, digits);
+                  int64_t rows, int limbs) const {
+    const lowbit::Linear op = layer.linear(x, codes, bias, y, rows, limbs);
     run(&op, 1);
   }
 
   // Layers of as many inputs and as wide groups, over the same x. `places` holds the addresses of
   // codes, bias and y of one after the other.
   void together(const std::vector<const Layer*>& layers, uintptr_t x,
-                const std::vector<uintptr_t>& places, int64_t rows, int digits) const {
+                const std::vector<uintptr_t>& places, int64_t rows, int limbs) const {
     if (places.size() != 3 * layers.size()) {
       throw std::invalid_argument(std::to_string(places.size()) + " places for " +
                                   std::to_string(layers.size()) +
@@ -155,25 +155,25 @@ struct LinearPath {
     std::vector<lowbit::Linear> ops;
     for (size_t i = 0; i < layers.size(); ++i) {
       const uintptr_t* at = &places[3 * i];
-      ops.push_back(layers[i]->linear(x, at[0], at[1], at[2], rows, digits));
+      ops.push_back(layers[i]->linear(x, at[0], at[1], at[2], rows, limbs));
     }
     run(ops.data(), static_cast<int>(ops.size()));
   }
 };
 
-// A path of the experts of a mixture, found by name once; with `fma` that of linear_float.h.
+// A target of the experts of a mixture, found by name once; with `fma` that of linear_float.h.
 // `layer` is the form of each.
-struct ExpertsPath {
+struct ExpertsTarget {
   void (*run)(const lowbit::Experts&);
 
-  ExpertsPath(std::string_view name, bool fma)
-      : run(fma ? lowbit::find_path(lowbit::experts_float_paths, name)
-                : lowbit::find_path(lowbit::experts_paths, name)) {}
+  ExpertsTarget(std::string_view name, bool fma)
+      : run(fma ? lowbit::find_target(lowbit::experts_float_targets, name)
+                : lowbit::find_target(lowbit::experts_targets, name)) {}
 
   void operator()(const Layer& layer, bool gated, int64_t experts, int64_t stride, uintptr_t x,
                   uintptr_t ids, int64_t rows, int64_t slots, uintptr_t codes, uintptr_t bias,
-                  uintptr_t y, int digits, uintptr_t weights, bool bfloat16_weights) const {
-    run({.layer = layer.linear(x, codes, bias, y, rows, digits),
+                  uintptr_t y, int limbs, uintptr_t weights, bool bfloat16_weights) const {
+    run({.layer = layer.linear(x, codes, bias, y, rows, limbs),
          .experts = experts,
          .stride = stride,
          .ids = pointer<const int64_t>(ids),
@@ -202,15 +202,15 @@ lowbit::Mask mask_at(lowbit::MaskKind kind, uintptr_t address, const Steps& step
           .query_step = steps[2] * item};
 }
 
-// Attention by a path, for calls that differ in where tensors are and in how many keys there are.
+// Attention by a target, for calls that differ in where tensors are and in how many keys there are.
 // `sizes`: batch, heads, key heads, queries, size, value size. A cap or sinks of 0 stand for none.
-struct AttentionPath {
+struct AttentionTarget {
   void (*run)(const lowbit::Attention&);
   lowbit::Attention op{};
 
-  AttentionPath(std::string_view path, const std::array<int64_t, 6>& sizes, float scale, float cap,
-                bool causal, bool bfloat16)
-      : run(lowbit::find_path(lowbit::attention_paths, path)) {
+  AttentionTarget(std::string_view target, const std::array<int64_t, 6>& sizes, float scale,
+                  float cap, bool causal, bool bfloat16)
+      : run(lowbit::find_target(lowbit::attention_targets, target)) {
     const auto [batch, heads, key_heads, queries, size, value_size] = sizes;
     if (key_heads < 1 || heads % key_heads) {
       throw std::invalid_argument(std::to_string(heads) + " heads cannot share " +
@@ -242,24 +242,28 @@ struct AttentionPath {
     run(call);
   }
 
-  // Keys and values are of `tokens` more, and go behind the `filled` that are held, with room for
-  // `room`; queries attend to all of them.
+  // Appends keys and values of `tokens` tokens to a KV cache, of whose `capacity` the first `used`
+  // are in use; queries attend to all of them.
   void append(uintptr_t query, const Steps& query_steps, uintptr_t key, const Steps& key_steps,
-              uintptr_t value, const Steps& value_steps, int64_t tokens, uintptr_t held_keys,
-              uintptr_t held_values, int64_t room, int64_t filled, lowbit::MaskKind kind,
+              uintptr_t value, const Steps& value_steps, int64_t tokens, uintptr_t cached_keys,
+              uintptr_t cached_values, int64_t capacity, int64_t used, lowbit::MaskKind kind,
               uintptr_t mask, const Steps& mask_steps, uintptr_t sinks, uintptr_t y) const {
     const int64_t bytes = op.bfloat16 ? 2 : 4;
-    const lowbit::HeldTokens keys{
-        .data = pointer<uint8_t>(held_keys), .room = room, .size = op.size, .bytes = bytes};
-    const lowbit::HeldTokens values{
-        .data = pointer<uint8_t>(held_values), .room = room, .size = op.value_size, .bytes = bytes};
-    keys.append(token_rows(key, key_steps), op.batch, op.key_heads, filled, tokens);
-    values.append(token_rows(value, value_steps), op.batch, op.key_heads, filled, tokens);
+    const lowbit::KvCache keys{.data = pointer<uint8_t>(cached_keys),
+                               .capacity = capacity,
+                               .size = op.size,
+                               .bytes = bytes};
+    const lowbit::KvCache values{.data = pointer<uint8_t>(cached_values),
+                                 .capacity = capacity,
+                                 .size = op.value_size,
+                                 .bytes = bytes};
+    keys.append(token_rows(key, key_steps), op.batch, op.key_heads, used, tokens);
+    values.append(token_rows(value, value_steps), op.batch, op.key_heads, used, tokens);
     lowbit::Attention call = op;
     call.query = token_rows(query, query_steps);
     call.key = keys.rows(op.key_heads);
     call.value = values.rows(op.key_heads);
-    call.keys = filled + tokens;
+    call.keys = used + tokens;
     call.mask = mask_at(kind, mask, mask_steps);
     call.sinks = pointer<const float>(sinks);
     call.y = pointer<void>(y);
@@ -274,8 +278,8 @@ struct Program {
 
   static lowbit::Columns columns(const Columns& x) { return {static_cast<int>(x[0]), x[1]}; }
 
-  void linear(const LinearPath& path, const std::vector<const Layer*>& layers,
-              const std::vector<uintptr_t>& places, int x, const std::vector<int>& ys, int digits) {
+  void linear(const LinearTarget& target, const std::vector<const Layer*>& layers,
+              const std::vector<uintptr_t>& places, int x, const std::vector<int>& ys, int limbs) {
     if (places.size() != 2 * layers.size()) {
       throw std::invalid_argument(std::to_string(places.size()) + " places for " +
                                   std::to_string(layers.size()) +
@@ -283,9 +287,9 @@ struct Program {
     }
     std::vector<lowbit::Linear> ops;
     for (size_t i = 0; i < layers.size(); ++i) {
-      ops.push_back(layers[i]->linear(0, places[2 * i], places[2 * i + 1], 0, 0, digits));
+      ops.push_back(layers[i]->linear(0, places[2 * i], places[2 * i + 1], 0, 0, limbs));
     }
-    program.linear(path.run, std::move(ops), x, ys);
+    program.linear(target.run, std::move(ops), x, ys);
   }
 
   void lookup(uintptr_t numbers, int64_t rows, int64_t columns, int ids, int y) {
@@ -294,15 +298,15 @@ struct Program {
         ids, y, "scalar");
   }
 
-  void decode(const Weight& weight, uintptr_t codes, int ids, int y, std::string_view path) {
+  void decode(const Weight& weight, uintptr_t codes, int ids, int y, std::string_view target) {
     program.lookup({.numbers = nullptr,
                     .packed = weight.decoding(codes, 0, 0, 0),
                     .rows = weight.form.outputs,
                     .columns = weight.form.inputs},
-                   ids, y, path);
+                   ids, y, target);
   }
 
-  void normalize(std::string_view path, int64_t columns, uintptr_t weight, uintptr_t bias,
+  void normalize(std::string_view target, int64_t columns, uintptr_t weight, uintptr_t bias,
                  float epsilon, bool centered, int x, int residual, int sum, int y) {
     lowbit::NormalizeRows op{};
     op.columns = columns;
@@ -310,11 +314,11 @@ struct Program {
     op.bias = pointer<const float>(bias);
     op.epsilon = epsilon;
     op.centered = centered;
-    program.normalize(op, path, x, residual, sum, y);
+    program.normalize(op, target, x, residual, sum, y);
   }
 
   // `sizes`: heads, key heads, size, value size. Operands are a matrix and its first column.
-  void attention(std::string_view path, const std::array<int64_t, 4>& sizes, float scale,
+  void attention(std::string_view target, const std::array<int64_t, 4>& sizes, float scale,
                  bool causal, int64_t window, const Columns& query, const Columns& key,
                  const Columns& value, int bias, int y) {
     lowbit::Attention op{};
@@ -325,16 +329,16 @@ struct Program {
     op.scale = scale;
     op.causal = causal;
     op.window = window;
-    program.attention(op, path, columns(query), columns(key), columns(value), bias, y);
+    program.attention(op, target, columns(query), columns(key), columns(value), bias, y);
   }
 
   void rotate(const Columns& x, int64_t heads, int64_t size, int cos, int sin, int y) {
     program.rotate(columns(x), heads, size, cos, sin, y);
   }
 
-  void gate(lowbit::Nonlinearity nonlinearity, std::string_view path, const Columns& a,
+  void gate(lowbit::Nonlinearity nonlinearity, std::string_view target, const Columns& a,
             const Columns& b, int y) {
-    program.gate(nonlinearity, path, columns(a), columns(b), y);
+    program.gate(nonlinearity, target, columns(a), columns(b), y);
   }
 
   uintptr_t place(int matrix, int64_t tokens, uintptr_t arena) const {
@@ -389,19 +393,19 @@ struct ElementwiseSequence {
   }
 };
 
-// (name, feature) of an operator's paths that `wanted` accepts, best first.
-template <class Paths, class Wanted>
-nb::list best_first(const Paths& paths, Wanted wanted) {
+// (name, feature) of an operator's targets that `wanted` accepts, best first.
+template <class Targets, class Wanted>
+nb::list best_first(const Targets& targets, Wanted wanted) {
   nb::list all;
-  for (size_t i = std::size(paths); i-- > 0;) {
-    if (wanted(paths[i])) all.append(nb::make_tuple(paths[i].name, paths[i].feature));
+  for (size_t i = std::size(targets); i-- > 0;) {
+    if (wanted(targets[i])) all.append(nb::make_tuple(targets[i].name, targets[i].feature));
   }
   return all;
 }
 
-template <class Paths>
-nb::list best_first(const Paths& paths) {
-  return best_first(paths, [](const auto&) { return true; });
+template <class Targets>
+nb::list best_first(const Targets& targets) {
+  return best_first(targets, [](const auto&) { return true; });
 }
 
 }  // namespace
@@ -411,23 +415,23 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
   const nb::call_guard<nb::gil_scoped_release> without_gil;
   m.def("features", &lowbit::cpu_features);
-  nb::dict paths;
-  paths["linear"] = best_first(lowbit::linear_paths);
-  paths["experts"] = best_first(lowbit::experts_paths);
-  paths["quantize_rows"] = best_first(lowbit::quantize_rows_paths);
-  paths["decode_packed"] = best_first(lowbit::decode_packed_paths);
-  paths["normalize_rows"] = best_first(lowbit::normalize_rows_paths);
-  paths["gate_rows"] = best_first(lowbit::gate_rows_paths);
-  paths["sequence_attention"] = best_first(lowbit::sequence_attention_paths);
-  using lowbit::attention_paths;
-  paths["attention_float32"] =
-      best_first(attention_paths, [](const auto& path) { return !path.tiles; });
-  paths["attention_bfloat16"] =
-      best_first(attention_paths, [](const auto& path) { return path.tiles; });
-  m.attr("paths") = paths;
+  nb::dict targets;
+  targets["linear"] = best_first(lowbit::linear_targets);
+  targets["experts"] = best_first(lowbit::experts_targets);
+  targets["quantize_rows"] = best_first(lowbit::quantize_rows_targets);
+  targets["decode_packed"] = best_first(lowbit::decode_packed_targets);
+  targets["normalize_rows"] = best_first(lowbit::normalize_rows_targets);
+  targets["gate_rows"] = best_first(lowbit::gate_rows_targets);
+  targets["sequence_attention"] = best_first(lowbit::sequence_attention_targets);
+  using lowbit::attention_targets;
+  targets["attention_float32"] =
+      best_first(attention_targets, [](const auto& target) { return !target.tiles; });
+  targets["attention_bfloat16"] =
+      best_first(attention_targets, [](const auto& target) { return target.tiles; });
+  m.attr("targets") = targets;
   nb::list prefer_fma;
-  for (const auto& path : lowbit::linear_float_paths) {
-    if (path.preferred) prefer_fma.append(path.name);
+  for (const auto& target : lowbit::linear_float_targets) {
+    if (target.preferred) prefer_fma.append(target.name);
   }
   m.attr("prefer_fma") = prefer_fma;
   m.def("on_torch_threads", &lowbit::on_torch_threads);
@@ -438,22 +442,22 @@ NB_MODULE(_native, m) {
       },
       "a"_a, "b"_a, "size"_a, without_gil);
   m.def("quantize_rows", &quantize_rows, "x"_a, "codes"_a, "scales"_a, "rows"_a, "cols"_a,
-        "group_size"_a, "path"_a, without_gil);
+        "group_size"_a, "target"_a, without_gil);
 
   nb::enum_<lowbit::MaskKind>(m, "MaskKind")
       .value("none", lowbit::MaskKind::none)
       .value("boolean", lowbit::MaskKind::boolean)
       .value("additive", lowbit::MaskKind::additive)
       .value("additive_bfloat16", lowbit::MaskKind::additive_bfloat16);
-  nb::class_<AttentionPath>(m, "AttentionPath")
+  nb::class_<AttentionTarget>(m, "AttentionTarget")
       .def(nb::init<std::string_view, const std::array<int64_t, 6>&, float, float, bool, bool>(),
-           "path"_a, "sizes"_a, "scale"_a, "cap"_a, "causal"_a, "bfloat16"_a)
-      .def("__call__", &AttentionPath::operator(), "query"_a, "query_steps"_a, "key"_a,
+           "target"_a, "sizes"_a, "scale"_a, "cap"_a, "causal"_a, "bfloat16"_a)
+      .def("__call__", &AttentionTarget::operator(), "query"_a, "query_steps"_a, "key"_a,
            "key_steps"_a, "value"_a, "value_steps"_a, "keys"_a, "kind"_a, "mask"_a, "mask_steps"_a,
            "sinks"_a, "y"_a, without_gil)
-      .def("append", &AttentionPath::append, "query"_a, "query_steps"_a, "key"_a, "key_steps"_a,
-           "value"_a, "value_steps"_a, "tokens"_a, "held_keys"_a, "held_values"_a, "room"_a,
-           "filled"_a, "kind"_a, "mask"_a, "mask_steps"_a, "sinks"_a, "y"_a, without_gil);
+      .def("append", &AttentionTarget::append, "query"_a, "query_steps"_a, "key"_a, "key_steps"_a,
+           "value"_a, "value_steps"_a, "tokens"_a, "cached_keys"_a, "cached_values"_a, "capacity"_a,
+           "used"_a, "kind"_a, "mask"_a, "mask_steps"_a, "sinks"_a, "y"_a, without_gil);
 
   nb::enum_<lowbit::ElementwiseOp>(m, "ElementwiseOp")
       .value("add", lowbit::ElementwiseOp::add)
@@ -524,7 +528,7 @@ NB_MODULE(_native, m) {
           "form"_a, "scale"_a, "zero_point"_a, "offset"_a, "planes"_a, "half_scale"_a,
           "sub_scale"_a = 0, "sub_offset"_a = 0, "sub_groups"_a = 1, "sub_bits"_a = 0,
           "sub_lowest"_a = 0)
-      .def("decode", &Weight::decode, "codes"_a, "rows"_a, "count"_a, "out"_a, "path"_a,
+      .def("decode", &Weight::decode, "codes"_a, "rows"_a, "count"_a, "out"_a, "target"_a,
            without_gil);
 
   nb::enum_<lowbit::Nonlinearity>(m, "Nonlinearity")
@@ -547,16 +551,16 @@ NB_MODULE(_native, m) {
           },
           "weight"_a, "nonlinearity"_a, "scale"_a = 0.0f, "zero_point"_a = 0, "lowest"_a = -127,
           "bfloat16"_a = false, "bfloat16_bias"_a = false);
-  nb::class_<LinearPath>(m, "LinearPath")
+  nb::class_<LinearTarget>(m, "LinearTarget")
       .def(nb::init<std::string_view, bool>(), "name"_a, "fma"_a)
-      .def("__call__", &LinearPath::operator(), "layer"_a, "x"_a, "codes"_a, "bias"_a, "y"_a,
-           "rows"_a, "digits"_a, without_gil)
-      .def("together", &LinearPath::together, "layers"_a, "x"_a, "places"_a, "rows"_a, "digits"_a,
+      .def("__call__", &LinearTarget::operator(), "layer"_a, "x"_a, "codes"_a, "bias"_a, "y"_a,
+           "rows"_a, "limbs"_a, without_gil)
+      .def("together", &LinearTarget::together, "layers"_a, "x"_a, "places"_a, "rows"_a, "limbs"_a,
            without_gil);
-  nb::class_<ExpertsPath>(m, "ExpertsPath")
+  nb::class_<ExpertsTarget>(m, "ExpertsTarget")
       .def(nb::init<std::string_view, bool>(), "name"_a, "fma"_a)
-      .def("__call__", &ExpertsPath::operator(), "layer"_a, "gated"_a, "experts"_a, "stride"_a,
-           "x"_a, "ids"_a, "rows"_a, "slots"_a, "codes"_a, "bias"_a, "y"_a, "digits"_a,
+      .def("__call__", &ExpertsTarget::operator(), "layer"_a, "gated"_a, "experts"_a, "stride"_a,
+           "x"_a, "ids"_a, "rows"_a, "slots"_a, "codes"_a, "bias"_a, "y"_a, "limbs"_a,
            "weights"_a = 0, "bfloat16_weights"_a = false, without_gil);
 
   nb::class_<Program>(m, "Program")
@@ -573,18 +577,18 @@ NB_MODULE(_native, m) {
       .def(
           "result", [](Program& p, int64_t columns) { return p.program.result(columns); },
           "columns"_a)
-      .def("linear", &Program::linear, "path"_a, "layers"_a, "places"_a, "x"_a, "ys"_a, "digits"_a)
+      .def("linear", &Program::linear, "target"_a, "layers"_a, "places"_a, "x"_a, "ys"_a, "limbs"_a)
       .def("lookup", &Program::lookup, "numbers"_a, "rows"_a, "columns"_a, "ids"_a, "y"_a)
-      .def("decode", &Program::decode, "weight"_a, "codes"_a, "ids"_a, "y"_a, "path"_a)
+      .def("decode", &Program::decode, "weight"_a, "codes"_a, "ids"_a, "y"_a, "target"_a)
       .def(
           "add", [](Program& p, int a, int b, int y) { p.program.add(a, b, y); }, "a"_a, "b"_a,
           "y"_a)
-      .def("normalize", &Program::normalize, "path"_a, "columns"_a, "weight"_a, "bias"_a,
+      .def("normalize", &Program::normalize, "target"_a, "columns"_a, "weight"_a, "bias"_a,
            "epsilon"_a, "centered"_a, "x"_a, "residual"_a, "sum"_a, "y"_a)
-      .def("attention", &Program::attention, "path"_a, "sizes"_a, "scale"_a, "causal"_a, "window"_a,
-           "query"_a, "key"_a, "value"_a, "bias"_a, "y"_a)
+      .def("attention", &Program::attention, "target"_a, "sizes"_a, "scale"_a, "causal"_a,
+           "window"_a, "query"_a, "key"_a, "value"_a, "bias"_a, "y"_a)
       .def("rotate", &Program::rotate, "x"_a, "heads"_a, "size"_a, "cos"_a, "sin"_a, "y"_a)
-      .def("gate", &Program::gate, "nonlinearity"_a, "path"_a, "a"_a, "b"_a, "y"_a)
+      .def("gate", &Program::gate, "nonlinearity"_a, "target"_a, "a"_a, "b"_a, "y"_a)
       .def(
           "arena_bytes",
           [](const Program& p, int64_t tokens) { return p.program.arena_bytes(tokens); },

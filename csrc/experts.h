@@ -56,7 +56,7 @@ void experts(const Experts& op);
 }
 
 // std::out_of_range for an id that no expert has.
-inline constexpr Path<void(const Experts&)> experts_paths[] = {
+inline constexpr Target<void(const Experts&)> experts_targets[] = {
     {"scalar", "scalar", scalar::experts},
 #ifdef LOWBIT_HAS_AVX2
     {"avx2", "avx2", avx2::experts},

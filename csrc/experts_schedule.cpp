@@ -74,7 +74,7 @@ struct Group {
 
   // Roughly, on one core.
   int64_t ns() const {
-    const int64_t weights = op.form.outputs * op.form.inputs, rows = op.rows * op.digits;
+    const int64_t weights = op.form.outputs * op.form.inputs, rows = op.rows * op.limbs;
     return weights * op.form.bits / 8 / weight_bytes_per_ns +
            rows * (weights * op.planes / product->macs_per_ns + op.form.inputs / inputs_per_ns);
   }
@@ -305,10 +305,10 @@ Group group_of(const Experts& op, const Linear& layer, const Product& product,
                const int64_t* pairs) {
   Group group{.op = layer, .product = &product, .pairs = pairs, .a = {}};
   group.a.padded_inputs = padded_inputs(layer.form, product);
-  group.a.rows = group.a.chunk_rows = padded(layer.rows * layer.digits, product.rows);
+  group.a.rows = group.a.chunk_rows = padded(layer.rows * layer.limbs, product.rows);
   const int64_t panels = layer.form.panels() / (op.gated ? 2 : 1);
   const int64_t bytes = layer.form.panel_bytes() * (op.gated ? 2 : 1);
-  const int64_t wanted = divided(bytes_per_task, bytes * layer.rows * layer.digits + 1);
+  const int64_t wanted = divided(bytes_per_task, bytes * layer.rows * layer.limbs + 1);
   group.panels_per_task = padded(std::clamp<int64_t>(wanted, 1, most_task_panels), product.panels);
   group.tasks = divided(panels, group.panels_per_task);
   return group;
@@ -334,9 +334,9 @@ void for_groups(const Experts& op, const Sorted& all, const Product& (*choose)(c
     layer.rows = count;
     const Product& product = choose(layer);
     const int64_t row_bytes =
-        padded_inputs(layer.form, product) * product.bytes_per_input * layer.digits;
+        padded_inputs(layer.form, product) * product.bytes_per_input * layer.limbs;
     const int64_t fitting =
-        std::min(product.chunk_bytes / (row_bytes + 1), max_chunk_rows / layer.digits);
+        std::min(product.chunk_bytes / (row_bytes + 1), max_chunk_rows / layer.limbs);
     const int64_t chunk = std::max<int64_t>(1, fitting / product.rows) * product.rows;
     for (int64_t row = 0; row < count; row += chunk) {
       layer.rows = std::min(chunk, count - row);
@@ -383,7 +383,7 @@ int64_t summed_at_once(const Experts& op, const Product& (*choose)(const Linear&
   layer.rows *= op.slots;
   const Product& product = choose(layer);
   const int64_t row_bytes = padded_inputs(layer.form, product) * product.bytes_per_input;
-  return std::max<int64_t>(1, scratch_bytes / (row_bytes * layer.digits * op.slots + 1));
+  return std::max<int64_t>(1, scratch_bytes / (row_bytes * layer.limbs * op.slots + 1));
 }
 
 void run_sum(const Experts& op, const Product& (*choose)(const Linear&)) {

@@ -1,4 +1,4 @@
-// The order of work for experts.h, which all paths share.
+// The order of work for experts.h, which all targets share.
 //
 // The chosen (token, slot) pairs are sorted by expert. The pairs of one expert are the rows of one
 // linear layer: one group, or several if their activations would not fit in the L2 cache. First

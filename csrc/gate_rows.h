@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "linear.h"
-#include "path.h"
+#include "target.h"
 
 namespace lowbit {
 
@@ -25,7 +25,7 @@ namespace avx512 {
 void gate_rows(const GateRows& op);
 }
 
-inline constexpr Path<void(const GateRows&)> gate_rows_paths[] = {
+inline constexpr Target<void(const GateRows&)> gate_rows_targets[] = {
     {"scalar", "scalar", scalar::gate_rows},
 #ifdef LOWBIT_HAS_AVX2
     {"avx2", "avx2", avx2::gate_rows},

@@ -8,14 +8,14 @@
 //
 // The inner sums are wrapping 32-bit integers, exact if the result fits. All further operations are
 // float32, each rounded once, with groups (and planes) in order. There are two kinds of
-// activations; `digits` is the number of int8 limbs per activation:
+// activations; `limbs` is the number of int8 limbs per activation:
 //
-//   digits 1   dynamic: cx and sx[m,g] are the results of quantize_rows for the group;
+//   limbs 1   dynamic: cx and sx[m,g] are the results of quantize_rows for the group;
 //              static, if input.scale > 0: cx = rint(x / scale) + zero_point between lowest and
 //              127, and sx = scale for all of x. The contribution of the zero point,
 //              sx zero_point sum_k w[n,k], is the same for every token: the caller subtracts it
 //              from the bias.
-//   digits 4   float, by limbs (linear_float.h has the other family): x is a 32-bit fixed-point
+//   limbs 4   float, by limbs (linear_float.h has the other family): x is a 32-bit fixed-point
 //              number, of which carries may use a quarter, x = sx (c0 + 2^8 c1 + 2^16 c2 +
 //              2^24 c3) with sx[m,g] the power of two that makes the group's largest |x| less than
 //              2^30 sx. Each limb is a row of activations, with scale 2^(8d) sx; y is the sum of
@@ -24,14 +24,14 @@
 // Four limbs represent a float32 exactly if it is at least 1/64 of the largest of its group.
 // Smaller numbers are rounded, halves away from zero, by at most 2^-30 of the largest.
 //
-// A group with a NaN or an infinity gets sx NaN and codes 0. A group below 2^-100 (digits 1: see
-// quantize_rows.h) or 2^-90 (digits 4) gets sx 1 and codes 0.
+// A group with a NaN or an infinity gets sx NaN and codes 0. A group below 2^-100 (limbs 1: see
+// quantize_rows.h) or 2^-90 (limbs 4) gets sx 1 and codes 0.
 #pragma once
 
 #include <cstdint>
 
 #include "packed_layout.h"
-#include "path.h"
+#include "target.h"
 
 namespace lowbit {
 
@@ -53,7 +53,7 @@ struct Linear {
   void* y;                    // [rows, outputs], like x
   int64_t rows;
   int planes;       // binary: the first so many are used; affine: 1
-  int digits;       // 1 or 4
+  int limbs;        // 1 or 4
   bool half_scale;  // s, alpha and o are float16, not float32
   Nonlinearity nonlinearity;
   StaticScale input = {};
@@ -63,8 +63,8 @@ struct Linear {
   SubScales sub = {};
 };
 
-// A path can compute several layers in one call if they have the same x, rows, inputs, group and
-// digits. Their activations are quantized once.
+// A target can compute several layers in one call if they have the same x, rows, inputs, group and
+// limbs. Their activations are quantized once.
 namespace scalar {
 void linear(const Linear* ops, int count);
 }
@@ -84,7 +84,7 @@ namespace amx {
 void linear(const Linear* ops, int count);
 }
 
-inline constexpr Path<void(const Linear* ops, int count)> linear_paths[] = {
+inline constexpr Target<void(const Linear* ops, int count)> linear_targets[] = {
     {"scalar", "scalar", scalar::linear},
 #ifdef LOWBIT_HAS_AVX2
     {"avx2", "avx2", avx2::linear},

@@ -265,7 +265,7 @@ template <class Codes, int P, int R>
 void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t last,
                    int64_t panel) {
   const int64_t rows = last - row < R ? last - row : R;
-  const int64_t m = row / op.digits, tokens = rows / op.digits;
+  const int64_t m = row / op.limbs, tokens = rows / op.limbs;
   OutputPrefetch<P> outputs(op, m, tokens, panel);
   Floats sums[P][R][parts];
   sum_panels<Codes, P, R>(op, a, row, panel, outputs, sums);
@@ -273,7 +273,7 @@ void multiply_rows(const Linear& op, const Activations& a, int64_t row, int64_t 
 }
 
 // Rows of activations in blocks of max_rows, and what is left in the smallest block that holds it:
-// its further rows are scratch. A token's digits are never parted.
+// its further rows are scratch. A token's limbs are never parted.
 template <class Codes, int P>
 void multiply_blocks(const Linear& op, const Activations& a, int64_t first, int64_t last,
                      int64_t panel) {
@@ -295,7 +295,7 @@ template <class Codes>
 void multiply(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
               int64_t first_panel, int64_t last_panel) {
   constexpr int panels = Codes::terms == 1 ? max_vectors : 1;
-  const int64_t first = first_row * op.digits, last = last_row * op.digits;
+  const int64_t first = first_row * op.limbs, last = last_row * op.limbs;
   int64_t panel = first_panel;
   if (!waits_for_weights(last - first)) {
     for (; panel + panels <= last_panel; panel += panels) {
@@ -314,20 +314,20 @@ GroupScale fixed_point_scale(const float* x, int64_t n) {
   return {float_of((exponent - 29) << 23), float_of((283 - exponent) << 23)};
 }
 
-// The four digits of x * inv rounded to an integer, least significant first, -128 … 127 each; adds
+// The four limbs of x * inv rounded to an integer, least significant first, -128 … 127 each; adds
 // them to `sums`.
-void encode_digits(const float* x, int64_t n, float inv, int8_t* const (&digits)[4],
-                   int32_t (&sums)[4]) {
+void encode_limbs(const float* x, int64_t n, float inv, int8_t* const (&limbs)[4],
+                  int32_t (&sums)[4]) {
   for (int64_t i = 0; i < n; ++i) {
     const float v = inv == 0.0f ? 0.0f : x[i] * inv;
     int32_t whole = static_cast<int32_t>(v);
     const float rest = v - static_cast<float>(whole);  // exact
     whole += (rest >= 0.5f) - (rest <= -0.5f);
     for (int d = 0; d < 4; ++d) {
-      const auto digit = static_cast<int8_t>(whole);
-      digits[d][i] = digit;
-      sums[d] += digit;
-      whole = (whole - digit) >> 8;
+      const auto limb = static_cast<int8_t>(whole);
+      limbs[d][i] = limb;
+      sums[d] += limb;
+      whole = (whole - limb) >> 8;
     }
   }
 }
@@ -351,19 +351,19 @@ template <class Row, int64_t group_padding>
 void quantize(const Linear& op, const Activations& a, int64_t first, int64_t last) {
   constexpr int64_t piece_size = 1024;
   alignas(64) int8_t piece[4][piece_size];
-  int8_t* const digits[4] = {piece[0], piece[1], piece[2], piece[3]};
+  int8_t* const limbs[4] = {piece[0], piece[1], piece[2], piece[3]};
   const int64_t groups = op.form.groups(), all = op.form.inputs;
   float* widened = op.bfloat16 ? static_cast<float*>(task_scratch(all * 4)) : nullptr;
   for (int64_t m = first; m < last; ++m) {
     if (widened) widen(static_cast<const uint16_t*>(op.x) + m * all, all, widened);
     const float* inputs_of_row = widened ? widened : static_cast<const float*>(op.x) + m * all;
     Row rows[4];
-    for (int d = 0; d < op.digits; ++d) rows[d] = Row(a, m * op.digits + d, groups);
+    for (int d = 0; d < op.limbs; ++d) rows[d] = Row(a, m * op.limbs + d, groups);
     int64_t to = 0;
     for (int64_t g = 0; g < groups; ++g) {
       const float* x = inputs_of_row + g * op.form.group;
       const int64_t inputs = op.form.group_inputs(g), end = padded(inputs, group_padding);
-      const bool fixed = op.digits == 4;
+      const bool fixed = op.limbs == 4;
       const bool is_static = op.input.scale > 0.0f;
       const GroupScale s = fixed       ? fixed_point_scale(x, inputs)
                            : is_static ? static_group_scale(x, inputs, op.input.scale)
@@ -373,13 +373,13 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
         const int64_t n = end - k < piece_size ? end - k : piece_size;
         const int64_t real = inputs - k < n ? inputs - k : n;
         if (fixed) {
-          encode_digits(x + k, real, s.inv, digits, sums);
+          encode_limbs(x + k, real, s.inv, limbs, sums);
         } else if (is_static) {
           sums[0] += encode_static(x + k, piece[0], real, s.inv, op.input);
         } else {
           sums[0] += encode(x + k, piece[0], real, s.inv);
         }
-        for (int d = 0; d < op.digits; ++d) {
+        for (int d = 0; d < op.limbs; ++d) {
           for (int64_t i = real; i < n; ++i) piece[d][i] = 0;
           rows[d].place(piece[d], n, {.first = to, .count = end}, k);
           if constexpr (requires { Row::crossed; }) {
@@ -388,7 +388,7 @@ void quantize(const Linear& op, const Activations& a, int64_t first, int64_t las
         }
       }
       float scale = s.scale;
-      for (int d = 0; d < op.digits; ++d, scale *= 256.0f) {
+      for (int d = 0; d < op.limbs; ++d, scale *= 256.0f) {
         const int64_t at = rows[d].parameter(g);
         a.scales[at] = scale;
         a.sums[at] = sums[d];

@@ -69,7 +69,7 @@ void sum_tiles(const int8_t* a, int64_t row_stride, const uint8_t* w, int64_t pa
   if constexpr (R > 1 && P > 1) _tile_stored(3, out + tile_rows * row + panel_rows, row_bytes);
 }
 
-// Which codes a path of tiles multiplies: 8-bit ones as they lie, others from `scratch`.
+// Which codes a target of tiles multiplies: 8-bit ones as they lie, others from `scratch`.
 template <class Codes>
 constexpr bool centred = Codes::binary || Codes::bits < 8;
 
@@ -126,9 +126,9 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
       task_scratch(decoded + P * acc_stride * static_cast<int64_t>(sizeof(Floats))));
   auto* acc = reinterpret_cast<Floats*>(scratch + decoded);
 
-  // One group of one digit is all there is to a sum: it needs no place of its own.
+  // One group of one limb is all there is to a sum: it needs no place of its own.
   const bool to_y =
-      groups == 1 && op.digits == 1 && (panel + P) * panel_rows <= form.outputs && !op.bfloat16;
+      groups == 1 && op.limbs == 1 && (panel + P) * panel_rows <= form.outputs && !op.bfloat16;
   float* y = static_cast<float*>(op.y) + (to_y ? panel * panel_rows : 0);
   Floats bias[P] = {};
   if (to_y && op.bias) {
@@ -179,7 +179,7 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
       };
       each_value<Codes, P>(op, a, sums[0], row, rows, panel, g, put);
       if (g < groups - 1) continue;
-      finish<P, block_rows>(op, to, acc_stride, row / op.digits, rows / op.digits, panel);
+      finish<P, block_rows>(op, to, acc_stride, row / op.limbs, rows / op.limbs, panel);
     }
     codes += blocks * form.block_bytes();
     x += tiles * tile_rows * tile_inputs;
@@ -190,7 +190,7 @@ void multiply_panels(const Linear& op, const Activations& a, int64_t first, int6
 template <class Codes>
 void multiply_tiles(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row,
                     int64_t first_panel, int64_t last_panel) {
-  const int64_t first = first_row * op.digits, last = last_row * op.digits;
+  const int64_t first = first_row * op.limbs, last = last_row * op.limbs;
   _tile_loadconfig(&all_full);
   for (int64_t panel = first_panel; panel < last_panel; panel += block_panels) {
     last_panel - panel > 1 ? multiply_panels<Codes, 2>(op, a, first, last, panel)
@@ -211,7 +211,7 @@ struct Tiles {
 };
 
 auto loops(const Linear& op) {
-  return op.rows * op.digits <= max_rows ? choose<FewRows> : choose<Tiles>;
+  return op.rows * op.limbs <= max_rows ? choose<FewRows> : choose<Tiles>;
 }
 
 const Product& by_itself(const Linear& op) { return loops(op)(op); }

@@ -14,7 +14,7 @@ template <class Codes>
 using ManyRows = std::conditional_t<Codes::bits == 8, FewRows<Codes>, Decoded<Codes>>;
 
 auto loops(const Linear& op) {
-  return op.rows * op.digits <= few_rows ? choose<FewRows> : choose<ManyRows>;
+  return op.rows * op.limbs <= few_rows ? choose<FewRows> : choose<ManyRows>;
 }
 
 const Product& by_itself(const Linear& op) { return loops(op)(op); }

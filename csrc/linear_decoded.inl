@@ -165,7 +165,7 @@ struct DecodedGroup {
   }
 };
 
-// Rows are finished so many at once: whole register blocks, and whole tokens of four digits.
+// Rows are finished so many at once: whole register blocks, and whole tokens of four limbs.
 template <class Kernel>
 constexpr int finished_rows = Kernel::rows * (Kernel::rows % 4 == 0   ? 1
                                               : Kernel::rows % 2 == 0 ? 2
@@ -221,7 +221,7 @@ template <class Kernel, int steps>
     const bool finishes = group.number == group.groups - 1;
     for (int64_t row = first; row < last; row += F) {
       const int64_t n = last - row < F ? last - row : F;
-      if (finishes) OutputPrefetch<P>(op, row / op.digits, n / op.digits, panel).all();
+      if (finishes) OutputPrefetch<P>(op, row / op.limbs, n / op.limbs, panel).all();
       Floats* to = acc + (row - first) * parts;
       for (int64_t r = 0; r < n; r += R, x += R * inputs.count * Kernel::bytes_per_input) {
         if (n - r > R / 2) {
@@ -232,7 +232,7 @@ template <class Kernel, int steps>
           group.template add_block<1>(x, row - first + r, stride, to + r * parts);
         }
       }
-      if (finishes) finish<P, F>(op, to, stride, row / op.digits, n / op.digits, panel);
+      if (finishes) finish<P, F>(op, to, stride, row / op.limbs, n / op.limbs, panel);
     }
   }
 }
@@ -247,7 +247,7 @@ void multiply_decoded(const Linear& op, const Activations& a, int64_t first_row,
     }
   }
   for (int64_t panel = first_panel; panel < last_panel; panel += Kernel::panels) {
-    multiply_panels(op, a, first_row * op.digits, last_row * op.digits, panel);
+    multiply_panels(op, a, first_row * op.limbs, last_row * op.limbs, panel);
   }
 }
 

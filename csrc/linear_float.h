@@ -33,8 +33,8 @@ void linear_float(const Linear* ops, int count);
 void experts_float(const Experts& op);
 }  // namespace avx512
 
-// Whether a path uses this family by default (docs/kernels.md has the times).
-struct LinearFloatPath : Path<void(const Linear* ops, int count)> {
+// Whether a target uses this family by default (docs/kernels.md has the times).
+struct LinearFloatTarget : Target<void(const Linear* ops, int count)> {
   bool preferred;
 };
 
@@ -44,8 +44,8 @@ inline constexpr bool scalar_fma = true;
 inline constexpr bool scalar_fma = false;  // a call of a function
 #endif
 
-// The paths of this family, with the names of `linear_paths`; `digits` of their operations is 1.
-inline constexpr LinearFloatPath linear_float_paths[] = {
+// The targets of this family, with the names of `linear_targets`; `limbs` of their operations is 1.
+inline constexpr LinearFloatTarget linear_float_targets[] = {
     {{"scalar", "scalar", scalar::linear_float}, scalar_fma},
 #ifdef LOWBIT_HAS_AVX2
     {{"avx2", "avx2", avx2::linear_float}, true},
@@ -64,8 +64,8 @@ inline constexpr LinearFloatPath linear_float_paths[] = {
 #endif
 };
 
-// The paths of this family for the experts of a mixture (experts.h).
-inline constexpr Path<void(const Experts&)> experts_float_paths[] = {
+// The targets of this family for the experts of a mixture (experts.h).
+inline constexpr Target<void(const Experts&)> experts_float_targets[] = {
     {"scalar", "scalar", scalar::experts_float},
 #ifdef LOWBIT_HAS_AVX2
     {"avx2", "avx2", avx2::experts_float},

@@ -105,8 +105,8 @@ struct OutputPrefetch {
   }
 };
 
-// y of up to R tokens and P panels from sums[panel][token][digit][part], panels panel_stride apart:
-// the smallest digit first, then the bias. Adding a bias of zero also makes -0 the 0 that a sum
+// y of up to R tokens and P panels from sums[panel][token][limb][part], panels panel_stride apart:
+// the smallest limb first, then the bias. Adding a bias of zero also makes -0 the 0 that a sum
 // from zero would have been. A nonlinearity is applied to all of them together, as each value waits
 // for the steps of its polynomial.
 template <int P, int R>
@@ -129,11 +129,11 @@ template <int P, int R>
   float* to = static_cast<float*>(op.y) + (op.bfloat16 ? 0 : start);
   float* at = in_place ? to : y;
   const int64_t stride = in_place ? op.form.outputs : width;
-  for (int64_t t = 0; t < tokens; ++t, sums += op.digits * parts) {
+  for (int64_t t = 0; t < tokens; ++t, sums += op.limbs * parts) {
     for (int i = 0; i < P * parts; ++i) {
-      const Floats* digit = sums + i / parts * panel_stride + i % parts;
-      Floats total = *digit;
-      for (int d = 1; d < op.digits; ++d) total += digit[d * parts];
+      const Floats* limb = sums + i / parts * panel_stride + i % parts;
+      Floats total = *limb;
+      for (int d = 1; d < op.limbs; ++d) total += limb[d * parts];
       total += load<Floats>(bias + i * lanes);
       __builtin_memcpy(at + t * stride + i * lanes, &total, sizeof total);
     }

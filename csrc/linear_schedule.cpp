@@ -30,7 +30,7 @@ struct Layer {
   int64_t panels_per_multiply, multiplies;
 
   Layer(const Linear& op, const Product& product) : op(op), product(&product) {
-    const int64_t rows = std::min(op.rows * op.digits, max_chunk_rows);
+    const int64_t rows = std::min(op.rows * op.limbs, max_chunk_rows);
     const int64_t task_panels = divided(bytes_per_task, op.form.panel_bytes() * rows + 1);
     panels_per_multiply =
         padded(std::clamp<int64_t>(task_panels, 1, most_task_panels), product.panels);
@@ -41,7 +41,7 @@ struct Layer {
   int64_t ns() const {
     const int64_t weights = op.form.outputs * op.form.inputs;
     return weights * op.form.bits / 8 / weight_bytes_per_ns +
-           op.rows * op.digits * (weights * op.planes / product->macs_per_ns);
+           op.rows * op.limbs * (weights * op.planes / product->macs_per_ns);
   }
 };
 
@@ -109,7 +109,7 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
   const Linear& op = layers[0].op;
   const Product& product = *layers[0].product;
   const int64_t inputs = padded_inputs(op.form, product);
-  const int64_t rows = padded(op.rows * op.digits, product.rows);
+  const int64_t rows = padded(op.rows * op.limbs, product.rows);
   const int64_t code_bytes = rows * inputs * product.bytes_per_input;
   const int64_t parameters = rows * op.form.groups();
   constexpr int64_t parameter_bytes = sizeof(float) + 2 * sizeof(int32_t);
@@ -121,11 +121,11 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
                       .cross_sums = reinterpret_cast<int32_t*>(scales + 2 * parameters),
                       .padded_inputs = inputs,
                       .rows = rows,
-                      .chunk_rows = chunk_rows * op.digits};
+                      .chunk_rows = chunk_rows * op.limbs};
 
   const int64_t rows_per_quantize =
       std::clamp<int64_t>(values_per_quantize / (op.form.inputs + 1), 1, chunk_rows);
-  int64_t multiplies = 0, ns = op.rows * op.digits * (op.form.inputs / inputs_per_ns);
+  int64_t multiplies = 0, ns = op.rows * op.limbs * (op.form.inputs / inputs_per_ns);
   for (const Layer& layer : layers) {
     multiplies += layer.multiplies;
     ns += layer.ns();
@@ -147,10 +147,10 @@ void run_part(const std::vector<Layer>& layers, int64_t chunk_rows) {
 
 void run_alike(const Linear* ops, int count, const Product& (*choose)(const Linear&)) {
   const Product& product = choose(*ops);
-  const int64_t rows = ops->rows, inputs = ops->form.inputs, digits = ops->digits;
-  const int64_t row_bytes = padded_inputs(ops->form, product) * product.bytes_per_input * digits;
+  const int64_t rows = ops->rows, inputs = ops->form.inputs, limbs = ops->limbs;
+  const int64_t row_bytes = padded_inputs(ops->form, product) * product.bytes_per_input * limbs;
   const int64_t blocks = std::max<int64_t>(
-      1, std::min(product.chunk_bytes / (row_bytes + 1), max_chunk_rows / digits) / product.rows);
+      1, std::min(product.chunk_bytes / (row_bytes + 1), max_chunk_rows / limbs) / product.rows);
   // Chunks of equal size: each decodes all weights again, so a short last one is expensive.
   const int64_t chunks = std::max<int64_t>(1, divided(rows, blocks * product.rows));
   const int64_t chunk_rows = padded(divided(rows, chunks), product.rows);

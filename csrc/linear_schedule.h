@@ -1,4 +1,4 @@
-// What all paths of linear.h share: the scratch for quantized activations and the order of work.
+// What all targets of linear.h share: the scratch for quantized activations and the order of work.
 //
 // Rows are processed in chunks whose codes stay in the L2 cache while all weights are read. The
 // work on a chunk is a list of tasks: first "quantize these rows", each taken by the next free
@@ -58,13 +58,13 @@
 
 namespace lowbit {
 
-// Activations in the arrangement of a path. Row r = m digits + d is limb d of row m of op.x. Each
-// group of inputs is padded with zeros to a multiple that the path chooses.
+// Activations in the arrangement of a target. Row r = m limbs + d is limb d of row m of op.x. Each
+// group of inputs is padded with zeros to a multiple that the target chooses.
 struct Activations {
   int8_t* codes;
   float* scales;        // of each row and group, and so are the sums
   int32_t* sums;        // of the codes
-  int32_t* cross_sums;  // of the products of each two codes, if a path wants them
+  int32_t* cross_sums;  // of the products of each two codes, if a target wants them
   int64_t padded_inputs;
   int64_t rows, chunk_rows;  // all, whole register blocks; those that are multiplied together
 
@@ -75,17 +75,17 @@ struct Activations {
   }
 };
 
-// Those of a group in the arrangement of a path, with the zeros behind them.
+// Those of a group in the arrangement of a target, with the zeros behind them.
 struct GroupInputs {
   int64_t first, count;
 };
 
-// The loops of a path. Rows and panels are those of the chunk and the task, `first` … `last` - 1.
+// The loops of a target. Rows and panels are those of the chunk and the task, `first` … `last` - 1.
 struct Product {
   int64_t rows;                   // of codes, in a register block; chunks start at multiples of it
   int64_t panels;                 // in a register block; tasks are multiples of it
   int64_t group_padding;          // inputs of a group are padded to a multiple of this
-  int64_t bytes_per_input;        // of an activation in the path's arrangement
+  int64_t bytes_per_input;        // of an activation in the target's arrangement
   int64_t macs_per_ns;            // roughly, on one core: decides when a second thread pays
   int64_t chunk_bytes = 1 << 18;  // of the activations of a chunk: a share of the L2 cache
   void (*quantize)(const Linear& op, const Activations& a, int64_t first_row, int64_t last_row);

@@ -166,7 +166,7 @@ struct Tables {
 // The loops for all rows of a call. With VNNI, one or two rows are multiplied by planes as they are
 // stored: to order planes for lookups takes longer.
 auto loops(const Linear& op) {
-  const int64_t rows = op.rows * op.digits;
+  const int64_t rows = op.rows * op.limbs;
   if (Isa::Dot<1>::any_bits && rows <= 2) return choose<FewRows>;
   return rows <= Isa::few_rows ? choose<FewRows, Tables> : choose<Decoded, Tables>;
 }

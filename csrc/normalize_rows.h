@@ -3,13 +3,13 @@
 //   s = x + residual
 //   y = weight (s - mean) / sqrt(mean((s - mean)^2) + epsilon) + bias
 //
-// RMSNorm, without the mean, if not `centered`. All paths give the same bits: sums over a row have
-// the order of floats.inl; each other operation rounds once, the last two together.
+// RMSNorm, without the mean, if not `centered`. All targets give the same bits: sums over a row
+// have the order of floats.inl; each other operation rounds once, the last two together.
 #pragma once
 
 #include <cstdint>
 
-#include "path.h"
+#include "target.h"
 
 namespace lowbit {
 
@@ -34,7 +34,7 @@ namespace avx512 {
 void normalize_rows(const NormalizeRows& op);
 }
 
-inline constexpr Path<void(const NormalizeRows&)> normalize_rows_paths[] = {
+inline constexpr Target<void(const NormalizeRows&)> normalize_rows_targets[] = {
     {"scalar", "scalar", scalar::normalize_rows},
 #ifdef LOWBIT_HAS_AVX2
     {"avx2", "avx2", avx2::normalize_rows},

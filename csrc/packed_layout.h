@@ -31,7 +31,7 @@
 
 #include <cstdint>
 
-#include "path.h"
+#include "target.h"
 
 namespace lowbit {
 
@@ -122,7 +122,7 @@ namespace avx512 {
 void decode_packed(const DecodePacked& op);
 }
 
-inline constexpr Path<void(const DecodePacked&)> decode_packed_paths[] = {
+inline constexpr Target<void(const DecodePacked&)> decode_packed_targets[] = {
     {"scalar", "scalar", scalar::decode_packed},
 #ifdef LOWBIT_HAS_AVX2
     {"avx2", "avx2", avx2::decode_packed},

@@ -123,11 +123,11 @@ void Program::linear(void (*run)(const Linear*, int), std::vector<Linear> layers
   });
 }
 
-void Program::lookup(const Table& table, int ids, int y, std::string_view path) {
+void Program::lookup(const Table& table, int ids, int y, std::string_view target) {
   check(y, table.columns, "the result of a lookup");
   if (ids < 0) throw std::invalid_argument("ids " + std::to_string(ids) + " are less than 0");
   if (!table.numbers) {
-    const auto decode = find_path(decode_packed_paths, path);
+    const auto decode = find_target(decode_packed_targets, target);
     operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
       check_ids(call, ids, table.rows);
       DecodePacked op = table.packed;
@@ -163,13 +163,13 @@ void Program::add(int a, int b, int y) {
   });
 }
 
-void Program::normalize(NormalizeRows op, std::string_view path, int x, int residual, int sum,
+void Program::normalize(NormalizeRows op, std::string_view target, int x, int residual, int sum,
                         int y) {
   check(x, op.columns, "what is normalized");
   check(y, op.columns, "the result of a normalization");
   if (residual >= 0) check(residual, op.columns, "what is added");
   if (sum >= 0) check(sum, op.columns, "a sum");
-  const auto run = find_path(normalize_rows_paths, path);
+  const auto run = find_target(normalize_rows_targets, target);
   operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
     NormalizeRows now = op;
     now.x = at[x];
@@ -181,7 +181,7 @@ void Program::normalize(NormalizeRows op, std::string_view path, int x, int resi
   });
 }
 
-void Program::attention(const Attention& each, std::string_view path, Columns query, Columns key,
+void Program::attention(const Attention& each, std::string_view target, Columns query, Columns key,
                         Columns value, int bias, int y) {
   if (each.heads < 1 || each.key_heads < 1 || each.heads % each.key_heads || each.size < 1 ||
       each.size > most_head || each.value_size < 1 || each.value_size > most_head ||
@@ -196,7 +196,7 @@ void Program::attention(const Attention& each, std::string_view path, Columns qu
   check_columns(value, each.key_heads * each.value_size, "values");
   check(y, each.heads * each.value_size, "the result of an attention");
   biases_ = std::max(biases_, bias + 1);
-  const auto run = find_path(sequence_attention_paths, path);
+  const auto run = find_target(sequence_attention_targets, target);
   const auto step = [this](Columns x) { return matrices_[x.matrix].columns; };
   const int64_t query_step = step(query), key_step = step(key), value_step = step(value);
   operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
@@ -242,7 +242,8 @@ void Program::rotate(Columns x, int64_t heads, int64_t size, int cos, int sin, i
   });
 }
 
-void Program::gate(Nonlinearity nonlinearity, std::string_view path, Columns a, Columns b, int y) {
+void Program::gate(Nonlinearity nonlinearity, std::string_view target, Columns a, Columns b,
+                   int y) {
   const bool known = y >= 0 && y < static_cast<int>(matrices_.size()), gated = b.matrix != -1;
   const int64_t n = known ? matrices_[y].columns : 0;
   check(y, n, "the result of a gate");
@@ -250,7 +251,7 @@ void Program::gate(Nonlinearity nonlinearity, std::string_view path, Columns a, 
   if (gated) check_columns(b, n, "a gate");
   const int64_t a_step = matrices_[a.matrix].columns;
   const int64_t b_step = gated ? matrices_[b.matrix].columns : 0;
-  const auto run = find_path(gate_rows_paths, path);
+  const auto run = find_target(gate_rows_targets, target);
   operations_.push_back([=](const ProgramCall& call, const Pointers& at) {
     run({.a = at[a.matrix] + a.first,
          .b = gated ? at[b.matrix] + b.first : nullptr,

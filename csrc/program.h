@@ -58,17 +58,17 @@ class Program {
   // rows.
   void linear(void (*run)(const Linear*, int), std::vector<Linear> layers, int x,
               std::vector<int> ys);
-  void lookup(const Table& table, int ids, int y, std::string_view path);
+  void lookup(const Table& table, int ids, int y, std::string_view target);
   void add(int a, int b, int y);
-  void normalize(NormalizeRows op, std::string_view path, int x, int residual, int sum, int y);
+  void normalize(NormalizeRows op, std::string_view target, int x, int residual, int sum, int y);
   // `each` has heads, sizes, scale, causality and the window; bias: which of a call's, or -1.
-  void attention(const Attention& each, std::string_view path, Columns query, Columns key,
+  void attention(const Attention& each, std::string_view target, Columns query, Columns key,
                  Columns value, int bias, int y);
   // Rotary embedding of heads of `size` numbers, d and d + size / 2 of each being a pair:
   // y = x cos + (-x[d + size / 2] or x[d - size / 2]) sin. cos and sin are [tokens, size].
   void rotate(Columns x, int64_t heads, int64_t size, int cos, int sin, int y);
   // y = f(a) b, or f(a) if b is no matrix (-1).
-  void gate(Nonlinearity nonlinearity, std::string_view path, Columns a, Columns b, int y);
+  void gate(Nonlinearity nonlinearity, std::string_view target, Columns a, Columns b, int y);
 
   int64_t arena_bytes(int64_t tokens) const;
   // The address of a matrix in the arena.

@@ -5,12 +5,12 @@
 //   code  = rint(x * inv)              float32 product, ties to even
 //
 // A group with a < 2^-100 gets scale 1 and codes 0; one with a NaN or an infinity gets scale NaN
-// and codes 0, so that the output is NaN. All paths give the same bits.
+// and codes 0, so that the output is NaN. All targets give the same bits.
 #pragma once
 
 #include <cstdint>
 
-#include "path.h"
+#include "target.h"
 
 namespace lowbit {
 
@@ -32,7 +32,7 @@ namespace avx512 {
 void quantize_rows(const QuantizeRows&);
 }
 
-inline constexpr Path<void(const QuantizeRows&)> quantize_rows_paths[] = {
+inline constexpr Target<void(const QuantizeRows&)> quantize_rows_targets[] = {
     {"scalar", "scalar", scalar::quantize_rows},
 #ifdef LOWBIT_HAS_AVX2
     {"avx2", "avx2", avx2::quantize_rows},

@@ -17,7 +17,7 @@
 #include "tests/walled.h"
 
 using lowbit::Attention;
-using lowbit::AttentionPath;
+using lowbit::AttentionTarget;
 using lowbit::MaskKind;
 using lowbit::TokenRows;
 
@@ -125,8 +125,8 @@ struct Errors {
   double rounding, rest;
 };
 
-constexpr Errors errors_of(const AttentionPath& path) {
-  return path.tiles ? Errors{0x1p-7, 0.01} : Errors{0x1p-16, 1e-5};
+constexpr Errors errors_of(const AttentionTarget& target) {
+  return target.tiles ? Errors{0x1p-7, 0.01} : Errors{0x1p-16, 1e-5};
 }
 
 // One query's result and how far it may be off: a score by the `rounding` of the sizes of its
@@ -167,11 +167,11 @@ void check_query(const Errors& errors, const Attention& op, int64_t b, int64_t h
   }
 }
 
-void check_attention(const AttentionPath& path, int64_t most_tokens) {
+void check_attention(const AttentionTarget& target, int64_t most_tokens) {
   const int64_t batch = 1 + below(2), key_heads = 1 + below(3), heads = key_heads * (1 + below(2));
   const int64_t queries = 1 + below(most_tokens), keys = below(most_tokens);
   const int64_t size = 1 + below(below(4) ? 40 : 130), value_size = 1 + below(below(4) ? 40 : 130);
-  const bool bfloat16 = !path.tiles && below(2) == 0;
+  const bool bfloat16 = !target.tiles && below(2) == 0;
   Operand query(batch, queries, heads, size, bfloat16);
   Operand key(batch, keys, key_heads, size, bfloat16);
   Operand value(batch, keys, key_heads, value_size, bfloat16);
@@ -190,20 +190,20 @@ void check_attention(const AttentionPath& path, int64_t most_tokens) {
                .size = size,
                .value_size = value_size,
                .scale = 1 / std::sqrt(static_cast<float>(size)),
-               .cap = path.tiles || below(2) ? 0.0f : 0.5f,
-               .sinks = path.tiles || below(2) ? nullptr : sinks.data(),
+               .cap = target.tiles || below(2) ? 0.0f : 0.5f,
+               .sinks = target.tiles || below(2) ? nullptr : sinks.data(),
                .causal = below(2) == 0,
                .bfloat16 = bfloat16};
-  RandomMask mask(static_cast<MaskKind>(below(path.tiles ? 3 : 4)), op);
+  RandomMask mask(static_cast<MaskKind>(below(target.tiles ? 3 : 4)), op);
   op.mask = mask.mask();
   const int64_t numbers = batch * queries * heads * value_size;
   Walled y(numbers * bytes_of(bfloat16));
   op.y = y.data();
   for (int64_t i = 0; i < numbers; ++i) put_number(std::nanf(""), y.data(), i, bfloat16);
-  path.run(op);
+  target.run(op);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t h = 0; h < heads; ++h) {
-      for (int64_t q = 0; q < queries; ++q) check_query(errors_of(path), op, b, h, q);
+      for (int64_t q = 0; q < queries; ++q) check_query(errors_of(target), op, b, h, q);
     }
   }
 }
@@ -237,7 +237,7 @@ class Pages {
 
 // Keys and values that no query sees, before the first and after the last visible one, are not
 // read: nobody could read them. Some queries see none at all.
-void check_unread(const AttentionPath& path, int64_t queries) {
+void check_unread(const AttentionTarget& target, int64_t queries) {
   const int64_t size = 1 + below(70), keys = 1 + below(600), window = 1 + below(50);
   const bool bfloat16 = below(2);
   // Query q sees the keys up to this one plus q.
@@ -277,25 +277,25 @@ void check_unread(const AttentionPath& path, int64_t queries) {
                      .sinks = nullptr,
                      .causal = false,
                      .bfloat16 = bfloat16};
-  path.run(op);
+  target.run(op);
   const std::vector<uint8_t> before(y.data(), y.data() + y.bytes());
   first = std::min(first, last);
   key.leave_readable(first, last);
   value.leave_readable(first, last);
-  path.run(op);
+  target.run(op);
   CHECK(std::equal(before.begin(), before.end(), y.data()));
 }
 
 }  // namespace
 
 void test_attention() {
-  for (const AttentionPath& path : lowbit::attention_paths) {
-    const bool here = lowbit::has_feature(path.feature);
-    for (int i = 0; here && i < 300; ++i) check_attention(path, 40);
-    for (int i = 0; here && i < 20; ++i) check_attention(path, 600);
-    for (int i = 0; here && !path.tiles && i < 20; ++i)
-      check_unread(path, 1 + below(i % 2 ? 7 : 150));
-    std::printf("attention %s: %s\n", path.name.data(),
+  for (const AttentionTarget& target : lowbit::attention_targets) {
+    const bool here = lowbit::has_feature(target.feature);
+    for (int i = 0; here && i < 300; ++i) check_attention(target, 40);
+    for (int i = 0; here && i < 20; ++i) check_attention(target, 600);
+    for (int i = 0; here && !target.tiles && i < 20; ++i)
+      check_unread(target, 1 + below(i % 2 ? 7 : 150));
+    std::printf("attention %s: %s\n", target.name.data(),
                 here ? "ok" : "skipped, this processor lacks it");
   }
 }

@@ -1,5 +1,5 @@
 // Experts against one linear layer in float32 that has the outputs of all experts, on the scalar
-// path (linear.cpp compares it with plain loops). Gates, sums and rounding to bfloat16 are plain
+// target (linear.cpp compares it with plain loops). Gates, sums and rounding to bfloat16 are plain
 // loops, by the text of experts.h.
 #include "experts.h"
 
@@ -94,9 +94,9 @@ class ExpertWeights {
     }
   }
 
-  Experts op(int digits) const {
+  Experts op(int limbs) const {
     Experts made{};
-    made.layer = all.layer(digits);
+    made.layer = all.layer(limbs);
     made.layer.form = form;
     made.layer.codes = part(all.packed.data());
     made.layer.scale = part(all.scale.data());
@@ -163,7 +163,7 @@ void check(const Case& given) {
   const ExpertWeights weights(given.form, given.experts);
   const int64_t all_outputs = weights.all.form.outputs;
   const bool fma = below(3) == 0, half = below(2), has_bias = below(4);
-  const int digits = fma || below(2) ? 1 : 4;
+  const int limbs = fma || below(2) ? 1 : 4;
   const Nonlinearity f = given.gated ? any_nonlinearity() : Nonlinearity::identity;
   Operand x(rows * inputs, half), bias(given.experts * outputs, half && below(2));
   Operand slot_weights(pairs, given.bfloat16_weights);
@@ -175,7 +175,7 @@ void check(const Case& given) {
   for (int64_t i = 0; i < given.experts * outputs; ++i) {
     all_bias[i / outputs * weights.padded_outputs + i % outputs] = bias.floats[i];
   }
-  Linear layers[] = {weights.all.layer(digits), weights.all.layer(digits)};
+  Linear layers[] = {weights.all.layer(limbs), weights.all.layer(limbs)};
   for (Linear& layer : layers) {
     layer.x = x.floats.data();
     layer.bias = has_bias ? all_bias.data() : nullptr;
@@ -211,7 +211,7 @@ void check(const Case& given) {
   }
   const Operand right(wanted, half);
 
-  Experts op = weights.op(digits);
+  Experts op = weights.op(limbs);
   op.ids = ids.data();
   op.slots = given.slots;
   op.gated = given.gated;
@@ -225,11 +225,11 @@ void check(const Case& given) {
   op.layer.nonlinearity = f;
   op.layer.bfloat16 = half;
   op.layer.bfloat16_bias = bias.bfloat16;
-  for (const auto& path : lowbit::experts_paths) {
-    if (!lowbit::has_feature(path.feature)) continue;
+  for (const auto& target : lowbit::experts_targets) {
+    if (!lowbit::has_feature(target.feature)) continue;
     Operand y(std::vector<float>(wanted.size(), NAN), half);
     op.layer.y = y.data();
-    (fma ? lowbit::find_path(lowbit::experts_float_paths, path.name) : path.run)(op);
+    (fma ? lowbit::find_target(lowbit::experts_float_targets, target.name) : target.run)(op);
     CHECK(y.equals(right));
   }
 }

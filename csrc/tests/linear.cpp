@@ -77,15 +77,15 @@ void check_decode(Weight& weight) {
   // The bytes behind the codes are for tiles alone.
   Walled codes(codes_bytes(form));
   std::memcpy(codes.data(), weight.packed.data(), codes_bytes(form));
-  for (const auto& path : lowbit::decode_packed_paths) {
-    if (!lowbit::has_feature(path.feature)) continue;
+  for (const auto& target : lowbit::decode_packed_targets) {
+    if (!lowbit::has_feature(target.feature)) continue;
     std::vector<float> out(rows.size() * form.inputs, 1234.5f);
     lowbit::DecodePacked op = weight.decoding();
     op.codes = codes.data();
     op.rows = rows.data();
     op.count = static_cast<int64_t>(rows.size());
     op.out = out.data();
-    path.run(op);
+    target.run(op);
     const float* got = out.data();
     for (const int64_t n : rows) {
       for (int64_t k = 0; k < form.inputs; ++k) CHECK(same_bits(*got++, weight.value(n, k)));
@@ -122,8 +122,8 @@ void fill_scratch(const PackedLayout& form) {
   std::fill_n(scratch, words, (1u << (32 - form.bits)) + 1);
 }
 
-// digits 0: by fma.
-void check_linear(Weight& weight, int64_t rows, int digits) {
+// limbs 0: by fma.
+void check_linear(Weight& weight, int64_t rows, int limbs) {
   const PackedLayout& form = weight.form;
   const Activations a(rows, form.inputs);
   std::vector<float> bias;
@@ -131,16 +131,17 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
   const float* b = below(2) ? bias.data() : nullptr;
   const float* x = a.x.data();
   const std::vector<float> wanted =
-      digits ? expected(weight, x, rows, digits, b) : expected_by_fma(weight, x, rows, b);
+      limbs ? expected(weight, x, rows, limbs, b) : expected_by_fma(weight, x, rows, b);
   const Nonlinearity f = any_nonlinearity();
   std::vector<float> scalar_y;
-  for (const auto& path : lowbit::linear_paths) {
-    if (!lowbit::has_feature(path.feature)) continue;
-    const auto run = digits ? path.run : lowbit::find_path(lowbit::linear_float_paths, path.name);
+  for (const auto& target : lowbit::linear_targets) {
+    if (!lowbit::has_feature(target.feature)) continue;
+    const auto run =
+        limbs ? target.run : lowbit::find_target(lowbit::linear_float_targets, target.name);
     // No result is this one, and none is NaN but where it should be. A second layer, the same but
     // for its nonlinearity, is computed from the same activations.
     std::vector<float> y(wanted.size(), 1234.5f), fy(wanted.size(), 1234.5f);
-    Linear linear = weight.layer(digits ? digits : 1);
+    Linear linear = weight.layer(limbs ? limbs : 1);
     linear.x = x;
     linear.bias = b;
     linear.y = y.data();
@@ -157,10 +158,10 @@ void check_linear(Weight& weight, int64_t rows, int digits) {
       if (!right)
         std::fprintf(stderr,
                      "%s: outputs %ld inputs %ld group %ld bits %d binary %d planes %d rows %ld"
-                     " digits %d half %d: y[%zu] is %a, not %a\n",
-                     path.name.data(), static_cast<long>(form.outputs),
+                     " limbs %d half %d: y[%zu] is %a, not %a\n",
+                     target.name.data(), static_cast<long>(form.outputs),
                      static_cast<long>(form.inputs), static_cast<long>(form.group), form.bits,
-                     form.binary, weight.planes, static_cast<long>(rows), digits, weight.scale.half,
+                     form.binary, weight.planes, static_cast<long>(rows), limbs, weight.scale.half,
                      i, y[i], wanted[i]);
       CHECK(right);
       CHECK(same_bits(fy[i], scalar_y[i]) || (std::isnan(fy[i]) && std::isnan(scalar_y[i])));
@@ -192,8 +193,8 @@ void check_extremes(int bits, bool binary) {
         value = kind_of_x == 0 || (kind_of_x == 2 && below(2)) ? -1000.0f : 1000.0f;
       }
       const std::vector<float> ones(divided(form.outputs, 16) * 16 * bits, 1.0f);
-      for (const auto& path : lowbit::linear_paths) {
-        if (!lowbit::has_feature(path.feature)) continue;
+      for (const auto& target : lowbit::linear_targets) {
+        if (!lowbit::has_feature(target.feature)) continue;
         const Linear linear{.form = form,
                             .x = x.data(),
                             .codes = weight.packed.data(),
@@ -204,11 +205,11 @@ void check_extremes(int bits, bool binary) {
                             .y = y.data(),
                             .rows = rows,
                             .planes = binary ? bits : 1,
-                            .digits = 1,
+                            .limbs = 1,
                             .half_scale = false,
                             .nonlinearity = Nonlinearity::identity,
                             .input = {.scale = 1.0f, .zero_point = 0, .lowest = -128}};
-        path.run(&linear, 1);
+        target.run(&linear, 1);
         for (int64_t m = 0; m < rows; ++m) {
           for (int64_t n = 0; n < form.outputs; ++n) {
             int32_t sums[4] = {};
@@ -244,8 +245,8 @@ void test_linear() {
     // A quarter has only the lowest or the highest codes.
     Weight weight(random_form(size), round % 8 < 2 ? 1 + round % 8 : 0);
     const int64_t most_rows = round % 3 ? 12 : size;
-    const int digits[] = {0, 1, 4};
-    check_linear(weight, below(most_rows), digits[below(3)]);
+    const int limbs[] = {0, 1, 4};
+    check_linear(weight, below(most_rows), limbs[below(3)]);
   }
   // So many inputs that only 32 rows are a chunk, and so many rows that sixteen chunks are not all.
   const PackedLayout long_rows[] = {
@@ -254,15 +255,15 @@ void test_linear() {
       {.outputs = 3, .inputs = 4200, .group = 96, .bits = 2, .binary = true}};
   for (const PackedLayout& form : long_rows) {
     Weight weight(form);
-    for (const int digits : {4, 0}) check_linear(weight, 530, digits);
+    for (const int limbs : {4, 0}) check_linear(weight, 530, limbs);
   }
   for (int bits = 1; bits <= 8; ++bits) {
     for (const bool binary : {false, true}) {
       if (binary ? bits <= 4 : bits >= 2) check_extremes(bits, binary);
     }
   }
-  for (const auto& path : lowbit::linear_paths) {
-    std::printf("linear %s: %s\n", path.name.data(),
-                lowbit::has_feature(path.feature) ? "ok" : "skipped, this processor lacks it");
+  for (const auto& target : lowbit::linear_targets) {
+    std::printf("linear %s: %s\n", target.name.data(),
+                lowbit::has_feature(target.feature) ? "ok" : "skipped, this processor lacks it");
   }
 }

@@ -12,14 +12,14 @@
 #include "tests/weight.h"
 
 // Codes of one group of one row of activations.
-struct Digits {
-  int digits;
+struct Limbs {
+  int limbs;
   float scale = 1;
   std::vector<int8_t> code[4];
 
-  Digits(const float* x, int64_t n, int digits) : digits(digits) {
-    for (int d = 0; d < digits; ++d) code[d].resize(n);
-    if (digits == 1) {
+  Limbs(const float* x, int64_t n, int limbs) : limbs(limbs) {
+    for (int d = 0; d < limbs; ++d) code[d].resize(n);
+    if (limbs == 1) {
       lowbit::scalar::quantize_rows({.x = x,
                                      .codes = code[0].data(),
                                      .scales = &scale,
@@ -54,18 +54,18 @@ struct Digits {
 };
 
 // What linear.h says: y of so many rows of x, without a nonlinearity.
-inline std::vector<float> expected(const Weight& weight, const float* x, int64_t rows, int digits,
+inline std::vector<float> expected(const Weight& weight, const float* x, int64_t rows, int limbs,
                                    const float* bias) {
   const lowbit::PackedLayout& form = weight.form;
   std::vector<float> y;
   for (int64_t m = 0; m < rows; ++m) {
-    std::vector<Digits> group;
+    std::vector<Limbs> group;
     for (int64_t g = 0; g < groups_of(form); ++g) {
-      group.emplace_back(x + m * form.inputs + g * form.group, inputs_of(form, g), digits);
+      group.emplace_back(x + m * form.inputs + g * form.group, inputs_of(form, g), limbs);
     }
     for (int64_t n = 0; n < form.outputs; ++n) {
       float total = 0;
-      for (int d = 0; d < digits; ++d) {
+      for (int d = 0; d < limbs; ++d) {
         float acc = 0;
         for (int64_t g = 0; g < groups_of(form); ++g) {
           const int8_t* c = group[g].code[d].data();

@@ -1,4 +1,4 @@
-// The C++ tests: each op over random shapes on every path that this processor has. Inputs and
+// The C++ tests: each op over random shapes on every target that this processor has. Inputs and
 // outputs are exact heap allocations, so that AddressSanitizer sees a single element too far.
 //
 //     lowbit_csrc_tests [THREADS]     all of them in so many threads at once, each of which

@@ -1,6 +1,6 @@
-// Programs: the same bits on every path, in operands that end at an unreadable page. Lookups, sums
-// and linear layers have the bits of plain loops; an attention with a bias is near one in double.
-// (tests/runtime/test_program.py compares the other operations with float64.)
+// Programs: the same bits on every target, in operands that end at an unreadable page. Lookups,
+// sums and linear layers have the bits of plain loops; an attention with a bias is near one in
+// double. (tests/runtime/test_program.py compares the other operations with float64.)
 #include "program.h"
 
 #include <algorithm>
@@ -44,8 +44,8 @@ Case any_case() {
   return made;
 }
 
-// The numbers of the result, from the first path and from each later one.
-void run_on(const Case& given, std::string_view path, float* x, float* weight, float* y) {
+// The numbers of the result, from the first target and from each later one.
+void run_on(const Case& given, std::string_view target, float* x, float* weight, float* y) {
   const int64_t columns = given.heads * given.size;
   lowbit::Program program;
   const int64_t step = (columns + 15) / 16 * 16;
@@ -57,12 +57,12 @@ void run_on(const Case& given, std::string_view path, float* x, float* weight, f
   norm.weight = weight;
   norm.epsilon = 1e-6f;
   norm.centered = given.causal;
-  program.normalize(norm, path, from, from, sum, between);
+  program.normalize(norm, target, from, from, sum, between);
   int operations = 2;  // the norm and the attention
   if (columns > 1) {
-    program.gate(lowbit::Nonlinearity::gelu, path, {from, columns / 2 - 1},
+    program.gate(lowbit::Nonlinearity::gelu, target, {from, columns / 2 - 1},
                  {between, (columns - 1) / 2}, gated);
-    program.gate(lowbit::Nonlinearity::quick_gelu, path, {gated, 0}, {-1, 0}, gated);
+    program.gate(lowbit::Nonlinearity::quick_gelu, target, {gated, 0}, {-1, 0}, gated);
     operations += 2;
   }
   const bool turns = given.size % 2 == 0;
@@ -77,7 +77,7 @@ void run_on(const Case& given, std::string_view path, float* x, float* weight, f
   attention.scale = 0.3f;
   attention.causal = given.causal;
   attention.window = given.window;
-  program.attention(attention, path, {turns ? turned : between, 0}, {from, 0}, {sum, 0}, -1, to);
+  program.attention(attention, target, {turns ? turned : between, 0}, {from, 0}, {sum, 0}, -1, to);
   Walled arena(program.arena_bytes(given.tokens));
   lowbit::ProgramCall call{};
   call.tokens = given.tokens;
@@ -126,7 +126,7 @@ void check_products() {
   const Matrix table(table_rows, inputs), bias(1, form.outputs);
   const std::vector<int64_t> ids = any_ids(tokens, table_rows);
   const std::vector<int64_t> packed_ids = any_ids(tokens, form.outputs);
-  const int kinds[] = {0, 1, 4}, kind = kinds[below(3)];  // digits; 0: by fma
+  const int kinds[] = {0, 1, 4}, kind = kinds[below(3)];  // limbs; 0: by fma
 
   std::vector<float> looked_up, decoded, sum;
   for (int64_t t = 0; t < tokens; ++t) {
@@ -143,8 +143,8 @@ void check_products() {
   const std::vector<float> of_first = product(first, bias.row(0));
   const std::vector<float> of_second = product(second, nullptr);
 
-  for (const auto& path : lowbit::linear_paths) {
-    if (!lowbit::has_feature(path.feature)) continue;
+  for (const auto& target : lowbit::linear_targets) {
+    if (!lowbit::has_feature(target.feature)) continue;
     lowbit::Program program;
     const int a = program.result(inputs), b = program.result(inputs), c = program.result(inputs);
     const std::vector<int> ys{program.result(form.outputs), program.result(other.outputs)};
@@ -159,8 +159,9 @@ void check_products() {
     program.lookup(plain, 0, a, "scalar");
     program.lookup(coded, 1, b, "scalar");
     program.add(a, b, c);
-    program.linear(kind ? path.run : lowbit::find_path(lowbit::linear_float_paths, path.name),
-                   layers, c, ys);
+    program.linear(
+        kind ? target.run : lowbit::find_target(lowbit::linear_float_targets, target.name), layers,
+        c, ys);
 
     const Matrix got_a(tokens, inputs), got_b(tokens, inputs), got_c(tokens, inputs);
     const Matrix got_first(tokens, form.outputs), got_second(tokens, other.outputs);
@@ -246,8 +247,8 @@ void check_biased_attention() {
   const Matrix bias(given.heads * length, length);
   const std::vector<double> wanted = given.expected_y(query, key, value, bias);
   std::vector<float> first;
-  for (const auto& path : lowbit::sequence_attention_paths) {
-    if (!lowbit::has_feature(path.feature)) continue;
+  for (const auto& target : lowbit::sequence_attention_targets) {
+    if (!lowbit::has_feature(target.feature)) continue;
     lowbit::Program program;
     const int q = program.input(query.columns), k = program.input(key.columns);
     const int v = program.input(value.columns), to = program.result(given.heads * given.value_size);
@@ -259,7 +260,7 @@ void check_biased_attention() {
     attention.scale = 0.3f;
     attention.causal = given.causal;
     attention.window = given.window;
-    program.attention(attention, path.name, {q, 0}, {k, 0}, {v, 0}, 0, to);
+    program.attention(attention, target.name, {q, 0}, {k, 0}, {v, 0}, 0, to);
     const Matrix y(tokens, given.heads * given.value_size);
     lowbit::ProgramCall call{};
     call.tokens = tokens;
@@ -292,10 +293,10 @@ void test_program() {
     for (int64_t i = 0; i < numbers; ++i) floats(x)[i] = normal();
     for (int64_t i = 0; i < columns; ++i) floats(weight)[i] = normal();
     std::vector<float> first;
-    for (const auto& path : lowbit::normalize_rows_paths) {
-      if (!lowbit::has_feature(path.feature)) continue;
+    for (const auto& target : lowbit::normalize_rows_targets) {
+      if (!lowbit::has_feature(target.feature)) continue;
       Walled y(numbers * float_bytes);
-      run_on(given, path.name, floats(x), floats(weight), floats(y));
+      run_on(given, target.name, floats(x), floats(weight), floats(y));
       if (numbers == 0) continue;
       if (first.empty()) first.assign(floats(y), floats(y) + numbers);
       CHECK(std::memcmp(first.data(), floats(y), numbers * float_bytes) == 0);

@@ -85,13 +85,13 @@ void test_quantize_rows() {
       v = below(100) ? spread * normal(random) : special[below(std::size(special))];
     }
     const Output wanted = quantize(one_value_at_a_time, x, rows, cols, group_size);
-    for (const auto& path : lowbit::quantize_rows_paths) {
-      if (!lowbit::has_feature(path.feature)) continue;
-      CHECK(quantize(path.run, x, rows, cols, group_size) == wanted);
+    for (const auto& target : lowbit::quantize_rows_targets) {
+      if (!lowbit::has_feature(target.feature)) continue;
+      CHECK(quantize(target.run, x, rows, cols, group_size) == wanted);
     }
   }
-  for (const auto& path : lowbit::quantize_rows_paths) {
-    std::printf("quantize_rows %s: %s\n", path.name.data(),
-                lowbit::has_feature(path.feature) ? "ok" : "skipped, this processor lacks it");
+  for (const auto& target : lowbit::quantize_rows_targets) {
+    std::printf("quantize_rows %s: %s\n", target.name.data(),
+                lowbit::has_feature(target.feature) ? "ok" : "skipped, this processor lacks it");
   }
 }

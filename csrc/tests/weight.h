@@ -177,9 +177,9 @@ struct Weight {
   }
 
   // Its layer, without x, bias, y and rows.
-  lowbit::Linear layer(int digits) const {
+  lowbit::Linear layer(int limbs) const {
     auto op = operation<lowbit::Linear>();
-    op.digits = digits;
+    op.limbs = limbs;
     return op;
   }
 

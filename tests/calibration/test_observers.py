@@ -1,4 +1,4 @@
-"""Ranges of activations: found by watching, one scale in the end."""
+"""Ranges of activations: found by observing, one scale in the end."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from lowbit import UsageError
 from lowbit.calibration.observers import (
-    RANGES,
+    OBSERVERS,
     Ema,
     Learned,
     LeastSquares,
@@ -22,9 +22,9 @@ def batches(count=5, seed=0):
     return [torch.randn(8, 16, generator=generator) * (1 + i) for i in range(count)]
 
 
-def watched(found, xs):
+def observed(found, xs):
     for x in xs:
-        found.watch(x)
+        found.observe(x)
     return found
 
 
@@ -48,27 +48,27 @@ def test_ema_by_hand():
     """Three batches with extremes (−1, 2), (−3, 4), (0, 1) and decay 0.5: weights ¼, ½ and 1."""
     found = Ema(decay=0.5)
     for low, high in ((-1.0, 2.0), (-3.0, 4.0), (0.5, 1.0)):
-        found.watch(torch.tensor([low, high]))
+        found.observe(torch.tensor([low, high]))
     weights = np.array([0.25, 0.5, 1.0]) / 1.75
     assert found.interval()[0] == pytest.approx(-(weights * [1, 3, 0]).sum(), rel=1e-6)
     assert found.interval()[1] == pytest.approx((weights * [2, 4, 1]).sum(), rel=1e-6)
 
 
 def test_a_slow_ema_is_the_mean_at_first():
-    found = watched(Ema(decay=0.9999), [torch.tensor([-v, v]) for v in (1.0, 2.0, 6.0)])
+    found = observed(Ema(decay=0.9999), [torch.tensor([-v, v]) for v in (1.0, 2.0, 6.0)])
     assert found.interval()[1] == pytest.approx(3.0, rel=1e-3)
 
 
 def test_minmax_is_the_smallest_and_the_largest():
     xs = batches()
-    found = watched(MinMax(), xs).interval()
+    found = observed(MinMax(), xs).interval()
     assert found == (min(x.min() for x in xs).item(), max(x.max() for x in xs).item())
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_percentile_leaves_out_as_many_as_it_says(symmetric):
     values = torch.randn(100_000, generator=torch.Generator().manual_seed(3)) + 0.3
-    found = watched(Percentile(symmetric, percentile=99), values.split(20_000))
+    found = observed(Percentile(symmetric, percentile=99), values.split(20_000))
     low, high = found.interval()
     bound = max(-low, high)
     inside = (values.abs() <= bound) if symmetric else (values >= low) & (values <= high)
@@ -81,7 +81,7 @@ def test_mse_has_less_error_than_minmax_where_there_are_outliers(symmetric):
     values[0] = 40.0
     errors = []
     for kind in (LeastSquares, MinMax):
-        found = watched(kind(symmetric), [values])
+        found = observed(kind(symmetric), [values])
         errors.append((found(values) - values).square().mean().item())
     assert errors[0] < 0.9 * errors[1]
 
@@ -101,7 +101,7 @@ def test_mse_moves_one_end_alone_if_only_one_side_has_outliers():
     low, high = x.min(), x.max()
     parts = np.linspace(0.05, 1, 20)
     least = min(error(low * a, high * b) for a in parts for b in parts)
-    found = watched(LeastSquares(), [values])
+    found = observed(LeastSquares(), [values])
     assert (found(values) - values).square().mean().item() <= 1.05 * least
     assert least < 0.9 * min(error(low * a, high * a) for a in parts)
 
@@ -131,7 +131,7 @@ def test_a_massive_token_does_not_take_the_codes_of_all_others():
     values = behind_a_gelu(512, 128, seed=6)
     values[0, :3] = 90.0
     x = values.double().numpy()
-    low, high = watched(LeastSquares(), [values]).interval()
+    low, high = observed(LeastSquares(), [values]).interval()
     assert loss(x, low, high) <= 1.05 * least_loss(x)
     assert loss(x[1:], low, high) < 0.5 * loss(x[1:], x.min(), x.max())
 
@@ -140,7 +140,7 @@ def test_rows_close_to_zero_do_not_decide():
     values = behind_a_gelu(512, 128, seed=7)
     values[::2] *= 1e-6
     x = values.double().numpy()
-    low, high = watched(LeastSquares(), [values]).interval()
+    low, high = observed(LeastSquares(), [values]).interval()
     assert loss(x, low, high) <= 1.05 * least_loss(x) and high > 0.5 * x.max()
 
 
@@ -149,19 +149,19 @@ def test_a_single_large_batch_is_counted_closely():
     values = behind_a_gelu(4000, 1024, seed=8)
     values.view(-1)[5::200_003] = 20.0
     x = values.double().numpy()
-    low, high = watched(LeastSquares(), [values]).interval()
+    low, high = observed(LeastSquares(), [values]).interval()
     assert loss(x, low, high) <= 1.2 * least_loss(x)
 
 
 @pytest.mark.parametrize("batch", [1, 32])
 def test_every_value_far_from_zero_is_counted_and_a_sample_of_the_others(batch):
     generator = torch.Generator().manual_seed(9)
-    found = watched(Percentile(), [torch.full((1, 1), 50.0)] * (batch - 1))
+    found = observed(Percentile(), [torch.full((1, 1), 50.0)] * (batch - 1))
     before = found.counts.clone()
     values = torch.randn(4000, 1024, generator=generator)
     values.view(-1)[7::400_009], values.view(-1)[8::500_009] = 49.9, -49.9
     values[0, 0] = 50.0  # the edge
-    counts = watched(found, [values]).counts - before
+    counts = observed(found, [values]).counts - before
     assert counts[-10:].sum() == 1 + len(range(7, values.numel(), 400_009))
     assert counts[:10].sum() == len(range(8, values.numel(), 500_009))
     assert counts.sum() == pytest.approx(values.numel(), rel=1e-9)
@@ -171,22 +171,22 @@ def test_every_value_far_from_zero_is_counted_and_a_sample_of_the_others(batch):
 
 @pytest.mark.parametrize("largest", [1e-30, 1e30])
 def test_values_near_the_largest_and_smallest_numbers_have_a_range(largest):
-    low, high = watched(LeastSquares(), [torch.linspace(-largest, largest, 4096)]).interval()
+    low, high = observed(LeastSquares(), [torch.linspace(-largest, largest, 4096)]).interval()
     assert low < -0.5 * largest and high > 0.5 * largest
 
 
 def test_a_value_that_is_no_number_changes_no_weight():
     values = behind_a_gelu(512, 128, seed=6)
     values[0, :3] = 90.0
-    clean = watched(LeastSquares(), [values]).interval()
+    clean = observed(LeastSquares(), [values]).interval()
     values[7, 7] = torch.nan
-    assert watched(LeastSquares(), [values]).interval() == pytest.approx(clean, rel=0.03)
+    assert observed(LeastSquares(), [values]).interval() == pytest.approx(clean, rel=0.03)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("name", OBSERVERS)
 def test_the_forward_pass_equals_quantize_and_dequantize(name, symmetric):
-    found = watched(RANGES[name](symmetric), batches())
+    found = observed(OBSERVERS[name](symmetric), batches())
     x = batches(1, 9)[0] * 4
     static = found.static()
     inv = np.float32(1) / np.float32(static.scale)
@@ -216,21 +216,21 @@ def test_what_is_no_number_stays_none():
 
 
 def test_gradients_stop_where_activations_are_clamped():
-    found = watched(MinMax(), [torch.tensor([-1.0, 1.0])])
+    found = observed(MinMax(), [torch.tensor([-1.0, 1.0])])
     x = torch.tensor([-3.0, -0.5, 0.2, 2.0], requires_grad=True)
     found(x).sum().backward()
     assert x.grad.tolist() == [0, 1, 1, 0]
 
 
 def test_a_learned_range_starts_from_what_was_seen_and_has_the_gradient_of_lsq():
-    found = watched(Learned(symmetric=True), [torch.tensor([-1.27, 1.27])])
+    found = observed(Learned(symmetric=True), [torch.tensor([-1.27, 1.27])])
     x = torch.tensor([-3.0, 0.1234, 2.0], requires_grad=True)
     found(x).sum().backward()
     assert found.scale.item() == pytest.approx(0.01, rel=1e-6)
     v = 0.1234 / 0.01
     expected = (-127 + (round(v) - v) + 127) / np.sqrt(3 * 127)
     assert found.scale.grad.item() == pytest.approx(expected, rel=1e-3)
-    found.watch(torch.tensor([-100.0, 100.0]))
+    found.observe(torch.tensor([-100.0, 100.0]))
     assert found.static().scale == pytest.approx(0.01, rel=1e-6)
     # Training may push it across zero: the same range, and a gradient that knows.
     with torch.no_grad():
@@ -241,9 +241,9 @@ def test_a_learned_range_starts_from_what_was_seen_and_has_the_gradient_of_lsq()
 
 
 def test_what_is_not_finite_is_left_out():
-    found = watched(MinMax(), [torch.tensor([torch.nan, -2.0, torch.inf, 3.0]), torch.tensor([])])
+    found = observed(MinMax(), [torch.tensor([torch.nan, -2.0, torch.inf, 3.0]), torch.tensor([])])
     assert found.interval() == (-2, 3)
-    assert not int(watched(MinMax(), [torch.tensor([torch.nan])]).seen)
+    assert not int(observed(MinMax(), [torch.tensor([torch.nan])]).seen)
 
 
 def test_a_range_that_saw_nothing_is_refused():

@@ -17,7 +17,7 @@ def without_native(monkeypatch):
     monkeypatch.setattr(native, "module", None)
     monkeypatch.setattr(native, "_reason", REASON)
     monkeypatch.setattr(native, "_features", frozenset())
-    monkeypatch.setattr(native, "_paths", {})
+    monkeypatch.setattr(native, "_targets", {})
 
 
 def told_by(lowbit):
@@ -33,9 +33,9 @@ def told_by(lowbit):
 def test_version_names_the_native_kernels_that_run_here_best_first(lowbit):
     names = told_by(lowbit).split(", ")
     assert names[-1] == "scalar"
-    runnable = {p.name for p in native.paths("linear") if native.lacks(p.feature) is None}
-    assert runnable <= set(names) <= set(native.path_names())
-    assert names == sorted(names, key=native.path_names().index)
+    runnable = {p.name for p in native.targets("linear") if native.lacks(p.feature) is None}
+    assert runnable <= set(names) <= set(native.target_names())
+    assert names == sorted(names, key=native.target_names().index)
 
 
 def test_version_says_why_there_are_none(lowbit, without_native):

@@ -109,7 +109,7 @@ def test_they_compute_what_rounded_weights_do(kind, tokens):
         assert torch.allclose(model[0](*given), wanted(*given), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not native.paths("experts"), reason="there is no native code")
+@pytest.mark.skipif(not native.targets("experts"), reason="there is no native code")
 def test_their_products_are_native_and_decode_nothing(kind, monkeypatch):
     make, call, _ = kind
     monkeypatch.delenv("LOWBIT_KERNEL", raising=False)

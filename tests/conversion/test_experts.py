@@ -27,14 +27,14 @@ from lowbit.conversion.experts import experts_weights, router_names
 from lowbit.conversion.plan import make_plan
 from lowbit.conversion.recipe import PRESETS
 from lowbit.formats import ExpertsTensor
-from lowbit.kernels.native import paths
+from lowbit.kernels.native import targets
 from lowbit.nn import QuantExperts
 from lowbit.quantization import streaming
 from tests.sweep.oracle import SeparateExperts, int8
 
 EXPERTS, SIZE, INNER = 5, 48, 32
 native = pytest.mark.skipif(
-    not paths("experts") or os.environ.get("LOWBIT_KERNEL") == "reference",
+    not targets("experts") or os.environ.get("LOWBIT_KERNEL") == "reference",
     reason="there is no native code",
 )
 

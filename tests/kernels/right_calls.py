@@ -55,8 +55,8 @@ def right_calls() -> Iterator[RightCall]:
             "group_size": frozenset({"at least 1"}),
         },
     )
-    for paths in ("attention_float32", "attention_bfloat16") if native.available() else ():
-        runnable = [p.name for p in native.paths(paths) if not native.lacks(p.feature)]
+    for targets in ("attention_float32", "attention_bfloat16") if native.available() else ():
+        runnable = [p.name for p in native.targets(targets) if not native.lacks(p.feature)]
         if runnable:
             yield from _attention(runnable)
 
@@ -95,12 +95,12 @@ def _of_a_weight(scheme: Scheme) -> Iterator[RightCall]:
             continue
         packed = packed_layout_of(q.layout, ROWS, COLUMNS).pack(q)
         place = {"layout": layout, "out_features": ROWS, "planes": 0}
-        path = {"path": native.BASE}
-        runnable = tuple(p.name for p in native.paths("linear") if not native.lacks(p.feature))
+        target = {"target": native.BASE}
+        runnable = tuple(p.name for p in native.targets("linear") if not native.lacks(p.feature))
         yield RightCall(
-            "linear_packed", {"x": x, "packed": packed, "bias": bias, **place, **how, **path,
+            "linear_packed", {"x": x, "packed": packed, "bias": bias, **place, **how, **target,
                               **static},
-            free, {**own, "planes": (0, *q.layout.prefixes), "path": runnable},
+            free, {**own, "planes": (0, *q.layout.prefixes), "target": runnable},
         )  # fmt: skip
         if activations == "float":
             yield RightCall(
@@ -111,7 +111,7 @@ def _of_a_weight(scheme: Scheme) -> Iterator[RightCall]:
             )  # fmt: skip
 
 
-def _attention(paths: list[str]) -> Iterator[RightCall]:
+def _attention(targets: list[str]) -> Iterator[RightCall]:
     """Four heads, two of keys; 5 queries, 7 keys."""
     query, key, value = torch.randn(2, 4, 5, 16), torch.randn(2, 2, 7, 16), torch.randn(2, 2, 7, 8)
     free = {name: frozenset({"numbers"}) for name in ("query", "key", "value")}
@@ -124,14 +124,14 @@ def _attention(paths: list[str]) -> Iterator[RightCall]:
         torch.zeros(1, 4, 1, 7),
     )
     more: tuple[dict[str, Any], ...] = ({"cap": None, "sinks": None},)
-    if paths[0] in [p.name for p in native.paths("attention_float32")]:
+    if targets[0] in [p.name for p in native.targets("attention_float32")]:
         more += ({"cap": 5.0, "sinks": torch.randn(4)},)
         free |= {"cap": frozenset({"finite"}), "sinks": frozenset({"numbers", "none"})}
     for mask, beyond in product(masks, more):
         call = {"query": query, "key": key, "value": value, "mask": mask, "scale": 0.25}
         yield RightCall(
-            "attention", {**call, "causal": False, "path": paths[0], **beyond}, free,
-            {"causal": (True, False), "path": tuple(paths)},
+            "attention", {**call, "causal": False, "target": targets[0], **beyond}, free,
+            {"causal": (True, False), "target": tuple(targets)},
         )  # fmt: skip
 
 
@@ -164,11 +164,11 @@ def _of_experts(scheme: Scheme) -> Iterator[RightCall]:
         "experts_linear_packed_backward",
         {"grad": grad, "ids": choice, "packed": packed, **place}, free, planes,
     )  # fmt: skip
-    runnable = tuple(p.name for p in native.paths("experts") if not native.lacks(p.feature))
-    for path in runnable[-1:]:
+    runnable = tuple(p.name for p in native.targets("experts") if not native.lacks(p.feature))
+    for target in runnable[-1:]:
         yield RightCall(
             "experts_linear_packed",
             {**call, "packed": packed, "bias": bias, "layout": layout,
-             "out_features": ROWS, "planes": 0, "activations": "float", "path": path},
-            free, {**how, **planes, "path": runnable},
+             "out_features": ROWS, "planes": 0, "activations": "float", "target": target},
+            free, {**how, **planes, "target": runnable},
         )  # fmt: skip

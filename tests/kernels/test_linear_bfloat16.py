@@ -1,4 +1,4 @@
-"""bfloat16 activations: what is computed is what float32 would be, rounded once, on every path."""
+"""bfloat16 activations: float32 results, rounded once, on every target."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(params=parameters(NATIVE))
-def path(request):
+def target(request):
     return request.param
 
 
@@ -32,9 +32,9 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-def product_of(layout, kind, path, nonlinearity="identity"):
+def product_of(layout, kind, target, nonlinearity="identity"):
     activations, family = KINDS[kind]
-    return LinearProduct(layout, activations, path, nonlinearity, family=family)
+    return LinearProduct(layout, activations, target, nonlinearity, family=family)
 
 
 def same(a, b):
@@ -53,10 +53,10 @@ def same(a, b):
     ),
     ids=str,
 )
-def test_the_result_is_that_of_float32_rounded_once(path, form, kind, rows, bias, nonlinearity):
+def test_the_result_is_that_of_float32_rounded_once(target, form, kind, rows, bias, nonlinearity):
     q = form.random(40, 96).q
     layout = packed_layout_of(q.layout, *q.shape)
-    product, packed = product_of(layout, kind, path, nonlinearity), layout.pack(q)
+    product, packed = product_of(layout, kind, target, nonlinearity), layout.pack(q)
     x = normal(rows, 96, seed=1)
     b = None if bias is None else normal(40, seed=2).to(bias)
     y = product(x, packed, b)
@@ -65,12 +65,12 @@ def test_the_result_is_that_of_float32_rounded_once(path, form, kind, rows, bias
 
 
 @every_kind
-def test_layers_together_give_the_bits_that_they_give_alone(path, kind):
+def test_layers_together_give_the_bits_that_they_give_alone(target, kind):
     made = []
     for seed, form in enumerate(FORMS[:1] * 2):
         q = form.random(40 - seed * 7, 96, seed).q
         layout = packed_layout_of(q.layout, *q.shape)
-        made.append((product_of(layout, kind, path), layout.pack(q), normal(40 - seed * 7)))
+        made.append((product_of(layout, kind, target), layout.pack(q), normal(40 - seed * 7)))
     x = normal(9, 96, seed=1)
     ys = together([p for p, _, _ in made], x, [(packed, b) for _, packed, b in made])
     for y, (product, packed, b) in zip(ys, made, strict=True):
@@ -80,10 +80,10 @@ def test_layers_together_give_the_bits_that_they_give_alone(path, kind):
     assert all(same(a, b) for a, b in zip(written, ys, strict=True))
 
 
-def test_what_is_not_finite_stays_visible_and_large_values_round_to_infinity(path):
+def test_what_is_not_finite_stays_visible_and_large_values_round_to_infinity(target):
     q = FORMS[0].random(40, 96).q
     layout = packed_layout_of(q.layout, *q.shape)
-    product, packed = LinearProduct(layout, "dynamic", path), layout.pack(q)
+    product, packed = LinearProduct(layout, "dynamic", target), layout.pack(q)
     x = normal(4, 96)
     x[0, 3], x[1, 5] = float("nan"), float("inf")
     x[2] *= 1e38
@@ -93,9 +93,9 @@ def test_what_is_not_finite_stays_visible_and_large_values_round_to_infinity(pat
     assert y[2].isinf().any()
 
 
-def test_slices_of_other_strides_are_read_rightly(path):
+def test_slices_of_other_strides_are_read_rightly(target):
     q = FORMS[0].random(40, 96).q
     layout = packed_layout_of(q.layout, *q.shape)
-    product, packed = LinearProduct(layout, "dynamic", path), layout.pack(q)
+    product, packed = LinearProduct(layout, "dynamic", target), layout.pack(q)
     x = normal(8, 192)[::2, ::2]
     assert same(product(x, packed, None), product(x.contiguous(), packed, None))

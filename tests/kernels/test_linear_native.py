@@ -1,4 +1,4 @@
-"""Every path of the native linear layer: exact sums, then float32 step by step, alike on all."""
+"""Every target of the native linear layer: exact sums, then float32 step by step, alike on all."""
 
 import threading
 from functools import cache
@@ -20,20 +20,20 @@ from tests.stored import FORMS, GROUPS, Form, affine, binary
 from tests.targets import parameters, runnable
 
 NATIVE = kernels("float")
-PATHS = parameters(NATIVE)
+TARGETS = parameters(NATIVE)
 HERE = runnable(NATIVE)
 KINDS = ("float", "dynamic")
 FAMILIES = ("limbs", "fma")
-DIGITS = {"float": 4, "dynamic": 1, "fma": 1}  # float activations are limbs but where it says fma
+LIMBS = {"float": 4, "dynamic": 1, "fma": 1}  # float activations are limbs but where it says fma
 
 
 @pytest.fixture
-def forced(path, monkeypatch):
-    monkeypatch.setenv(VARIABLE, path)
-    return path
+def forced(target, monkeypatch):
+    monkeypatch.setenv(VARIABLE, target)
+    return target
 
 
-every_path = pytest.mark.parametrize("path", PATHS)
+every_target = pytest.mark.parametrize("target", TARGETS)
 every_form = pytest.mark.parametrize("form", FORMS, ids=str)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -44,10 +44,10 @@ def form_of(q):
     return PackedLayout(q.layout, *q.shape)
 
 
-def product_of(q, kind, path, family=None):
+def product_of(q, kind, target, family=None):
     """x and bias -> y."""
     form = form_of(q)
-    run, packed = LinearProduct(form, kind, path, family=family), form.pack(q)
+    run, packed = LinearProduct(form, kind, target, family=family), form.pack(q)
     return lambda x, bias=None: run(x, packed, bias)
 
 
@@ -72,24 +72,24 @@ class Guarded:
 
 
 class Packed:
-    """A weight that is packed once and multiplied by any path."""
+    """A weight that is packed once and multiplied by any target."""
 
     def __init__(self, q):
         self.form = form_of(q)
         self.bytes = self.form.pack(q)
         self.weight = self.form.weight
 
-    def times(self, x, kind, path, bias=None, weight=None):
+    def times(self, x, kind, target, bias=None, weight=None):
         x = np.ascontiguousarray(x, np.float32)
         out = Guarded(len(x), self.form.out_features)
-        native.module.LinearPath(path, kind == "fma")(
+        native.module.LinearTarget(target, kind == "fma")(
             native.module.Layer(weight or self.weight, native.module.Nonlinearity.identity),
             x.ctypes.data,
             self.bytes.data_ptr(),
             0 if bias is None else bias.ctypes.data,
             out.y.ctypes.data,
             len(x),
-            DIGITS[kind],
+            LIMBS[kind],
         )
         out.check()
         return out.y
@@ -165,9 +165,9 @@ class TestSums:
             a, q, wanted = integer_case(random, 39, cols, inputs, INT8[random.integers(2)])
             packed = Packed(q)
             for rows in range(1, 41, 2):
-                for path in HERE:
-                    got = packed.times(a[:rows], KINDS[rows // 2 % 2], path)
-                    assert np.array_equal(got, wanted[:rows]), (path, rows, cols, inputs)
+                for target in HERE:
+                    got = packed.times(a[:rows], KINDS[rows // 2 % 2], target)
+                    assert np.array_equal(got, wanted[:rows]), (target, rows, cols, inputs)
 
     @needs_native
     @pytest.mark.parametrize("form", NARROW, ids=str)
@@ -178,9 +178,15 @@ class TestSums:
                 a, q, wanted = integer_case(random, 33, cols, inputs, form)
                 packed = Packed(q)
                 for rows in (1, 2, 3, 5, 8, 9, 17, 33):
-                    for path, kind in product(HERE, KINDS):
-                        got = packed.times(a[:rows], kind, path)
-                        assert np.array_equal(got, wanted[:rows]), (path, rows, cols, inputs, kind)
+                    for target, kind in product(HERE, KINDS):
+                        got = packed.times(a[:rows], kind, target)
+                        assert np.array_equal(got, wanted[:rows]), (
+                            target,
+                            rows,
+                            cols,
+                            inputs,
+                            kind,
+                        )
 
     @needs_native
     @pytest.mark.parametrize("shapes", [300, pytest.param(3000, marks=pytest.mark.nightly)])
@@ -190,9 +196,9 @@ class TestSums:
             shape, extreme = shape_below(random, 201), EXTREMES[number % 5]
             a, q, wanted = integer_case(random, *shape, INT8[number % 2], extreme)
             packed = Packed(q)
-            for path in HERE:
-                got = packed.times(a, "dynamic", path)
-                assert np.array_equal(got, wanted), (path, shape, extreme)
+            for target in HERE:
+                got = packed.times(a, "dynamic", target)
+                assert np.array_equal(got, wanted), (target, shape, extreme)
 
     @needs_native
     @pytest.mark.parametrize("shapes", [200, pytest.param(2000, marks=pytest.mark.nightly)])
@@ -203,9 +209,9 @@ class TestSums:
             form = random_form(random)
             a, q, wanted = integer_case(random, *shape, form, extreme)
             packed, kind = Packed(q), KINDS[number // 5 % 2]
-            for path in HERE:
-                got = packed.times(a, kind, path)
-                assert np.array_equal(got, wanted), (path, shape, extreme, str(form), kind)
+            for target in HERE:
+                got = packed.times(a, kind, target)
+                assert np.array_equal(got, wanted), (target, shape, extreme, str(form), kind)
 
     @needs_native
     @pytest.mark.parametrize("extreme", ["lowest", "highest", "alternating", None])
@@ -213,11 +219,13 @@ class TestSums:
     def test_of_many_inputs_and_many_rows_are_exact(self, shape, extreme):
         a, q, wanted = integer_case(np.random.default_rng(4), *shape, INT8[1], extreme)
         packed = Packed(q)
-        for path in HERE:
-            assert np.array_equal(packed.times(a, "dynamic", path), wanted.astype(np.float32)), path
+        for target in HERE:
+            assert np.array_equal(packed.times(a, "dynamic", target), wanted.astype(np.float32)), (
+                target
+            )
 
-    @every_path
-    def test_of_the_most_inputs_under_one_scale_do_not_overflow(self, path):
+    @every_target
+    def test_of_the_most_inputs_under_one_scale_do_not_overflow(self, target):
         ones, zeros = np.ones((17, 1), np.float32), np.zeros((17, 1), np.int64)
         for bits, high in product(range(2, 9), (False, True)):
             # The highest codes without a zero point, or the lowest with the highest zero point.
@@ -228,13 +236,13 @@ class TestSums:
             for rows, value in product((1, 2, 20), (-127, 127)):
                 a = np.full((rows, MAX_GROUP), value)
                 sum_ = value * (top if high else -top) * MAX_GROUP
-                got = packed.times(a, "dynamic", path)
+                got = packed.times(a, "dynamic", target)
                 assert np.array_equal(got, np.full((rows, 17), sum_, np.float32)), (bits, rows)
-        # Three digits of -128 in all but one input, which makes the scale of all of them one.
+        # Three limbs of -128 in all but one input, which makes the scale of all of them one.
         a = np.full((2, MAX_GROUP), -128 * (1 + 2**8 + 2**16))
         a[:, 0] = 2**29
         wanted = oracle.float_affine(a.astype(np.float32), codes, ones, zeros, None, MAX_GROUP)
-        assert np.array_equal(packed.times(a, "float", path), wanted)
+        assert np.array_equal(packed.times(a, "float", target), wanted)
 
 
 def shape_below(random, size):
@@ -263,18 +271,18 @@ def dynamic_case(form, rows):
 class TestDynamic:
     """int8 activations: the reference's result, bit for bit."""
 
-    @every_path
+    @every_target
     @every_form
-    def test_results_are_those_of_the_reference(self, path, form, threads):
+    def test_results_are_those_of_the_reference(self, target, form, threads):
         for rows in ROWS:
             threads(1)
             q, x, bias, wanted = dynamic_case(form, rows)
-            multiply = product_of(q, "dynamic", path)
+            multiply = product_of(q, "dynamic", target)
             for count in (1, 2):
                 threads(count)
                 assert torch.equal(multiply(x, bias), wanted), (rows, count)
 
-    @every_path
+    @every_target
     @pytest.mark.parametrize(
         "form",
         [
@@ -302,20 +310,20 @@ class TestDynamic:
             form = random_form(random)
             q, x = form.random(cols, inputs, number).q, activations(rows, inputs, number)
             wanted, packed = reference.linear_dynamic(x, q, None).numpy(), Packed(q)
-            for path in HERE:
-                got = packed.times(x.numpy(), "dynamic", path)
-                assert np.array_equal(got, wanted), (path, rows, cols, inputs, str(form))
+            for target in HERE:
+                got = packed.times(x.numpy(), "dynamic", target)
+                assert np.array_equal(got, wanted), (target, rows, cols, inputs, str(form))
 
-    @every_path
+    @every_target
     @pytest.mark.parametrize("rows", [8, 9, 16, 17, 40])
-    def test_layers_of_all_widths_over_one_input_give_what_they_give_alone(self, path, rows):
+    def test_layers_of_all_widths_over_one_input_give_what_they_give_alone(self, target, rows):
         """Around the numbers of rows from which codes are decoded once, which may arrange the
         activations of each width in its own way."""
         forms = [Form("affine", bits, group(64), shift=bits > 3) for bits in (8, 4, 4, 3, 8, 7)]
         forms[3:3] = [Form("binary", planes, group(64), shift=planes == 2) for planes in (2, 3)]
         x = activations(rows, 200)
         q = [form.random(35 + number, 200, number).q for number, form in enumerate(forms)]
-        products = [LinearProduct(form_of(each), "dynamic", path) for each in q]
+        products = [LinearProduct(form_of(each), "dynamic", target) for each in q]
         weights = [(form_of(each).pack(each), None) for each in q]
         for each, got in zip(q, together(products, x, weights), strict=True):
             assert torch.equal(got, reference.linear_dynamic(x, each, None)), str(each.layout)
@@ -338,7 +346,7 @@ def uneven(random, rows, inputs):
 
 
 class TestFloat:
-    """Activations of four digits: the arithmetic of csrc/linear.h, and what it is worth."""
+    """Activations of four limbs: the arithmetic of csrc/linear.h, and what it is worth."""
 
     @needs_native
     @every_form
@@ -348,8 +356,11 @@ class TestFloat:
             weight, x = form.random(70, 330, rows), uneven(random, rows, 330)
             bias = random.standard_normal(70).astype(np.float32) if rows % 2 else None
             wanted, packed = by_oracle(x, weight, bias), Packed(weight.q)
-            for path in HERE:
-                assert np.array_equal(packed.times(x, "float", path, bias), wanted), (path, rows)
+            for target in HERE:
+                assert np.array_equal(packed.times(x, "float", target, bias), wanted), (
+                    target,
+                    rows,
+                )
 
     @needs_native
     @pytest.mark.parametrize("shapes", [100, pytest.param(1000, marks=pytest.mark.nightly)])
@@ -362,9 +373,9 @@ class TestFloat:
             form = random_form(random)
             weight, x = form.random(cols, inputs, number), uneven(random, rows, inputs)
             wanted, packed = by_oracle(x, weight, None), Packed(weight.q)
-            for path in HERE:
-                got = packed.times(x, "float", path)
-                assert np.array_equal(got, wanted), (path, rows, cols, inputs, str(form))
+            for target in HERE:
+                got = packed.times(x, "float", target)
+                assert np.array_equal(got, wanted), (target, rows, cols, inputs, str(form))
 
     @needs_native
     def test_more_rows_than_are_quantized_at_once_come_out_alike(self):
@@ -373,28 +384,28 @@ class TestFloat:
         x = uneven(np.random.default_rng(8), 600, 4200)
         wanted = by_oracle(x, weight, None)
         packed = Packed(weight.q)
-        for path in HERE:
-            assert np.array_equal(packed.times(x, "float", path), wanted), path
+        for target in HERE:
+            assert np.array_equal(packed.times(x, "float", target), wanted), target
 
-    @every_path
-    def test_halves_of_the_last_digit_are_rounded_away_from_zero(self, path):
+    @every_target
+    def test_halves_of_the_last_digit_are_rounded_away_from_zero(self, target):
         ones = np.ones((1, 1), np.float32)
         packed = Packed(affine(np.array([[0, 1]], np.uint8), ones, 0 * ones, 8).q)
         values = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 0.49, -0.51], np.float32)
         x = np.stack([np.full_like(values, 2.0**29), values], 1)  # the scale is one
-        got = packed.times(x, "float", path)[:, 0]
+        got = packed.times(x, "float", target)[:, 0]
         assert got.tolist() == [1, 2, 3, -1, -2, 0, -1]
 
-    @every_path
+    @every_target
     def test_inputs_down_to_a_64th_of_the_largest_are_exact_and_others_to_2_to_the_minus_30(
-        self, path
+        self, target
     ):
         random, ones = np.random.default_rng(9), np.ones((1, 1), np.float32)
         packed = Packed(affine(np.array([[0, 1]], np.uint8), ones, 0 * ones, 8).q)
         largest = random.uniform(1, 2, 2000).astype(np.float32)
         largest[::10] = 1
         small = (largest * 2.0 ** -random.uniform(0, 40, 2000)).astype(np.float32)
-        got = packed.times(np.stack([largest, small], 1), "float", path)[:, 0]
+        got = packed.times(np.stack([largest, small], 1), "float", target)[:, 0]
         exact = small >= largest / 64
         assert np.array_equal(got[exact], small[exact])
         assert (np.abs(got.astype(np.float64) - small) <= largest * 2.0**-30).all()
@@ -414,12 +425,12 @@ class TestFloat:
         weight = FORMATS[q.layout.format].decode(q, torch.float32)
         exact = x.double() @ weight.double().T + bias.double()
         error_of_torch = (torch.nn.functional.linear(x, weight, bias).double() - exact).norm()
-        for path in HERE:
-            y = product_of(q, "float", path, family)(x, bias)
+        for target in HERE:
+            y = product_of(q, "float", target, family)(x, bias)
             assert y.isfinite().all()
             error = (y.double() - exact).norm()
             # A float32 can be no nearer than half its last place.
-            assert error <= max(2 * error_of_torch, exact.norm() * 2.0**-24), path
+            assert error <= max(2 * error_of_torch, exact.norm() * 2.0**-24), target
 
     @needs_native
     @every_form
@@ -428,11 +439,11 @@ class TestFloat:
         q, x = form.random(300, 500).q, activations(24, 500)
         threads(1)
         wanted = bits_of(product_of(q, "float", "scalar", family)(x))
-        for path in HERE:
-            multiply = product_of(q, "float", path, family)
+        for target in HERE:
+            multiply = product_of(q, "float", target, family)
             for count in (1, 2):
                 threads(count)
-                assert torch.equal(bits_of(multiply(x)), wanted), (path, count)
+                assert torch.equal(bits_of(multiply(x)), wanted), (target, count)
 
 
 NESTED = [
@@ -442,9 +453,9 @@ NESTED = [
 ]
 
 
-@every_path
+@every_target
 @pytest.mark.parametrize("form", NESTED, ids=str)
-def test_the_first_planes_of_a_nested_weight_are_a_model_of_their_own(path, form, one_thread):
+def test_the_first_planes_of_a_nested_weight_are_a_model_of_their_own(target, form, one_thread):
     """From the same codes: only the places of the scales and offsets differ."""
     weight = form.random(50, 210)
     packed = Packed(weight.q)
@@ -459,11 +470,11 @@ def test_the_first_planes_of_a_nested_weight_are_a_model_of_their_own(path, form
         own = Packed(q)
         for rows in (1, 3, 40):
             x = activations(rows, 210)
-            got = packed.times(x.numpy(), "dynamic", path, weight=first)
+            got = packed.times(x.numpy(), "dynamic", target, weight=first)
             assert np.array_equal(got, reference.linear_dynamic(x, q, None).numpy())
             for kind in ("float", "fma"):
-                got = packed.times(x.numpy(), kind, path, weight=first)
-                assert np.array_equal(got, own.times(x.numpy(), kind, path))
+                got = packed.times(x.numpy(), kind, target, weight=first)
+                assert np.array_equal(got, own.times(x.numpy(), kind, target))
 
 
 SOME = [Form("affine", 8), Form("affine", 4, group(24), shift=True), Form("binary", 2, group(64))]
@@ -483,7 +494,7 @@ def kind(how):
     return "dynamic" if how == "dynamic" else "float"
 
 
-@every_path
+@every_target
 @some_forms
 class TestCalls:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -580,5 +591,5 @@ def test_an_input_that_does_not_fit_is_refused_with_both_shapes(kind):
 @needs_native
 def test_a_path_that_does_not_exist_is_refused_with_the_known_ones():
     form = form_of(Form("affine", 8).random(40, 48).q)
-    with pytest.raises(ValueError, match="no path sse9; there are scalar"):
+    with pytest.raises(ValueError, match="no target sse9; there are scalar"):
         LinearProduct(form, "float", "sse9")

@@ -37,7 +37,7 @@ def expected(x, weight, bias, static):
 
 
 @pytest.fixture(params=parameters(KERNELS["static"]))
-def path(request, monkeypatch):
+def target(request, monkeypatch):
     monkeypatch.setenv(VARIABLE, request.param)
     return request.param
 
@@ -45,7 +45,7 @@ def path(request, monkeypatch):
 @pytest.mark.parametrize("static", STATIC, ids=str)
 @pytest.mark.parametrize("form", FORMS_USED, ids=str)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 16), (37, 200, 50)])
-def test_every_path_computes_the_decoded_product(path, form, static, rows, inputs, outputs):
+def test_every_path_computes_the_decoded_product(target, form, static, rows, inputs, outputs):
     case = form.random(outputs, inputs)
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, inputs, generator=generator)
@@ -59,7 +59,7 @@ def test_every_path_computes_the_decoded_product(path, form, static, rows, input
 
 
 @pytest.mark.parametrize("form", FORMS_USED, ids=str)
-def test_around_zero_all_paths_have_the_bits_of_the_reference(path, form):
+def test_around_zero_all_paths_have_the_bits_of_the_reference(target, form):
     case = form.random(40, 128)
     x = torch.randn(19, 128, generator=torch.Generator().manual_seed(1)) * 3
     wanted = reference.linear_static(x, case.q, None, "identity", STATIC[0])
@@ -73,13 +73,13 @@ def test_all_native_paths_have_the_same_bits(form, static, monkeypatch):
     case = form.random(40, 200)
     x = torch.randn(19, 200, generator=torch.Generator().manual_seed(1)) * 3
     found = []
-    for path in runnable(kernels("static")):
-        monkeypatch.setenv(VARIABLE, path)
+    for target in runnable(kernels("static")):
+        monkeypatch.setenv(VARIABLE, target)
         found.append(linear.linear(x, case.q, None, "static", "identity", static))
     assert all(torch.equal(y, found[0]) for y in found)
 
 
-def test_what_is_not_finite_stays_visible(path):
+def test_what_is_not_finite_stays_visible(target):
     case = Form("affine", 8).random(20, 64)
     x = torch.ones(3, 64)
     x[1, 5], x[2, 7] = torch.nan, torch.inf

@@ -1,4 +1,4 @@
-"""The functions after a product: near the exact ones, alike on all paths, differentiable."""
+"""The functions after a product: near the exact ones, alike on all targets, differentiable."""
 
 import math
 
@@ -46,10 +46,10 @@ def form_of(q):
     return PackedLayout(q.layout, *q.shape)
 
 
-def biases_alone(bias, function, path):
+def biases_alone(bias, function, target):
     """A product of zeros leaves the bias, whatever its value."""
     q = Form("affine", 8).random(len(bias), 8).q
-    form = LinearProduct(form_of(q), "dynamic", path, function)
+    form = LinearProduct(form_of(q), "dynamic", target, function)
     return form(torch.zeros(40, 8), form_of(q).pack(q), bias)
 
 
@@ -69,17 +69,17 @@ VALUES = torch.cat(
 def test_values_are_near_the_exact_ones_and_alike_on_all_paths(function):
     first = biases_alone(VALUES, function, HERE[-1])
     assert_near(first[0], VALUES, function)
-    for path in HERE:
-        y = biases_alone(VALUES, function, path)
-        assert torch.equal(y.view(torch.int32), first.view(torch.int32)), path
+    for target in HERE:
+        y = biases_alone(VALUES, function, target)
+        assert torch.equal(y.view(torch.int32), first.view(torch.int32)), target
 
 
 @needs_native
 @every_function
 def test_what_is_not_finite_stays_so(function):
     bias = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0])
-    for path in HERE:
-        y = biases_alone(bias, function, path)
+    for target in HERE:
+        y = biases_alone(bias, function, target)
         assert y[:, 0].isnan().all() and (y[:, 1] == torch.inf).all()
         limit = -torch.inf if function == "identity" else 0.0
         assert ((y[:, 2] == limit) | (y[:, 2].abs() < 1e-6)).all()
@@ -99,9 +99,9 @@ def test_it_follows_the_product_and_the_bias(form, family, function):
     for rows in (1, 5, 50):
         x = torch.randn(rows, 70, generator=torch.Generator().manual_seed(rows)) * 3
         results = []
-        for path in HERE:
-            plain = LinearProduct(form_of(q), kind, path, family=family)
-            followed = LinearProduct(form_of(q), kind, path, function, family=family)
+        for target in HERE:
+            plain = LinearProduct(form_of(q), kind, target, family=family)
+            followed = LinearProduct(form_of(q), kind, target, function, family=family)
             before, y = plain(x, packed, bias), followed(x, packed, bias)
             assert_near(y, before, function)
             results.append(y)
@@ -110,11 +110,11 @@ def test_it_follows_the_product_and_the_bias(form, family, function):
 
 @every_function
 @pytest.mark.parametrize("kind", ["float", "dynamic"])
-@pytest.mark.parametrize("path", ["reference", *HERE])
+@pytest.mark.parametrize("target", ["reference", *HERE])
 def test_gradients_are_those_of_the_product_and_then_the_function(
-    path, kind, function, monkeypatch
+    target, kind, function, monkeypatch
 ):
-    monkeypatch.setenv(VARIABLE, path)
+    monkeypatch.setenv(VARIABLE, target)
     q = Form("affine", 4, group(32)).random(40, 64).q
     layer = QuantLinear(q.layout, 64, 40, nn.Parameter(torch.linspace(-1, 1, 40)), kind).hold(q)
     x, grad = torch.randn(3, 64), torch.randn(3, 40)

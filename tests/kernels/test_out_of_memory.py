@@ -34,13 +34,13 @@ def zeros(form):
 
 
 def best(operator):
-    return next(path.name for path in native.paths(operator) if not native.lacks(path.feature))
+    return next(t.name for t in native.targets(operator) if not native.lacks(t.feature))
 
 
-def product(activations, path, rows, inputs):
+def product(activations, target, rows, inputs):
     # Rows of bfloat16 are widened in memory of each thread's own.
     form = PackedLayout(FORM, 256, inputs)
-    call, packed = LinearProduct(form, activations, path), zeros(form)
+    call, packed = LinearProduct(form, activations, target), zeros(form)
     x = torch.ones(rows, inputs, dtype=torch.bfloat16)
     return lambda: call(x, packed, None)
 
@@ -71,8 +71,8 @@ def experts():
 def attention():
     # The sums of a few queries in bfloat16 are float32, in memory of the call's own.
     query, key, value = (torch.ones(64, 16, 7, 128, dtype=torch.bfloat16) for _ in range(3))
-    path = best("attention_float32")
-    return lambda: ops.attention(query, key, value, None, 0.1, False, path)
+    target = best("attention_float32")
+    return lambda: ops.attention(query, key, value, None, 0.1, False, target)
 
 
 CASES = {

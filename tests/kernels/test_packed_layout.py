@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lowbit.formats import CHANNEL, FORMATS, TENSOR, AffineLayout, BinaryLayout, group
 from lowbit.kernels import linear, native
 from lowbit.kernels.packed_layout import MAX_GROUP, PackedLayout, unsupported
-from lowbit.kernels.selection import VARIABLE, path_here
+from lowbit.kernels.selection import VARIABLE, target_here
 from tests.oracles import packed_layout as oracle
 from tests.stored import FORMS as EXAMPLES
 from tests.stored import Form, affine, forms
@@ -18,7 +18,7 @@ from tests.targets import runnable
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 
 CPU = torch.device("cpu")
-DECODERS = runnable(native.paths("decode_packed"))
+DECODERS = runnable(native.targets("decode_packed"))
 WIDTHS = [CHANNEL, TENSOR, group(64), group(24), group(50)]
 DTYPES = (np.float16, np.float32)
 AFFINE = [
@@ -148,26 +148,26 @@ def test_what_is_unpacked_has_memory_of_its_own(form):
 
 class TestRows:
     @every_form
-    def test_decoded_rows_are_those_of_the_format_on_every_path(self, form, monkeypatch):
+    def test_decoded_rows_are_those_of_the_format_on_every_target(self, form, monkeypatch):
         q = form.random(37, 75).q
         wanted = FORMATS[form.format].decode(q, torch.float32)
         rows = torch.tensor([0, 36, 5, 5, 16, 15])
-        for path in DECODERS:
-            monkeypatch.setenv(VARIABLE, path)
-            assert path_here("decode_packed") == path
+        for target in DECODERS:
+            monkeypatch.setenv(VARIABLE, target)
+            assert target_here("decode_packed") == target
             got = form_of(q).decode(form_of(q).pack(q), rows, torch.float32)
-            assert got.numpy().tobytes() == wanted[rows].numpy().tobytes(), path
+            assert got.numpy().tobytes() == wanted[rows].numpy().tobytes(), target
 
     @settings(max_examples=60)
     @given(form=forms(), shape=shapes, seed=st.integers(0, 99))
     def test_all_rows_of_any_form_and_shape_are_those_of_the_format(self, form, shape, seed):
         q = form.random(*shape, seed).q
         wanted = FORMATS[form.format].decode(q, torch.float32)
-        for path in DECODERS:
+        for target in DECODERS:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv(VARIABLE, path)
+                patch.setenv(VARIABLE, target)
                 got = form_of(q).decode(form_of(q).pack(q), torch.arange(shape[0]), torch.float32)
-            assert torch.equal(got, wanted), path
+            assert torch.equal(got, wanted), target
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
     @pytest.mark.parametrize("form", EXAMPLES, ids=str)

@@ -188,7 +188,16 @@ class TestLinear:
         m(x)
         layout = ops.layout_text(m.layout)
         for bias, nonlinearity in ((None, "identity"), (m.bias.detach().requires_grad_(), "gelu")):
-            how = layout, 40, m.planes_in_use or 0, kind, nonlinearity, m.call.product.path, 0.0, 0
+            how = (
+                layout,
+                40,
+                m.planes_in_use or 0,
+                kind,
+                nonlinearity,
+                m.call.product.target,
+                0.0,
+                0,
+            )
             arguments = (x.requires_grad_(), m.packed.bytes, bias, *how)
             torch.library.opcheck(torch.ops.lowbit.linear_packed.default, arguments)
 

@@ -117,10 +117,10 @@ def test_no_value_is_off_by_more_than_half_a_step(x):
 
 
 @pytest.mark.skipif(not native.available(), reason=native.reason() or "native module present")
-@pytest.mark.parametrize("path", ["sse9", ""])
-def test_an_unknown_path_is_refused_with_the_known_ones(path):
+@pytest.mark.parametrize("target", ["sse9", ""])
+def test_an_unknown_path_is_refused_with_the_known_ones(target):
     with pytest.raises(ValueError, match="there are scalar"):
-        native.module.quantize_rows(0, 0, 0, 0, 0, 1, path)
+        native.module.quantize_rows(0, 0, 0, 0, 0, 1, target)
 
 
 @pytest.mark.skipif(not native.available(), reason=native.reason() or "native module present")

@@ -102,8 +102,8 @@ def test_packed_bytes_are_as_many_as_their_layout_has(bytes):
 @pytest.mark.parametrize("shape", [(1, 1, 2, 5), (3, 1, 4, 5), (1, 3, 4, 5), (1, 1, 4, 4), (4, 5)])
 def test_a_mask_that_does_not_broadcast_is_refused(shape):
     query, key = torch.zeros(2, 2, 4, 8), torch.zeros(2, 2, 5, 8)
-    path = native.BASE
-    how = 1.0, False, path
+    target = native.BASE
+    how = 1.0, False, target
     assert ops.attention(query, key, key, torch.zeros(1, 1, 1, 5), *how).shape == (2, 4, 2, 8)
     with pytest.raises(UsageError, match=r"mask .* does not broadcast to \[2, 2, 4, 5\]"):
         ops.attention(query, key, key, torch.zeros(shape), *how)

@@ -1,4 +1,4 @@
-"""Products and rows of a stacked weight: those of its parts side by side, on every path."""
+"""Products and rows of a stacked weight: those of its parts side by side, on every target."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ every_stack = pytest.mark.parametrize("stack", STACKS, ids=str)
 
 
 @pytest.fixture(params=parameters(KERNELS["float"]))
-def path(request, monkeypatch):
+def target(request, monkeypatch):
     monkeypatch.setenv(VARIABLE, request.param)
     return request.param
 
@@ -38,7 +38,7 @@ def numpy_weight(stack, rows, columns):
 @every_stack
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 37])
-def test_a_product_is_that_of_each_part_bit_for_bit(path, stack, kind, rows):
+def test_a_product_is_that_of_each_part_bit_for_bit(target, stack, kind, rows):
     x, bias = activations(rows, 200), activations(1, 50, 2)[0]
     parts, known = [part.q for part in stack.parts(50, 200)], KINDS[kind]
     q = stack.random(50, 200).q
@@ -55,7 +55,7 @@ def test_a_product_is_that_of_each_part_bit_for_bit(path, stack, kind, rows):
 
 
 @every_stack
-def test_float_activations_are_within_twice_the_error_of_torch(path, stack):
+def test_float_activations_are_within_twice_the_error_of_torch(target, stack):
     weight = numpy_weight(stack, 64, 192)
     x, bias = activations(9, 192), activations(1, 64, 2)[0]
     exact = x.double().numpy() @ weight.astype(np.float64).T + bias.double().numpy()
@@ -65,7 +65,7 @@ def test_float_activations_are_within_twice_the_error_of_torch(path, stack):
 
 
 @every_stack
-def test_rows_of_a_table_are_those_of_numpy_and_no_others_are_decoded(stack, path, monkeypatch):
+def test_rows_of_a_table_are_those_of_numpy_and_no_others_are_decoded(stack, target, monkeypatch):
     q, wanted = stack.random(60, 96).q, torch.from_numpy(numpy_weight(stack, 60, 96))
     ids = torch.tensor([[59, 0, 19], [20, 20, 41]])
     decoded = []
@@ -78,7 +78,7 @@ def test_rows_of_a_table_are_those_of_numpy_and_no_others_are_decoded(stack, pat
         monkeypatch.setattr(module, "decode", counting)
     assert torch.equal(ops.embedding(ids, q, torch.float32), wanted[ids])
     assert sum(decoded) == ids.numel()
-    if path != "reference":
+    if target != "reference":
         form = packed_layout_of(q.layout, 60, 96)
         rows = ops.embedding_packed(ids, form.pack(q), form, torch.float32)
         assert torch.equal(rows, wanted[ids])

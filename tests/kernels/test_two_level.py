@@ -1,4 +1,4 @@
-"""Two-level scales and offsets on every path of native code."""
+"""Two-level scales and offsets on every target of native code."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from tests.oracles import linear as oracle
 from tests.stored import two_level, values
 from tests.targets import parameters, runnable
 
-PATHS = runnable(native.paths("linear"))
+TARGETS = runnable(native.targets("linear"))
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not native.available(), reason=native.reason() or "present"),
@@ -60,7 +60,7 @@ def test_unpacking_gives_back_every_bit(bits, size, sub_bits, signed):
 
 
 @every_kind
-@pytest.mark.parametrize("decoder", parameters(native.paths("decode_packed")))
+@pytest.mark.parametrize("decoder", parameters(native.targets("decode_packed")))
 def test_rows_decode_to_the_bits_of_numpy(bits, size, sub_bits, signed, decoder, monkeypatch):
     monkeypatch.setenv(VARIABLE, decoder)
     weight = weight_of(bits, size, sub_bits, signed)
@@ -72,7 +72,7 @@ def test_rows_decode_to_the_bits_of_numpy(bits, size, sub_bits, signed, decoder,
 
 
 @every_kind
-def test_products_have_the_documented_bits_on_every_path(bits, size, sub_bits, signed):
+def test_products_have_the_documented_bits_on_every_target(bits, size, sub_bits, signed):
     weight, x, bias = weight_of(bits, size, sub_bits, signed), normal(40, 768), normal(1, 37)[0]
     form = PackedLayout(weight.q.layout, *weight.q.shape)
     packed = form.pack(weight.q)
@@ -83,12 +83,12 @@ def test_products_have_the_documented_bits_on_every_path(bits, size, sub_bits, s
         ("float", "fma"): oracle.float_fma(x, values(weight), bias, size),
         ("dynamic", None): dynamic.numpy(),
     }
-    for path in PATHS:
+    for target in TARGETS:
         for (activations, family), y in wanted.items():
-            run = LinearProduct(form, activations, path, family=family)
+            run = LinearProduct(form, activations, target, family=family)
             for rows in (1, 3, 9, 40):
                 got = run(torch.from_numpy(x[:rows]), packed, torch.from_numpy(bias)).numpy()
-                assert np.array_equal(got, y[:rows]), (path, activations, family, rows)
+                assert np.array_equal(got, y[:rows]), (target, activations, family, rows)
 
 
 @every_kind

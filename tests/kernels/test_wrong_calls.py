@@ -14,7 +14,7 @@ from tests.models import make
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "present")
 
 # Of an operator that this build has no native code for, every call is refused.
-SERVED = [n for n in operators() if n != "experts_linear_packed" or native.paths("experts")]
+SERVED = [n for n in operators() if n != "experts_linear_packed" or native.targets("experts")]
 
 
 def test_every_operator_has_a_right_call():
@@ -69,12 +69,12 @@ def layer():
 # What would end the process in native code, and the numbers that the refusal names.
 NATIVE = {
     "places of a layer": (
-        lambda: native.module.LinearPath("scalar", False).together([layer()], 0, [0, 0], 1, 1),
+        lambda: native.module.LinearTarget("scalar", False).together([layer()], 0, [0, 0], 1, 1),
         "^2 places for 1 layers",
     ),
     "places of a program's layer": (
         lambda: native.module.Program().linear(
-            native.module.LinearPath("scalar", False), [layer()], [0], 0, [0], 1
+            native.module.LinearTarget("scalar", False), [layer()], [0], 0, [0], 1
         ),
         "^1 places for 1 layers",
     ),
@@ -89,11 +89,11 @@ NATIVE = {
         "^sub_groups 0 do not divide 1 groups$",
     ),
     "no key heads": (
-        lambda: native.module.AttentionPath("scalar", [1, 2, 0, 1, 4, 4], 1.0, 0.0, False, False),
+        lambda: native.module.AttentionTarget("scalar", [1, 2, 0, 1, 4, 4], 1.0, 0.0, False, False),
         "^2 heads cannot share 0 key heads$",
     ),
     "heads that key heads do not divide": (
-        lambda: native.module.AttentionPath("scalar", [1, 3, 2, 1, 4, 4], 1.0, 0.0, False, False),
+        lambda: native.module.AttentionTarget("scalar", [1, 3, 2, 1, 4, 4], 1.0, 0.0, False, False),
         "^3 heads cannot share 2 key heads$",
     ),
 }

@@ -13,7 +13,7 @@ float32 = np.float32
 
 
 def fixed_point(x):
-    """x [rows, n] of one group: scales [rows], and digits [4, rows, n], least significant first."""
+    """x [rows, n] of one group: scales [rows], and limbs [4, rows, n], least significant first."""
     largest = np.abs(x).max(1)
     # frexp gives the least exponent with |x| < 2^exponent.
     scale = np.ldexp(float32(1), np.frexp(largest)[1] - 30)
@@ -22,51 +22,51 @@ def fixed_point(x):
     scaled = x.astype(np.float64) / scale[:, None]
     whole = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int64)  # halves away from zero
     whole[tiny] = 0
-    digits = []
+    limbs = []
     for _ in range(4):
-        digits.append((whole + 128) % 256 - 128)
-        whole = (whole - digits[-1]) // 256
+        limbs.append((whole + 128) % 256 - 128)
+        whole = (whole - limbs[-1]) // 256
     assert not whole.any()
-    return scale, np.stack(digits)
+    return scale, np.stack(limbs)
 
 
 def float_affine(x, codes, scale, zero, bias, width, offset=None):
     """y [rows, out] for finite x [rows, in]."""
 
-    def group(digit, k, g):
-        sums = digit @ (codes[:, k] - zero[:, g, None]).T
+    def group(limb, k, g):
+        sums = limb @ (codes[:, k] - zero[:, g, None]).T
         if offset is not None:
             part = sums.astype(float32) * scale[:, g].astype(float32)
-            part = part + digit.sum(1).astype(float32)[:, None] * offset[:, g].astype(float32)
+            part = part + limb.sum(1).astype(float32)[:, None] * offset[:, g].astype(float32)
             return lambda sx: part * sx[:, None]
         return lambda sx: sums.astype(float32) * (sx[:, None] * scale[:, g].astype(float32))
 
-    return _of_digits(x, group, bias, width, len(codes))
+    return _of_limbs(x, group, bias, width, len(codes))
 
 
 def float_binary(x, codes, scale, offset, bias, width):
     """The same with the first scale.shape[2] planes of `codes`."""
 
-    def group(digit, k, g):
+    def group(limb, k, g):
         part = float32(0)
         for i in range(scale.shape[2]):
             plane = (codes[:, k] >> i & 1).astype(np.int64) * 2 - 1
-            part = part + (digit @ plane.T).astype(float32) * scale[:, g, i].astype(float32)
+            part = part + (limb @ plane.T).astype(float32) * scale[:, g, i].astype(float32)
         if offset is not None:
-            total = digit.sum(1).astype(float32)
+            total = limb.sum(1).astype(float32)
             part = part + total[:, None] * offset[:, g].astype(float32)
         return lambda sx: part * sx[:, None]
 
-    return _of_digits(x, group, bias, width, len(codes))
+    return _of_limbs(x, group, bias, width, len(codes))
 
 
-def _of_digits(x, group, bias, width, outputs):
+def _of_limbs(x, group, bias, width, outputs):
     sums = [np.zeros((len(x), outputs), float32) for _ in range(4)]
     for g, start in enumerate(range(0, x.shape[1], width)):
         k = slice(start, start + width)
-        scale, digits = fixed_point(x[:, k])
+        scale, limbs = fixed_point(x[:, k])
         for d in range(4):
-            sums[d] = sums[d] + group(digits[d], k, g)(scale * float32(256**d))
+            sums[d] = sums[d] + group(limbs[d], k, g)(scale * float32(256**d))
     y = sums[0]
     for d in range(1, 4):
         y = y + sums[d]
@@ -76,7 +76,7 @@ def _of_digits(x, group, bias, width, outputs):
 
 
 def fma(a, b, c):
-    """a b + c of float32, rounded once: to odd in float64, which has more than twice the digits."""
+    """a b + c of float32, rounded once: to odd in float64, which has more than twice the limbs."""
     product, c = a.astype(np.float64) * b, np.asarray(c, np.float64)
     total = product + c
     back = total - product

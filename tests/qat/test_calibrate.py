@@ -5,13 +5,13 @@ import torch
 
 import lowbit
 from lowbit import InputError, QatOptions, UsageError
-from lowbit.calibration.observers import RANGES
+from lowbit.calibration.observers import OBSERVERS
 from tests.models import make, output
 
 IDS = torch.arange(0, 160).reshape(10, 16) * 7 % 200
 
 
-@pytest.mark.parametrize("ranges", [name for name in RANGES if name != "learned"])
+@pytest.mark.parametrize("ranges", [name for name in OBSERVERS if name != "learned"])
 @pytest.mark.parametrize(
     ("name", "most"),
     [("bert", 0.05), ("gpt2", 0.05), ("llama-untied", 0.1)],  # products of two layers err more

@@ -13,7 +13,7 @@ from tests.targets import parameters, runnable
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
 
-PATHS = runnable(native.paths("normalize_rows"))
+TARGETS = runnable(native.targets("normalize_rows"))
 
 
 def run(program, rows, inputs, results, starts=None, ids=(), biases=(), length=0, operations=1):
@@ -29,13 +29,13 @@ def run(program, rows, inputs, results, starts=None, ids=(), biases=(), length=0
     return made
 
 
-def normalized(path, x, residual, weight, bias, epsilon, centered):
+def normalized(target, x, residual, weight, bias, epsilon, centered):
     rows, columns = x.shape
     program = native.module.Program()
     numbers = [program.input(columns), program.input(columns)]
     total, y = program.result(columns), program.result(columns)
     program.normalize(
-        path, columns, weight.data_ptr(), bias.data_ptr(), epsilon, centered, *numbers, total, y
+        target, columns, weight.data_ptr(), bias.data_ptr(), epsilon, centered, *numbers, total, y
     )
     return run(program, rows, [x, residual], [columns, columns])
 
@@ -53,15 +53,15 @@ def test_norms_err_little_and_alike(rows, columns, centered, seed):
     # A mean of equal size errs by 2^-24 of it, which the deviation divides.
     bound = 2e-6 * (1 + np.abs(s).max(initial=0) / deviation) * (1 + np.abs(weight.numpy()))
     seen = set()
-    for path in PATHS:
-        total, y = normalized(path, x, residual, weight, bias, 1e-5, centered)
+    for target in TARGETS:
+        total, y = normalized(target, x, residual, weight, bias, 1e-5, centered)
         assert torch.equal(total, x + residual)
         assert (np.abs(y.double().numpy() - wanted) <= bound).all()
         seen.add(y.numpy().tobytes())
     assert len(seen) == 1
 
 
-def attended(path, q, k, v, heads, starts, causal=False, window=0, bias=None):
+def attended(target, q, k, v, heads, starts, causal=False, window=0, bias=None):
     program = native.module.Program()
     numbers = [program.input(t.shape[1]) for t in (q, k, v)]
     size, value_size = q.shape[1] // heads, v.shape[1] // heads
@@ -69,7 +69,7 @@ def attended(path, q, k, v, heads, starts, causal=False, window=0, bias=None):
     sizes = [heads, heads, size, value_size]
     biased = -1 if bias is None else 0
     operands = [[m, 0] for m in numbers]
-    program.attention(path, sizes, size**-0.5, causal, window, *operands, biased, y)
+    program.attention(target, sizes, size**-0.5, causal, window, *operands, biased, y)
     biases = [] if bias is None else [bias]
     length = 0 if bias is None else bias.shape[-1]
     (made,) = run(program, len(q), [q, k, v], [v.shape[1]], starts, (), biases, length)
@@ -111,8 +111,8 @@ def test_attention_errs_little_and_alike(lengths, size, causal, window, biased, 
     bias = torch.randn(2, longest, longest, generator=generator) if biased else None
     wanted = attention_in_float64(q, k, v, 2, starts, causal, window, bias)
     seen = set()
-    for path in PATHS:
-        y = attended(path, q, k, v, 2, starts, causal, window, bias)
+    for target in TARGETS:
+        y = attended(target, q, k, v, 2, starts, causal, window, bias)
         assert (np.abs(y.double().numpy() - wanted) <= 3e-6 * np.abs(v.numpy()).max()).all()
         seen.add(y.numpy().tobytes())
     assert len(seen) == 1
@@ -149,7 +149,7 @@ def test_gates_err_little_and_alike(rows, columns, name, gate):
         b = torch.ones_like(b)
     wanted = getattr(torch.nn.functional, name)(a) * b
     seen = set()
-    for path in PATHS:
+    for target in TARGETS:
         program = native.module.Program()
         number, y = program.input(x.shape[1]), program.result(columns)
         kind = getattr(native.module.Nonlinearity, name)
@@ -158,7 +158,7 @@ def test_gates_err_little_and_alike(rows, columns, name, gate):
             other = [-1, 0]
         elif gate == "two":
             other, inputs = [program.input(columns), 0], [x, x[:, columns + 1 :].contiguous()]
-        program.gate(kind, path, [number, 1], other, y)
+        program.gate(kind, target, [number, 1], other, y)
         (made,) = run(program, rows, inputs, [columns])
         assert ((made - wanted).abs() <= 5e-7 * a.abs().clamp(min=1) * b.abs().clamp(min=1)).all()
         seen.add(made.numpy().tobytes())
@@ -175,25 +175,25 @@ def test_heads_that_share_keys_and_long_sequences_err_little():
         return t.unflatten(1, (key_heads, size)).repeat_interleave(2, 1).flatten(1)
 
     wanted = attention_in_float64(q, repeated(k), repeated(v), heads, starts, False, 0, None)
-    for path in PATHS:
+    for target in TARGETS:
         program = native.module.Program()
         operands = [[program.input(t.shape[1]), 0] for t in (q, k, v)]
         y = program.result(heads * size)
         sizes = [heads, key_heads, size, size]
-        program.attention(path, sizes, size**-0.5, False, 0, *operands, -1, y)
+        program.attention(target, sizes, size**-0.5, False, 0, *operands, -1, y)
         (made,) = run(program, 700, [q, k, v], [heads * size], starts)
         assert (np.abs(made.double().numpy() - wanted) <= 5e-6 * np.abs(v.numpy()).max()).all()
 
 
-@pytest.mark.parametrize("path", parameters(native.paths("normalize_rows")))
-def test_nan_of_a_row_stays_in_its_row(path):
+@pytest.mark.parametrize("target", parameters(native.targets("normalize_rows")))
+def test_nan_of_a_row_stays_in_its_row(target):
     x, ones = torch.randn(3, 24), torch.ones(24)
     x[1, 5] = torch.nan
-    _, normed = normalized(path, x, torch.zeros(3, 24), ones, ones, 1e-5, True)
+    _, normed = normalized(target, x, torch.zeros(3, 24), ones, ones, 1e-5, True)
     program = native.module.Program()
     number = program.input(24)
     program.gate(
-        native.module.Nonlinearity.gelu, path, [number, 0], [number, 12], program.result(12)
+        native.module.Nonlinearity.gelu, target, [number, 0], [number, 12], program.result(12)
     )
     (gated,) = run(program, 3, [x], [12])
     program = native.module.Program()
@@ -208,8 +208,8 @@ def test_nan_of_a_row_stays_in_its_row(path):
 def test_nan_shows_where_it_counts_and_nowhere_else():
     q, k, v = (torch.randn(9, 32) for _ in range(3))
     k[2] = torch.nan
-    for path in PATHS:
-        y = attended(path, q, k, v, 2, [0, 4, 9])
+    for target in TARGETS:
+        y = attended(target, q, k, v, 2, [0, 4, 9])
         assert y[:4].isnan().all() and not y[4:].isnan().any()
 
 
@@ -227,7 +227,7 @@ WRONG = {
     "what is normalized has 5 columns, not a matrix of 4 columns": lambda p: p.normalize(
         "scalar", 4, 0, 0, 1e-5, True, p.input(5), -1, -1, p.result(4)
     ),
-    "no path none; there are scalar": lambda p: p.normalize(
+    "no target none; there are scalar": lambda p: p.normalize(
         "none", 4, 0, 0, 1e-5, True, p.input(4), -1, -1, p.result(4)
     ),
     "attention of 3 heads of 4 and 4 numbers over 2: heads have 1 to 512": lambda p: p.attention(
@@ -256,7 +256,7 @@ WRONG = {
     ),
     "ids -1 are less than 0": lambda p: p.lookup(0, 3, 4, -1, p.result(4)),
     "0 layers for 1 results": lambda p: p.linear(
-        native.module.LinearPath("scalar", False), [], [], 0, [0], 1
+        native.module.LinearTarget("scalar", False), [], [], 0, [0], 1
     ),
 }
 

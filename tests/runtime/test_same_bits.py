@@ -50,7 +50,7 @@ ARRANGEMENTS = (
     ((0, 1, 2), (3, 4, 5)),
     ((4,), (0, 1, 2, 3, 5)),
 )
-TARGETS = runnable(native.paths("linear"))
+TARGETS = runnable(native.targets("linear"))
 
 
 def digest(model, arrangement, sequences):

@@ -1,4 +1,4 @@
-"""Fake quantization of activations, per tensor: int8 codes of a range found by watching.
+"""Fake quantization of activations, per tensor: int8 codes of a range found by observing.
 
     symmetric   s = max(−low, high) / 127,    z = 0,                     codes −127 … 127
     asymmetric  s = (high − low) / 255,       z = round(−128 − low / s), codes −128 … 127
@@ -35,8 +35,8 @@ CANDIDATES = 100  # ends of the range that mse tries
 COARSE = 4  # each fourth of them for one end alone
 
 
-class Range(nn.Module):
-    """Watches activations while training (or calibrating), and fake-quantizes them.
+class Observer(nn.Module):
+    """Observes activations while training (or calibrating), and fake-quantizes them.
 
     `low` and `high` are buffers, saved with the model and resumed with it.
     """
@@ -56,7 +56,7 @@ class Range(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def watch(self, x: Tensor) -> None:
+    def observe(self, x: Tensor) -> None:
         """Take one batch into account. Values that are not finite count as 0."""
         if x.numel():
             x = x.detach().float()
@@ -88,7 +88,7 @@ class Range(nn.Module):
         return self.low.item(), self.high.item()
 
     def static(self) -> StaticScale:
-        """What is stored in the end. Raises UsageError where nothing was watched."""
+        """What is stored in the end. Raises UsageError where nothing was observed."""
         # What was found from so much stays until more is seen: mse tries a hundred ranges.
         seen = int(self.seen), self.low.item(), self.high.item()
         if not seen[0]:
@@ -114,13 +114,13 @@ def scale_of(low: float, high: float, symmetric: bool) -> StaticScale:
     return StaticScale(scale, zero_point)
 
 
-class MinMax(Range):
+class MinMax(Observer):
     def _take(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         self.low.copy_(torch.minimum(self.low, low))
         self.high.copy_(torch.maximum(self.high, high))
 
 
-class Ema(Range):
+class Ema(Observer):
     """Divided by the sum of the weights, so that the first batches do not count for more."""
 
     def __init__(self, symmetric: bool = False, decay: float = 0.9999, **options: Any) -> None:
@@ -138,7 +138,7 @@ class Ema(Range):
         return self.low.item() / total, self.high.item() / total
 
 
-class _Histogram(Range):
+class _Histogram(Observer):
     """Counts values in equal bins around 0, which double in width as larger ones come."""
 
     counts: Tensor
@@ -290,10 +290,10 @@ class Learned(Ema):
         return StaticScale(max(abs(self.scale.item()), 1e-30), first.zero_point)
 
     @torch.no_grad()
-    def watch(self, x: Tensor) -> None:
+    def observe(self, x: Tensor) -> None:
         # Zero points stay where the first use found them.
         if not self.scale:
-            super().watch(x)
+            super().observe(x)
 
     def forward(self, x: Tensor, static: StaticScale | None = None) -> Tensor:
         static = static or self.static()
@@ -305,7 +305,7 @@ class Learned(Ema):
         return learned_step(x, self.scale.abs(), rounded, scale, low, high, 127)
 
 
-RANGES: dict[str, type[Range]] = {
+OBSERVERS: dict[str, type[Observer]] = {
     "ema": Ema,
     "minmax": MinMax,
     "percentile": Percentile,

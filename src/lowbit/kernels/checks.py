@@ -137,14 +137,14 @@ def check_result(dtype: torch.dtype) -> None:
         raise UsageError(f"dtype {dtype} is not one of {_listed(FLOATS)}")
 
 
-def check_path(path: str, *operators: str) -> None:
-    """Raises UsageError if no native operator has this path, or if this processor cannot run
+def check_target(target: str, *operators: str) -> None:
+    """Raises UsageError if no native operator has this target, or if this processor cannot run
     it."""
-    paths = {p.name: p.feature for operator in operators for p in native.paths(operator)}
-    check_choice("path", path, paths)
-    missing = native.lacks(paths[path])
+    targets = {p.name: p.feature for operator in operators for p in native.targets(operator)}
+    check_choice("target", target, targets)
+    missing = native.lacks(targets[target])
     if missing:
-        raise UsageError(f"path {path} cannot be taken: {missing}")
+        raise UsageError(f"target {target} cannot be taken: {missing}")
 
 
 def check_static(activations: str, scale: float, zero_point: int) -> None:

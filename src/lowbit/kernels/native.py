@@ -19,7 +19,7 @@ except ImportError as error:
     _reason = f"lowbit was installed without its compiled kernels ({error})"
 
 _features: frozenset[str] = frozenset(module.features()) if module is not None else frozenset()
-_paths: dict[str, list[tuple[str, str]]] = module.paths if module is not None else {}
+_targets: dict[str, list[tuple[str, str]]] = module.targets if module is not None else {}
 
 
 def available() -> bool:
@@ -36,31 +36,35 @@ def features() -> frozenset[str]:
     return _features
 
 
-class Path(NamedTuple):
-    """An operator compiled for one instruction set: the name of the path, and the feature that the
-    processor needs (`lacks`)."""
+class Target(NamedTuple):
+    """An operator compiled for one instruction set: the name of the target, and the feature that
+    the processor needs (`lacks`)."""
 
     name: str
     feature: str
 
 
-def paths(operator: str) -> tuple[Path, ...]:
-    """The paths of a native operator, such as "linear", best first; empty without native code.
-    csrc/binding.cpp names the operators in `paths`."""
-    return tuple(Path(*path) for path in _paths.get(operator, ()))
+def targets(operator: str) -> tuple[Target, ...]:
+    """The targets of a native operator, such as "linear", best first; empty without native code.
+    csrc/binding.cpp names the operators in `targets`."""
+    return tuple(Target(*target) for target in _targets.get(operator, ()))
 
 
-def path_names() -> tuple[str, ...]:
-    """The names of all operators' paths, without duplicates, best first."""
-    return tuple(dict.fromkeys(path.name for operator in _paths for path in paths(operator)))
+def target_names() -> tuple[str, ...]:
+    """The names of all operators' targets, without duplicates, best first."""
+    return tuple(
+        dict.fromkeys(target.name for operator in _targets for target in targets(operator))
+    )
 
 
 def instruction_sets() -> str:
-    """One line: the paths that this processor can run, best first, or "none" and the reason."""
+    """One line: the targets that this processor can run, best first, or "none" and the reason."""
     if module is None:
         return f"none: {_reason}"
-    runnable = [path for operator in _paths for path in paths(operator) if not lacks(path.feature)]
-    return ", ".join(dict.fromkeys(path.name for path in runnable))
+    runnable = [
+        target for operator in _targets for target in targets(operator) if not lacks(target.feature)
+    ]
+    return ", ".join(dict.fromkeys(target.name for target in runnable))
 
 
 def lacks(feature: str) -> str | None:
@@ -69,6 +73,6 @@ def lacks(feature: str) -> str | None:
         return f"no native module: {_reason}"
     if feature not in _features:
         return f"this processor has no {feature}"
-    if all(path.feature != feature for operator in _paths for path in paths(operator)):
+    if all(target.feature != feature for operator in _targets for target in targets(operator)):
         return f"the compiler that built the native module knew no {feature}"
     return None

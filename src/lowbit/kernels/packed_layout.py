@@ -28,7 +28,7 @@ from lowbit.formats.packing import pack, unpack
 from lowbit.formats.two_level import SUPER_GROUP
 from lowbit.kernels import native
 from lowbit.kernels.checks import row_error
-from lowbit.kernels.selection import path_here
+from lowbit.kernels.selection import target_here
 
 PANEL_ROWS, BLOCK_INPUTS = 16, 32
 CACHE_LINE = 64
@@ -217,7 +217,7 @@ class PackedLayout:
                 rows.data_ptr(),
                 len(rows),
                 out.data_ptr(),
-                path_here("decode_packed"),
+                target_here("decode_packed"),
             )
         except IndexError:
             raise row_error(rows, self.out_features) from None

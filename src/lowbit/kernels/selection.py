@@ -1,10 +1,10 @@
 """Select the kernel of a call, with the reason.
 
-An operator lists its kernels, best first: those of the native code (native.paths), and at the end
+An operator lists its kernels, best first: those of the native code (native.targets), and at the end
 the reference, which serves every call:
 
     KERNELS = (
-        *(Kernel(path.name, run, unsupported, path.feature) for path in native.paths("linear")),
+        *(Kernel(t.name, run, unsupported, t.feature) for t in native.targets("linear")),
         Kernel("reference", run, never),
     )
     kernel, why = select(KERNELS, x, group_size)
@@ -23,7 +23,7 @@ from lowbit.errors import UsageError
 from lowbit.kernels import native
 
 VARIABLE = "LOWBIT_KERNEL"
-NAMES = ("reference", *reversed(native.path_names()))
+NAMES = ("reference", *reversed(native.target_names()))
 
 
 # Compared by identity, so that the cache below hashes kernels fast.
@@ -69,15 +69,15 @@ def _candidates(kernels: tuple[Kernel, ...], forced: str) -> tuple[tuple[Kernel,
     return tuple((kernel, best) for kernel in runnable)
 
 
-def path_here(operator: str) -> str:
-    """The best path of a native operator on this processor, or the forced path if the operator has
-    it. All paths give the same bits."""
-    return _path_here(operator, os.environ.get(VARIABLE, ""))
+def target_here(operator: str) -> str:
+    """The best target of a native operator on this processor, or the forced target if the operator
+    has it. All targets give the same bits."""
+    return _target_here(operator, os.environ.get(VARIABLE, ""))
 
 
 @lru_cache(maxsize=64)
-def _path_here(operator: str, forced: str) -> str:
-    here = [path.name for path in native.paths(operator) if not native.lacks(path.feature)]
+def _target_here(operator: str, forced: str) -> str:
+    here = [target.name for target in native.targets(operator) if not native.lacks(target.feature)]
     return forced if forced in here else here[0]
 
 

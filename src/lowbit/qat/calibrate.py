@@ -1,4 +1,4 @@
-"""Static activations without training: the float model runs over some data, and is watched."""
+"""Static activations without training: the float model runs over some data, and is observed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -32,7 +32,7 @@ def calibrate(
     put_fake_quantized(model, plan, options or QatOptions())
     try:
         for module in fake_quantized(model).values():
-            module.watching = isinstance(module, FakeQuantLinear)
+            module.observing = isinstance(module, FakeQuantLinear)
         with evaluating(model):
             for inputs in tracked(batches, "calibrating", "batch", progress):
                 model(**inputs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowbit.calibration.observers import Range
+from lowbit.calibration.observers import Observer
 from lowbit.conversion.module_weights import Weights, oriented
 from lowbit.kernels import ops
 from lowbit.nn.embedding import scaled
@@ -27,7 +27,7 @@ class TokenRange(nn.Module):
         super().__init__()
         self.group_size = group_size
 
-    def watch(self, x: Tensor) -> None:
+    def observe(self, x: Tensor) -> None:
         """There is nothing to learn from a batch."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class TokenRange(nn.Module):
 
 class FakeQuantized(nn.Module):
     """Holds the float module's parameters. In the first `start` training passes it computes in
-    float, and only watches. tied: the quantizer is that of another module, with the weight."""
+    float, and only observes. tied: the quantizer is that of another module, with the weight."""
 
     steps: Tensor
     weight: nn.Parameter
@@ -66,7 +66,7 @@ class FakeQuantized(nn.Module):
             self.weight_quantizer = quantizer
         self.tied = tied
         self.passes = Passes()
-        self.watching = False  # whether to compute in float, and watch, in evaluation too
+        self.observing = False  # whether to compute in float, and observe, in evaluation too
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def matrix(self) -> Tensor:
@@ -98,7 +98,7 @@ class FakeQuantized(nn.Module):
         return module.train(self.training)
 
     def _active(self) -> bool:
-        return not self.watching and (int(self.steps) > self.start or self.start == 0)
+        return not self.observing and (int(self.steps) > self.start or self.start == 0)
 
 
 class FakeQuantLinear(FakeQuantized):
@@ -111,8 +111,8 @@ class FakeQuantLinear(FakeQuantized):
         quantizer: StraightThrough,
         start: int,
         tied: bool,
-        inputs: Range | TokenRange | None,
-        outputs: Range | None = None,
+        inputs: Observer | TokenRange | None,
+        outputs: Observer | None = None,
     ) -> None:
         super().__init__(module, weights, quantizer, start, tied)
         self.register_parameter("bias", module._parameters["bias"])
@@ -121,7 +121,7 @@ class FakeQuantLinear(FakeQuantized):
         self.in_features, self.out_features = weights.shape[1], weights.shape[0]
 
     def moves(self) -> bool:
-        return super().moves() or isinstance(self.input_quantizer, Range)
+        return super().moves() or isinstance(self.input_quantizer, Observer)
 
     def forward(self, x: Tensor) -> Tensor:
         now, weight = self.enter(x), self.matrix()
@@ -130,14 +130,14 @@ class FakeQuantLinear(FakeQuantized):
             weight = self.weight_quantizer(weight)
         return self._rounded(self.output_quantizer, F.linear(x, weight, self.bias), now)
 
-    def _rounded(self, quantizer: Range | TokenRange | None, x: Tensor, now: Pass) -> Tensor:
+    def _rounded(self, quantizer: Observer | TokenRange | None, x: Tensor, now: Pass) -> Tensor:
         if quantizer is None:
             return x
-        if now.counts and (self.training or self.watching):
-            quantizer.watch(x)
+        if now.counts and (self.training or self.observing):
+            quantizer.observe(x)
         if not now.active:
             return x
-        if isinstance(quantizer, Range):
+        if isinstance(quantizer, Observer):
             return quantizer(x, now.scale_of(quantizer))
         return quantizer(x)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from lowbit.calibration.observers import Range, stride
+from lowbit.calibration.observers import Observer, stride
 from lowbit.formats import StaticScale
 
 # Passes of one layer that a backward pass may still come to: micro-batches, times the blocks that
@@ -34,10 +34,10 @@ class Pass:
 
     active: bool
     counts: bool = True
-    scales: dict[Range, StaticScale] = field(default_factory=dict)
+    scales: dict[Observer, StaticScale] = field(default_factory=dict)
     order: int = field(default_factory=count().__next__)
 
-    def scale_of(self, found: Range) -> StaticScale:
+    def scale_of(self, found: Observer) -> StaticScale:
         if found not in self.scales:
             self.scales[found] = found.static()
         return self.scales[found]

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from lowbit.calibration.observers import RANGES, Range
+from lowbit.calibration.observers import OBSERVERS, Observer
 from lowbit.conversion.apply import Result, quantize_with
 from lowbit.conversion.module_weights import matrix
 from lowbit.conversion.plan import Plan, Quantize, TiedTo, check_no_experts, make_plan
@@ -59,14 +59,14 @@ class QatOptions:
     def __post_init__(self) -> None:
         for kind, name, table in (
             ("estimator", self.estimator, ESTIMATORS),
-            ("range", self.ranges, RANGES),
+            ("range", self.ranges, OBSERVERS),
         ):
             check_choice(kind, name, table)
         check_at_least("start", self.start, 0)
-        self.new_range()
+        self.new_observer()
 
-    def new_range(self) -> Range:
-        return RANGES[self.ranges](self.symmetric, **self.range_options)
+    def new_observer(self) -> Observer:
+        return OBSERVERS[self.ranges](self.symmetric, **self.range_options)
 
 
 def prepare_qat(
@@ -173,7 +173,7 @@ def static_scales(model: nn.Module) -> dict[str, tuple[StaticScale, ...]]:
     outputs if they are int8. Raises UsageError if a range observed no data."""
     found = {}
     for name, module in fake_quantized(model).items():
-        if isinstance(module, FakeQuantLinear) and isinstance(module.input_quantizer, Range):
+        if isinstance(module, FakeQuantLinear) and isinstance(module.input_quantizer, Observer):
             ranges = filter(None, (module.input_quantizer, module.output_quantizer))
             with naming(name):
                 found[name] = tuple(each.static() for each in ranges)
@@ -214,11 +214,11 @@ def _stand_in(
     kinds = {
         "float": lambda: None,
         "dynamic": lambda: TokenRange(width),
-        **dict.fromkeys(STATIC, options.new_range),
+        **dict.fromkeys(STATIC, options.new_observer),
     }
     inputs = kinds[decision.activations]()
     rounds_outputs = issubclass(ACTIVATIONS[decision.activations][0], RequantizedLinear)
-    outputs = options.new_range() if rounds_outputs else None
+    outputs = options.new_observer() if rounds_outputs else None
     return FakeQuantLinear(
         module, weights, quantizer, options.start, owner is not None, inputs, outputs
     )

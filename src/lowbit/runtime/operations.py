@@ -16,7 +16,7 @@ from torch.nn import functional
 from lowbit.kernels.linear.native import together
 from lowbit.kernels.linear.reference import NONLINEARITIES
 from lowbit.kernels.native import module
-from lowbit.kernels.selection import path_here
+from lowbit.kernels.selection import target_here
 from lowbit.nn import QuantEmbedding, QuantLinear
 from lowbit.nn.linear import PackedCall
 from lowbit.nn.packed_weight import PackedWeight
@@ -90,7 +90,7 @@ class Linear:
             places += one.weight.bytes.data_ptr(), 0 if one.bias is None else one.bias.data_ptr()
         layers = [one.product._layers[0] for one in self.calls]
         ys = [at[y] for y in self.ys]
-        native.linear(first._path, layers, places, at[self.x], ys, first._digits)
+        native.linear(first._target, layers, places, at[self.x], ys, first._limbs)
 
     def __str__(self) -> str:
         ys = ", ".join(f"m{y}" for y in self.ys)
@@ -129,7 +129,7 @@ class Lookup:
         else:
             assert self.packed is not None
             weight = self.packed.layout.weight  # type: ignore[union-attr]
-            where = path_here("decode_packed")
+            where = target_here("decode_packed")
             native.decode(weight, self.packed.bytes.data_ptr(), self.ids, at[self.y], where)
 
     def __str__(self) -> str:
@@ -201,7 +201,7 @@ class Normalize:
     def build(self, native: Any, at: Mapping[int, int]) -> None:
         weight, bias = (0 if t is None else t.data_ptr() for t in (self.weight, self.bias))
         residual, kept = (-1 if m is None else at[m] for m in (self.residual, self.sum))
-        where = path_here("normalize_rows")
+        where = target_here("normalize_rows")
         native.normalize(
             where, self.columns, weight, bias, self.epsilon, self.centered,
             at[self.x], residual, kept, at[self.y],
@@ -276,7 +276,7 @@ class Attention:
         bias = -1 if self.bias is None else self.bias
         places = zip(self.reads, self.firsts, strict=True)
         query, key, value = ([at[m], first] for m, first in places)
-        where = path_here("sequence_attention")
+        where = target_here("sequence_attention")
         native.attention(
             where, sizes, self.scale, self.causal, self.window, query, key, value, bias, at[self.y]
         )
@@ -356,7 +356,7 @@ class Gate:
         assert module is not None
         kind = getattr(module.Nonlinearity, self.nonlinearity)
         b = [-1, 0] if self.b is None else [at[self.b[0]], self.b[1]]
-        native.gate(kind, path_here("gate_rows"), [at[self.a[0]], self.a[1]], b, at[self.y])
+        native.gate(kind, target_here("gate_rows"), [at[self.a[0]], self.a[1]], b, at[self.y])
 
     def __str__(self) -> str:
         a = _told(*self.a)

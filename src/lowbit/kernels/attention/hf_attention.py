@@ -128,7 +128,7 @@ def _own(
     dropout: float,
     options: dict[str, Any],
     *,
-    path: str,
+    target: str,
     tiles: bool = False,
 ) -> tuple[Tensor, None]:
     causal = options.get("is_causal")
@@ -149,27 +149,30 @@ def _own(
         mask = mask if mask is None or mask.dtype is torch.bool else mask.float()
     elif mask is not None and mask.dtype not in MASKS:
         mask = mask.float()
-    return ops.attention(*operands, mask, scale, causal, path, cap, sinks).to(query.dtype), None
+    return ops.attention(*operands, mask, scale, causal, target, cap, sinks).to(query.dtype), None
 
 
 _REFERENCE = Kernel("reference", _of_transformers, never)
 _FLOAT32 = (
     *(
         Kernel(
-            path.name,
-            partial(_own, path=path.name),
-            _unsupported_in_scalar_code if path.feature == native.BASE else unsupported,
-            path.feature,
+            target.name,
+            partial(_own, target=target.name),
+            _unsupported_in_scalar_code if target.feature == native.BASE else unsupported,
+            target.feature,
         )
-        for path in native.paths("attention_float32")
+        for target in native.targets("attention_float32")
     ),
     _REFERENCE,
 )
 _TILES = tuple(
     Kernel(
-        path.name, partial(_own, path=path.name, tiles=True), _unsupported_on_tiles, path.feature
+        target.name,
+        partial(_own, target=target.name, tiles=True),
+        _unsupported_on_tiles,
+        target.feature,
     )
-    for path in native.paths("attention_bfloat16")
+    for target in native.targets("attention_bfloat16")
 )
 # The kernels by name; each takes the arguments of `unsupported`.
 KERNELS: dict[str, tuple[Kernel, ...]] = {

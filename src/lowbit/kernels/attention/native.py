@@ -30,7 +30,7 @@ def attention(
     mask: Shaped[Tensor, "#batch #heads #queries #keys"] | None,
     scale: float,
     causal: bool,
-    path: str,
+    target: str,
     cap: float | None = None,
     sinks: Float32[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch queries heads value_size"]:
@@ -38,16 +38,16 @@ def attention(
 
     Query, key, value and result are all float32 or all bfloat16; arithmetic is in float32.
 
-    path: one of native.paths("attention_float32"), or of "attention_bfloat16", which rounds float32
-    operands and has neither cap nor sinks. A boolean mask is true for visible keys; a float32 or
-    bfloat16 mask is added. cap: scores x become cap · tanh(x / cap). sinks: for each head, the
-    score of one more key without a value. causal: query i sees keys 0 … i. A query without visible
-    keys gives zeros. The caller must check the shapes of query, key and value. Raises UsageError if
-    the mask does not broadcast to the scores.
+    target: one of native.targets("attention_float32"), or of "attention_bfloat16", which rounds
+    float32 operands and has neither cap nor sinks. A boolean mask is true for visible keys; a
+    float32 or bfloat16 mask is added. cap: scores x become cap · tanh(x / cap). sinks: for each
+    head, the score of one more key without a value. causal: query i sees keys 0 … i. A query
+    without visible keys gives zeros. The caller must check the shapes of query, key and value.
+    Raises UsageError if the mask does not broadcast to the scores.
     """
     batch, heads, queries, _ = query.shape
     y = query.new_empty((batch, queries, heads, value.shape[3]))
-    in_place(y, query, key, scale, causal, path, cap, sinks)(query, key, value, mask)
+    in_place(y, query, key, scale, causal, target, cap, sinks)(query, key, value, mask)
     return y
 
 
@@ -57,13 +57,13 @@ def in_place(
     key: Float[Tensor, "batch key_heads keys size"],
     scale: float,
     causal: bool,
-    path: str,
+    target: str,
     cap: float | None = None,
     sinks: Float32[Tensor, " heads"] | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], None]:
     """A function (query, key, value, mask) for repeated calls, which writes its results to `y`. Of
     `query` and `key` only shapes and strides are read; the number of keys may change."""
-    run = _path(y, query, key, scale, causal, path, cap)
+    run = _target(y, query, key, scale, causal, target, cap)
     sinks = None if sinks is None else sinks.contiguous()
 
     def call(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
@@ -93,7 +93,7 @@ def appending(
     value: Float[Tensor, "batch key_heads new value_size"],
     scale: float,
     causal: bool,
-    path: str,
+    target: str,
     cap: float | None = None,
     sinks: Float32[Tensor, " heads"] | None = None,
 ) -> Callable[[int, int, int, Tensor, Tensor, int, Tensor | None], None]:
@@ -102,7 +102,7 @@ def appending(
     Its arguments: the addresses of query, key and value; the cached keys and values [batch,
     key_heads, capacity, …]; the used length; a mask. Tensors at the addresses must have the shapes
     and strides of those given here, with a contiguous last dimension. Results go to `y`."""
-    run = _path(y, query, key, scale, causal, path, cap).append
+    run = _target(y, query, key, scale, causal, target, cap).append
     sinks = None if sinks is None else sinks.contiguous()
     steps, key_steps, value_steps = query.stride(), key.stride(), value.stride()
     new = key.shape[2]
@@ -137,20 +137,20 @@ def appending(
     return call
 
 
-def _path(
+def _target(
     y: Tensor,
     query: Tensor,
     key: Tensor,
     scale: float,
     causal: bool,
-    path: str,
+    target: str,
     cap: float | None,
 ) -> Any:
     assert module is not None
     batch, queries, heads, value_size = y.shape
     sizes = (batch, heads, key.shape[1], queries, query.shape[3], value_size)
     half = query.dtype is torch.bfloat16
-    return module.AttentionPath(path, sizes, scale, cap or 0.0, causal, half)
+    return module.AttentionTarget(target, sizes, scale, cap or 0.0, causal, half)
 
 
 def _over(mask: Tensor | None, y: Tensor, keys: int) -> Tensor | None:

@@ -8,8 +8,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from lowbit.errors import UsageError, check_at_least
 from lowbit.kernels.attention import native
-from lowbit.kernels.checks import check_finite, check_path, check_tensors
-from lowbit.kernels.native import paths
+from lowbit.kernels.checks import check_finite, check_target, check_tensors
+from lowbit.kernels.native import targets
 from lowbit.kernels.operator import operator, traced
 
 _CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def _check(
     mask: Tensor | None,
     scale: float,
     causal: bool,
-    path: str,
+    target: str,
     cap: float | None = None,
     sinks: Tensor | None = None,
 ) -> None:
@@ -35,8 +35,8 @@ def _check(
     if heads < 1 or heads % key_heads:
         raise UsageError(f"{heads} query heads are not a multiple of {key_heads} key heads")
     check_at_least("the size of a head", min(size, value_size), 1)
-    check_path(path, "attention_float32", "attention_bfloat16")
-    tiles = any(path == one.name for one in paths("attention_bfloat16"))
+    check_target(target, "attention_float32", "attention_bfloat16")
+    tiles = any(target == one.name for one in targets("attention_bfloat16"))
     half = query.dtype is torch.bfloat16 and not tiles
     dtype = torch.bfloat16 if half else torch.float32
     check_tensors(
@@ -56,7 +56,7 @@ def _check(
         )
     check_finite("scale", scale)
     if tiles and (cap is not None or sinks is not None):
-        raise UsageError(f"path {path} takes no cap and no sinks: use one of float32")
+        raise UsageError(f"target {target} takes no cap and no sinks: use one of float32")
     if cap is not None:
         check_finite("cap", cap)
         if cap <= 0:
@@ -81,13 +81,13 @@ _attention_op = operator(
         (query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     ),
     schema="(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, bool causal,"
-    " str path, float? cap=None, Tensor? sinks=None) -> Tensor",
+    " str target, float? cap=None, Tensor? sinks=None) -> Tensor",
 )(native.attention)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *how: Any) -> Tensor:
     """softmax(cap(query · keyᵀ · scale) + mask) · value: [batch, heads, tokens, size] -> [batch,
-    tokens, heads, size]. It has no gradient. how: mask, scale, causal, path, cap, sinks (see
+    tokens, heads, size]. It has no gradient. how: mask, scale, causal, target, cap, sinks (see
     native.attention)."""
     call = query, key, value, *how
     if has_torch_function((query, key, value)):  # TorchFunctionModes see one call

@@ -5,14 +5,14 @@ import torch
 from lowbit.formats import Layout
 from lowbit.kernels import packed_layout
 from lowbit.kernels.embedding import native, reference
-from lowbit.kernels.native import paths
+from lowbit.kernels.native import targets
 from lowbit.kernels.selection import Kernel, never, select
 
 # Chosen at the first use of a table: the native kernel reads it packed, the reference as stored.
 KERNELS = (
     *(
-        Kernel(path.name, native.embedding, packed_layout.unsupported, path.feature)
-        for path in paths("decode_packed")
+        Kernel(target.name, native.embedding, packed_layout.unsupported, target.feature)
+        for target in targets("decode_packed")
     ),
     Kernel("reference", reference.embedding, never),
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lowbit.kernels.checks import check_ids, row_error
 from lowbit.kernels.packed_layout import PackedLayout
-from lowbit.kernels.selection import path_here
+from lowbit.kernels.selection import target_here
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout
 
 
@@ -29,12 +29,12 @@ def in_place(
 ) -> Callable[[Int64[Tensor, "*tokens"]], None]:
     """A function of ids for repeated calls, which writes the decoded rows to `y`."""
     decode, count = form.weight.decode, y.numel() // form.in_features
-    path = path_here("decode_packed")
+    target = target_here("decode_packed")
 
     def call(ids: Tensor) -> None:
         ids = ids.contiguous()
         try:
-            decode(packed.data_ptr(), ids.data_ptr(), count, y.data_ptr(), path)
+            decode(packed.data_ptr(), ids.data_ptr(), count, y.data_ptr(), target)
         except IndexError:
             raise row_error(ids, form.out_features) from None
 

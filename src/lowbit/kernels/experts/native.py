@@ -16,7 +16,7 @@ from lowbit.kernels import packed_layout
 from lowbit.kernels.checks import check_choices
 from lowbit.kernels.experts_packed_layout import ExpertsPackedLayout
 from lowbit.kernels.linear import families
-from lowbit.kernels.native import module, paths
+from lowbit.kernels.native import module, targets
 from lowbit.kernels.packed_layout import PANEL_ROWS
 from lowbit.kernels.selection import Kernel
 
@@ -25,8 +25,8 @@ SUMMED = frozenset((torch.float32, torch.bfloat16))
 
 
 class ExpertsProduct:
-    """The product with weights packed as `form`, on one path of the native code. family: of float
-    activations; by default the family of the path."""
+    """The product with weights packed as `form`, on one target of the native code. family: of float
+    activations; by default the family of the target."""
 
     form: ExpertsPackedLayout
 
@@ -34,19 +34,19 @@ class ExpertsProduct:
         self,
         form: ExpertsPackedLayout,
         activations: str,
-        path: str,
+        target: str,
         family: str | None = None,
     ) -> None:
         assert module is not None
-        self.form, self.activations, self.path = form, activations, path
-        self.family = family or families.family(activations, path)
-        self._digits = families.digits(self.family)
-        self._path = module.ExpertsPath(path, self.family == "fma")
+        self.form, self.activations, self.target = form, activations, target
+        self.family = family or families.family(activations, target)
+        self._limbs = families.limbs(self.family)
+        self._target = module.ExpertsTarget(target, self.family == "fma")
         self._layers: dict[tuple[str, bool, bool], Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Native objects cannot be copied; a copy creates new ones."""
-        return ExpertsProduct, (self.form, self.activations, self.path, self.family)
+        return ExpertsProduct, (self.form, self.activations, self.target, self.family)
 
     def gates(self, nonlinearity: str) -> bool:
         """Whether the product can apply this gate: halves of the outputs must be whole panels."""
@@ -118,11 +118,11 @@ class ExpertsProduct:
             packed.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             y.data_ptr(),
-            self._digits,
+            self._limbs,
             *summed,
         )
         try:
-            self._path(*call)
+            self._target(*call)
         except IndexError as error:
             raise RowError(str(error)) from None
         return y if y.dtype is dtype else y.to(dtype)
@@ -150,21 +150,21 @@ def experts_linear(
     bias: Float[Tensor, "experts out"] | None,
     activations: str,
     *,
-    path: str,
+    target: str,
 ) -> Float[Tensor, "tokens slots out"]:
     """Multiply by stored weights, which are packed for this call only."""
     form = ExpertsPackedLayout(q.layout, *q.shape)
-    return ExpertsProduct(form, activations, path)(x, ids, form.pack(q), bias)
+    return ExpertsProduct(form, activations, target)(x, ids, form.pack(q), bias)
 
 
 def kernels(activations: str) -> tuple[Kernel, ...]:
-    """The kernels of all paths, best first."""
+    """The kernels of all targets, best first."""
     return tuple(
         Kernel(
-            path.name,
-            partial(experts_linear, path=path.name),
+            target.name,
+            partial(experts_linear, target=target.name),
             packed_layout.unsupported,
-            path.feature,
+            target.feature,
         )
-        for path in paths("experts")
+        for target in targets("experts")
     )

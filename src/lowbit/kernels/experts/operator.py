@@ -28,8 +28,8 @@ from lowbit.kernels.checks import (
     check_choices,
     check_dimensions,
     check_ids,
-    check_path,
     check_rows,
+    check_target,
     check_tensors,
 )
 from lowbit.kernels.experts.native import IDENTITY, ExpertsProduct
@@ -64,7 +64,7 @@ def _check_packed(
     out_features: int,
     planes: int,
     activations: str,
-    path: str,
+    target: str,
 ) -> None:
     in_features = x.shape[-1] if x.dim() else 0
     experts = _experts_of(layout)
@@ -72,7 +72,7 @@ def _check_packed(
     _check_rows(x, ids, in_features, CPU)
     _check_bias(bias, experts, out_features // experts, CPU)
     check_choice("activations", activations, kernels.KERNELS)
-    check_path(path, "experts")
+    check_target(target, "experts")
 
 
 def _experts_of(layout: str) -> int:
@@ -253,11 +253,11 @@ def _experts_linear_packed_op(
     out_features: int,
     planes: int,
     activations: str,
-    path: str,
+    target: str,
 ) -> Tensor:
     form = _packed(layout, out_features, x.shape[-1], planes)
-    family = families.family(activations, path)
-    return _product(form, activations, path, family)(x, ids, packed, bias)
+    family = families.family(activations, target)
+    return _product(form, activations, target, family)(x, ids, packed, bias)
 
 
 _product = lru_cache(maxsize=4096)(ExpertsProduct)
@@ -276,7 +276,7 @@ def experts_linear_packed(
     if dispatched(x, bias):
         form = product.form
         weight = layout_text(form.layout), form.out_features, form.planes or 0
-        how = product.activations, product.path
+        how = product.activations, product.target
         y: Tensor = _experts_linear_packed_op(x, ids, packed, bias, *weight, *how)
         return y
     return product(x, ids, packed, bias, gate)

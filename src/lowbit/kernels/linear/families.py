@@ -3,7 +3,7 @@
     limbs   as four int8 limbs each, by the integer product (csrc/linear.h)
     fma     as float32, by fused multiply-adds with decoded weights (csrc/linear_float.h)
 
-A path uses one family for all calls, so that results depend only on the layer and the processor.
+A target uses one family for all calls, so that results depend only on the layer and the processor.
 The environment variable LOWBIT_FLOAT forces a family: then all processors give the same results.
 """
 
@@ -13,11 +13,11 @@ from lowbit.errors import check_choice
 from lowbit.kernels import native
 
 VARIABLE = "LOWBIT_FLOAT"
-DIGITS = {"limbs": 4, "fma": 1}
+LIMBS = {"limbs": 4, "fma": 1}
 
 
-def family(activations: str, path: str) -> str | None:
-    """The family of a path of the native code, "limbs" or "fma"; None if activations are int8.
+def family(activations: str, target: str) -> str | None:
+    """The family of a target of the native code, "limbs" or "fma"; None if activations are int8.
 
     Raises UsageError if LOWBIT_FLOAT is unknown.
     """
@@ -25,17 +25,17 @@ def family(activations: str, path: str) -> str | None:
         return None
     forced = os.environ.get(VARIABLE, "")
     if forced:
-        check_choice(VARIABLE, forced, DIGITS)
-    preferred = native.module is not None and path in native.module.prefer_fma
+        check_choice(VARIABLE, forced, LIMBS)
+    preferred = native.module is not None and target in native.module.prefer_fma
     return forced or ("fma" if preferred else "limbs")
 
 
-def digits(family: str | None) -> int:
+def limbs(family: str | None) -> int:
     """The number of int8 limbs per activation in native code."""
-    return 1 if family is None else DIGITS[family]
+    return 1 if family is None else LIMBS[family]
 
 
-def reason(why: str, activations: str, path: str) -> str:
-    """The reason for the choice of a path, with the family if there is one."""
-    chosen = family(activations, path)
+def reason(why: str, activations: str, target: str) -> str:
+    """The reason for the choice of a target, with the family if there is one."""
+    chosen = family(activations, target)
     return why if chosen is None else f"{why}; float activations by {chosen}"

@@ -4,7 +4,7 @@ The same call quantizes activations. *Dynamic* activations become int8 per group
 have the bits of the reference. *Float* activations use one of two families of arithmetic
 (families.py): fixed-point numbers of 32 bits per group, split into four int8 limbs, so that
 products and sums are exact integers; or float32. The error of both is at most twice that of a
-float32 product. All paths give the same bits, for float activations within a family.
+float32 product. All targets give the same bits, for float activations within a family.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from lowbit.formats import QTensor, StaticScale
 from lowbit.kernels import packed_layout
 from lowbit.kernels.checks import check_bias
 from lowbit.kernels.linear import families
-from lowbit.kernels.native import module, paths
+from lowbit.kernels.native import module, targets
 from lowbit.kernels.selection import Kernel
 from lowbit.kernels.stacked_packed_layout import AnyPackedLayout, packed_layout_of
 
@@ -30,34 +30,34 @@ _READ = (torch.float32, torch.bfloat16)  # dtypes that native code reads; others
 
 
 class LinearProduct:
-    """The product with a weight packed as `form`, on one path of the native code, with a
+    """The product with a weight packed as `form`, on one target of the native code, with a
     nonlinearity.
 
     It caches everything that does not change between calls. If `input` is static with a zero point
     other than 0, calls must pass the bias of `shifted_bias`. family: of float activations; by
-    default the family of the path; None if activations are int8.
+    default the family of the target; None if activations are int8.
     """
 
     def __init__(
         self,
         form: AnyPackedLayout,
         activations: str,
-        path: str,
+        target: str,
         nonlinearity: str = "identity",
         input: StaticScale | None = None,
         family: str | None = None,
     ) -> None:
         assert module is not None
-        family = family or families.family(activations, path)
-        self.form, self.activations, self.path = form, activations, path
+        family = family or families.family(activations, target)
+        self.form, self.activations, self.target = form, activations, target
         self.nonlinearity, self.input, self.family = nonlinearity, input, family
         self.out_features, self.in_features = form.out_features, form.in_features
         width = form.layout.granularity.width(form.in_features)
         # Products with equal values quantize their input in the same way.
-        self.input_form = form.in_features, width, activations, path, input, family
-        self._digits = families.digits(family)
+        self.input_form = form.in_features, width, activations, target, input, family
+        self._limbs = families.limbs(family)
         self.parts = form.parts
-        self._path = module.LinearPath(path, family == "fma")
+        self._target = module.LinearTarget(target, family == "fma")
         self._layers = self._made(False, False)
         # Layers by whether the bias is bfloat16; created for the first x in bfloat16.
         self._bfloat16: dict[bool, list[Any]] = {}
@@ -93,7 +93,7 @@ class LinearProduct:
         return LinearProduct, (
             self.form,
             self.activations,
-            self.path,
+            self.target,
             self.nonlinearity,
             self.input,
             self.family,
@@ -113,14 +113,14 @@ class LinearProduct:
         bias = _beside(x, bias, self.out_features)
         # Separate sizes: a concatenated tuple takes twice as long.
         y = x.new_empty(*shape[:-1], self.out_features)
-        self._path(
+        self._target(
             (self._layers if x.dtype is torch.float32 else self.layers(x, bias))[0],
             x.data_ptr(),
             packed.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             y.data_ptr(),
             x.numel() // self.in_features,
-            self._digits,
+            self._limbs,
         )
         return y if y.dtype is dtype else y.to(dtype)
 
@@ -181,7 +181,7 @@ def together(
     ]
     layers, places = _layers_and_places(products, x, weights, biases, results)
     rows = x.numel() // first.in_features
-    first._path.together(layers, x.data_ptr(), places, rows, first._digits)
+    first._target.together(layers, x.data_ptr(), places, rows, first._limbs)
     ys = [parts[0] if len(parts) == 1 else torch.cat(parts, -1) for parts in results]
     return ys if x.dtype is dtype else [y.to(dtype) for y in ys]
 
@@ -224,11 +224,11 @@ def in_place(
     layers, places = _layers_and_places(products, ys[0], weights, biases, results)
     # Keep references to the memory in use. Steps are compared by the products that they keep.
     kept = products, weights, biases, results
-    rows, digits = ys[0].numel() // first.out_features, first._digits
-    run = first._path.together
+    rows, limbs = ys[0].numel() // first.out_features, first._limbs
+    run = first._target.together
 
     def call(x: int, kept: object = kept) -> None:
-        run(layers, x, places, rows, digits)
+        run(layers, x, places, rows, limbs)
         for parts, y in joined:
             torch.cat(parts, -1, out=y)
 
@@ -243,14 +243,14 @@ def linear(
     input: StaticScale | None = None,
     *,
     activations: str,
-    path: str,
+    target: str,
 ) -> Float[Tensor, "*tokens out"]:
     """Multiply by a stored weight, which is packed for this call only."""
     form = packed_layout_of(q.layout, *q.shape)
     packed = form.pack(q)
     if input is not None:
         bias = shifted_bias(form, packed, bias, input)
-    return LinearProduct(form, activations, path, nonlinearity, input)(x, packed, bias)
+    return LinearProduct(form, activations, target, nonlinearity, input)(x, packed, bias)
 
 
 def shifted_bias(
@@ -272,13 +272,13 @@ def shifted_bias(
 
 
 def kernels(activations: str) -> tuple[Kernel, ...]:
-    """The kernels of all paths, best first."""
+    """The kernels of all targets, best first."""
     return tuple(
         Kernel(
-            path.name,
-            partial(linear, activations=activations, path=path.name),
+            target.name,
+            partial(linear, activations=activations, target=target.name),
             packed_layout.unsupported,
-            path.feature,
+            target.feature,
         )
-        for path in paths("linear")
+        for target in targets("linear")
     )

@@ -22,7 +22,7 @@ from lowbit.kernels.arguments import (
     static_scale,
     stored_arguments,
 )
-from lowbit.kernels.checks import check_bias, check_path, check_rows, check_static
+from lowbit.kernels.checks import check_bias, check_rows, check_static, check_target
 from lowbit.kernels.dequantize import dequantize_op
 from lowbit.kernels.embedding.operator import embedding_packed_op
 from lowbit.kernels.linear import families
@@ -172,7 +172,7 @@ def _check_packed(
     planes: int,
     activations: str,
     nonlinearity: str,
-    path: str,
+    target: str,
     input_scale: float,
     input_zero_point: int,
 ) -> None:
@@ -181,7 +181,7 @@ def _check_packed(
     check_rows("x", x, in_features, CPU)
     check_bias(bias, out_features, CPU)
     _check_how(activations, nonlinearity, input_scale, input_zero_point)
-    check_path(path, "linear")
+    check_target(target, "linear")
 
 
 @operator(
@@ -200,14 +200,14 @@ def _linear_packed_op(
     planes: int,
     activations: str,
     nonlinearity: str,
-    path: str,
+    target: str,
     input_scale: float,
     input_zero_point: int,
 ) -> Tensor:
     form = packed_layout(layout, out_features, x.shape[-1], planes)
     input = static_scale(input_scale, input_zero_point)
-    family = families.family(activations, path)
-    return _product(form, activations, path, nonlinearity, input, family)(x, packed, bias)
+    family = families.family(activations, target)
+    return _product(form, activations, target, nonlinearity, input, family)(x, packed, bias)
 
 
 _product = lru_cache(maxsize=4096)(LinearProduct)
@@ -218,7 +218,7 @@ def linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, product: Linea
     if dispatched(x, bias):
         form = product.form
         weight = layout_text(form.layout), form.out_features, form.planes or 0
-        how = product.activations, product.nonlinearity, product.path
+        how = product.activations, product.nonlinearity, product.target
         input = static_arguments(product.input)
         y: Tensor = _linear_packed_op(x, packed, bias, *weight, *how, *input)
         return y

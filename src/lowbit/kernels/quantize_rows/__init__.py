@@ -5,19 +5,19 @@ from functools import partial
 from jaxtyping import Float, Float32, Int8
 from torch import Tensor
 
-from lowbit.kernels.native import paths
+from lowbit.kernels.native import targets
 from lowbit.kernels.quantize_rows import native, reference
 from lowbit.kernels.selection import Kernel, never, select
 
 KERNELS = (
     *(
         Kernel(
-            path.name,
-            partial(native.quantize_rows, path=path.name),
+            target.name,
+            partial(native.quantize_rows, target=target.name),
             native.unsupported,
-            path.feature,
+            target.feature,
         )
-        for path in paths("quantize_rows")
+        for target in targets("quantize_rows")
     ),
     Kernel("reference", reference.quantize_rows, never),
 )

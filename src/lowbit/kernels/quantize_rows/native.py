@@ -12,13 +12,13 @@ def unsupported(x: Tensor, group_size: int) -> str | None:
 
 
 def quantize_rows(
-    x: Float[Tensor, "rows cols"], group_size: int, *, path: str
+    x: Float[Tensor, "rows cols"], group_size: int, *, target: str
 ) -> tuple[Int8[Tensor, "rows cols"], Float32[Tensor, "rows groups"]]:
     """Codes and scales of `x`, converted to float32.
 
-    path: the name of one of native.paths("quantize_rows").
+    target: the name of one of native.targets("quantize_rows").
 
-    Raises ValueError if the path is unknown or this processor lacks it, or if group_size < 1.
+    Raises ValueError if the target is unknown or this processor lacks it, or if group_size < 1.
     """
     if group_size < 1:
         raise ValueError(f"group_size {group_size} is less than 1")
@@ -29,6 +29,6 @@ def quantize_rows(
     codes = torch.empty(rows, cols, dtype=torch.int8)
     scales = torch.empty(rows, -(-cols // group_size), dtype=torch.float32)
     module.quantize_rows(
-        x.data_ptr(), codes.data_ptr(), scales.data_ptr(), rows, cols, group_size, path
+        x.data_ptr(), codes.data_ptr(), scales.data_ptr(), rows, cols, group_size, target
     )
     return codes, scales
