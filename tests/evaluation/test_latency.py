@@ -83,6 +83,16 @@ def test_exactly_the_tokens_asked_for_are_made_even_past_an_end(monkeypatch):
 def test_time_is_the_median_and_spread_that_of_the_quartiles():
     timing = latency._timing(Shape(1, 1), [[5.0, 1.0, 2.0, 3.0, 100.0]])
     assert (timing.seconds, timing.spread) == (3, 3)
+    assert timing.faster_in is None and not timing.within_noise
+
+
+@pytest.mark.parametrize(
+    ("own", "faster_in", "within_noise"),
+    [([1, 2, 3], 3, False), ([2, 3, 4], 0, False), ([1, 9, 3], 2, True)],
+)
+def test_rounds_that_the_model_won_are_counted(own, faster_in, within_noise):
+    timing = latency._timing(Shape(1, 1), [own, [2, 3, 4]])
+    assert (timing.faster_in, timing.within_noise) == (faster_in, within_noise)
 
 
 def test_the_model_is_left_in_the_mode_it_was_in():

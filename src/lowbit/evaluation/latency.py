@@ -100,7 +100,7 @@ def time_beside(
 
 
 def _timing(shape: Shape, seconds: list[list[float]]) -> Timing:
-    own = seconds[0]
+    own, *others = seconds
     quartiles = statistics.quantiles(own, n=4, method="inclusive") if len(own) > 1 else [own[0]] * 3
     return Timing(
         batch=shape.batch,
@@ -110,7 +110,8 @@ def _timing(shape: Shape, seconds: list[list[float]]) -> Timing:
         threads=torch.get_num_threads(),
         seconds=statistics.median(own),
         spread=quartiles[2] - quartiles[0],
-        reference_seconds=statistics.median(seconds[1]) if len(seconds) > 1 else None,
+        reference_seconds=statistics.median(others[0]) if others else None,
+        faster_in=sum(a < b for a, b in zip(own, others[0], strict=True)) if others else None,
     )
 
 

@@ -85,7 +85,7 @@ class Timing:
 
     new_tokens: 0 for one forward pass over [batch, length]; else the number of tokens generated
     after a prompt of `length`. reference_seconds: of the reference model in the same rounds, or
-    None.
+    None. faster_in: the number of rounds in which the reference took longer, or None.
     """
 
     batch: int
@@ -96,6 +96,12 @@ class Timing:
     seconds: float
     spread: float
     reference_seconds: float | None = None
+    faster_in: int | None = None
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether some rounds say faster and others slower."""
+        return self.faster_in is not None and 0 < self.faster_in < self.rounds
 
     @property
     def tokens(self) -> int:

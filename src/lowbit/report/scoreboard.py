@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lowbit.evaluation.study import Study
 from lowbit.report import wording
 from lowbit.report.comparison import ALIKE, change, deciding, tasks
-from lowbit.report.verdict import speedups
+from lowbit.report.verdict import all_within_noise, speedups
 from lowbit.report.wording import UNMEASURED, times
 
 
@@ -39,6 +39,8 @@ def _speed(study: Study, index: int) -> Figure:
         return Figure(UNMEASURED, "speed not measured")
     slowest, fastest = times(gains[0]), times(gains[-1])
     span = slowest if slowest == fastest else f"{slowest.removesuffix('×')}–{fastest}"
+    if all_within_noise(study.models[index]):
+        return Figure(span, "as fast, within noise")
     if gains[-1] < 1:
         return Figure(span, "the speed", "worse" if gains[-1] < 1 - ALIKE else "")
     return Figure(span, "as fast", "better" if gains[0] > 1 + ALIKE else "")

@@ -191,6 +191,8 @@ def _seconds(timing: Timing | None) -> Cell:
     if gain is None or timing.reference_seconds is None:
         return Cell(text)
     beside = f" · {wording.duration(timing.reference_seconds)}"
+    if timing.within_noise:
+        return Cell(text, f"{wording.times(gain)} as fast, within noise{beside}")
     if gain >= 1:
         effect = "better" if gain > 1 + ALIKE else ""
         return Cell(text, f"{wording.times(gain)} as fast{beside}", effect)

@@ -46,6 +46,12 @@ def speedups(model: ModelRecord) -> list[float]:
     return sorted(s for s in found if math.isfinite(s) and s > 0)
 
 
+def all_within_noise(model: ModelRecord) -> bool:
+    """Whether it was timed, and no shape is faster than the reference, or slower, in all rounds."""
+    timed = [timing for timing in model.timings if timing.speedup is not None]
+    return bool(timed) and all(timing.within_noise for timing in timed)
+
+
 def _size_and_speed(reference: ModelRecord, model: ModelRecord) -> str:
     size, gains = _size(reference, model), speedups(model)
     if not gains:
@@ -56,6 +62,8 @@ def _size_and_speed(reference: ModelRecord, model: ModelRecord) -> str:
     if span != wording.times(fastest):
         span = f"{span} to {wording.times(fastest)}"
     over = f" over {len(gains)} shapes" if len(gains) > 1 else ""
+    if all_within_noise(model):
+        return f"{size} and about as fast ({span}{over}, within noise)"
     if fastest < 1 - ALIKE:
         return f"{size} but slower ({span} the speed of {reference.name}{over})"
     if slowest < 1 - ALIKE:
@@ -128,12 +136,13 @@ def _smallest(reference: ModelRecord, models: tuple[ModelRecord, ...]) -> str:
 
 def _fastest(models: tuple[ModelRecord, ...]) -> str:
     """By the geometric mean over the shapes of each."""
-    timed = [(model.name, gains) for model in models if (gains := speedups(model))]
+    timed = [(model, gains) for model in models if (gains := speedups(model))]
     if not timed:
         return "speed was not compared"
-    means = [(math.exp(sum(map(math.log, gains)) / len(gains)), name) for name, gains in timed]
-    best, name = max(means, key=lambda entry: entry[0])
-    mean = " on average" if any(len(gains) > 1 for _, gains in timed) else ""
+    means = [(math.exp(sum(map(math.log, gains)) / len(gains)), model) for model, gains in timed]
+    best, model = max(means, key=lambda entry: entry[0])
+    name, mean = model.name, " on average" if any(len(gains) > 1 for _, gains in timed) else ""
+    mean += ", within noise" if all_within_noise(model) else ""
     if best < 1 - ALIKE:
         return f"none is faster ({name} comes nearest, {wording.times(best)} the speed{mean})"
     return f"{name} is the fastest ({wording.times(best)} as fast{mean})"
