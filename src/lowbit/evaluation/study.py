@@ -100,8 +100,10 @@ class Timing:
 
     @property
     def within_noise(self) -> bool:
-        """Whether some rounds say faster and others slower."""
-        return self.faster_in is not None and 0 < self.faster_in < self.rounds
+        """Whether more than a quarter of the rounds contradict the others: faster, or slower."""
+        if self.faster_in is None:
+            return False
+        return 4 * min(self.faster_in, self.rounds - self.faster_in) > self.rounds
 
     @property
     def tokens(self) -> int:

@@ -40,7 +40,7 @@ def _speed(study: Study, index: int) -> Figure:
     slowest, fastest = times(gains[0]), times(gains[-1])
     span = slowest if slowest == fastest else f"{slowest.removesuffix('×')}–{fastest}"
     if all_within_noise(study.models[index]):
-        return Figure(span, "as fast, within noise")
+        return Figure(span, "the speed, within noise")
     if gains[-1] < 1:
         return Figure(span, "the speed", "worse" if gains[-1] < 1 - ALIKE else "")
     return Figure(span, "as fast", "better" if gains[0] > 1 + ALIKE else "")

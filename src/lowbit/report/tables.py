@@ -192,7 +192,7 @@ def _seconds(timing: Timing | None) -> Cell:
         return Cell(text)
     beside = f" · {wording.duration(timing.reference_seconds)}"
     if timing.within_noise:
-        return Cell(text, f"{wording.times(gain)} as fast, within noise{beside}")
+        return Cell(text, f"{wording.times(gain)}, within noise{beside}")
     if gain >= 1:
         effect = "better" if gain > 1 + ALIKE else ""
         return Cell(text, f"{wording.times(gain)} as fast{beside}", effect)

@@ -47,7 +47,7 @@ def speedups(model: ModelRecord) -> list[float]:
 
 
 def all_within_noise(model: ModelRecord) -> bool:
-    """Whether it was timed, and no shape is faster than the reference, or slower, in all rounds."""
+    """Whether it was timed, and the rounds contradict each other in every shape."""
     timed = [timing for timing in model.timings if timing.speedup is not None]
     return bool(timed) and all(timing.within_noise for timing in timed)
 
@@ -63,7 +63,7 @@ def _size_and_speed(reference: ModelRecord, model: ModelRecord) -> str:
         span = f"{span} to {wording.times(fastest)}"
     over = f" over {len(gains)} shapes" if len(gains) > 1 else ""
     if all_within_noise(model):
-        return f"{size} and about as fast ({span}{over}, within noise)"
+        return f"{size}, and its speed is that of {reference.name} within noise ({span}{over})"
     if fastest < 1 - ALIKE:
         return f"{size} but slower ({span} the speed of {reference.name}{over})"
     if slowest < 1 - ALIKE:
