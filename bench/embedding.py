@@ -64,9 +64,8 @@ def main() -> None:
             lines.append(f"| {name} | {threads} |{told}")
             print(lines[-1], flush=True)
     date = time.strftime("%Y-%m-%d")
-    head = (
-        f"`python bench/embedding.py`, {date}. {described()} Path: {target_here('decode_packed')}."
-    )
+    target = target_here("decode_packed")
+    head = f"`python bench/embedding.py`, {date}. {described()} Target: {target}."
     title = ["# Rows of a quantized embedding", "", head, "", "Times as long as float32's lookup."]
     finish([*title, "", *lines], RESULT, arguments.write)
 

@@ -9,9 +9,10 @@ seconds from the float model until the first call of both shapes has returned.
 """
 
 import argparse
-import copy
 import time
 from collections.abc import Callable
+from contextlib import closing, nullcontext
+from functools import partial
 
 import torch
 import torchao
@@ -19,11 +20,10 @@ from apart import Apart
 from encoder import SIZES, measure
 from engines import Encoder, of_torch, torch_compiled, torchao_dynamic, torchao_static
 from machine import Page, described, speed_page
-from torch import Tensor
+from runtime import ours
 from transformers import BertConfig, BertModel
 from turns import ready
 
-import lowbit
 from lowbit.inspect.environment import processor
 
 COMPILED = {
@@ -33,33 +33,19 @@ COMPILED = {
 }
 
 
-def ours(model: BertModel, recipe: str, is_compiled: bool) -> Encoder:
-    model = copy.deepcopy(model)
-    ids = torch.randint(0, 30_000, (8, 128)) if recipe.endswith("static") else None
-    lowbit.quantize(model, recipe, progress=False, calibration=ids)
-    if not is_compiled:
-        model.set_attn_implementation("lowbit")
-        return of_torch(model)
-    return of_torch(lowbit.compile(model))
-
-
 def rows(page: Page, model: BertModel, name: str, make: Callable[[], Encoder], budget: float):
-    """A row for each shape. make: the engine, which is closed at the end if it is apart."""
-    inputs: list[Tensor] = [torch.randint(0, 30_000, size) for size in SIZES]
+    """A row for each shape. make: the engine, from the float model."""
+    inputs = [torch.randint(0, 30_000, size) for size in SIZES]
     start = time.perf_counter()
     run = make()
-    try:
+    with closing(run) if isinstance(run, Apart) else nullcontext():
         for ids in inputs:
             run(ids)
         until = time.perf_counter() - start
-        for ids in inputs:
+        where = processor().partition(" (")[0]
+        for ids, (batch, tokens) in zip(inputs, SIZES, strict=True):
             cells = measure(model, run, ids, budget)
-            batch, tokens = ids.shape
-            where = processor().partition(" (")[0]
             page.say(f"| {where} | {name} | {batch} × {tokens} | {until:.1f} | {cells}")
-    finally:
-        if isinstance(run, Apart):
-            run.close()
 
 
 def main() -> None:
@@ -83,23 +69,16 @@ def main() -> None:
         " rounds |",
         "|---" * 9 + "|",
     )
-    for name, make in COMPILED.items():
-        rows(
-            page,
-            model,
-            name,
-            lambda make=make: Apart(given.threads, make, model),
-            given.seconds,
-        )
-    for recipe in ("int8-dynamic", "int8-static", "int4-dynamic"):
-        for is_compiled in (False, True):
-            rows(
-                page,
-                model,
-                f"lowbit {recipe}, " + ("lowbit.compile" if is_compiled else "its own attention"),
-                lambda recipe=recipe, is_compiled=is_compiled: ours(model, recipe, is_compiled),
-                given.seconds,
-            )
+    engines = {
+        **{name: partial(Apart, given.threads, make, model) for name, make in COMPILED.items()},
+        **{
+            f"lowbit {recipe}, {how}": lambda r=recipe, c=is_compiled: of_torch(ours(model, r, c))
+            for recipe in ("int8-dynamic", "int8-static", "int4-dynamic")
+            for how, is_compiled in (("its own attention", False), ("lowbit.compile", True))
+        },
+    }
+    for name, make in engines.items():
+        rows(page, model, name, make, given.seconds)
 
 
 if __name__ == "__main__":

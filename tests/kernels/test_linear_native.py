@@ -435,7 +435,7 @@ class TestFloat:
     @needs_native
     @every_form
     @every_family
-    def test_all_paths_and_numbers_of_threads_give_the_same_bits(self, form, family, threads):
+    def test_all_targets_and_numbers_of_threads_give_the_same_bits(self, form, family, threads):
         q, x = form.random(300, 500).q, activations(24, 500)
         threads(1)
         wanted = bits_of(product_of(q, "float", "scalar", family)(x))

@@ -59,7 +59,7 @@ def test_every_path_computes_the_decoded_product(target, form, static, rows, inp
 
 
 @pytest.mark.parametrize("form", FORMS_USED, ids=str)
-def test_around_zero_all_paths_have_the_bits_of_the_reference(target, form):
+def test_around_zero_all_targets_have_the_bits_of_the_reference(target, form):
     case = form.random(40, 128)
     x = torch.randn(19, 128, generator=torch.Generator().manual_seed(1)) * 3
     wanted = reference.linear_static(x, case.q, None, "identity", STATIC[0])

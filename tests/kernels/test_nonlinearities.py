@@ -66,7 +66,7 @@ VALUES = torch.cat(
 
 @needs_native
 @every_function
-def test_values_are_near_the_exact_ones_and_alike_on_all_paths(function):
+def test_values_are_near_the_exact_ones_and_alike_on_all_targets(function):
     first = biases_alone(VALUES, function, HERE[-1])
     assert_near(first[0], VALUES, function)
     for target in HERE:

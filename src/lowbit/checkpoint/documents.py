@@ -201,8 +201,10 @@ def _check_events(stored: bytes | str, source: str) -> None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _check_once(("", key) for key, _ in pairs)
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):  # vocabularies have many keys, which are not looked at one by one
+        _check_once(("", key) for key, _ in pairs)
+    return found
 
 
 def _check_once(keys: Iterable[tuple[str, str]]) -> None:
