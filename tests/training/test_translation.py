@@ -1,5 +1,6 @@
 """Translators from nothing, trained in float and in binary codes."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from lowbit import InputError, UsageError
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.decoding.translator import Translator
 from lowbit.evaluation.teacher_forcing import forced
+from lowbit.fallbacks import SlowPathWarning
 from lowbit.formats import FORMATS
 from lowbit.training import bfloat16
 from lowbit.training.bcq import find_plan
@@ -59,7 +61,10 @@ def test_a_short_training_keeps_its_best_checkpoint_and_writes_texts(
 def test_what_is_trained_in_bfloat16_is_scored_as_it_is_saved(data, tmp_path, monkeypatch):
     monkeypatch.setattr(bfloat16, "has_products", lambda: True)
     settings = replace(QUICK, max_steps=4, eval_steps=4, bf16=True)
-    outcome = train("translation", reversing.material(data), tmp_path, settings, progress=False)
+    with warnings.catch_warnings():
+        # The attention that steps are trained with would make scoring slow.
+        warnings.simplefilter("error", SlowPathWarning)
+        outcome = train("translation", reversing.material(data), tmp_path, settings, progress=False)
     while_training = [line["eval_loss"] for line in outcome.history if "eval_loss" in line]
     sources, targets = zip(*reversing.pairs(40, 1), strict=True)
     saved = load_model(tmp_path / "float")

@@ -37,7 +37,6 @@ from lowbit.inspect.environment import describe
 from lowbit.qat.prepare import QatOptions, prepare_qat
 from lowbit.qat.projection import CodedWeight, prepare_codes
 from lowbit.training import bfloat16
-from lowbit.training.attention import trainable_attention
 from lowbit.training.ending import Outcome, finish, starts_at_random, write_texts
 from lowbit.training.frequencies import bits_read
 from lowbit.training.lesson import Lesson, Material, Teacher
@@ -251,8 +250,7 @@ def learn(trainer: LessonTrainer, checkpoint: str | None) -> float:
     # Subnormal numbers cost twice the time on CPUs, and nobody misses them.
     torch.set_flush_denormal(True)
     try:
-        with trainable_attention(trainer.lesson.model, trainer.args.bf16):
-            trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         torch.set_flush_denormal(False)
     trainer.check_weights()

@@ -28,6 +28,7 @@ from lowbit.evaluation.teacher_forcing import IGNORED
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import hidden, without_transformers_bars
 from lowbit.training import bfloat16
+from lowbit.training.attention import trainable_attention
 from lowbit.training.by_length import ByLength
 from lowbit.training.distillation import divergence
 from lowbit.training.lesson import Example, Lesson
@@ -193,7 +194,8 @@ class LessonTrainer(Trainer):
         super()._run_epoch(**kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = super().training_step(model, *args, **kwargs)
+        with trainable_attention(self.lesson.model, self.args.bf16):
+            loss: Tensor = super().training_step(model, *args, **kwargs)
         if not math.isfinite(loss.item()):
             raise self._diverged(f"the loss is {loss.item()}", self.state.global_step + 1)
         return loss
