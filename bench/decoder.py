@@ -1,7 +1,7 @@
 """Decoding one sequence, a 1.04-billion-parameter Llama and GPT-2: lowbit beside llama.cpp.
 
     pip install ".[bench]"
-    python bench/decoder.py [--target avx2] [--only llama] [--seconds 480] [--write]
+    python bench/decoder.py [--target avx2] [--only llama] [--seconds 420] [--write]
 
 Random weights, everything quantized (head and tied embedding too). llama.cpp's files are made by
 its own quantizer from a float16 file of the same shape. *Model*: `lowbit.generate` with lowbit's

@@ -1,7 +1,7 @@
 """BERT-base shape: the whole encoder through transformers, beside other engines.
 
     pip install ".[bench]"
-    python bench/encoder.py [--target avx2] [--only int8] [--seconds 540] [--write]
+    python bench/encoder.py [--target avx2] [--only int8] [--seconds 420] [--write]
 
 Random weights. Each engine takes turns with torch's float32, with two threads and with one; a row
 is printed when it is measured. Engines with threads of their own run in processes of their own;

@@ -1,6 +1,6 @@
 """The law: no recipe that is recommended, and none with affine codes, is slower than float32.
 
-    python bench/law.py [--target avx2] [--seconds 480] [--write]
+    python bench/law.py [--target avx2] [--seconds 420] [--write]
 
 Every preset without a suffix for embeddings (they change no layer's speed), with float, dynamic and
 static activations, and both defaults, on BERT and GPT-2 of the usual width and two layers, random.

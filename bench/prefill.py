@@ -1,7 +1,7 @@
 """Reading a prompt: lowbit beside llama.cpp, and torch in float32 and bfloat16.
 
     pip install ".[bench]"
-    python bench/prefill.py [--target avx2] [--only gpt2] [--seconds 480] [--write]
+    python bench/prefill.py [--target avx2] [--only gpt2] [--seconds 420] [--write]
 
 Random weights, everything quantized. The Llama of 1.04 billion has 2 of its 16 layers, which are
 all alike, so that a prompt of 2,048 tokens takes seconds on two slow cores: its tokens/s are about

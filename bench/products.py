@@ -1,7 +1,7 @@
 """How near the products with packed weights come to what memory and arithmetic allow.
 
     python bench/products.py                  # a table
-    python bench/products.py --kernel avx2    # of another target that this processor can run
+    python bench/products.py --target avx2    # of another target that this processor can run
     python bench/products.py --threads 1      # [default: 1 2]
     python bench/products.py --write          # the same, kept in docs/results/
 
@@ -17,24 +17,21 @@ minutes on a quiet machine.
 import argparse
 import itertools
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import targets
 import torch
 from limits import macs_per_second
-from machine import described, finish, speed_page
+from machine import described, finish
 from turns import take_turns
 
 from lowbit.formats import CHANNEL, QTensor, group
 from lowbit.inspect.environment import processor
-from lowbit.kernels import native
 from lowbit.kernels.linear import families, product
 from lowbit.kernels.packed_layout import PackedLayout
-from lowbit.kernels.selection import VARIABLE
 from lowbit.schemes import Absmax, Binary, Scheme, ZeroPoint
 
 STREAMED = 512 << 20  # bytes
@@ -66,33 +63,23 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Target:
-    """What holds torch to the instruction set, and the sequences (limits.py) that codes of 8 bits,
-    of at most 4 bits, and planes can be multiplied by."""
+class Sequences:
+    """Those of limits.py that codes of 8 bits, of at most 4 bits, and planes can be multiplied by.
+    vector: bytes."""
 
-    aten: str
-    onednn: str
-    mkl: str
-    vector: int  # bytes
+    vector: int
     eight: str
     narrow: str
     planes: str
 
-    def environment(self) -> dict[str, str]:
-        return {
-            "ATEN_CPU_CAPABILITY": self.aten,
-            "ONEDNN_MAX_CPU_ISA": self.onednn,
-            "MKL_ENABLE_INSTRUCTIONS": self.mkl,
-        }
-
 
 FLOAT, DOT, LOOKUPS = "float32 multiply-add", "vpdpbusd", "lookups"
 PAIRS = "16 bits, half the multiplications", "bytes, sums in 16 bits", LOOKUPS
-TARGETS = {
-    "avx2": Target("avx2", "AVX2", "AVX2", 32, *PAIRS),
-    "avxvnni": Target("avx2", "AVX2_VNNI", "AVX2", 32, DOT, DOT, LOOKUPS),
-    "avx512bw": Target("avx512", "AVX512_CORE", "AVX512", 64, *PAIRS),
-    "avx512": Target("avx512", "AVX512_CORE_VNNI", "AVX512_E1", 64, DOT, DOT, DOT),
+OF_TARGET = {
+    "avx2": Sequences(32, *PAIRS),
+    "avxvnni": Sequences(32, DOT, DOT, LOOKUPS),
+    "avx512bw": Sequences(64, *PAIRS),
+    "avx512": Sequences(64, DOT, DOT, DOT),
 }
 
 
@@ -128,22 +115,22 @@ def many_rows(q: QTensor, activations: str, weight: torch.Tensor) -> tuple[float
     return macs / taken["ours"], macs / taken["float32"]
 
 
-def limits(kernel: str) -> dict[tuple[bool, bool, int], float]:
+def limits(target: str) -> dict[tuple[bool, bool, int], float]:
     """Products per second and core at most, by whether weights are binary, activations are float,
     and bits; what is not known is left out."""
-    target = TARGETS.get(kernel)
-    if target is None:
+    known = OF_TARGET.get(target)
+    if known is None:
         return {}
-    names = {FLOAT, target.eight, target.narrow, target.planes}
-    rates = macs_per_second(dict.fromkeys(sorted(names), target.vector))
+    names = {FLOAT, known.eight, known.narrow, known.planes}
+    rates = macs_per_second(dict.fromkeys(sorted(names), known.vector))
     if not rates:
         return {}
     for name, rate in rates.items():
         print(f"limit of one core: {name} {rate / 1e9:.0f} GMAC/s", flush=True)
-    found = {(False, False, bits): rates[target.narrow] for bits in (2, 3, 4)}
-    found[False, False, 8] = rates[target.eight]
-    found |= {(True, False, bits): rates[target.planes] / bits for bits in (1, 2, 3, 4)}
-    if families.family("float", kernel) == "fma":
+    found = {(False, False, bits): rates[known.narrow] for bits in (2, 3, 4)}
+    found[False, False, 8] = rates[known.eight]
+    found |= {(True, False, bits): rates[known.planes] / bits for bits in (1, 2, 3, 4)}
+    if families.family("float", target) == "fma":
         found |= {(binary, True, bits): rates[FLOAT] for binary, _, bits in list(found)}
     return found
 
@@ -158,11 +145,11 @@ class Row(NamedTuple):
     many: float  # products per second
     limit: float | None
 
-    def line(self, kernel: str, rate: float, float32: float) -> str:
+    def line(self, target: str, rate: float, float32: float) -> str:
         """Beside what torch's sum and product did at most."""
         return line(
             processor().split(" (")[0],
-            kernel,
+            target,
             str(self.threads),
             self.scheme,
             self.activations,
@@ -180,9 +167,9 @@ def line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(kernel: str, kinds: Iterable[str], threads: Iterable[int]) -> list[str]:
+def table(target: str, kinds: Iterable[str], threads: Iterable[int]) -> list[str]:
     torch.manual_seed(0)
-    most = limits(kernel)
+    most = limits(target)
     memory, weight = torch.zeros(STREAMED // 4), torch.randn(MANY)
     weights = {
         name: (scheme.quantize(torch.randn(FEW)), scheme.quantize(weight))
@@ -201,7 +188,7 @@ def table(kernel: str, kinds: Iterable[str], threads: Iterable[int]) -> list[str
         rate[count], float32[count] = max(rate[count], sums), max(float32[count], floats)
         limit = most.get((q.layout.format == "binary", activations == "float", q.layout.bits))
         rows.append(Row(count, name, activations, one, size, four, many, limit))
-        print(rows[-1].line(kernel, rate[count], float32[count]), flush=True)
+        print(rows[-1].line(target, rate[count], float32[count]), flush=True)
     return [
         *(
             f"With {count} thread{'s' * (count > 1)} torch sums float32 at up to"
@@ -212,48 +199,37 @@ def table(kernel: str, kinds: Iterable[str], threads: Iterable[int]) -> list[str
         "",
         line(*COLUMNS),
         line(*["---"] * len(COLUMNS)),
-        *(row.line(kernel, rate[row.threads], float32[row.threads]) for row in rows),
+        *(row.line(target, rate[row.threads], float32[row.threads]) for row in rows),
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    runnable = [t for t in native.targets("linear") if not native.lacks(t.feature)]
-    names = [target.name for target in runnable]
-    parser.add_argument("--kernel", choices=names, help="the target [default: the best one]")
+    names = targets.runnable()
+    parser.add_argument("--target", choices=names, help="default: the best of the processor")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dynamic", action="store_true", help="int8 activations alone")
     parser.add_argument("--note", default="", help="a sentence that the page says of the machine")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    best = names[0]
-    kernel = arguments.kernel or best
-    wanted = {VARIABLE: kernel}
-    # The best target is what torch finds by itself, too.
-    if kernel != best and kernel in TARGETS:
-        wanted |= TARGETS[kernel].environment()
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
-        # torch reads them when it is loaded.
-        command = [sys.executable, *sys.argv]
-        raise SystemExit(subprocess.run(command, env=os.environ | wanted).returncode)
+    target, best = targets.enter(arguments.target), names[0]
 
     torch.set_num_threads(1)
     before, date = os.getloadavg()[0], time.strftime("%Y-%m-%d")
     kinds = ("dynamic",) if arguments.dynamic else ("dynamic", "float")
-    measured = table(kernel, kinds, arguments.threads)
-    forced = "" if kernel == best else f", forced on a processor whose best target is {best}"
+    measured = table(target, kinds, arguments.threads)
+    forced = "" if target == best else f", forced on a processor whose best target is {best}"
     head = [
         "# The products by themselves",
         "",
         f"`python bench/products.py`, {date}. {described()}",
         "",
-        f"Target: {kernel}{forced}. {arguments.note}".strip(),
+        f"Target: {target}{forced}. {arguments.note}".strip(),
         f"Processes that wanted one of {os.cpu_count()} processors: {before:.1f} at the beginning,"
         f" {os.getloadavg()[0]:.1f} at the end (load averages of a minute).",
         "",
     ]
-    feature = next(t.feature for t in runnable if t.name == kernel)
-    finish([*head, *measured], speed_page("products", feature), arguments.write)
+    finish([*head, *measured], targets.page("products", target), arguments.write)
 
 
 if __name__ == "__main__":

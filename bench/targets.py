@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from machine import result_page
+from machine import speed_page
 
 from lowbit.kernels import native
 from lowbit.kernels.selection import VARIABLE
@@ -48,11 +48,9 @@ def forced() -> bool:
 
 
 def page(name: str, target: str) -> Path:
-    """Where a bench keeps the result of a target: NAME.md where there are AMX tiles, else NAME and
-    what the processor must have."""
+    """Where a bench keeps the result of a target."""
     features = {target.name: target.feature for target in native.targets("linear")}
-    feature = features.get(target, target)
-    return result_page(f"{name}.md" if feature == "amx" else f"{name}-{feature}.md")
+    return speed_page(name, features.get(target, target))
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -61,6 +59,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--target", choices=runnable(), help="default: the best of the processor")
-    made.add_argument("--seconds", type=float, default=480, help="how long the tables may take")
+    made.add_argument("--seconds", type=float, default=420, help="how long the tables may take")
     made.add_argument("--write", action="store_true", help="keep the page in docs/results")
     return made
