@@ -61,7 +61,10 @@ struct ShiftedPairs : BytePairs<Vectors, bits> {
     place_shifted(piece, n, row + k);
   }
 
+  // In a register: the signed factor may be an operand in memory, and gcc would read it again for
+  // each row.
   static void add(int s, Codes codes, Words four, Words& pairs, Ints& sum) {
+    asm("" : : "v"(codes));
     Base::add_two(s, Vectors::dot_bytes(four, codes), pairs, sum);
   }
 
