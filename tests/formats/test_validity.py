@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 from lowbit import PRESETS, InputError
 from lowbit.checkpoint.load import load_model
@@ -95,3 +96,17 @@ def test_a_kept_tensor_with_nan_is_refused_unless_that_is_wanted(tmp_path, monke
         load_model(tmp_path)
     monkeypatch.setenv("LOWBIT_UNCHECKED", "1")
     assert load_model(tmp_path).pooler.dense.bias[3].isnan()
+
+
+def test_a_number_that_float16_does_not_hold_is_refused_with_what_to_do(tmp_path):
+    from lowbit import quantize
+
+    model = make("bert")
+    quantize(model, PRESETS["int8-all"], progress=False)
+    with torch.no_grad():
+        model.pooler.dense.bias[3] = -1e5
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="bias holds -inf .*65,504.*bfloat16"):
+        AutoModel.from_pretrained(tmp_path, dtype=torch.float16)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.pooler.dense.bias[3] == torch.tensor(-1e5).bfloat16()

@@ -20,6 +20,7 @@ from lowbit.nn import QuantModule
 UNCHECKED = "LOWBIT_UNCHECKED"
 # Smaller tensors are checked together: a model has hundreds of them, and calls would dominate.
 SMALL = 1 << 14
+OVERFLOW = " (float16 ends at 65,504: load the model in bfloat16 or float32 if the file holds more)"
 
 # The name of a tensor, the tensor, and its check.
 Checked = tuple[str, Tensor, Test]
@@ -69,11 +70,24 @@ def _tests(layout: Layout, columns: int) -> tuple[tuple[str, Test], ...]:
     return tuple(tests(layout, columns))
 
 
+def _explained(test: Test) -> Test:
+    """The test, which says of float16 why a number that was finite in the file is not."""
+
+    def told(tensor: Tensor) -> str | None:
+        found = test(tensor)
+        return found + OVERFLOW if found and tensor.dtype == torch.float16 else found
+
+    return told
+
+
+_finite, _number = _explained(not_finite), _explained(not_a_number)
+
+
 def _floats(modules: Modules) -> Iterator[Checked]:
     for name, module in modules:
-        held: list[tuple[Mapping[str, Tensor | None], Test]] = [(module._parameters, not_finite)]
+        held: list[tuple[Mapping[str, Tensor | None], Test]] = [(module._parameters, _finite)]
         if not isinstance(module, QuantModule):  # buffers of a QuantModule are its stored tensors
-            held.append((module._buffers, not_a_number))
+            held.append((module._buffers, _number))
         for tensors, test in held:
             for own, tensor in tensors.items():
                 if tensor is not None and tensor.is_floating_point() and not tensor.is_meta:
