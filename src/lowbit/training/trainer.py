@@ -33,6 +33,7 @@ from lowbit.training.by_length import ByLength
 from lowbit.training.distillation import divergence
 from lowbit.training.lesson import Example, Lesson
 from lowbit.training.settings import Settings
+from lowbit.training.smoothed_labels import SmoothedLabels
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -173,6 +174,8 @@ class LessonTrainer(Trainer):
             eval_dataset=Rows(()),  # the task reads its own
             processing_class=lesson.tokenizer,
         )
+        if args.label_smoothing_factor:
+            self.label_smoother = SmoothedLabels(args.label_smoothing_factor)
         # It prints its log where bars are not shown: standard output is the caller's.
         self.remove_callback(PrinterCallback)
         # Else Trainer takes it that models divide the loss by the items of all batches of a step,
