@@ -1,3 +1,4 @@
+import copy
 import math
 import os
 from pathlib import Path
@@ -30,13 +31,14 @@ def model():
 
 def straightforward(model, ids, context, stride):
     """Hugging Face's loop, one window at a time, in float64."""
+    model = copy.deepcopy(model).double()
     total, count, done = 0.0, 0, 0
     for start in range(0, len(ids), stride):
         end = min(start + context, len(ids))
         targets = ids[start:end].clone()
         targets[: -(end - done)] = -100
         with torch.no_grad():
-            log_p = model(ids[start:end][None]).logits[0].double().log_softmax(-1)
+            log_p = model(ids[start:end][None]).logits[0].log_softmax(-1)
         for position, target in enumerate(targets[1:].tolist()):
             if target != -100:
                 total -= log_p[position, target].item()
@@ -67,7 +69,9 @@ def test_it_equals_a_straightforward_loop_in_float64(model, length, context, str
     ids = text(length)
     wanted = straightforward(model, ids, context or CONTEXT, stride or context or CONTEXT)
     got = perplexity(model, ids, context, stride, progress=False)
-    assert got == pytest.approx(wanted, rel=1e-6)
+    # Losses are below 32, where float32 numbers are 2e-6 apart. The error of the mean loss is the
+    # relative error of its exponential.
+    assert got == pytest.approx(wanted, rel=2e-6)
 
 
 @pytest.mark.parametrize(("length", "context", "stride"), [(300, 64, 7), (65, 64, 1), (2, 2, 1)])
