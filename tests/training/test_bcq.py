@@ -54,7 +54,7 @@ def run(plan, steps, epoch, scored=(), saved=(), start=0, scored_by_epoch=False)
     )
     callback.on_train_begin(None, state, TrainerControl())
     for step in range(start + 1, steps + 1):
-        state.global_step = step
+        state.global_step, state.epoch = step, step / epoch
         flags = TrainerControl(should_evaluate=step in scored, should_save=step in saved)
         callback.on_step_end(None, state, flags)
         if step % epoch == 0 or step == steps:
@@ -85,10 +85,12 @@ def test_nothing_is_scored_or_saved_that_is_not_the_codes():
     assert steps_of(log, "sync") == [3, 6] and steps_of(log, "project") == [4, 8]
 
 
-def test_an_epochs_end_that_was_scored_as_a_step_is_projected_all_the_same():
+def test_an_epochs_end_that_is_scored_or_saved_as_a_step_is_projected_before():
+    """Else a training that goes on from its checkpoint would begin the next epoch without it."""
     plan = BcqPlan(RECIPE, every=0, frozen=0)
-    log, _ = run(plan, steps=10, epoch=5, scored={5, 8, 10})
-    assert steps_of(log, "sync") == [5, 8, 10] and steps_of(log, "project") == [5, 10]
+    log, state = run(plan, steps=12, epoch=5, scored={5, 8}, saved={10, 12})
+    assert steps_of(log, "sync") == [8] and steps_of(log, "project") == [5, 10, 12]
+    assert [line["step"] for line in state.log_history if "projection" in line] == [5, 10, 12]
 
 
 def test_the_control_arm_is_scored_before_and_after_each_projection():

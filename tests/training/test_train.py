@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    TrainingArguments,
 )
 
 import lowbit
@@ -24,13 +25,14 @@ from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.conversion.recipe import PRESETS, Recipe, load_recipe
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.glue import Glue
+from lowbit.qat.modules import FakeQuantized
 from lowbit.qat.prepare import QatOptions
 from lowbit.training import bfloat16
 from lowbit.training.bcq import BcqPlan
 from lowbit.training.glue import teach
 from lowbit.training.lesson import Material, load_with_head
 from lowbit.training.settings import Settings
-from lowbit.training.train import train
+from lowbit.training.train import first_process, prepare, train
 from lowbit.training.trainer import LessonTrainer, arguments, checkpoints
 from tests.folders import save
 from tests.models import BERT, make
@@ -250,14 +252,16 @@ def test_going_on_is_refused_with_another_tokenizer_or_another_file_of_a_recipe(
         train("glue", material(source, data), tmp_path / "out", settings, **given)
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "model.safetensors", "trainer_state.json"])
+@pytest.mark.parametrize(
+    "file", ["optimizer.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"]
+)
 @pytest.mark.parametrize("damage", ["absent", "cut", "empty"])
 def test_a_damaged_checkpoint_is_passed_over(source, data, tmp_path, file, damage):
     for step in (2, 4):
         folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         save_file({"a": torch.ones(100)}, folder / "model.safetensors")
-        for name in ("optimizer.pt", "scheduler.pt"):
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
             torch.save({"a": torch.ones(100)}, folder / name)
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     (tmp_path / "checkpoints" / "checkpoint-4.bak").mkdir()
@@ -268,6 +272,97 @@ def test_a_damaged_checkpoint_is_passed_over(source, data, tmp_path, file, damag
     else:
         (folder / file).write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"{}")
     assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
+def kill(*args):
+    raise KeyboardInterrupt
+
+
+def test_a_killed_training_that_replaces_another_removes_its_models_when_it_goes_on(
+    source, data, tmp_path, monkeypatch
+):
+    lesson, settings = material(source, data), replace(QUICK, qat="int8", epochs=1, save_steps=4)
+    settings = replace(settings, evaluate_during_training=False)
+    train("glue", lesson, tmp_path, settings, progress=False)
+    other = replace(settings, qat="int4")
+    with monkeypatch.context() as killed:
+        killed.setattr("lowbit.training.train.finish", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train("glue", lesson, tmp_path, other, overwrite=True, progress=False)
+    assert (tmp_path / "int8").is_dir()  # until there is another
+    train("glue", lesson, tmp_path, other, resume=True, progress=False)
+    folders = {folder.name for folder in tmp_path.iterdir() if folder.is_dir()}
+    assert folders == {"checkpoints", "float", "int4"}
+    assert not (tmp_path / "checkpoints" / "replaced.json").exists()
+
+
+def test_a_repeated_end_has_the_notes_of_the_first(source, data, tmp_path):
+    settings = replace(
+        QUICK, qat="int8", epochs=1, evaluate_during_training=False, options=QatOptions(start=3)
+    )
+    first = train("glue", material(source, data), tmp_path, settings, progress=False)
+    again = train("glue", material(source, data), tmp_path, settings, True, progress=False)
+    assert again.notes == first.notes
+
+
+def test_of_several_processes_the_first_repeats_an_end(source, data, tmp_path, monkeypatch):
+    settings = replace(QUICK, qat="int8", epochs=1, evaluate_during_training=False)
+    train("glue", material(source, data), tmp_path, settings, progress=False)
+    told = (tmp_path / "training.json").stat().st_mtime_ns
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    other = train("glue", material(source, data), tmp_path, settings, True, progress=False)
+    assert other.folders == () and other.steps == 10
+    assert (tmp_path / "training.json").stat().st_mtime_ns == told
+
+
+@pytest.mark.parametrize(
+    ("world", "rank", "first"),
+    [(None, None, True), ("1", "3", True), (None, "3", True), ("2", "1", False), ("2", "0", True)],
+)
+def test_which_process_writes(world, rank, first, monkeypatch):
+    for name, value in (("WORLD_SIZE", world), ("RANK", rank)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert first_process() == first
+
+
+def test_the_best_checkpoint_is_found_where_a_moved_folder_has_it(source, data, tmp_path):
+    settings = replace(QUICK, epochs=3)
+    lesson, before, after = material(source, data), tmp_path / "before", tmp_path / "after"
+    LessonTrainer(teach(lesson), arguments(before, settings, "accuracy", False)).train()
+    before.rename(after)
+    best, *_, last = checkpoints(after)
+    state = json.loads((last / "trainer_state.json").read_text())
+    state |= {"best_metric": 2.0, "best_global_step": int(best.name.split("-")[1])}
+    state["best_model_checkpoint"] = str(before / "checkpoints" / best.name)
+    (last / "trainer_state.json").write_text(json.dumps(state))
+    taught = teach(lesson)
+    trainer = LessonTrainer(taught, arguments(after, settings, "accuracy", False))
+    trainer.train(resume_from_checkpoint=str(last))
+    kept, end = (load_file(folder / "model.safetensors") for folder in (best, last))
+    assert not torch.equal(kept["classifier.weight"], end["classifier.weight"])
+    assert all(torch.equal(p, kept[n]) for n, p in taught.model.named_parameters())
+
+
+def test_no_score_from_before_rounding_starts_is_the_best(source, data, tmp_path):
+    settings = replace(QUICK, qat="int8", options=QatOptions(start=2))
+    made = prepare(teach, material(source, data), settings)
+    trainer = LessonTrainer(made.lesson, arguments(tmp_path, settings, "accuracy", False))
+    scores = {"eval_accuracy": 0.9, "eval_loss": 0.1}
+    assert not trainer._determine_best_metric(scores, None)
+    assert trainer.state.best_metric is None
+    for layer in trainer.lesson.model.modules():
+        if isinstance(layer, FakeQuantized):
+            layer.steps.fill_(3)
+    assert trainer._determine_best_metric({**scores, "eval_accuracy": 0.5}, None)
+    assert trainer.state.best_metric == 0.5
+
+
+def test_one_process_trains_on_one_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
+    assert arguments(tmp_path, QUICK, None, False)._n_gpu == 1
 
 
 def test_a_training_goes_on_from_the_ranges_that_another_learned(source, data, tmp_path):
@@ -670,13 +765,30 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from lowbit.training.train import train
+import torch
+from lowbit.qat.prepare import QatOptions
+from lowbit.training import train as module
 from tests.training.test_train import QUICK, material
 source, data, out, batch = sys.argv[1:]
 settings = replace(
-    QUICK, qat="int8", epochs=2, batch_size=int(batch), evaluate_during_training=False
+    QUICK,
+    qat="int8",
+    epochs=2,
+    batch_size=int(batch),
+    evaluate_during_training=False,
+    options=QatOptions(ranges="learned"),
 )
-train("glue", material(source, data), Path(out), settings, progress=False)
+learn = module.learn
+def learned(trainer, checkpoint):
+    seconds = learn(trainer, checkpoint)
+    scales = torch.stack([scale.detach() for scale in trainer.learned_scales])
+    of_first = scales.clone()
+    if trainer.args.world_size > 1:
+        torch.distributed.broadcast(of_first, 0)
+    assert torch.equal(scales, of_first), (scales, of_first)
+    return seconds
+module.learn = learned
+module.train("glue", material(source, data), Path(out), settings, progress=False)
 """
 
 

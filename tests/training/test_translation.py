@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import trainer
+from transformers import M2M100Config, M2M100ForConditionalGeneration, trainer
 
 import lowbit
 from lowbit import InputError, UsageError
@@ -92,6 +92,45 @@ def test_loss_and_accuracy_are_those_of_one_pair_at_a_time(data):
     found = forced(model, lesson.tokenizer, [*sources, ""], [*targets, ""], batch_size=4)
     assert found.loss == pytest.approx(total / tokens, rel=1e-5)
     assert (found.accuracy, found.tokens) == (right / tokens, tokens)
+
+
+def test_a_model_that_makes_its_decoders_inputs_from_labels_is_scored_and_trained(data, tmp_path):
+    tokenizer = reversing.material(data).tokenizer
+    config = M2M100Config(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=64,
+        encoder_layerdrop=0.0,
+        decoder_layerdrop=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    model = M2M100ForConditionalGeneration(config).eval()
+    assert not hasattr(model, "prepare_decoder_input_ids_from_labels")
+    sources, targets = zip(*reversing.pairs(5, 2), strict=True)
+    total, count = 0.0, 0
+    for source, target in zip(sources, targets, strict=True):
+        labels = torch.tensor([tokenizer(text_target=target).input_ids])
+        with torch.no_grad():
+            loss = model(**tokenizer(source, return_tensors="pt"), labels=labels).loss
+        total, count = total + loss.item() * labels.numel(), count + labels.numel()
+    found = forced(model, tokenizer, sources, targets, batch_size=3)
+    assert found.tokens == count and found.loss == pytest.approx(total / count, rel=1e-5)
+
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    settings = replace(QUICK, max_steps=2, label_smoothing=0.1, distill=0.5)
+    lesson = reversing.material(data, str(tmp_path / "model"))
+    outcome = train("translation", lesson, tmp_path / "out", settings, progress=False)
+    assert outcome.steps == 2 and value(outcome, "float", "loss") > 0
 
 
 @pytest.mark.slow

@@ -26,6 +26,21 @@ class Forced:
     tokens: int
 
 
+class PairCollator(DataCollatorForSeq2Seq):
+    """transformers' batches of sources and targets. It gives a decoder its inputs only if the model
+    has a method for that. Other models make them from the labels, and lack them where the loss is
+    computed outside."""
+
+    def __call__(self, features: Any, return_tensors: Any = None) -> Any:
+        batch = super().__call__(features, return_tensors)
+        if "decoder_input_ids" not in batch:
+            config, labels = self.model.config, batch["labels"]
+            shifted = labels.roll(1, 1)
+            shifted[:, 0] = config.decoder_start_token_id
+            batch["decoder_input_ids"] = shifted.where(shifted != IGNORED, config.pad_token_id)
+        return batch
+
+
 def forced(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -42,7 +57,7 @@ def forced(
     most = longest(model, tokenizer, None)
     limits = {} if most is None else {"truncation": True, "max_length": most}
     rows = encoded(tokenizer, [s for s, _ in pairs], [t for _, t in pairs], **limits)
-    collate = DataCollatorForSeq2Seq(tokenizer, model=model)
+    collate = PairCollator(tokenizer, model=model)
     loss, right, tokens = 0.0, 0, 0
     lengths = [len(row["labels"]) for row in rows]
     with evaluating(model), progress_bar(len(rows), "loss", "pair", progress) as bar:

@@ -36,11 +36,15 @@ class Projections(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        last = state.global_step >= state.max_steps
         if self.plan.every:
-            last = state.global_step >= state.max_steps
-            self._act(last or state.global_step % self.plan.every == 0, state, control)
+            due = last or state.global_step % self.plan.every == 0
         else:
-            self._act(False, state, control)
+            # What is scored or saved at the end of an epoch, but as a step, is projected before: a
+            # training that goes on from there begins with the next epoch.
+            ends = last or float(state.epoch or 0.5).is_integer()
+            due = ends and (control.should_evaluate or control.should_save)
+        self._act(due, state, control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +47,7 @@ from lowbit.training.teachers import find_teacher
 from lowbit.training.trainer import LessonTrainer, arguments, checkpoints, without_autocast
 
 SETTINGS_FILE = Path("checkpoints") / "settings.json"
+REPLACED = Path("checkpoints") / "replaced.json"  # what an earlier training told in DONE
 DONE = "training.json"
 STRANGE = "is not what a training wrote: --overwrite starts again"
 
@@ -105,10 +106,13 @@ def train(
         # Seeded before the model is made: a new head is random.
         set_seed(settings.seed)
         if earlier is not None and settings.plan is None:
+            if not first_process():
+                return Outcome(earlier.steps, earlier.seconds, {}, ())
             made = prepare(teach, replace(material, model=str(output / "float")), settings)
             taken = earlier.steps, earlier.seconds
-            outcome = finish(made.lesson, output, settings, *taken, progress).again(earlier)
-            return end(made.lesson, outcome, before, output, asked)
+            lesson = replace(made.lesson, notes=())  # the earlier outcome has them
+            outcome = finish(lesson, output, settings, *taken, progress).again(earlier)
+            return end(lesson, outcome, before, output, asked)
         made = prepare(teach, material, settings)
         trainer = made.trainer(output, settings, progress)
         first = trainer.is_world_process_zero()
@@ -126,23 +130,27 @@ def train(
         outcome = replace(outcome, history=tuple(trainer.state.log_history))
         if earlier is not None:
             return end(made.lesson, outcome.again(earlier), before, output, asked)
+        remove_replaced(output, outcome, keeps_baseline=before is not None)
         outcome = end(made.lesson, outcome, before, output, asked)
         if not keep_checkpoints:
             for checkpoint in (output / "checkpoints").glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
-        if there.earlier is not None:
-            remove_others(output, there.earlier, outcome)
         return outcome
+
+
+def first_process() -> bool:
+    """Of the processes of one training, the first writes for all."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) < 2
+    return alone or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def claiming(output: Path) -> Iterator[None]:
-    """No other training writes `output` inside. Of the processes of one, the first writes for all.
+    """No other training writes `output` inside.
 
     Raises UsageError at once if another training writes it.
     """
-    first = os.environ.get("RANK", "0") == "0"
-    with claimed(output) if first else nullcontext():
+    with claimed(output) if first_process() else nullcontext():
         yield
 
 
@@ -175,16 +183,15 @@ def check_begin(output: Path, settings: Settings, resume: bool, overwrite: bool)
             " --overwrite starts again"
         )
     try:
-        return Begun(begun, outcome_of(output) if done else None)
+        return Begun(begun, outcome_of(output / DONE) if done else None)
     except InputError:
         if resume:
             raise
         return Begun(begun)
 
 
-def outcome_of(output: Path) -> Outcome:
+def outcome_of(file: Path) -> Outcome:
     """That of a training that has finished. Raises InputError for a damaged file."""
-    file = output / DONE
     try:
         return Outcome.from_dict(read_json(file))
     except (KeyError, TypeError, AttributeError) as error:
@@ -197,13 +204,19 @@ def check_model(model: str, output: Path) -> None:
         raise UsageError(f"{output} holds the model {model}: choose another output")
 
 
-def remove_others(output: Path, earlier: Outcome, outcome: Outcome) -> None:
-    """What an earlier training wrote there, and the one that replaced it did not."""
-    names = {each.name for each in earlier.folders} - {each.name for each in outcome.folders}
-    for name in filter(names_a_folder, names):
-        shutil.rmtree(output / name, ignore_errors=True)
-    if earlier.losses and not outcome.losses:
-        shutil.rmtree(output / "baseline", ignore_errors=True)
+def remove_replaced(output: Path, outcome: Outcome, keeps_baseline: bool) -> None:
+    """Remove what the training that was replaced wrote there, and this one did not."""
+    file = output / REPLACED
+    if not file.exists():
+        return
+    with suppress(InputError):  # a damaged file names nothing
+        earlier = outcome_of(file)
+        names = {each.name for each in earlier.folders} - {each.name for each in outcome.folders}
+        for name in filter(names_a_folder, names):
+            shutil.rmtree(output / name, ignore_errors=True)
+        if earlier.losses and not keeps_baseline:
+            shutil.rmtree(output / "baseline", ignore_errors=True)
+    file.unlink()
 
 
 @dataclass(frozen=True)
@@ -280,7 +293,7 @@ def finished(output: Path, asked: Mapping[str, Any]) -> Outcome | None:
     if not (output / DONE).exists():
         return None
     check_settings(output, asked)
-    return outcome_of(output)
+    return outcome_of(output / DONE)
 
 
 def check_output(output: Path, folder: str, done: bool) -> None:
@@ -329,8 +342,11 @@ def begin(output: Path, asked: Mapping[str, Any]) -> None:
     """Note what is trained and how, in place of the checkpoints of an earlier training, which a
     later --resume could take for its own."""
     file = output / SETTINGS_FILE
+    replaced = [told for told in (output / DONE, output / REPLACED) if told.is_file()]
     with staged(file.parent) as unfinished, writing(output):
         (unfinished / file.name).write_text(json.dumps(asked, indent=1), encoding="utf-8")
+        if replaced:
+            shutil.copyfile(replaced[0], unfinished / REPLACED.name)
     # Only now: until here another process would take what is there for a stranger's.
     (output / DONE).unlink(missing_ok=True)
 

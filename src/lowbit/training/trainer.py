@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from lowbit.calibration.observers import Learned
 from lowbit.checkpoint.atomic_write import writing
 from lowbit.checkpoint.read import weight_files
 from lowbit.errors import InputError, UsageError
@@ -31,6 +32,7 @@ from lowbit.training import bfloat16
 from lowbit.training.attention import trainable_attention
 from lowbit.training.by_length import ByLength
 from lowbit.training.distillation import divergence
+from lowbit.training.ending import never_rounded
 from lowbit.training.lesson import Example, Lesson
 from lowbit.training.settings import Settings
 from lowbit.training.smoothed_labels import SmoothedLabels
@@ -56,10 +58,13 @@ def _is_whole(checkpoint: Path) -> bool:
                 pass
     except (OSError, ValueError, SafetensorError, InputError):
         return False
+    random = [*checkpoint.glob("rng_state*.pth")]  # of each process
+    rest = *random, checkpoint / "optimizer.pt", checkpoint / "scheduler.pt"
     return (
         isinstance(state, dict)
         and "global_step" in state
-        and all(zipfile.is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt"))
+        and bool(random)
+        and all(map(zipfile.is_zipfile, rest))
     )
 
 
@@ -83,7 +88,7 @@ def arguments(
             " saves one at each evaluation: give eval_steps instead"
         )
     save_steps = settings.eval_steps if keeps_best else settings.save_steps
-    return TrainingArguments(
+    given = TrainingArguments(
         output_dir=str(output / "checkpoints"),
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulate,
@@ -112,6 +117,10 @@ def arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    # Of several GPUs one process takes one: torchrun starts more processes. Trainer would copy the
+    # model to all, and copies of a tied layer would compute with the quantizer of the first.
+    given._n_gpu = min(given.n_gpu, 1)
+    return given
 
 
 @contextmanager
@@ -166,6 +175,7 @@ class LessonTrainer(Trainer):
         self.lesson, self.teacher, self.distill = lesson, teacher, distill
         self.right = self.counted = 0  # labels since the last evaluation
         freeze_what_is_not_saved(lesson.model)
+        self.learned_scales = [m.scale for m in lesson.model.modules() if isinstance(m, Learned)]
         super().__init__(
             model=lesson.model,
             args=args,
@@ -188,6 +198,15 @@ class LessonTrainer(Trainer):
         self.order = ByLength(lengths, at_once, self.args.seed)
         return self.order
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """A checkpoint names the best one by its path when it was saved. The folder may have moved
+        since, or another one may be there."""
+        found = super()._init_training_state(*args, **kwargs)
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        return found
+
     def _run_epoch(self, **kwargs: Any) -> None:
         """One epoch; nothing where a checkpoint holds the last step, inside an epoch, already."""
         if self.state.global_step >= self.state.max_steps:
@@ -197,6 +216,10 @@ class LessonTrainer(Trainer):
         super()._run_epoch(**kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        if self.args.world_size > 1:
+            # Each process sets them by its own first batch, and only gradients are averaged.
+            for scale in self.learned_scales:
+                torch.distributed.broadcast(scale.data, 0)
         with trainable_attention(self.lesson.model, self.args.bf16):
             loss: Tensor = super().training_step(model, *args, **kwargs)
         if not math.isfinite(loss.item()):
@@ -258,7 +281,10 @@ class LessonTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Of equal scores the one with the lower loss is the better."""
+        """Of equal scores the one with the lower loss is the better. No score from before rounding
+        starts is: it is that of the float model."""
+        if any(never_rounded(self.lesson.model)):
+            return False
         before, loss = self.state.best_metric, metrics.get("eval_loss", math.inf)
         better: bool = super()._determine_best_metric(metrics, trial)
         best = self.args.metric_for_best_model

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
 from lowbit.data import parallel
 from lowbit.data.parallel import ParallelData
@@ -11,7 +11,7 @@ from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.study import Measurement, Metric
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.tasks.translation import Translation, deciding_metric
-from lowbit.evaluation.teacher_forcing import encoded, forced
+from lowbit.evaluation.teacher_forcing import PairCollator, encoded, forced
 from lowbit.nn.eval_mode import positions
 from lowbit.training.architecture import Architecture, new_model
 from lowbit.training.lesson import Lesson, Loaded, Material, Pairs, load_with_head
@@ -80,7 +80,7 @@ def teach(material: Material) -> Lesson:
         model,
         material.tokenizer,
         examples,
-        DataCollatorForSeq2Seq(material.tokenizer, model=model),
+        PairCollator(material.tokenizer, model=model),
         score,
         best=deciding_metric(score.pairs.targets),
         new=loaded.new,
