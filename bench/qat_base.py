@@ -189,9 +189,9 @@ def page(every: list[FineTuned], rows: Pieces) -> Iterator[str]:
     yield "(static: 128 rows of the training set are observed). `-all`: embeddings and heads too."
     yield "loss: in percent of the float model's score, negative if integers are better; its 95 %"
     yield "interval is by a paired bootstrap over the dev set. same: items on which the integers"
-    yield "predict what training saw. × smaller: the weights' file. Static ranges of machine A are"
-    yield "of a version in which large tokens counted for more (log, 2026-11-30), and those of sst2"
-    yield "and stsb of one that counted only a sample of the values far from 0.\n"
+    yield "predict what training saw. × smaller: the weights' file. Static ranges of seed 1 on"
+    yield "machine A are of a version in which large tokens counted for more (log, 2026-11-30), and"
+    yield "those of sst2 and stsb of one that counted only a sample of the values far from 0.\n"
     yield from rows.legend()
     yield ""
     yield from trained_again(every)
