@@ -487,26 +487,31 @@ class Run:
 
     def told_of_machines(self, done: Mapping[str, Row]) -> Iterator[str]:
         """What its own code gave on each machine that took times, and each one's float model."""
-        found = {
-            self.rows.letter(name): self.rows.found[name]["generate"]
-            for name in map(self.timing, done)
-            if name in self.rows.found
-        }
+        # A machine that took times on several days has several, the first of which most rows have.
+        found: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+        for arm in done:
+            if taken := self.rows.found.get(self.timing(arm)):
+                key = self.rows.letter(self.timing(arm)), tuple(taken["generate"])
+                found.setdefault(key, []).append(arm)
         if found:
-            per_machine = (
-                " and ".join(f"{n:,.0f} at batch {b}" for n, b in zip(taken, BATCHES, strict=True))
-                + f" ({letter})"
-                for letter, taken in found.items()
-            )
-            yield f"Tokens a second of {GENERATE}: {', '.join(per_machine)}; × is beside these.\n"
+            told_of: set[str] = set()
+            each = []
+            for (letter, rates), arms in found.items():
+                where = f"{letter}, {', '.join(arms)}" if letter in told_of else letter
+                told_of.add(letter)
+                pairs = zip(rates, BATCHES, strict=True)
+                each.append(
+                    " and ".join(f"{n:,.0f} at batch {b}" for n, b in pairs) + f" ({where})"
+                )
+            yield f"Tokens a second of {GENERATE}: {'; '.join(each)}. × is beside these.\n"
         scores: dict[str, float] = {}
         for arm, row in ((arm, row) for arm, row in done.items() if self.start(arm) == FLOAT):
             scores.setdefault(self.rows.letter(self.piece(arm)), row.before)
         if len(scores) > 1:
-            each = ", ".join(f"{score:.2f} ({letter})" for letter, score in scores.items())
+            found_by = ", ".join(f"{score:.2f} ({letter})" for letter, score in scores.items())
             yield "Each machine trained the float model with this seed; bits differ between"
             yield "processors. A change is beside the float model of the row's own machine, with a"
-            yield f"BLEU of {each}.\n"
+            yield f"BLEU of {found_by}.\n"
 
 
 def by_transformers(model: PreTrainedModel, tokenizer: Any, beams: int) -> Translate:
@@ -610,7 +615,7 @@ def page(runs: Sequence[Run], rows: Pieces, given: argparse.Namespace) -> Iterat
         "likely so large a change of BLEU is by chance, by a paired bootstrap. Search with",
         f"{given.beams} beam(s). Times of CTranslate2 are with one thread or as many as the others",
         "have, whichever is faster; on machine A with two. Times of lowbit are with the encoder as",
-        "it is or compiled, whichever is faster; on machine A as it is.",
+        "it is or compiled, whichever is faster; on machine A as it is, but for `30 epochs`.",
         "",
     )
     yield from rows.legend()
