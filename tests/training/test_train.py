@@ -353,10 +353,12 @@ def test_no_score_from_before_rounding_starts_is_the_best(source, data, tmp_path
     scores = {"eval_accuracy": 0.9, "eval_loss": 0.1}
     assert not trainer._determine_best_metric(scores, None)
     assert trainer.state.best_metric is None
-    for layer in trainer.lesson.model.modules():
-        if isinstance(layer, FakeQuantized):
-            layer.steps.fill_(3)
-    assert trainer._determine_best_metric({**scores, "eval_accuracy": 0.5}, None)
+    unused, *layers = (m for m in trainer.lesson.model.modules() if isinstance(m, FakeQuantized))
+    for steps, is_best in ((2, False), (3, True)):
+        for layer in layers:
+            layer.steps.fill_(steps)
+        assert trainer._determine_best_metric({**scores, "eval_accuracy": 0.5}, None) == is_best
+    assert not unused.steps
     assert trainer.state.best_metric == 0.5
 
 

@@ -115,7 +115,7 @@ def train(
             return end(lesson, outcome, before, output, asked)
         made = prepare(teach, material, settings)
         trainer = made.trainer(output, settings, progress)
-        first = trainer.is_world_process_zero()
+        first = first_process()
         if first:
             tidy(output)
             if not there.checkpoints:

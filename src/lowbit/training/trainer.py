@@ -28,11 +28,11 @@ from lowbit.evaluation.task import Subject
 from lowbit.evaluation.teacher_forcing import IGNORED
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import hidden, without_transformers_bars
+from lowbit.qat.prepare import fake_quantized
 from lowbit.training import bfloat16
 from lowbit.training.attention import trainable_attention
 from lowbit.training.by_length import ByLength
 from lowbit.training.distillation import divergence
-from lowbit.training.ending import never_rounded
 from lowbit.training.lesson import Example, Lesson
 from lowbit.training.settings import Settings
 from lowbit.training.smoothed_labels import SmoothedLabels
@@ -283,7 +283,7 @@ class LessonTrainer(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Of equal scores the one with the lower loss is the better. No score from before rounding
         starts is: it is that of the float model."""
-        if any(never_rounded(self.lesson.model)):
+        if self._rounds_later():
             return False
         before, loss = self.state.best_metric, metrics.get("eval_loss", math.inf)
         better: bool = super()._determine_best_metric(metrics, trial)
@@ -293,6 +293,12 @@ class LessonTrainer(Trainer):
             if better:
                 self.state.best_global_step = self.state.global_step
         return better
+
+    def _rounds_later(self) -> bool:
+        """Whether a layer is still to be rounded. A layer that never runs is not waited for."""
+        layers = [layer for layer in fake_quantized(self.lesson.model).values() if layer.start]
+        passes = [(int(layer.steps), layer.start) for layer in layers if layer.steps]
+        return bool(layers) and (not passes or any(steps <= start for steps, start in passes))
 
     def _loss_of_best(self) -> float:
         """The loss at the step of the best score, as the log has it."""
