@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <iterator>
 
 #include "attention.h"
@@ -22,6 +23,7 @@
 #include "parallel.h"
 #include "program.h"
 #include "quantize_rows.h"
+#include "torch_layer_norm.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -370,12 +372,12 @@ struct Program {
   }
 };
 
-// Operations in the order in which they are given.
-struct ElementwiseSequence {
-  std::vector<lowbit::Elementwise> ops;
+// Small operations in the order in which they are given.
+struct Sequence {
+  std::vector<std::function<void()>> ops;
 
-  void add(lowbit::ElementwiseOp op, const Steps& sizes, uintptr_t y, const Steps& y_steps,
-           uintptr_t a, const Steps& a_steps, uintptr_t b, const Steps& b_steps) {
+  void elementwise(lowbit::ElementwiseOp op, const Steps& sizes, uintptr_t y, const Steps& y_steps,
+                   uintptr_t a, const Steps& a_steps, uintptr_t b, const Steps& b_steps) {
     lowbit::Elementwise one{};
     one.op = op;
     one.y = pointer<float>(y);
@@ -385,11 +387,24 @@ struct ElementwiseSequence {
     std::copy(y_steps.begin(), y_steps.end(), one.y_steps);
     std::copy(a_steps.begin(), a_steps.end(), one.a_steps);
     std::copy(b_steps.begin(), b_steps.end(), one.b_steps);
-    ops.push_back(one);
+    ops.emplace_back([one] { lowbit::elementwise(one); });
+  }
+
+  void torch_layer_norm(std::string_view target, uintptr_t x, uintptr_t weight, uintptr_t bias,
+                        uintptr_t y, int64_t rows, int64_t columns, float epsilon) {
+    const lowbit::TorchLayerNorm op{.x = pointer<const float>(x),
+                                    .weight = pointer<const float>(weight),
+                                    .bias = pointer<const float>(bias),
+                                    .y = pointer<float>(y),
+                                    .rows = rows,
+                                    .columns = columns,
+                                    .epsilon = epsilon};
+    const auto run = lowbit::find_target(lowbit::torch_layer_norm_targets, target);
+    ops.emplace_back([run, op] { run(op); });
   }
 
   void operator()() const {
-    for (const lowbit::Elementwise& op : ops) lowbit::elementwise(op);
+    for (const auto& op : ops) op();
   }
 };
 
@@ -422,6 +437,7 @@ NB_MODULE(_native, m) {
   targets["decode_packed"] = best_first(lowbit::decode_packed_targets);
   targets["normalize_rows"] = best_first(lowbit::normalize_rows_targets);
   targets["gate_rows"] = best_first(lowbit::gate_rows_targets);
+  targets["torch_layer_norm"] = best_first(lowbit::torch_layer_norm_targets);
   targets["sequence_attention"] = best_first(lowbit::sequence_attention_targets);
   using lowbit::attention_targets;
   targets["attention_float32"] =
@@ -465,11 +481,13 @@ NB_MODULE(_native, m) {
       .value("negate", lowbit::ElementwiseOp::negate)
       .value("copy", lowbit::ElementwiseOp::copy)
       .value("inverse_root", lowbit::ElementwiseOp::inverse_root);
-  nb::class_<ElementwiseSequence>(m, "ElementwiseSequence")
+  nb::class_<Sequence>(m, "Sequence")
       .def(nb::init<>())
-      .def("add", &ElementwiseSequence::add, "op"_a, "sizes"_a, "y"_a, "y_steps"_a, "a"_a,
+      .def("elementwise", &Sequence::elementwise, "op"_a, "sizes"_a, "y"_a, "y_steps"_a, "a"_a,
            "a_steps"_a, "b"_a, "b_steps"_a)
-      .def("__call__", &ElementwiseSequence::operator(), without_gil);
+      .def("torch_layer_norm", &Sequence::torch_layer_norm, "target"_a, "x"_a, "weight"_a, "bias"_a,
+           "y"_a, "rows"_a, "columns"_a, "epsilon"_a)
+      .def("__call__", &Sequence::operator(), without_gil);
 
   nb::class_<PackedLayout>(m, "PackedLayout")
       .def(

@@ -17,4 +17,5 @@ void test_linear();
 void test_experts();
 void test_attention();
 void test_elementwise();
+void test_torch_layer_norm();
 void test_program();

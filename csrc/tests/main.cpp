@@ -23,6 +23,7 @@ void test_all() {
   test_experts();
   test_attention();
   test_elementwise();
+  test_torch_layer_norm();
   test_program();
 }
 

@@ -9,7 +9,7 @@ from lowbit.decoding.program import program
 from lowbit.decoding.recording import Recording, recorded
 from lowbit.errors import UsageError
 from lowbit.formats import CHANNEL
-from lowbit.kernels import native, ops
+from lowbit.kernels import layer_norm, native, ops
 from lowbit.nn import QuantLinear
 from lowbit.schemes import Absmax
 
@@ -49,6 +49,10 @@ def root_mean_square(x, y):
     return x.to(torch.float32) * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * WEIGHT
 
 
+def normalized_sum(x, y):
+    return F.layer_norm(x + y, (SIZE,), WEIGHT, WEIGHT, 1e-6) + y
+
+
 def in_place(x, y):
     total = x + 1
     total += y
@@ -74,13 +78,31 @@ def named_results(x, y):
 
 @pytest.mark.parametrize(
     "function",
-    [views_and_arithmetic, root_mean_square, in_place, what_is_not_needed, promoted, named_results],
+    [
+        views_and_arithmetic,
+        root_mean_square,
+        normalized_sum,
+        in_place,
+        what_is_not_needed,
+        promoted,
+        named_results,
+    ],
 )
 def test_a_program_computes_what_the_function_does(function):
     step = replayed(function)
     for seed in range(3, 6):
         given = inputs(seed)
         assert torch.equal(step([], 0, **given), function(**given))
+
+
+@pytest.mark.skipif(bool(native.lacks("avx2")), reason=native.lacks("avx2") or "present")
+def test_a_layer_norm_between_sums_is_no_call_of_torch(monkeypatch):
+    step, given = replayed(lambda x, y: normalized_sum(x + x, y)), inputs(7)
+    if not layer_norm.has_torchs_bits(SIZE, 1e-6):
+        pytest.skip("torch computes layer norms otherwise here")
+    wanted = normalized_sum(given["x"] + given["x"], given["y"])
+    monkeypatch.delattr(torch, "layer_norm")
+    assert torch.equal(step([], 0, **given), wanted)
 
 
 def test_a_position_is_asked_for_in_every_step():

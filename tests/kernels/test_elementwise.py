@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowbit.kernels import elementwise, native
+from lowbit.kernels.sequence import sequence
 
 pytestmark = pytest.mark.skipif(
     bool(native.lacks("scalar")), reason=native.lacks("scalar") or "present"
@@ -39,7 +40,7 @@ def run(function, args, wanted):
     y = torch.full_like(wanted, 7.0, memory_format=torch.contiguous_format)
     made = elementwise.operations(function, args, {}, y)
     assert made
-    elementwise.sequence(made)()
+    sequence(made)()
     # NumPy takes NaN for NaN and tells 0 from -0 by the sign.
     np.testing.assert_array_equal(y.numpy(), wanted.numpy())
     real = ~wanted.isnan()
@@ -69,7 +70,7 @@ def test_joined_tensors_are_copied(data, shape):
         parts.append(numbers(own, size))
     run(torch.cat, (parts, dim), torch.cat(parts, dim))
     y = torch.empty_like(torch.cat(parts, dim))
-    elementwise.sequence(elementwise.operations(torch.cat, (parts,), {"dim": dim}, y))()
+    sequence(elementwise.operations(torch.cat, (parts,), {"dim": dim}, y))()
     np.testing.assert_array_equal(y.numpy(), torch.cat(parts, dim).numpy())
 
 
@@ -77,7 +78,7 @@ def test_operations_follow_each_other():
     x, y, z = torch.randn(3, 1, 40), torch.empty(3, 2, 40), torch.empty(3, 2, 40)
     first = elementwise.operations(torch.add, (x, torch.ones(2, 1)), {}, y)
     second = elementwise.operations(torch.mul, (y, y), {}, z)
-    call = elementwise.sequence([*first, *second])
+    call = sequence([*first, *second])
     for _ in range(2):
         x.normal_()
         call()

@@ -108,7 +108,8 @@ def _check(model: PreTrainedModel, settings: dict[str, Any]) -> None:
         if module.training:
             name = name_of(module, model)
             raise _unserved(f"{name} is in training mode (model.eval() ends it)")
-        if adapters.has_hooks(module):
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if hooked and adapters.has_hooks(module):
             name = name_of(module, model)
             raise _unserved(f"{name} has forward hooks, which would not be called")
 
@@ -146,7 +147,6 @@ def _search(
         _PLAIN.add(model)
         model_kwargs[CACHE] = empty(model.config.is_encoder_decoder)
     with ExitStack() as stack:
-        stack.enter_context(unmasked(model))
         stepping = _Stepping(model, stack)
         plain = (
             mode is GenerationMode.GREEDY_SEARCH and not generation_config.return_dict_in_generate
@@ -236,6 +236,8 @@ class _Stepping:
             if self.step.first is not None and self.step.first.serves(before):
                 self.state = self.step.first.state(before, ids)
                 return Seq2SeqLMOutput(logits=self.step(self.model, ids, self.state))
+        # From here on the model itself runs.
+        self.stack.enter_context(unmasked(self.model))
         output = adapters.prefilled(self.model, input_ids, config, model_kwargs, **kwargs)
         self.state = _state(model_kwargs)
         _check_filled(self.state)

@@ -7,7 +7,7 @@ All shapes of a step are known, and so is most of its memory. Therefore
 - quantized layers are calls of native code with fixed addresses; layers with the same input are one
   call; so is lowbit's attention (kernels/attention/hf_attention.py);
 - consecutive operations on a few thousand numbers are one call of native code
-  (kernels/elementwise.py);
+  (kernels/elementwise.py, kernels/layer_norm.py);
 - calls that return their argument (dropout, `contiguous`, `to`) are left out.
 
 The result is one line per operation, with the model's arithmetic in its order, so that all bits are
@@ -24,12 +24,12 @@ from torch.nn import functional
 from lowbit.decoding.cache import GrowingLayer, Position, append
 from lowbit.decoding.recording import Call, Recorded, leaves, mapped, tensors, varies
 from lowbit.errors import UsageError
-from lowbit.kernels import elementwise, ops
+from lowbit.kernels import elementwise, layer_norm, ops
 from lowbit.kernels.attention import native as attention
-from lowbit.kernels.elementwise import Operation
 from lowbit.kernels.embedding import native as embedding
 from lowbit.kernels.linear import native as linear
 from lowbit.kernels.packed_layout import PackedLayout
+from lowbit.kernels.sequence import SmallOperation, sequence
 from lowbit.nn import QuantEmbedding, QuantLinear
 from lowbit.nn.linear import PackedCall
 
@@ -71,7 +71,7 @@ class _Writer:
         self.recorded = later
         self.layers = {id(layer): i for i, layer in enumerate(layers)}
         self.lines: list[str] = []
-        self.small: list[Operation] = []  # operations that become one line
+        self.small: list[SmallOperation] = []  # operations that become one line
         self.known: dict[str, Any] = {}  # the constants of the program, by name
         self.names: dict[int, str] = {}  # names of tensors that are new in each step
         # By id of a recorded tensor: its fixed replacement; the call that makes it a view, with the
@@ -112,7 +112,7 @@ class _Writer:
             extended = f"layers[{self.layers[id(layer)]}].extended"
             self.emit(call, f"{extended}({self.text(keys)}, {self.text(values)})")
             return
-        shortcuts = [self.into_buffer, self.attended, self.looked_up]
+        shortcuts = [self.normalized, self.into_buffer, self.attended, self.looked_up]
         if not any(isinstance(leaf, Position) for leaf in leaves((call.args, call.kwargs))):
             shortcuts += [self.same, self.view, self.quantized, self.postponed]
         if not any(shortcut(call) for shortcut in shortcuts):
@@ -122,7 +122,7 @@ class _Writer:
     def line(self, text: str) -> None:
         """Append a line."""
         if self.small:
-            run = self.constant(elementwise.sequence(self.small))
+            run = self.constant(sequence(self.small))
             self.small = []
             self.lines.append(f"{run}()")
         self.lines.append(text)
@@ -229,11 +229,27 @@ class _Writer:
         self.line(f"{self.constant(into)}({arguments})")
         return True
 
+    def normalized(self, call: Call) -> bool:
+        """torch's layer norm by native code with the same bits."""
+        function, out = DIRECT.get(call.function, call.function), call.result
+        if function is not torch.layer_norm or id(out) not in self.steady:
+            return False
+        if not self.is_fixed(call):
+            return False
+        buffer = torch.empty_like(out)
+        arguments = self.standing(call.args), self.standing(dict(call.kwargs))
+        made = layer_norm.operation(buffer, *arguments[0], **arguments[1])
+        if made is None:
+            return False
+        self.fixed[id(out)] = buffer
+        self.small.append(made)
+        return True
+
     def small_operations(
         self, call: Call, into: Callable[..., Any], buffer: Tensor
-    ) -> list[Operation]:
+    ) -> Sequence[SmallOperation]:
         """The native operations for a call, if all operands are fixed."""
-        if any(self.is_variable(leaf) for leaf in leaves((call.args, call.kwargs))):
+        if not self.is_fixed(call):
             return []
         return elementwise.operations(
             into, self.standing(call.args), self.standing(dict(call.kwargs)), buffer
@@ -328,6 +344,10 @@ class _Writer:
                 self.emit(call, f"{self.constant(call.function)}({self.arguments(call)})")
             return "position" if isinstance(tree, Position) else self.names[id(tree)]
         return self.constant(self.standing(tree))
+
+    def is_fixed(self, call: Call) -> bool:
+        """Whether all arguments are constants or in buffers."""
+        return not any(self.is_variable(leaf) for leaf in leaves((call.args, call.kwargs)))
 
     def is_variable(self, leaf: Any) -> bool:
         known = id(self.original(leaf))

@@ -42,21 +42,31 @@ def _identity(model: PreTrainedModel) -> int:
     A step keeps references to the bytes and products of its recording, so that their ids are not
     reused.
     """
-    parts: list[Any] = [model.config._attn_implementation, torch.get_default_dtype()]
-    parts += torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
-    for module in modules(model):
-        parts.append(id(module))
-        if isinstance(module, QuantModule):
-            parts += module.packed and id(module.packed.bytes), module.planes_in_use
-            if isinstance(module, QuantLinear):
-                parts += (
-                    module.activations,
-                    module.nonlinearity,
-                    module.call and id(module.call.product),
-                )
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    version = 0 if tensor.is_inference() else tensor._version
-                    parts += id(tensor), tensor.data_ptr(), version
-    return hash(tuple(parts))
+    found = list(modules(model))
+    tensors = [
+        tensor
+        for module in found
+        for held in (module._parameters, module._buffers)
+        for tensor in held.values()
+        if tensor is not None
+    ]
+    quantized = [module for module in found if isinstance(module, QuantModule)]
+    return hash(
+        (
+            model.config._attn_implementation,
+            torch.get_default_dtype(),
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            *map(id, found),
+            *map(id, tensors),
+            *map(Tensor.data_ptr, tensors),
+            *[0 if tensor.is_inference() else tensor._version for tensor in tensors],
+            *[module.packed and id(module.packed.bytes) for module in quantized],
+            *[module.planes_in_use for module in quantized],
+            *[_product(module) for module in quantized if isinstance(module, QuantLinear)],
+        )
+    )
+
+
+def _product(layer: QuantLinear) -> tuple[Any, ...]:
+    return layer.activations, layer.nonlinearity, layer.call and id(layer.call.product)

@@ -1,5 +1,4 @@
-"""Several small elementwise operations in one call of csrc/elementwise.h, with the bits of torch's
-operators."""
+"""Small elementwise operations by csrc/elementwise.h, with the bits of torch's operators."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +8,8 @@ import torch
 from torch import Tensor
 
 from lowbit.kernels.native import module
+from lowbit.kernels.sequence import MOST_NUMBERS
 
-# For more numbers torch uses several threads.
-MOST_NUMBERS = 32768
 DIMENSIONS = 4
 
 
@@ -24,6 +22,16 @@ class Operation:
     a: Tensor
     b: Tensor
 
+    def add_to(self, native: Any) -> None:
+        assert module is not None
+        steps = _steps(self)
+        assert steps is not None
+        sizes, *of = steps
+        places: list[Any] = []
+        for t, own in zip((self.y, self.a, self.b), of, strict=True):
+            places += t.data_ptr(), own
+        native.elementwise(getattr(module.ElementwiseOp, self.op), sizes, *places)
+
 
 def operations(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], y: Tensor
@@ -35,25 +43,6 @@ def operations(
     made = (_joined if function is torch.cat else _one)(function, args, kwargs, y)
     served = all(_served(t) for each in made for t in (each.y, each.a, each.b))
     return made if served and all(_steps(each) for each in made) else []
-
-
-def sequence(operations: Sequence[Operation]) -> Callable[[], None]:
-    """A function that runs the operations in order. It keeps references to the tensors."""
-    assert module is not None
-    run = module.ElementwiseSequence()
-    for each in operations:
-        steps = _steps(each)
-        assert steps is not None
-        sizes, *of = steps
-        places: list[Any] = []
-        for t, own in zip((each.y, each.a, each.b), of, strict=True):
-            places += t.data_ptr(), own
-        run.add(getattr(module.ElementwiseOp, each.op), sizes, *places)
-
-    def call(kept: object = tuple(operations)) -> None:
-        run()
-
-    return call
 
 
 def _joined(

@@ -1,0 +1,2 @@
+#define LOWBIT_ISA scalar
+#include "torch_layer_norm.inl"
