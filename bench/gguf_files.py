@@ -33,7 +33,6 @@ from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.interop.gguf.blocks import FLOATS
 from lowbit.interop.gguf.blocks import TYPES as BLOCKS
 from lowbit.interop.gguf.header import read_header
-from lowbit.interop.gguf.outgoing import write_float
 
 SHARED = Path(__file__).parents[2] / "shared"
 CONTEXT = 256
@@ -140,7 +139,7 @@ class Bench:
     @cached_property
     def float_file(self) -> Path:
         file = self.folder / "float.gguf"
-        write_float(self.source, file)
+        lowbit.export_checkpoint(self.source, "gguf", file, overwrite=True)
         return file
 
     @cached_property

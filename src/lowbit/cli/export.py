@@ -14,7 +14,10 @@ from lowbit.cli.tables import mebibytes
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="A folder that lowbit wrote.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="A folder that lowbit wrote; for gguf also a float model."),
+    ],
     to: Annotated[
         str, typer.Option(metavar="NAME[:TYPE]", help=f"The format: {', '.join(FORMATS)}.")
     ],
@@ -35,12 +38,10 @@ def export(
     """
     from lowbit.interop.export_checkpoint import export_checkpoint
 
-    exported = export_checkpoint(model, to, output, overwrite, layout)
+    exported = export_checkpoint(model, to, output, overwrite, layout, progress=not quiet)
     if as_json:
         print(json.dumps(asdict(exported)))
     elif not quiet:
         say(*(f"note: {note}" for note in exported.notes))
-        say(
-            f"{exported.weights:,} quantized weights, {mebibytes(exported.bytes)},"
-            f" written to {output} as {exported.to}"
-        )
+        held = f"{exported.weights:,} quantized weights" if exported.weights else "a float model"
+        say(f"{held}, {mebibytes(exported.bytes)}, written to {output} as {exported.to}")

@@ -27,6 +27,7 @@ from lowbit.interop.compressed_tensors import METHOD, PACKED
 from lowbit.interop.door import Writer
 from lowbit.interop.stored_model import StoredModel, StoredWeight
 from lowbit.nn import STATIC
+from lowbit.progress import tracked
 
 BITS = (4, 8)  # bits with kernels in vLLM
 INT8 = "int-quantized"
@@ -85,11 +86,11 @@ def check(model: StoredModel, type: str | None) -> None:
         raise UsageError(f"{model.folder} has no linear layer that {METHOD} would hold quantized")
 
 
-def write(model: StoredModel, type: str | None, folder: Path) -> tuple[str, ...]:
+def write(model: StoredModel, type: str | None, folder: Path, progress: bool) -> tuple[str, ...]:
     """Write the folder. Returns sentences about differences."""
     writer = ShardWriter(folder, MAX_SHARD_BYTES)
     schemes: dict[str, Scheme] = {}
-    for place, weight in model.owners.items():
+    for place, weight in tracked(model.owners.items(), "exporting", "weight", progress):
         q = weight.read()
         if _is_quantized(model, place):
             assert isinstance(q, AffineTensor)

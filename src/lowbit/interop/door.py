@@ -65,15 +65,18 @@ class Writer:
     the model; the message names the nearest recipe. write: writes a new folder, or a new file if
     `into_file`; returns sentences for the user.
 
-    Both get the TYPE of `--to NAME:TYPE`, or None. weights: a pattern of the files that count as
-    weights. layouts: other layouts of the folder, by name.
+    Both get the TYPE of `--to NAME:TYPE`, or None; `write` also gets whether to show a progress
+    bar. weights: a pattern of the files that count as weights. layouts: other layouts of the
+    folder, by name. write_float: writes a float model, a folder, as a new file; None if the format
+    is for quantized models only.
     """
 
     check: Callable[[StoredModel, str | None], None]
-    write: Callable[[StoredModel, str | None, Path], tuple[str, ...]]
+    write: Callable[[StoredModel, str | None, Path, bool], tuple[str, ...]]
     into_file: bool = False
     weights: str = "*.safetensors"
     layouts: "Mapping[str, Writer]" = field(default_factory=dict)
+    write_float: Callable[[Path, Path, bool], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)

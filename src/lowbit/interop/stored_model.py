@@ -68,6 +68,11 @@ class StoredModel:
         return {place: w for place, w in self.weights.items() if w.tied_to is None}
 
 
+def is_float(model: str | Path) -> bool:
+    """Whether the folder `model` has a float model. Raises InputError if it has no model."""
+    return getattr(read_config(find(model)), "quantization_config", None) is None
+
+
 @contextmanager
 def open_stored(model: str | Path) -> Iterator[StoredModel]:
     """Open the folder `model`. Raises InputError if lowbit did not write it or it is incomplete."""

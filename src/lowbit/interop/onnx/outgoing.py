@@ -24,6 +24,7 @@ from lowbit.interop.onnx.layers import layer_for
 from lowbit.interop.onnx.tracing import trace
 from lowbit.interop.stored_model import StoredModel, StoredWeight
 from lowbit.nn import QuantModule
+from lowbit.progress import tracked
 
 OPSETS = range(18, 24)
 VNNI = "vnni"
@@ -75,22 +76,26 @@ def check_sentences(model: StoredModel, asked: str | None) -> None:
     check(model, asked)
 
 
-def write(model: StoredModel, asked: str | None, folder: Path) -> tuple[str, ...]:
+def write(model: StoredModel, asked: str | None, folder: Path, progress: bool) -> tuple[str, ...]:
     """Write the folder. Returns sentences for the user."""
-    return _write(model, Target.parse(asked), folder, folder)
+    return _write(model, Target.parse(asked), folder, folder, progress)
 
 
-def write_sentences(model: StoredModel, asked: str | None, folder: Path) -> tuple[str, ...]:
+def write_sentences(
+    model: StoredModel, asked: str | None, folder: Path, progress: bool
+) -> tuple[str, ...]:
     """`write` with the ONNX model in the subfolder that sentence-transformers reads."""
     own = folder / "onnx"
     own.mkdir()
-    return _write(model, Target.parse(asked), folder, own)
+    return _write(model, Target.parse(asked), folder, own, progress)
 
 
-def _write(model: StoredModel, target: Target, folder: Path, own: Path) -> tuple[str, ...]:
+def _write(
+    model: StoredModel, target: Target, folder: Path, own: Path, progress: bool
+) -> tuple[str, ...]:
     with reading(model.folder, "traced for ONNX"):
         prepared = _prepared(model, target)
-        for graph in graphs(prepared):
+        for graph in tracked(graphs(prepared), "exporting", "graph", progress):
             program = trace(graph, target.opset)
             with writing(folder):
                 _save(program, own / graph.file)
