@@ -108,8 +108,7 @@ def _check(model: PreTrainedModel, settings: dict[str, Any]) -> None:
         if module.training:
             name = name_of(module, model)
             raise _unserved(f"{name} is in training mode (model.eval() ends it)")
-        hooked = module._forward_hooks or module._forward_pre_hooks
-        if hooked and adapters.has_hooks(module):
+        if adapters.has_hooks(module):
             name = name_of(module, model)
             raise _unserved(f"{name} has forward hooks, which would not be called")
 

@@ -80,7 +80,7 @@ def open_stored(model: str | Path) -> Iterator[StoredModel]:
     config = read_config(folder)
     described = getattr(config, "quantization_config", None)
     if described is None or dict(described).get("quant_method") != METHOD:
-        raise InputError(f"{folder} was not quantized with lowbit")
+        raise InputError(f"{folder} was not quantized with lowbit: `lowbit quantize` does that")
     with reading(folder / "config.json"):
         quantization = LowbitConfig.from_dict(dict(described))
     checkpoint = open_checkpoint(folder, config)
