@@ -39,6 +39,13 @@ def test_usual_widths_have_torchs_bits(columns):
     assert layer_norm.has_torchs_bits(columns, 1e-5)
 
 
+@torch_has_avx2
+def test_the_comparison_does_not_depend_on_the_default_device():
+    layer_norm.has_torchs_bits.cache_clear()
+    with torch.device("meta"):
+        assert layer_norm.has_torchs_bits(64, 1e-5)
+
+
 @settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 4), max_size=2),

@@ -69,7 +69,7 @@ def has_torchs_bits(columns: int, epsilon: float) -> bool:
     generator = torch.Generator().manual_seed(SEED)
 
     def numbers(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
     with torch.inference_mode():
         weight, bias = numbers(columns), numbers(columns)
