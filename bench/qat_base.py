@@ -58,8 +58,8 @@ SETTINGS = {
     SQUAD: replace(BASE, epochs=5, batch_size=16),
     "sst2": replace(BASE, epochs=1),
 }
-SEEDS = {"cola": (1, 2, 3), "mrpc": (1, 2, 3), "rte": (1, 2, 3)}
-DISTILLED = {"int8-all": {}, "int4-all": {"learning_rate": 1e-5}}
+SEEDS = {"cola": (1, 2, 3), "mrpc": (1, 2, 3), "rte": (1, 2, 3), SQUAD: (1, 2)}
+DISTILLED = {"int8-all": {}, "int8-all-dynamic": {}, "int4-all": {"learning_rate": 1e-5}}
 POST_TRAINING = ("int8-all-static", "int8-all-dynamic", "int4-all")
 TIMED = ("int8-all-dynamic", "int8-all-static", "int4-all-static")
 SHAPES, SECONDS = ((1, 128), (8, 128)), 15.0
