@@ -2,7 +2,8 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -25,6 +26,14 @@ def note(module: nn.Module, reason: str, warn: bool = True) -> None:
     if warn and counts[reason] == 1:
         # Python itself drops a text that it has shown before.
         warnings.warn(reason, SlowPathWarning, stacklevel=3)
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """No SlowPathWarning inside, where nobody could act on it. Reasons are still counted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SlowPathWarning)
+        yield
 
 
 def noted(module: nn.Module) -> Mapping[str, int]:

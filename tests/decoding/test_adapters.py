@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMixin
 
 from lowbit.decoding import adapters
+from lowbit.nn.hooks import has_hooks
 from tests.models import make
 
 VERSION = f"transformers {transformers.__version__}"
@@ -90,9 +91,9 @@ def test_hooks_that_transformers_leaves_behind_are_told_from_those_of_people():
     model(IDS, output_hidden_states=True)
     hooked = [m for m in model.modules() if m._forward_hooks]
     assert hooked, f"{VERSION}: hidden states are no longer collected by hooks that stay"
-    assert not any(map(adapters.has_hooks, hooked)), f"{VERSION}: its hooks come from elsewhere"
+    assert not any(map(has_hooks, hooked)), f"{VERSION}: its hooks come from elsewhere"
     hooked[0].register_forward_hook(lambda *_: None)
-    assert adapters.has_hooks(hooked[0])
+    assert has_hooks(hooked[0])
 
 
 def test_the_prompt_is_read_into_the_cache_and_the_next_token_prepared():

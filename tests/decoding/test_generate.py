@@ -10,6 +10,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    FalconConfig,
+    FalconForCausalLM,
     JambaConfig,
     JambaForCausalLM,
     MistralConfig,
@@ -326,6 +328,64 @@ def test_a_prompt_of_several_tokens_is_read_by_the_model(monkeypatch):
     seen = passes(monkeypatch, model)
     lowbit.generate(model, **batch(model), decoder_input_ids=prompt, **GREEDY)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("recipe", [None, "int4"])
+def test_a_change_of_plain_attributes_is_recorded_again(recipe):
+    """Such as which adapters of PEFT are active, and the numbers of norms."""
+    adapters = pytest.importorskip("peft")
+    import lowbit.peft  # noqa: F401  # registers
+
+    model = quantized("llama-tied", recipe)
+    config = adapters.LoraConfig(
+        r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    model = adapters.get_peft_model(model, config).eval()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
+    found = [same(model, inputs, **GREEDY)]
+    with model.disable_adapter():
+        found.append(same(model, inputs, **GREEDY))
+    layer = model.base_model.model.model.layers[0]
+    layer.self_attn.q_proj.scaling["default"] = 40.0
+    found.append(same(model, inputs, **GREEDY))
+    layer.input_layernorm.variance_epsilon = 10.0
+    found.append(same(model, inputs, **GREEDY))
+    assert len({tuple(ids[0].tolist()) for ids in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "marian"])
+def test_the_cache_that_is_returned_is_transformers_own(name):
+    model = quantized(name)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
+    scores = {"return_dict_in_generate": True}
+    wanted = model.generate(**inputs, **GREEDY, **scores)
+    got = lowbit.generate(model, **inputs, **GREEDY, **scores)
+    caches = [each[CACHE] for each in (got, wanted)]
+    assert type(caches[0]) is type(caches[1])
+    if model.config.is_encoder_decoder:
+        caches = [each.self_attention_cache for each in caches]
+    for _ in range(2):
+        mine, theirs = (cache.layers for cache in caches)
+        for a, b in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(a.keys, b.keys)
+            torch.testing.assert_close(a.values, b.values)
+        for cache in caches:
+            cache.crop(-2)
+            cache.batch_repeat_interleave(2)
+    for cache in caches:
+        cache.reset()
+        assert cache.get_seq_length() == 0
+
+
+def test_a_model_that_makes_positions_of_its_mask_is_refused_with_a_sentence():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = FalconConfig(vocab_size=VOCABULARY, alibi=True, eos_token_id=None, **sizes)
+    model = FalconForCausalLM(config).eval()
+    inputs = batch(model)
+    assert model.generate(**inputs, **GREEDY).shape == (3, 17)
+    with pytest.raises(UsageError, match="does not take a mask .* model.generate does"):
+        lowbit.generate(model, **inputs, **GREEDY)
 
 
 def test_a_model_that_changed_is_recorded_again():

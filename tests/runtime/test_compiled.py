@@ -398,6 +398,41 @@ def test_replaced_modules_count():
     assert not torch.equal(changed, before)
 
 
+@pytest.mark.parametrize("recipe", [None, "int8-all-dynamic"])
+def test_changed_attributes_and_modules_without_tensors_count(recipe):
+    """The numbers of norms, attention and configs, functions between layers."""
+    torch.manual_seed(0)
+    model, inputs = BertModel(BertConfig(**SMALL, initializer_range=0.3)).eval(), batch(9, 4)
+    if recipe is not None:
+        lowbit.quantize(model, recipe, progress=False)
+    compiled = lowbit.compile(copy.deepcopy(model))
+    changes = [
+        lambda m: setattr(m.encoder.layer[0].intermediate, "intermediate_act_fn", torch.nn.ReLU()),
+        lambda m: setattr(m.encoder.layer[0].output.LayerNorm, "eps", 5.0),
+        lambda m: setattr(m.encoder.layer[1].attention.self, "scaling", 3.0),
+    ]
+    before = called(compiled, inputs)[0]
+    for change in changes:
+        for each in (model, compiled):
+            change(each)
+        after = called(compiled, inputs)[0]
+        assert (after - before).norm() > 0.01 * before.norm()
+        wanted = aside(model, inputs)[0] * inputs["attention_mask"][..., None]
+        assert_same({"x": after}, {"x": wanted}, inputs["attention_mask"])
+        before = after
+
+
+def test_labels_of_padding_go_to_the_model():
+    """Softmax does not see a number that is added to all columns."""
+    model = made("tokens")
+    compiled = lowbit.compile(copy.deepcopy(model))
+    inputs = batch(9, 4)
+    called(compiled, inputs)
+    inputs["labels"] = torch.ones_like(inputs["input_ids"])
+    assert torch.equal(aside(compiled, inputs).loss, aside(model, inputs).loss)
+    assert any("padded tokens" in reason for reason in noted(compiled))
+
+
 def test_a_model_may_be_quantized_afterwards():
     model, inputs = made("bert", None), batch(9, 4)
     compiled = lowbit.compile(copy.deepcopy(model))
@@ -568,6 +603,10 @@ def test_hidden_states_of_all_layers_can_be_asked_for():
     assert len(got.hidden_states) == len(wanted.hidden_states) == 3
     for a, b in zip(got.hidden_states, wanted.hidden_states, strict=True):
         assert (a[there] - b[there]).norm() <= 2e-3 * b[there].norm()
+    # The hooks that transformers leaves are no reason to run the model itself.
+    called(compiled, batch(9, 4))
+    called(compiled, inputs)
+    assert [type(p) for p in programs(compiled)] == [Compiled] * 2 and not noted(compiled)
 
 
 def test_what_holds_no_transformers_model_is_refused():

@@ -1,5 +1,6 @@
 """When weights are projected, begin and freeze: the plan against a hand-made list of steps."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -50,7 +51,10 @@ def run(plan, steps, epoch, scored=(), saved=(), start=0, scored_by_epoch=False)
     log, state = [], TrainerState(max_steps=steps, global_step=start)
     weights = [Recorded(part, log, state) for part in PARTS]
     callback = Projections(
-        weights, plan, lambda: log.append((state.global_step, "", "score before"))
+        weights,
+        plan,
+        lambda: log.append((state.global_step, "", "score before")),
+        nullcontext,
     )
     callback.on_train_begin(None, state, TrainerControl())
     for step in range(start + 1, steps + 1):
@@ -123,7 +127,8 @@ def test_what_was_best_before_a_part_began_is_no_longer_so():
     plan = BcqPlan(RECIPE, every=5, phases=True, frozen=0)
     state = TrainerState(max_steps=30, global_step=10, best_metric=50.0)
     state.best_model_checkpoint, state.best_global_step = "checkpoint-5", 5
-    callback = Projections([Recorded(part, [], state) for part in PARTS], plan, lambda: None)
+    weights = [Recorded(part, [], state) for part in PARTS]
+    callback = Projections(weights, plan, lambda: None, nullcontext)
     callback.begun = {"embedding"}
     callback.on_step_end(None, state, TrainerControl())
     assert state.best_metric is state.best_model_checkpoint is state.best_global_step is None

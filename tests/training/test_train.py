@@ -537,6 +537,12 @@ def test_weights_and_logits_that_are_no_numbers_stop_with_the_step_too(source, d
     with pytest.raises(InputError, match="is not finite at step 1: .*no checkpoint was saved yet"):
         train("glue", material(source, data), tmp_path / "saved", settings, progress=False)
     assert not checkpoints(tmp_path / "saved")
+    settings = replace(settings, qat="int8-all", max_steps=2, weight_decay=0.0, learning_rate=1e38)
+    with pytest.raises(InputError, match="NaN or infinite in float32 at step 2: a smaller"):
+        train("glue", material(source, data), tmp_path / "rounded", settings, progress=False)
+    codes = replace(settings, qat="none", plan=BcqPlan(load_recipe("bcq3"), every=1))
+    with pytest.raises(InputError, match="NaN or infinite in float32 at step 1: a smaller"):
+        train("glue", material(source, data), tmp_path / "coded", codes, progress=False)
 
 
 @pytest.mark.parametrize("part", [0.1, 1.1])
@@ -557,7 +563,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(
     monkeypatch.setattr(LessonTrainer, "training_step", filling)
     settings = replace(QUICK, save_steps=2, evaluate_during_training=False)
     try:
-        with pytest.raises(InputError, match="cannot be written: .* good checkpoint is .*-2$"):
+        with pytest.raises(InputError, match="ulimit -f.* good checkpoint is .*-2$"):
             train("glue", material(source, data), tmp_path, settings, progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

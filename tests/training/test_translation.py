@@ -73,6 +73,13 @@ def test_what_is_trained_in_bfloat16_is_scored_as_it_is_saved(data, tmp_path, mo
     assert [*while_training, value(outcome, "float", "loss")] == pytest.approx([wanted] * 2, 1e-6)
 
 
+def test_a_training_towards_integers_warns_of_nothing_that_its_user_could_change(data, tmp_path):
+    settings = replace(QUICK, max_steps=2, eval_steps=1, qat="int8-all")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SlowPathWarning)
+        train("translation", reversing.material(data), tmp_path, settings, progress=False)
+
+
 def test_loss_and_accuracy_are_those_of_one_pair_at_a_time(data):
     lesson = teach(reversing.material(data))
     sources, targets = lesson.score.pairs.sources[:6], lesson.score.pairs.targets[:6]

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,11 @@ from safetensors import SafetensorError
 
 from lowbit.checkpoint.work_folder import NEW, claimed, output_of, recover, replace
 from lowbit.errors import InputError, UsageError
+
+try:
+    import resource
+except ImportError:  # Windows has no such limits
+    resource = None  # type: ignore[assignment]
 
 # What the system says of a disk, and not of the file that is written; and what to do.
 ELSEWHERE = "name an output on another disk"
@@ -25,6 +31,7 @@ OF_DISKS = {
 }
 # safetensors has no other place for it.
 NUMBER = re.compile(r"\(os error (\d+)\)")
+FULL = 1 << 20  # a disk with less free space, in bytes, is full
 
 
 def check_output(output: Path, overwrite: bool, source: Path | None) -> None:
@@ -128,18 +135,25 @@ def _naming(output: Path, work: Path) -> Iterator[None]:
 
 
 def _refusal(output: Path, error: Exception) -> InputError:
-    number = _number(error)
+    number = _number(output, error)
     why = str(error) if number is None else os.strerror(number)
     what = OF_DISKS.get(number or 0)
     return InputError(f"{output} cannot be written: {why}" + (f"; {what}" if what else ""))
 
 
-def _number(error: Exception) -> int | None:
+def _number(output: Path, error: Exception) -> int | None:
     """The system's for what went wrong."""
     if isinstance(error, OSError):
         return error.errno
-    found = NUMBER.search(str(error))
-    return int(found[1]) if found else None
+    if found := NUMBER.search(str(error)):
+        return int(found[1])
+    # torch's archive writer says only that a file is shorter than it should be.
+    there = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
+    if shutil.disk_usage(there).free < FULL:
+        return errno.ENOSPC
+    if resource is None or resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY:
+        return None
+    return errno.EFBIG
 
 
 def _open_permissions(folder: Path) -> None:

@@ -8,11 +8,10 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from transformers.generation import GenerationMixin, GenerationMode
-from transformers.utils import output_capturing
 
 # The argument of `generate`, of models and of searches that holds keys and values:
 # `past_key_values` in 5.23; `cache` in 5.24, where the old name warns.
@@ -69,15 +68,6 @@ def attention(model: PreTrainedModel) -> str:
     """The name of the model's attention: `_attn_implementation` of its config in 5.23, 5.24."""
     name: str = model.config._attn_implementation
     return name
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has forward hooks, except those that transformers leaves after a model has
-    returned its hidden states: of `utils.output_capturing` in 5.23, 5.24."""
-    if not (module._forward_pre_hooks or module._forward_hooks):
-        return False
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return any(getattr(hook, "__module__", None) != output_capturing.__name__ for hook in hooks)
 
 
 def padding_token(config: GenerationConfig) -> int:

@@ -38,8 +38,7 @@ class GrowingLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: Integer[Tensor, " batch"]) -> None:
         """Row i becomes what row beam_idx[i] was."""
-        for held in (self._keys, self._values):
-            filled = held.narrow(2, 0, self.length)
+        for filled in self.filled():
             filled.copy_(filled.index_select(0, beam_idx))
 
     def extended(
@@ -53,6 +52,10 @@ class GrowingLayer(DynamicLayer):
         start = self._make_room(new)
         self._keys.narrow(2, start, new).copy_(keys)
         self._values.narrow(2, start, new).copy_(values)
+        return self.filled()
+
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """The used part of the keys and values."""
         return self._keys.narrow(2, 0, self.length), self._values.narrow(2, 0, self.length)
 
     def attended(
@@ -131,6 +134,13 @@ class DecoderCache(EncoderDecoderCache):
 
 def empty(encoder_decoder: bool) -> GrowingCache | DecoderCache:
     return DecoderCache() if encoder_decoder else GrowingCache()
+
+
+def usual(cache: GrowingCache | DecoderCache) -> Cache:
+    """transformers' own cache with the same content."""
+    if isinstance(cache, DecoderCache):
+        return EncoderDecoderCache(usual(cache.self_attention_cache), cache.cross_attention_cache)
+    return DynamicCache([layer.filled() for layer in cache.layers])
 
 
 def layers(cache: Cache) -> tuple[list[GrowingLayer], list[DynamicLayer]]:

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput, ModelOutput, Seq2SeqL
 
 from lowbit.decoding import adapters
 from lowbit.decoding.adapters import CACHE, POSITIONAL, SEARCHES, WithTokenizer
-from lowbit.decoding.cache import DecoderCache, GrowingCache, empty, layers
+from lowbit.decoding.cache import DecoderCache, GrowingCache, empty, layers, usual
 from lowbit.decoding.greedy import greedy, serves
 from lowbit.decoding.modules import modules, name_of
 from lowbit.decoding.state import State
@@ -28,6 +28,7 @@ from lowbit.decoding.step_cache import borrowed
 from lowbit.errors import UsageError
 from lowbit.kernels.attention.hf_attention import KERNELS
 from lowbit.nn.eval_mode import unmasked
+from lowbit.nn.hooks import has_hooks
 
 UNSERVED = (
     "assistant_model",
@@ -108,7 +109,7 @@ def _check(model: PreTrainedModel, settings: dict[str, Any]) -> None:
         if module.training:
             name = name_of(module, model)
             raise _unserved(f"{name} is in training mode (model.eval() ends it)")
-        if adapters.has_hooks(module):
+        if has_hooks(module):
             name = name_of(module, model)
             raise _unserved(f"{name} has forward hooks, which would not be called")
 
@@ -161,7 +162,7 @@ def _search(
                 pad=adapters.padding_token(generation_config),
             )
         search = getattr(type(model), SEARCHES[mode])
-        return search(
+        found = search(
             stepping,
             input_ids,
             logits_processor=logits_processor,
@@ -169,6 +170,9 @@ def _search(
             generation_config=generation_config,
             **model_kwargs,
         )
+        if generation_config.return_dict_in_generate:
+            found[CACHE] = usual(found[CACHE])
+        return found
 
 
 def _check_cache(own: Cache | None) -> None:

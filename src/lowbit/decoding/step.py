@@ -11,6 +11,7 @@ from lowbit.decoding.recording import Recorded, Recording, recorded
 from lowbit.decoding.state import State
 from lowbit.errors import UsageError
 from lowbit.fallbacks import note
+from lowbit.nn.plain_attributes import PlainAttributes
 
 
 class Step:
@@ -22,6 +23,7 @@ class Step:
         self.first: First | None = None  # how it reads a first token too
         self.is_first_refused = False
         self.is_plain = False  # the model itself computes it, because it cannot be recorded
+        self.attributes: PlainAttributes | None = None  # of the model, since it is settled
 
     @property
     def is_new(self) -> bool:
@@ -58,7 +60,7 @@ class Step:
         if self.is_plain:
             return _logits(model, ids, state)
         with Recording() as recording:
-            logits = _logits(model, ids, state)
+            logits = self._read(model, ids, state)
         try:
             later = recorded(recording.calls, inputs, logits)
             if self.earlier is None:
@@ -70,6 +72,19 @@ class Step:
             self.earlier, self.is_plain = None, True
             note(model, f"lowbit.generate computes tokens as model.generate does: {why}.")
         return logits
+
+    def _read(self, model: PreTrainedModel, ids: Tensor, state: State) -> Tensor:
+        """The logits, by the model itself. Raises UsageError if its code wants another mask, as
+        that of positions by padding does."""
+        try:
+            return _logits(model, ids, state)
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            if state.mask is None or self.earlier is not None:
+                raise
+            raise UsageError(
+                "lowbit.generate does not serve this: the model does not take a mask"
+                f" [batch, 1, 1, tokens] ({error}); model.generate does"
+            ) from error
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, state: State) -> Tensor:

@@ -14,6 +14,7 @@ from lowbit.decoding.modules import modules
 from lowbit.decoding.state import State
 from lowbit.decoding.step import Step
 from lowbit.nn import QuantLinear, QuantModule
+from lowbit.nn.plain_attributes import PlainAttributes
 
 MOST = 8  # steps per model; batches of other sizes need other steps
 _KEPT: WeakKeyDictionary[nn.Module, dict[Any, Step]] = WeakKeyDictionary()
@@ -27,9 +28,13 @@ def borrowed(model: PreTrainedModel, ids: Tensor, state: State) -> Iterator[Step
     key = len(ids), *state.first_inputs(ids), _identity(model)
     with _CHANGING:
         kept = _KEPT.setdefault(model, {})
-        step = kept.pop(key, None) or Step()
+        step = kept.pop(key, None)
+        if step is None or step.attributes is None or not step.attributes.same():
+            step = Step()
     yield step
     if step.is_settled:
+        if step.attributes is None:
+            step.attributes = PlainAttributes(modules(model))
         with _CHANGING:
             kept[key] = step
             if len(kept) > MOST:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lowbit.formats import StaticScale
 from lowbit.nn import QuantLinear
 from lowbit.nn.linear import PackedCall
+from lowbit.nn.plain_attributes import PlainAttributes
 from lowbit.runtime.capture import Captured
 from lowbit.runtime.operations import Linear, Lookup, Operation
 
@@ -20,14 +21,16 @@ class Held:
 
     packed: packed weights by module. tensors: parameters and buffers by owner and name, with their
     data addresses. static: layers with static activations, and what their numbers became. fused:
-    layers with their nonlinearity. links: modules by parent and attribute.
+    layers with their nonlinearity. links: modules by parent and attribute. attributes: of all
+    modules.
     """
 
     packed: tuple[tuple[dict[str, Any], Any], ...]
     tensors: tuple[tuple[dict[str, Any], str, Tensor, int], ...]
     static: tuple[tuple[QuantLinear, PackedCall, tuple[StaticScale, ...]], ...]
     fused: tuple[tuple[QuantLinear, str], ...]
-    links: tuple[tuple[dict[str, Any], str, nn.Module], ...]
+    links: tuple[tuple[dict[str, Any], str, nn.Module | None], ...]
+    attributes: PlainAttributes
 
     @classmethod
     def of(cls, operations: Sequence[Operation], captured: Captured) -> "Held":
@@ -56,9 +59,20 @@ class Held:
                 tensor = holder.get(name)
                 if tensor is not None:
                     tensors.append((holder, name, tensor, tensor.data_ptr()))
-        names = [f"model.{name}" for name in captured.modules]
-        links = _links(captured.owner, [*names, *(t.rpartition(".")[0] for t in captured.tensors)])
-        return cls(tuple(packed), tuple(tensors), tuple(static), tuple(fused), tuple(links))
+        modules = list(captured.owner.modules())
+        links = [
+            (module._modules, name, child)
+            for module in modules
+            for name, child in module._modules.items()
+        ]
+        return cls(
+            tuple(packed),
+            tuple(tensors),
+            tuple(static),
+            tuple(fused),
+            tuple(links),
+            PlainAttributes(modules),
+        )
 
     def still(self) -> bool:
         """Whether nothing has changed."""
@@ -74,20 +88,5 @@ class Held:
             )
             and all(children.get(name) is child for children, name, child in self.links)
             and all(layer.nonlinearity_now() == how for layer, how in self.fused)
+            and self.attributes.same()
         )
-
-
-def _links(owner: nn.Module, paths: Sequence[str]) -> list[tuple[dict[str, Any], str, nn.Module]]:
-    """The (parent, name, child) links on the paths from `owner` to some modules, without
-    duplicates."""
-    found: dict[str, tuple[dict[str, Any], str, nn.Module]] = {}
-    for path in paths:
-        module, way = owner, ""
-        for name in path.split(".") if path else ():
-            child = module._modules.get(name)
-            if child is None:  # a constant of the capture
-                break
-            way = f"{way}.{name}"
-            found[way] = module._modules, name, child
-            module = child
-    return list(found.values())

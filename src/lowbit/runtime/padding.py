@@ -61,9 +61,11 @@ def _blind(lowered: Lowered, examples: Sequence[Tensor], mask: int, kind: Paddin
     generator = torch.Generator().manual_seed(SEED)
     columns = [lowered.program.columns[m] for m in lowered.program.results]
     rows = [torch.randn(batch, LENGTH, n, generator=generator) for n in columns]
+    # Softmax and layer norm do not see a number that is added to all columns.
+    others = [torch.randn(t.shape, generator=generator) for t in rows]
     seen = []
-    for hidden in (0.0, 1.0):
-        filled = [t.where(exists[..., None], 0) + hidden * ~exists[..., None] for t in rows]
+    for hidden in ([torch.zeros_like(t) for t in rows], others):
+        filled = [t.where(exists[..., None], h) for t, h in zip(rows, hidden, strict=True)]
         after = lowered.after(*tensors, *(filled[number] for number in lowered.ends))
         seen.append([_that_exist(t, exists) for t in after if isinstance(t, Tensor)])
     return all(torch.equal(a, b) for a, b in zip(*seen, strict=True))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lowbit.nn.hooks import has_hooks
 from lowbit.runtime.capture import Captured, capture
 from lowbit.runtime.held import Held
 from lowbit.runtime.lower import Lowered, lower
@@ -141,7 +142,7 @@ class Programs:
             return "A call that records gradients is not run as a program: use torch.no_grad()."
         if torch.is_autocast_enabled("cpu"):
             return "A call under autocast is not run as a program."
-        if any(self._hooks()):
+        if any(self._hooks()) and any(has_hooks(m) for m in self._others()):
             return "A model whose modules have hooks is not run as a program."
         found = signature(arguments)
         if isinstance(found, str):
@@ -172,9 +173,13 @@ class Programs:
 
     def _hooks(self) -> list[Any]:
         if self.hooks is None:
-            modules = [m for m in self.model.modules() if m is not self.model]
-            self.hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
+            found = [(m._forward_hooks, m._forward_pre_hooks) for m in self._others()]
+            self.hooks = [hooks for each in found for hooks in each]
         return self.hooks
+
+    def _others(self) -> list[nn.Module]:
+        """All modules but the model itself, whose hooks are called in any case."""
+        return [module for module in self.model.modules() if module is not self.model]
 
     def _made(self, found: Signature, arguments: Mapping[str, Any]) -> Compiled | str:
         tensors = {n: v for n, v in arguments.items() if isinstance(v, Tensor)}

@@ -11,6 +11,7 @@ from lowbit.checkpoint.atomic_write import staged, staged_file, writing
 from lowbit.evaluation.bootstrap import Loss, loss
 from lowbit.evaluation.study import Measurement, json_safe, structured
 from lowbit.evaluation.task import Subject, Task, agreement
+from lowbit.fallbacks import unwarned
 from lowbit.progress import without_transformers_bars
 from lowbit.qat.learned import LEARNED, learned_state, save_learned
 from lowbit.qat.prepare import fake_quantized, finish_qat
@@ -110,7 +111,8 @@ def finish(
         save(model, tokenizer, folders[0])
         return Outcome(steps, seconds, measurements, tuple(folders), lesson.notes, test)
     notes = (*lesson.notes, *never_rounded(model))
-    score(FAKE_QUANTIZED)
+    with unwarned():  # no user can make a program of rounding in float
+        score(FAKE_QUANTIZED)
     # Binary codes are what the float weights stand for already.
     learned = settings.options if settings.plan is None else None
     added = learned_state(model)

@@ -7,6 +7,7 @@ before each score and each checkpoint.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,12 +18,18 @@ from lowbit.training.bcq import BcqPlan
 
 
 class Projections(TrainerCallback):
-    """score_before: called before a projection at which the model is scored, if the plan asks."""
+    """score_before: called before a projection at which the model is scored, if the plan asks.
+    naming_step: what weights without codes raise inside names the step."""
 
     def __init__(
-        self, weights: Sequence[CodedWeight], plan: BcqPlan, score_before: Callable[[], None]
+        self,
+        weights: Sequence[CodedWeight],
+        plan: BcqPlan,
+        score_before: Callable[[], None],
+        naming_step: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.weights, self.plan, self.score_before = weights, plan, score_before
+        self.naming_step = naming_step
         self.begun: set[str] = set()
         self.synced = self.projected = 0  # the last step after which they were
 
@@ -44,12 +51,14 @@ class Projections(TrainerCallback):
             # training that goes on from there begins with the next epoch.
             ends = last or float(state.epoch or 0.5).is_integer()
             due = ends and (control.should_evaluate or control.should_save)
-        self._act(due, state, control)
+        with self.naming_step():
+            self._act(due, state, control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._act(self.plan.every == 0, state, control)
+        with self.naming_step():
+            self._act(self.plan.every == 0, state, control)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

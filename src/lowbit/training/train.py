@@ -232,7 +232,9 @@ class Prepared:
         given = arguments(output, settings, self.lesson.best, progress)
         trainer = LessonTrainer(self.lesson, given, self.teacher, settings.distill)
         if settings.plan is not None:
-            trainer.add_callback(Projections(self.weights, settings.plan, trainer.score_before))
+            trainer.add_callback(
+                Projections(self.weights, settings.plan, trainer.score_before, trainer.naming_step)
+            )
         return trainer
 
 

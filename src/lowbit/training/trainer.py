@@ -4,7 +4,7 @@ import json
 import math
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lowbit.checkpoint.read import weight_files
 from lowbit.errors import InputError, UsageError
 from lowbit.evaluation.task import Subject
 from lowbit.evaluation.teacher_forcing import IGNORED
+from lowbit.fallbacks import unwarned
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import hidden, without_transformers_bars
 from lowbit.qat.prepare import fake_quantized
@@ -220,10 +221,11 @@ class LessonTrainer(Trainer):
             # Each process sets them by its own first batch, and only gradients are averaged.
             for scale in self.learned_scales:
                 torch.distributed.broadcast(scale.data, 0)
-        with trainable_attention(self.lesson.model, self.args.bf16):
+        step = self.state.global_step + 1
+        with trainable_attention(self.lesson.model, self.args.bf16), self.naming_step(step):
             loss: Tensor = super().training_step(model, *args, **kwargs)
         if not math.isfinite(loss.item()):
-            raise self._diverged(f"the loss is {loss.item()}", self.state.global_step + 1)
+            raise self._diverged(f"the loss is {loss.item()}", step)
         return loss
 
     def check_weights(self) -> None:
@@ -232,6 +234,16 @@ class LessonTrainer(Trainer):
         for name, parameter in self.lesson.model.named_parameters():
             if not parameter.isfinite().all():
                 raise self._diverged(f"{name} is not finite", self.state.global_step)
+
+    @contextmanager
+    def naming_step(self, step: int | None = None) -> Iterator[None]:
+        """What cannot be computed inside with the weights as they are becomes an InputError that
+        names the step, by default the last one."""
+        try:
+            yield
+        except InputError as error:
+            at = self.state.global_step if step is None else step
+            raise self._diverged(str(error), at) from error
 
     def _diverged(self, what: str, step: int) -> InputError:
         return InputError(
@@ -312,17 +324,18 @@ class LessonTrainer(Trainer):
         self.log({f"before_projection_{k[5:]}": v for k, v in self._scores().items()})
 
     def _scores(self) -> dict[str, float]:
-        subject = Subject("model", self.lesson.model, self.lesson.tokenizer)
-        with without_autocast(self.lesson.model):
+        model = self.lesson.model
+        subject = Subject("model", model, self.lesson.tokenizer)
+        # No user can make a program of rounding in float.
+        quiet = unwarned() if fake_quantized(model) else nullcontext()
+        with without_autocast(model), quiet:
             found = self.lesson.score.measure(subject, progress=False)
         return {f"eval_{name}": metric.value for name, metric in found.metrics.items()}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self.check_weights()
-        try:
+        with self.naming_step():
             metrics = self._scores()
-        except InputError as error:
-            raise self._diverged(str(error), self.state.global_step) from error
         if self.counted:
             metrics["train_accuracy"] = self.right / self.counted
             self.right = self.counted = 0
