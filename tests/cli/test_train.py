@@ -8,8 +8,11 @@ import yaml
 
 from lowbit.checkpoint.work_folder import claimed
 from lowbit.cli.train_options import CONFIGS
+from lowbit.cli.train_outcome import sample_lines
 from lowbit.data.glue_tasks import find_task
+from lowbit.evaluation.study import Measurement, Sample
 from lowbit.training.architecture import Architecture
+from lowbit.training.ending import Outcome
 from tests.models import make
 from tests.training import reversing
 from tests.training.test_squad import VOCABULARY, paragraph, words
@@ -32,6 +35,7 @@ def source(tmp_path_factory):
         (["--project-every", "9"], "--project-every says how binary codes are trained"),
         (["--groups", "group:64", "--qat", "int8"], "--groups says how binary codes are trained"),
         (["--batch-size", "0"], "batch_size must be at least 1, not 0"),
+        (["--qat", "."], "--qat takes the folder . for its value: write --qat int8-all"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(lowbit, source, tmp_path, more, sentence):
@@ -177,6 +181,14 @@ def test_json_is_one_object_and_quiet_is_silent(lowbit, source, glue):
     assert (code, out, err) == (0, "", "")
 
 
+def test_long_texts_are_cut_in_what_is_shown():
+    sample = Sample("short", "b" * 400, "c" * 300)
+    found = Measurement("glue", "x", 1, "rows", {}, {}, samples=(sample,))
+    lines = list(sample_lines(Outcome(1, 1.0, {"float": found}, ())))
+    assert lines[0] == "source     short" and lines[1] == "reference  " + "c" * 300
+    assert lines[2] == "output     " + "b" * 300 + " … (400 characters)"
+
+
 def test_a_baseline_is_a_column_and_the_loss_a_line(lowbit, source, glue):
     given = ("train", "glue", source, "--name", "rte", "--data", glue, "--max-steps", 2)
     given = (*given, "--max-length", 24)
@@ -242,6 +254,9 @@ def test_a_file_says_what_is_not_typed(lowbit, source, glue):
     assert json.loads(out)["steps"] == 3 and (glue / "out" / "int8-all").is_dir()
     code, out, err = lowbit(*given, "--max-steps", 2, "-o", glue / "typed")
     assert code == 0 and json.loads(out)["steps"] == 2, err
+    file.write_text(file.read_text() + "qat: true\n")
+    code, out, err = lowbit(*given, "-o", glue / "bare")
+    assert code == 0 and (glue / "bare" / "int8-all").is_dir(), err
     for text, sentence in (
         ("max_stepz: 3\n", "has the key 'max_stepz', which is not an option"),
         ("- 3\n", "is not a mapping of options to values"),

@@ -45,5 +45,5 @@ def test_batches_that_cannot_be_are_wrong_use():
     check_batch_size(1)
     check_padding(Tokenizer(pad=0), 8)
     check_padding(Tokenizer(), 1)
-    with pytest.raises(UsageError, match="no padding token: batch size 1, not 8"):
+    with pytest.raises(UsageError, match="no padding token, which a batch of 8 needs"):
         check_padding(Tokenizer(), 8)

@@ -64,7 +64,7 @@ def test_rows_that_glue_itself_cut_are_counted_in_qqp_and_refused_elsewhere(root
     assert found.cut_rows == 1 and len(found.sentences) == 2
     assert glue.read("qqp", "dev", root)[0].cut_rows == 0
     cut = FILES["RTE/dev.tsv"] + "1\tOne.\n"
-    with pytest.raises(InputError, match=r"RTE/dev.tsv, line 3: 2 columns, not 4"):
+    with pytest.raises(InputError, match=r"RTE/dev.tsv, line 3: the number of columns is 2, not 4"):
         glue.read("rte", "dev", replaced(tmp_path, "RTE/dev.tsv", cut))
 
 
@@ -89,7 +89,7 @@ def test_rows_that_glue_itself_cut_are_counted_in_qqp_and_refused_elsewhere(root
             "rte",
             "RTE/dev.tsv",
             "index\tsentence1\tsentence2\tlabel\n0\tOne.\tTwo.\tthree\tentailment\n",
-            "line 2: 5 columns, not 4",
+            "line 2: the number of columns is 5, not 4",
         ),
         (
             "rte",
@@ -98,7 +98,12 @@ def test_rows_that_glue_itself_cut_are_counted_in_qqp_and_refused_elsewhere(root
             "line 2: the label 'perhaps' is not one of the 2 of GLUE rte: entailment, not_ent",
         ),
         ("cola", "CoLA/dev.tsv", "gj04\t2\t\tOne.\n", "line 1: the label '2' is not one of the 2"),
-        ("cola", "CoLA/dev.tsv", "a\t1\t\tOne.\nb\t1\t\n", "line 2: 3 columns, not 4"),
+        (
+            "cola",
+            "CoLA/dev.tsv",
+            "a\t1\t\tOne.\nb\t1\t\n",
+            "line 2: the number of columns is 3, not 4",
+        ),
         (
             "cola",
             "CoLA/dev.tsv",

@@ -42,7 +42,9 @@ def test_what_is_no_such_file_is_refused_with_its_line(text, told, tmp_path):
 
 def test_two_files_of_a_split_are_refused(tmp_path):
     write(tmp_path, "a O\n", "dev.conll")
-    with pytest.raises(InputError, match="2 files"):
+    with pytest.raises(
+        InputError, match=r"2 files dev\* or valid\* \(dev.conll, dev.txt\): leave one"
+    ):
         read(write(tmp_path, "a O\n"))
 
 

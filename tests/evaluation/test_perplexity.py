@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_utils
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    modeling_utils,
+)
 
 import lowbit
 from lowbit import InputError, UsageError
@@ -149,6 +155,16 @@ def test_ids_of_another_vocabulary_are_refused(model):
 def test_only_causal_language_models_have_a_perplexity(name):
     with pytest.raises(UsageError, match="needs a causal language model, not B"):
         perplexity(make(name), text(10))
+
+
+@pytest.mark.parametrize("context", [None, 2])
+def test_an_encoder_with_a_language_head_reads_what_it_predicts(context):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=VOCABULARY, intermediate_size=64, **sizes)
+    with pytest.raises(UsageError, match="BertLMHeadModel also reads the tokens"):
+        perplexity(BertLMHeadModel(config), text(10), context)
+    config.is_decoder = True
+    assert perplexity(BertLMHeadModel(config), text(10), context) > 1
 
 
 @pytest.mark.nightly

@@ -47,6 +47,9 @@ def from_file(known: Mapping[str, Path]) -> Callable[[typer.Context, str | None]
                 )
             if second and not isinstance(each, bool):
                 raise UsageError(f"{value}: {key} must be true or false, not {each!r}")
+            bare = getattr(context.command, "bare", {})
+            if each is True and name in bare:
+                each = bare[name]
             given[name] = not each if second else each
         context.default_map = {**(context.default_map or {}), **given}
         return value
@@ -68,6 +71,8 @@ def with_bare(option: str, value: str) -> type[TyperCommand]:
     """A command in which `option` alone, before another option or at the end, means `value`."""
 
     class WithBare(TyperCommand):
+        bare = {option.lstrip("-"): value}
+
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             said = []
             for place, argument in enumerate(args):
@@ -75,6 +80,11 @@ def with_bare(option: str, value: str) -> type[TyperCommand]:
                 following = args[place + 1 : place + 2]
                 if argument == option and (not following or following[0].startswith("-")):
                     said.append(value)
+                elif argument == option and Path(following[0]).is_dir():
+                    raise UsageError(
+                        f"{option} takes the folder {following[0]} for its value: write {option}"
+                        f" {value}, or the folder before {option}"
+                    )
             return super().parse_args(ctx, said)
 
     return WithBare

@@ -11,6 +11,8 @@ from lowbit.cli.screen import Screen
 if TYPE_CHECKING:
     from lowbit.training.ending import Outcome
 
+MOST = 300  # characters of a text
+
 
 def show(outcome: "Outcome", quiet: bool) -> None:
     """Print notes, scores, samples and folders."""
@@ -49,7 +51,11 @@ def sample_lines(outcome: "Outcome") -> Iterator[str]:
     *_, last = outcome.measurements.values()
     for sample in last.samples:
         if sample.reference is not None:
-            yield f"source     {sample.source}"
-            yield f"reference  {sample.reference}"
-            yield f"output     {sample.output}"
+            yield f"source     {_cut(sample.source)}"
+            yield f"reference  {_cut(sample.reference)}"
+            yield f"output     {_cut(sample.output)}"
             yield ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST else f"{text[:MOST]} … ({len(text):,} characters)"

@@ -76,4 +76,7 @@ def check_batch_size(size: int) -> None:
 def check_padding(tokenizer: Any, size: int) -> None:
     """Raises UsageError where batches of more than one item cannot be padded."""
     if size > 1 and getattr(tokenizer, "pad_token_id", None) is None:
-        raise UsageError(f"the tokenizer has no padding token: batch size 1, not {size}, is needed")
+        raise UsageError(
+            f"the tokenizer has no padding token, which a batch of {size} needs: set pad_token in"
+            " tokenizer_config.json"
+        )

@@ -97,8 +97,8 @@ def _from_file(task: GlueTask, part: str, file: Path) -> GlueData:
             continue
         if len(cells) != len(columns):
             raise InputError(
-                f"{file}, line {number}: {len(cells)} columns, not {len(columns)} as GLUE's"
-                f" {task.folder} has them"
+                f"{file}, line {number}: the number of columns is {len(cells)}, not {len(columns)}"
+                f" as in GLUE's {task.folder}"
             )
         row = [cells[place] for place in places]
         texts.append(tuple(row[: len(task.texts)]))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.data.lines import check_length, read_text
+from lowbit.data.split_file import split_file
 from lowbit.errors import InputError
 
 # SQuAD's own training set has 30 MB.
@@ -51,7 +52,7 @@ class SquadData:
 def read(data: str | Path, split: str = "dev") -> SquadData:
     """All questions of a file, or of the file of a folder whose name starts with the split's
     (dev-v1.1.json); those of a test set may have no answers. Raises InputError."""
-    file = _file(Path(data), split)
+    file = split_file(Path(data), [f"{split}*.json"])
     if file.is_file() and file.stat().st_size > MOST_BYTES:
         raise InputError(f"{file} has {file.stat().st_size} bytes; at most {MOST_BYTES} are read")
     try:
@@ -82,15 +83,6 @@ def read(data: str | Path, split: str = "dev") -> SquadData:
     if not questions:
         raise InputError(f"{file} has no questions")
     return SquadData(str(file), tuple(questions))
-
-
-def _file(data: Path, split: str) -> Path:
-    if not data.is_dir():
-        return data
-    found = sorted(data.glob(f"{split}*.json"))
-    if len(found) != 1:
-        raise InputError(f"{data} holds {len(found)} files {split}*.json; name the one to read")
-    return found[0]
 
 
 def _question(stored: Any, context: str, where: str) -> Question:

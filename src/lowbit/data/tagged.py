@@ -5,11 +5,11 @@ rejects O           or by blanks where a line has no tab
                     an empty line ends a sentence; -DOCSTART- starts a document
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowbit.data.lines import read_lines
+from lowbit.data.split_file import split_file
 from lowbit.errors import InputError
 
 DOCUMENT = "-DOCSTART-"
@@ -19,11 +19,12 @@ SPLITS = {"dev": ("dev", "valid")}
 
 @dataclass(frozen=True)
 class TaggedData:
-    """Sentences, each of words, and as many labels."""
+    """Sentences, each of words, and as many labels; the line of the first word of each."""
 
     source: str
     words: tuple[tuple[str, ...], ...]
     labels: tuple[tuple[str, ...], ...]
+    lines: tuple[int, ...]
 
     @property
     def label_set(self) -> list[str]:
@@ -34,9 +35,10 @@ class TaggedData:
 def read(data: str | Path, split: str = "dev") -> TaggedData:
     """A file, or that of a folder whose name starts with the split's (dev.txt; for dev also
     valid.txt). Raises InputError for a word without a label, and where there is no sentence."""
-    file = _file(Path(data), split)
+    file = split_file(Path(data), [f"{name}*" for name in SPLITS.get(split, (split,))])
     words: list[tuple[str, ...]] = []
     labels: list[tuple[str, ...]] = []
+    lines: list[int] = []
     sentence: list[tuple[str, str]] = []
     for number, line in enumerate([*read_lines(file), ""], 1):
         fields = line.split("\t") if "\t" in line else line.split()
@@ -47,20 +49,8 @@ def read(data: str | Path, split: str = "dev") -> TaggedData:
         elif sentence:
             words.append(tuple(word for word, _ in sentence))
             labels.append(tuple(label for _, label in sentence))
+            lines.append(number - len(sentence))
             sentence = []
     if not words:
         raise InputError(f"{file} has no sentences")
-    return TaggedData(str(file), tuple(words), tuple(labels))
-
-
-def _file(data: Path, split: str) -> Path:
-    if not data.is_dir():
-        return data
-    names: Sequence[str] = SPLITS.get(split, (split,))
-    found = [file for name in names for file in sorted(data.glob(f"{name}*")) if file.is_file()]
-    if len(found) != 1:
-        raise InputError(
-            f"{data} holds {len(found)} files {' or '.join(f'{name}*' for name in names)}; name the"
-            " one to read"
-        )
-    return found[0]
+    return TaggedData(str(file), tuple(words), tuple(labels), tuple(lines))

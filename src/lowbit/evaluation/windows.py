@@ -16,12 +16,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lowbit.errors import InputError, UsageError
-from lowbit.nn.eval_mode import positions, unmasked
+from lowbit.nn.eval_mode import evaluating, positions, unmasked
 
 # The most numbers of the logits of windows in one batch, and of
 # activations, which may be wider than a small vocabulary.
 LOGITS_AT_ONCE = 1 << 24
 WIDTH = 1 << 13
+
+# Of a model that is asked whether it reads later tokens: tokens, and the least part of its logits
+# by which these change.
+TRIED = 4
+SEEN = 1e-3
 
 Window = tuple[int, int, int]
 
@@ -66,6 +71,7 @@ class Windows:
         self.context, self.stride = context_and_stride(model, context, stride)
         vocabulary = model.config.get_text_config().vocab_size
         _check_ids(ids, vocabulary)
+        check_causal(model)
         self.windows = list(_windows(len(ids), self.context, self.stride))
         self.at_once = max(1, LOGITS_AT_ONCE // (self.context * max(vocabulary, WIDTH)))
 
@@ -99,6 +105,21 @@ def longest_context(model: PreTrainedModel, context: int | None) -> int:
     if most is not None and context > most:
         raise UsageError(f"context {context} is longer than the model's {most} positions")
     return context
+
+
+def check_causal(model: PreTrainedModel) -> None:
+    """Raises UsageError if what a model predicts of a token depends on this token."""
+    tokens = min(TRIED, positions(model) or TRIED)
+    first = torch.arange(tokens) % model.config.get_text_config().vocab_size
+    other = first.clone()
+    other[-1] = first[0]
+    with evaluating(model):
+        a, b = Batch(torch.stack([first, other]), tokens - 1).logits(model)
+    if (a - b).abs().max() > SEEN * a.abs().max():
+        raise UsageError(
+            f"{type(model).__name__} also reads the tokens that it is to predict: a causal language"
+            " model is needed"
+        )
 
 
 def context_and_stride(

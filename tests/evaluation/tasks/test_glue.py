@@ -264,7 +264,9 @@ def test_a_model_that_does_not_fit_is_wrong_use(tmp_path):
         Glue(str(tmp_path), "rte", max_length=65).check(told(2))
     with pytest.raises(UsageError, match="batch size must be at least 1, not 0"):
         Glue(str(tmp_path), "rte", batch_size=0).check(told(2))
-    with pytest.raises(UsageError, match="no padding token: batch size 1, not 32"):
+    with pytest.raises(
+        UsageError, match="no padding token, which a batch of 32 needs: set pad_token"
+    ):
         task.check(told(2, words(*WORDS, pad=False)))
     config = GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1, n_positions=32)
     decoder = Subject("gpt2", GPT2ForSequenceClassification(config), words(*WORDS))

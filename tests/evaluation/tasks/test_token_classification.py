@@ -86,9 +86,9 @@ def test_the_loss_beside_another_model_has_an_interval_over_sentences(tmp_path):
 
 
 def test_what_the_model_cannot_do_is_refused(tmp_path):
-    told = "gives 'anna' in sentence 2 the label 'B-ORG', but the model knows only B-LOC, B-PER"
-    with pytest.raises(UsageError, match=told):
-        task(tmp_path, "oslo B-LOC\n\nanna B-ORG\n").measure(subject(), progress=False)
+    told = "line 4: the model does not know the label 'B-ORG', only B-LOC, B-PER"
+    with pytest.raises(InputError, match=told):
+        task(tmp_path, "oslo B-LOC\n\nsaw O\nanna B-ORG\n").measure(subject(), progress=False)
     with pytest.raises(UsageError, match="token-classification model"):
         task(tmp_path, TEXT).check(Subject("gpt2", make("gpt2"), words(*VOCABULARY)))
     with pytest.raises(InputError, match="not finite"):

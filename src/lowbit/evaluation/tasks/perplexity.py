@@ -15,7 +15,7 @@ from lowbit.evaluation.generation import generate_sample
 from lowbit.evaluation.perplexity import perplexity
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Subject, Task
-from lowbit.evaluation.windows import Windows, context_and_stride
+from lowbit.evaluation.windows import Windows, check_causal, context_and_stride
 from lowbit.nn.eval_mode import positions
 
 PROMPT_TOKENS = 12
@@ -47,6 +47,7 @@ class Perplexity(Task):
 
     def check(self, subject: Subject) -> None:
         context_and_stride(subject.model, self.context, self.stride)
+        check_causal(subject.model)
         subject.needed_tokenizer()
         if not self._text.strip():
             raise InputError("the text to predict is empty")

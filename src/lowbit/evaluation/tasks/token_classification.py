@@ -16,7 +16,7 @@ from lowbit.data import tagged
 from lowbit.data.batches import by_length, check_batch_size, check_padding, longest
 from lowbit.data.tagged import TaggedData
 from lowbit.data.word_tokens import WordTokens, word_tokens
-from lowbit.errors import InputError, UsageError
+from lowbit.errors import InputError
 from lowbit.evaluation.entity_score import OUTSIDE, entities, marks_entities
 from lowbit.evaluation.heads import check_head
 from lowbit.evaluation.study import Measurement, Metric, Sample
@@ -55,13 +55,12 @@ class TokenClassification(Task):
         check_padding(tokenizer, self.batch_size)
         longest(subject.model, tokenizer, self.max_length)
         known = set(subject.model.config.id2label.values())
-        sentences = zip(self.items.words, self.items.labels, strict=True)
-        for number, (words, labels) in enumerate(sentences, 1):
-            for word, label in zip(words, labels, strict=True):
+        for first, labels in zip(self.items.lines, self.items.labels, strict=True):
+            for line, label in enumerate(labels, first):
                 if label not in known:
-                    raise UsageError(
-                        f"{self.items.source} gives {word!r} in sentence {number} the label"
-                        f" {label!r}, but the model knows only {', '.join(sorted(known))}"
+                    raise InputError(
+                        f"{self.items.source}, line {line}: the model does not know the label"
+                        f" {label!r}, only {', '.join(sorted(known))}"
                     )
 
     def measure(self, subject: Subject, progress: bool = True) -> Measurement:
