@@ -275,8 +275,11 @@ def summary(studies: Sequence[FineTuned]) -> Iterator[str]:
                 lost = sum(row.percent * abs(row.before) for row in mine)
                 losses[label] = lost / sum(abs(row.before) for row in mine)
         cells = [f"{losses[label]:+.2f} %" if label in losses else "–" for label in labels]
-        mean, worst = sum(losses.values()) / len(losses), max(losses.values())
-        yield f"| {arm} | {' | '.join(cells)} | {mean:+.2f} % | {worst:+.2f} % |"
+        over_all = ["–", "–"]  # unless it has every task
+        if len(losses) == len(labels):
+            mean, worst = sum(losses.values()) / len(losses), max(losses.values())
+            over_all = [f"{mean:+.2f} %", f"{worst:+.2f} %"]
+        yield f"| {arm} | {' | '.join(cells + over_all)} |"
 
 
 def missing(studies: Sequence[FineTuned]) -> Iterator[str]:

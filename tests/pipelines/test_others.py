@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertForTokenClassification
 
 import lowbit
 from lowbit.checkpoint.load import load_model, load_tokenizer
@@ -12,7 +13,7 @@ from lowbit.pipelines.classification import Classifier
 from lowbit.pipelines.opened import open_pipeline
 from lowbit.runtime.programs import Compiled, Programs
 from tests.folders import byte_tokenizer, save
-from tests.models import make
+from tests.models import BERT, make
 
 ROWS = [("who came",), ("a",), ("then and of",)]
 
@@ -111,3 +112,8 @@ def test_what_a_model_cannot_do_is_refused(tmp_path):
         open_pipeline(tmp_path, chat=True)
     with pytest.raises(UsageError, match="max_new_tokens must be less than 64, "):
         open_pipeline(tmp_path, max_new_tokens=64)
+    BertForTokenClassification(BertConfig(**BERT)).save_pretrained(tmp_path / "tagger")
+    byte_tokenizer().save_pretrained(tmp_path / "tagger")
+    with pytest.raises(UsageError, match="labels words, and no command writes these labels"):
+        open_pipeline(tmp_path / "tagger")
+    assert open_pipeline(tmp_path / "tagger", "embedding").kind == "embedding"

@@ -5,7 +5,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, PreTrainedModel
 
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.checkpoint.read import find
@@ -43,11 +43,17 @@ def open_pipeline(model: str | Path, kind: str | None = None, **options: Any) ->
 
 
 def kind_of(model: PreTrainedModel, folder: Path) -> str:
-    """What a model is made for: embedding if sentence-transformers wrote it or it has no head."""
+    """What a model is made for: embedding if sentence-transformers wrote it or it has no head.
+    Raises UsageError for a model that labels words."""
     if (folder / "modules.json").is_file():
         return Embedder.kind
     if classifies(model):
         return Classifier.kind
+    if type(model) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.values():
+        raise UsageError(
+            f"{type(model).__name__} labels words, and no command writes these labels: lowbit eval"
+            " --task token-classification scores them, lowbit embed writes vectors of texts"
+        )
     if model.can_generate():
         return Translation.kind if model.config.is_encoder_decoder else Generation.kind
     return Embedder.kind
