@@ -31,6 +31,8 @@ OF_DISKS = {
 }
 # safetensors has no other place for it.
 NUMBER = re.compile(r"\(os error (\d+)\)")
+# torch's archive writer says only that a file is shorter than it should be.
+ARCHIVE = re.compile("inline_container|PyTorchStreamWriter")
 FULL = 1 << 20  # a disk with less free space, in bytes, is full
 
 
@@ -147,7 +149,8 @@ def _number(output: Path, error: Exception) -> int | None:
         return error.errno
     if found := NUMBER.search(str(error)):
         return int(found[1])
-    # torch's archive writer says only that a file is shorter than it should be.
+    if not ARCHIVE.search(str(error)):
+        return None
     there = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
     if shutil.disk_usage(there).free < FULL:
         return errno.ENOSPC

@@ -30,10 +30,10 @@ class PlainAttributes:
         for module in modules:
             if isinstance(module, QuantModule):
                 continue
-            own = vars(module).keys() - OF_TORCH
-            configs = [v for v in vars(module).values() if isinstance(v, PreTrainedConfig)]
-            for holder, names in ((module, own), *((c, vars(c).keys()) for c in configs)):
-                plain = [name for name in names if _is_plain(holder, name)]
+            values = list(vars(module).values())  # another thread may add one meanwhile
+            configs = [value for value in values if isinstance(value, PreTrainedConfig)]
+            for holder in (module, *configs):
+                plain = [name for name in vars(holder).keys() - OF_TORCH if _is_plain(holder, name)]
                 if plain:
                     holders[id(holder)] = vars(holder), plain
         self._seen = [
@@ -50,7 +50,7 @@ class PlainAttributes:
 
 
 def _is_plain(holder: Any, name: str) -> bool:
-    value = vars(holder)[name]
+    value = vars(holder).get(name, holder)  # another thread may have removed it
     # A function in place of a method, such as `forward`, is put there for a while.
     return _is_data(value) or (isinstance(value, FUNCTIONS) and not hasattr(type(holder), name))
 
