@@ -1,5 +1,6 @@
 """A job's output is that of one row after the other, however often the job was killed."""
 
+import csv
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import BertConfig, BertForTokenClassification
 
 from lowbit.errors import InputError, UsageError
 from lowbit.jobs.job import Job
@@ -19,7 +21,7 @@ from lowbit.jobs.parts import Parts
 from lowbit.jobs.run import here, run
 from lowbit.pipelines.opened import open_pipeline
 from tests.folders import byte_tokenizer, save
-from tests.models import make
+from tests.models import BERT, make
 from tests.small_tokenizers import words
 
 TEXTS = ["ab" * (n * 7 % 20) for n in range(30)]
@@ -269,6 +271,17 @@ def test_what_cannot_be_is_told_before_the_work(job, change, told):
     with pytest.raises(UsageError, match=told):
         run(Job(**{**fields, **change}), progress=False)
     assert left(job) == ["docs.parquet"]
+
+
+def test_labels_of_words_are_one_column(tmp_path):
+    BertForTokenClassification(BertConfig(**BERT)).eval().save_pretrained(tmp_path / "tagger")
+    byte_tokenizer().save_pretrained(tmp_path / "tagger")
+    data, output = tmp_path / "docs.csv", tmp_path / "out.csv"
+    data.write_text('text\nab  ba b\n""\nb\n')
+    run(Job(str(tmp_path / "tagger"), data, "text", output), progress=False)
+    texts, labels = zip(*csv.reader(output.open(newline="")), strict=True)
+    assert (texts[0], labels[0]) == ("text", "labels")
+    assert [len(label.split()) for label in labels[1:]] == [3, 0, 1]
 
 
 @pytest.mark.parametrize(

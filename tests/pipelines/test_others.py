@@ -114,6 +114,33 @@ def test_what_a_model_cannot_do_is_refused(tmp_path):
         open_pipeline(tmp_path, max_new_tokens=64)
     BertForTokenClassification(BertConfig(**BERT)).save_pretrained(tmp_path / "tagger")
     byte_tokenizer().save_pretrained(tmp_path / "tagger")
-    with pytest.raises(UsageError, match="labels words, and no command writes these labels"):
-        open_pipeline(tmp_path / "tagger")
     assert open_pipeline(tmp_path / "tagger", "embedding").kind == "embedding"
+    with pytest.raises(UsageError, match="GPT2LMHeadModel does not label words"):
+        open_pipeline(tmp_path, "token-classification")
+
+
+@pytest.mark.parametrize("recipe", [None, "int8-dynamic"])
+def test_a_word_has_the_label_that_the_model_gives_its_first_token(tmp_path, recipe):
+    torch.manual_seed(0)
+    names = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC"}
+    model = BertForTokenClassification(BertConfig(**BERT, id2label=names)).eval()
+    if recipe is not None:
+        lowbit.quantize(model, recipe, progress=False)
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    pipeline = open_pipeline(tmp_path)
+    assert pipeline.kind == "token-classification"
+    texts = ["ba  dodo\tb", "a", " ", "abba do ab ab"]
+    got = pipeline([(text,) for text in texts], 24)
+    for text, labels in zip(texts, got, strict=True):
+        joined = " ".join(text.split())
+        if not joined:
+            assert labels is None
+            continue
+        with torch.no_grad():  # a token is a character
+            (logits,) = model(input_ids=torch.tensor([byte_tokenizer()(joined).input_ids])).logits
+        starts = [n for n in range(len(joined)) if n == 0 or joined[n - 1] == " "]
+        assert labels == " ".join(names[int(logits[start].argmax())] for start in starts)
+    (item,) = pipeline.encode([("ab " * 80,)])
+    assert item.cut and item.length == 64
+    assert pipeline([("ab " * 80,)], 100)[0].split()[-1] == "O"

@@ -16,7 +16,7 @@ from lowbit.cli.train_options import refuse, typed
 from lowbit.errors import check_choice
 
 # What a table can be inferred for; benchmarks have files of their own.
-OF_TABLES = ("classification", "translation", "generation")
+OF_TABLES = ("classification", "token-classification", "translation", "generation")
 
 
 @spread
@@ -64,7 +64,8 @@ def infer(
         int | None, typer.Option(help="Tokens that two windows of SQuAD share.")
     ] = None,
 ) -> None:
-    """Write what a model says of each text of a table: labels, translations, continuations.
+    """Write what a model says of each text of a table: labels of texts or of their words,
+    translations, continuations.
 
     A job that was killed goes on where it was if the same command is given again. With --task glue
     or squad it writes predictions in the form of GLUE (index and prediction) or SQuAD (JSON).

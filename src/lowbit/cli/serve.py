@@ -14,6 +14,11 @@ from lowbit.errors import InputError, UsageError, check_at_least
 from lowbit.extras import needed
 
 KEY = "LOWBIT_API_KEY"
+# Kinds of models that have no endpoint, and what serves them.
+UNSERVED = {
+    "generation": "generates text, which is served by: lowbit run -- transformers serve {}",
+    "token-classification": "labels words, which has no endpoint: lowbit infer labels a table",
+}
 
 
 def serve(
@@ -117,10 +122,8 @@ def serve(
         "prefix": prefix,
     }
     pipeline = open_pipeline(model, task, **options)
-    if pipeline.kind == "generation":
-        raise UsageError(
-            f"{model} generates text, which is served by: lowbit run -- transformers serve {model}"
-        )
+    if pipeline.kind in UNSERVED:
+        raise UsageError(f"{model} {UNSERVED[pipeline.kind].format(model)}")
     pipeline([("a",)], batch_tokens)  # makes the program and packs the weights
     address = listener.getsockname()
     say(

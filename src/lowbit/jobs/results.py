@@ -11,6 +11,7 @@ from lowbit.pipelines.classification import Classifier
 from lowbit.pipelines.embedding import Embedder
 from lowbit.pipelines.generation import Generation
 from lowbit.pipelines.pipeline import Pipeline
+from lowbit.pipelines.tagging import Tagger
 from lowbit.pipelines.translation import Translation
 
 
@@ -80,9 +81,17 @@ class Texts(Columns):
         return [pa.array(results, pa.string())]
 
 
+class WordLabels(Texts):
+    """labels: those of a text's words, separated by blanks."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.name = "labels"
+
+
 COLUMNS: dict[str, Any] = {
     Embedder.kind: Vectors,
     Classifier.kind: Labels,
+    Tagger.kind: WordLabels,
     Translation.kind: Texts,
     Generation.kind: Texts,
 }

@@ -5,7 +5,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lowbit.checkpoint.load import load_model, load_tokenizer
 from lowbit.checkpoint.read import find
@@ -15,10 +15,11 @@ from lowbit.pipelines.embedding import Embedder
 from lowbit.pipelines.generation import Generation
 from lowbit.pipelines.pipeline import Pipeline
 from lowbit.pipelines.sentence_modules import read_modules
+from lowbit.pipelines.tagging import Tagger, tags
 from lowbit.pipelines.translation import Translation
 
 PIPELINES: dict[str, Callable[..., Pipeline]] = {
-    each.kind: each for each in (Embedder, Classifier, Translation, Generation)
+    each.kind: each for each in (Embedder, Classifier, Tagger, Translation, Generation)
 }
 
 
@@ -43,17 +44,13 @@ def open_pipeline(model: str | Path, kind: str | None = None, **options: Any) ->
 
 
 def kind_of(model: PreTrainedModel, folder: Path) -> str:
-    """What a model is made for: embedding if sentence-transformers wrote it or it has no head.
-    Raises UsageError for a model that labels words."""
+    """What a model is made for: embedding if sentence-transformers wrote it or it has no head."""
     if (folder / "modules.json").is_file():
         return Embedder.kind
     if classifies(model):
         return Classifier.kind
-    if type(model) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.values():
-        raise UsageError(
-            f"{type(model).__name__} labels words, and no command writes these labels: lowbit eval"
-            " --task token-classification scores them, lowbit embed writes vectors of texts"
-        )
+    if tags(model):
+        return Tagger.kind
     if model.can_generate():
         return Translation.kind if model.config.is_encoder_decoder else Generation.kind
     return Embedder.kind
