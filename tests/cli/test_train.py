@@ -45,6 +45,16 @@ def test_an_option_that_would_do_nothing_is_refused(lowbit, source, tmp_path, mo
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["int8-all", "none"])
+def test_a_folder_that_is_called_as_a_recipe_is_not_taken_for_a_model(
+    lowbit, source, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    code, _, err = lowbit("train", "squad", source, "--qat", name, "--data", "no", "-o", "out")
+    assert code and "for its value" not in err and "no" in err
+
+
 @pytest.mark.parametrize("option", ["--width", "--vocabulary"])
 def test_a_model_has_its_own_sizes(lowbit, source, tmp_path, option):
     given = ("train", "translation", source, "--data", tmp_path / "a.tsv", "-o", tmp_path / "out")

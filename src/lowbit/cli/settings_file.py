@@ -80,14 +80,22 @@ def with_bare(option: str, value: str) -> type[TyperCommand]:
                 following = args[place + 1 : place + 2]
                 if argument == option and (not following or following[0].startswith("-")):
                     said.append(value)
-                elif argument == option and Path(following[0]).is_dir():
-                    raise UsageError(
-                        f"{option} takes the folder {following[0]} for its value: write {option}"
-                        f" {value}, or the folder before {option}"
-                    )
+                elif argument == option:
+                    _refuse_folder(option, value, following[0])
             return super().parse_args(ctx, said)
 
     return WithBare
+
+
+def _refuse_folder(option: str, value: str, given: str) -> None:
+    from lowbit.conversion.recipe import PRESETS
+
+    # A training writes folders that are called as their recipes.
+    if Path(given).is_dir() and given not in {*PRESETS, "none"}:
+        raise UsageError(
+            f"{option} takes the folder {given} for its value: write {option} {value}, or the"
+            f" folder before {option}"
+        )
 
 
 class WithRecipeHint(TyperCommand):
