@@ -1,6 +1,6 @@
 """ONNX models that lowbit exports, beside each program's own quantization of the same float model.
 
-    pip install "lowbit[bench]"
+    pip install ".[bench]"
     python bench/onnx_files.py [--files FOLDER] [--threads 2] [--seconds 12] [--profile] [--write]
 
 An encoder of random weights of MiniLM's shape, one text of 128 tokens. FOLDER keeps the files, so

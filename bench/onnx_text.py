@@ -1,7 +1,7 @@
 """Greedy text of exported models in ONNX Runtime and OpenVINO, with keys and values kept from step
 to step, token by token beside ours; written to docs/results/onnx-text.md.
 
-    pip install "lowbit[onnx]" openvino
+    pip install ".[onnx]" openvino
     python bench/onnx_text.py [--data FOLDER] [--models FOLDER] [--only TEXT] [--write]
 
 Two trained models (a GPT-2, and a BART from letters to sounds), a Llama and a Marian of random

@@ -16,7 +16,7 @@ from tests.interop.stands_for import assert_holds
 from tests.models import make
 
 pytest.importorskip(
-    "compressed_tensors", reason="compressed-tensors is not installed: pip install lowbit[interop]"
+    "compressed_tensors", reason="compressed-tensors is not installed: pip install .[interop]"
 )
 
 pytestmark = pytest.mark.slow

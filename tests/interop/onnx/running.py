@@ -6,7 +6,7 @@ import pytest
 
 def onnx_runtime(file):
     """(feed) -> outputs by name, in ONNX Runtime."""
-    runtime = pytest.importorskip("onnxruntime", reason='pip install "lowbit[onnx]"')
+    runtime = pytest.importorskip("onnxruntime", reason='pip install ".[onnx]"')
     runtime.set_default_logger_severity(3)
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]

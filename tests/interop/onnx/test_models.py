@@ -15,7 +15,7 @@ from tests.folders import save
 from tests.interop.onnx.running import onnx_runtime, openvino, relative_error
 from tests.models import VOCABULARY
 
-pytest.importorskip("onnxscript", reason='onnxscript is absent: pip install "lowbit[onnx]"')
+pytest.importorskip("onnxscript", reason='onnxscript is absent: pip install ".[onnx]"')
 pytest.importorskip("transformers.exporters", reason="transformers is older than 5.24")
 pytestmark = pytest.mark.slow
 

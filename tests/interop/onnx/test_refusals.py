@@ -11,7 +11,7 @@ from tests.cli.conftest import lowbit as command  # noqa: F401  a fixture
 from tests.conversion.test_experts import mixtral_config
 from tests.folders import save
 
-pytest.importorskip("onnxscript", reason='onnxscript is absent: pip install "lowbit[onnx]"')
+pytest.importorskip("onnxscript", reason='onnxscript is absent: pip install ".[onnx]"')
 pytest.importorskip("transformers.exporters", reason="transformers is older than 5.24")
 
 
