@@ -12,5 +12,6 @@ def needed(module: str, package: str, extra: str) -> ModuleType:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise InputError(
-            f'this needs the package {package}: pip install ".[{extra}]" in the source folder of lowbit'
+            f'this needs the package {package}: pip install ".[{extra}]" in the source folder of'
+            " lowbit"
         ) from error

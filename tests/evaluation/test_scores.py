@@ -105,5 +105,5 @@ def test_one_class_only_gives_zero_and_constants_correlate_with_nothing():
 )
 def test_a_missing_package_is_one_sentence(monkeypatch, name, module, package):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=rf'needs the package {package}: pip install "lowbit\[ev'):
+    with pytest.raises(InputError, match=rf'needs the package {package}: pip install "\.\[ev'):
         scores.check([name])

@@ -279,7 +279,7 @@ def test_a_model_that_does_not_fit_is_wrong_use(tmp_path):
 def test_a_missing_package_is_told_before_the_work(tmp_path, monkeypatch):
     classified(tmp_path, "rte", "dev")
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    with pytest.raises(InputError, match=r'scikit-learn: pip install "lowbit\[eval\]"'):
+    with pytest.raises(InputError, match=r'scikit-learn: pip install "\.\[eval\]"'):
         Glue(str(tmp_path), "rte").check(told(2))
 
 

@@ -111,7 +111,7 @@ def test_a_model_that_cannot_be_traced_is_told_and_leaves_nothing(written, tmp_p
 
 def test_missing_packages_are_named(written, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(lowbit.InputError, match=r'onnxscript: pip install "lowbit\[onnx\]"'):
+    with pytest.raises(lowbit.InputError, match=r'onnxscript: pip install "\.\[onnx\]"'):
         lowbit.export_checkpoint(written("int8"), "onnx", tmp_path / "out")
 
 
