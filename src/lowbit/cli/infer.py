@@ -64,8 +64,7 @@ def infer(
         int | None, typer.Option(help="Tokens that two windows of SQuAD share.")
     ] = None,
 ) -> None:
-    """Write what a model says of each text of a table: labels of texts or of their words,
-    translations, continuations.
+    """Write what a model says of each text of a table: labels, translations, continuations.
 
     A job that was killed goes on where it was if the same command is given again. With --task glue
     or squad it writes predictions in the form of GLUE (index and prediction) or SQuAD (JSON).
