@@ -1,13 +1,15 @@
 """The first token of each word: it has the word's label, as Devlin et al. 2019, section 5.3, do."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
 from lowbit.errors import UsageError
+
+OUTSIDE = "O"  # the label of words without a token, and of words outside of entities
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,14 @@ def word_tokens(
     spans = encoded.pop("offset_mapping")
     first = [_first(words, row) for words, row in zip(sentences, spans, strict=True)]
     return WordTokens(dict(encoded), first)
+
+
+def word_labels(
+    classes: Sequence[int], first: Sequence[int | None], names: Mapping[int, str]
+) -> list[str]:
+    """The labels of a sentence's words. classes: of its tokens. first: as in WordTokens. names: of
+    the classes."""
+    return [OUTSIDE if place is None else names[classes[place]] for place in first]
 
 
 def _first(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int | None]:

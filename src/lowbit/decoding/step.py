@@ -74,8 +74,8 @@ class Step:
         return logits
 
     def _read(self, model: PreTrainedModel, ids: Tensor, state: State) -> Tensor:
-        """The logits, by the model itself. Raises UsageError if its code wants another mask, as
-        that of positions by padding does."""
+        """The logits, by the model itself. Raises UsageError if its code needs another mask, for
+        example to compute positions from padding."""
         try:
             return _logits(model, ids, state)
         except (ValueError, TypeError, IndexError, RuntimeError) as error:

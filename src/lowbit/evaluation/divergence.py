@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lowbit.errors import UsageError
-from lowbit.evaluation.windows import Windows
+from lowbit.evaluation.windows import Windows, check_causal
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
@@ -50,6 +50,7 @@ def divergence(
     if sizes[0] != sizes[1]:
         raise UsageError(f"vocabularies of {sizes[0]} and {sizes[1]} tokens cannot be compared")
     windows = Windows(model, ids, context, stride)
+    check_causal(model)
     divergent, loss, apart, squared = torch.zeros(4, dtype=torch.float64)
     alike = 0
     with (

@@ -6,7 +6,8 @@ O       no entity                           E-, S-  the last, a single one (IOBE
 
 from collections.abc import Sequence
 
-OUTSIDE = "O"
+from lowbit.data.word_tokens import OUTSIDE
+
 STARTS, ENDS, INSIDE = "BSU", "ESLU", "I"
 Entity = tuple[str, int, int]  # kind, first word, word after the last
 

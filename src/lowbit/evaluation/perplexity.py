@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from lowbit.evaluation.windows import Windows
+from lowbit.evaluation.windows import Windows, check_causal
 from lowbit.nn.eval_mode import evaluating
 from lowbit.progress import progress_bar
 
@@ -32,6 +32,7 @@ def perplexity(
     range; InputError if there are fewer than 2 tokens or ids are outside the vocabulary.
     """
     windows = Windows(model, ids, context, stride)
+    check_causal(model)
     total = torch.zeros((), dtype=torch.float64)
     with evaluating(model), progress_bar(len(windows), "perplexity", "window", progress) as bar:
         for batch in windows:

@@ -71,7 +71,6 @@ class Windows:
         self.context, self.stride = context_and_stride(model, context, stride)
         vocabulary = model.config.get_text_config().vocab_size
         _check_ids(ids, vocabulary)
-        check_causal(model)
         self.windows = list(_windows(len(ids), self.context, self.stride))
         self.at_once = max(1, LOGITS_AT_ONCE // (self.context * max(vocabulary, WIDTH)))
 

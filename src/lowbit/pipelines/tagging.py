@@ -7,11 +7,9 @@ import torch
 from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, PreTrainedModel
 
 from lowbit.data.lines import MOST_CHARACTERS
-from lowbit.data.word_tokens import word_tokens
+from lowbit.data.word_tokens import word_labels, word_tokens
 from lowbit.errors import InputError, UsageError
 from lowbit.pipelines.pipeline import NOT_FINITE, Item, Row, TokenPipeline, accelerated
-
-OUTSIDE = "O"  # of words without a token
 
 
 def tags(model: PreTrainedModel) -> bool:
@@ -58,8 +56,7 @@ class Tagger(TokenPipeline):
         for item, scores in zip(items, logits, strict=True):
             if not scores[: item.length].isfinite().all():
                 raise InputError(NOT_FINITE.format(""))
-            best = scores.argmax(-1).tolist()
-            names = self.model.config.id2label
-            labels = [OUTSIDE if p is None else names[best[p]] for p in item.content[1]]
+            classes = scores.argmax(-1).tolist()
+            labels = word_labels(classes, item.content[1], self.model.config.id2label)
             found.append(" ".join(labels))
         return found

@@ -111,7 +111,7 @@ def finish(
         save(model, tokenizer, folders[0])
         return Outcome(steps, seconds, measurements, tuple(folders), lesson.notes, test)
     notes = (*lesson.notes, *never_rounded(model))
-    with unwarned():  # no user can make a program of rounding in float
+    with unwarned():  # fake quantization has no fast path
         score(FAKE_QUANTIZED)
     # Binary codes are what the float weights stand for already.
     learned = settings.options if settings.plan is None else None

@@ -19,7 +19,7 @@ from lowbit.training.bcq import BcqPlan
 
 class Projections(TrainerCallback):
     """score_before: called before a projection at which the model is scored, if the plan asks.
-    naming_step: what weights without codes raise inside names the step."""
+    naming_step: a context in which an InputError gets the number of the step."""
 
     def __init__(
         self,

@@ -237,8 +237,8 @@ class LessonTrainer(Trainer):
 
     @contextmanager
     def naming_step(self, step: int | None = None) -> Iterator[None]:
-        """What cannot be computed inside with the weights as they are becomes an InputError that
-        names the step, by default the last one."""
+        """A context that adds the number of the step, by default the last one, to an InputError:
+        the weights have become such that nothing can be computed with them."""
         try:
             yield
         except InputError as error:
@@ -326,7 +326,7 @@ class LessonTrainer(Trainer):
     def _scores(self) -> dict[str, float]:
         model = self.lesson.model
         subject = Subject("model", model, self.lesson.tokenizer)
-        # No user can make a program of rounding in float.
+        # Fake quantization has no fast path, so a warning would ask for nothing.
         quiet = unwarned() if fake_quantized(model) else nullcontext()
         with without_autocast(model), quiet:
             found = self.lesson.score.measure(subject, progress=False)

@@ -15,9 +15,9 @@ from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 from lowbit.data import tagged
 from lowbit.data.batches import by_length, check_batch_size, check_padding, longest
 from lowbit.data.tagged import TaggedData
-from lowbit.data.word_tokens import WordTokens, word_tokens
+from lowbit.data.word_tokens import WordTokens, word_labels, word_tokens
 from lowbit.errors import InputError
-from lowbit.evaluation.entity_score import OUTSIDE, entities, marks_entities
+from lowbit.evaluation.entity_score import entities, marks_entities
 from lowbit.evaluation.heads import check_head
 from lowbit.evaluation.study import Measurement, Metric, Sample
 from lowbit.evaluation.task import Resampled, Subject, Task
@@ -131,10 +131,7 @@ class TokenClassification(Task):
                 best = logits.argmax(-1)
                 for row, classes, mask in zip(batch, best, real, strict=True):
                     said = classes[mask].tolist()
-                    found[row] = tuple(
-                        OUTSIDE if place is None else names[said[place]]
-                        for place in tokens.first[row]
-                    )
+                    found[row] = tuple(word_labels(said, tokens.first[row], names))
                 bar.update(len(batch))
         return found
 
